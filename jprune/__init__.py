@@ -1,0 +1,1 @@
+"""Pruning of convolutional networks in JAX."""

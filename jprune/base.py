@@ -1,0 +1,309 @@
+"""Every type and protocol that the rooms of jprune share: read this file and you can write a method.
+
+Words. A network is a pure function `fn(variables, *args)`. Its *variables* hold everything that must
+shrink: parameters and batch-norm statistics. A *unit* is a set of channels that live or die together;
+units that occur at the same places form a *group*. *Masks* are boolean, `True` keeps. *Scores* have
+the shape of what they judge; higher keeps, `-inf` is gone already, `+inf` is never pruned. A
+*density* is the fraction that is kept.
+
+Scores and masks come in two shapes, and the same functions serve both: trees like the variables (for
+single weights), or `{group name: [units]}` (for channels).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+import optax
+
+from jprune import errors
+
+PyTree = Any
+Variables = PyTree
+Params = PyTree
+Scores = PyTree
+Masks = PyTree
+Batch = Mapping[str, Any]  # {"image": [batch, h, w, c], "label": [batch]}
+Schedule = optax.Schedule  # step -> density
+Records = list[dict[str, Any]]  # lines for records.jsonl
+
+ROLES = ("kernel", "shift", "scale", "mean", "var", "in", "state")
+"""What a place does to its unit, in inference mode.
+
+`kernel`: contracted, the unit is on its output side. `shift`: added last. `scale`: multiplies. `mean`,
+`var`: statistics. `in`: a consumer's slice. `state`: reaches only an auxiliary output.
+"""
+
+
+class Place(NamedTuple):
+    """Where a group's units stand: one axis of one leaf."""
+
+    leaf: str
+    """Path of the leaf, `keystr(path, simple=True, separator="/")`."""
+    axis: int
+    roles: tuple[str, ...]
+    units: np.ndarray
+    """[axis length]: the unit at every position, -1 where the position is not of this group."""
+
+
+class Frozen(NamedTuple):
+    """Positions of one axis that cannot be removed, and why."""
+
+    leaf: str
+    axis: int
+    positions: int
+    """How many positions of the axis are frozen for this reason."""
+    reason: str
+    primitive: str
+    equation: str
+    source: str
+    """The user's line, `file:line (function)`; empty where JAX recorded none."""
+    remedy: str
+    """What would open it; empty where nothing would."""
+
+
+class SiteInfo(NamedTuple):
+    """Where a method can look or act: the static part of a site."""
+
+    kind: str
+    """`in`, `out`, `norm`, `act` or `join`."""
+    layer: str
+    """Name of the call site: the kernel's path, with `@2` at its second use."""
+    axis: int
+    """The channel axis of the site's value."""
+    groups: tuple[str, ...]
+    """Groups whose units stand on that axis."""
+
+
+class Groups(NamedTuple):
+    """What `jprune.trace` finds: static, host-side, NumPy.
+
+    `places[name]` are the places of a group, `sizes[name]` its number of units. `leaves` holds path and
+    shape of every leaf of the variables. `exact[name]` is False for a group that was opened although
+    masked and slim nets differ by nature (a normalisation over its axis).
+    """
+
+    sizes: dict[str, int]
+    places: dict[str, tuple[Place, ...]]
+    sites: tuple[SiteInfo, ...]
+    branches: tuple[Any, ...]
+    frozen: tuple[Frozen, ...]
+    exact: dict[str, bool]
+    leaves: dict[str, tuple[int, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the groups, in execution order of their first producer."""
+        return tuple(self.sizes)
+
+
+class Cost(NamedTuple):
+    """What a net costs, for one example. All fields are counts, not fractions."""
+
+    params: Any
+    """Parameters and statistics are told apart: statistics do not count."""
+    macs: Any
+    """Multiply-accumulates of convolutions and contractions (papers' "FLOPs" are MACs here)."""
+    bytes: Any
+    """Bytes of the parameters plus those of the activations that contractions read and write."""
+    by_group: dict[str, Any]
+    """MACs in whose count a group's units occur; groups share equations, so they do not add up."""
+
+
+CostModel = Callable[[Any], Cost]
+"""`model(masks | widths | gates) -> Cost`; jittable, differentiable in real widths and gates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What may be kept, as a fraction of the dense net: exactly one of the first five.
+
+    Args:
+        density: fraction of units or weights kept, in (0, 1].
+        params: fraction of parameters kept.
+        macs: fraction of multiply-accumulates kept.
+        latency: fraction of the latency kept; needs a cost model with a latency table.
+        energy: fraction of the energy kept; needs a cost model with an energy table.
+        min_units: smallest number of units that a group keeps.
+        multiple_of: kept units of a group are rounded to a multiple of this (8 is sensible on a CPU);
+            a group smaller than this is left whole or keeps a multiple of what divides it.
+        floors: {group name: smallest number of units kept}, over `min_units`.
+
+    Raises:
+        ArgumentError: none or several of the five are given, or one is outside (0, 1].
+
+    Example:
+        >>> Budget(macs=0.5).kind, Budget(macs=0.5).value
+        ('macs', 0.5)
+    """
+
+    density: Any = None
+    params: Any = None
+    macs: Any = None
+    latency: Any = None
+    energy: Any = None
+    min_units: int = 1
+    multiple_of: int = 1
+    floors: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    KINDS = ("density", "params", "macs", "latency", "energy")
+
+    def __post_init__(self):
+        given = [kind for kind in self.KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise errors.ArgumentError(
+                f"Budget got {given or 'nothing'}; it takes exactly one of {', '.join(self.KINDS)}, "
+                "each a fraction of the dense net that is kept. Write Budget(macs=0.5)."
+            )
+        if not isinstance(self.value, jax.core.Tracer):
+            value = float(self.value)
+            if not (math.isfinite(value) and 0 < value <= 1):
+                raise errors.ArgumentError(
+                    f"Budget({given[0]}={self.value}) is outside (0, 1]: it is the fraction that is "
+                    f"kept. To remove 30 %, write Budget({given[0]}=0.7)."
+                )
+        if self.min_units < 1 or self.multiple_of < 1:
+            raise errors.ArgumentError(
+                f"Budget got min_units={self.min_units}, multiple_of={self.multiple_of}; both are at "
+                "least 1. To remove whole layers, prune branches."
+            )
+
+    @property
+    def kind(self) -> str:
+        """Which of the five was given."""
+        return next(kind for kind in self.KINDS if getattr(self, kind) is not None)
+
+    @property
+    def value(self) -> Any:
+        """The fraction kept."""
+        return getattr(self, self.kind)
+
+
+Allocator = Callable[[Scores, Budget, CostModel | None], Masks]
+"""`(scores, budget, cost_model) -> masks`; budgets in density need no cost model."""
+
+
+class Criterion(NamedTuple):
+    """Scores from variables and data.
+
+    A criterion that looks at no data ignores `batch` in `update`, and `needs_data` says so.
+    """
+
+    init: Callable[[Variables], PyTree]
+    """`init(variables) -> state`."""
+    update: Callable[[PyTree, Variables, Batch], PyTree]
+    """`update(state, variables, batch) -> state`, jitted."""
+    score: Callable[[PyTree, Variables], Scores]
+    """`score(state, variables) -> scores`: a tree like the variables, or {group: [units]}."""
+    needs_data: bool = True
+
+
+class Source(Protocol):
+    """A split of a data set, in the order of its files."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: Any) -> Batch:
+        """Example(s) at an index, or an array of indices."""
+        ...
+
+
+class Data(NamedTuple):
+    """A data set with fixed splits.
+
+    `batches(split, batch_size, seed=None, epoch=0, start=0)` yields batches `{"image": float32
+    [batch, h, w, c], "label": int32 [batch], "weight": float32 [batch]}`. With a seed the order (and the
+    augmentation, where the set has one) is a function of (seed, epoch) alone, and the last, partial
+    batch is dropped; without one the order is that of the files and the last batch is padded with
+    weight 0. `start` skips that many batches, so that a resumed run sees what an undisturbed one sees.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    """Shape of one image."""
+    classes: int
+    sizes: dict[str, int]
+    """{"train": n, "validation": n, "test": n}."""
+    batches: Callable[..., Iterator[Batch]]
+
+
+class Task(NamedTuple):
+    """What a user brings: a net, a loss and data."""
+
+    name: str
+    """Of the model."""
+    fn: Callable[..., Any]
+    """`fn(variables, x) -> out` in inference mode."""
+    train_fn: Callable[..., Any]
+    """`train_fn(variables, x, key) -> (out, new)`, `new` being what `update` takes."""
+    loss: Callable[[Any, Batch], jax.Array]
+    """`loss(out, batch) -> [batch]`."""
+    metrics: Callable[[Any, Batch], dict[str, jax.Array]]
+    """`metrics(out, batch) -> {name: [batch]}`, averaged over a split by `train.evaluate`."""
+    init: Callable[[jax.Array], Variables]
+    """`init(key) -> variables`."""
+    example: Any
+    """Shape and type of the inputs for one example, batch axis 1 included."""
+    data: Data
+    split: Callable[[Variables], tuple[Params, PyTree]]
+    """`split(variables) -> (params, rest)`: the trained part and the rest."""
+    merge: Callable[[Params, PyTree], Variables]
+    """`merge(params, rest) -> variables`."""
+    update: Callable[[Variables, Any], Variables]
+    """`update(variables, new) -> variables` with the statistics of a training step written in."""
+
+
+class Pruned(NamedTuple):
+    """A net on its way through a recipe."""
+
+    variables: Variables
+    masks: Masks
+    """Unit masks {group: [units]}, or a tree like the variables; None while nothing is pruned."""
+    extra: PyTree = None
+    """What a method trains beside the weights: gates, a hypernetwork."""
+    saved: Mapping[str, Variables] = {}
+    """{name: variables}: `init`, `teacher`, `rewind`."""
+
+
+class Stage(Protocol):
+    """One step of a recipe: a frozen dataclass of settings, called with the state of the run."""
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Returns the new state and the records to append."""
+        ...
+
+
+Recipe = tuple[Stage, ...]
+
+
+def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[Batch]) -> Scores:
+    """Scores of a criterion after all batches.
+
+    Args:
+        criterion: what to run.
+        variables: the net's variables, masked or not.
+        batches: calibration data; ignored by a criterion that needs none.
+
+    Returns:
+        The scores, in the shape that the criterion documents.
+
+    Raises:
+        ArgumentError: the criterion needs data and there is not one batch.
+    """
+    state = criterion.init(variables)
+    if criterion.needs_data:
+        seen = 0
+        for batch in batches:
+            state = criterion.update(state, variables, batch)
+            seen += 1
+        if not seen:
+            raise errors.ArgumentError(
+                "run_criterion got no batch, and this criterion looks at data. Pass an iterable of "
+                'batches, for example [{"image": x, "label": y}].'
+            )
+    return criterion.score(state, variables)

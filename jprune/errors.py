@@ -1,0 +1,46 @@
+"""The exceptions of jprune.
+
+Every message says what came, what was expected, and what to write instead. All of them derive from
+`JpruneError`, so that the command line can tell a user's mistake (one line, exit code 2 or 1) from a
+fault of ours (a traceback).
+"""
+
+
+class JpruneError(Exception):
+    """Base of every error that jprune raises on purpose."""
+
+
+class ArgumentError(JpruneError, ValueError):
+    """An argument that cannot mean anything: wrong range, wrong combination, unknown name."""
+
+
+class StructureError(JpruneError, ValueError):
+    """Trees, masks or plans that do not belong to the net they are used with."""
+
+
+class TraceError(JpruneError, ValueError):
+    """A function that the engine cannot couple: an unknown primitive under `strict`, a tied input."""
+
+
+class FrozenError(StructureError):
+    """Masks that ask for the removal of something the engine has frozen."""
+
+
+class BudgetError(JpruneError, ValueError):
+    """A budget that cannot be met; the message holds the smallest one that can."""
+
+
+class DivergenceError(JpruneError, FloatingPointError):
+    """Training met a loss that is not finite; the last good checkpoint is kept."""
+
+
+class DataError(JpruneError, ValueError):
+    """A data set that is missing, damaged, or of another shape than it should have."""
+
+
+class CheckpointError(JpruneError, ValueError):
+    """A checkpoint or run directory that is corrupt, foreign, or of another version."""
+
+
+class MissingExtraError(JpruneError, ImportError):
+    """A feature whose optional dependencies are not installed; the message names the extra."""
