@@ -81,8 +81,8 @@ class SiteInfo(NamedTuple):
 class Groups(NamedTuple):
     """What `jprune.trace` finds: static, host-side, NumPy.
 
-    `places[name]` are the places of a group, `sizes[name]` its number of units. `leaves` holds path and
-    shape of every leaf of the variables. `exact[name]` is False for a group that was opened although
+    `places[name]` are the places of a group, `sizes[name]` its number of units. `leaves` holds path, shape
+    and type of every leaf of the variables, `treedef` their structure. `exact[name]` is False for a group that was opened although
     masked and slim nets differ by nature (a normalisation over its axis).
     """
 
@@ -92,7 +92,8 @@ class Groups(NamedTuple):
     branches: tuple[Any, ...]
     frozen: tuple[Frozen, ...]
     exact: dict[str, bool]
-    leaves: dict[str, tuple[int, ...]]
+    leaves: dict[str, jax.ShapeDtypeStruct]
+    treedef: Any
 
     @property
     def names(self) -> tuple[str, ...]:

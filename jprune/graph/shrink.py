@@ -1,0 +1,394 @@
+"""Equations on smaller arrays: a rule for every primitive that has a shape among its parameters.
+
+A program is run again with the labels of its values and the labels that live. An equation whose arrays keep
+their shapes is bound unchanged; others go through a rule here, or are bound unchanged too where the
+primitive reads its shapes off its operands.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.graph.interpret import Frame, interpret
+from jprune.graph.jaxprs import REMAT, Equation, Program, bind, describe, program_of
+from jprune.graph.labels import AxisLabels, Labels, Solution
+from jprune.graph.rules import ELEMENTWISE, REDUCTIONS, WINDOWS
+
+Keep = tuple[np.ndarray | None, ...]
+"""Per axis: which positions live, None where all do."""
+
+
+class Alive(NamedTuple):
+    """Which labels live."""
+
+    solution: Solution
+    atoms: np.ndarray
+    """[components] bool."""
+
+    def keep(self, axes: AxisLabels) -> Keep:
+        """Per axis of an array, which positions live."""
+        keeps = (self.solution.alive(axis, self.atoms) for axis in axes)
+        return tuple(None if keep is None or keep.all() else keep for keep in keeps)
+
+
+class Step(NamedTuple):
+    """One equation on smaller arrays."""
+
+    program: Program
+    equation: Equation
+    values: list[Any]
+    in_keeps: list[Keep]
+    out_keeps: list[Keep]
+    frames: tuple[Frame, ...]
+    alive: Alive
+
+    def shape(self, result: int = 0) -> tuple[int, ...]:
+        """The shape that a result must have."""
+        full = self.program.shape(self.equation.outputs[result])
+        return kept_shape(full, self.out_keeps[result])
+
+
+def kept_shape(full: Sequence[int], keep: Keep) -> tuple[int, ...]:
+    """A shape after removal."""
+    return tuple(n if k is None else int(k.sum()) for n, k in zip(full, keep))
+
+
+def take(value: Any, keep: Keep) -> Any:
+    """The kept positions of an array; contiguous runs are sliced, so that no gather is left."""
+    for axis, kept in enumerate(keep):
+        if kept is not None:
+            value = take_positions(value, np.flatnonzero(kept), axis)
+    return value
+
+
+def take_positions(value: Any, index: np.ndarray, axis: int) -> Any:
+    """Positions of one axis, as few slices as runs; a NumPy array stays one."""
+    if isinstance(value, np.ndarray) or not isinstance(value, jax.Array):
+        return np.take(value, index, axis)
+    breaks = np.flatnonzero(np.diff(index) != 1) + 1
+    runs = np.split(index, breaks)
+    if len(runs) > 8 or not index.size:
+        return jnp.take(value, index, axis)
+    parts = [
+        jax.lax.slice_in_dim(value, int(run[0]), int(run[-1]) + 1, axis=axis) for run in runs
+    ]
+    return parts[0] if len(parts) == 1 else jax.lax.concatenate(parts, axis)
+
+
+def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> list[Any]:
+    """Runs a program on the kept part of its arrays; constants are cut here, inputs are cut already.
+
+    Raises:
+        StructureError: a primitive without a rule meets an array that has shrunk.
+    """
+    keeps = [alive.keep(axes) for axes in frame.labels]
+    values: list[Any] = [None] * len(program.avals)
+    for value, constant in program.constants.items():
+        values[value] = take(constant, keeps[value])
+    for value, array in zip(program.inputs, inputs):
+        values[value] = array
+    for number, equation in enumerate(program.equations):
+        step = Step(
+            program,
+            equation,
+            [values[value] for value in equation.inputs],
+            [keeps[value] for value in equation.inputs],
+            [keeps[value] for value in equation.outputs],
+            frame.inner.get(number, ()),
+            alive,
+        )
+        for value, result in zip(equation.outputs, shrunk(step)):
+            values[value] = result
+    return [values[value] for value in program.outputs]
+
+
+def shrunk(step: Step) -> list[Any]:
+    """Results of one equation."""
+    equation = step.equation
+    touched = any(k is not None for keep in (*step.in_keeps, *step.out_keeps) for k in keep)
+    if not touched and not (equation.inner and _inner_touched(step)):
+        return bind(equation, step.values)
+    if equation.name in RULES:
+        return RULES[equation.name](step)
+    if equation.name in SHAPELESS:
+        return bind(equation, step.values)
+    if not any(k is not None for keep in step.in_keeps for k in keep):
+        # Made from nothing that shrinks (random bits, an iota): made whole, so that masked and slim
+        # nets see the same numbers, then cut.
+        return [take(v, keep) for v, keep in zip(bind(equation, step.values), step.out_keeps)]
+    raise errors.StructureError(
+        f"slim met the primitive {equation.name!r} ({describe(step.program, equation)}) on an array that "
+        "has shrunk, and has no rule for it. Add one to jprune.graph.shrink, or freeze the group."
+    )
+
+
+def _inner_touched(step: Step) -> bool:
+    return any(
+        keep is not None
+        for frame in step.frames
+        for axes in frame.labels
+        for keep in step.alive.keep(axes)
+    )
+
+
+# Primitives that read all shapes off their operands.
+SHAPELESS = {
+    *ELEMENTWISE,
+    *REDUCTIONS,
+    *WINDOWS,
+    *("transpose", "squeeze", "rev", "concatenate", "dot_general", "sort"),
+    *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "dynamic_update_slice"),
+}
+
+ShrinkRule = Callable[[Step], list[Any]]
+RULES: dict[str, ShrinkRule] = {}
+
+
+def rule(*names: str) -> Callable[[ShrinkRule], ShrinkRule]:
+    """Registers a rule for primitives of these names."""
+
+    def register(function: ShrinkRule) -> ShrinkRule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@rule("reshape")
+def reshape(step: Step) -> list[Any]:
+    """To the kept shape: what is left of a merge or split is still row-major."""
+    return [jax.lax.reshape(step.values[0], step.shape())]
+
+
+@rule("broadcast_in_dim")
+def broadcast_in_dim(step: Step) -> list[Any]:
+    """To the kept shape."""
+    places = step.equation.params["broadcast_dimensions"]
+    return [jax.lax.broadcast_in_dim(step.values[0], step.shape(), places)]
+
+
+@rule("conv_general_dilated")
+def convolution(step: Step) -> list[Any]:
+    """The number of groups follows from the widths that are left."""
+    params = dict(step.equation.params)
+    if params["feature_group_count"] > 1:
+        numbers = params["dimension_numbers"]
+        channels = step.values[0].shape[numbers.lhs_spec[1]]
+        params["feature_group_count"] = channels // step.values[1].shape[numbers.rhs_spec[1]]
+    return bind(step.equation, step.values, params)
+
+
+@rule("slice")
+def slice_(step: Step) -> list[Any]:
+    """The kept positions among those that the slice takes."""
+    params = step.equation.params
+    strides = params["strides"] or (1,) * len(params["start_indices"])
+    value = step.values[0]
+    windows = zip(params["start_indices"], params["limit_indices"], strides)
+    for axis, (keep, window) in enumerate(zip(step.in_keeps[0], windows)):
+        if keep is None:
+            value = jax.lax.slice_in_dim(value, *window, axis=axis)
+        else:
+            new_place = np.cumsum(keep) - 1
+            taken = np.arange(len(keep))[slice(*window)]
+            value = take_positions(value, new_place[taken[keep[taken]]], axis)
+    return [value]
+
+
+@rule("split")
+def split(step: Step) -> list[Any]:
+    """Parts as wide as what each keeps."""
+    axis = step.equation.params["axis"]
+    sizes = [step.shape(result)[axis] for result in range(len(step.out_keeps))]
+    offsets = np.cumsum([0, *sizes]).tolist()
+    value = step.values[0]
+    return [
+        jax.lax.slice_in_dim(value, start, stop, axis=axis)
+        for start, stop in zip(offsets, offsets[1:])
+    ]
+
+
+@rule("pad")
+def pad(step: Step) -> list[Any]:
+    """As much padding as is kept; a padded axis that also lost channels is put together anew."""
+    value, filling = step.values
+    for axis, config in enumerate(step.equation.params["padding_config"]):
+        keep = step.out_keeps[0][axis]
+        full = step.program.shape(step.equation.inputs[0])[axis]
+        if keep is None and step.in_keeps[0][axis] is None:
+            plain = [(0, 0, 0)] * value.ndim
+            plain[axis] = config
+            value = jax.lax.pad(value, filling, plain)
+        elif config != (0, 0, 0):
+            keep = np.ones(step.program.shape(step.equation.outputs[0])[axis], bool) if keep is None else keep
+            value = _pad_kept(value, filling, axis, config, full, keep, step.in_keeps[0][axis])
+    return [value]
+
+
+def _pad_kept(value, filling, axis, config, full, keep, in_keep) -> Any:
+    """Pads one axis of which some positions, old or new, are gone."""
+    low, high, interior = config
+    in_keep = np.ones(full, bool) if in_keep is None else in_keep
+    source = np.full(full + interior * (full - 1), -1)
+    source[:: interior + 1] = np.where(in_keep, np.cumsum(in_keep) - 1, -1)
+    source = source[max(0, -low) : len(source) - max(0, -high)]
+    source = np.concatenate([np.full(max(0, low), -1), source, np.full(max(0, high), -1)])[keep]
+    pieces = []
+    for run_of in np.split(source, np.flatnonzero(np.diff(source >= 0)) + 1):
+        if run_of.size and run_of[0] >= 0:
+            pieces.append(take_positions(value, run_of, axis))
+        elif run_of.size:
+            shape = [run_of.size if i == axis else n for i, n in enumerate(value.shape)]
+            pieces.append(jnp.full(shape, filling, value.dtype))
+    return pieces[0] if len(pieces) == 1 else jax.lax.concatenate(pieces, axis)
+
+
+@rule("dynamic_slice")
+def dynamic_slice(step: Step) -> list[Any]:
+    """Axes that are taken whole are as wide as what is left."""
+    value, *starts = step.values
+    return [jax.lax.dynamic_slice(value, starts, step.shape())]
+
+
+@rule("custom_jvp_call")
+def custom_jvp_call(step: Step) -> list[Any]:
+    """The same function on smaller arrays, with the derivative rule that it came with."""
+    body, frame, alive = step.equation.inner[0], step.frames[0], step.alive
+    whole = lambda *xs: bind(step.equation, xs)
+
+    @jax.custom_jvp
+    def function(*xs):
+        return run(body, frame, alive, xs)
+
+    @function.defjvp
+    def derivative(primals, tangents):
+        full = _full_shapes(step)
+        push = lambda xs, ts: jax.jvp(lambda *ys: whole(*ys), xs, ts)
+        keeps = [*step.in_keeps, *step.in_keeps]
+        results = _rerun(push, (full, _tangents(full)), keeps, (*primals, *tangents))
+        half = len(results) // 2
+        return results[:half], results[half:]
+
+    return function(*step.values)
+
+
+@rule("custom_vjp_call", "custom_vjp_call_jaxpr")
+def custom_vjp_call(step: Step) -> list[Any]:
+    """As for `custom_jvp_call`; the cotangents go through the function's own backward rule."""
+    body, frame, alive = step.equation.inner[0], step.frames[0], step.alive
+    whole = lambda *xs: bind(step.equation, xs)
+
+    @jax.custom_vjp
+    def function(*xs):
+        return run(body, frame, alive, xs)
+
+    def forward(*xs):
+        return function(*xs), xs
+
+    def backward(xs, cotangents):
+        full = _full_shapes(step)
+        outputs = tuple(jax.eval_shape(whole, *full))
+        pull = lambda xs, cts: jax.vjp(lambda *ys: whole(*ys), *xs)[1](list(cts))
+        keeps = [*step.in_keeps, *step.out_keeps]
+        return tuple(_rerun(pull, (full, _tangents(outputs)), keeps, (*xs, *cotangents)))
+
+    function.defvjp(forward, backward)
+    return function(*step.values)
+
+
+def _full_shapes(step: Step) -> tuple[jax.ShapeDtypeStruct, ...]:
+    avals = (step.program.avals[value] for value in step.equation.inputs)
+    return tuple(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+
+
+def _tangents(shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of tangents or cotangents: integers have float0."""
+    return tuple(
+        jax.ShapeDtypeStruct(
+            s.shape, s.dtype if jnp.issubdtype(s.dtype, jnp.inexact) else jax.dtypes.float0
+        )
+        for s in shapes
+    )
+
+
+def _rerun(
+    fn: Callable[..., Any], shapes: tuple, keeps: Sequence[Keep], values: Sequence[Any]
+) -> list[Any]:
+    """Runs a derivative, traced at full `shapes`, on what `keeps` leaves of its inputs."""
+    program, _ = program_of(fn, *shapes)
+    labels = Labels()
+    inputs = [tuple(labels.fresh(n) for n in program.shape(value)) for value in program.inputs]
+    frame = interpret(labels, program, inputs)
+    solution = labels.solve()
+    atoms = np.ones(len(solution.atoms), bool)
+    for axes, keep in zip(inputs, keeps):
+        for axis, kept in zip(axes, keep):
+            if kept is not None:
+                dead = solution.atoms_of(axis[~kept])
+                atoms[dead[dead >= 0]] = False
+    return run(program, frame, Alive(solution, atoms), values)
+
+
+@rule(*REMAT)
+def remat(step: Step) -> list[Any]:
+    """Rematerialised as before, on smaller arrays."""
+    body, frame, alive = step.equation.inner[0], step.frames[0], step.alive
+    params = step.equation.params
+    again = jax.checkpoint(
+        lambda *xs: run(body, frame, alive, xs),
+        prevent_cse=params["prevent_cse"],
+        policy=params["policy"],
+    )
+    return again(*step.values)
+
+
+@rule("cond")
+def cond(step: Step) -> list[Any]:
+    """The same branches on smaller arrays."""
+    index, *operands = step.values
+    branches = [
+        lambda *xs, body=body, frame=frame: run(body, frame, step.alive, xs)
+        for body, frame in zip(step.equation.inner, step.frames)
+    ]
+    return jax.lax.switch(index, branches, *operands)
+
+
+@rule("while")
+def while_(step: Step) -> list[Any]:
+    """The same loop on smaller arrays."""
+    params = step.equation.params
+    first, second = params["cond_nconsts"], params["body_nconsts"]
+    condition, body = step.equation.inner
+    outer, inner = step.values[:first], step.values[first : first + second]
+    return jax.lax.while_loop(
+        lambda carry: run(condition, step.frames[0], step.alive, [*outer, *carry])[0],
+        lambda carry: run(body, step.frames[1], step.alive, [*inner, *carry]),
+        step.values[first + second :],
+    )
+
+
+@rule("scan")
+def scan(step: Step) -> list[Any]:
+    """The same loop over smaller stacked arrays."""
+    params = step.equation.params
+    constants, carried = params["num_consts"], params["num_carry"]
+    fixed, stacked = step.values[:constants], step.values[constants + carried :]
+    (body,), (frame,) = step.equation.inner, step.frames
+
+    def turn(carry, xs):
+        results = run(body, frame, step.alive, [*fixed, *carry, *xs])
+        return results[:carried], results[carried:]
+
+    carry, collected = jax.lax.scan(
+        turn,
+        step.values[constants : constants + carried],
+        stacked,
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*carry, *collected]

@@ -1,0 +1,1 @@
+def find_sites(c,g): return ()

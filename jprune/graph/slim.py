@@ -1,0 +1,237 @@
+"""`slim` and `slim_params`: the same network, dense, with the kept units only."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jprune import errors
+from jprune.base import Groups, Masks
+from jprune.graph.labels import Solution
+from jprune.graph.shrink import Alive, run, take
+from jprune.graph.trace import Coupling, couple, leaf_paths
+
+
+def check_masks(groups: Groups, masks: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Unit masks as NumPy arrays; a group that is not named keeps all its units.
+
+    Raises:
+        StructureError: an unknown group, a wrong length, a mask that is not bool, or an emptied group.
+    """
+    result = {name: np.ones(size, bool) for name, size in groups.sizes.items()}
+    for name, mask in masks.items():
+        if name not in groups.sizes:
+            raise errors.StructureError(
+                f"the masks name a group {name!r} that this net does not have. Its groups are "
+                f"{', '.join(groups.names) or 'none'}: the masks are of another net."
+            )
+        if np.shape(mask) != (groups.sizes[name],):
+            raise errors.StructureError(
+                f"the mask of {name!r} has shape {np.shape(mask)}; the group has "
+                f"{groups.sizes[name]} units, so it must have shape ({groups.sizes[name]},)."
+            )
+        array = np.asarray(mask)
+        if array.dtype != bool:
+            raise errors.StructureError(
+                f"the mask of {name!r} has type {array.dtype}; unit masks are bool, True keeps. Write "
+                "mask > 0, or use jprune.gated for real gates."
+            )
+        if not array.any():
+            raise errors.StructureError(
+                f"the mask of {name!r} keeps none of its {array.size} units, which leaves a layer "
+                "without channels. Keep at least one, or remove the whole branch."
+            )
+        result[name] = array
+    return result
+
+
+def axis_keeps(groups: Groups, masks: Mapping[str, Any]) -> dict[str, list[np.ndarray | None]]:
+    """{leaf path: per axis, which positions live, None for all}."""
+    checked = check_masks(groups, masks)
+    keeps: dict[str, list[np.ndarray | None]] = {
+        path: [None] * len(leaf.shape) for path, leaf in groups.leaves.items()
+    }
+    for name, mask in checked.items():
+        if mask.all():
+            continue
+        for place in groups.places[name]:
+            alive = (place.units < 0) | mask[place.units]
+            before = keeps[place.leaf][place.axis]
+            keeps[place.leaf][place.axis] = alive if before is None else before & alive
+    return keeps
+
+
+def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
+    """The kept part of a tree.
+
+    Args:
+        groups: of the net, from `trace`.
+        masks: {group: bool [units]}.
+        tree: the variables, one of their collections, or anything that repeats their paths: gradients,
+            an optimizer state, the new statistics of a training step.
+
+    Returns:
+        The tree with smaller arrays. Leaves whose path is not one of the variables' (a step counter) and
+        scalars are returned as they are.
+
+    Raises:
+        StructureError: masks of another net, or a leaf of a shape that is neither that of its variable
+            nor a scalar.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.zeros((3, 5)), "second": jnp.zeros((5, 2))}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 3)))
+        >>> small = slim_params(groups, {"first": np.arange(5) < 2}, variables)
+        >>> small["first"].shape, small["second"].shape
+        ((3, 2), (2, 2))
+    """
+    keeps = axis_keeps(groups, masks)
+    names = {tuple(path.split("/")): path for path in groups.leaves}
+    by_ending: dict[tuple[str, ...], list[str]] = {}
+    for parts, path in names.items():
+        by_ending.setdefault(parts[1:], []).append(path)
+
+    def cut(key_path: Any, leaf: Any) -> Any:
+        parts = tuple(jax.tree_util.keystr(key_path, simple=True, separator="/").split("/"))
+        path = _match(parts, names, by_ending)
+        if path is None or np.ndim(leaf) == 0:
+            return leaf
+        full = groups.leaves[path].shape
+        if np.shape(leaf) != full:
+            if np.size(leaf) == 1:
+                return leaf
+            raise errors.StructureError(
+                f"the leaf {'/'.join(parts)} has shape {np.shape(leaf)}; it stands for {path}, whose "
+                f"shape is {full}. slim_params takes trees of dense arrays, not slim or factored ones."
+            )
+        return take(leaf, tuple(keeps[path]))
+
+    return jax.tree_util.tree_map_with_path(cut, tree)
+
+
+def _match(parts: tuple[str, ...], names: dict, by_ending: dict) -> str | None:
+    """The variable whose path, with or without its collection, ends `parts`."""
+    for start in range(len(parts)):
+        if parts[start:] in names:
+            return names[parts[start:]]
+    for start in range(len(parts)):
+        candidates = by_ending.get(parts[start:], [])
+        if len(candidates) == 1:
+            return candidates[0]
+    return None
+
+
+def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., Any]:
+    """The network on the kept units: a pure function of the slim variables.
+
+    The function re-traces `fn` for every new shape of its arguments, so wrap it in `jax.jit`. It composes
+    with `jit`, `grad`, `vmap` and `export`; custom derivatives are those of `fn`.
+
+    Args:
+        fn: the function that was traced, or its training-mode twin (same variables).
+        groups: from `trace`.
+        masks: {group: bool [units]}, True keeps; a group that is not named stays whole.
+
+    Returns:
+        `fn'(slim_params(groups, masks, variables), *args)`.
+
+    Raises:
+        StructureError: masks of another net (at once); variables that are not slim (when called).
+        FrozenError: `fn` freezes something that the masks remove (when called).
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2))}
+        >>> groups = jprune.trace(fn, variables, jnp.ones((1, 3)))
+        >>> masks = {"first": np.arange(5) < 2}
+        >>> slim(fn, groups, masks)(slim_params(groups, masks, variables), jnp.ones((1, 3)))
+        Array([[6., 6.]], dtype=float32)
+    """
+    keeps = axis_keeps(groups, masks)
+
+    def slim_fn(variables: Any, *args: Any) -> Any:
+        leaves = check_slim(groups, keeps, variables)
+        full = [
+            jax.ShapeDtypeStruct(shape.shape, leaf.dtype)
+            for shape, leaf in zip(groups.leaves.values(), leaves)
+        ]
+        coupling = couple(fn, jax.tree.unflatten(groups.treedef, full), *args)
+        alive = Alive(coupling.solution, alive_atoms(coupling, keeps))
+        results = run(
+            coupling.program, coupling.frame, alive, [*leaves, *jax.tree.leaves(args)]
+        )
+        return jax.tree.unflatten(jax.tree.structure(coupling.output), results)
+
+    return slim_fn
+
+
+def check_slim(groups: Groups, keeps: Mapping[str, list], variables: Any) -> list[Any]:
+    """The leaves of slim variables, in order.
+
+    Raises:
+        StructureError: other leaves than the net has, or shapes that these masks do not give.
+    """
+    found = leaf_paths(variables)
+    if tuple(found) != tuple(groups.leaves):
+        differ = sorted(set(found) ^ set(groups.leaves))
+        raise errors.StructureError(
+            f"the variables have other leaves than the traced net ({', '.join(differ[:5])}). Pass "
+            "slim_params(groups, masks, variables)."
+        )
+    for path, leaf in found.items():
+        full = groups.leaves[path].shape
+        expected = tuple(n if k is None else int(k.sum()) for n, k in zip(full, keeps[path]))
+        if np.shape(leaf) != expected:
+            raise errors.StructureError(
+                f"{path} has shape {np.shape(leaf)}; these masks make it {expected} of {full}. Pass "
+                "slim_params(groups, masks, variables) with the same masks."
+            )
+    return list(found.values())
+
+
+def alive_atoms(coupling: Coupling, keeps: Mapping[str, list]) -> np.ndarray:
+    """[atoms] bool: which atoms of this program live, from which positions of the leaves live.
+
+    Raises:
+        FrozenError: a position is removed that this program freezes.
+        StructureError: the positions kept are not closed under the ties of this program.
+    """
+    solution = coupling.solution
+    touched = np.zeros(len(solution.atoms), bool)
+    alive = np.zeros(len(solution.atoms), bool)
+    axes = []
+    for leaf, path in enumerate(coupling.paths):
+        for number, axis in enumerate(coupling.leaf_axes(leaf)):
+            keep = keeps[path][number]
+            atoms = solution.atoms_of(axis)
+            touched[atoms[atoms >= 0]] = True
+            lives = atoms if keep is None else atoms[:, keep]
+            alive[lives[lives >= 0]] = True
+            axes.append((path, number, axis, keep))
+    alive |= ~touched
+    for path, number, axis, keep in axes:
+        expected = solution.alive(axis, alive)
+        if keep is None and expected is not None and expected.all():
+            continue
+        keep = np.ones(len(axis), bool) if keep is None else keep
+        wrong = np.flatnonzero(keep != expected)
+        if wrong.size:
+            _explain(solution, path, number, axis, int(wrong[0]))
+    return alive
+
+
+def _explain(solution: Solution, path: str, number: int, axis: np.ndarray, position: int) -> None:
+    reason = solution.reasons.get(int(solution.component[axis[position]]))
+    if reason is not None:
+        raise errors.FrozenError(
+            f"the masks remove position {position} on axis {number} of {path}, which this function "
+            f"freezes: {reason.text} ({reason.equation or 'no equation'}, {reason.source or 'no line'})."
+        )
+    raise errors.StructureError(
+        f"position {position} on axis {number} of {path} is tied to channels that the masks treat "
+        "otherwise. Trace this very function, and make the masks from its groups."
+    )

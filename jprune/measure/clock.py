@@ -1,0 +1,94 @@
+"""One timing loop for everything: in turns, with the garbage collector off."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypedDict
+
+import numpy as np
+
+from jprune import errors
+
+MINIMUM_REPEATS = 10
+"""Fewer timings than these have no 10th and no 90th percentile."""
+
+
+class Latency(TypedDict):
+    """Percentiles of the time of one call, in milliseconds."""
+
+    median: float
+    p10: float
+    p90: float
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]],
+    repeats: int = 20,
+    warmup: int = 3,
+    seconds: float = 0.0,
+) -> dict[str, Latency]:
+    """Times calls in turns, so that whatever slows the machine down slows all of them.
+
+    Every round runs each call once, and every round begins with another one: none always finds the
+    caches as the same neighbour left them. The garbage collector is off meanwhile.
+
+    Args:
+        calls: {name: call without arguments}; a call returns when its work is done.
+        repeats: timed rounds, at least 10.
+        warmup: rounds before these that are not timed.
+        seconds: go on with further rounds until this much time [s] has been spent on timed ones.
+
+    Returns:
+        {name: median, 10th and 90th percentile of the times in ms}.
+
+    Raises:
+        ArgumentError: there is nothing to time, or too few repeats for percentiles.
+
+    Example:
+        >>> times = interleaved({"short": lambda: sum(range(10)), "long": lambda: sum(range(9999))})
+        >>> times["short"]["median"] < times["long"]["median"]
+        True
+    """
+    if not calls:
+        raise errors.ArgumentError(
+            "interleaved got no call to time. Pass {name: call}, for example "
+            '{"dense": lambda: fn(x)}.'
+        )
+    if repeats < MINIMUM_REPEATS or warmup < 0:
+        raise errors.ArgumentError(
+            f"interleaved got repeats={repeats}, warmup={warmup}; p10 and p90 need at least "
+            f"{MINIMUM_REPEATS} repeats, and warmup is at least 0. Write repeats={MINIMUM_REPEATS}."
+        )
+    names = list(calls)
+    times: dict[str, list[int]] = {name: [] for name in names}
+    with _garbage_collector_off():
+        for _ in range(warmup):
+            for call in calls.values():
+                call()
+        start, rounds = time.perf_counter(), 0
+        while rounds < repeats or time.perf_counter() - start < seconds:
+            first = rounds % len(names)
+            for name in names[first:] + names[:first]:
+                before = time.perf_counter_ns()
+                calls[name]()
+                times[name].append(time.perf_counter_ns() - before)
+            rounds += 1
+    return {name: _percentiles(times[name]) for name in names}
+
+
+@contextlib.contextmanager
+def _garbage_collector_off() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _percentiles(nanoseconds: list[int]) -> Latency:
+    p10, median, p90 = np.percentile(np.asarray(nanoseconds) / 1e6, [10, 50, 90])
+    return {"median": float(median), "p10": float(p10), "p90": float(p90)}

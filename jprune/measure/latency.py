@@ -1,0 +1,139 @@
+"""Latency of functions, of a dense net against its slim one, and of .tflite files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jprune import errors
+from jprune.base import Variables
+from jprune.export import tflite
+from jprune.export.inputs import sample
+from jprune.measure.clock import Latency, interleaved
+from jprune.measure.provenance import usable_cores
+
+Net = tuple[Callable[..., Any], Variables]
+"""`(fn, variables)`."""
+
+
+def latency(
+    calls: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]],
+    repeats: int = 20,
+    warmup: int = 3,
+    seconds: float = 0.0,
+) -> dict[str, Latency]:
+    """Times functions under XLA, each compiled first, run to the end, in turns.
+
+    Args:
+        calls: {name: (function, its arguments)}. Functions need not be jitted; arguments are put on
+            the device before the clock runs.
+        repeats: timed rounds, at least 10.
+        warmup: rounds before these that are not timed.
+        seconds: go on until this much time [s] has been spent on timed rounds.
+
+    Returns:
+        {name: {"median", "p10", "p90"}}, in ms.
+
+    Raises:
+        ArgumentError: there is nothing to time, or too few repeats for percentiles.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> sorted(latency({"tanh": (jnp.tanh, (jnp.ones(8),))})["tanh"])
+        ['median', 'p10', 'p90']
+    """
+    ready = {name: _compiled(fn, args) for name, (fn, args) in calls.items()}
+    return interleaved(ready, repeats, warmup, seconds)
+
+
+def _compiled(fn: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any]:
+    args = jax.device_put(args)
+    executable = jax.jit(fn).lower(*args).compile()
+    return lambda: jax.block_until_ready(executable(*args))
+
+
+def xla_latency(
+    dense: Net,
+    slim: Net,
+    example: jax.ShapeDtypeStruct,
+    batches: Sequence[int] = (1, 128),
+    repeats: int = 20,
+    warmup: int = 3,
+    seconds: float = 0.0,
+) -> dict[str, dict[str, Latency]]:
+    """Latency of a dense net and of its slim one under XLA, in turns, per batch size.
+
+    The variables are compiled in as constants, as in an exported model: XLA then folds what depends
+    on variables alone (the batch norm's `scale / sqrt(var + eps)`) for both nets alike. With
+    variables as arguments a ResNet-20 takes 1.0 to 1.4 times as long.
+
+    Args:
+        dense: `(fn, variables)` before.
+        slim: `(fn, variables)` after.
+        example: shape and type of the input, the batch axis first; its size is replaced.
+        batches: batch sizes.
+        repeats: timed rounds per batch size, at least 10.
+        warmup: rounds before these that are not timed.
+        seconds: go on until this much time [s] has been spent, per batch size.
+
+    Returns:
+        {"dense": {"xla_b1": latency, "xla_b128": latency}, "slim": the same}: the `latency_ms`
+        entries of `result.json`.
+
+    Raises:
+        ArgumentError: a batch size below 1, or too few repeats for percentiles.
+    """
+    if any(batch < 1 for batch in batches):
+        raise errors.ArgumentError(
+            f"xla_latency got batches={tuple(batches)}; a batch holds at least one example. "
+            "Write batches=(1, 128)."
+        )
+    table: dict[str, dict[str, Latency]] = {"dense": {}, "slim": {}}
+    for batch in batches:
+        x = sample(example, batch)
+        calls = {"dense": (_closed(*dense), (x,)), "slim": (_closed(*slim), (x,))}
+        for name, times in latency(calls, repeats, warmup, seconds).items():
+            table[name][f"xla_b{batch}"] = times
+    return table
+
+
+def _closed(fn: Callable[..., Any], variables: Variables) -> Callable[[Any], Any]:
+    return lambda x: fn(variables, x)
+
+
+def tflite_latency(
+    models: Mapping[str, bytes],
+    threads: int | None = None,
+    repeats: int = 50,
+    warmup: int = 5,
+    seconds: float = 0.0,
+) -> dict[str, Latency]:
+    """Latency of .tflite models at batch 1, in turns.
+
+    Args:
+        models: {name: bytes of a .tflite file}.
+        threads: threads of the interpreter; None takes all cores that this process may use, which is
+            what XLA does.
+        repeats: timed rounds, at least 10.
+        warmup: rounds before these that are not timed.
+        seconds: go on until this much time [s] has been spent on timed rounds.
+
+    Returns:
+        {name: {"median", "p10", "p90"}}, in ms.
+
+    Raises:
+        MissingExtraError: the extra `tflite` is not installed.
+        ArgumentError: there is nothing to time, or too few repeats for percentiles.
+    """
+    threads = threads or usable_cores()
+    ready = {name: _invoke(model, threads) for name, model in models.items()}
+    return interleaved(ready, repeats, warmup, seconds)
+
+
+def _invoke(model: bytes, threads: int) -> Callable[[], None]:
+    interpreter = tflite.interpreter(model, threads)
+    details = interpreter.get_input_details()[0]
+    shape = jax.ShapeDtypeStruct(tuple(details["shape"]), np.float32)
+    interpreter.set_tensor(details["index"], tflite.quantized(sample(shape, 1), details))
+    return interpreter.invoke
