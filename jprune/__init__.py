@@ -1,1 +1,43 @@
-"""Pruning of convolutional networks in JAX."""
+"""Pruning of convolutional networks in JAX, functional and mask-centric.
+
+A network is any pure function `fn(variables, *args)`. `trace` finds its units, criteria score them,
+allocators turn scores into masks under a budget, `slim` makes the network small.
+
+Read `jprune.base` first: it holds every protocol. The rooms are `jprune.criteria`,
+`jprune.allocate`, `jprune.schedules` and `jprune.recipes`; the leaves that need more libraries
+are `jprune.zoo`, `data`, `train`, `measure`, `export` and `report`.
+"""
+
+from jprune import errors
+from jprune.base import Budget, Cost, Criterion, Groups, run_criterion
+from jprune.cost import cost, cost_model
+from jprune.graph import Site, gated, intercept, perturbed, slim, slim_params, taps, trace
+from jprune.masks import apply_masks, expand, map_units, rows, ste, straight_through, to_units
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "Cost",
+    "Criterion",
+    "Groups",
+    "Site",
+    "apply_masks",
+    "cost",
+    "cost_model",
+    "errors",
+    "expand",
+    "gated",
+    "intercept",
+    "map_units",
+    "perturbed",
+    "rows",
+    "run_criterion",
+    "slim",
+    "slim_params",
+    "ste",
+    "straight_through",
+    "taps",
+    "to_units",
+    "trace",
+]

@@ -1,13 +1,13 @@
-"""Every type and protocol that the rooms of jprune share: read this file and you can write a method.
+"""Every type and protocol that the rooms share: read this file and you can write a method.
 
-Words. A network is a pure function `fn(variables, *args)`. Its *variables* hold everything that must
-shrink: parameters and batch-norm statistics. A *unit* is a set of channels that live or die together;
-units that occur at the same places form a *group*. *Masks* are boolean, `True` keeps. *Scores* have
-the shape of what they judge; higher keeps, `-inf` is gone already, `+inf` is never pruned. A
-*density* is the fraction that is kept.
+Words. A network is a pure function `fn(variables, *args)`. Its *variables* hold everything that
+must shrink: parameters and batch-norm statistics. A *unit* is a set of channels that live or die
+together; units that occur at the same places form a *group*. *Masks* are boolean, `True` keeps.
+*Scores* have the shape of what they judge; higher keeps, `-inf` is gone already, `+inf` is never
+pruned. A *density* is the fraction that is kept.
 
-Scores and masks come in two shapes, and the same functions serve both: trees like the variables (for
-single weights), or `{group name: [units]}` (for channels).
+Scores and masks come in two shapes, and the same functions serve both: trees like the variables
+(for single weights), or `{group name: [units]}` (for channels).
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ Records = list[dict[str, Any]]  # lines for records.jsonl
 ROLES = ("kernel", "shift", "scale", "mean", "var", "in", "state")
 """What a place does to its unit, in inference mode.
 
-`kernel`: contracted, the unit is on its output side. `shift`: added last. `scale`: multiplies. `mean`,
-`var`: statistics. `in`: a consumer's slice. `state`: reaches only an auxiliary output.
+`kernel`: contracted, the unit is on its output side. `shift`: added last. `scale`: multiplies.
+`mean`, `var`: statistics. `in`: a consumer's slice. `state`: reaches only an auxiliary output.
 """
 
 
@@ -81,9 +81,10 @@ class SiteInfo(NamedTuple):
 class Groups(NamedTuple):
     """What `jprune.trace` finds: static, host-side, NumPy.
 
-    `places[name]` are the places of a group, `sizes[name]` its number of units. `leaves` holds path, shape
-    and type of every leaf of the variables, `treedef` their structure. `exact[name]` is False for a group that was opened although
-    masked and slim nets differ by nature (a normalisation over its axis).
+    `places[name]` are the places of a group, `sizes[name]` its number of units. `leaves` holds
+    path, shape and type of every leaf of the variables, `treedef` their structure. `exact[name]`
+    is False for a group that was opened although masked and slim nets differ by nature (a
+    normalisation over its axis).
     """
 
     sizes: dict[str, int]
@@ -129,8 +130,8 @@ class Budget:
         latency: fraction of the latency kept; needs a cost model with a latency table.
         energy: fraction of the energy kept; needs a cost model with an energy table.
         min_units: smallest number of units that a group keeps.
-        multiple_of: kept units of a group are rounded to a multiple of this (8 is sensible on a CPU);
-            a group smaller than this is left whole or keeps a multiple of what divides it.
+        multiple_of: kept units of a group are rounded to a multiple of this (8 is sensible on a
+            CPU); a group smaller than this is left whole or keeps a multiple of what divides it.
         floors: {group name: smallest number of units kept}, over `min_units`.
 
     Raises:
@@ -156,20 +157,21 @@ class Budget:
         given = [kind for kind in self.KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             raise errors.ArgumentError(
-                f"Budget got {given or 'nothing'}; it takes exactly one of {', '.join(self.KINDS)}, "
-                "each a fraction of the dense net that is kept. Write Budget(macs=0.5)."
+                f"Budget got {given or 'nothing'}; it takes exactly one of "
+                f"{', '.join(self.KINDS)}, each a fraction of the dense net that is kept. Write "
+                "Budget(macs=0.5)."
             )
         if not isinstance(self.value, jax.core.Tracer):
             value = float(self.value)
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise errors.ArgumentError(
-                    f"Budget({given[0]}={self.value}) is outside (0, 1]: it is the fraction that is "
-                    f"kept. To remove 30 %, write Budget({given[0]}=0.7)."
+                    f"Budget({given[0]}={self.value}) is outside (0, 1]: it is the fraction that "
+                    f"is kept. To remove 30 %, write Budget({given[0]}=0.7)."
                 )
         if self.min_units < 1 or self.multiple_of < 1:
             raise errors.ArgumentError(
-                f"Budget got min_units={self.min_units}, multiple_of={self.multiple_of}; both are at "
-                "least 1. To remove whole layers, prune branches."
+                f"Budget got min_units={self.min_units}, multiple_of={self.multiple_of}; both are "
+                "at least 1. To remove whole layers, prune branches."
             )
 
     @property
@@ -218,10 +220,11 @@ class Data(NamedTuple):
     """A data set with fixed splits.
 
     `batches(split, batch_size, seed=None, epoch=0, start=0)` yields batches `{"image": float32
-    [batch, h, w, c], "label": int32 [batch], "weight": float32 [batch]}`. With a seed the order (and the
-    augmentation, where the set has one) is a function of (seed, epoch) alone, and the last, partial
-    batch is dropped; without one the order is that of the files and the last batch is padded with
-    weight 0. `start` skips that many batches, so that a resumed run sees what an undisturbed one sees.
+    [batch, h, w, c], "label": int32 [batch], "weight": float32 [batch]}`. With a seed the order
+    (and the augmentation, where the set has one) is a function of (seed, epoch) alone, and the
+    last, partial batch is dropped; without one the order is that of the files and the last batch
+    is padded with weight 0. `start` skips that many batches, so that a resumed run sees what an
+    undisturbed one sees.
     """
 
     name: str

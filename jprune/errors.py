@@ -1,8 +1,8 @@
 """The exceptions of jprune.
 
 Every message says what came, what was expected, and what to write instead. All of them derive from
-`JpruneError`, so that the command line can tell a user's mistake (one line, exit code 2 or 1) from a
-fault of ours (a traceback).
+`JpruneError`, so that the command line can tell a user's mistake (one line, exit code 2 or 1)
+from a fault of ours (a traceback).
 """
 
 
@@ -19,7 +19,7 @@ class StructureError(JpruneError, ValueError):
 
 
 class TraceError(JpruneError, ValueError):
-    """A function that the engine cannot couple: an unknown primitive under `strict`, a tied input."""
+    """A function that the engine cannot couple: an unknown primitive, a tied argument."""
 
 
 class FrozenError(StructureError):

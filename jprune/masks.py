@@ -1,6 +1,7 @@
 """Masks and scores: between units and weights, and what is done with them.
 
-Unit masks are `{group: [units]}`, weight masks are trees like the variables. Bool masks keep where True.
+Unit masks are `{group: [units]}`, weight masks are trees like the variables. Bool masks keep
+where True.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,13 +48,14 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
     Args:
         groups: from `trace`.
         unit_masks: {group: [units]}, bool or float; a group that is not named keeps its units.
-        roles: where a unit is masked. `("in",)` removes it exactly for any nonlinearity. A float at several
-            places would multiply several times, so float masks need explicit roles: `("in",)` or
+        roles: where a unit is masked. `("in",)` removes it exactly for any nonlinearity. A float
+            at several places would multiply several times, so float masks need explicit roles:
+                `("in",)` or
             `("scale", "shift")`.
 
     Returns:
-        A tree like the variables, of the masks' type, 1 where nothing is masked. A position that answers
-        to two units (a head and a head dimension) has their conjunction, or product.
+        A tree like the variables, of the masks' type, 1 where nothing is masked. A position that
+        answers to two units (a head and a head dimension) has their conjunction, or product.
 
     Raises:
         StructureError: an unknown group or a wrong length.
@@ -71,7 +73,8 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
     real = any(not jnp.issubdtype(jnp.asarray(m).dtype, jnp.bool_) for m in unit_masks.values())
     if real and tuple(roles) == ROLES:
         raise errors.ArgumentError(
-            "float masks at all roles multiply kernel, scale, shift, statistics and consumer alike. Name "
+            "float masks at all roles multiply kernel, scale, shift, statistics and consumer "
+            "alike. Name "
             'the roles: expand(groups, gates, roles=("in",)) or roles=("scale", "shift").'
         )
     dtype = jnp.result_type(*unit_masks.values()) if real else jnp.bool_
@@ -92,7 +95,8 @@ def _check_units(groups: Groups, by_group: Mapping[str, Any]) -> None:
             )
         if jnp.shape(value)[-1:] != (groups.sizes[name],):
             raise errors.StructureError(
-                f"{name!r} came with shape {jnp.shape(value)}; the group has {groups.sizes[name]} units."
+                f"{name!r} came with shape {jnp.shape(value)}; the group has {groups.sizes[name]} "
+                "units."
             )
 
 
@@ -126,8 +130,8 @@ def leaves_by_path(groups: Groups, tree: PyTree) -> dict[str, Any]:
         leaves = groups.treedef.flatten_up_to(tree)
     except ValueError as error:
         raise errors.StructureError(
-            f"the tree is not like the variables of the traced net: {error}. Pass a whole tree with the "
-            "structure of the variables, None where there is nothing."
+            f"the tree is not like the variables of the traced net: {error}. Pass a whole tree "
+            "with the structure of the variables, None where there is nothing."
         ) from None
     return dict(zip(groups.leaves, leaves))
 
@@ -242,7 +246,8 @@ def map_units(
     Args:
         groups: from `trace`.
         variables: the net's variables.
-        matrices: {group: M [m, units]} with m <= units; position i of the result is sum_j M[i, j] old[j].
+        matrices: {group: M [m, units]} with m <= units; position i of the result is sum_j M[i, j]
+            old[j].
         roles: which places are mapped.
 
     Returns:
@@ -256,8 +261,8 @@ def map_units(
         matrix, count = jnp.asarray(matrices[name]), groups.sizes[name]
         if matrix.ndim != 2 or matrix.shape[1] != count or matrix.shape[0] > count:
             raise errors.StructureError(
-                f"the matrix of {name!r} has shape {matrix.shape}; it must be [m, {count}] with m at "
-                f"most {count}."
+                f"the matrix of {name!r} has shape {matrix.shape}; it must be [m, {count}] with m "
+                f"at most {count}."
             )
         index = _unit_major(place, count)
         along = jnp.moveaxis(leaves[place.leaf], place.axis, 0)
@@ -286,8 +291,8 @@ def apply_masks(variables: Variables, masks: Masks) -> Variables:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> apply_masks({"a": jnp.ones(2), "b": jnp.ones(1)}, {"a": jnp.array([True, False]), "b": None})
-        {'a': Array([1., 0.], dtype=float32), 'b': Array([1.], dtype=float32)}
+        >>> apply_masks({"a": jnp.ones(2), "b": jnp.ones(1)}, {"a": jnp.array([True, False]), "b":
+        None}) {'a': Array([1., 0.], dtype=float32), 'b': Array([1.], dtype=float32)}
     """
     return _masked(variables, masks, lambda value, mask: value * mask.astype(value.dtype))
 
@@ -307,8 +312,8 @@ def _masked(variables: Variables, masks: Masks, product: Callable[..., Any]) -> 
         return _map_masks(one, masks, variables)
     except ValueError as error:
         raise errors.StructureError(
-            f"the masks do not fit the variables: {error}. Masks are a tree like the variables; from unit "
-            "masks, write apply_masks(variables, expand(groups, masks))."
+            f"the masks do not fit the variables: {error}. Masks are a tree like the variables; "
+            "from unit masks, write apply_masks(variables, expand(groups, masks))."
         ) from None
 
 
@@ -333,8 +338,8 @@ def straight_through(fn: Callable[..., Any]) -> Callable[..., Any]:
         fn: `fn(variables, *args)`.
 
     Returns:
-        `fn'(variables, masks, *args)`. The gradient to the weights is that at the masked weights, not masked;
-        the gradient to (float) masks is w * g.
+        `fn'(variables, masks, *args)`. The gradient to the weights is that at the masked weights,
+        not masked; the gradient to (float) masks is w * g.
 
     Example:
         >>> import jax, jax.numpy as jnp

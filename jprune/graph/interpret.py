@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jprune.graph.jaxprs import Equation, Program
+from jprune.graph.jaxprs import Program
 from jprune.graph.labels import AxisLabels, Fixed, Labels
 from jprune.graph.rules import RULES, Context, unknown
 
@@ -57,9 +57,7 @@ def walk(program: Program, frame: Frame):
             yield from walk(body, inner)
 
 
-NestedRule = Callable[
-    [Context, Sequence[AxisLabels]], tuple[list[AxisLabels], tuple[Frame, ...]]
-]
+NestedRule = Callable[[Context, Sequence[AxisLabels]], tuple[list[AxisLabels], tuple[Frame, ...]]]
 
 
 def tie_arrays(context: Context, left: Sequence[AxisLabels], right: Sequence[AxisLabels]) -> None:

@@ -1,8 +1,9 @@
 """Jaxprs as flat lists of equations: the only module that touches `jax.extend`.
 
-JAX nests what a user calls (`jit` around every `jax.numpy` function). `flatten` writes those calls out, so
-that the engine sees one list of equations over integer value ids. Calls that mean more than their body
-(custom derivatives, rematerialisation, control flow) stay one equation with `inner` programs.
+JAX nests what a user calls (`jit` around every `jax.numpy` function). `flatten` writes those
+calls out, so that the engine sees one list of equations over integer value ids. Calls that mean
+more than their body (custom derivatives, rematerialisation, control flow) stay one equation with
+`inner` programs.
 """
 
 import os
@@ -130,7 +131,8 @@ def flatten(jaxpr: Any, inline_remat: bool = False) -> Program:
 
     Args:
         jaxpr: closed or open jaxpr.
-        inline_remat: write out `jax.checkpoint` too (same values, more memory in the backward pass).
+        inline_remat: write out `jax.checkpoint` too (same values, more memory in the backward
+            pass).
     """
     body, constants = opened(jaxpr)
     builder = _Builder(inline_remat)

@@ -1,14 +1,16 @@
 """Labels, ties and their solution.
 
-Every axis of every array carries one label (an integer) per position, or is `Fixed`: its positions are
-no channels and cannot go. Rules *tie* labels that must be the same channel, *freeze* those that must
-stay, and state *products*: label `w[i, j]` lives exactly while its factors `r[i]` and `c[j]` both live (a
-reshape that splits or merges two labelled axes, a grouped convolution).
+Every axis of every array carries one label (an integer) per position, or is `Fixed`: its
+positions are no channels and cannot go. Rules *tie* labels that must be the same channel,
+*freeze* those that must stay, and state *products*: label `w[i, j]` lives exactly while its
+factors `r[i]` and `c[j]` both live (a reshape that splits or merges two labelled axes, a grouped
+convolution).
 
-`Labels.solve` closes ties and products under congruence and names the *atoms*, the labels that everything
-else is a conjunction of. Atoms become units.
+`Labels.solve` closes ties and products under congruence and names the *atoms*, the labels that
+everything else is a conjunction of. Atoms become units.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -136,9 +138,7 @@ class _Solver:
         while before != (state := (self.component.max(initial=-1), len(self.products))):
             before = state
             self.products = [
-                kept
-                for product in self.refined()
-                if (kept := self.simplified(product)) is not None
+                kept for product in self.refined() if (kept := self.simplified(product)) is not None
             ]
             self.congruent()
             self.component = self.components()
@@ -153,7 +153,9 @@ class _Solver:
         for axis, factor in enumerate(factors):
             if factor is not None and np.unique(self.component[factor]).size == 1:
                 # All positions of the axis go together: removing them would remove the whole array.
-                self.frozen.append((factor, Reason("all positions of a split axis are one channel")))
+                self.frozen.append(
+                    (factor, Reason("all positions of a split axis are one channel"))
+                )
                 factors[axis] = None
         varying = [axis for axis, factor in enumerate(factors) if factor is not None]
         if not varying:
@@ -214,7 +216,9 @@ class _Solver:
         for axis, factor in enumerate(product.factors):
             if factor is not None:
                 shape = [-1 if other == axis else 1 for other in range(product.whole.ndim)]
-                spread.append(np.broadcast_to(factor.reshape(shape), product.whole.shape).reshape(-1))
+                spread.append(
+                    np.broadcast_to(factor.reshape(shape), product.whole.shape).reshape(-1)
+                )
         return product.whole.reshape(-1), spread
 
     def congruent(self) -> None:
@@ -284,7 +288,9 @@ class _Solver:
                     changed = True
         return reasons
 
-    def expand(self, rows: dict[int, list[tuple[int, ...]]], reasons: dict[int, Reason]) -> np.ndarray:
+    def expand(
+        self, rows: dict[int, list[tuple[int, ...]]], reasons: dict[int, Reason]
+    ) -> np.ndarray:
         """[components, k] atoms."""
 
         def atoms(component: int) -> set[int]:
@@ -321,7 +327,7 @@ def _common_shape(shapes: set[tuple[int, ...]]) -> tuple[int, ...] | None:
         strides.update(int(np.prod(shape[axis:])) for axis in range(len(shape)))
     ordered = sorted(strides, reverse=True)
     lengths = []
-    for larger, smaller in zip(ordered, ordered[1:]):
+    for larger, smaller in itertools.pairwise(ordered):
         if larger % smaller:
             return None
         lengths.append(larger // smaller)

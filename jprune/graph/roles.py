@@ -1,8 +1,8 @@
 """What every leaf of the variables does: read off the jaxpr, never off names.
 
-Values that depend on no input are followed from the leaves they come from until they meet data. How they
-meet it is the role: a contraction makes a kernel, a product a scale, a sum a shift; a statistic is told
-by the root it goes through (variance) or by its sign (mean).
+Values that depend on no input are followed from the leaves they come from until they meet data.
+How they meet it is the role: a contraction makes a kernel, a product a scale, a sum a shift; a
+statistic is told by the root it goes through (variance) or by its sign (mean).
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,12 @@ Taint = dict[int, frozenset[int]] | None
 
 
 class Contraction(NamedTuple):
-    """A top-level contraction of data with parameters."""
+    """A contraction of data with parameters."""
 
+    program: Program
+    """The whole program, or one nested in it."""
     equation: int
-    """Number of the equation in the program."""
+    """Number of the equation in that program."""
     kernel: int
     """Which operand is the kernel."""
     leaf: int
@@ -47,6 +49,7 @@ class Uses(NamedTuple):
     first: dict[int, int]
     """Leaf -> when it first meets data."""
     contractions: list[Contraction]
+    """In execution order, those of nested programs included."""
     taints: list[Taint]
     """By value id of the top-level program."""
 
@@ -54,20 +57,17 @@ class Uses(NamedTuple):
 class _Walker:
     """Follows parameters through a program and its nested programs."""
 
-    def __init__(self, program: Program, leaves: int, labels: int):
+    def __init__(self, leaves: int, labels: int):
         self.roles: list[set[str]] = [set() for _ in range(leaves)]
         self.contracted, self.surviving, self.meeting = (np.zeros(labels, bool) for _ in range(3))
         self.first: dict[int, int] = {}
         self.contractions: list[Contraction] = []
-        self.top = program
 
     def note(self, taint: Taint, role: str) -> None:
         """These leaves meet data in this role."""
         for leaf, ways in (taint or {}).items():
             self.first.setdefault(leaf, len(self.first))
-            if role == "scale" and any(way & ROOT for way in ways):
-                self.roles[leaf].add("var")
-            elif role == "shift" and any(way & ROOT for way in ways):
+            if role in ("scale", "shift") and any(way & ROOT for way in ways):
                 self.roles[leaf].add("var")
             elif role == "shift" and any(way & NEGATED for way in ways):
                 self.roles[leaf].add("mean")
@@ -76,7 +76,9 @@ class _Walker:
             else:
                 self.roles[leaf].add(role)
 
-    def mark(self, axes: Sequence[AxisLabels], operand: int, contracted: set[int], kept: bool) -> None:
+    def mark(
+        self, axes: Sequence[AxisLabels], operand: int, contracted: set[int], kept: bool
+    ) -> None:
         """Marks the labels of a kernel operand."""
         for position, axis in enumerate(axes[operand]):
             if not isinstance(axis, Fixed):
@@ -121,10 +123,8 @@ class _Walker:
             for side in kernels:
                 self.mark(axes, side, contracted[side], True)
                 self.note(operands[side], "kernel")
-                if program is self.top:
-                    self.contractions.append(
-                        Contraction(number, side, min(operands[side] or {0: frozenset()}))
-                    )
+                leaf = min(operands[side] or {})
+                self.contractions.append(Contraction(program, number, side, leaf))
             if all(operand is None for operand in operands):
                 for side in (0, 1):
                     for position in contracted[side]:
@@ -192,7 +192,7 @@ def combined(equation: Equation, operands: Sequence[Taint]) -> Taint:
 
 
 def contracted_axes(equation: Equation) -> tuple[set[int], set[int]]:
-    """Contracted axes of both operands; the channels of a grouped convolution count as contracted."""
+    """Contracted axes of both operands; channels of a grouped convolution count as contracted."""
     numbers = equation.params["dimension_numbers"]
     if equation.name == "dot_general":
         return set(numbers[0][0]), set(numbers[0][1])
@@ -222,7 +222,7 @@ def uses_of(
         leaves: how many of the inputs are leaves of the variables.
         main_outputs: how many of the outputs count; None for all.
     """
-    walker = _Walker(program, leaves, len(solution.component))
+    walker = _Walker(leaves, len(solution.component))
     inputs: list[Taint] = [{leaf: frozenset({PLAIN})} for leaf in range(leaves)]
     inputs += [None] * (len(program.inputs) - leaves)
     live = reaching(program, program.outputs[:main_outputs])

@@ -1,10 +1,12 @@
 """One short rule per primitive: how labels pass through it, and what it ties.
 
-A rule gets the context (labels, program, equation) and the labels of its operands, and returns those of its
-results. To teach jprune a primitive, write such a function and decorate it with `@rule("name")`; if the
-primitive has shapes among its parameters, `shrink.py` needs a rule of the same name.
+A rule gets the context (labels, program, equation) and the labels of its operands, and returns
+those of its results. To teach jprune a primitive, write such a function and decorate it with
+`@rule("name")`; if the primitive has shapes among its parameters, `shrink.py` needs a rule of the
+same name.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -95,12 +97,13 @@ def unknown(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels
 
 
 ELEMENTWISE = """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type
-    cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow igamma igammac is_finite le lgamma log log1p
-    logistic lt max min mul name ne neg nextafter not optimization_barrier or polygamma population_count
-    pow pvary real reduce_precision regularized_incomplete_beta rem round rsqrt select_n
-    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bitcast_convert_type cbrt ceil clamp complex conj convert_element_type copy copy_p cos
+    cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag
+    integer_pow igamma igammac is_finite le lgamma log log1p logistic lt max min mul name ne
+    neg nextafter not optimization_barrier or polygamma population_count pow pvary real
+    reduce_precision regularized_incomplete_beta rem round rsqrt select_n sharding_constraint
+    shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
     stop_gradient sub tan tanh xor zeta
 """.split()
 
@@ -198,7 +201,7 @@ def split(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
             axis[start:stop] if position == cut and not isinstance(axis, Fixed) else axis
             for position, axis in enumerate(operands[0])
         )
-        for start, stop in zip(offsets, offsets[1:])
+        for start, stop in itertools.pairwise(offsets)
     ]
 
 
@@ -216,7 +219,9 @@ def concatenate(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
         elif all(isinstance(axis, Fixed) for axis in axes):
             result.append(axes[0])
         else:
-            result.append(np.concatenate([labelled(context, i, position, a) for i, a in enumerate(axes)]))
+            result.append(
+                np.concatenate([labelled(context, i, position, a) for i, a in enumerate(axes)])
+            )
     return [tuple(result)]
 
 
@@ -233,9 +238,7 @@ def labelled(context: Context, operand: int, position: int, axis: Axis) -> np.nd
 def pad(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Padding makes new positions with labels of their own; cropping forgets labels."""
     result: list[Axis] = []
-    for position, (axis, (low, high, interior)) in enumerate(
-        zip(operands[0], context.equation.params["padding_config"])
-    ):
+    for axis, (low, high, interior) in zip(operands[0], context.equation.params["padding_config"]):
         if isinstance(axis, Fixed) or not (low or high or interior):
             result.append(axis)
             continue
@@ -276,7 +279,9 @@ def aligned(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int
         return []
     while left:
         first, second = [left.pop(0)], [right.pop(0)]
-        while (a := math.prod(source[i] for i in first)) != (b := math.prod(target[i] for i in second)):
+        while (a := math.prod(source[i] for i in first)) != (
+            b := math.prod(target[i] for i in second)
+        ):
             (first if a < b else second).append((left if a < b else right).pop(0))
         runs.append((first, second))
     return runs
@@ -451,11 +456,13 @@ def elementwise_axes(context: Context, operands: Sequence[AxisLabels]) -> AxisLa
 
 @rule("iota", "random_bits", "random_gamma", "rng_uniform", "empty", "empty2")
 def from_nowhere(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
-    """Arrays that depend on no labelled axis: their positions follow what they are combined with."""
+    """Arrays made from nothing: their positions follow what they are combined with."""
     return [context.fresh(context.out_shape(i)) for i in range(len(context.equation.outputs))]
 
 
-@rule("random_wrap", "random_unwrap", "random_seed", "random_fold_in", "random_split", "threefry2x32")
+@rule(
+    "random_wrap", "random_unwrap", "random_seed", "random_fold_in", "random_split", "threefry2x32"
+)
 def keys(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Random keys are no channels."""
     del operands

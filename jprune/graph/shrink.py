@@ -1,10 +1,11 @@
 """Equations on smaller arrays: a rule for every primitive that has a shape among its parameters.
 
-A program is run again with the labels of its values and the labels that live. An equation whose arrays keep
-their shapes is bound unchanged; others go through a rule here, or are bound unchanged too where the
-primitive reads its shapes off its operands.
+A program is run again with the labels of its values and the labels that live. An equation whose
+arrays keep their shapes is bound unchanged; others go through a rule here, or are bound unchanged
+too where the primitive reads its shapes off its operands.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -73,14 +74,12 @@ def take_positions(value: Any, index: np.ndarray, axis: int) -> Any:
     runs = np.split(index, breaks)
     if len(runs) > 8 or not index.size:
         return jnp.take(value, index, axis)
-    parts = [
-        jax.lax.slice_in_dim(value, int(run[0]), int(run[-1]) + 1, axis=axis) for run in runs
-    ]
+    parts = [jax.lax.slice_in_dim(value, int(run[0]), int(run[-1]) + 1, axis=axis) for run in runs]
     return parts[0] if len(parts) == 1 else jax.lax.concatenate(parts, axis)
 
 
 def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> list[Any]:
-    """Runs a program on the kept part of its arrays; constants are cut here, inputs are cut already.
+    """Runs a program on the kept part of its arrays; the inputs are cut already.
 
     Raises:
         StructureError: a primitive without a rule meets an array that has shrunk.
@@ -121,8 +120,9 @@ def shrunk(step: Step) -> list[Any]:
         # nets see the same numbers, then cut.
         return [take(v, keep) for v, keep in zip(bind(equation, step.values), step.out_keeps)]
     raise errors.StructureError(
-        f"slim met the primitive {equation.name!r} ({describe(step.program, equation)}) on an array that "
-        "has shrunk, and has no rule for it. Add one to jprune.graph.shrink, or freeze the group."
+        f"slim met the primitive {equation.name!r} ({describe(step.program, equation)}) on an "
+        "array that has shrunk, and has no rule for it. Add one to jprune.graph.shrink, or freeze "
+        "the group."
     )
 
 
@@ -208,7 +208,7 @@ def split(step: Step) -> list[Any]:
     value = step.values[0]
     return [
         jax.lax.slice_in_dim(value, start, stop, axis=axis)
-        for start, stop in zip(offsets, offsets[1:])
+        for start, stop in itertools.pairwise(offsets)
     ]
 
 
@@ -224,7 +224,11 @@ def pad(step: Step) -> list[Any]:
             plain[axis] = config
             value = jax.lax.pad(value, filling, plain)
         elif config != (0, 0, 0):
-            keep = np.ones(step.program.shape(step.equation.outputs[0])[axis], bool) if keep is None else keep
+            keep = (
+                np.ones(step.program.shape(step.equation.outputs[0])[axis], bool)
+                if keep is None
+                else keep
+            )
             value = _pad_kept(value, filling, axis, config, full, keep, step.in_keeps[0][axis])
     return [value]
 

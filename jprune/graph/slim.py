@@ -17,7 +17,8 @@ def check_masks(groups: Groups, masks: Mapping[str, Any]) -> dict[str, np.ndarra
     """Unit masks as NumPy arrays; a group that is not named keeps all its units.
 
     Raises:
-        StructureError: an unknown group, a wrong length, a mask that is not bool, or an emptied group.
+        StructureError: an unknown group, a wrong length, a mask that is not bool, or an emptied
+            group.
     """
     result = {name: np.ones(size, bool) for name, size in groups.sizes.items()}
     for name, mask in masks.items():
@@ -34,8 +35,8 @@ def check_masks(groups: Groups, masks: Mapping[str, Any]) -> dict[str, np.ndarra
         array = np.asarray(mask)
         if array.dtype != bool:
             raise errors.StructureError(
-                f"the mask of {name!r} has type {array.dtype}; unit masks are bool, True keeps. Write "
-                "mask > 0, or use jprune.gated for real gates."
+                f"the mask of {name!r} has type {array.dtype}; unit masks are bool, True keeps. "
+                "Write mask > 0, or use jprune.gated for real gates."
             )
         if not array.any():
             raise errors.StructureError(
@@ -68,16 +69,16 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
     Args:
         groups: of the net, from `trace`.
         masks: {group: bool [units]}.
-        tree: the variables, one of their collections, or anything that repeats their paths: gradients,
-            an optimizer state, the new statistics of a training step.
+        tree: the variables, one of their collections, or anything that repeats their paths:
+            gradients, an optimizer state, the new statistics of a training step.
 
     Returns:
-        The tree with smaller arrays. Leaves whose path is not one of the variables' (a step counter) and
-        scalars are returned as they are.
+        The tree with smaller arrays. Leaves whose path is not one of the variables' (a step
+        counter) and scalars are returned as they are.
 
     Raises:
-        StructureError: masks of another net, or a leaf of a shape that is neither that of its variable
-            nor a scalar.
+        StructureError: masks of another net, or a leaf of a shape that is neither that of its
+            variable nor a scalar.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, jprune
@@ -104,8 +105,9 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
             if np.size(leaf) == 1:
                 return leaf
             raise errors.StructureError(
-                f"the leaf {'/'.join(parts)} has shape {np.shape(leaf)}; it stands for {path}, whose "
-                f"shape is {full}. slim_params takes trees of dense arrays, not slim or factored ones."
+                f"the leaf {'/'.join(parts)} has shape {np.shape(leaf)}; it stands for {path}, "
+                f"whose shape is {full}. slim_params takes trees of dense arrays, not slim or "
+                "factored ones."
             )
         return take(leaf, tuple(keeps[path]))
 
@@ -127,8 +129,8 @@ def _match(parts: tuple[str, ...], names: dict, by_ending: dict) -> str | None:
 def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., Any]:
     """The network on the kept units: a pure function of the slim variables.
 
-    The function re-traces `fn` for every new shape of its arguments, so wrap it in `jax.jit`. It composes
-    with `jit`, `grad`, `vmap` and `export`; custom derivatives are those of `fn`.
+    The function re-traces `fn` for every new shape of its arguments, so wrap it in `jax.jit`. It
+    composes with `jit`, `grad`, `vmap` and `export`; custom derivatives are those of `fn`.
 
     Args:
         fn: the function that was traced, or its training-mode twin (same variables).
@@ -159,11 +161,10 @@ def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., 
             jax.ShapeDtypeStruct(shape.shape, leaf.dtype)
             for shape, leaf in zip(groups.leaves.values(), leaves)
         ]
-        coupling = couple(fn, jax.tree.unflatten(groups.treedef, full), *args)
+        everything = jax.tree.unflatten(groups.treedef, full)
+        coupling = couple(fn, everything, *args, freeze_outputs=False)
         alive = Alive(coupling.solution, alive_atoms(coupling, keeps))
-        results = run(
-            coupling.program, coupling.frame, alive, [*leaves, *jax.tree.leaves(args)]
-        )
+        results = run(coupling.program, coupling.frame, alive, [*leaves, *jax.tree.leaves(args)])
         return jax.tree.unflatten(jax.tree.structure(coupling.output), results)
 
     return slim_fn
@@ -187,8 +188,8 @@ def check_slim(groups: Groups, keeps: Mapping[str, list], variables: Any) -> lis
         expected = tuple(n if k is None else int(k.sum()) for n, k in zip(full, keeps[path]))
         if np.shape(leaf) != expected:
             raise errors.StructureError(
-                f"{path} has shape {np.shape(leaf)}; these masks make it {expected} of {full}. Pass "
-                "slim_params(groups, masks, variables) with the same masks."
+                f"{path} has shape {np.shape(leaf)}; these masks make it {expected} of {full}. "
+                "Pass slim_params(groups, masks, variables) with the same masks."
             )
     return list(found.values())
 
@@ -229,7 +230,8 @@ def _explain(solution: Solution, path: str, number: int, axis: np.ndarray, posit
     if reason is not None:
         raise errors.FrozenError(
             f"the masks remove position {position} on axis {number} of {path}, which this function "
-            f"freezes: {reason.text} ({reason.equation or 'no equation'}, {reason.source or 'no line'})."
+            f"freezes: {reason.text} ({reason.equation or 'no equation'}, "
+            f"{reason.source or 'no line'})."
         )
     raise errors.StructureError(
         f"position {position} on axis {number} of {path} is tied to channels that the masks treat "

@@ -49,6 +49,7 @@ def couple(
     *args: Any,
     has_aux: bool = False,
     inline_remat: bool = False,
+    freeze_outputs: bool = True,
 ) -> Coupling:
     """Interprets `fn(variables, *args)` with labels; arrays or shapes do.
 
@@ -71,11 +72,29 @@ def couple(
     if has_aux:
         main = main[: len(jax.tree.leaves(output[0]))]
     makers = {value: e for e in program.equations for value in e.outputs}
-    for value in main:
+    for value in main if freeze_outputs else ():
         for axis in frame.labels[value]:
             if not isinstance(axis, Fixed):
                 labels.freeze(axis, _output_reason(program, makers.get(value)))
     return Coupling(program, frame, labels.solve(), output, paths, names)
+
+
+def check_leaves(groups: Groups, variables: Any) -> list[Any]:
+    """The leaves of full variables, in order.
+
+    Raises:
+        StructureError: other leaves or shapes than the traced net has.
+    """
+    found = leaf_paths(variables)
+    for path in {**groups.leaves, **found}:
+        expected = groups.leaves[path].shape if path in groups.leaves else "nothing"
+        shape = np.shape(found[path]) if path in found else "nothing"
+        if shape != expected:
+            raise errors.StructureError(
+                f"at {path} the variables have {shape}; the traced net has {expected}. Pass the "
+                "variables of the net that was traced, not slim ones."
+            )
+    return list(found.values())
 
 
 def _output_reason(program: Program, equation: Equation | None) -> Reason:
@@ -100,15 +119,16 @@ def trace(
         variables: tree of everything that must shrink, statistics included; shapes are enough.
         *args: inputs, arrays or shapes; one example is enough.
         has_aux: `fn` returns `(out, aux)`, and `aux` (new statistics) freezes nothing.
-        freeze: names of groups, or paths of leaves, whose units must stay.
+        freeze: names of groups whose units must stay, or paths of leaves (other than the first
+            producer, which names its group) on which they stand.
         strict: an unknown primitive is an error and not a frozen axis.
 
     Returns:
         The groups, host-side and static.
 
     Raises:
-        TraceError: a primitive has no rule and `strict` is set; an extra argument is tied to a channel;
-            `fn` does not take these variables.
+        TraceError: a primitive has no rule and `strict` is set; an extra argument is tied to a
+            channel; `fn` does not take these variables.
         ArgumentError: `freeze` names neither a group nor a leaf.
 
     Example:
@@ -118,7 +138,7 @@ def trace(
         >>> trace(fn, shapes, jnp.zeros((1, 3))).sizes
         {'first': 5}
     """
-    coupling = couple(fn, variables, *args, has_aux=has_aux)
+    coupling = couple(fn, variables, *args, has_aux=has_aux, inline_remat=True)
     if strict:
         check_known(coupling)
     main = len(jax.tree.leaves(coupling.output[0])) if has_aux else None
@@ -136,7 +156,7 @@ def trace(
         treedef=jax.tree.structure(variables),
     )
     groups = _without(groups, tuple(freeze))
-    return groups._replace(sites=find_sites(coupling, groups))
+    return groups._replace(sites=find_sites(coupling, uses, groups))
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -153,8 +173,10 @@ def check_known(coupling: Coupling) -> None:
         if equation.name not in RULES and not equation.inner:
             raise errors.TraceError(
                 f"no rule for the primitive {equation.name!r} ({describe(program, equation)}) at "
-                f"{user_line(equation.traceback) or 'an unknown line'}. Trace without strict=True to "
-                f'freeze what it touches, or add a rule with jprune.graph.rules.rule("{equation.name}").'
+                f"{user_line(equation.traceback) or 'an unknown line'}. Trace without strict=True "
+                "to "
+                "freeze what it touches, or add a rule with "
+                f'jprune.graph.rules.rule("{equation.name}").'
             )
 
 
@@ -176,7 +198,8 @@ def _check_arguments(coupling: Coupling, uses: Uses) -> None:
         if value in kernels or (rank == 1 and name in tied):
             raise errors.TraceError(
                 f"the extra argument {name} of shape {coupling.program.shape(value)} is tied to a "
-                "parameter's channel, so it must shrink with it. Put everything that must shrink into "
+                "parameter's channel, so it must shrink with it. Put everything that must shrink "
+                "into "
                 'the first argument, for example {"params": ..., "stats": ...}.'
             )
 
@@ -202,7 +225,7 @@ def _names_tied_to_channels(coupling: Coupling, uses: Uses) -> set[str]:
 
 
 def _axis_roles(coupling: Coupling, uses: Uses, leaf: int, axis: np.ndarray) -> tuple[str, ...]:
-    """Roles of one axis of a leaf; a kernel's axis is on its output side, its input side, or both."""
+    """Roles of one axis of a leaf; a kernel's axis is on its output side, its input, or both."""
     roles = set(uses.roles[leaf])
     if "kernel" not in roles:
         return tuple(role for role in ROLES if role in roles)
@@ -331,8 +354,7 @@ def _frozen(coupling: Coupling, uses: Uses) -> list[Frozen]:
                 if reason is not None and reason != SPATIAL.reason:
                     by_reason[reason] = by_reason.get(reason, 0) + positions
             found += [
-                Frozen(path, number, positions, *reason)
-                for reason, positions in by_reason.items()
+                Frozen(path, number, positions, *reason) for reason, positions in by_reason.items()
             ]
     return found
 
@@ -345,10 +367,11 @@ def _without(groups: Groups, frozen: tuple[str, ...]) -> Groups:
             f"freeze={list(frozen)} names {unknown[0]!r}, which is neither a group nor a leaf. "
             f"Groups: {', '.join(groups.names) or 'none'}."
         )
+    leaves = set(frozen) - set(groups.sizes)
     gone = {
         name
         for name, places in groups.places.items()
-        if name in frozen or any(place.leaf in frozen for place in places)
+        if name in frozen or any(place.leaf in leaves for place in places)
     }
     records = [
         Frozen(p.leaf, p.axis, int((p.units >= 0).sum()), "frozen by the caller", "", "", "", "")

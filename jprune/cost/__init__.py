@@ -1,0 +1,12 @@
+"""What a network costs, as a function of masks, widths or gates.
+
+`cost` counts once; `cost_model` gives a function for allocators and for penalties (jittable,
+differentiable). Read `counts.py` first: how many positions of an axis live; then `model.py`.
+
+Latency that is measured on a device does not belong here but to `jprune.measure`; a table of it
+can be plugged in as `per_equation`.
+"""
+
+from jprune.cost.model import Term, bytes_moved, cost, cost_model, macs
+
+__all__ = ["Term", "bytes_moved", "cost", "cost_model", "macs"]

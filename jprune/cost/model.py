@@ -1,0 +1,282 @@
+"""`cost` and `cost_model`: parameters, multiply-accumulates and bytes of a network."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import Cost, CostModel, Groups, Masks
+from jprune.cost.counts import Count, Counter, as_gates
+from jprune.graph.interpret import Frame
+from jprune.graph.jaxprs import Equation, Program
+from jprune.graph.roles import CONTRACTIONS, Uses, contracted_axes, uses_of
+from jprune.graph.trace import Coupling, check_leaves, couple, trace
+
+STATISTICS = {"mean", "var", "state"}
+
+
+class Term(NamedTuple):
+    """One contraction, for one example; widths are what the gates leave of them."""
+
+    layer: str
+    """Path of the kernel; empty for a contraction of two activations."""
+    positions: Any
+    """Output positions times window."""
+    inputs: Any
+    """Width of the contracted axis (of one group, for grouped convolutions)."""
+    outputs: Any
+    """Width of the kernel's output axis."""
+    read: Any
+    """Elements of the data operand."""
+    written: Any
+    """Elements of the result."""
+    weights: Any
+    """Elements of the kernel operand."""
+
+
+def macs(term: Term) -> Any:
+    """Multiply-accumulates of a contraction."""
+    return term.positions * term.inputs * term.outputs
+
+
+def bytes_moved(term: Term, itemsize: int = 4) -> Any:
+    """Bytes that a contraction reads and writes once: operands and result."""
+    return (term.read + term.written + term.weights) * itemsize
+
+
+class _Contraction(NamedTuple):
+    """Counts of the axes of a contraction."""
+
+    layer: str
+    leaf: int
+    times: float
+    """How often it runs, over the number of examples."""
+    constant: int
+    """Window positions."""
+    positions: tuple[Count, ...]
+    inputs: tuple[Count, ...]
+    outputs: tuple[Count, ...]
+    read: tuple[Count, ...]
+    written: tuple[Count, ...]
+    weights: tuple[Count, ...]
+    examples: int
+
+    def term(self, gates: Mapping[str, Any]) -> Term:
+        product = lambda counts: math.prod(count.of(gates) for count in counts)
+        return Term(
+            self.layer,
+            self.times * self.constant * product(self.positions),
+            product(self.inputs),
+            product(self.outputs),
+            self.times * product(self.read),
+            self.times * product(self.written),
+            self.times * self.examples * product(self.weights),
+        )
+
+    @property
+    def groups(self) -> frozenset[str]:
+        counts = (*self.positions, *self.inputs, *self.outputs)
+        return frozenset[str]().union(*(count.groups for count in counts))
+
+
+def cost_model(
+    fn: Callable[..., Any],
+    variables: Any,
+    *args: Any,
+    groups: Groups,
+    per_equation: Callable[[Term], Any] = macs,
+) -> CostModel:
+    """A function from masks to cost.
+
+    Args:
+        fn: the network, in inference mode.
+        variables: its variables, or their shapes.
+        *args: inputs; counts are divided by the leading length of the first one (its batch).
+        groups: from `trace`.
+        per_equation: `Term -> number`, summed over contractions as `Cost.macs`. An energy or
+            latency table plugs in here.
+
+    Returns:
+        `model(given) -> Cost`. `given` is unit masks or real gates {group: [n]}, real widths
+        {group: scalar}, or a tree of weight masks like the variables; groups that are not named
+            are whole. Jittable, and
+        differentiable in gates and widths. Contractions in a `scan` count once per turn, in a
+        `while` once.
+
+    Raises:
+        StructureError: masks of another net (when called).
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.zeros((3, 5)), "second": jnp.zeros((5, 2))}
+        >>> x = jnp.zeros((1, 3))
+        >>> model = cost_model(fn, variables, x, groups=jprune.trace(fn, variables, x))
+        >>> float(model({}).macs), float(model({"first": 2}).macs)
+        (25.0, 10.0)
+    """
+    check_leaves(groups, variables)
+    coupling = couple(fn, variables, *args, inline_remat=True, freeze_outputs=False)
+    uses = uses_of(coupling.program, coupling.frame, coupling.solution, len(coupling.paths))
+    counter = Counter(coupling, groups)
+    contractions = _contractions(coupling, uses, counter, _examples(args))
+    leaf_counts = _leaf_counts(coupling, uses, counter)
+
+    def model(given: Any) -> Cost:
+        if isinstance(given, Mapping) and set(given) <= set(groups.sizes):
+            gates = as_gates(groups.sizes, given)
+            densities = None
+            params = sum(
+                (math.prod(count.of(gates) for count in counts) for counts in leaf_counts.values()),
+                0,
+            )
+        else:
+            gates = as_gates(groups.sizes, {})
+            kept = _kept(groups, given)
+            sizes = {path: math.prod(leaf.shape) for path, leaf in groups.leaves.items()}
+            densities = {path: kept[path] / max(1, sizes[path]) for path in sizes}
+            params = sum((kept[coupling.paths[leaf]] for leaf in leaf_counts), 0)
+        total: Any = 0
+        moved: Any = 0
+        by_group: dict[str, Any] = dict.fromkeys(groups.names, 0)
+        for contraction in contractions:
+            term = contraction.term(gates)
+            value = per_equation(term)
+            if densities is not None and contraction.leaf >= 0:
+                value = value * densities[coupling.paths[contraction.leaf]]
+            total = total + value
+            moved = moved + bytes_moved(term)
+            for name in contraction.groups:
+                by_group[name] = by_group[name] + value
+        return Cost(params, total, moved, by_group)
+
+    return model
+
+
+def cost(
+    fn: Callable[..., Any],
+    variables: Any,
+    *args: Any,
+    groups: Groups | None = None,
+    masks: Masks | None = None,
+) -> Cost:
+    """What a network costs, for one example; see `cost_model` for what is counted.
+
+    Args:
+        fn: the network, in inference mode.
+        variables: its variables, or their shapes.
+        *args: inputs.
+        groups: from `trace`; traced here if needed.
+        masks: unit masks or weight masks; None for the network as it is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cost(lambda v, x: x @ v["w"], {"w": jnp.zeros((3, 2))}, jnp.zeros((7, 3)))[:2]
+        (6, 6.0)
+    """
+    if groups is None:
+        groups = trace(fn, variables, *args)
+    return cost_model(fn, variables, *args, groups=groups)({} if masks is None else masks)
+
+
+def _examples(args: tuple[Any, ...]) -> int:
+    leaves = [leaf for leaf in jax.tree.leaves(args) if np.ndim(leaf)]
+    return int(np.shape(leaves[0])[0]) if leaves else 1
+
+
+def _kept(groups: Groups, masks: Any) -> dict[str, Any]:
+    """{path: weights kept} under weight masks; a None mask keeps its leaf."""
+    try:
+        leaves = groups.treedef.flatten_up_to(masks)
+    except ValueError:
+        raise errors.StructureError(
+            f"the masks are neither {{group: ...}} for the groups {', '.join(groups.names)} nor a "
+            "tree like the variables: they are of another net."
+        ) from None
+    return {
+        path: math.prod(leaf.shape) if mask is None else jnp.sum(mask)
+        for (path, leaf), mask in zip(groups.leaves.items(), leaves)
+    }
+
+
+def _leaf_counts(coupling: Coupling, uses: Uses, counter: Counter) -> dict[int, tuple[Count, ...]]:
+    """Counts of the axes of every parameter: no statistics, no leaf that nothing reads."""
+    return {
+        leaf: tuple(
+            counter.axis(axis, length)
+            for axis, length in zip(
+                coupling.leaf_axes(leaf), coupling.program.shape(coupling.program.inputs[leaf])
+            )
+        )
+        for leaf in range(len(coupling.paths))
+        if uses.roles[leaf] and not uses.roles[leaf] <= STATISTICS
+    }
+
+
+def _contractions(
+    coupling: Coupling, uses: Uses, counter: Counter, examples: int
+) -> list[_Contraction]:
+    kernels = {(id(c.program), c.equation): c for c in uses.contractions}
+    found = []
+    for program, frame, number, times in _walk(coupling.program, coupling.frame, 1):
+        equation = program.equations[number]
+        if equation.name not in CONTRACTIONS:
+            continue
+        use = kernels.get((id(program), number))
+        side = 1 if use is None else use.kernel
+        counts = [
+            tuple(counter.axis(a, n) for a, n in zip(frame.labels[value], program.shape(value)))
+            for value in (*equation.inputs, *equation.outputs)
+        ]
+        positions, inputs, outputs, window = _parts(program, equation, side, counts)
+        found.append(
+            _Contraction(
+                "" if use is None else coupling.paths[use.leaf],
+                -1 if use is None else use.leaf,
+                times / examples,
+                window,
+                positions,
+                inputs,
+                outputs,
+                counts[1 - side],
+                counts[2],
+                counts[side],
+                examples if use is not None else 1,
+            )
+        )
+    return found
+
+
+def _walk(program: Program, frame: Frame, times: int):
+    """(program, frame, equation number, how often it runs), nested programs included."""
+    for number, equation in enumerate(program.equations):
+        yield program, frame, number, times
+        inner = times * (equation.params["length"] if equation.name == "scan" else 1)
+        bodies = list(zip(equation.inner, frame.inner.get(number, ())))
+        # Of the branches of a condition one runs; they mostly cost the same, so the last is
+        # counted.
+        for body, body_frame in bodies[-1:] if equation.name == "cond" else bodies:
+            yield from _walk(body, body_frame, inner)
+
+
+def _parts(program: Program, equation: Equation, side: int, counts: list[tuple[Count, ...]]):
+    """Counts of positions, contracted axes and kernel output axes, and the window."""
+    contracted = contracted_axes(equation)
+    numbers = equation.params["dimension_numbers"]
+    inputs = tuple(counts[side][axis] for axis in sorted(contracted[side]))
+    if equation.name == "conv_general_dilated":
+        kernel_shape = program.shape(equation.inputs[1])
+        window = math.prod(kernel_shape[axis] for axis in numbers.rhs_spec[2:])
+        places = (numbers.out_spec[0], *numbers.out_spec[2:])
+        positions = tuple(counts[2][axis] for axis in places)
+        return positions, inputs, (counts[1][numbers.rhs_spec[0]],), window
+    shared = (contracted[side], set(numbers[1][side]))
+    outputs = tuple(c for axis, c in enumerate(counts[side]) if not any(axis in s for s in shared))
+    positions = tuple(
+        c for axis, c in enumerate(counts[1 - side]) if axis not in contracted[1 - side]
+    )
+    return positions, inputs, outputs, 1

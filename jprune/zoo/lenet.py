@@ -1,0 +1,76 @@
+"""The two LeNets of the pruning papers.
+
+References:
+    LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, 1998.
+    The 20-50-500 form is that of Caffe's MNIST example (Jia et al., 2014, arXiv:1408.5093).
+"""
+
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jprune.zoo import layers
+
+
+class LeNet300(nnx.Module):
+    """LeNet-300-100: dense layers of 300, 100 and `classes`, ReLU between. 266,610 parameters on MNIST.
+
+    Args:
+        classes: number of outputs.
+        shape: (height, width, channels) of an image; any.
+        dtype: compute type.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.fc1 = layers.dense(math.prod(shape), 300, dtype, rngs)
+        self.fc2 = layers.dense(300, 100, dtype, rngs)
+        self.fc3 = layers.dense(100, classes, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+        """Logits of a batch."""
+        x = x.reshape(x.shape[0], -1)
+        x = nnx.relu(self.fc1(x))
+        x = nnx.relu(self.fc2(x))
+        return self.fc3(x)
+
+
+class LeNet5(nnx.Module):
+    """LeNet-5 as in Caffe: conv 20, pool, conv 50, pool, fc 500, ReLU, fc. 431,080 parameters on MNIST.
+
+    Convolutions are 5 x 5 without padding, pools take the maximum of 2 x 2. Caffe's net, and with it
+    the figures of most papers, has **no** ReLU after the convolutions; that is the default here.
+
+    Args:
+        classes: number of outputs.
+        shape: (height, width, channels) of an image; at least 16 x 16.
+        dtype: compute type.
+        rngs: source of the initial values.
+        conv_relu: ReLU after both convolutions. Methods that count zero activations of a convolution
+            (Network Trimming, [6]) need it.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        shape: tuple[int, int, int],
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        conv_relu: bool = False,
+    ):
+        layers.require_side("lenet5", shape, 16, "lenet300 or resnet8")
+        height, width = (((side - 4) // 2 - 4) // 2 for side in shape[:2])
+        self.conv1 = layers.conv(shape[2], 20, 5, dtype, rngs, padding="VALID", bias=True)
+        self.conv2 = layers.conv(20, 50, 5, dtype, rngs, padding="VALID", bias=True)
+        self.fc1 = layers.dense(height * width * 50, 500, dtype, rngs)
+        self.fc2 = layers.dense(500, classes, dtype, rngs)
+        self.activation = nnx.relu if conv_relu else nnx.identity
+
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+        """Logits of a batch."""
+        x = layers.max_pool(self.activation(self.conv1(x)))
+        x = layers.max_pool(self.activation(self.conv2(x)))
+        x = x.reshape(x.shape[0], -1)
+        return self.fc2(nnx.relu(self.fc1(x)))

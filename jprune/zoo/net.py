@@ -1,0 +1,76 @@
+"""What a net is, and how a Flax module becomes one.
+
+Everything that jprune does to a net it does to pure functions of a tree of arrays. This file is the only
+one that knows how to get such functions out of Flax NNX.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jprune.base import PyTree, Variables
+
+
+class Net(NamedTuple):
+    """A network as pure functions of `variables = {"params": ..., "stats": ...}`.
+
+    `params` are trained; `stats` are batch-norm statistics, `{}` where there are none. Both are nested
+    dicts of arrays. Images are [batch, height, width, channels], float32. Nothing is jitted: wrap `fn` in
+    `jax.jit` where you use it.
+    """
+
+    name: str
+    init: Callable[[jax.Array], Variables]
+    """`init(key) -> variables`, float32."""
+    fn: Callable[[Variables, Any], jax.Array]
+    """`fn(variables, x) -> logits [batch, classes]`, float32, in inference mode."""
+    train_fn: Callable[[Variables, Any, jax.Array], tuple[jax.Array, PyTree]]
+    """`train_fn(variables, x, key) -> (logits, stats)`: in training mode, with the statistics after this
+    batch in the structure of `variables["stats"]`. `key` is for nets that draw (dropout)."""
+    example: jax.ShapeDtypeStruct
+    """Shape and type of the input for one image, batch axis 1 included."""
+
+
+def from_module(
+    name: str, make: Callable[[nnx.Rngs], nnx.Module], shape: tuple[int, int, int]
+) -> Net:
+    """Turns a Flax NNX module into pure functions.
+
+    Args:
+        name: of the net.
+        make: `make(rngs) -> module`. The module is called with images alone, holds nothing but
+            `nnx.Param` and `nnx.BatchStat`, and draws no random numbers when called.
+        shape: (height, width, channels) of one image.
+
+    Returns:
+        The net. Neither `make` nor the module is run on real arrays before `init`.
+
+    Example:
+        >>> net = from_module("line", lambda rngs: nnx.Linear(3, 2, rngs=rngs), (4, 4, 3))
+        >>> jax.tree.map(jnp.shape, net.init(jax.random.key(0)))
+        {'params': {'bias': (2,), 'kernel': (3, 2)}, 'stats': {}}
+    """
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    module.eval()
+    inference = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
+    module.train()
+    training = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
+
+    def init(key: jax.Array) -> Variables:
+        _, params, stats = nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
+        return {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
+
+    def fn(variables: Variables, x: Any) -> jax.Array:
+        run = nnx.merge(inference, variables["params"], variables["stats"])
+        return run(x).astype(jnp.float32)
+
+    def train_fn(variables: Variables, x: Any, key: jax.Array) -> tuple[jax.Array, PyTree]:
+        del key  # no net of the zoo draws; the argument is part of the protocol
+        run = nnx.merge(training, variables["params"], variables["stats"])
+        logits = run(x).astype(jnp.float32)
+        return logits, nnx.to_pure_dict(nnx.state(run, nnx.BatchStat))
+
+    return Net(name, init, fn, train_fn, jax.ShapeDtypeStruct((1, *shape), jnp.float32))

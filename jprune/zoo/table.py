@@ -1,0 +1,138 @@
+"""The names of the nets, and `build`."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jprune import errors
+from jprune.zoo.lenet import LeNet5, LeNet300
+from jprune.zoo.net import Net, from_module
+from jprune.zoo.resnet import CifarResNet
+from jprune.zoo.vgg import VGG16
+
+NETS: dict[str, Callable[..., nnx.Module]] = {
+    "lenet300": LeNet300,
+    "lenet5": LeNet5,
+    "vgg16": VGG16,
+    "resnet8": partial(CifarResNet, depth=8),
+    "resnet20": partial(CifarResNet, depth=20),
+    "resnet32": partial(CifarResNet, depth=32),
+    "resnet44": partial(CifarResNet, depth=44),
+    "resnet56": partial(CifarResNet, depth=56),
+    "resnet110": partial(CifarResNet, depth=110),
+}
+COMMON = ("classes", "shape", "dtype", "rngs")
+
+
+def names() -> tuple[str, ...]:
+    """Names that `build` and the command line take.
+
+    Example:
+        >>> names()[:3]
+        ('lenet300', 'lenet5', 'vgg16')
+    """
+    return tuple(NETS)
+
+
+def options(name: str) -> tuple[str, ...]:
+    """Names of the options that a net takes beyond those of every net.
+
+    Example:
+        >>> options("resnet20")
+        ('shortcut', 'width')
+    """
+    maker = _maker(name)
+    fixed = maker.keywords if isinstance(maker, partial) else {}
+    return tuple(
+        option
+        for option in inspect.signature(maker).parameters
+        if option not in COMMON and option not in fixed
+    )
+
+
+def build(
+    name: str,
+    classes: int = 10,
+    shape: tuple[int, int, int] = (32, 32, 3),
+    dtype: Any = jnp.float32,
+    **chosen: Any,
+) -> Net:
+    """Builds a net of the zoo.
+
+    Args:
+        name: one of `names()`.
+        classes: number of outputs.
+        shape: (height, width, channels) of one image.
+        dtype: compute type, float32 or bfloat16. Parameters, statistics and logits are float32.
+        **chosen: options of the family, such as `shortcut="B"`; `options(name)` lists them and the
+            family's class explains them.
+
+    Returns:
+        The net.
+
+    Raises:
+        ArgumentError: an unknown name or option, a type that is none of the two, or images that the net
+            cannot take.
+
+    Example:
+        >>> net = build("resnet8", shape=(8, 8, 1))
+        >>> net.example.shape
+        (1, 8, 8, 1)
+    """
+    maker = _maker(name)
+    unknown = sorted(set(chosen) - set(options(name)))
+    if unknown:
+        raise errors.ArgumentError(
+            f"{name} has no option {', '.join(unknown)}; it takes "
+            f"{', '.join(options(name)) or 'none beyond classes, shape and dtype'}."
+        )
+    if classes < 1:
+        raise errors.ArgumentError(f"{name} got classes={classes}; write the number of outputs.")
+    shape = check_shape(shape)
+    make = partial(maker, classes=classes, shape=shape, dtype=check_dtype(dtype), **chosen)
+    return from_module(name, lambda rngs: make(rngs=rngs), shape)
+
+
+def check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The shape of an image, if it is one.
+
+    Raises:
+        ArgumentError: it is not three positive integers.
+    """
+    if len(shape) != 3 or any(side < 1 for side in shape):
+        raise errors.ArgumentError(
+            f"shape={tuple(shape)} is no image; write (height, width, channels), such as (32, 32, 3)."
+        )
+    height, width, channels = shape
+    return int(height), int(width), int(channels)
+
+
+def check_dtype(dtype: Any) -> jnp.dtype:
+    """The compute type, if it is one.
+
+    Raises:
+        ArgumentError: it is neither float32 nor bfloat16.
+    """
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        raise errors.ArgumentError(
+            f"dtype={dtype} is no compute type of the zoo; write jnp.float32 or jnp.bfloat16 "
+            "(parameters stay float32 with both)."
+        )
+    return jnp.dtype(dtype)
+
+
+def _maker(name: str) -> Callable[..., nnx.Module]:
+    """The constructor behind a name."""
+    if name not in NETS:
+        near = difflib.get_close_matches(str(name), NETS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise errors.ArgumentError(
+            f"There is no net {name!r}; {hint}The zoo has {', '.join(NETS)}. For a net of your own write "
+            "module:callable."
+        )
+    return NETS[name]
