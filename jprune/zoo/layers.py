@@ -5,11 +5,11 @@ Parameters and statistics are float32 whatever the compute type is.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from jprune import errors
 
@@ -23,8 +23,8 @@ class BatchNorm(nnx.BatchNorm):
     two to three digits of the mean.
     """
 
-    def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-        """Normalises over all axes but the last."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., channels] -> the same, normalised over all axes but the last."""
         return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -45,7 +45,7 @@ def conv(
     padding: str | int | None = None,
     bias: bool = False,
 ) -> nnx.Conv:
-    """A square convolution; by default the same padding of `size // 2` on all sides, as in PyTorch."""
+    """A square convolution; unless told otherwise it pads `size // 2` on all sides."""
     return nnx.Conv(
         inputs,
         outputs,
@@ -65,18 +65,18 @@ def dense(inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Li
     return nnx.Linear(inputs, outputs, kernel_init=HE, dtype=dtype, rngs=rngs)
 
 
-def max_pool(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h/2 w/2 c"]:
-    """The largest of every 2 x 2 pixels."""
-    return nnx.max_pool(x, (2, 2), strides=(2, 2))
+def max_pool(x: jax.Array, size: int = 2, padding: Any = "VALID") -> jax.Array:
+    """[batch, h, w, c] -> [batch, h // 2, w // 2, c], the largest of `size` x `size` pixels."""
+    return nnx.max_pool(x, (size, size), strides=(2, 2), padding=padding)
 
 
-def average_pool(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h/2 w/2 c"]:
-    """The mean of every 2 x 2 pixels."""
+def average_pool(x: jax.Array) -> jax.Array:
+    """[batch, h, w, c] -> [batch, h // 2, w // 2, c], the mean of every 2 x 2 pixels."""
     return nnx.avg_pool(x, (2, 2), strides=(2, 2))
 
 
-def global_average(x: Float[Array, "batch h w c"]) -> Float[Array, "batch c"]:
-    """The mean over all pixels."""
+def global_average(x: jax.Array) -> jax.Array:
+    """[batch, h, w, c] -> [batch, c], the mean over all pixels."""
     return jnp.mean(x, axis=(1, 2))
 
 
@@ -93,7 +93,7 @@ def number(module: nnx.Module, name: str, children: Iterable[nnx.Module]) -> tup
     return tuple(names)
 
 
-def chain(module: nnx.Module, names: Sequence[str], x: Array) -> Array:
+def chain(module: nnx.Module, names: Sequence[str], x: jax.Array) -> jax.Array:
     """Calls the named children one after another."""
     for name in names:
         x = getattr(module, name)(x)
@@ -108,6 +108,6 @@ def require_side(net: str, shape: tuple[int, int, int], smallest: int, instead: 
     """
     if min(shape[:2]) < smallest:
         raise errors.ArgumentError(
-            f"{net} got images of {shape[0]} x {shape[1]}; it needs at least {smallest} x {smallest}, "
-            f"or its pooling leaves no pixel. Use {instead}, or larger images."
+            f"{net} got images of {shape[0]} x {shape[1]}; it needs {smallest} x {smallest} at "
+            f"least, or its pooling leaves no pixel. Use {instead}, or larger images."
         )

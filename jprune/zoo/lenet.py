@@ -7,15 +7,15 @@ References:
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from jprune.zoo import layers
 
 
 class LeNet300(nnx.Module):
-    """LeNet-300-100: dense layers of 300, 100 and `classes`, ReLU between. 266,610 parameters on MNIST.
+    """LeNet-300-100: three dense layers with ReLU between; 266,610 parameters on MNIST.
 
     Args:
         classes: number of outputs.
@@ -29,8 +29,8 @@ class LeNet300(nnx.Module):
         self.fc2 = layers.dense(300, 100, dtype, rngs)
         self.fc3 = layers.dense(100, classes, dtype, rngs)
 
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """Logits of a batch."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, h, w, c] -> logits [batch, classes]."""
         x = x.reshape(x.shape[0], -1)
         x = nnx.relu(self.fc1(x))
         x = nnx.relu(self.fc2(x))
@@ -38,18 +38,18 @@ class LeNet300(nnx.Module):
 
 
 class LeNet5(nnx.Module):
-    """LeNet-5 as in Caffe: conv 20, pool, conv 50, pool, fc 500, ReLU, fc. 431,080 parameters on MNIST.
+    """LeNet-5 as in Caffe: conv 20, pool, conv 50, pool, fc 500, ReLU, fc; 431,080 parameters.
 
-    Convolutions are 5 x 5 without padding, pools take the maximum of 2 x 2. Caffe's net, and with it
-    the figures of most papers, has **no** ReLU after the convolutions; that is the default here.
+    Convolutions are 5 x 5 without padding, pools take the maximum of 2 x 2. Caffe's net, on which
+    most papers' figures stand, has **no** ReLU after the convolutions; that is the default here.
 
     Args:
         classes: number of outputs.
         shape: (height, width, channels) of an image; at least 16 x 16.
         dtype: compute type.
         rngs: source of the initial values.
-        conv_relu: ReLU after both convolutions. Methods that count zero activations of a convolution
-            (Network Trimming, [6]) need it.
+        conv_relu: ReLU after both convolutions. Methods that count the zero activations of a
+            convolution (Network Trimming, [6]) need it.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class LeNet5(nnx.Module):
         self.fc2 = layers.dense(500, classes, dtype, rngs)
         self.activation = nnx.relu if conv_relu else nnx.identity
 
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """Logits of a batch."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, h, w, c] -> logits [batch, classes]."""
         x = layers.max_pool(self.activation(self.conv1(x)))
         x = layers.max_pool(self.activation(self.conv2(x)))
         x = x.reshape(x.shape[0], -1)

@@ -1,7 +1,7 @@
 """What a net is, and how a Flax module becomes one.
 
-Everything that jprune does to a net it does to pure functions of a tree of arrays. This file is the only
-one that knows how to get such functions out of Flax NNX.
+Everything that jprune does to a net it does to pure functions of a tree of arrays. This file is the
+only one that knows how to get such functions out of Flax NNX.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from jprune.base import PyTree, Variables
 class Net(NamedTuple):
     """A network as pure functions of `variables = {"params": ..., "stats": ...}`.
 
-    `params` are trained; `stats` are batch-norm statistics, `{}` where there are none. Both are nested
-    dicts of arrays. Images are [batch, height, width, channels], float32. Nothing is jitted: wrap `fn` in
-    `jax.jit` where you use it.
+    `params` are trained; `stats` are batch-norm statistics, `{}` where there are none. Both are
+    nested dicts of arrays. Images are [batch, height, width, channels], float32. Nothing is jitted:
+    wrap `fn` in `jax.jit` where you use it.
     """
 
     name: str
@@ -28,8 +28,8 @@ class Net(NamedTuple):
     fn: Callable[[Variables, Any], jax.Array]
     """`fn(variables, x) -> logits [batch, classes]`, float32, in inference mode."""
     train_fn: Callable[[Variables, Any, jax.Array], tuple[jax.Array, PyTree]]
-    """`train_fn(variables, x, key) -> (logits, stats)`: in training mode, with the statistics after this
-    batch in the structure of `variables["stats"]`. `key` is for nets that draw (dropout)."""
+    """`train_fn(variables, x, key) -> (logits, stats)`: in training mode, with the statistics after
+    this batch in the structure of `variables["stats"]`. `key` is for nets that draw (dropout)."""
     example: jax.ShapeDtypeStruct
     """Shape and type of the input for one image, batch axis 1 included."""
 

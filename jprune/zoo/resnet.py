@@ -8,7 +8,6 @@ References:
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from jprune import errors
 from jprune.zoo import layers
@@ -46,8 +45,8 @@ class Block(nnx.Module):
             self.conv3 = layers.conv(inputs, outputs, 1, dtype, rngs, stride=stride)
             self.norm3 = layers.norm(outputs, rngs)
 
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c2"]:
-        """The block's output."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, h, w, inputs] -> [batch, ceil(h / stride), ceil(w / stride), outputs]."""
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         if self.projects:
@@ -57,13 +56,11 @@ class Block(nnx.Module):
         return nnx.relu(x + y)
 
 
-def subsample_and_pad(
-    x: Float[Array, "batch h w c"], stride: int, channels: int
-) -> Float[Array, "batch h2 w2 c2"]:
+def subsample_and_pad(x: jax.Array, stride: int, channels: int) -> jax.Array:
     """The option-A shortcut: every `stride`-th pixel, zero channels half before and half after.
 
     Args:
-        x: input; returned as it is where nothing changes.
+        x: [batch, h, w, c]; returned as it is where nothing changes.
         stride: 1 or more.
         channels: number of channels wanted, at least those of `x`.
 
@@ -97,7 +94,7 @@ class CifarResNet(nnx.Module):
         rngs: source of the initial values.
         depth: 6 n + 2: 8, 20, 32, 44, 56, 110.
         shortcut: where the stream changes its shape, "A" takes every second pixel and pads zero
-            channels (no parameters; what the paper uses on CIFAR), "B" is a 1 x 1 convolution with BN.
+            channels (no parameters; the choice for CIFAR), "B" is a 1 x 1 convolution with BN.
         width: filters of the first stage.
 
     Raises:
@@ -137,8 +134,8 @@ class CifarResNet(nnx.Module):
         self.blocks = layers.number(self, "block", blocks)
         self.fc = layers.dense(inputs, classes, dtype, rngs)
 
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """Logits of a batch."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, h, w, c] -> logits [batch, classes]."""
         x = nnx.relu(self.norm1(self.conv1(x)))
         x = layers.chain(self, self.blocks, x)
         return self.fc(layers.global_average(x))

@@ -10,9 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jprune import errors
+from jprune.zoo.densenet import DenseNet40
+from jprune.zoo.efficientnet import EfficientNetLite0
 from jprune.zoo.lenet import LeNet5, LeNet300
+from jprune.zoo.mobilenet import MobileNetV2
 from jprune.zoo.net import Net, from_module
 from jprune.zoo.resnet import CifarResNet
+from jprune.zoo.resnet_imagenet import ResNet50
 from jprune.zoo.vgg import VGG16
 
 NETS: dict[str, Callable[..., nnx.Module]] = {
@@ -25,6 +29,10 @@ NETS: dict[str, Callable[..., nnx.Module]] = {
     "resnet44": partial(CifarResNet, depth=44),
     "resnet56": partial(CifarResNet, depth=56),
     "resnet110": partial(CifarResNet, depth=110),
+    "densenet40": DenseNet40,
+    "mobilenetv2": MobileNetV2,
+    "efficientnet_lite0": EfficientNetLite0,
+    "resnet50": ResNet50,
 }
 COMMON = ("classes", "shape", "dtype", "rngs")
 
@@ -47,12 +55,9 @@ def options(name: str) -> tuple[str, ...]:
         ('shortcut', 'width')
     """
     maker = _maker(name)
-    fixed = maker.keywords if isinstance(maker, partial) else {}
-    return tuple(
-        option
-        for option in inspect.signature(maker).parameters
-        if option not in COMMON and option not in fixed
-    )
+    kind, fixed = (maker.func, maker.keywords) if isinstance(maker, partial) else (maker, {})
+    taken = inspect.signature(kind.__init__).parameters  # the class itself shows NNX's metaclass
+    return tuple(option for option in taken if option not in ("self", *COMMON, *fixed))
 
 
 def build(
@@ -76,8 +81,7 @@ def build(
         The net.
 
     Raises:
-        ArgumentError: an unknown name or option, a type that is none of the two, or images that the net
-            cannot take.
+        ArgumentError: an unknown name or option, another type, or images that the net cannot take.
 
     Example:
         >>> net = build("resnet8", shape=(8, 8, 1))
@@ -106,7 +110,8 @@ def check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """
     if len(shape) != 3 or any(side < 1 for side in shape):
         raise errors.ArgumentError(
-            f"shape={tuple(shape)} is no image; write (height, width, channels), such as (32, 32, 3)."
+            f"shape={tuple(shape)} is no image; write (height, width, channels), such as "
+            "(32, 32, 3)."
         )
     height, width, channels = shape
     return int(height), int(width), int(channels)
@@ -132,7 +137,7 @@ def _maker(name: str) -> Callable[..., nnx.Module]:
         near = difflib.get_close_matches(str(name), NETS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise errors.ArgumentError(
-            f"There is no net {name!r}; {hint}The zoo has {', '.join(NETS)}. For a net of your own write "
-            "module:callable."
+            f"There is no net {name!r}; {hint}The zoo has {', '.join(NETS)}. For a net of your own "
+            "write module:callable."
         )
     return NETS[name]

@@ -6,9 +6,9 @@ References:
     Efficient Convolutional Networks through Network Slimming, 2017, arXiv:1708.06519.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from jprune.zoo import layers
 
@@ -38,8 +38,8 @@ class VGG16(nnx.Module):
         self.norms = layers.number(self, "norm", (layers.norm(width, rngs) for width in widths))
         self.fc = layers.dense(widths[-1], classes, dtype, rngs)
 
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """Logits of a batch."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, h, w, c] -> logits [batch, classes]."""
         names = iter(zip(self.convs, self.norms))
         for position, stage in enumerate(STAGES):
             if position:

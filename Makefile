@@ -1,0 +1,49 @@
+# Everything a newcomer needs: `make demo` shows the main job, `make test` runs all checks.
+# Both make .venv first. Another Python: make PYTHON=python3.13 test
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The constraints are for Python 3.11 only; newer Pythons take the newest versions.
+CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c .ci/constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
+WORKERS ?= 2
+# Compiled functions are kept between runs of the tests, which then mostly test and not compile.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+
+.PHONY: demo test install lint types doctests tests notebooks laws build wheel-test clean
+
+demo: install
+	$(BIN)/jprune prune --model resnet8 --data digits --method taylor --macs 0.5 --seed 0 --out runs/demo
+
+test: install lint types tests notebooks
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml .ci/constraints-py311.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[tflite,sparse,docs,dev]'
+	touch $@
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/pyright
+
+# Doctests are collected with the tests (pyproject.toml).
+tests: install
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+notebooks: install
+	$(BIN)/python -m pytest -n 0 colab
+
+laws: install
+	JPRUNE_DRAWS=500 $(BIN)/python -m pytest tests/test_random_nets.py
+
+build: install
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

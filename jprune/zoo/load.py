@@ -1,0 +1,192 @@
+"""Nets of the user's own: `module:callable`.
+
+The callable is called as `callable(classes=10, shape=(32, 32, 3), dtype=jnp.float32)` and returns a `Net`,
+whatever library the network is written in:
+
+    # mynet.py
+    import jax, jax.numpy as jnp
+    from jprune import zoo
+
+    def linear(classes, shape, dtype):
+        example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        features = shape[0] * shape[1] * shape[2]
+
+        def init(key):
+            kernel = jax.random.normal(key, (features, classes)) / features**0.5
+            return {"params": {"fc": {"kernel": kernel}}, "stats": {}}
+
+        def fn(variables, x):
+            return x.reshape(len(x), -1) @ variables["params"]["fc"]["kernel"]
+
+        def train_fn(variables, x, key):
+            return fn(variables, x), variables["stats"]
+
+        return zoo.Net("linear", init, fn, train_fn, example)
+
+A Flax NNX module needs only `zoo.from_module("name", lambda rngs: MyModule(..., rngs=rngs), shape)`. What
+comes back is traced once, on shapes alone, and checked against `Net`.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jprune import errors
+from jprune.zoo.net import Net
+from jprune.zoo.table import check_dtype, check_shape
+
+HELP = "See the docstring of jprune.zoo.load for an example."
+
+
+def load(target: str, classes: int, shape: tuple[int, int, int], dtype: Any = jnp.float32) -> Net:
+    """Builds a net with the user's own function, and checks it.
+
+    Args:
+        target: `package.module:callable`. The module is looked for on `sys.path` and in the current
+            directory.
+        classes: number of outputs.
+        shape: (height, width, channels) of one image.
+        dtype: compute type, float32 or bfloat16.
+
+    Returns:
+        The net that the function returned.
+
+    Raises:
+        ArgumentError: the target is not written so, is not found, fails, or returns something that is
+            no `Net` or does not behave like one. The message says which.
+    """
+    shape, dtype = check_shape(shape), check_dtype(dtype)
+    with _current_directory():
+        function = _find(target)
+        net = _attempt(
+            f"{target}(classes={classes}, shape={shape}, dtype={dtype})",
+            lambda: function(classes=classes, shape=shape, dtype=dtype),
+        )
+    check(net, target, classes, shape)
+    return net
+
+
+def check(net: Any, target: str, classes: int, shape: tuple[int, int, int]) -> None:
+    """Traces a net on shapes and compares what it does with what `Net` promises.
+
+    Args:
+        net: what the user's function returned.
+        target: how the messages call it.
+        classes: number of outputs that it should have.
+        shape: (height, width, channels) of one image.
+
+    Raises:
+        ArgumentError: it differs; the message says what came and what was expected.
+    """
+    if not isinstance(net, Net):
+        _refuse(target, f"returned {type(net).__name__}", "a jprune.zoo.Net")
+    for field in ("init", "fn", "train_fn"):
+        if not callable(getattr(net, field)):
+            _refuse(target, f"has a Net.{field} that cannot be called", "a function")
+    example = net.example
+    if tuple(getattr(example, "shape", ())) != (1, *shape):
+        came = getattr(example, "shape", example)
+        _refuse(target, f"has Net.example {came}", f"a jax.ShapeDtypeStruct of shape {(1, *shape)}")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = _attempt(f"{target}: Net.init(key)", lambda: jax.eval_shape(net.init, key))
+    if not isinstance(variables, dict) or set(variables) != {"params", "stats"}:
+        came = sorted(variables) if isinstance(variables, dict) else type(variables).__name__
+        _refuse(target, f"has an init that returns {came}", 'a dict of "params" and "stats"')
+    if not jax.tree.leaves(variables["params"]):
+        _refuse(target, "has no parameters", 'at least one array under "params"')
+    for batch in (1, 2):
+        images = jax.ShapeDtypeStruct((batch, *shape), example.dtype)
+        logits = _attempt(
+            f"{target}: Net.fn(variables, x)", lambda: jax.eval_shape(net.fn, variables, images)
+        )
+        _check_logits(target, "fn", logits, (batch, classes))
+        out = _attempt(
+            f"{target}: Net.train_fn(variables, x, key)",
+            lambda: jax.eval_shape(net.train_fn, variables, images, key),
+        )
+        if not isinstance(out, tuple) or len(out) != 2:
+            _refuse(target, f"has a train_fn that returns {type(out).__name__}", "(logits, stats)")
+        _check_logits(target, "train_fn", out[0], (batch, classes))
+        _check_stats(target, out[1], variables["stats"])
+
+
+def _check_logits(target: str, field: str, logits: Any, expected: tuple[int, int]) -> None:
+    """Refuses logits of another shape or type."""
+    came = getattr(logits, "shape", type(logits).__name__)
+    if came != expected:
+        _refuse(
+            target, f"has a {field} that gives {came} for {expected[0]} image(s)", f"{expected}"
+        )
+    if logits.dtype != jnp.float32:
+        _refuse(target, f"has a {field} that gives {logits.dtype}", "float32 logits")
+
+
+def _check_stats(target: str, new: Any, old: Any) -> None:
+    """Refuses statistics of another structure, shape or type than `init` gave."""
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        _refuse(
+            target,
+            f"has a train_fn whose statistics are {jax.tree.structure(new)}",
+            f'the structure of variables["stats"], {jax.tree.structure(old)}',
+        )
+    for (path, after), before in zip(jax.tree.leaves_with_path(new), jax.tree.leaves(old)):
+        if (after.shape, after.dtype) != (before.shape, before.dtype):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            _refuse(
+                target,
+                f"has a train_fn whose {name} is {after.dtype}{list(after.shape)}",
+                f"{before.dtype}{list(before.shape)}, as init gives it",
+            )
+
+
+def _find(target: str) -> Callable[..., Any]:
+    """The function behind `module:callable`."""
+    module_name, colon, attribute = target.partition(":")
+    if not (module_name and colon and attribute):
+        raise errors.ArgumentError(
+            f"{target!r} is not written as module:callable, such as mynet:build."
+        )
+    module = _attempt(f"import {module_name}", lambda: importlib.import_module(module_name))
+    function = module
+    for part in attribute.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        raise errors.ArgumentError(
+            f"{module_name} has no callable {attribute!r}; write the name of a function that returns a "
+            f"jprune.zoo.Net. {HELP}"
+        )
+    return function
+
+
+def _attempt(what: str, call: Callable[[], Any]) -> Any:
+    """Runs the user's code; what it raises is told as the user's mistake, with its own words."""
+    try:
+        return call()
+    except errors.JpruneError:
+        raise
+    except Exception as error:
+        raise errors.ArgumentError(
+            f"{what} failed: {type(error).__name__}: {error}. {HELP}"
+        ) from error
+
+
+def _refuse(target: str, came: str, expected: str) -> None:
+    """Raises with what came and what was expected."""
+    raise errors.ArgumentError(f"{target} {came}; expected {expected}. {HELP}")
+
+
+@contextlib.contextmanager
+def _current_directory() -> Iterator[None]:
+    """Lets imports look into the current directory last, as a console script's do not."""
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
