@@ -12,7 +12,8 @@ from jprune import errors
 from jprune.base import Budget, Cost, Criterion, Groups, run_criterion
 from jprune.cost import cost, cost_model
 from jprune.graph import Site, gated, intercept, perturbed, slim, slim_params, taps, trace
-from jprune.masks import apply_masks, expand, map_units, rows, ste, straight_through, to_units
+from jprune.masks import apply_masks, ste, straight_through
+from jprune.units import expand, map_units, rows, to_units
 
 __version__ = "0.1.0"
 

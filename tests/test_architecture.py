@@ -13,7 +13,7 @@ PACKAGE = Path(jprune.__file__).parent
 ROWS = (
     {"errors", "base"},
     {"graph"},
-    {"cost", "masks"},
+    {"cost", "masks", "units"},
     {
         "criteria",
         "allocate",

@@ -1,13 +1,14 @@
 """Exporting: a net with its variables in a file that other programs run.
 
-`stablehlo.py` writes one file for every JAX backend, with any batch size; `tflite.py` writes .tflite
-files, `quantize.py` makes those smaller. Both take `fn(variables, x)` and compile the variables in.
-Read `stablehlo.py` first. Checkpoints of training are not exports: they are in `jprune.train`.
+Both forms take `fn(variables, x)` and compile the variables in. `xla.py` writes one file for every
+backend of JAX, with any batch size; `litert.py` writes .tflite files, which `quantize.py` makes
+smaller and `runtime.py` runs. Read `xla.py` first. Checkpoints of training are not exports: they are in `jprune.train`.
 """
 
+from jprune.export.litert import tflite
 from jprune.export.quantize import QUANTIZATIONS
-from jprune.export.stablehlo import load_stablehlo, stablehlo, stablehlo_text
-from jprune.export.tflite import run_tflite, tflite
+from jprune.export.runtime import run_tflite
+from jprune.export.xla import load_stablehlo, stablehlo, stablehlo_text
 
 __all__ = [
     "QUANTIZATIONS",

@@ -1,38 +1,11 @@
-"""Nets of the user's own: `module:callable`.
-
-The callable is called as `callable(classes=10, shape=(32, 32, 3), dtype=jnp.float32)` and returns a `Net`,
-whatever library the network is written in:
-
-    # mynet.py
-    import jax, jax.numpy as jnp
-    from jprune import zoo
-
-    def linear(classes, shape, dtype):
-        example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        features = shape[0] * shape[1] * shape[2]
-
-        def init(key):
-            kernel = jax.random.normal(key, (features, classes)) / features**0.5
-            return {"params": {"fc": {"kernel": kernel}}, "stats": {}}
-
-        def fn(variables, x):
-            return x.reshape(len(x), -1) @ variables["params"]["fc"]["kernel"]
-
-        def train_fn(variables, x, key):
-            return fn(variables, x), variables["stats"]
-
-        return zoo.Net("linear", init, fn, train_fn, example)
-
-A Flax NNX module needs only `zoo.from_module("name", lambda rngs: MyModule(..., rngs=rngs), shape)`. What
-comes back is traced once, on shapes alone, and checked against `Net`.
-"""
+"""Nets of the user's own, written as `module:callable` where a name of the zoo would stand."""
 
 import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +14,41 @@ from jprune import errors
 from jprune.zoo.net import Net
 from jprune.zoo.table import check_dtype, check_shape
 
-HELP = "See the docstring of jprune.zoo.load for an example."
+HELP = "help(jprune.zoo.load) has an example."
 
 
 def load(target: str, classes: int, shape: tuple[int, int, int], dtype: Any = jnp.float32) -> Net:
     """Builds a net with the user's own function, and checks it.
 
+    The function is called with the three keywords `classes`, `shape`, `dtype` and returns a `Net`,
+    whatever library the network is written in. A file `mynet.py` for the target `mynet:linear`::
+
+        import math
+        import jax, jax.numpy as jnp
+        from jprune import zoo
+
+        def linear(classes, shape, dtype):
+            features = math.prod(shape)
+
+            def init(key):
+                kernel = jax.random.normal(key, (features, classes)) / features**0.5
+                return {"params": {"fc": {"kernel": kernel}}, "stats": {}}
+
+            def fn(variables, x):
+                return x.reshape(len(x), -1) @ variables["params"]["fc"]["kernel"]
+
+            def train_fn(variables, x, key):
+                return fn(variables, x), variables["stats"]
+
+            example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+            return zoo.Net("linear", init, fn, train_fn, example)
+
+    For a Flax NNX module, `zoo.from_module(name, lambda rngs: MyModule(rngs=rngs), shape)` is all.
+    What comes back is traced once, on shapes alone, and compared with what `Net` promises.
+
     Args:
-        target: `package.module:callable`. The module is looked for on `sys.path` and in the current
-            directory.
+        target: `package.module:callable`. The module is looked for on `sys.path`, then in the
+            current directory.
         classes: number of outputs.
         shape: (height, width, channels) of one image.
         dtype: compute type, float32 or bfloat16.
@@ -58,22 +57,19 @@ def load(target: str, classes: int, shape: tuple[int, int, int], dtype: Any = jn
         The net that the function returned.
 
     Raises:
-        ArgumentError: the target is not written so, is not found, fails, or returns something that is
-            no `Net` or does not behave like one. The message says which.
+        ArgumentError: the target is not written so, is not found or fails, or what it returns is no
+            `Net` or does not behave like one. The message says which.
     """
     shape, dtype = check_shape(shape), check_dtype(dtype)
     with _current_directory():
         function = _find(target)
-        net = _attempt(
-            f"{target}(classes={classes}, shape={shape}, dtype={dtype})",
-            lambda: function(classes=classes, shape=shape, dtype=dtype),
-        )
+        net = _attempt(target, function, classes=classes, shape=shape, dtype=dtype)
     check(net, target, classes, shape)
     return net
 
 
 def check(net: Any, target: str, classes: int, shape: tuple[int, int, int]) -> None:
-    """Traces a net on shapes and compares what it does with what `Net` promises.
+    """Compares a net with what `Net` promises, on shapes alone.
 
     Args:
         net: what the user's function returned.
@@ -89,40 +85,40 @@ def check(net: Any, target: str, classes: int, shape: tuple[int, int, int]) -> N
     for field in ("init", "fn", "train_fn"):
         if not callable(getattr(net, field)):
             _refuse(target, f"has a Net.{field} that cannot be called", "a function")
-    example = net.example
-    if tuple(getattr(example, "shape", ())) != (1, *shape):
-        came = getattr(example, "shape", example)
-        _refuse(target, f"has Net.example {came}", f"a jax.ShapeDtypeStruct of shape {(1, *shape)}")
+    came = getattr(net.example, "shape", net.example)
+    if came != (1, *shape):
+        _refuse(target, f"has Net.example {came}", f"jax.ShapeDtypeStruct({(1, *shape)}, ...)")
     key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = _attempt(f"{target}: Net.init(key)", lambda: jax.eval_shape(net.init, key))
+    variables = _attempt(f"{target}, init(key)", jax.eval_shape, net.init, key)
     if not isinstance(variables, dict) or set(variables) != {"params", "stats"}:
         came = sorted(variables) if isinstance(variables, dict) else type(variables).__name__
         _refuse(target, f"has an init that returns {came}", 'a dict of "params" and "stats"')
     if not jax.tree.leaves(variables["params"]):
         _refuse(target, "has no parameters", 'at least one array under "params"')
     for batch in (1, 2):
-        images = jax.ShapeDtypeStruct((batch, *shape), example.dtype)
-        logits = _attempt(
-            f"{target}: Net.fn(variables, x)", lambda: jax.eval_shape(net.fn, variables, images)
-        )
-        _check_logits(target, "fn", logits, (batch, classes))
-        out = _attempt(
-            f"{target}: Net.train_fn(variables, x, key)",
-            lambda: jax.eval_shape(net.train_fn, variables, images, key),
-        )
-        if not isinstance(out, tuple) or len(out) != 2:
-            _refuse(target, f"has a train_fn that returns {type(out).__name__}", "(logits, stats)")
-        _check_logits(target, "train_fn", out[0], (batch, classes))
-        _check_stats(target, out[1], variables["stats"])
+        images = jax.ShapeDtypeStruct((batch, *shape), net.example.dtype)
+        _check_calls(net, target, variables, images, key, (batch, classes))
+
+
+def _check_calls(
+    net: Net, target: str, variables: Any, images: Any, key: Any, expected: tuple[int, int]
+) -> None:
+    """Traces both functions for one batch."""
+    logits = _attempt(f"{target}, fn(variables, x)", jax.eval_shape, net.fn, variables, images)
+    _check_logits(target, "fn", logits, expected)
+    what = f"{target}, train_fn(variables, x, key)"
+    out = _attempt(what, jax.eval_shape, net.train_fn, variables, images, key)
+    if not isinstance(out, tuple) or len(out) != 2:
+        _refuse(target, f"has a train_fn that returns {type(out).__name__}", "(logits, stats)")
+    _check_logits(target, "train_fn", out[0], expected)
+    _check_stats(target, out[1], variables["stats"])
 
 
 def _check_logits(target: str, field: str, logits: Any, expected: tuple[int, int]) -> None:
     """Refuses logits of another shape or type."""
     came = getattr(logits, "shape", type(logits).__name__)
     if came != expected:
-        _refuse(
-            target, f"has a {field} that gives {came} for {expected[0]} image(s)", f"{expected}"
-        )
+        _refuse(target, f"has a {field} that gives {came} for {expected[0]} images", str(expected))
     if logits.dtype != jnp.float32:
         _refuse(target, f"has a {field} that gives {logits.dtype}", "float32 logits")
 
@@ -147,27 +143,26 @@ def _check_stats(target: str, new: Any, old: Any) -> None:
 
 def _find(target: str) -> Callable[..., Any]:
     """The function behind `module:callable`."""
-    module_name, colon, attribute = target.partition(":")
-    if not (module_name and colon and attribute):
+    module_name, _, attribute = target.partition(":")
+    if not (module_name and attribute):
         raise errors.ArgumentError(
             f"{target!r} is not written as module:callable, such as mynet:build."
         )
-    module = _attempt(f"import {module_name}", lambda: importlib.import_module(module_name))
-    function = module
+    function = _attempt(f"import {module_name}", importlib.import_module, module_name)
     for part in attribute.split("."):
         function = getattr(function, part, None)
     if not callable(function):
         raise errors.ArgumentError(
-            f"{module_name} has no callable {attribute!r}; write the name of a function that returns a "
-            f"jprune.zoo.Net. {HELP}"
+            f"{module_name} has no callable {attribute!r}; write the name of a function that "
+            f"returns a jprune.zoo.Net. {HELP}"
         )
     return function
 
 
-def _attempt(what: str, call: Callable[[], Any]) -> Any:
-    """Runs the user's code; what it raises is told as the user's mistake, with its own words."""
+def _attempt(what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Runs the user's code; what it raises is told as the user's mistake, in its own words."""
     try:
-        return call()
+        return call(*args, **kwargs)
     except errors.JpruneError:
         raise
     except Exception as error:
@@ -176,7 +171,7 @@ def _attempt(what: str, call: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _refuse(target: str, came: str, expected: str) -> None:
+def _refuse(target: str, came: str, expected: str) -> NoReturn:
     """Raises with what came and what was expected."""
     raise errors.ArgumentError(f"{target} {came}; expected {expected}. {HELP}")
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Variables
-from jprune.export import tflite
 from jprune.export.inputs import sample
+from jprune.export.runtime import interpreter, quantized
 from jprune.measure.clock import Latency, interleaved
 from jprune.measure.provenance import usable_cores
 
@@ -132,8 +132,8 @@ def tflite_latency(
 
 
 def _invoke(model: bytes, threads: int) -> Callable[[], None]:
-    interpreter = tflite.interpreter(model, threads)
-    details = interpreter.get_input_details()[0]
+    runner = interpreter(model, threads)
+    details = runner.get_input_details()[0]
     shape = jax.ShapeDtypeStruct(tuple(details["shape"]), np.float32)
-    interpreter.set_tensor(details["index"], tflite.quantized(sample(shape, 1), details))
-    return interpreter.invoke
+    runner.set_tensor(details["index"], quantized(sample(shape, 1), details))
+    return runner.invoke

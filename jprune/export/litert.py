@@ -1,0 +1,172 @@
+"""TFLite: a net as a .tflite file, from StableHLO, without TensorFlow.
+
+LiteRT's libraries are imported inside functions: the extra `tflite` may be missing, and they take a
+second.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jprune import errors
+from jprune.base import Variables
+from jprune.export import quantize as quantization
+from jprune.export.inputs import sample
+from jprune.export.quiet import missing_extra, quiet
+from jprune.export.runtime import run_tflite
+from jprune.export.xla import source_locations_off
+
+TOLERANCE = 1e-4
+"""Largest max |a - b| / max |a| between JAX (a) and a float32 .tflite (b); 1e-6 is usual."""
+_CHECKED_BATCH = 3  # of what has to work at any batch size; 1 and 2 are special too often
+
+
+def tflite(
+    fn: Callable[..., Any],
+    variables: Variables,
+    example: jax.ShapeDtypeStruct,
+    quantize: str | None = None,
+    calibration: Iterable[np.ndarray] = (),
+) -> bytes:
+    """A net as a .tflite model of built-in operations, with its variables compiled in.
+
+    The model takes a batch of 1, and others after the interpreter's `resize_tensor_input` (which
+    `run_tflite` calls). Where a net does not allow that (it has a constant or a transposition with
+    the batch in it), the input's `shape_signature` begins with 1 instead of -1. Before anything is
+    returned, the float32 model's outputs are compared with those of JAX, at batch 1 and 3.
+
+    Args:
+        fn: `fn(variables, x) -> out`, computing in float32.
+        variables: the variables to compile in.
+        example: shape and type of the input, the batch axis first; its size does not matter.
+        quantize: None for float32; "dynamic" (int8 weights, float32 activations), "int8" (both, and
+            int8 inputs and outputs) or "fp16" (float16 weights).
+        calibration: for "int8", batches of inputs [batch, ...] that show the range of activations.
+
+    Returns:
+        What `model.tflite` holds.
+
+    Raises:
+        MissingExtraError: the extra `tflite` is not installed.
+        ArgumentError: an unknown kind of quantisation, or "int8" without calibration.
+        JpruneError: an operation without a built-in counterpart, or outputs that differ from JAX.
+
+    References:
+        LiteRT (formerly TensorFlow Lite), https://ai.google.dev/edge/litert.
+    """
+    quantization.check(quantize)
+    one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
+    fixed = _converted(lambda x: fn(variables, x), one)
+    _check_operations(fixed)
+    if (error := _error(fixed, fn, variables, one, 1)) > TOLERANCE:
+        raise errors.JpruneError(
+            f"the .tflite model differs from JAX by {error:.1e} of the largest output; at most "
+            f"{TOLERANCE:.0e} was expected. Export a net that computes in float32 (zoo.build(..., "
+            "dtype=jnp.float32)), or look for an operation that LiteRT rounds differently."
+        )
+    resizable = _with_any_batch(fixed)
+    works = _error(resizable, fn, variables, one, _CHECKED_BATCH) <= TOLERANCE
+    model = resizable if works else fixed
+    return quantization.quantized_model(model, quantize, calibration) if quantize else model
+
+
+def _converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes:
+    with missing_extra(), quiet():
+        from litert_converter import converter_api_ext as converter
+        from litert_converter.mlir import ir, passmanager
+    with source_locations_off():
+        exported = export.export(jax.jit(fn), platforms=["cpu"])(example)
+    context = ir.Context()
+    try:
+        with quiet(), context, ir.Location.unknown():
+            converter.prepare_mlir_context(context)
+            module = ir.Module.parse(exported.mlir_module())
+            converter.set_signature(module.operation, "serving_default", ["x"], ["out"])
+            config = converter.ConvertToTFLConfig()
+            config.model_origin_framework = "JAX"
+            converter.run_convert_to_tfl_passes(module, passmanager.PassManager(), config)
+            return converter.export_flatbuffer_to_bytes(module.operation)
+    except Exception as error:  # the converter raises whatever MLIR does
+        raise errors.JpruneError(
+            f"LiteRT's converter refused the net ({error}). It takes convolutions, dense layers and "
+            "elementwise functions in float32: replace the operation it names, or export StableHLO."
+        ) from error
+
+
+def _check_operations(model: bytes) -> None:
+    schema, tree = _parsed(model)
+    custom = [
+        (code.customCode or b"?").decode()
+        for code in tree.operatorCodes
+        if code.builtinCode == schema.BuiltinOperator.CUSTOM
+    ]
+    if custom:
+        raise errors.JpruneError(
+            f"the .tflite model needs operations that are not built into LiteRT: {custom}. Replace "
+            "them in the net, or export StableHLO."
+        )
+
+
+def _error(model: bytes, fn: Any, variables: Variables, example: Any, batch: int) -> float:
+    """max |a - b| / max |a| of JAX (a) and the model (b); infinite where the model cannot run."""
+    x = sample(example, batch)
+    with jax.default_matmul_precision("highest"):  # GPUs and TPUs round float32 otherwise
+        expected = np.asarray(jax.jit(fn)(variables, jnp.asarray(x)))
+    try:
+        out = run_tflite(model, x)
+    except (RuntimeError, ValueError):  # what the interpreter raises about shapes
+        return np.inf
+    if out.shape != expected.shape:
+        return np.inf
+    difference = np.abs(out - expected).max()
+    return float(difference / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+
+
+def _with_any_batch(model: bytes) -> bytes:
+    """Frees the batch axis: in every activation's signature, and where operators spell it out.
+
+    Flattening [1, 4, 4, 8] -> [1, 128] holds its target as a constant, a slice its size: their first
+    entries become -1, "what is there". A strided slice gets the mask that says so.
+    """
+    import flatbuffers
+
+    schema, tree = _parsed(model)
+    graph = tree.subgraphs[0]
+    sizes = {schema.BuiltinOperator.RESHAPE: 1, schema.BuiltinOperator.SLICE: 2}
+
+    def data(index: int) -> bytes:
+        found = tree.buffers[graph.tensors[index].buffer].data
+        return b"" if found is None else bytes(found)
+
+    def batched(index: int) -> bool:
+        shape = graph.tensors[index].shape
+        return not data(index) and len(shape) > 1 and shape[0] == 1
+
+    for operator in graph.operators:
+        code = tree.operatorCodes[operator.opcodeIndex].builtinCode
+        if not (batched(operator.inputs[0]) and batched(operator.outputs[0])):
+            continue
+        if code == schema.BuiltinOperator.STRIDED_SLICE:
+            operator.builtinOptions.beginMask |= 1
+            operator.builtinOptions.endMask |= 1
+        elif code in sizes and data(operator.inputs[sizes[code]]):
+            size = np.frombuffer(data(operator.inputs[sizes[code]]), np.int32).copy()
+            size[0] = -1
+            buffer = graph.tensors[operator.inputs[sizes[code]]].buffer
+            tree.buffers[buffer].data = np.frombuffer(size.tobytes(), np.uint8)
+    for index, tensor in enumerate(graph.tensors):
+        if batched(index):
+            tensor.shapeSignature = np.asarray([-1, *tensor.shape[1:]], np.int32)
+    builder = flatbuffers.Builder(len(model))
+    builder.Finish(tree.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _parsed(model: bytes) -> tuple[Any, Any]:
+    with missing_extra(), quiet():
+        from ai_edge_litert import schema_py_generated as schema
+    return schema, schema.ModelT.InitFromPackedBuf(bytearray(model), 0)

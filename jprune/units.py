@@ -1,0 +1,273 @@
+"""Between units and weights: expand unit masks, pool scores, gather and map the weights of units.
+
+Unit masks and scores are `{group: [units]}`, weight masks are trees like the variables.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import ROLES, Groups, Masks, Place, PyTree, Scores, Variables
+
+
+def ones(groups: Groups) -> dict[str, np.ndarray]:
+    """Unit masks that keep everything."""
+    return {name: np.ones(size, bool) for name, size in groups.sizes.items()}
+
+
+def places_of(
+    groups: Groups, roles: Sequence[str], names: Sequence[str] | None = None
+) -> list[tuple[str, Place]]:
+    """(group, place) for all places with one of these roles.
+
+    Raises:
+        ArgumentError: an unknown role.
+    """
+    unknown = [role for role in roles if role not in ROLES]
+    if isinstance(roles, str) or unknown:
+        raise errors.ArgumentError(
+            f"roles={roles!r} holds {unknown or 'a bare string'}; roles are a tuple of "
+            f'{", ".join(ROLES)}. Write roles=("in",).'
+        )
+    return [
+        (name, place)
+        for name in (groups.names if names is None else names)
+        for place in groups.places[name]
+        if set(place.roles) & set(roles)
+    ]
+
+
+def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] = ROLES) -> Masks:
+    """Weight masks from unit masks.
+
+    Args:
+        groups: from `trace`.
+        unit_masks: {group: [units]}, bool or float; a group that is not named keeps its units.
+        roles: where a unit is masked. `("in",)` removes it exactly for any nonlinearity. A float
+            at several places would multiply several times, so float masks need explicit roles:
+                `("in",)` or
+            `("scale", "shift")`.
+
+    Returns:
+        A tree like the variables, of the masks' type, 1 where nothing is masked. A position that
+        answers to two units (a head and a head dimension) has their conjunction, or product.
+
+    Raises:
+        StructureError: an unknown group or a wrong length.
+        ArgumentError: float masks at all roles; an unknown role.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.zeros((2, 3)), "second": jnp.zeros((3, 1))}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 2)))
+        >>> expand(groups, {"first": np.array([True, False, True])}, ("in",))["second"][:, 0]
+        Array([ True, False,  True], dtype=bool)
+    """
+    _check_units(groups, unit_masks)
+    real = any(not jnp.issubdtype(jnp.asarray(m).dtype, jnp.bool_) for m in unit_masks.values())
+    if real and tuple(roles) == ROLES:
+        raise errors.ArgumentError(
+            "float masks at all roles multiply kernel, scale, shift, statistics and consumer "
+            "alike. Name "
+            'the roles: expand(groups, gates, roles=("in",)) or roles=("scale", "shift").'
+        )
+    dtype = jnp.result_type(*unit_masks.values()) if real else jnp.bool_
+    masks = {path: jnp.ones(leaf.shape, dtype) for path, leaf in groups.leaves.items()}
+    for name, place in places_of(groups, roles, tuple(unit_masks)):
+        mask = jnp.asarray(unit_masks[name], dtype)
+        along = jnp.where(place.units < 0, jnp.ones((), dtype), mask[np.maximum(place.units, 0)])
+        shape = [-1 if axis == place.axis else 1 for axis in range(masks[place.leaf].ndim)]
+        masks[place.leaf] = masks[place.leaf] * along.reshape(shape)
+    return jax.tree.unflatten(groups.treedef, list(masks.values()))
+
+
+def _check_units(groups: Groups, by_group: Mapping[str, Any]) -> None:
+    for name, value in by_group.items():
+        if name not in groups.sizes:
+            raise errors.StructureError(
+                f"there is no group {name!r}; the groups are {', '.join(groups.names) or 'none'}."
+            )
+        if jnp.shape(value)[-1:] != (groups.sizes[name],):
+            raise errors.StructureError(
+                f"{name!r} came with shape {jnp.shape(value)}; the group has {groups.sizes[name]} "
+                "units."
+            )
+
+
+Reduce = Callable[[jax.Array, np.ndarray, int], jax.Array]
+_SEGMENTS: dict[str, Reduce] = {
+    "sum": lambda values, units, count: jax.ops.segment_sum(values, units, count),
+    "max": lambda values, units, count: jax.ops.segment_max(values, units, count),
+    "min": lambda values, units, count: jax.ops.segment_min(values, units, count),
+    "mean": lambda values, units, count: (
+        jax.ops.segment_sum(values, units, count) / np.bincount(units, minlength=count)
+    ),
+    "l2": lambda values, units, count: jnp.sqrt(jax.ops.segment_sum(values**2, units, count)),
+}
+
+
+def _segments(how: str) -> Reduce:
+    if how not in _SEGMENTS:
+        raise errors.ArgumentError(
+            f"to_units cannot reduce by {how!r}; write one of {', '.join(_SEGMENTS)}."
+        )
+    return _SEGMENTS[how]
+
+
+def leaves_by_path(groups: Groups, tree: PyTree) -> dict[str, Any]:
+    """{path: leaf} of a tree like the variables; None leaves stay None.
+
+    Raises:
+        StructureError: the tree has another structure.
+    """
+    try:
+        leaves = groups.treedef.flatten_up_to(tree)
+    except ValueError as error:
+        raise errors.StructureError(
+            f"the tree is not like the variables of the traced net: {error}. Pass a whole tree "
+            "with the structure of the variables, None where there is nothing."
+        ) from None
+    return dict(zip(groups.leaves, leaves))
+
+
+def to_units(
+    groups: Groups,
+    scores: Scores,
+    roles: Sequence[str] = ("kernel",),
+    within: str = "sum",
+    across: str = "sum",
+) -> dict[str, jax.Array]:
+    """Scores of units from scores of weights.
+
+    Args:
+        groups: from `trace`.
+        scores: a tree like the variables; leaves without a role asked for may be None.
+        roles: which places count.
+        within: `sum`, `mean`, `max`, `min` or `l2` over all weights of a unit at one place.
+        across: the same over the places of a unit (the producers of a residual stream).
+
+    Returns:
+        {group: [units]}. Groups without a place in these roles are left out.
+
+    Raises:
+        StructureError: scores of another structure, or None where a place needs them.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 1))}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 2)))
+        >>> to_units(groups, variables)["first"]
+        Array([2., 2., 2.], dtype=float32)
+    """
+    inner, outer = _segments(within), _segments(across)
+    leaves = leaves_by_path(groups, scores)
+    parts: dict[str, list[jax.Array]] = {}
+    for name, place in places_of(groups, roles):
+        leaf = leaves[place.leaf]
+        if leaf is None:
+            raise errors.StructureError(
+                f"the scores have None at {place.leaf}, where group {name!r} has the role "
+                f"{place.roles}. Score that leaf, or leave its role out of roles={tuple(roles)}."
+            )
+        taken = np.flatnonzero(place.units >= 0)
+        flat = jnp.moveaxis(leaf, place.axis, 0)[taken].reshape(len(taken), -1)
+        units = np.repeat(place.units[taken], flat.shape[1])
+        parts.setdefault(name, []).append(inner(flat.reshape(-1), units, groups.sizes[name]))
+    return {
+        name: outer(
+            jnp.concatenate(values),
+            np.tile(np.arange(groups.sizes[name]), len(values)),
+            groups.sizes[name],
+        )
+        for name, values in parts.items()
+    }
+
+
+def _unit_major(place: Place, count: int) -> np.ndarray:
+    """[count, repeats]: the positions of every unit at a place."""
+    repeats = np.bincount(place.units[place.units >= 0], minlength=count)
+    if repeats.min() != repeats.max():
+        raise errors.StructureError(
+            f"the units at {place.leaf}, axis {place.axis}, stand at {repeats.min()} to "
+            f"{repeats.max()} positions each; rows of one length need the same number for all."
+        )
+    taken = np.flatnonzero(place.units >= 0)
+    order = np.argsort(place.units[taken], kind="stable")
+    return taken[order].reshape(count, -1)
+
+
+def rows(
+    groups: Groups, variables: Variables, group: str, roles: Sequence[str] = ("kernel",)
+) -> jax.Array:
+    """All weights of every unit of a group, side by side.
+
+    Args:
+        groups: from `trace`.
+        variables: a tree like the variables.
+        group: which group.
+        roles: which places count, in the order of the leaves.
+
+    Returns:
+        [units, fan]: for distances, clusters, proximal steps, OBS.
+
+    Raises:
+        StructureError: units that stand at different numbers of positions.
+        ArgumentError: the group has no place in these roles.
+    """
+    leaves = leaves_by_path(groups, variables)
+    parts = []
+    for _, place in places_of(groups, roles, (group,)):
+        index = _unit_major(place, groups.sizes[group])
+        along = jnp.moveaxis(leaves[place.leaf], place.axis, 0)
+        parts.append(along[index].reshape(groups.sizes[group], -1))
+    if not parts:
+        raise errors.ArgumentError(
+            f"group {group!r} has no place in the roles {tuple(roles)}; it has "
+            f"{sorted({role for place in groups.places[group] for role in place.roles})}."
+        )
+    return jnp.concatenate(parts, axis=1)
+
+
+def map_units(
+    groups: Groups,
+    variables: Variables,
+    matrices: Mapping[str, Any],
+    roles: Sequence[str] = ("in",),
+) -> Variables:
+    """A linear map along the unit axis: fold a scale into the consumers, merge clusters.
+
+    Args:
+        groups: from `trace`.
+        variables: the net's variables.
+        matrices: {group: M [m, units]} with m <= units; position i of the result is sum_j M[i, j]
+            old[j].
+        roles: which places are mapped.
+
+    Returns:
+        The variables, with m units at the mapped places.
+
+    Raises:
+        StructureError: a matrix of the wrong shape.
+    """
+    leaves = leaves_by_path(groups, variables)
+    for name, place in places_of(groups, roles, tuple(matrices)):
+        matrix, count = jnp.asarray(matrices[name]), groups.sizes[name]
+        if matrix.ndim != 2 or matrix.shape[1] != count or matrix.shape[0] > count:
+            raise errors.StructureError(
+                f"the matrix of {name!r} has shape {matrix.shape}; it must be [m, {count}] with m "
+                f"at most {count}."
+            )
+        index = _unit_major(place, count)
+        along = jnp.moveaxis(leaves[place.leaf], place.axis, 0)
+        mapped = jnp.tensordot(matrix, along[index], axes=1)
+        kept = place.units < matrix.shape[0]
+        new_place = np.cumsum(kept) - 1
+        result = along[np.flatnonzero(kept)].at[new_place[index[: matrix.shape[0]]]].set(mapped)
+        leaves[place.leaf] = jnp.moveaxis(result, 0, place.axis)
+    return jax.tree.unflatten(groups.treedef, list(leaves.values()))
