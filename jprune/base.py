@@ -78,6 +78,15 @@ class SiteInfo(NamedTuple):
     """Groups whose units stand on that axis."""
 
 
+class Branch(NamedTuple):
+    """The side of a residual sum that has weights: a unit that can be removed as a whole."""
+
+    name: str
+    """`branch/` and the layer whose output is summed; unit masks and gates of it have shape [1]."""
+    leaves: tuple[str, ...]
+    """Leaves that only this branch reads; they become None when it goes."""
+
+
 class Groups(NamedTuple):
     """What `jprune.trace` finds: static, host-side, NumPy.
 
@@ -90,7 +99,7 @@ class Groups(NamedTuple):
     sizes: dict[str, int]
     places: dict[str, tuple[Place, ...]]
     sites: tuple[SiteInfo, ...]
-    branches: tuple[Any, ...]
+    branches: tuple[Branch, ...]
     frozen: tuple[Frozen, ...]
     exact: dict[str, bool]
     leaves: dict[str, jax.ShapeDtypeStruct]

@@ -31,8 +31,8 @@ def apply_masks(variables: Variables, masks: Masks) -> Variables:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> variables, masks = {"a": jnp.ones(2), "b": jnp.ones(1)}, {"a": jnp.arange(2) < 1, "b": None}
-        >>> apply_masks(variables, masks)
+        >>> masks = {"a": jnp.array([True, False]), "b": None}
+        >>> apply_masks({"a": jnp.ones(2), "b": jnp.ones(1)}, masks)
         {'a': Array([1., 0.], dtype=float32), 'b': Array([1.], dtype=float32)}
     """
     return _masked(variables, masks, lambda value, mask: value * mask.astype(value.dtype))

@@ -2,7 +2,8 @@
 
 Both forms take `fn(variables, x)` and compile the variables in. `xla.py` writes one file for every
 backend of JAX, with any batch size; `litert.py` writes .tflite files, which `quantize.py` makes
-smaller and `runtime.py` runs. Read `xla.py` first. Checkpoints of training are not exports: they are in `jprune.train`.
+smaller and `runtime.py` runs. Read `xla.py` first. Checkpoints of training are no exports: they are
+in `jprune.train`.
 """
 
 from jprune.export.litert import tflite

@@ -4,6 +4,7 @@ LiteRT's libraries are imported inside functions: the extra `tflite` may be miss
 second.
 """
 
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -60,24 +61,21 @@ def tflite(
     """
     quantization.check(quantize)
     one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
-    fixed = _converted(lambda x: fn(variables, x), one)
-    _check_operations(fixed)
-    if (error := _error(fixed, fn, variables, one, 1)) > TOLERANCE:
-        raise errors.JpruneError(
-            f"the .tflite model differs from JAX by {error:.1e} of the largest output; at most "
-            f"{TOLERANCE:.0e} was expected. Export a net that computes in float32 (zoo.build(..., "
-            "dtype=jnp.float32)), or look for an operation that LiteRT rounds differently."
-        )
-    resizable = _with_any_batch(fixed)
-    works = _error(resizable, fn, variables, one, _CHECKED_BATCH) <= TOLERANCE
-    model = resizable if works else fixed
+    model = _converted(lambda x: fn(variables, x), one)
+    _check_operations(model)
+    _check_outputs(model, fn, variables, one)
+    resizable = _with_any_batch(model)
+    if _error(resizable, fn, variables, one, _CHECKED_BATCH) <= TOLERANCE:
+        model = resizable
     return quantization.quantized_model(model, quantize, calibration) if quantize else model
 
 
 def _converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes:
     with missing_extra(), quiet():
-        from litert_converter import converter_api_ext as converter
-        from litert_converter.mlir import ir, passmanager
+        # Extension modules say nothing about their types, so they are imported as `Any`.
+        converter: Any = importlib.import_module("litert_converter.converter_api_ext")
+        ir: Any = importlib.import_module("litert_converter.mlir.ir")
+        passes: Any = importlib.import_module("litert_converter.mlir.passmanager")
     with source_locations_off():
         exported = export.export(jax.jit(fn), platforms=["cpu"])(example)
     context = ir.Context()
@@ -88,12 +86,13 @@ def _converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes
             converter.set_signature(module.operation, "serving_default", ["x"], ["out"])
             config = converter.ConvertToTFLConfig()
             config.model_origin_framework = "JAX"
-            converter.run_convert_to_tfl_passes(module, passmanager.PassManager(), config)
+            converter.run_convert_to_tfl_passes(module, passes.PassManager(), config)
             return converter.export_flatbuffer_to_bytes(module.operation)
     except Exception as error:  # the converter raises whatever MLIR does
         raise errors.JpruneError(
-            f"LiteRT's converter refused the net ({error}). It takes convolutions, dense layers and "
-            "elementwise functions in float32: replace the operation it names, or export StableHLO."
+            f"LiteRT's converter refused the net ({str(error)[:300]}). It takes convolutions, "
+            "dense layers and elementwise functions in float32: replace the operation that it "
+            "names, or export StableHLO."
         ) from error
 
 
@@ -111,26 +110,37 @@ def _check_operations(model: bytes) -> None:
         )
 
 
+def _check_outputs(model: bytes, fn: Any, variables: Variables, example: Any) -> None:
+    error = _error(model, fn, variables, example, 1)
+    if error > TOLERANCE:
+        what = "cannot be run" if error == np.inf else f"differs from JAX by {error:.1e}"
+        raise errors.JpruneError(
+            f"the .tflite model {what}; a relative error of at most {TOLERANCE:.0e} was expected. "
+            "Export a net that computes in float32, without operations such as sort or top_k; "
+            "or export StableHLO."
+        )
+
+
 def _error(model: bytes, fn: Any, variables: Variables, example: Any, batch: int) -> float:
-    """max |a - b| / max |a| of JAX (a) and the model (b); infinite where the model cannot run."""
+    """Error max |a - b| / max |a| of the model (b) against JAX (a); infinite if it cannot run."""
     x = sample(example, batch)
     with jax.default_matmul_precision("highest"):  # GPUs and TPUs round float32 otherwise
         expected = np.asarray(jax.jit(fn)(variables, jnp.asarray(x)))
     try:
         out = run_tflite(model, x)
-    except (RuntimeError, ValueError):  # what the interpreter raises about shapes
+    except (RuntimeError, ValueError):  # what the interpreter raises about shapes and operations
         return np.inf
     if out.shape != expected.shape:
         return np.inf
-    difference = np.abs(out - expected).max()
-    return float(difference / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+    largest = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
+    return float(np.abs(out - expected).max() / largest)
 
 
 def _with_any_batch(model: bytes) -> bytes:
     """Frees the batch axis: in every activation's signature, and where operators spell it out.
 
-    Flattening [1, 4, 4, 8] -> [1, 128] holds its target as a constant, a slice its size: their first
-    entries become -1, "what is there". A strided slice gets the mask that says so.
+    Flattening [1, 4, 4, 8] -> [1, 128] holds its target as a constant, a slice its size: their
+    first entries become -1, "what is there". A strided slice gets the mask that says so.
     """
     import flatbuffers
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,8 @@ def quantized_model(model: bytes, kind: str, calibration: Iterable[np.ndarray]) 
         else:
             tool.load_quantization_recipe(recipe.static_wi8_ai8())
         ranges = _ranges(tool, model, calibration) if tool.need_calibration else None
-        return bytes(tool.quantize(ranges, enable_progress_report=False).quantized_model)
+        result: Any = tool.quantize(ranges, enable_progress_report=False)
+        return bytes(result.quantized_model)
 
 
 def _ranges(tool: Any, model: bytes, calibration: Iterable[np.ndarray]) -> dict[str, Any]:
@@ -93,9 +94,9 @@ def _ranges(tool: Any, model: bytes, calibration: Iterable[np.ndarray]) -> dict[
 
 
 @contextlib.contextmanager
-def _python_quiet():
+def _python_quiet() -> Iterator[None]:
     """Progress bars and warnings of the tool about itself."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+    silence = contextlib.redirect_stderr(io.StringIO())
+    with silence, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

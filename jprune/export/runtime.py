@@ -69,7 +69,9 @@ def quantized(x: np.ndarray, details: dict[str, Any]) -> np.ndarray:
         return x.astype(details["dtype"])
     scale, zero_point = details["quantization"]
     limits = np.iinfo(details["dtype"])
-    return np.clip(np.round(x / scale) + zero_point, limits.min, limits.max).astype(details["dtype"])
+    return np.clip(np.round(x / scale) + zero_point, limits.min, limits.max).astype(
+        details["dtype"]
+    )
 
 
 def _dequantized(y: np.ndarray, details: dict[str, Any]) -> np.ndarray:

@@ -29,7 +29,7 @@ def stablehlo(
         fn: `fn(variables, x) -> out`.
         variables: the variables to compile in.
         example: shape and type of the input, the batch axis first; its size does not matter.
-        platforms: what to lower for, of "cpu", "cuda", "rocm", "tpu". The machine need not have them.
+        platforms: what to lower for, of "cpu", "cuda", "rocm", "tpu"; none need be there.
 
     Returns:
         What `model.stablehlo` holds; `load_stablehlo` reads it back.

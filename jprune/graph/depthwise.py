@@ -18,6 +18,10 @@ from jprune.graph.jaxprs import NESTED, REMAT, Equation, Program, bind, program_
 
 Function = Callable[..., Any]
 
+MAXIMUM_TAPS = 64
+"""Windows of more positions (over 8x8) stay convolutions: the gradient of so many multiply-adds takes
+seconds to compile and is no faster."""
+
 
 def shift_depthwise(fn: Function, platform: str | None = None) -> Function:
     """The same function, its depthwise convolutions rewritten where that is faster: on CPUs.
@@ -25,7 +29,8 @@ def shift_depthwise(fn: Function, platform: str | None = None) -> Function:
     A convolution is depthwise if every channel is a feature group of its own: any multiplier,
     stride, dilation (of the window or of the data), padding, number of spatial axes and layout.
     Those inside `jit`, `checkpoint`, control flow and functions with derivatives of their own are
-    rewritten too; such functions keep their derivatives. All other equations are run as they are.
+    rewritten too; such functions keep their derivatives. All other equations are run as they are,
+    and so are windows of more than `MAXIMUM_TAPS` positions.
 
     The function is traced anew for every call, so wrap it in `jax.jit`. Rewrite first and
     differentiate then, `jax.grad(shift_depthwise(loss))`: the weight gradient of a depthwise
@@ -155,9 +160,10 @@ def _has_depthwise(program: Program) -> bool:
 def _is_depthwise(program: Program, equation: Equation) -> bool:
     if equation.name != "conv_general_dilated":
         return False
-    channel_axis = equation.params["dimension_numbers"].lhs_spec[1]
-    groups = equation.params["feature_group_count"]
-    return 1 < groups == program.shape(equation.inputs[0])[channel_axis]
+    numbers, groups = equation.params["dimension_numbers"], equation.params["feature_group_count"]
+    data, kernel = (program.shape(value) for value in equation.inputs)
+    taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[2:])
+    return 1 < groups == data[numbers.lhs_spec[1]] and taps <= MAXIMUM_TAPS
 
 
 def _shifted_sum(params: dict[str, Any], data: Any, kernel: Any, aval: Any) -> Any:

@@ -113,8 +113,8 @@ def tflite_latency(
 
     Args:
         models: {name: bytes of a .tflite file}.
-        threads: threads of the interpreter; None takes all cores that this process may use, which is
-            what XLA does.
+        threads: threads of the interpreter; None takes all cores that this process may use, as XLA
+            does.
         repeats: timed rounds, at least 10.
         warmup: rounds before these that are not timed.
         seconds: go on until this much time [s] has been spent on timed rounds.

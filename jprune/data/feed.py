@@ -1,0 +1,165 @@
+"""From arrays in memory to batches, through Grain.
+
+A whole split is held as 8-bit pixels (CIFAR-10: 184 MB). Grain shuffles and batches indices; one gather
+per batch makes the images, which for 128 CIFAR images with augmentation takes about 2 ms.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from jprune import errors
+from jprune.base import Batch, Data
+from jprune.data.table import Spec
+
+
+class Split(NamedTuple):
+    """The examples of one split, in the order of their files."""
+
+    images: np.ndarray
+    """uint8 [n, h, w, c]."""
+    labels: np.ndarray
+    """int32 [n]."""
+
+
+def feed(spec: Spec, splits: Mapping[str, Split]) -> Data:
+    """Checks arrays against what a data set should be, and serves them.
+
+    Args:
+        spec: what the data set is. `spec.sizes` is not looked at: the arrays say how many there are.
+        splits: "train", "validation" and "test".
+
+    Returns:
+        The data set; its `batches` is described at `base.Data`. Only "train" is augmented, and only
+        with a seed.
+
+    Raises:
+        DataError: arrays of another shape, type or range.
+
+    Example:
+        >>> spec = Spec("toy", (2, 2, 1), 2, {})
+        >>> split = Split(np.full((3, 2, 2, 1), 255, np.uint8), np.zeros(3, np.int32))
+        >>> data = feed(spec, {"train": split, "validation": split, "test": split})
+        >>> [batch["weight"].tolist() for batch in data.batches("test", 2)]
+        [[1.0, 1.0], [1.0, 0.0]]
+    """
+    for name, split in splits.items():
+        _check(spec, name, split)
+    sizes = {name: len(split.labels) for name, split in splits.items()}
+    return Data(spec.name, spec.shape, spec.classes, sizes, partial(_batches, spec, dict(splits)))
+
+
+def _batches(
+    spec: Spec,
+    splits: dict[str, Split],
+    split: str,
+    batch_size: int,
+    seed: int | None = None,
+    epoch: int = 0,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """The batches of one epoch; see `base.Data`."""
+    if split not in splits:
+        raise errors.ArgumentError(f"There is no split {split!r}; write {' or '.join(splits)}.")
+    if batch_size < 1 or start < 0 or epoch < 0 or (seed is not None and seed < 0):
+        raise errors.ArgumentError(
+            f"batches got batch_size={batch_size}, seed={seed}, epoch={epoch}, start={start}; "
+            "batch_size is at least 1, the others at least 0."
+        )
+    size = len(splits[split].labels)
+    if seed is not None and batch_size > size:
+        raise errors.ArgumentError(
+            f"batches got batch_size={batch_size} for the {size} examples of {spec.name}/{split}: with "
+            f"a seed the last, partial batch is dropped, and none would be left. Write {size} at most."
+        )
+    indices = grain.MapDataset.range(size)
+    if seed is None:
+        ordered = indices.batch(batch_size)
+        dataset = ordered.map(partial(_in_order, spec, splits[split], batch_size))
+    else:
+        # Two independent streams, each a function of (seed, epoch) alone.
+        order, draw = (int(s) for s in np.random.SeedSequence([seed, epoch]).generate_state(2))
+        ordered = indices.shuffle(seed=order).batch(batch_size, drop_remainder=True)
+        shift = spec.shift if split == "train" else 0
+        dataset = ordered.random_map(partial(_drawn, spec, splits[split], shift), seed=draw)
+    return (dataset[position] for position in range(start, len(dataset)))
+
+
+def _in_order(spec: Spec, split: Split, batch_size: int, indices: np.ndarray) -> Batch:
+    """A batch as it is, padded with copies of its last example of weight 0."""
+    missing = batch_size - len(indices)
+    padded = np.pad(indices, (0, missing), mode="edge")
+    weight = np.ones(batch_size, np.float32)
+    weight[len(indices) :] = 0
+    return _batch(spec, split.images[padded], split.labels[padded], weight)
+
+
+def _drawn(
+    spec: Spec, split: Split, shift: int, indices: np.ndarray, rng: np.random.Generator
+) -> Batch:
+    """A batch of the shuffled order, augmented where `shift` is positive."""
+    images = split.images[indices]
+    if shift:
+        images = augment(images, shift, rng)
+    return _batch(spec, images, split.labels[indices], np.ones(len(indices), np.float32))
+
+
+def _batch(spec: Spec, images: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Batch:
+    """Pixels become numbers."""
+    std = np.asarray(spec.std, np.float32)
+    offset = np.asarray(spec.mean, np.float32) / std
+    return {
+        "image": images * (1 / (spec.top * std)) - offset,
+        "label": labels.astype(np.int32),
+        "weight": weight,
+    }
+
+
+def augment(images: np.ndarray, shift: int, rng: np.random.Generator) -> np.ndarray:
+    """The usual augmentation of CIFAR: black borders, a random window, a mirror half of the time.
+
+    Args:
+        images: uint8 [batch, h, w, c].
+        shift: width of the border, in pixels.
+        rng: source of the draws.
+
+    Returns:
+        uint8 [batch, h, w, c].
+    """
+    batch, height, width, _ = images.shape
+    padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    top, left = rng.integers(0, 2 * shift + 1, (2, batch, 1))
+    mirrored = rng.random((batch, 1)) < 0.5
+    rows = top + np.arange(height)
+    columns = left + np.arange(width)
+    columns = np.where(mirrored, columns[:, ::-1], columns)
+    return padded[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _check(spec: Spec, name: str, split: Split) -> None:
+    """Refuses arrays that are not what the specification says."""
+    where = f"{spec.name}/{name}"
+    images, labels = split
+    if images.dtype != np.uint8 or images.shape[1:] != spec.shape:
+        raise errors.DataError(
+            f"{where} has images {images.dtype}{list(images.shape)}; expected uint8 of shape "
+            f"[n, {', '.join(map(str, spec.shape))}]."
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise errors.DataError(
+            f"{where} has labels {labels.dtype}{list(labels.shape)}; expected {len(images)} integers, "
+            "one for every image."
+        )
+    if not len(images):
+        raise errors.DataError(f"{where} is empty.")
+    if images.max() > spec.top:
+        raise errors.DataError(
+            f"{where} has pixels up to {images.max()}; expected 0..{spec.top}."
+        )
+    if labels.min() < 0 or labels.max() >= spec.classes:
+        raise errors.DataError(
+            f"{where} has labels {labels.min()}..{labels.max()}; expected 0..{spec.classes - 1}."
+        )

@@ -1,0 +1,111 @@
+"""The files of the sources, from bytes to arrays."""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from jprune import errors
+from jprune.data.feed import Split
+
+
+def mnist(files: Mapping[str, bytes]) -> dict[str, Split]:
+    """The four idx files of MNIST and of its likes.
+
+    Args:
+        files: {name: content} of `{train,t10k}-{images-idx3,labels-idx1}-ubyte`.
+
+    Returns:
+        "train" and "test".
+
+    Raises:
+        DataError: a file is no idx file of bytes, or has another number of axes.
+    """
+    return {
+        split: Split(
+            idx(files[f"{prefix}-images-idx3-ubyte"], 3)[..., None],
+            idx(files[f"{prefix}-labels-idx1-ubyte"], 1).astype(np.int32),
+        )
+        for split, prefix in (("train", "train"), ("test", "t10k"))
+    }
+
+
+def idx(content: bytes, axes: int) -> np.ndarray:
+    """An idx file of unsigned bytes: two zeros, type 8, number of axes, big-endian lengths, the bytes.
+
+    Args:
+        content: of the file.
+        axes: how many it should have.
+
+    Returns:
+        uint8 array.
+
+    Raises:
+        DataError: it is something else, or shorter or longer than its header says.
+
+    Example:
+        >>> idx(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), 1).tolist()
+        [7, 9]
+    """
+    header = 4 + 4 * axes
+    if len(content) < header or content[:4] != bytes([0, 0, 8, axes]):
+        raise errors.DataError(
+            f"Expected an idx file of bytes with {axes} axes; it begins with {content[:4].hex()}."
+        )
+    shape = tuple(int(n) for n in np.frombuffer(content[4:header], ">u4"))
+    if len(content) - header != math.prod(shape):
+        raise errors.DataError(
+            f"An idx file of shape {shape} needs {math.prod(shape)} bytes after its header; there are "
+            f"{len(content) - header}. It is damaged."
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def cifar10(files: Mapping[str, bytes]) -> dict[str, Split]:
+    """Six pictures in which every row is one 32 x 32 image, and two lists of labels.
+
+    Args:
+        files: {name: content} of `data_batch_{1..5}.png`, `test_batch.png`, `train_lables.json`,
+            `test_lables.json` (spelt so).
+
+    Returns:
+        "train" and "test".
+
+    Raises:
+        DataError: a file cannot be read, or a row has not 32 x 32 pixels.
+    """
+    train = [f"data_batch_{number}.png" for number in range(1, 6)]
+    return {
+        "train": Split(
+            np.concatenate([_rows(files[name], name) for name in train]),
+            _list(files["train_lables.json"], "train_lables.json"),
+        ),
+        "test": Split(
+            _rows(files["test_batch.png"], "test_batch.png"),
+            _list(files["test_lables.json"], "test_lables.json"),
+        ),
+    }
+
+
+def _rows(content: bytes, name: str) -> np.ndarray:
+    """uint8 [n, 32, 32, 3] from a picture of n rows."""
+    try:
+        picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise errors.DataError(f"{name} is no picture that Pillow reads: {error}.") from error
+    if picture.shape[1] != 32 * 32:
+        raise errors.DataError(
+            f"{name} has rows of {picture.shape[1]} pixels; expected 1024, one 32 x 32 image each."
+        )
+    return picture.reshape(-1, 32, 32, 3)
+
+
+def _list(content: bytes, name: str) -> np.ndarray:
+    """int32 [n] from a JSON list."""
+    try:
+        return np.asarray(json.loads(content), np.int32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise errors.DataError(f"{name} is no list of labels: {error}.") from error

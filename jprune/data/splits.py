@@ -1,0 +1,66 @@
+"""Fixed, stratified parts of a data set."""
+
+import numpy as np
+
+from jprune import errors
+from jprune.data.feed import Split
+
+SEED = 0
+"""Of the splits. Changing it changes every published number."""
+
+
+def pick(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Draws examples so that every class keeps its share.
+
+    Args:
+        labels: int [n].
+        count: how many to draw.
+        seed: of the draw; the same on every machine and with every version of NumPy.
+
+    Returns:
+        bool [n], True at `count` places. A class of m examples gets count m / n of them, rounded so that
+        the sum is right (largest remainders first, lower class first).
+
+    Raises:
+        ArgumentError: `count` is not in 0..n.
+
+    Example:
+        >>> labels = np.array([0, 0, 0, 0, 1, 1])
+        >>> chosen = pick(labels, 3, seed=0)
+        >>> np.bincount(labels[chosen]).tolist()
+        [2, 1]
+    """
+    if not 0 <= count <= len(labels):
+        raise errors.ArgumentError(
+            f"Asked for {count} of {len(labels)} examples; write a number from 0 to {len(labels)}."
+        )
+    sizes = np.bincount(labels)
+    shares = count * sizes / max(len(labels), 1)
+    wanted = np.floor(shares).astype(int)
+    order = np.argsort(wanted - shares, kind="stable")
+    wanted[order[: count - wanted.sum()]] += 1
+    # RandomState, because NumPy promises its stream for ever; Generator's may change.
+    random = np.random.RandomState(seed)
+    chosen = np.zeros(len(labels), bool)
+    for label, number in enumerate(wanted):
+        members = np.flatnonzero(labels == label)
+        chosen[random.permutation(members)[:number]] = True
+    return chosen
+
+
+def divide(split: Split, count: int, seed: int = SEED) -> tuple[Split, Split]:
+    """Takes a stratified part out of a split.
+
+    Args:
+        split: the whole.
+        count: examples in the part.
+        seed: of the draw.
+
+    Returns:
+        (rest, part), both in the order of the whole.
+    """
+    chosen = pick(split.labels, count, seed)
+    return (
+        Split(split.images[~chosen], split.labels[~chosen]),
+        Split(split.images[chosen], split.labels[chosen]),
+    )

@@ -1,0 +1,77 @@
+"""What every data set is: its shape, its splits, how its pixels become numbers."""
+
+import difflib
+from typing import NamedTuple
+
+from jprune import errors
+
+
+class Spec(NamedTuple):
+    """A data set of 8-bit images with fixed splits.
+
+    A pixel `p` becomes `(p / top - mean) / std`, per channel.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    """(height, width, channels) of one image."""
+    classes: int
+    sizes: dict[str, int]
+    """Examples in "train", "validation" and "test"."""
+    top: int = 255
+    """The value of a white pixel."""
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    shift: int = 0
+    """Training images are shifted by up to this many pixels and mirrored; 0: neither."""
+
+
+SETS = {
+    spec.name: spec
+    for spec in (
+        Spec("digits", (8, 8, 1), 10, {"train": 1197, "validation": 300, "test": 300}, top=16),
+        Spec("mnist", (28, 28, 1), 10, {"train": 55_000, "validation": 5_000, "test": 10_000}),
+        Spec(
+            "fashion_mnist", (28, 28, 1), 10, {"train": 55_000, "validation": 5_000, "test": 10_000}
+        ),
+        Spec(
+            "cifar10",
+            (32, 32, 3),
+            10,
+            {"train": 45_000, "validation": 5_000, "test": 10_000},
+            # What pretrained CIFAR nets expect: the figures of ImageNet, not those of CIFAR itself.
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            shift=4,
+        ),
+    )
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names that `load` takes.
+
+    Example:
+        >>> names()
+        ('digits', 'mnist', 'fashion_mnist', 'cifar10')
+    """
+    return tuple(SETS)
+
+
+def find(name: str) -> Spec:
+    """What a data set is.
+
+    Raises:
+        ArgumentError: no data set has this name; the message suggests the nearest.
+
+    Example:
+        >>> find("digits").shape
+        (8, 8, 1)
+    """
+    if name not in SETS:
+        near = difflib.get_close_matches(str(name), SETS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise errors.ArgumentError(
+            f"There is no data set {name!r}; {hint}jprune has {', '.join(SETS)}."
+        )
+    return SETS[name]
