@@ -46,7 +46,9 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
 
     Args:
         groups: from `trace`.
-        unit_masks: {group: [units]}, bool or float; a group that is not named keeps its units.
+        unit_masks: {group: [units]}, bool or float; a group that is not named keeps its units. The
+            mask [1] of a branch is that of all leaves that only the branch reads; this removes it
+            exactly only if it ends in 0 for zero weights, unlike `slim` and `gated(at="join")`.
         roles: where a unit is masked. `("in",)` removes it exactly for any nonlinearity. A float
             at several places would multiply several times, so float masks need explicit roles:
                 `("in",)` or
@@ -68,6 +70,9 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
         >>> expand(groups, {"first": np.array([True, False, True])}, ("in",))["second"][:, 0]
         Array([ True, False,  True], dtype=bool)
     """
+    branches = [branch for branch in groups.branches if branch.name in unit_masks]
+    removed = {leaf: unit_masks[b.name] for b in branches for leaf in b.leaves}
+    unit_masks = {k: v for k, v in unit_masks.items() if k not in {b.name for b in branches}}
     _check_units(groups, unit_masks)
     real = any(not jnp.issubdtype(jnp.asarray(m).dtype, jnp.bool_) for m in unit_masks.values())
     if real and tuple(roles) == ROLES:
@@ -83,6 +88,8 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
         along = jnp.where(place.units < 0, jnp.ones((), dtype), mask[np.maximum(place.units, 0)])
         shape = [-1 if axis == place.axis else 1 for axis in range(masks[place.leaf].ndim)]
         masks[place.leaf] = masks[place.leaf] * along.reshape(shape)
+    for path, mask in removed.items():
+        masks[path] = masks[path] * jnp.asarray(mask, dtype)[0]
     return jax.tree.unflatten(groups.treedef, list(masks.values()))
 
 

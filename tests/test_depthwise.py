@@ -5,13 +5,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import jprune
 from jprune.graph.depthwise import MAXIMUM_TAPS, shift_depthwise
 from tests.nets import conv, head, head_shapes, norm, norm_shapes
-from tests.test_law import relative_error
 
 LAYOUTS = (
     ("NHWC", "HWIO", "NHWC"),
@@ -49,21 +48,33 @@ def problem(layout=LAYOUTS[0], multiplier=1, window=(3, 2), dtype=jnp.float64, *
     return fn, (draw(kernel_layout, kernel_sizes), draw(data_layout, sizes))
 
 
+def relative_error(one, other):
+    """max|a - b| / max|a| over all leaves, in NumPy, which compiles nothing."""
+    leaves = [[np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(t)] for t in (one, other)]
+    difference = max(np.abs(a - b).max() for a, b in zip(*leaves))
+    return difference / max(np.abs(a).max() for a in leaves[0])
+
+
+def value_and_gradients(fn, args):
+    """The value, and the gradients of a weighted sum of it in all arguments."""
+
+    def total(*args):
+        value = fn(*args)
+        weight = jnp.cos(jnp.arange(value.size)).reshape(value.shape).astype(value.dtype)
+        return (value * weight).sum(), value
+
+    gradients, value = jax.grad(total, tuple(range(len(args))), has_aux=True)(*args)
+    return value, *gradients
+
+
 def check(fn, args, bound):
-    """Value and gradient of `fn(*args)` with and without its convolutions."""
-    rewritten = shift(fn)
-    assert convolutions(jax.make_jaxpr(rewritten)(*args)) == 0
-    value, shifted = jax.jit(fn)(*args), jax.jit(rewritten)(*args)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), value) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), shifted
-    )
-    assert relative_error(value, shifted) <= bound
-    weight = jnp.cos(jnp.arange(value.size)).reshape(value.shape).astype(value.dtype)
-    both = (0, 1)
-    gradient = jax.jit(jax.grad(lambda *a: (fn(*a) * weight).sum(), both))(*args)
-    other = jax.jit(jax.grad(lambda *a: (rewritten(*a) * weight).sum(), both))(*args)
-    for one, two in zip(jax.tree.leaves(gradient), jax.tree.leaves(other)):
-        assert relative_error(one, two) <= bound
+    """Value and gradients of `fn(*args)` with and without its convolutions."""
+    assert convolutions(jax.make_jaxpr(shift(fn))(*args)) == 0
+    both = jax.jit(lambda *args: [value_and_gradients(f, args) for f in (fn, shift(fn))])
+    for plain, shifted in zip(*both(*args)):
+        shapes = [jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (plain, shifted)]
+        assert shapes[0] == shapes[1]
+        assert relative_error(plain, shifted) <= bound
 
 
 @pytest.mark.parametrize(
@@ -100,7 +111,7 @@ def test_dilated_data_are_a_transposed_convolution(float64):
     check(*problem(multiplier=2, **options), 1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     window=st.tuples(*[st.integers(1, 4)] * 2),
     stride=st.tuples(*[st.integers(1, 3)] * 2),
@@ -120,10 +131,10 @@ def test_any_convolution(window, stride, holes, padding, multiplier, layout):
             rhs_dilation=holes[:2],
             lhs_dilation=holes[2:],
         )
-        value, shifted = fn(*args), shift(fn)(*args)
+        value, shifted = jax.jit(lambda *a: (fn(*a), shift(fn)(*a)))(*args)
         assert value.shape == shifted.shape
-        if value.size:
-            assert relative_error(value, shifted) <= 1e-12
+        # Not relative: windows that see padding only give zeros.
+        np.testing.assert_allclose(value, shifted, rtol=0, atol=1e-12)
 
 
 def test_single_precision(float64):
@@ -174,7 +185,9 @@ def nested():
     return list(kinds.items())
 
 
-@pytest.mark.parametrize(("name", "fn"), nested(), ids=lambda item: item if item is str else "")
+@pytest.mark.parametrize(
+    ("name", "fn"), nested(), ids=lambda item: item if isinstance(item, str) else ""
+)
 def test_inside_other_equations(float64, name, fn):
     rng = np.random.default_rng(1)
     args = jnp.asarray(rng.normal(size=(3, 3, 1, 5))), jnp.asarray(rng.normal(size=(2, 6, 7, 5)))
@@ -207,8 +220,6 @@ def test_functions_with_derivatives_of_their_own_keep_them(float64):
     args = jnp.asarray(rng.normal(size=(3, 3, 1, 5))), jnp.asarray(rng.normal(size=(2, 6, 7, 5)))
     for fn in (jvp, vjp, lambda k, x: jax.nn.relu(vjp(k, x) + jvp(k, x))):
         check(fn, args, 1e-12)
-        loss = lambda k, x, fn=fn: (shift(fn)(k, x) ** 2).sum()
-        assert float(jnp.abs(jax.grad(loss)(*args)).max()) > 0
     # The input gradient is a depthwise convolution too, and is rewritten with the rest.
     pulled = jax.make_jaxpr(jax.grad(lambda x: shift(vjp)(args[0], x).sum()))(args[1])
     assert convolutions(pulled) == 0
@@ -216,7 +227,7 @@ def test_functions_with_derivatives_of_their_own_keep_them(float64):
 
 def test_relu_at_zero_keeps_its_derivative():
     fn = lambda kernel, x: jax.nn.relu(conv(x, kernel, groups=5)).sum()
-    gradient = jax.grad(shift(fn))(jnp.zeros((3, 3, 1, 5)), jnp.ones((1, 4, 4, 5)))
+    gradient = jax.jit(jax.grad(shift(fn)))(jnp.zeros((3, 3, 1, 5)), jnp.ones((1, 4, 4, 5)))
     np.testing.assert_array_equal(gradient, np.zeros((3, 3, 1, 5)))
 
 
@@ -279,18 +290,16 @@ def test_dense_and_slim_nets_and_their_units():
     small = jprune.slim_params(groups, masks, variables)
     slim_fn = jprune.slim(inverted_residual, groups, masks)
     for fn, values in ((inverted_residual, variables), (slim_fn, small)):
-        plain, shifted = jax.jit(fn), jax.jit(shift(fn))
-        assert convolutions(jax.make_jaxpr(shifted)(values, x)) == 3
-        assert relative_error(plain(values, x), shifted(values, x)) <= 1e-5
-        gradients = [
-            jax.jit(jax.grad(lambda v, f=f: f(v, x).sum()))(values) for f in (plain, shifted)
-        ]
-        assert relative_error(*gradients) <= 1e-5
+        assert convolutions(jax.make_jaxpr(shift(fn))(values, x)) == 3
+        both = jax.jit(lambda v, fn=fn: [value_and_gradients(f, (v, x)) for f in (fn, shift(fn))])
+        for plain, shifted in zip(*both(values)):
+            assert relative_error(plain, shifted) <= 1e-5
     # Rewritten first and slimmed then: the same units, the same net.
     again = jprune.trace(shift(inverted_residual), variables, x)
     assert again.sizes == groups.sizes
     other = jprune.slim(shift(inverted_residual), again, masks)
-    assert relative_error(slim_fn(small, x), other(small, x)) <= 1e-5
+    results = jax.jit(lambda v: (slim_fn(v, x), other(v, x)))(small)
+    assert relative_error(*results) <= 1e-5
 
 
 def test_arguments_and_results_are_trees(float64):

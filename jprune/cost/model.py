@@ -11,9 +11,11 @@ import numpy as np
 from jprune import errors
 from jprune.base import Cost, CostModel, Groups, Masks
 from jprune.cost.counts import Count, Counter, as_gates
+from jprune.graph.branches import find_forks, inside
 from jprune.graph.interpret import Frame
 from jprune.graph.jaxprs import Equation, Program
 from jprune.graph.roles import CONTRACTIONS, Uses, contracted_axes, uses_of
+from jprune.graph.sites import find_spots
 from jprune.graph.trace import Coupling, check_leaves, couple, trace
 
 STATISTICS = {"mean", "var", "state"}
@@ -64,17 +66,20 @@ class _Contraction(NamedTuple):
     written: tuple[Count, ...]
     weights: tuple[Count, ...]
     examples: int
+    branches: tuple[str, ...]
+    """Branches that it is inside of."""
 
     def term(self, gates: Mapping[str, Any]) -> Term:
         product = lambda counts: math.prod(count.of(gates) for count in counts)
+        times = self.times * math.prod(gates[name].sum() for name in self.branches)
         return Term(
             self.layer,
-            self.times * self.constant * product(self.positions),
+            times * self.constant * product(self.positions),
             product(self.inputs),
             product(self.outputs),
-            self.times * product(self.read),
-            self.times * product(self.written),
-            self.times * self.examples * product(self.weights),
+            times * product(self.read),
+            times * product(self.written),
+            times * self.examples * product(self.weights),
         )
 
     @property
@@ -125,20 +130,25 @@ def cost_model(
     counter = Counter(coupling, groups)
     contractions = _contractions(coupling, uses, counter, _examples(args))
     leaf_counts = _leaf_counts(coupling, uses, counter)
+    sizes = {**groups.sizes, **{branch.name: 1 for branch in groups.branches}}
+    owners = {
+        leaf: tuple(b.name for b in groups.branches if coupling.paths[leaf] in b.leaves)
+        for leaf in leaf_counts
+    }
 
     def model(given: Any) -> Cost:
-        if isinstance(given, Mapping) and set(given) <= set(groups.sizes):
-            gates = as_gates(groups.sizes, given)
+        if isinstance(given, Mapping) and set(given) <= set(sizes):
+            gates = as_gates(sizes, given)
             densities = None
-            params = sum(
-                (math.prod(count.of(gates) for count in counts) for counts in leaf_counts.values()),
-                0,
-            )
+            params: Any = 0
+            for leaf, counts in leaf_counts.items():
+                there = math.prod(gates[name].sum() for name in owners[leaf])
+                params = params + there * math.prod(count.of(gates) for count in counts)
         else:
-            gates = as_gates(groups.sizes, {})
+            gates = as_gates(sizes, {})
             kept = _kept(groups, given)
-            sizes = {path: math.prod(leaf.shape) for path, leaf in groups.leaves.items()}
-            densities = {path: kept[path] / max(1, sizes[path]) for path in sizes}
+            whole = {path: math.prod(leaf.shape) for path, leaf in groups.leaves.items()}
+            densities = {path: kept[path] / max(1, whole[path]) for path in whole}
             params = sum((kept[coupling.paths[leaf]] for leaf in leaf_counts), 0)
         total: Any = 0
         moved: Any = 0
@@ -221,8 +231,11 @@ def _contractions(
     coupling: Coupling, uses: Uses, counter: Counter, examples: int
 ) -> list[_Contraction]:
     kernels = {(id(c.program), c.equation): c for c in uses.contractions}
+    top, paths = coupling.program, coupling.paths
+    forks = find_forks(top, find_spots(top, uses, paths), len(paths))
+    bodies = {fork.name: inside(top, coupling.frame, fork, top.outputs) for fork in forks}
     found = []
-    for program, frame, number, times in _walk(coupling.program, coupling.frame, 1):
+    for outer, program, frame, number, times in _walk(top, coupling.frame):
         equation = program.equations[number]
         if equation.name not in CONTRACTIONS:
             continue
@@ -246,21 +259,23 @@ def _contractions(
                 counts[2],
                 counts[side],
                 examples if use is not None else 1,
+                tuple(name for name, numbers in bodies.items() if outer in numbers),
             )
         )
     return found
 
 
-def _walk(program: Program, frame: Frame, times: int):
-    """(program, frame, equation number, how often it runs), nested programs included."""
+def _walk(program: Program, frame: Frame, times: int = 1, outer: int | None = None):
+    """(top-level equation, program, frame, equation, how often it runs), nested ones included."""
     for number, equation in enumerate(program.equations):
-        yield program, frame, number, times
+        top = number if outer is None else outer
+        yield top, program, frame, number, times
         inner = times * (equation.params["length"] if equation.name == "scan" else 1)
         bodies = list(zip(equation.inner, frame.inner.get(number, ())))
         # Of the branches of a condition one runs; they mostly cost the same, so the last is
         # counted.
         for body, body_frame in bodies[-1:] if equation.name == "cond" else bodies:
-            yield from _walk(body, body_frame, inner)
+            yield from _walk(body, body_frame, inner, top)
 
 
 def _parts(program: Program, equation: Equation, side: int, counts: list[tuple[Count, ...]]):

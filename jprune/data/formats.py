@@ -34,7 +34,9 @@ def mnist(files: Mapping[str, bytes]) -> dict[str, Split]:
 
 
 def idx(content: bytes, axes: int) -> np.ndarray:
-    """An idx file of unsigned bytes: two zeros, type 8, number of axes, big-endian lengths, the bytes.
+    """Reads an idx file of unsigned bytes.
+
+    It holds two zeros, the type 8, the number of axes, their lengths (big-endian), then the bytes.
 
     Args:
         content: of the file.
@@ -58,8 +60,8 @@ def idx(content: bytes, axes: int) -> np.ndarray:
     shape = tuple(int(n) for n in np.frombuffer(content[4:header], ">u4"))
     if len(content) - header != math.prod(shape):
         raise errors.DataError(
-            f"An idx file of shape {shape} needs {math.prod(shape)} bytes after its header; there are "
-            f"{len(content) - header}. It is damaged."
+            f"An idx file of shape {shape} needs {math.prod(shape)} bytes after its header; there "
+            f"are {len(content) - header}. It is damaged."
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 

@@ -18,8 +18,8 @@ def pick(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         seed: of the draw; the same on every machine and with every version of NumPy.
 
     Returns:
-        bool [n], True at `count` places. A class of m examples gets count m / n of them, rounded so that
-        the sum is right (largest remainders first, lower class first).
+        bool [n], True at `count` places. A class of m examples gets count m / n of them, rounded so
+        that the sum is right (largest remainders first, lower class first).
 
     Raises:
         ArgumentError: `count` is not in 0..n.

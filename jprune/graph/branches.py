@@ -1,7 +1,7 @@
 """Branches: the side of a residual sum that has weights, as a unit that can go as a whole.
 
-Of the two operands of a sum one may need all the parameters that the other needs, and more: that one
-is the branch, the other one the identity. Where both sides have parameters of their own (a
+Of the two operands of a sum one may need all the parameters that the other needs, and more: that
+one is the branch, the other one the identity. Where both sides have parameters of their own (a
 projection), there is no branch. A removed branch takes its equations with it, and the leaves that
 nothing else reads become None.
 """
@@ -60,6 +60,14 @@ def find_forks(program: Program, spots: Sequence[Spot], leaves: int) -> list[For
     return forks
 
 
+def branch_spots(forks: Sequence[Fork], spots: Sequence[Spot]) -> list[Spot]:
+    """The operands of sums that are branches, as sites."""
+    axes = {spot.equation: spot.axis for spot in spots if spot.kind == "join"}
+    return [
+        Spot("branch", fork.name, fork.branch, fork.equation, axes[fork.equation]) for fork in forks
+    ]
+
+
 def without(
     program: Program, frame: Frame, cut: Sequence[Fork], outputs: Sequence[int] | None = None
 ) -> tuple[Program, Frame]:
@@ -100,6 +108,15 @@ def without(
     }
     smaller = program._replace(equations=tuple(equation for _, equation in kept), outputs=wanted)
     return smaller, Frame(frame.labels, inner)
+
+
+def inside(program: Program, frame: Frame, fork: Fork, outputs: Sequence[int]) -> set[int]:
+    """Numbers of the equations that only a branch needs, its sum included."""
+    of = lambda smaller: {equation.outputs for equation in smaller.equations}
+    whole = of(without(program, frame, (), outputs)[0])
+    left = of(without(program, frame, (fork,), outputs)[0])
+    gone = whole - left
+    return {number for number, e in enumerate(program.equations) if e.outputs in gone}
 
 
 def read_leaves(program: Program, leaves: int) -> set[int]:

@@ -19,8 +19,8 @@ from jprune.graph.jaxprs import NESTED, REMAT, Equation, Program, bind, program_
 Function = Callable[..., Any]
 
 MAXIMUM_TAPS = 64
-"""Windows of more positions (over 8x8) stay convolutions: the gradient of so many multiply-adds takes
-seconds to compile and is no faster."""
+"""Windows of more positions (over 8x8) stay convolutions: the gradient of so many multiply-adds
+takes seconds to compile and is no faster."""
 
 
 def shift_depthwise(fn: Function, platform: str | None = None) -> Function:

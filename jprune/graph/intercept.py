@@ -9,6 +9,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Groups
+from jprune.graph.branches import branch_spots, find_forks
 from jprune.graph.jaxprs import Equation, bind
 from jprune.graph.roles import uses_of
 from jprune.graph.sites import KINDS, Spot, find_spots, unit_numbers, units_on
@@ -43,7 +44,8 @@ def intercept(
         groups: from `trace`.
         handler: `handler(site, value, carry) -> (value, carry)`; the network goes on with its
             value.
-        kinds: which sites: `in`, `out`, `norm`, `act`, `join`.
+        kinds: which sites: `in`, `out`, `norm`, `act`, `join`, and `branch` (the operand of a sum
+            that can be removed; its layer is the name of the branch).
 
     Returns:
         `fn'(variables, carry, *args) -> (out, carry)`; a pure function if the handler is one.
@@ -73,7 +75,9 @@ def intercept(
         coupling = couple(fn, variables, *args, inline_remat=True, freeze_outputs=False)
         program = coupling.program
         uses = uses_of(program, coupling.frame, coupling.solution, len(coupling.paths))
-        spots = [s for s in find_spots(program, uses, coupling.paths) if s.kind in kinds]
+        spots = find_spots(program, uses, coupling.paths)
+        spots += branch_spots(find_forks(program, spots, len(coupling.paths)), spots)
+        spots = [spot for spot in spots if spot.kind in kinds]
         kernels = {c.equation: c.kernel for c in uses.contractions if c.program is program}
         numbers = unit_numbers(coupling, groups)
         values: list[Any] = [None] * len(program.avals)
@@ -84,7 +88,7 @@ def intercept(
         reading: dict[int, list[Spot]] = {}
         making: dict[int, list[Spot]] = {}
         for spot in spots:
-            where = reading if spot.kind == "in" else making
+            where = reading if spot.kind in ("in", "branch") else making
             where.setdefault(spot.equation, []).append(spot)
 
         def call(spot: Spot, value: Any, equation: Equation, operands: list[Any]) -> Any:
@@ -102,7 +106,7 @@ def intercept(
         for number, equation in enumerate(program.equations):
             operands = [values[value] for value in equation.inputs]
             for spot in reading.get(number, ()):
-                place = 1 - kernels[number]
+                place = equation.inputs.index(spot.value)
                 operands[place] = call(spot, operands[place], equation, operands)
             for value, result in zip(equation.outputs, bind(equation, operands)):
                 values[value] = result
@@ -198,7 +202,8 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
         fn: the function that was traced, or its training-mode twin.
         groups: from `trace`.
         at: `in` (at every consumer: 0 is exact removal for any nonlinearity), `norm` (before the
-            nonlinearity), `act` (behind it), `join` (at sums of activations).
+            nonlinearity), `act` (behind it), `join` (branches on their way into the sum, where a
+            gate has shape [1] or [batch, 1]; units on the sum itself).
 
     Returns:
         `fn'(variables, gates, *args)` with gates `{group: [n] | [batch, n]}`; a group that is not
@@ -218,20 +223,29 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
     """
 
     def handler(site: Site, value: Any, gates: Mapping[str, Any]) -> tuple[Any, Any]:
+        if site.kind == "branch":
+            if site.layer in gates:
+                gate = jnp.asarray(gates[site.layer])
+                value = value * gate.reshape(-1, *[1] * (value.ndim - 1)).astype(value.dtype)
+            return value, gates
         for name, units in site.units.items():
             if name in gates:
                 value = value * _gate_along(site, value, jnp.asarray(gates[name]), units)
         return value, gates
 
-    run = intercept(fn, groups, handler, (at,))
+    run = intercept(fn, groups, handler, ("join", "branch") if at == "join" else (at,))
     gateable = {name for site in groups.sites if site.kind == at for name in site.groups}
+    sizes = dict(groups.sizes)
+    if at == "join":
+        sizes |= {branch.name: 1 for branch in groups.branches}
+        gateable |= {branch.name for branch in groups.branches}
 
     def gated_fn(variables: Any, gates: Mapping[str, Any], *args: Any) -> Any:
         for name, gate in gates.items():
-            if name not in groups.sizes or jnp.shape(gate)[-1:] != (groups.sizes[name],):
+            if name not in sizes or jnp.shape(gate)[-1:] != (sizes[name],):
                 raise errors.StructureError(
                     f"a gate {name!r} of shape {jnp.shape(gate)}; gates are [n] or [batch, n] for "
-                    f"the groups {groups.sizes}."
+                    f"the groups {sizes}."
                 )
             if name not in gateable:
                 raise errors.StructureError(

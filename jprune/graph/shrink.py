@@ -17,6 +17,8 @@ from jprune import errors
 from jprune.graph.interpret import Frame, interpret
 from jprune.graph.jaxprs import REMAT, Equation, Program, bind, describe, program_of
 from jprune.graph.labels import AxisLabels, Labels, Solution
+from jprune.graph.leaves import is_leaf_type
+from jprune.graph.roles import CONTRACTIONS
 from jprune.graph.rules import ELEMENTWISE, REDUCTIONS, WINDOWS
 
 Keep = tuple[np.ndarray | None, ...]
@@ -108,6 +110,12 @@ def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> 
 def shrunk(step: Step) -> list[Any]:
     """Results of one equation."""
     equation = step.equation
+    if any(is_leaf_type(value) for value in step.values):
+        kernel = step.values[1] if equation.name in CONTRACTIONS else None
+        if is_leaf_type(kernel) and not is_leaf_type(step.values[0]):
+            return [kernel.apply(step.values[0], equation)]
+        plain = [value.dense() if is_leaf_type(value) else value for value in step.values]
+        return shrunk(step._replace(values=plain))
     touched = any(k is not None for keep in (*step.in_keeps, *step.out_keeps) for k in keep)
     if not touched and not (equation.inner and _inner_touched(step)):
         return bind(equation, step.values)

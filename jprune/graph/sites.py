@@ -17,7 +17,7 @@ from jprune.graph.labels import Fixed
 from jprune.graph.roles import Taint, Uses
 from jprune.graph.rules import ELEMENTWISE
 
-KINDS = ("in", "out", "norm", "join", "act")
+KINDS = ("branch", "in", "out", "norm", "join", "act")
 AFFINE = {"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type", "copy"}
 SUMS = {"add", "add_any"}
 _ELEMENTWISE = {*ELEMENTWISE, "custom_jvp_call", "custom_vjp_call"}
@@ -265,10 +265,10 @@ def units_on(
     return found
 
 
-def find_sites(coupling: Any, uses: Uses, groups: Groups) -> tuple[SiteInfo, ...]:
+def find_sites(coupling: Any, spots: Sequence[Spot], groups: Groups) -> tuple[SiteInfo, ...]:
     """The static part of all sites."""
     numbers = unit_numbers(coupling, groups)
     return tuple(
         SiteInfo(spot.kind, spot.layer, spot.axis, tuple(units_on(coupling, groups, numbers, spot)))
-        for spot in find_spots(coupling.program, uses, coupling.paths)
+        for spot in spots
     )

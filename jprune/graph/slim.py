@@ -7,9 +7,15 @@ import jax
 import numpy as np
 
 from jprune import errors
-from jprune.base import Groups, Masks
+from jprune.base import Branch, Groups, Masks
+from jprune.graph.branches import dependencies, find_forks, without
+from jprune.graph.interpret import Frame
+from jprune.graph.jaxprs import Program
 from jprune.graph.labels import Solution
+from jprune.graph.leaves import is_leaf_type
+from jprune.graph.roles import uses_of
 from jprune.graph.shrink import Alive, run, take
+from jprune.graph.sites import find_spots
 from jprune.graph.trace import Coupling, couple, leaf_paths
 
 
@@ -21,7 +27,10 @@ def check_masks(groups: Groups, masks: Mapping[str, Any]) -> dict[str, np.ndarra
             group.
     """
     result = {name: np.ones(size, bool) for name, size in groups.sizes.items()}
+    branches = {branch.name for branch in groups.branches}
     for name, mask in masks.items():
+        if name in branches:
+            continue
         if name not in groups.sizes:
             raise errors.StructureError(
                 f"the masks name a group {name!r} that this net does not have. Its groups are "
@@ -45,6 +54,25 @@ def check_masks(groups: Groups, masks: Mapping[str, Any]) -> dict[str, np.ndarra
             )
         result[name] = array
     return result
+
+
+def dead_branches(groups: Groups, masks: Mapping[str, Any]) -> tuple[Branch, ...]:
+    """The branches that the masks remove.
+
+    Raises:
+        StructureError: a mask of a branch that is not one bool.
+    """
+    dead = []
+    for branch in groups.branches:
+        mask = np.asarray(masks.get(branch.name, [True]))
+        if mask.shape != (1,) or mask.dtype != bool:
+            raise errors.StructureError(
+                f"the mask of {branch.name!r} has shape {mask.shape} and type {mask.dtype}; a "
+                "branch is one unit. Write np.array([False]) to remove it."
+            )
+        if not mask[0]:
+            dead.append(branch)
+    return tuple(dead)
 
 
 def axis_keeps(groups: Groups, masks: Mapping[str, Any]) -> dict[str, list[np.ndarray | None]]:
@@ -73,8 +101,9 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
             gradients, an optimizer state, the new statistics of a training step.
 
     Returns:
-        The tree with smaller arrays. Leaves whose path is not one of the variables' (a step
-        counter) and scalars are returned as they are.
+        The tree with smaller arrays; a leaf wholly inside a removed branch becomes None. Leaves
+        whose path is not one of the variables' (a step counter) and scalars are returned as they
+        are.
 
     Raises:
         StructureError: masks of another net, or a leaf of a shape that is neither that of its
@@ -90,6 +119,7 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
         ((3, 2), (2, 2))
     """
     keeps = axis_keeps(groups, masks)
+    dead = {path for branch in dead_branches(groups, masks) for path in branch.leaves}
     names = {tuple(path.split("/")): path for path in groups.leaves}
     by_ending: dict[tuple[str, ...], list[str]] = {}
     for parts, path in names.items():
@@ -98,6 +128,8 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
     def cut(key_path: Any, leaf: Any) -> Any:
         parts = tuple(jax.tree_util.keystr(key_path, simple=True, separator="/").split("/"))
         path = _match(parts, names, by_ending)
+        if path in dead:
+            return None
         if path is None or np.ndim(leaf) == 0:
             return leaf
         full = groups.leaves[path].shape
@@ -154,31 +186,64 @@ def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., 
         Array([[6., 6.]], dtype=float32)
     """
     keeps = axis_keeps(groups, masks)
+    cut = {branch.name for branch in dead_branches(groups, masks)}
+    dead = {path for branch in dead_branches(groups, masks) for path in branch.leaves}
 
     def slim_fn(variables: Any, *args: Any) -> Any:
-        leaves = check_slim(groups, keeps, variables)
+        leaves = check_slim(groups, keeps, dead, variables)
         full = [
-            jax.ShapeDtypeStruct(shape.shape, leaf.dtype)
-            for shape, leaf in zip(groups.leaves.values(), leaves)
+            jax.ShapeDtypeStruct(whole.shape, whole.dtype if leaf is None else leaf.dtype)
+            for whole, leaf in zip(groups.leaves.values(), leaves)
         ]
         everything = jax.tree.unflatten(groups.treedef, full)
         coupling = couple(fn, everything, *args, freeze_outputs=False)
         alive = Alive(coupling.solution, alive_atoms(coupling, keeps))
-        results = run(coupling.program, coupling.frame, alive, [*leaves, *jax.tree.leaves(args)])
-        return jax.tree.unflatten(jax.tree.structure(coupling.output), results)
+        program, frame, left = _without_branches(coupling, cut, dead)
+        results = iter(run(program, frame, alive, [*leaves, *jax.tree.leaves(args)]))
+        outputs = [next(results) if computed else None for computed in left]
+        return jax.tree.unflatten(jax.tree.structure(coupling.output), outputs)
 
     return slim_fn
 
 
-def check_slim(groups: Groups, keeps: Mapping[str, list], variables: Any) -> list[Any]:
-    """The leaves of slim variables, in order.
+def _without_branches(
+    coupling: Coupling, cut: set[str], dead: set[str]
+) -> tuple[Program, Frame, list[bool]]:
+    """The program without some branches, and which outputs (not their statistics) it still has.
+
+    Raises:
+        StructureError: this function has no such branch.
+    """
+    program, frame = coupling.program, coupling.frame
+    if not cut:
+        return program, frame, [True] * len(program.outputs)
+    uses = uses_of(program, frame, coupling.solution, len(coupling.paths))
+    spots = find_spots(program, uses, coupling.paths)
+    forks = [f for f in find_forks(program, spots, len(coupling.paths)) if f.name in cut]
+    if len(forks) != len(cut):
+        raise errors.StructureError(
+            f"the masks remove {sorted(cut)}; this function has only "
+            f"{sorted(fork.name for fork in forks)} of them. Trace this very function."
+        )
+    bits = dependencies(without(program, frame, forks)[0], len(coupling.paths))
+    gone = sum(1 << leaf for leaf, path in enumerate(coupling.paths) if path in dead)
+    joined = {program.equations[fork.equation].outputs[0]: fork.identity for fork in forks}
+    left = [not bits[joined.get(value, value)] & gone for value in program.outputs]
+    wanted = [value for value, computed in zip(program.outputs, left) if computed]
+    return *without(program, frame, forks, wanted), left
+
+
+def check_slim(
+    groups: Groups, keeps: Mapping[str, list], dead: set[str], variables: Any
+) -> list[Any]:
+    """The leaves of slim variables, in order; None for those of removed branches.
 
     Raises:
         StructureError: other leaves than the net has, or shapes that these masks do not give.
     """
     found = leaf_paths(variables)
-    if tuple(found) != tuple(groups.leaves):
-        differ = sorted(set(found) ^ set(groups.leaves))
+    if set(found) != set(groups.leaves) - dead:
+        differ = sorted(set(found) ^ (set(groups.leaves) - dead))
         raise errors.StructureError(
             f"the variables have other leaves than the traced net ({', '.join(differ[:5])}). Pass "
             "slim_params(groups, masks, variables)."
@@ -186,12 +251,13 @@ def check_slim(groups: Groups, keeps: Mapping[str, list], variables: Any) -> lis
     for path, leaf in found.items():
         full = groups.leaves[path].shape
         expected = tuple(n if k is None else int(k.sum()) for n, k in zip(full, keeps[path]))
-        if np.shape(leaf) != expected:
+        shape = leaf.shape if is_leaf_type(leaf) else np.shape(leaf)
+        if shape != expected:
             raise errors.StructureError(
-                f"{path} has shape {np.shape(leaf)}; these masks make it {expected} of {full}. "
+                f"{path} has shape {shape}; these masks make it {expected} of {full}. "
                 "Pass slim_params(groups, masks, variables) with the same masks."
             )
-    return list(found.values())
+    return [found.get(path) for path in groups.leaves]
 
 
 def alive_atoms(coupling: Coupling, keeps: Mapping[str, list]) -> np.ndarray:

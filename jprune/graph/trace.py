@@ -8,12 +8,14 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import ROLES, Frozen, Groups, Place
+from jprune.graph.branches import find_branches
 from jprune.graph.interpret import Frame, interpret, walk
 from jprune.graph.jaxprs import Equation, Program, describe, program_of, user_line
 from jprune.graph.labels import SPATIAL, Fixed, Labels, Reason, Solution
+from jprune.graph.leaves import is_leaf_type
 from jprune.graph.roles import Uses, uses_of
 from jprune.graph.rules import RULES
-from jprune.graph.sites import find_sites
+from jprune.graph.sites import find_sites, find_spots
 
 INPUT = "tied to the network input "
 
@@ -37,10 +39,8 @@ class Coupling(NamedTuple):
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
     """{path: leaf} of a tree, in flattening order; paths are the names users see."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf_type)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
 
 
 def couple(
@@ -156,7 +156,9 @@ def trace(
         treedef=jax.tree.structure(variables),
     )
     groups = _without(groups, tuple(freeze))
-    return groups._replace(sites=find_sites(coupling, uses, groups))
+    spots = find_spots(coupling.program, uses, coupling.paths)
+    branches = find_branches(coupling.program, coupling.frame, spots, coupling.paths, main)
+    return groups._replace(sites=find_sites(coupling, spots, groups), branches=branches)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

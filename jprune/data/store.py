@@ -1,0 +1,165 @@
+"""Prepared data sets on disk: TFDS directories that TFDS reads without TensorFlow.
+
+`<data_dir>/<name>/1.0.0/` holds array_record files with plain Tensor features. Directories of the
+official TFDS builders (PNG images, TFRecord) are read too, where TensorFlow is installed.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jprune import errors
+from jprune.data.feed import Split
+from jprune.data.table import Spec
+
+VERSION = "1.0.0"
+
+
+def folder(data_dir: str | Path | None = None) -> Path:
+    """The folder of all prepared sets.
+
+    Args:
+        data_dir: the folder; None is `$JPRUNE_DATA`, else `jprune/data` in the user's cache folder
+            (`$XDG_CACHE_HOME`, else `~/.cache`).
+    """
+    chosen = data_dir or os.environ.get("JPRUNE_DATA")
+    if chosen:
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "jprune" / "data"
+
+
+def prepared(spec: Spec, data_dir: Path) -> Path | None:
+    """The directory of a prepared set: ours, else the newest official one, else None."""
+    ours = data_dir / spec.name / VERSION
+    if (ours / "dataset_info.json").is_file():
+        return ours
+    found = [info.parent for info in (data_dir / spec.name).glob("*/dataset_info.json")]
+    return max(found, key=lambda path: tfds.core.Version(path.name), default=None)
+
+
+def write(spec: Spec, splits: Mapping[str, Split], data_dir: Path) -> Path:
+    """Writes a TFDS directory, whole or not at all.
+
+    Args:
+        spec: what the set is.
+        splits: "train" and "test" as published.
+        data_dir: folder of all prepared sets; made if need be.
+
+    Returns:
+        The directory written.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{spec.name}-", dir=data_dir) as temporary:
+            with _quiet():
+                _builder(spec, splits, temporary).download_and_prepare()
+            target = data_dir / spec.name / VERSION
+            target.parent.mkdir(exist_ok=True)
+            os.rename(Path(temporary) / spec.name / VERSION, target)
+    except OSError as error:
+        raise errors.DataError(
+            f"Cannot write {spec.name} to {data_dir}: {error}. Pass another folder, or set "
+            "JPRUNE_DATA."
+        ) from error
+    return target
+
+
+def read(spec: Spec, directory: Path) -> dict[str, Split]:
+    """Reads a TFDS directory.
+
+    Args:
+        spec: what the set is.
+        directory: of one version.
+
+    Returns:
+        "train" and "test".
+
+    Raises:
+        DataError: it cannot be read, or lacks a split or a feature.
+        MissingExtraError: only TensorFlow can read it, and is not installed.
+    """
+    try:
+        builder = tfds.builder_from_directory(directory)
+        if _needs_tensorflow(builder) and not importlib.util.find_spec("tensorflow"):
+            raise errors.MissingExtraError(
+                f"{directory} was made by an official TFDS builder, and only TensorFlow reads its "
+                "images. Install the extra `tf` (pip install 'jprune[tf]'), or run "
+                f"`jprune data prepare {spec.name}`, which needs no TensorFlow."
+            )
+        return {split: _split(builder, split) for split in ("train", "test")}
+    except errors.JpruneError:
+        raise
+    except Exception as error:  # TFDS and array_record raise anything on damaged files
+        raise errors.DataError(
+            f"{directory} cannot be read: {type(error).__name__}: {error}. Delete it and run "
+            f"`jprune data prepare {spec.name}`."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the bars and the talk of downloads with which TFDS writes a directory."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _needs_tensorflow(builder: Any) -> bool:
+    """Whether only TensorFlow can read a directory."""
+    plain = builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+    return not plain or isinstance(builder.info.features["image"], tfds.features.Image)
+
+
+def _split(builder: Any, split: str) -> Split:
+    """One split in memory, in the order of its files."""
+    if _needs_tensorflow(builder):
+        columns = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+        return Split(np.asarray(columns["image"]), np.asarray(columns["label"]))
+    source = builder.as_data_source(split=split)
+    rows = source.__getitems__(range(len(source)))
+    return Split(np.stack([row["image"] for row in rows]), np.array([row["label"] for row in rows]))
+
+
+def _builder(spec: Spec, splits: Mapping[str, Split], data_dir: str) -> Any:
+    """A TFDS builder that writes arrays."""
+
+    class Arrays(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Images and labels as plain tensors, in the order of the source."""
+
+        name = spec.name
+        VERSION = tfds.core.Version(VERSION)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = {
+                "image": tfds.features.Tensor(shape=spec.shape, dtype=np.uint8),
+                "label": tfds.features.ClassLabel(num_classes=spec.classes),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {name: self._generate_examples(split) for name, split in splits.items()}
+
+        def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, (image, label) in enumerate(zip(*split)):
+                yield index, {"image": image, "label": int(label)}
+
+    return Arrays(data_dir=data_dir, file_format="array_record")

@@ -1,0 +1,24 @@
+"""Reporting: what a run has found, for people.
+
+Here belongs what turns the files of a run directory into pages and pictures; nothing is computed
+anew and no number is typed. `schema.py` defines `result.json`, which other programs read too.
+`read.py` reads a run, `page.py` makes `report.html` of it (with `markup.py`, `text.py` and
+`template.html`), `figures.py` draws. Read `schema.py` first, then `page.py`.
+"""
+
+from jprune.report.page import html
+from jprune.report.read import Run, read_run
+from jprune.report.schema import SCHEMA, Achieved, LatencyTable, Measured, Result, check, measured
+
+__all__ = [
+    "SCHEMA",
+    "Achieved",
+    "LatencyTable",
+    "Measured",
+    "Result",
+    "Run",
+    "check",
+    "html",
+    "measured",
+    "read_run",
+]

@@ -1,0 +1,161 @@
+"""The keys of `result.json`: what a finished run says in one file.
+
+Fractions are of the dense net and kept. What was not measured is null, never absent.
+"""
+
+import types
+from collections.abc import Mapping
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+
+from jprune import errors
+from jprune.measure import Device, Latency
+
+SCHEMA = 1
+
+
+class LatencyTable(TypedDict):
+    """Latency in ms, by runtime and batch size."""
+
+    xla_b1: Latency | None
+    xla_b128: Latency | None
+    tflite_b1: Latency | None
+
+
+class Measured(TypedDict):
+    """What is known of one net: dense, pruned before fine-tuning, or slim."""
+
+    accuracy: float | None
+    """In 0..1, on the test split; on the validation split before fine-tuning."""
+    loss: float | None
+    params: int | None
+    """Parameters that are not zero; statistics do not count."""
+    macs: int | None
+    """Multiply-accumulates for one example."""
+    bytes: int | None
+    """Size of the float32 .tflite file."""
+    latency_ms: LatencyTable
+
+
+class Achieved(TypedDict):
+    """Fractions of the dense net that the slim one keeps."""
+
+    density: float | None
+    params: float | None
+    macs: float | None
+    bytes: float | None
+    latency: float | None
+
+
+class Result(TypedDict):
+    """The whole of `result.json`."""
+
+    schema: int
+    commit: str | None
+    """Of jprune's source tree."""
+    command: str
+    method: str
+    refs: list[int]
+    """Numbers of the survey's references that the method is from."""
+    model: str
+    data: str
+    seed: int
+    versions: dict[str, str | None]
+    device: Device
+    wall_s: dict[str, float]
+    """{stage: seconds}."""
+    requested: dict[str, float]
+    """The budget, {kind: fraction kept}."""
+    achieved: Achieved
+    law_max_rel_err: float | None
+    """Largest relative difference between the masked and the slim net, on real data."""
+    dense: Measured
+    before_finetune: Measured
+    pruned: Measured
+
+
+def measured(
+    accuracy: float | None = None,
+    loss: float | None = None,
+    params: int | None = None,
+    macs: int | None = None,
+    bytes: int | None = None,
+    xla_b1: Latency | None = None,
+    xla_b128: Latency | None = None,
+    tflite_b1: Latency | None = None,
+) -> Measured:
+    """What was measured, with null for all that was not.
+
+    Example:
+        >>> measured(accuracy=0.9)["latency_ms"]
+        {'xla_b1': None, 'xla_b128': None, 'tflite_b1': None}
+    """
+    return {
+        "accuracy": accuracy,
+        "loss": loss,
+        "params": params,
+        "macs": macs,
+        "bytes": bytes,
+        "latency_ms": {"xla_b1": xla_b1, "xla_b128": xla_b128, "tflite_b1": tflite_b1},
+    }
+
+
+def check(result: Mapping[str, Any], source: str = "result.json") -> None:
+    """Checks that a result has every key, with values of the right type.
+
+    Args:
+        result: what is, or will be, in `result.json`.
+        source: what to call it in messages.
+
+    Raises:
+        CheckpointError: another schema, a key that is missing, or a value of another type; the
+            message names the key.
+
+    Example:
+        >>> check({"schema": 1})
+        Traceback (most recent call last):
+        jprune.errors.CheckpointError: result.json has no `commit`. ...
+    """
+    if isinstance(result, Mapping) and result.get("schema", SCHEMA) != SCHEMA:
+        raise errors.CheckpointError(
+            f"{source} has schema {result['schema']!r}; this version of jprune reads {SCHEMA}. Run "
+            "the command that is in it again with this version."
+        )
+    _check(result, Result, "", source)
+
+
+def _check(value: Any, kind: Any, path: str, source: str) -> None:
+    if isinstance(kind, types.UnionType):  # all of them are `something | None`
+        if value is None:
+            return
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    if is_typeddict(kind):
+        _check_type(value, Mapping, path, source)
+        for key, inner in get_type_hints(kind).items():
+            here = f"{path}.{key}" if path else key
+            if key not in value:
+                raise errors.CheckpointError(
+                    f"{source} has no `{here}`. Every key of schema {SCHEMA} has to be there, with "
+                    "null for what was not measured."
+                )
+            _check(value[key], inner, here, source)
+    elif get_origin(kind) is dict:
+        _check_type(value, Mapping, path, source)
+        for key, item in value.items():
+            _check(item, get_args(kind)[1], f"{path}.{key}", source)
+    elif get_origin(kind) is list:
+        _check_type(value, list, path, source)
+        for position, item in enumerate(value):
+            _check(item, get_args(kind)[0], f"{path}[{position}]", source)
+    else:
+        _check_type(value, (int, float) if kind is float else kind, path, source)
+
+
+def _check_type(value: Any, kind: Any, path: str, source: str) -> None:
+    # In Python, True is a number; in a result it is a mistake.
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = " or ".join(option.__name__ for option in kinds)
+        raise errors.CheckpointError(
+            f"{source} has {value!r:.80} at `{path}`; {names} was expected. Run the command of the "
+            "run again."
+        )
