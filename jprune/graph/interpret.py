@@ -28,7 +28,7 @@ def interpret(labels: Labels, program: Program, inputs: Sequence[AxisLabels]) ->
     frame = Frame([()] * len(program.avals), {})
     for value in program.constants:
         # A closed-over constant may have a channel axis: it is sliced like a parameter.
-        frame.labels[value] = tuple(labels.fresh(length) for length in program.shape(value))
+        frame.labels[value] = tuple(labels.axis(length) for length in program.shape(value))
     for value, axes in zip(program.inputs, inputs):
         frame.labels[value] = axes
     for number, equation in enumerate(program.equations):

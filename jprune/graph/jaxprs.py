@@ -151,8 +151,15 @@ def program_of(
     fn: Callable[..., Any], *args: Any, inline_remat: bool = False
 ) -> tuple[Program, Any]:
     """The program of `fn(*args)` and the shapes of its output tree; `args` may be shapes."""
-    closed, output = jax.make_jaxpr(fn, return_shape=True)(*args)
+    closed, output = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.map(_without_placement, args))
     return flatten(closed, inline_remat), output
+
+
+def _without_placement(leaf: Any) -> Any:
+    """The shape of an array: how it is sharded is no part of the network."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type)
 
 
 def bind(equation: Equation, values: Sequence[Any], params: dict[str, Any] | None = None) -> list:

@@ -11,7 +11,7 @@ everything else is a conjunction of. Atoms become units.
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -40,6 +40,7 @@ AxisLabels = tuple[Axis, ...]
 """One entry per axis of an array."""
 
 SPATIAL = Fixed(Reason("position of an image or window, no channel"))
+SYMBOLIC = Fixed(Reason("axis of symbolic length"))
 UNIT = Fixed(Reason("axis of length one"))
 
 
@@ -87,6 +88,10 @@ class Labels:
         """New labels for an axis."""
         self.count += length
         return np.arange(self.count - length, self.count)
+
+    def axis(self, length: Any) -> Axis:
+        """New labels for an axis, which a symbolic length (a batch, when exporting) cannot have."""
+        return self.fresh(length) if isinstance(length, (int, np.integer)) else SYMBOLIC
 
     def freeze(self, axis: Axis, reason: Reason) -> None:
         """These positions must stay."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jprune.graph.jaxprs import Equation, Program, describe, user_line
-from jprune.graph.labels import SPATIAL, UNIT, Axis, AxisLabels, Fixed, Labels, Reason
+from jprune.graph.labels import SPATIAL, SYMBOLIC, UNIT, Axis, AxisLabels, Fixed, Labels, Reason
 
 
 class Context(NamedTuple):
@@ -45,7 +45,7 @@ class Context(NamedTuple):
 
     def fresh(self, shape: Sequence[int]) -> AxisLabels:
         """New labels for every axis of an array that comes from nowhere (a constant, an iota)."""
-        return tuple(self.labels.fresh(length) for length in shape)
+        return tuple(self.labels.axis(length) for length in shape)
 
     def freeze(self, axis: Axis, text: str, remedy: str = "") -> None:
         """Freezes labels for a reason found at this equation."""
@@ -144,7 +144,7 @@ def broadcast_in_dim(context: Context, operands: Sequence[AxisLabels]) -> list[A
             context.freeze(axis, "a single channel that is broadcast over many")
     return [
         tuple(
-            context.labels.fresh(length) if axis is None else axis
+            context.labels.axis(length) if axis is None else axis
             for axis, length in zip(result, shape)
         )
     ]
@@ -292,6 +292,10 @@ def merge(labels: Labels, axes: Sequence[Axis], lengths: Sequence[int]) -> Axis:
     varying = [place for place, axis in enumerate(axes) if not isinstance(axis, Fixed)]
     if len(axes) == 1 or not varying:
         return axes[0]
+    if not all(isinstance(length, (int, np.integer)) for length in lengths):
+        for axis in axes:
+            labels.freeze(axis, SYMBOLIC.reason)
+        return SYMBOLIC
     if len(varying) == 1:
         shape = [-1 if place == varying[0] else 1 for place in range(len(axes))]
         axis = axes[varying[0]]

@@ -16,7 +16,7 @@ import numpy as np
 from jprune import errors
 from jprune.graph.interpret import Frame, interpret
 from jprune.graph.jaxprs import REMAT, Equation, Program, bind, describe, program_of
-from jprune.graph.labels import AxisLabels, Labels, Solution
+from jprune.graph.labels import AxisLabels, Fixed, Labels, Solution
 from jprune.graph.leaves import is_leaf_type
 from jprune.graph.roles import CONTRACTIONS
 from jprune.graph.rules import ELEMENTWISE, REDUCTIONS, WINDOWS
@@ -333,13 +333,13 @@ def _rerun(
     """Runs a derivative, traced at full `shapes`, on what `keeps` leaves of its inputs."""
     program, _ = program_of(fn, *shapes)
     labels = Labels()
-    inputs = [tuple(labels.fresh(n) for n in program.shape(value)) for value in program.inputs]
+    inputs = [tuple(labels.axis(n) for n in program.shape(value)) for value in program.inputs]
     frame = interpret(labels, program, inputs)
     solution = labels.solve()
     atoms = np.ones(len(solution.atoms), bool)
     for axes, keep in zip(inputs, keeps):
         for axis, kept in zip(axes, keep):
-            if kept is not None:
+            if kept is not None and not isinstance(axis, Fixed):
                 dead = solution.atoms_of(axis[~kept])
                 atoms[dead[dead >= 0]] = False
     return run(program, frame, Alive(solution, atoms), values)

@@ -1,10 +1,12 @@
 """`slim` and `slim_params`: the same network, dense, with the kept units only."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jprune import errors
 from jprune.base import Branch, Groups, Masks
@@ -14,7 +16,7 @@ from jprune.graph.jaxprs import Program
 from jprune.graph.labels import Solution
 from jprune.graph.leaves import is_leaf_type
 from jprune.graph.roles import uses_of
-from jprune.graph.shrink import Alive, run, take
+from jprune.graph.shrink import Alive, Keep, kept_shape, run, take
 from jprune.graph.sites import find_spots
 from jprune.graph.trace import Coupling, couple, leaf_paths
 
@@ -141,9 +143,31 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
                 f"whose shape is {full}. slim_params takes trees of dense arrays, not slim or "
                 "factored ones."
             )
-        return take(leaf, tuple(keeps[path]))
+        return _take_where_it_is(leaf, tuple(keeps[path]))
 
     return jax.tree_util.tree_map_with_path(cut, tree)
+
+
+def _take_where_it_is(leaf: Any, keep: Keep) -> Any:
+    """The kept part; what was sharded stays sharded, where the kept width can be divided."""
+    sharding = getattr(leaf, "sharding", None)
+    traced = isinstance(leaf, jax.core.Tracer)
+    if traced or not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
+        return take(leaf, keep)
+    shape = kept_shape(leaf.shape, keep)
+    parts = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    spec = [
+        part if part is not None and length % _parts(sharding, part) == 0 else None
+        for part, length in zip(parts, shape)
+    ]
+    placed = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return jax.jit(lambda whole: take(whole, keep), out_shardings=placed)(leaf)
+
+
+def _parts(sharding: NamedSharding, names: Any) -> int:
+    """Into how many parts these mesh axes divide an axis."""
+    several = names if isinstance(names, tuple) else (names,)
+    return math.prod(sharding.mesh.shape[name] for name in several)
 
 
 def _match(parts: tuple[str, ...], names: dict, by_ending: dict) -> str | None:
