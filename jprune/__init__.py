@@ -13,6 +13,7 @@ from jprune.base import Budget, Cost, Criterion, Groups, run_criterion
 from jprune.cost import cost, cost_model
 from jprune.graph import Site, gated, intercept, perturbed, slim, slim_params, taps, trace
 from jprune.masks import apply_masks, ste, straight_through
+from jprune.sparsify import hold, masks_of, scheduled_prune, with_masks
 from jprune.units import expand, map_units, rows, to_units
 
 __version__ = "0.1.0"
@@ -29,11 +30,14 @@ __all__ = [
     "errors",
     "expand",
     "gated",
+    "hold",
     "intercept",
     "map_units",
+    "masks_of",
     "perturbed",
     "rows",
     "run_criterion",
+    "scheduled_prune",
     "slim",
     "slim_params",
     "ste",
@@ -41,4 +45,5 @@ __all__ = [
     "taps",
     "to_units",
     "trace",
+    "with_masks",
 ]

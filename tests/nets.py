@@ -1,7 +1,7 @@
 """One zoo of small nets for all tests of the engine: plain functions, all axis sizes different.
 
-`Net.groups` is the number of units of every group, derived by hand. Parameters, biases and statistics
-are random, so that nothing passes by accident.
+`Net.groups` is the number of units of every group, derived by hand. Parameters, biases and
+statistics are random, so that nothing passes by accident.
 """
 
 from collections.abc import Callable

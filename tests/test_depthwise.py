@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import jprune
 from jprune.graph.depthwise import MAXIMUM_TAPS, shift_depthwise
-from tests.nets import conv, head, head_shapes, norm, norm_shapes
+from tests.nets import Net, conv, draw, head, head_shapes, norm, norm_shapes
 
 LAYOUTS = (
     ("NHWC", "HWIO", "NHWC"),
@@ -277,13 +277,8 @@ def test_dense_and_slim_nets_and_their_units():
         "multiplied": (3, 3, 1, 10),
         "head": head_shapes(10),
     }
-    rng = np.random.default_rng(3)
-    variables = jax.tree.map(
-        lambda shape: jnp.asarray(np.abs(rng.normal(size=shape)), jnp.float32),
-        shapes,
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
-    x = jnp.asarray(rng.normal(size=(2, 9, 7, 3)), jnp.float32)
+    net = Net("inverted_residual", inverted_residual, shapes, ((2, 9, 7, 3),), {})
+    variables, (x,) = draw(net, seed=3)
     groups = jprune.trace(inverted_residual, variables, x)
     assert groups.sizes["expand"] == 8
     masks = {name: np.arange(size) % 3 != 1 for name, size in groups.sizes.items()}

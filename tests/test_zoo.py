@@ -18,8 +18,8 @@ from jprune.zoo.resnet import Block, subsample_and_pad
 MNIST, CIFAR, IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
 
 # Published: option A of He et al. for the ResNets (40.6 M and 125.5 M MACs at depth 20 and 56),
-# Caffe's LeNet-5, Network Slimming's VGG-16 (313 M), DenseNet-40 of 1.0 M (282.9 M MACs with a stem of
-# 24), torchvision's MobileNetV2 (3.50 M, 300.8 M) and ResNet-50 v1.5 (25.56 M, 4.09 G),
+# Caffe's LeNet-5, Network Slimming's VGG-16 (313 M), DenseNet-40 of 1.0 M (282.9 M MACs with a stem
+# of 24), torchvision's MobileNetV2 (3.50 M, 300.8 M) and ResNet-50 v1.5 (25.56 M, 4.09 G),
 # EfficientNet-Lite0 of 4.65 M. MACs are those of convolutions and dense layers.
 COUNTS = [
     ("lenet300", 10, MNIST, {}, 266_610, 266_200),

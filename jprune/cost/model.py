@@ -164,6 +164,8 @@ def cost_model(
                 by_group[name] = by_group[name] + value
         return Cost(params, total, moved, by_group)
 
+    # What `Cost.macs` holds, by the name of the table; allocators compare it with their budget.
+    model.measures = getattr(per_equation, "__name__", "macs")
     return model
 
 

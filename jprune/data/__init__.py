@@ -1,13 +1,13 @@
 """Data sets: fixed splits of small images, fed in batches that a seed and an epoch determine.
 
 Here belongs whatever stands between files and batches; nothing here knows a net. Read `table.py`
-first (what the sets are), then `feed.py` (how batches come about). `access.py` has `load` and
+first (what the sets are), then `batches.py` (how batches come about). `access.py` has `load` and
 `prepare`; `store.py` reads and writes TFDS directories, `fetch.py` gets and verifies the sources,
 `formats.py` decodes them, `splits.py` divides.
 """
 
 from jprune.data.access import load, prepare
-from jprune.data.feed import Split, feed
+from jprune.data.batches import Split, feed
 from jprune.data.table import Spec, names
 
 __all__ = ["Spec", "Split", "feed", "load", "names", "prepare"]

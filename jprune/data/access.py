@@ -8,7 +8,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import Data
 from jprune.data import fetch, store
-from jprune.data.feed import Split, feed
+from jprune.data.batches import Split, feed
 from jprune.data.splits import divide, pick
 from jprune.data.table import Spec, find
 

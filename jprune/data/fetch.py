@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 from jprune import errors
 from jprune.data import formats
-from jprune.data.feed import Split
+from jprune.data.batches import Split
 
 LIMIT = 2**26
 """Bytes; no file of any source is longer, so that a forged archive cannot fill the memory."""

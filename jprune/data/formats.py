@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jprune import errors
-from jprune.data.feed import Split
+from jprune.data.batches import Split
 
 
 def mnist(files: Mapping[str, bytes]) -> dict[str, Split]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jprune import errors
-from jprune.data.feed import Split
+from jprune.data.batches import Split
 
 SEED = 0
 """Of the splits. Changing it changes every published number."""

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jprune import errors
-from jprune.data.feed import Split
+from jprune.data.batches import Split
 from jprune.data.table import Spec
 
 VERSION = "1.0.0"
@@ -42,7 +42,7 @@ def prepared(spec: Spec, data_dir: Path) -> Path | None:
     ours = data_dir / spec.name / VERSION
     if (ours / "dataset_info.json").is_file():
         return ours
-    found = [info.parent for info in (data_dir / spec.name).glob("*/dataset_info.json")]
+    found = [info.parent for info in (data_dir / spec.name).glob("[0-9]*/dataset_info.json")]
     return max(found, key=lambda path: tfds.core.Version(path.name), default=None)
 
 
@@ -120,19 +120,26 @@ def _quiet() -> Iterator[None]:
 
 
 def _needs_tensorflow(builder: Any) -> bool:
-    """Whether only TensorFlow can read a directory."""
-    plain = builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
-    return not plain or isinstance(builder.info.features["image"], tfds.features.Image)
+    """Whether only TensorFlow can read a directory: its file format, or its images."""
+    return not _random_access(builder) or isinstance(
+        builder.info.features["image"], tfds.features.Image
+    )
+
+
+def _random_access(builder: Any) -> bool:
+    """Whether the files are array_record, for which TFDS has data sources, and no `tf.data`."""
+    return builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
 
 
 def _split(builder: Any, split: str) -> Split:
     """One split in memory, in the order of its files."""
-    if _needs_tensorflow(builder):
-        columns = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
-        return Split(np.asarray(columns["image"]), np.asarray(columns["label"]))
-    source = builder.as_data_source(split=split)
-    rows = source.__getitems__(range(len(source)))
-    return Split(np.stack([row["image"] for row in rows]), np.array([row["label"] for row in rows]))
+    if _random_access(builder):
+        source = builder.as_data_source(split=split)
+        rows = source.__getitems__(range(len(source)))
+        images = np.stack([row["image"] for row in rows])
+        return Split(images, np.array([row["label"] for row in rows]))
+    columns = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+    return Split(np.asarray(columns["image"]), np.asarray(columns["label"]))
 
 
 def _builder(spec: Spec, splits: Mapping[str, Split], data_dir: str) -> Any:

@@ -8,10 +8,11 @@ turns, so that a ratio of two latencies comes from one run. `nets.py` brings net
 
 from jprune.measure.clock import MINIMUM_REPEATS, Latency, interleaved
 from jprune.measure.nets import latency, tflite_latency, xla_latency
-from jprune.measure.provenance import commit, device, versions
+from jprune.measure.provenance import Device, commit, device, versions
 
 __all__ = [
     "MINIMUM_REPEATS",
+    "Device",
     "Latency",
     "commit",
     "device",

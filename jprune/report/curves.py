@@ -71,9 +71,7 @@ def series(records: Sequence[Mapping[str, Any]], ending: str) -> list[Series]:
     for (stage, metric), values in points.items():
         steps = _thinned(sorted(values))
         shift = starts[stage] - first[stage]
-        found.append(
-            Series(stage, metric, [s + shift for s in steps], [values[s] for s in steps])
-        )
+        found.append(Series(stage, metric, [s + shift for s in steps], [values[s] for s in steps]))
     return found
 
 

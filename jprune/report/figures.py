@@ -1,20 +1,23 @@
 """Pictures: training curves for the page, and one summary of the run as PNG."""
 
+import contextlib
 import io
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from jprune.report import curves
+from jprune.report import curves, text
 from jprune.report.markup import Markup
 from jprune.report.read import Run
 from jprune.report.schema import Result
-from jprune.report.text import NOT_MEASURED, percent, ratio
 
 
 class Palette(NamedTuple):
@@ -49,18 +52,17 @@ def curve(records: Sequence[Mapping[str, Any]], ending: str) -> Markup | None:
     """
     if not curves.series(records, ending):
         return None
-    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
-    figure.patch.set_alpha(0)
-    _draw_curve(figure.subplots(), records, ending, _SCREEN)
     file = io.StringIO()
-    # A fixed salt, and no date: the same run gives the same page.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": ending}):
+    with _settings(ending):
+        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+        figure.patch.set_alpha(0)
+        _draw_curve(figure.subplots(), records, ending, _SCREEN)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     for name, colour in _SCREEN._asdict().items():
         svg = svg.replace(colour, f"var(--{name})")
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 var(--sans)", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"<]*sans-serif", "var(--sans)", svg)
     # Identifiers are the whole page's, and matplotlib numbers its own from 1 in every picture.
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{ending}-", svg)
     svg = re.sub(r'^<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg)
@@ -74,26 +76,41 @@ def summary(run: Run) -> bytes:
         A PNG of 1800 by 1050 pixels.
     """
     result = run.result
-    figure = Figure(figsize=(12, 7), dpi=150, layout="constrained", facecolor=PRINT.paper)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.06)
-    budget = ", ".join(f"{percent(value)} {kind}" for kind, value in result["requested"].items())
-    figure.suptitle(
-        f"{result['method']} on {result['model']}, {result['data']}, seed {result['seed']}: "
-        f"{budget} requested",
-        x=0.012,
-        ha="left",
-        fontsize=15,
-        fontweight="bold",
-        color=PRINT.ink,
-    )
-    grid = figure.add_gridspec(2, 12)
-    _draw_widths(figure.add_subplot(grid[0, :7]), run.plan["groups"], PRINT)
-    _draw_kept(figure.add_subplot(grid[0, 7:]), result, PRINT)
-    for ending, place in (("loss", grid[1, :6]), ("accuracy", grid[1, 6:])):
-        _draw_curve(figure.add_subplot(place), run.records, ending, PRINT)
+    accuracy = [text.percent(result[net]["accuracy"]) for net in ("dense", "pruned")]
+    pads = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.08)
     file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
+    with _settings("summary"):
+        figure = Figure(figsize=(12, 7), dpi=150, layout=pads, facecolor=PRINT.paper)
+        figure.suptitle(
+            f"{result['method']} on {result['model']}, {result['data']}: "
+            f"{text.budget(result['requested'])}, seed {result['seed']}\n"
+            f"test accuracy {accuracy[0]} dense, {accuracy[1]} slim",
+            x=0.012,
+            ha="left",
+            fontsize=13,
+            linespacing=1.5,
+            color=PRINT.ink,
+        )
+        (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, hspace=0.06)
+        widths, kept = upper.subplots(1, 2, width_ratios=(3, 2))
+        _draw_widths(widths, run.plan["groups"], PRINT)
+        _draw_kept(kept, result, PRINT)
+        for axes, ending in zip(lower.subplots(1, 2), ("loss", "accuracy")):
+            _draw_curve(axes, run.records, ending, PRINT)
+        figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+@contextlib.contextmanager
+def _settings(salt: str) -> Iterator[None]:
+    """Matplotlib as it comes, whatever the user's own settings; the same run, the same picture."""
+    own: dict[Any, Any] = {
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": salt,  # identifiers would be random
+        "text.parse_math": False,  # a dollar in a name is no formula
+    }
+    with style.context("default"), mpl.rc_context(own):
+        yield
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -123,35 +140,32 @@ def _draw_curve(
     found = curves.series(records, ending)
     if not found:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, NOT_MEASURED, ha="center", color=palette.muted)
+        axes.text(0.5, 0.5, text.NOT_MEASURED, ha="center", color=palette.muted)
         return
     metrics = list(dict.fromkeys(series.metric for series in found))
-    colours = (palette.slim, palette.second, palette.muted, palette.ink)
-    for series in found:
-        few = len(series.steps) < 20
-        axes.plot(
-            series.steps,
-            series.values,
-            color=colours[metrics.index(series.metric) % len(colours)],
-            linewidth=1.6,
-            marker="o" if few else None,
-            markersize=3,
-            label=series.metric if series.stage == found[0].stage else None,
-        )
+    for metric, colour in zip(
+        metrics, itertools.cycle((palette.slim, palette.second, palette.muted))
+    ):
+        mine = [series for series in found if series.metric == metric]
+        few = sum(len(series.steps) for series in mine) < 20
+        for series in mine:
+            axes.plot(
+                series.steps,
+                series.values,
+                color=colour,
+                linewidth=1.6,
+                marker="o" if few else None,
+                markersize=3,
+                label=metric.replace("_", " ") if series is mine[0] else None,
+            )
     axes.grid(axis="y", color=palette.line, linewidth=0.8)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if ending == "accuracy":
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set_xlabel("step", fontsize=9, color=palette.muted)
     _mark_stages(axes, curves.spans(records, ending), palette)
     if len(metrics) > 1:
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(
-            *zip(*dict(zip(labels, zip(handles, labels))).values()),
-            frameon=False,
-            fontsize=9,
-            labelcolor=palette.muted,
-        )
+        axes.legend(frameon=False, fontsize=9, labelcolor=palette.muted)
 
 
 def _mark_stages(axes: Axes, spans: Sequence[curves.Span], palette: Palette) -> None:
@@ -185,8 +199,13 @@ def _draw_widths(axes: Axes, groups: Mapping[str, Mapping[str, Any]], palette: P
         axes.set_xticks(places, ["/".join(name[-2:]) for name in names], rotation=35, ha="right")
         for place, size, width in zip(places, sizes, kept):
             axes.annotate(
-                f"{width}", (place, size), (0, 2), textcoords="offset points", ha="center",
-                fontsize=8, color=palette.ink,
+                f"{width}",
+                (place, size),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=palette.ink,
             )
     else:
         axes.set_xlabel("group, in order of execution", fontsize=9, color=palette.muted)
@@ -195,24 +214,27 @@ def _draw_widths(axes: Axes, groups: Mapping[str, Mapping[str, Any]], palette: P
 def _draw_kept(axes: Axes, result: Result, palette: Palette) -> None:
     dense, slim = result["dense"], result["pruned"]
     bars = {
-        "accuracy": ratio(slim["accuracy"], dense["accuracy"]),
         "MACs": result["achieved"]["macs"],
         "parameters": result["achieved"]["params"],
         "file (.tflite)": result["achieved"]["bytes"],
     }
     for key, name in _LATENCIES.items():
         before, after = dense["latency_ms"][key], slim["latency_ms"][key]
-        bars[name] = ratio(after and after["median"], before and before["median"])
+        bars[name] = text.ratio(after and after["median"], before and before["median"])
     _style(axes, "Slim net, as a fraction of the dense one", palette)
     places = range(len(bars))
     values = list(bars.values())
     axes.barh(places, [1] * len(bars), height=0.62, color=palette.line)
-    colours = [palette.second if name == "accuracy" else palette.slim for name in bars]
-    axes.barh(places, [value or 0 for value in values], height=0.62, color=colours)
+    axes.barh(places, [value or 0 for value in values], height=0.62, color=palette.slim)
     for place, value in zip(places, values):
         axes.annotate(
-            percent(value), (max(1, value or 0), place), (6, 0), textcoords="offset points",
-            va="center", fontsize=9, color=palette.ink if value is not None else palette.muted,
+            text.percent(value),
+            (max(1, value or 0), place),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=palette.ink if value is not None else palette.muted,
         )
     axes.set_yticks(places, list(bars))
     axes.invert_yaxis()

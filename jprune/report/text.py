@@ -1,10 +1,20 @@
 """Numbers as people read them; None is "not measured" everywhere."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 NOT_MEASURED = "not measured"
+KINDS = {
+    "params": "parameters",
+    "macs": "MACs",
+    "bytes": "file size",
+    "density": "density",
+    "latency": "latency",
+    "energy": "energy",
+}
+"""What is counted, by its key, as it stands inside a sentence."""
 _PREFIXES = ((1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
@@ -90,6 +100,19 @@ def significant(number: float) -> str:
     return text.rstrip(".")
 
 
+def budget(requested: Mapping[str, float]) -> str:
+    """What was asked for, inside a sentence.
+
+    Example:
+        >>> budget({"macs": 0.5})
+        '50 % of the MACs'
+    """
+    parts = [
+        f"{100 * value:.3g} % of the {KINDS.get(kind, kind)}" for kind, value in requested.items()
+    ]
+    return " and ".join(parts)
+
+
 def plain(value: Any) -> str:
     """A setting as text.
 
@@ -104,3 +127,13 @@ def plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(plain(item) for item in value)
     return str(value)
+
+
+def decimal(number: float | None) -> str:
+    """A loss, to four decimals.
+
+    Example:
+        >>> decimal(0.07941)
+        '0.0794'
+    """
+    return NOT_MEASURED if number is None else f"{number:.4f}"

@@ -1,0 +1,147 @@
+"""Budgets in anything but density: search until the cost of the masks themselves fits.
+
+MACs are bilinear in neighbouring widths, so no price per unit is right: every candidate is costed
+anew.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jprune import errors
+from jprune.allocate._counts import floor_of, step_of, widths
+from jprune.allocate._select import best, keep_best
+from jprune.base import Budget, Cost, CostModel, Masks, Scores
+
+
+def price_of(budget: Budget, model: CostModel | None) -> Callable[[Masks], float]:
+    """`masks -> cost as a fraction of the dense net` in the budget's unit.
+
+    Raises:
+        ArgumentError: no cost model, or one that measures something else.
+    """
+    if model is None:
+        raise errors.ArgumentError(
+            f"Budget({budget.kind}={budget.value}) needs a cost model: pass "
+            "jprune.cost_model(fn, variables, x, groups=groups). Budget(density=...) needs none."
+        )
+    measures = getattr(model, "measures", "macs")
+    if budget.kind != "params" and measures != budget.kind:
+        raise errors.ArgumentError(
+            f"Budget({budget.kind}={budget.value}) came with a cost model that measures "
+            f"{measures}. Make one with cost_model(..., per_equation=table) whose table is named "
+            f"{budget.kind!r}."
+        )
+    field: Callable[[Cost], Any] = lambda c: c.params if budget.kind == "params" else c.macs
+    dense = float(field(model({})))
+    return lambda masks: float(field(model(masks))) / dense
+
+
+def cheapest(scores: Scores, budget: Budget) -> Masks:
+    """The masks that keep least: every leaf at its floor."""
+    return map_named(lambda name, leaf: keep_best(leaf, floor_of(name, leaf.size, budget)), scores)
+
+
+def map_named(function: Callable[..., Any], scores: Scores, *others: Any) -> Any:
+    """Maps over leaves with the name of the group (None for leaves of a weight tree)."""
+
+    def one(path: Any, leaf: Any, *rest: Any) -> Any:
+        if leaf is None:
+            return None
+        name = path[0].key if len(path) == 1 and hasattr(path[0], "key") else None
+        return function(name, leaf, *rest)
+
+    return jax.tree_util.tree_map_with_path(one, scores, *others, is_leaf=lambda leaf: leaf is None)
+
+
+def search(
+    masks_at: Callable[[float], Masks],
+    scores: Scores,
+    budget: Budget,
+    model: CostModel | None,
+) -> Masks:
+    """The largest density whose masks fit, then the best single steps that still fit.
+
+    Args:
+        masks_at: density -> masks, more for more.
+        scores: host arrays.
+        budget: in params, macs, latency or energy.
+        model: what to ask.
+
+    Raises:
+        BudgetError: even the smallest allowed masks cost too much.
+    """
+    price = price_of(budget, model)
+    goal = float(budget.value) + 1e-9
+    masks = cheapest(scores, budget)
+    if (least := price(masks)) > goal:
+        raise errors.BudgetError(
+            f"Budget({budget.kind}={budget.value}) cannot be met: the smallest net allowed costs "
+            f"{least:.4f} of the dense one. Ask for {np.ceil(least * 1000) / 1000:.3f} or more, "
+            f"or lower min_units={budget.min_units}, multiple_of={budget.multiple_of} and the "
+            "floors."
+        )
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        candidate = masks_at(middle)
+        if price(candidate) <= goal:
+            low, masks = middle, candidate
+        else:
+            high = middle
+    if isinstance(scores, dict) and all(np.ndim(leaf) == 1 for leaf in scores.values()):
+        masks = filled(masks, scores, budget, price, goal)
+    return masks
+
+
+def filled(
+    masks: dict[str, np.ndarray],
+    scores: dict[str, np.ndarray],
+    budget: Budget,
+    price: Callable[[Masks], float],
+    goal: float,
+) -> dict[str, np.ndarray]:
+    """Widens one group at a time, the best next unit first, as long as the cost fits."""
+    masks = dict(masks)
+    open_groups = set(masks)
+    while open_groups:
+        candidates = {}
+        for name in sorted(open_groups):
+            mask, score = masks[name], np.asarray(scores[name], float)
+            allowed = widths(mask.size, int(mask.sum()), step_of(mask.size, budget))
+            larger = [width for width in allowed if width > mask.sum()]
+            left = score[~mask & (score > -np.inf)]
+            if larger and left.size >= larger[0] - mask.sum():
+                order = np.where(mask, np.inf, score)
+                candidates[name] = (left.max(), best(order, larger[0]))
+        open_groups &= set(candidates)
+        for name in sorted(candidates, key=lambda n: -candidates[n][0]):
+            wider = {**masks, name: candidates[name][1]}
+            if price(wider) <= goal:
+                masks = wider
+                break
+            open_groups.discard(name)
+    return masks
+
+
+def check_scores(scores: Scores) -> None:
+    """Refuses NaN and empty scores, where they are concrete.
+
+    Raises:
+        ArgumentError: a NaN, with the name of its leaf; nothing to allocate.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(scores)
+    if not leaves:
+        raise errors.ArgumentError(
+            "there is nothing to allocate: the scores have no leaf. Does the net have a group? See "
+            "jprune.trace(...).frozen for the reasons."
+        )
+    for path, leaf in leaves:
+        if not isinstance(leaf, jax.core.Tracer) and np.isnan(np.asarray(leaf, float)).any():
+            raise errors.ArgumentError(
+                f"the scores at {jax.tree_util.keystr(path, simple=True, separator='/')} hold "
+                "NaN. Write -inf for what is gone and +inf for what must stay; a NaN mostly comes "
+                "from a loss that is not finite."
+            )

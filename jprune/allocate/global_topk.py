@@ -1,0 +1,76 @@
+"""Global top-k: all groups compete for what is kept."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune.allocate._budgets import check_scores, map_named, search
+from jprune.allocate._counts import floor_of, kept, rounded, step_of
+from jprune.allocate._select import best, keep_best
+from jprune.base import Budget, CostModel, Masks, Scores
+
+
+def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = None) -> Masks:
+    """The best of all, wherever they are.
+
+    Scores of different groups must be comparable; `normalized` makes them so where a criterion
+    does not. A budget in parameters or MACs is met by the largest number of units whose masks
+    fit, costed anew each time; units that still fit are then added, best first.
+
+    Args:
+        scores: {group: [n]} or a tree; None leaves pass through.
+        budget: with `min_units`, `multiple_of` and `floors`. A density may be traced (jittable).
+        cost_model: for budgets in anything but density.
+
+    Returns:
+        Bool masks of the scores' structure. Kept are n - round((1 - density) n) of all n entries,
+        ties by lowest index in flattening order; floors are kept first, then counts are rounded
+        to multiples. -inf is never kept, +inf always.
+
+    Raises:
+        ArgumentError: NaN scores, nothing to allocate, or a missing cost model.
+        BudgetError: a budget that cannot be met.
+
+    Example:
+        >>> scores = {"a": np.array([1.0, 4.0]), "b": np.array([9.0, 8.0])}
+        >>> {name: mask.tolist() for name, mask in global_topk(scores, Budget(density=0.5)).items()}
+        {'a': [False, True], 'b': [True, False]}
+    """
+    check_scores(scores)
+    if budget.kind != "density":
+        scores = map_named(lambda _, leaf: np.asarray(leaf, float), scores)
+        return search(lambda density: _at(scores, density, budget), scores, budget, cost_model)
+    return _at(scores, budget.value, budget)
+
+
+def _at(scores: Scores, density: Any, budget: Budget) -> Masks:
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(scores), density))
+    numbers = jnp if traced else np
+    forced = map_named(lambda name, leaf: _with_floor(name, leaf, budget, numbers), scores)
+    flat = numbers.concatenate([numbers.reshape(leaf, (-1,)) for leaf in jax.tree.leaves(forced)])
+    count = numbers.maximum(kept(flat.shape[0], density), (flat == numbers.inf).sum())
+    mask = best(flat, count)
+    ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(forced)])[:-1].tolist()
+    parts = iter(numbers.split(mask, ends))
+    masks = jax.tree.map(lambda leaf: numbers.reshape(next(parts), leaf.shape), forced)
+    if budget.multiple_of == 1:
+        return masks
+    return map_named(lambda n, m, s: _rounded(n, m, s, budget), masks, scores)
+
+
+def _with_floor(name: str | None, leaf: Any, budget: Budget, numbers: Any) -> Any:
+    """The scores with +inf at the best entries that the floor keeps."""
+    leaf = numbers.asarray(leaf)
+    leaf = leaf.astype(numbers.result_type(leaf.dtype, numbers.float32))
+    floor = floor_of(name, int(np.size(leaf)), budget)
+    return numbers.where(keep_best(leaf, floor), numbers.inf, leaf)
+
+
+def _rounded(name: str | None, mask: Any, scores: Any, budget: Budget) -> Any:
+    size = int(np.size(mask))
+    count = mask.sum()
+    count = count if isinstance(count, jax.core.Tracer) else int(count)
+    width = rounded(count, size, floor_of(name, size, budget), step_of(size, budget))
+    return keep_best(scores, width)

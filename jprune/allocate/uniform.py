@@ -1,0 +1,50 @@
+"""Uniform: every group keeps the same fraction."""
+
+from typing import Any
+
+import numpy as np
+
+from jprune.allocate._budgets import check_scores, map_named, search
+from jprune.allocate._counts import floor_of, kept, rounded, step_of
+from jprune.allocate._select import keep_best
+from jprune.base import Budget, CostModel, Masks, Scores
+
+
+def uniform(scores: Scores, budget: Budget, cost_model: CostModel | None = None) -> Masks:
+    """The best of every group (or leaf), the same density in each.
+
+    A budget in parameters or MACs is met by the largest such density; units that still fit are then
+    added, best first, so that the cost is as close to the budget as single steps allow.
+
+    Args:
+        scores: {group: [n]} or a tree; None leaves pass through.
+        budget: with `min_units`, `multiple_of` and `floors`. A density may be traced.
+        cost_model: for budgets in anything but density.
+
+    Returns:
+        Bool masks of the scores' structure. Kept are n - round((1 - density) n) entries of each
+        leaf, ties by lowest index, then floors and multiples; -inf never, +inf always.
+
+    Raises:
+        ArgumentError: NaN scores, nothing to allocate, or a missing cost model.
+        BudgetError: a budget that cannot be met.
+
+    Example:
+        >>> uniform({"a": np.array([1.0, 4.0, 2.0, 3.0])}, Budget(density=0.5))["a"].tolist()
+        [False, True, False, True]
+    """
+    check_scores(scores)
+    if budget.kind != "density":
+        scores = map_named(lambda _, leaf: np.asarray(leaf, float), scores)
+        return search(lambda density: _at(scores, density, budget), scores, budget, cost_model)
+    return _at(scores, budget.value, budget)
+
+
+def _at(scores: Scores, density: Any, budget: Budget) -> Masks:
+    return map_named(lambda name, leaf: _keep(name, leaf, density, budget), scores)
+
+
+def _keep(name: str | None, leaf: Any, density: Any, budget: Budget) -> Any:
+    size = int(np.size(leaf))
+    count = rounded(kept(size, density), size, floor_of(name, size, budget), step_of(size, budget))
+    return keep_best(leaf, count)

@@ -1,0 +1,65 @@
+"""How contributions of batches become one score: a mean, or a running mean of rounds."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jprune.base import PyTree
+
+
+class Average(NamedTuple):
+    """Contributions so far."""
+
+    batches: jax.Array
+    """Batches in the current round."""
+    total: PyTree
+    """Their sum."""
+    rounds: jax.Array
+    """Rounds that are complete."""
+    mean: PyTree
+    """Running mean of the complete rounds."""
+
+
+def start(like: PyTree) -> Average:
+    """No contribution yet."""
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.result_type(leaf.dtype)), like)
+    count = jnp.zeros((), jnp.int32)
+    return Average(count, zeros, count, zeros)
+
+
+def add(average: Average, value: PyTree, momentum: float | None, every: int) -> Average:
+    """One more batch.
+
+    Without `momentum` all batches count alike. With it, the mean of every `every` batches is a
+    round's contribution c, and `mean <- momentum mean + (1 - momentum) c`, starting from the
+    first c.
+    """
+    total = jax.tree.map(jnp.add, average.total, value)
+    batches = average.batches + 1
+    if momentum is None:
+        return average._replace(batches=batches, total=total)
+    full = batches == every
+    first = average.rounds == 0
+
+    def renewed(mean, summed):
+        contribution = summed / every
+        later = momentum * mean + (1 - momentum) * contribution
+        return jnp.where(full, jnp.where(first, contribution, later), mean)
+
+    return Average(
+        jnp.where(full, 0, batches),
+        jax.tree.map(lambda summed: jnp.where(full, 0, summed), total),
+        average.rounds + full,
+        jax.tree.map(renewed, average.mean, total),
+    )
+
+
+def value_of(average: Average, momentum: float | None) -> PyTree:
+    """The score; before the first complete round, the mean of the batches so far."""
+    so_far = jax.tree.map(lambda total: total / jnp.maximum(average.batches, 1), average.total)
+    if momentum is None:
+        return so_far
+    return jax.tree.map(
+        lambda mean, early: jnp.where(average.rounds > 0, mean, early), average.mean, so_far
+    )

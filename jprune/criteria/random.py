@@ -1,0 +1,36 @@
+"""Random: the baseline that every criterion must beat.
+
+References:
+    Mittal, Bhardwaj, Khapra, Ravindran, Recovering from random pruning, 2018, arXiv 1801.10447.
+"""
+
+import jax
+
+from jprune.base import Criterion
+
+
+def random(key: jax.Array) -> Criterion:
+    """Uniform scores in [0, 1), one per weight: a tree like the variables.
+
+    Pooled with `to_units(..., within="max")` or any other way, units are in random order too.
+
+    Args:
+        key: PRNG key; the same key gives the same scores.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> scores = jprune.run_criterion(random(jax.random.key(0)), {"w": jnp.ones(3)}, ())
+        >>> scores["w"].shape
+        (3,)
+    """
+
+    def score(state, variables):
+        del state
+        leaves, structure = jax.tree.flatten(variables)
+        drawn = [
+            jax.random.uniform(jax.random.fold_in(key, number), leaf.shape)
+            for number, leaf in enumerate(leaves)
+        ]
+        return jax.tree.unflatten(structure, drawn)
+
+    return Criterion(lambda variables: (), lambda state, variables, batch: state, score, False)

@@ -1,0 +1,200 @@
+"""Taylor: the squared change of the loss if a weight or unit is removed, to first or second order.
+
+References:
+    Molchanov, Mallya, Tyree, Frosio, Kautz, Importance estimation for neural network pruning, 2019,
+    arXiv 1906.10771. The paper's second-order term uses a whole row of the Hessian; for the
+    removal of one unit alone only the diagonal is exact, and that is what its code and this file
+    use.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jprune import errors
+from jprune.base import Criterion, Groups
+from jprune.criteria._average import add, start, value_of
+from jprune.graph import gated
+from jprune.units import to_units
+
+FORMS = ("separate", "joint", "gate")
+
+
+def taylor(
+    fn: Callable[..., Any],
+    loss: Callable[..., Any],
+    groups: Groups | None = None,
+    form: str = "separate",
+    at: str = "norm",
+    order: int = 1,
+    per_example: bool = False,
+    momentum: float | None = None,
+    every: int = 1,
+    has_aux: bool = False,
+    roles: tuple[str, ...] = ("kernel",),
+) -> Criterion:
+    """Squared change of the loss on removal.
+
+    With E the mean loss of a batch and g its gradient, a contribution is, per batch,
+
+    - `separate`: (g w)^2 for every weight, a tree like the variables (the paper's "Taylor on
+    weights");
+      pooled by `to_units` it is sum (g w)^2 over a filter;
+    - `joint`: (sum over the unit of g w)^2;
+    - `gate`: (dE/dz)^2 for a gate z = 1 per unit (the paper's recommended Taylor-FO-BN, after the
+    batch
+      norm); with order 2, (dE/dz - 1/2 d2E/dz2)^2. A gate that stands at several sites (a residual
+      stream) collects several gradients, so its score is divided by their number, which the paper
+      intends.
+
+    Args:
+        fn: `fn(variables, batch["image"])`.
+        loss: `loss(out, batch) -> [batch]`.
+        groups: from `trace`; needed for `joint` and `gate`.
+        form: `separate`, `joint` or `gate`.
+        at: site of the gates: `norm` (between batch norm and nonlinearity), `in`, or `act`.
+        order: 1, or 2 for gates.
+        per_example: squares per example and then means (gates only), instead of squaring the
+            batch's gradient.
+        momentum: None for the plain mean over batches; else the running mean of rounds (0.9 in the
+            paper's code, which calls it useless).
+        every: batches in a round (30 in the paper's code for ResNet-50).
+        has_aux: `fn` is in training mode and returns `(out, statistics)`.
+        roles: places that a unit's joint sum runs over.
+
+    Returns:
+        A criterion; scores are a tree (`separate`) or {group: [units]}. Groups without a site
+        `at` have no gate score and are left out.
+
+    Raises:
+        ArgumentError: an unknown form or order, or groups that are missing.
+
+    Example:
+        >>> import jprune
+        >>> fn, loss = lambda v, x: x @ v["w"], lambda out, batch: out.sum(axis=1)
+        >>> batch = {"image": jnp.array([[2.0, 1.0]])}
+        >>> variables = {"w": jnp.array([[3.0], [1.0]])}
+        >>> jprune.run_criterion(taylor(fn, loss), variables, [batch])["w"][:, 0]
+        Array([36.,  1.], dtype=float32)
+    """
+    _check(form, order, groups, per_example, momentum, every)
+    out_of = (lambda result: result[0]) if has_aux else (lambda result: result)
+
+    def mean_loss(variables, batch):
+        return loss(out_of(fn(variables, batch["image"])), batch).mean()
+
+    def products(variables, batch):
+        gradient = jax.grad(mean_loss, allow_int=True)(variables, batch)
+        return jax.tree.map(_product, gradient, variables)
+
+    def separate(variables, batch):
+        return jax.tree.map(jnp.square, products(variables, batch))
+
+    def joint(variables, batch):
+        sums = to_units(_known(groups), products(variables, batch), roles)
+        return jax.tree.map(jnp.square, sums)
+
+    def gate(variables, batch):
+        return _gate_scores(fn, loss, out_of, _known(groups), at, order, per_example)(
+            variables, batch
+        )
+
+    contribution = {"separate": separate, "joint": joint, "gate": gate}[form]
+
+    def init(variables):
+        if form == "separate":
+            return start(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables))
+        known = _known(groups)
+        names = _gated_names(known, at) if form == "gate" else known.names
+        return start({name: jnp.zeros(known.sizes[name]) for name in names})
+
+    @jax.jit
+    def update(state, variables, batch):
+        return add(state, contribution(variables, batch), momentum, every)
+
+    return Criterion(init, update, lambda state, variables: value_of(state, momentum))
+
+
+def _check(form, order, groups, per_example, momentum, every) -> None:
+    if form not in FORMS:
+        raise errors.ArgumentError(f"taylor(form={form!r}); write one of {', '.join(FORMS)}.")
+    if order not in (1, 2) or (order == 2 and form != "gate"):
+        raise errors.ArgumentError(
+            f'taylor(form={form!r}, order={order}); order is 1, or 2 with form="gate".'
+        )
+    if per_example and (form != "gate" or order != 1):
+        raise errors.ArgumentError(
+            'taylor(per_example=True) squares gate gradients per example; write form="gate", '
+            "order=1."
+        )
+    if form != "separate" and groups is None:
+        raise errors.ArgumentError(
+            f"taylor(form={form!r}) scores units; pass groups=jprune.trace(fn, variables, x)."
+        )
+    if momentum is not None and not 0 <= momentum < 1:
+        raise errors.ArgumentError(f"taylor(momentum={momentum}); it is None or in [0, 1).")
+    if every < 1:
+        raise errors.ArgumentError(f"taylor(every={every}); a round has 1 batch or more.")
+
+
+def _known(groups: Groups | None) -> Groups:
+    assert groups is not None  # checked by the factory
+    return groups
+
+
+def _product(gradient: jax.Array, leaf: jax.Array) -> jax.Array:
+    if gradient.dtype == jax.dtypes.float0:
+        return jnp.zeros(leaf.shape)
+    return gradient * leaf
+
+
+def _gated_names(groups: Groups, at: str) -> tuple[str, ...]:
+    """Groups that have a site of this kind."""
+    found = {name for site in groups.sites if site.kind == at for name in site.groups}
+    return tuple(name for name in groups.names if name in found)
+
+
+def _gate_scores(fn, loss, out_of, groups: Groups, at: str, order: int, per_example: bool):
+    """`scores(variables, batch) -> {group: [units]}`."""
+    with_gates = gated(fn, groups, at)
+    names = _gated_names(groups, at)
+    shared = {
+        name: sum(site.kind == at and name in site.groups for site in groups.sites)
+        for name in names
+    }
+
+    def scores(variables, batch):
+        def losses(gates):
+            return loss(out_of(with_gates(variables, gates, batch["image"])), batch)
+
+        ones = {name: jnp.ones(groups.sizes[name]) for name in names}
+        if per_example:
+            examples = jax.tree.leaves(batch["image"])[0].shape[0]
+            wide = {name: jnp.ones((examples, size.shape[0])) for name, size in ones.items()}
+            gradient = jax.grad(lambda gates: losses(gates).sum())(wide)
+            squares = {name: (g**2).mean(axis=0) for name, g in gradient.items()}
+        else:
+            slope = jax.grad(lambda gates: losses(gates).mean())
+            gradient = slope(ones)
+            if order == 2:
+                curvature = _diagonal(slope, ones)
+                gradient = jax.tree.map(lambda g, h: g - 0.5 * h, gradient, curvature)
+            squares = jax.tree.map(jnp.square, gradient)
+        return {name: square / shared[name] for name, square in squares.items()}
+
+    return scores
+
+
+def _diagonal(slope, at):
+    """Exact diagonal of the Hessian, one Hessian-vector product per entry."""
+    flat, back = ravel_pytree(at)
+
+    def entry(number):
+        direction = back(jnp.zeros_like(flat).at[number].set(1))
+        product = jax.jvp(slope, (at,), (direction,))[1]
+        return ravel_pytree(product)[0][number]
+
+    return back(jax.lax.map(entry, jnp.arange(flat.size)))

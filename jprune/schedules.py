@@ -1,0 +1,104 @@
+"""Schedules: optax schedules from a step to the density (the fraction kept) at that step."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from jprune import errors
+from jprune.base import Schedule
+
+
+def _check_density(density: float, name: str = "density") -> None:
+    if not 0 < density <= 1:
+        raise errors.ArgumentError(
+            f"{name}={density} is outside (0, 1]: it is the fraction kept. To remove 90 %, write "
+            f"{name}=0.1."
+        )
+
+
+def one_shot(density: float, at: int = 0) -> Schedule:
+    """Everything at once: 1 before step `at`, `density` from then on.
+
+    Raises:
+        ArgumentError: a density outside (0, 1] or a negative step.
+
+    Example:
+        >>> [float(one_shot(0.25, at=2)(step)) for step in (0, 1, 2, 9)]
+        [1.0, 1.0, 0.25, 0.25]
+    """
+    _check_density(density)
+    if at < 0:
+        raise errors.ArgumentError(f"one_shot(at={at}): steps count from 0.")
+    return lambda step: jnp.where(jnp.asarray(step) < at, 1.0, density)
+
+
+def iterative(density: float, rounds: int, every: int) -> Schedule:
+    """The same fraction of what is left goes in every round: density^((r + 1) / rounds) in round r.
+
+    Args:
+        density: kept after the last round.
+        rounds: number of rounds.
+        every: steps from one round to the next; round 0 is at step 0.
+
+    Raises:
+        ArgumentError: a density outside (0, 1], or fewer than one round or step.
+
+    References:
+        Frankle and Carbin, The Lottery Ticket Hypothesis, 2019, arXiv 1803.03635.
+
+    Example:
+        >>> [round(float(iterative(0.25, rounds=2, every=10)(step)), 3) for step in (0, 9, 10, 99)]
+        [0.5, 0.5, 0.25, 0.25]
+    """
+    _check_density(density)
+    if rounds < 1 or every < 1:
+        raise errors.ArgumentError(
+            f"iterative(rounds={rounds}, every={every}): both are at least 1."
+        )
+
+    def schedule(step):
+        done = jnp.minimum(jnp.asarray(step) // every + 1, rounds)
+        return jnp.where(done == rounds, density, density ** (done / rounds))
+
+    return schedule
+
+
+def cubic(density: float, begin: int, end: int, initial: float = 1.0) -> Schedule:
+    """Fast at first, slow at the end.
+
+    With t = (step - begin) / (end - begin) in [0, 1], the density kept is
+    `density + (initial - density) (1 - t)^3`. (The paper's sparsity s is 1 minus it.)
+
+    Args:
+        density: kept from step `end` on.
+        begin: step up to which `initial` is kept.
+        end: last step of the ramp.
+        initial: density at the beginning.
+
+    Raises:
+        ArgumentError: a density outside (0, 1], or `end` not behind `begin`.
+
+    References:
+        Zhu and Gupta, To prune, or not to prune, 2017, arXiv 1710.01878.
+
+    Example:
+        >>> [round(float(cubic(0.2, 0, 10)(step)), 3) for step in (0, 5, 10, 11)]
+        [1.0, 0.3, 0.2, 0.2]
+    """
+    _check_density(density)
+    _check_density(initial, "initial")
+    if end <= begin:
+        raise errors.ArgumentError(f"cubic(begin={begin}, end={end}): the ramp must have a length.")
+
+    def schedule(step):
+        time = jnp.clip((jnp.asarray(step) - begin) / (end - begin), 0.0, 1.0)
+        return jnp.where(time >= 1, density, density + (initial - density) * (1 - time) ** 3)
+
+    return schedule
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "one_shot": one_shot,
+    "iterative": iterative,
+    "cubic": cubic,
+}

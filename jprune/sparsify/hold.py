@@ -1,0 +1,135 @@
+"""Pruned weights stay exactly zero: the last link of an optax chain."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune import errors
+from jprune.base import Masks, Params, PyTree
+
+
+class HoldState(NamedTuple):
+    """Masks in an optimizer state: arrays like any other, so a new mask does not recompile."""
+
+    masks: Masks
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def as_masks(masks: Masks, params: Params) -> Masks:
+    """Masks as bool arrays of the parameters' structure and shapes.
+
+    Raises:
+        StructureError: another structure, a leaf of another shape, or masks that are not bool.
+    """
+
+    def one(path: Any, mask: Any, param: Any) -> Any:
+        if mask is None:
+            return None
+        mask = jnp.asarray(mask)
+        if mask.shape != jnp.shape(param) or mask.dtype != jnp.bool_:
+            raise errors.StructureError(
+                f"the mask at {jax.tree_util.keystr(path, simple=True, separator='/')} has shape "
+                f"{mask.shape} and type {mask.dtype}; the parameter has shape {jnp.shape(param)}, "
+                "and masks are bool, True keeps."
+            )
+        return mask
+
+    try:
+        return jax.tree_util.tree_map_with_path(one, masks, params, is_leaf=_is_none)
+    except errors.StructureError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise errors.StructureError(
+            f"the masks are not a tree like the parameters: {error} If the optimizer trains "
+            'variables["params"], write hold(expand(groups, masks)["params"]).'
+        ) from None
+
+
+def held(updates: PyTree, params: Params, masks: Masks) -> PyTree:
+    """Updates that bring masked parameters to exactly zero."""
+
+    def one(mask: Any, update: Any, param: Any) -> Any:
+        return update if mask is None else jnp.where(mask, update, -param.astype(update.dtype))
+
+    return jax.tree.map(one, masks, updates, params, is_leaf=_is_none)
+
+
+def hold(masks: Masks) -> optax.GradientTransformationExtraArgs:
+    """Keeps pruned weights at exactly 0: returns minus the parameter where the mask is False.
+
+    It must be the last link of the chain: whatever stands behind it would move the zeros.
+
+    Args:
+        masks: tree like the trained parameters, bool, True keeps; a None leaf is not prunable.
+
+    Returns:
+        An optax transformation with the masks in its state; see `with_masks` for new ones.
+
+    Raises:
+        StructureError: masks that do not fit the parameters (in `init`).
+        ArgumentError: `update` was called without the parameters.
+
+    Example:
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> tx = optax.chain(optax.sgd(0.1, 0.9), hold({"w": jnp.array([True, False])}))
+        >>> updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+        >>> optax.apply_updates(params, updates)["w"]
+        Array([0.9, 0. ], dtype=float32)
+    """
+
+    def init(params: Params) -> HoldState:
+        return HoldState(as_masks(masks, params))
+
+    def update(updates: PyTree, state: HoldState, params: Params | None = None, **extra: Any):
+        del extra
+        if params is None:
+            raise errors.ArgumentError(
+                "hold needs the parameters: call tx.update(gradients, state, params)."
+            )
+        return held(updates, params, state.masks), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_hold(node: Any) -> bool:
+    return isinstance(node, HoldState)
+
+
+def masks_of(opt_state: PyTree) -> Masks:
+    """The masks in an optimizer state.
+
+    Raises:
+        StructureError: the state holds no masks, or several.
+    """
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_hold) if _is_hold(node)]
+    if len(states) != 1:
+        raise errors.StructureError(
+            f"the optimizer state has {len(states)} sets of masks; masks_of needs one. End the "
+            "chain with one hold(masks)."
+        )
+    return states[0].masks
+
+
+def with_masks(opt_state: PyTree, masks: Masks) -> PyTree:
+    """The optimizer state with other masks of the same structure; nothing recompiles.
+
+    Raises:
+        StructureError: the state holds no masks or several, or the new ones do not fit the old
+            ones.
+    """
+    before = masks_of(opt_state)
+    after = as_masks(masks, before)
+    is_none = [jax.tree.structure(tree, is_leaf=_is_none) for tree in (before, after)]
+    if jax.tree.structure(before) != jax.tree.structure(after) or is_none[0] != is_none[1]:
+        raise errors.StructureError(
+            "the new masks have None where the old ones have arrays, or the other way round; write "
+            "masks of ones where nothing is pruned yet."
+        )
+    return jax.tree.map(
+        lambda node: HoldState(after) if _is_hold(node) else node, opt_state, is_leaf=_is_hold
+    )

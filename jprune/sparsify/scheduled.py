@@ -1,0 +1,142 @@
+"""Pruning inside the optimizer, on a schedule."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune import errors
+from jprune.base import Allocator, Budget, Criterion, Groups, Masks, Params, PyTree, Schedule
+from jprune.sparsify.hold import HoldState, held
+from jprune.units import expand, to_units
+
+
+class ScheduledState(NamedTuple):
+    """State of `scheduled_prune`."""
+
+    step: jax.Array
+    criterion: PyTree
+    hold: HoldState
+    """Where `masks_of` finds the masks."""
+
+
+def scheduled_prune(
+    criterion: Criterion,
+    allocator: Allocator,
+    schedule: Schedule,
+    every: int,
+    groups: Groups | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Prunes every so many steps to the density of a schedule, and holds the masks in between.
+
+    At steps 0, every, 2 every, ... the criterion's scores are turned into masks at the density
+    `schedule(step)`, and the criterion starts anew. The last link of an optax chain.
+
+    Args:
+        criterion: scores the parameters; sees every batch.
+        allocator: jittable at a traced density, such as `allocate.global_topk`.
+        schedule: step -> density.
+        every: steps from one new mask to the next.
+        groups: traced with these very parameters, or with variables of which they are a collection:
+            then units are pruned, at all roles; else single weights.
+
+    Returns:
+        An optax transformation; call `tx.update(gradients, state, params, batch=batch)`.
+
+    Raises:
+        ArgumentError: `every` below 1; `update` without parameters, or without the batch that the
+            criterion needs.
+        StructureError: groups of another net (in `init`).
+
+    References:
+        Zhu and Gupta, To prune, or not to prune, 2017, arXiv 1710.01878.
+
+    Example:
+        >>> from jprune import allocate, criteria, schedules
+        >>> tx = scheduled_prune(
+        ...     criteria.magnitude(), allocate.global_topk, schedules.one_shot(0.5), every=1)
+        >>> params = {"w": jnp.array([3.0, 1.0])}
+        >>> updates, state = tx.update({"w": jnp.zeros(2)}, tx.init(params), params)
+        >>> optax.apply_updates(params, updates)["w"]
+        Array([3., 0.], dtype=float32)
+    """
+    if every < 1:
+        raise errors.ArgumentError(
+            f"scheduled_prune(every={every}): masks change every 1 step or more."
+        )
+
+    def new_masks(scores: PyTree, params: Params, density: jax.Array) -> Masks:
+        budget = Budget(density=density)
+        if groups is None:
+            return allocator(scores, budget, None)
+        units = allocator(to_units(groups, _as_variables(groups, scores)), budget, None)
+        return _as_params(groups, expand(groups, units), params)
+
+    def init(params: Params) -> ScheduledState:
+        if groups is not None:
+            _collection(groups, params)
+        masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
+        return ScheduledState(jnp.zeros((), jnp.int32), criterion.init(params), HoldState(masks))
+
+    def update(
+        updates: PyTree, state: ScheduledState, params: Params | None = None, *, batch: Any = None
+    ):
+        if params is None or (batch is None and criterion.needs_data):
+            raise errors.ArgumentError(
+                "scheduled_prune needs the parameters and the batch: call tx.update(gradients, "
+                "state, params, batch=batch)."
+            )
+        seen = state.criterion
+        if criterion.needs_data:
+            seen = criterion.update(seen, params, batch)
+
+        def prune(seen: PyTree, old: Masks) -> tuple[PyTree, Masks]:
+            masks = new_masks(criterion.score(seen, params), params, schedule(state.step))
+            # What is not prunable keeps its ones; what is gone stays gone only if its score says
+            # so.
+            chosen = jax.tree.map(
+                lambda mask, kept: kept if mask is None else mask,
+                masks,
+                old,
+                is_leaf=lambda leaf: leaf is None,
+            )
+            return criterion.init(params), chosen
+
+        seen, masks = jax.lax.cond(
+            state.step % every == 0, prune, lambda seen, old: (seen, old), seen, state.hold.masks
+        )
+        new_state = ScheduledState(state.step + 1, seen, HoldState(masks))
+        return held(updates, params, masks), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _collection(groups: Groups, params: Params) -> str | None:
+    """Which collection of the traced variables the parameters are; None if they are all of it."""
+    structure = jax.tree.structure(params)
+    if structure == groups.treedef:
+        return None
+    whole = jax.tree.unflatten(groups.treedef, list(groups.leaves.values()))
+    for name, part in whole.items() if isinstance(whole, dict) else ():
+        if jax.tree.structure(part) == structure:
+            return name
+    raise errors.StructureError(
+        "the groups are of another net: the parameters are neither the traced variables nor one of "
+        "their collections."
+    )
+
+
+def _as_variables(groups: Groups, tree: PyTree) -> PyTree:
+    """A tree like the parameters as a tree like the variables, None elsewhere."""
+    name = _collection(groups, tree)
+    if name is None:
+        return tree
+    nothing = jax.tree.unflatten(groups.treedef, [None] * len(groups.leaves))
+    return {**nothing, name: tree}
+
+
+def _as_params(groups: Groups, tree: PyTree, params: Params) -> PyTree:
+    """The part of a tree like the variables that stands for the parameters."""
+    name = _collection(groups, params)
+    return tree if name is None else tree[name]

@@ -1,0 +1,185 @@
+"""Allocators: exact counts, ties, floors, multiples, budgets that are met."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jprune
+from jprune import errors
+from jprune.allocate import global_topk, normalized, uniform
+from jprune.base import Budget, Cost
+from tests.nets import FIRST_CUT, draw
+
+BOTH = pytest.mark.parametrize("allocate", [uniform, global_topk])
+
+
+@BOTH
+@pytest.mark.parametrize("size", [7, 10, 100])
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.25, 0.5, 0.9])
+def test_counts_are_exact_even_for_ties(allocate, size, sparsity):
+    """[0] P1: zeros == round(s n), halves to even; ties by lowest index."""
+    mask = allocate({"a": np.ones(size)}, Budget(density=1 - sparsity))["a"]
+    zeros = round(sparsity * size)
+    if zeros < size:
+        assert int((~mask).sum()) == zeros
+        assert mask[: size - zeros].all()
+
+
+def test_global_ties_go_to_the_lowest_flat_index():
+    masks = global_topk({"a": np.ones(3), "b": np.ones(5)}, Budget(density=0.5))
+    assert masks["a"].tolist() == [True] * 3
+    assert masks["b"].tolist() == [True, False, False, False, False]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.floats(0.02, 1.0), st.integers(0, 10_000))
+def test_jitted_selection_equals_host_selection(size, density, seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-3, 4, size).astype(np.float32)
+    scores[rng.random(size) < 0.1] = -np.inf
+    scores[rng.random(size) < 0.1] = np.inf
+    tree = {"a": scores[: size // 2], "b": scores[size // 2 :]}
+    tree = {name: leaf for name, leaf in tree.items() if leaf.size}
+    density = float(np.float32(density))
+    host = global_topk(tree, Budget(density=density))
+    traced = jax.jit(lambda s, d: global_topk(s, Budget(density=d)))(tree, jnp.float32(density))
+    for name in tree:
+        assert host[name].tolist() == np.asarray(traced[name]).tolist()
+
+
+@BOTH
+def test_infinities_are_honoured(allocate):
+    scores = {"a": np.array([-np.inf, 1.0, np.inf, 2.0, np.inf, 3.0])}
+    assert allocate(scores, Budget(density=0.2))["a"].tolist() == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert not allocate(scores, Budget(density=1.0))["a"][0]
+
+
+def test_floors_and_multiples():
+    scores = {"small": np.arange(6.0), "large": 100 + np.arange(20.0)}
+    masks = global_topk(scores, Budget(density=0.5, min_units=2, floors={"small": 3}))
+    assert masks["small"].sum() == 3
+    masks = global_topk(scores, Budget(density=0.5, multiple_of=8))
+    # The nearest multiple of 8 to 11 of 20; the small group goes in steps of gcd(6, 8) = 2.
+    assert masks["large"].sum() == 8
+    assert masks["small"].sum() == 2
+    assert uniform(scores, Budget(density=0.95, multiple_of=8))["large"].sum() == 20
+
+
+def chain_cost(widths, sides=(3, 4)):
+    """A chain of dense layers in -> a -> b -> out, bilinear in the widths of a and b."""
+    a, b = (float(np.sum(mask)) for mask in widths)
+    macs = sides[0] * a + a * b + b * sides[1]
+    return Cost(macs, macs, 0, {})
+
+
+def chain_model(masks):
+    full = {"a": np.ones(5, bool), "b": np.ones(6, bool)}
+    masks = {**full, **masks}
+    return chain_cost((masks["a"], masks["b"]))
+
+
+@BOTH
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.7, 0.95])
+def test_budgets_are_met_and_no_single_unit_more_fits(allocate, fraction):
+    rng = np.random.default_rng(0)
+    scores = {"a": rng.random(5), "b": rng.random(6)}
+    masks = allocate(scores, Budget(macs=fraction), chain_model)
+    dense = chain_model({}).macs
+    assert chain_model(masks).macs <= fraction * dense + 1e-6
+    for name, mask in masks.items():
+        assert mask.any()
+        for unit in np.flatnonzero(~mask):
+            wider = {**masks, name: mask | (np.arange(mask.size) == unit)}
+            assert chain_model(wider).macs > fraction * dense
+
+
+def test_a_budget_keeps_the_best_units_of_every_group():
+    scores = {"a": np.array([5.0, 1, 4, 2, 3]), "b": np.arange(6.0)}
+    masks = global_topk(scores, Budget(macs=0.5), chain_model)
+    for name, mask in masks.items():
+        assert scores[name][mask].min() > scores[name][~mask].max()
+
+
+def test_the_smallest_reachable_budget_is_named_and_can_be_met():
+    scores = {"a": np.arange(5.0), "b": np.arange(6.0)}
+    least = min(
+        chain_cost((np.ones(a), np.ones(b))).macs
+        for a, b in itertools.product(range(1, 6), range(1, 7))
+    )
+    with pytest.raises(errors.BudgetError, match="cannot be met") as caught:
+        global_topk(scores, Budget(macs=0.01), chain_model)
+    named = float(str(caught.value).split("Ask for ")[1].split(" ")[0])
+    assert named == pytest.approx(least / chain_model({}).macs, abs=1e-3)
+    assert chain_model(global_topk(scores, Budget(macs=named), chain_model)).macs == least
+
+
+def test_real_cost_models_meet_their_budgets():
+    net = FIRST_CUT[2]
+    variables, inputs = draw(net)
+    groups = jprune.trace(net.fn, variables, *inputs)
+    model = jprune.cost_model(net.fn, variables, *inputs, groups=groups)
+    rng = np.random.default_rng(1)
+    scores = {name: rng.random(size) for name, size in groups.sizes.items()}
+    for kind in ("macs", "params"):
+        masks = global_topk(scores, Budget(**{kind: 0.5}), model)
+        fraction = getattr(model(masks), kind) / getattr(model({}), kind)
+        assert 0.4 < fraction <= 0.5
+
+
+def test_weights_under_a_budget_in_params():
+    net = FIRST_CUT[1]
+    variables, inputs = draw(net)
+    groups = jprune.trace(net.fn, variables, *inputs)
+    model = jprune.cost_model(net.fn, variables, *inputs, groups=groups)
+    scores = {k: (jnp.abs(v) if k.startswith("conv") else None) for k, v in variables.items()}
+    scores = {
+        k: jax.tree.map(lambda _: None, variables[k]) if s is None else s for k, s in scores.items()
+    }
+    masks = global_topk(scores, Budget(params=0.3), model)
+    assert float(model(masks).params / model({}).params) == pytest.approx(0.3, abs=0.002)
+    assert masks["head"]["kernel"] is None
+
+
+def test_large_scores_are_selected_exactly_when_jitted():
+    scores = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
+    mask = jax.jit(lambda s, d: global_topk({"a": s}, Budget(density=d)))(scores, 0.25)["a"]
+    assert int(mask.sum()) == 50_000
+    assert scores[np.asarray(mask)].min() > scores[~np.asarray(mask)].max()
+
+
+def test_normalized_scores():
+    scores = {"a": jnp.array([3.0, 4.0, -jnp.inf]), "b": jnp.zeros(2)}
+    result = normalized(scores)
+    assert float((result["a"][:2] ** 2).sum()) == pytest.approx(1)
+    assert result["a"][2] == -jnp.inf
+    assert result["b"].tolist() == [0, 0]
+    scaled = normalized({"a": 7 * scores["a"], "b": scores["b"]})
+    np.testing.assert_allclose(scaled["a"][:2], result["a"][:2], rtol=1e-6)
+
+
+@BOTH
+def test_errors_say_what_to_write(allocate):
+    with pytest.raises(errors.ArgumentError, match="hold NaN"):
+        allocate({"a": np.array([1.0, np.nan])}, Budget(density=0.5))
+    with pytest.raises(errors.ArgumentError, match="needs a cost model"):
+        allocate({"a": np.ones(3)}, Budget(macs=0.5))
+    with pytest.raises(errors.ArgumentError, match="measures macs"):
+        allocate({"a": np.ones(5)}, Budget(latency=0.5), chain_model)
+    with pytest.raises(errors.ArgumentError, match="nothing to allocate"):
+        allocate({}, Budget(density=0.5))
+    with pytest.raises(errors.ArgumentError, match="outside"):
+        Budget(density=1.5)
+    with pytest.raises(errors.ArgumentError, match="exactly one"):
+        Budget(density=0.5, macs=0.5)

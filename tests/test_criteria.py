@@ -1,0 +1,198 @@
+"""Criteria against identities and numbers of methods/checks.md [18], and their errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jprune
+from jprune import criteria, errors
+from tests.nets import FIRST_CUT, conv, draw, norm
+
+NET = FIRST_CUT[1]
+
+
+def labels(count):
+    return jnp.arange(count) % 4
+
+
+def cross_entropy(out, batch):
+    return -jax.nn.log_softmax(out)[jnp.arange(len(out)), batch["label"]]
+
+
+def case(net=NET, dtype=jnp.float64):
+    variables, (x,) = draw(net, dtype=dtype)
+    groups = jprune.trace(net.fn, variables, x)
+    return variables, groups, {"image": x, "label": labels(len(x))}
+
+
+def mean_loss(fn, variables, batch):
+    return cross_entropy(fn(variables, batch["image"]), batch).mean()
+
+
+def first_of(fn, variables, x):
+    return fn(variables, x)[0]
+
+
+def single_examples(batch):
+    return [
+        {name: array[i : i + 1] for name, array in batch.items()}
+        for i in range(len(batch["image"]))
+    ]
+
+
+def test_magnitude_is_the_norm_of_a_filter():
+    variables, groups, _ = case(dtype=jnp.float32)
+    for order in (1, 2):
+        scores = jprune.run_criterion(criteria.magnitude(order), variables, ())
+        units = jprune.to_units(groups, scores)["conv2"]
+        kernel = np.asarray(variables["conv2"])
+        expected = [(np.abs(kernel[..., i]) ** order).sum() for i in range(7)]
+        np.testing.assert_allclose(units, expected, rtol=1e-5)
+
+
+def test_random_is_a_function_of_the_key_and_differs_between_leaves():
+    score = lambda key: jprune.run_criterion(
+        criteria.random(jax.random.key(key)), {"a": jnp.ones(50), "b": jnp.ones(50)}, ()
+    )
+    assert jnp.array_equal(score(0)["a"], score(0)["a"])
+    assert not jnp.array_equal(score(0)["a"], score(1)["a"])
+    assert not jnp.array_equal(score(0)["a"], score(0)["b"])
+
+
+def test_a_gate_behind_a_convolution_is_the_sum_over_its_weights_and_bias(float64):
+    """[18] P1: dE/dgate = sum over the filter's weights and bias of g w."""
+    net = FIRST_CUT[0]
+    variables, groups, batch = case(net)
+    score = jprune.run_criterion(
+        criteria.taylor(net.fn, cross_entropy, groups, form="gate"), variables, [batch]
+    )
+    gradient = jax.grad(lambda v: mean_loss(net.fn, v, batch))(variables)
+    for layer in ("conv1", "conv2", "dense1"):
+        both = jax.tree.map(lambda g, w: g * w, gradient[layer], variables[layer])
+        kernel = both["kernel"].reshape(-1, both["bias"].size).sum(0)
+        expected = (kernel + both["bias"]) ** 2
+        np.testing.assert_allclose(score[f"{layer}/kernel"], expected, rtol=1e-9)
+
+
+def test_a_gate_behind_batch_norm_is_gamma_and_beta_times_their_gradients(float64):
+    """[18] P2, in inference and in training mode."""
+
+    def train(v, x):
+        for name in ("1", "2", "3"):
+            h = conv(x, v["conv" + name])
+            mean, var = h.mean((0, 1, 2)), h.var((0, 1, 2))
+            p = {**v["norm" + name], "mean": mean, "var": var}
+            x = jax.nn.relu(norm(h, p))
+        out = x.mean((1, 2)) @ v["head"]["kernel"] + v["head"]["bias"]
+        return out, {}
+
+    variables, groups, batch = case()
+    for fn, has_aux in ((NET.fn, False), (train, True)):
+        criterion = criteria.taylor(fn, cross_entropy, groups, form="gate", has_aux=has_aux)
+        score = jprune.run_criterion(criterion, variables, [batch])
+        out_of = functools.partial(first_of, fn) if has_aux else fn
+        gradient = jax.grad(functools.partial(mean_loss, out_of))(variables, batch)
+        for number in "123":
+            p, g = variables["norm" + number], gradient["norm" + number]
+            expected = (p["scale"] * g["scale"] + p["shift"] * g["shift"]) ** 2
+            np.testing.assert_allclose(score["conv" + number], expected, rtol=1e-9)
+
+
+def test_separate_and_joint_forms(float64):
+    variables, groups, batch = case()
+    gradient = jax.grad(lambda v: mean_loss(NET.fn, v, batch))(variables)
+    product = np.asarray(gradient["conv2"] * variables["conv2"]).reshape(-1, 7)
+    separate = jprune.run_criterion(criteria.taylor(NET.fn, cross_entropy), variables, [batch])
+    np.testing.assert_allclose(
+        jprune.to_units(groups, separate)["conv2"], (product**2).sum(0), rtol=1e-9
+    )
+    joint = jprune.run_criterion(
+        criteria.taylor(NET.fn, cross_entropy, groups, form="joint"), variables, [batch]
+    )
+    np.testing.assert_allclose(joint["conv2"], product.sum(0) ** 2, rtol=1e-9)
+
+
+def test_gradients_per_example_are_those_of_single_examples(float64):
+    variables, groups, batch = case()
+    criterion = criteria.taylor(NET.fn, cross_entropy, groups, form="gate", per_example=True)
+    score = jprune.run_criterion(criterion, variables, [batch])
+    one = criteria.taylor(NET.fn, cross_entropy, groups, form="gate")
+    singles = [
+        jprune.run_criterion(one, variables, [example]) for example in single_examples(batch)
+    ]
+    for name in groups.names:
+        np.testing.assert_allclose(
+            score[name], np.mean([single[name] for single in singles], axis=0), rtol=1e-9
+        )
+
+
+def test_second_order_on_a_quadratic_is_the_true_change(float64):
+    """For a loss quadratic in the gates the second-order form is exact: (E(z) - E(z with 0))^2."""
+    fn = lambda v, x: x @ v["a"] @ v["b"]
+    loss = lambda out, batch: ((out - batch["label"][:, None]) ** 2).sum(axis=1)
+    rng = np.random.default_rng(0)
+    variables = {
+        "a": jnp.asarray(rng.normal(size=(3, 5))),
+        "b": jnp.asarray(rng.normal(size=(5, 2))),
+    }
+    batch = {"image": jnp.asarray(rng.normal(size=(7, 3))), "label": jnp.arange(7.0)}
+    groups = jprune.trace(fn, variables, batch["image"])
+    score = jprune.run_criterion(
+        criteria.taylor(fn, loss, groups, form="gate", order=2), variables, [batch]
+    )["a"]
+    total = lambda v: loss(fn(v, batch["image"]), batch).mean()
+    for unit in range(5):
+        without = {**variables, "a": variables["a"].at[:, unit].set(0)}
+        np.testing.assert_allclose(score[unit], (total(variables) - total(without)) ** 2, rtol=1e-9)
+
+
+def test_a_shared_gate_is_divided_by_the_number_of_its_sites(float64):
+    net = FIRST_CUT[2]
+    variables, groups, batch = case(net)
+    score = jprune.run_criterion(
+        criteria.taylor(net.fn, cross_entropy, groups, form="gate"), variables, [batch]
+    )["stem"]
+    gates = jax.grad(
+        lambda g: cross_entropy(
+            jprune.gated(net.fn, groups, "norm")(variables, {"stem": g}, batch["image"]), batch
+        ).mean()
+    )(jnp.ones(8))
+    np.testing.assert_allclose(score, gates**2 / 3, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(0.9, 1.2), (0.0, 3.0), (None, 2.0)])
+def test_running_means(momentum, expected):
+    """[18] P3: contributions 1.0 then 3.0."""
+    fn, loss = lambda v, x: x * v["w"], lambda out, batch: out
+    criterion = criteria.taylor(fn, loss, momentum=momentum)
+    batches = [{"image": jnp.sqrt(jnp.array([c]))} for c in (1.0, 3.0)]
+    score = jprune.run_criterion(criterion, {"w": jnp.array(1.0)}, batches)
+    assert float(score["w"]) == pytest.approx(expected)
+
+
+def test_rounds_of_several_batches():
+    fn, loss = lambda v, x: x * v["w"], lambda out, batch: out
+    criterion = criteria.taylor(fn, loss, momentum=0.5, every=2)
+    batches = [{"image": jnp.sqrt(jnp.array([c]))} for c in (1.0, 3.0, 5.0, 7.0, 100.0)]
+    score = jprune.run_criterion(criterion, {"w": jnp.array(1.0)}, batches)
+    assert float(score["w"]) == pytest.approx(0.5 * 2 + 0.5 * 6)
+
+
+def test_errors_say_what_to_write():
+    fn, loss = NET.fn, cross_entropy
+    for kwargs, sentence in (
+        ({"form": "filter"}, "separate, joint, gate"),
+        ({"form": "gate"}, "pass groups="),
+        ({"order": 2}, 'form="gate"'),
+        ({"momentum": 1.5}, "in \\[0, 1\\)"),
+        ({"per_example": True}, 'form="gate"'),
+    ):
+        with pytest.raises(errors.ArgumentError, match=sentence):
+            criteria.taylor(fn, loss, **kwargs)
+    with pytest.raises(errors.ArgumentError, match="L1"):
+        criteria.magnitude(3)
+    with pytest.raises(errors.ArgumentError, match="got no batch"):
+        jprune.run_criterion(criteria.taylor(fn, loss), {}, ())
