@@ -91,7 +91,7 @@ def as_function(
 def draw(net: KerasNet, seed: int = 0) -> tuple[Any, jax.Array]:
     """Random variables, statistics included, and a random input.
 
-    The last layer is scaled so that the largest logit is 1 or so: nothing passes because it is small.
+    The last layer is scaled so that the largest logit is 1 or so: nothing passes for being small.
     """
     rng = np.random.default_rng(seed)
     variables = {

@@ -129,8 +129,8 @@ def law(
 ) -> tuple[float, float]:
     """Differences from the masked net, over max|logit|: of the slim net, and of the control.
 
-    The control is the smallest difference of three: two kept units exchanged in the first, the middle
-    and the last group.
+    The control is the smallest difference of three: two kept units exchanged in the first, the
+    middle and the last group.
     """
     masked = jprune.apply_masks(variables, jprune.expand(groups, masks, roles=("in",)))
     expected = jax.jit(net.fn)(masked, x)
@@ -145,8 +145,8 @@ def law(
 
 
 def exchanged(groups: jprune.Groups, small: Any, name: str) -> Any:
-    """Slim variables with the first and the last channel of one array of a group exchanged."""
-    place = groups.places[name][0]
+    """Slim variables with the first and the last channel of one kernel of a group exchanged."""
+    place = next(place for place in groups.places[name] if "kernel" in place.roles)
     part, path = place.leaf.split("/", 1)
     array = small[part][path]
     order = np.arange(array.shape[place.axis])

@@ -44,3 +44,7 @@ class CheckpointError(JpruneError, ValueError):
 
 class MissingExtraError(JpruneError, ImportError):
     """A feature whose optional dependencies are not installed; the message names the extra."""
+
+
+class ExportError(JpruneError, RuntimeError):
+    """A net that an export format cannot hold, or whose export gives other numbers."""

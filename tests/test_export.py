@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,11 +79,11 @@ def test_stablehlo_depends_on_the_net_alone():
     def called_deeper():
         return export.stablehlo(net.fn, variables, example_of(net))
 
-    before = jax.config.jax_traceback_in_locations_limit
+    before = jax.config.values["jax_traceback_in_locations_limit"]
     model = export.stablehlo(net.fn, variables, example_of(net))
     assert model == called_deeper()
     assert b".py" not in model
-    assert jax.config.jax_traceback_in_locations_limit == before
+    assert jax.config.values["jax_traceback_in_locations_limit"] == before
 
 
 def test_stablehlo_refuses_what_is_no_batch():
@@ -122,7 +123,7 @@ def kernels_of(model):
     """Whether all operators of a .tflite model are built in, and the kernels [out, h, w, in]."""
     from ai_edge_litert import schema_py_generated as schema
 
-    tree = schema.ModelT.InitFromPackedBuf(bytearray(model), 0)
+    tree: Any = schema.ModelT.InitFromPackedBuf(bytearray(model), 0)
     graph = tree.subgraphs[0]
     codes = [tree.operatorCodes[operator.opcodeIndex].builtinCode for operator in graph.operators]
     kernels = [

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jprune import errors, report
+from jprune.measure import Latency
 from jprune.report import curves, figures, page
 from jprune.report.read import Run
 from tests import run_fixture
@@ -107,7 +109,7 @@ def test_check_names_the_value_that_is_wrong(path, value, message):
 
 
 def test_measured_leaves_null_where_nothing_was_measured():
-    latency = {"median": 2.0, "p10": 1.0, "p90": 3.0}
+    latency: Latency = {"median": 2.0, "p10": 1.0, "p90": 3.0}
     result = run_fixture.result()
     result["dense"] = report.measured(accuracy=0.5, xla_b1=latency)
     report.check(result)
@@ -216,7 +218,7 @@ def test_page_gives_reasons_for_frozen_axes():
 HOSTILE = '<script>alert("1")</script>&$body${x}\'$\\frac$'
 
 
-def hostile(tree):
+def hostile(tree: Any) -> Any:
     """All strings replaced, keys of open dictionaries included."""
     if isinstance(tree, dict):
         return {key: hostile(value) for key, value in tree.items()}

@@ -89,7 +89,7 @@ def _converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes
             converter.run_convert_to_tfl_passes(module, passes.PassManager(), config)
             return converter.export_flatbuffer_to_bytes(module.operation)
     except Exception as error:  # the converter raises whatever MLIR does
-        raise errors.JpruneError(
+        raise errors.ExportError(
             f"LiteRT's converter refused the net ({str(error)[:300]}). It takes convolutions, "
             "dense layers and elementwise functions in float32: replace the operation that it "
             "names, or export StableHLO."
@@ -104,7 +104,7 @@ def _check_operations(model: bytes) -> None:
         if code.builtinCode == schema.BuiltinOperator.CUSTOM
     ]
     if custom:
-        raise errors.JpruneError(
+        raise errors.ExportError(
             f"the .tflite model needs operations that are not built into LiteRT: {custom}. Replace "
             "them in the net, or export StableHLO."
         )
@@ -114,7 +114,7 @@ def _check_outputs(model: bytes, fn: Any, variables: Variables, example: Any) ->
     error = _error(model, fn, variables, example, 1)
     if error > TOLERANCE:
         what = "cannot be run" if error == np.inf else f"differs from JAX by {error:.1e}"
-        raise errors.JpruneError(
+        raise errors.ExportError(
             f"the .tflite model {what}; a relative error of at most {TOLERANCE:.0e} was expected. "
             "Export a net that computes in float32, without operations such as sort or top_k; "
             "or export StableHLO."

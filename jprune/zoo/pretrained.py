@@ -73,8 +73,9 @@ def load(net: Net | str, weights: str | Path) -> Variables:
     Args:
         net: a net, or the name of one of the zoo with its usual settings.
         weights: "pretrained", which looks for the published file of this net in the folder
-            `$JPRUNE_PRETRAINED` and then in `~/.cache/jprune/pretrained`; or the path of a file
-            that `torch_files.load` reads.
+            `$JPRUNE_PRETRAINED`, then in `jprune/pretrained` of the user's cache folder
+            (`$XDG_CACHE_HOME`, else `~/.cache`); or the path of a file that `torch_files.load`
+            reads.
 
     Returns:
         The variables, float32, in the structure of `net.init`.
@@ -263,17 +264,16 @@ def _pairs(ours: list[Layer], theirs: list[Layer]) -> list[tuple[Layer, Layer]]:
         partner = next(waiting[layer.kind], None)
         if partner is None:
             raise errors.StructureError(
-                f"the net's {_describe(layer)} has no partner, for the file has only "
-                f"{sum(other.kind == layer.kind for other in theirs)} layers of the kind "
-                f"{layer.kind}."
+                f"the net's {_describe(layer)} has no partner: the file has only "
+                f"{sum(other.kind == layer.kind for other in theirs)} of this kind."
             )
         pairs.append((layer, partner))
     for kind, rest in waiting.items():
         partner = next(rest, None)
         if partner is not None:
             raise errors.StructureError(
-                f"the file's {_describe(partner)} has no partner, for the net has only "
-                f"{sum(layer.kind == kind for layer in ours)} layers of the kind {kind}."
+                f"the file's {_describe(partner)} has no partner: the net has only "
+                f"{sum(layer.kind == kind for layer in ours)} of this kind."
             )
     return pairs
 

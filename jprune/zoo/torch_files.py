@@ -83,12 +83,12 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
 
 def _reader(head: bytes) -> Any:
     """The function that reads a file with these first bytes."""
+    if head[8:9] == b"{":  # before it stands a length, which may begin like anything
+        return _read_safetensors
     if head.startswith(ZIP):
         return _read_zip
     if head.startswith(PROTOCOL):
         return _read_stream
-    if head[8:9] == b"{":
-        return _read_safetensors
     if head[257:262] == b"ustar":
         raise errors.CheckpointError(
             "this is a tar archive of torch 0.1.9 or older. Load and save it with a newer torch."

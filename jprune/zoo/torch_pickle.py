@@ -1,7 +1,7 @@
 """The pickle inside a PyTorch checkpoint, read without running anything of it.
 
 A pickle is a program for a stack machine, and Python's own machine imports and calls whatever the
-program names. This one has the thirty instructions that a state dict is made of. A global is a row
+program names. This one has only the instructions that state dicts are made of. A global is a row
 of a table and never an import; a call builds one of three records and never anything else. What it
 builds is bounded by the length of the pickle and by `MAX_STEPS`.
 
@@ -22,7 +22,7 @@ from jprune import errors
 
 MAX_STEPS = 1_000_000  # a ResNet-152 with the state of its optimizer takes about a tenth of it
 MAX_AXES = 16
-MAX_SIZE = 2**40
+MAX_SIZE = 2**40  # of an axis; only arrays without elements could come near it
 ADVICE = "Nothing of it was run. Save weights alone: torch.save(model.state_dict(), path)."
 
 

@@ -1,0 +1,1 @@
+def references_of(n): return [18]

@@ -1,0 +1,211 @@
+"""Writing files so that a kill at any moment leaves the old file or the new one, whole."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jprune import errors
+
+PathLike = str | os.PathLike[str]
+
+
+class Lines(NamedTuple):
+    """What `read_lines` found."""
+
+    records: list[dict[str, Any]]
+    dropped: str
+    """The last line where a kill tore it; empty where it is whole."""
+
+
+@contextlib.contextmanager
+def explained(path: pathlib.Path) -> Iterator[None]:
+    """Turns an operating system's refusal into an error that says what to do.
+
+    Raises:
+        CheckpointError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise errors.CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}). Free some space or choose a "
+            "folder that you may write to with --out DIR; the same command then goes on."
+        ) from error
+
+
+def make_folder(path: PathLike) -> pathlib.Path:
+    """Makes a folder and its parents, if they are not there.
+
+    Raises:
+        CheckpointError: it cannot be made, or a file has its name.
+    """
+    folder = pathlib.Path(path)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def atomic_write(path: PathLike, data: bytes | str) -> None:
+    """Writes a file under a temporary name beside it, then renames it.
+
+    Args:
+        path: what to write; replaced if it is there.
+        data: the content; text is written as UTF-8.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to. What was there before
+            is untouched, and no temporary file is left.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     atomic_write(pathlib.Path(folder) / "note.txt", "kept")
+        ...     os.listdir(folder)
+        ['note.txt']
+    """
+    path = pathlib.Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    with explained(path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = pathlib.Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    # The only way to read it is to set it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def append_line(path: PathLike, record: dict[str, Any]) -> None:
+    """Appends a record as one line of JSON, in one write.
+
+    Numbers that JSON does not know (NaN, infinities) become null.
+
+    Args:
+        path: the file; made if it is not there.
+        record: what to append.
+
+    Raises:
+        CheckpointError: the disk is full or the file cannot be written to. Part of the line may
+            have been written: `read_lines` drops it.
+    """
+    path = pathlib.Path(path)
+    line = (json.dumps(_plain(record), allow_nan=False) + "\n").encode()
+    with explained(path):
+        # O_APPEND: two writers do not tear each other's lines.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            written = os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+        if written < len(line):
+            raise OSError(errno.ENOSPC, "no space left for the line")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
+
+
+def read_lines(path: PathLike) -> Lines:
+    """Reads a file of records, one line of JSON each.
+
+    A kill can tear the last line; it is left out and handed back as `dropped`.
+
+    Args:
+        path: the file; one that is not there has no records.
+
+    Raises:
+        CheckpointError: another line than the last is no record.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return Lines([], "")
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        last = number == len(lines)  # whole files end in a newline: then the last line is empty
+        if last and not line:
+            break
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if last or (number == len(lines) - 1 and not lines[-1]):
+                return Lines(records, line.decode(errors="replace"))
+            raise errors.CheckpointError(
+                f"{path}, line {number}, is no JSON ({error}). Only the last line can be torn by a "
+                "kill: take that line out, or start anew with --overwrite."
+            ) from error
+        if last:
+            # Without its newline even a line that parses may be the beginning of a longer one.
+            return Lines(records, line.decode(errors="replace"))
+        records.append(record)
+    return Lines(records, "")
+
+
+def write_lines(path: PathLike, records: list[dict[str, Any]]) -> None:
+    """Replaces a file of records.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to.
+    """
+    text = "".join(json.dumps(_plain(r), allow_nan=False) + "\n" for r in records)
+    atomic_write(path, text)
+
+
+def keep_lines(path: PathLike, count: int) -> None:
+    """Cuts a file of records back to its first `count`."""
+    lines = read_lines(path)
+    if len(lines.records) > count or lines.dropped:
+        write_lines(path, lines.records[:count])
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes a value as indented JSON, atomically.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to.
+    """
+    atomic_write(path, json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike) -> dict[str, Any]:
+    """Reads an object of JSON.
+
+    Raises:
+        CheckpointError: the file is missing or no object of JSON.
+    """
+    path = pathlib.Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise errors.CheckpointError(
+            f"{path} cannot be read ({error}). Start the run anew with --overwrite, or choose "
+            "another --out."
+        ) from error
+    if not isinstance(value, dict):
+        raise errors.CheckpointError(
+            f"{path} holds a {type(value).__name__}; an object {{...}} was expected. Start the run "
+            "anew with --overwrite."
+        )
+    return value
