@@ -283,22 +283,6 @@ class Pruned(NamedTuple):
     """{name: variables}: `init`, `teacher`, `rewind`."""
 
 
-class Learner(NamedTuple):
-    """Training, with whatever it trains: plain training, gates, a hypernetwork, a discriminator.
-
-    The loop around it (epochs, checkpoints, progress) belongs to `learners.drive`.
-    """
-
-    init: Callable[[Pruned, jax.Array], PyTree]
-    """`init(pruned, key) -> state`: a tree of arrays, which a checkpoint holds whole."""
-    step: Callable[[PyTree, Batch, jax.Array], tuple[PyTree, dict[str, jax.Array]]]
-    """`step(state, batch, key) -> (state, metrics)`, jitted; `metrics["loss"]` is watched."""
-    epoch_end: Callable[[PyTree], PyTree]
-    """`epoch_end(state) -> state`, on the host: move masks, anneal."""
-    finish: Callable[[PyTree, Pruned], Pruned]
-    """`finish(state, pruned) -> pruned`, from what `init` got."""
-
-
 class Stage(Protocol):
     """One step of a recipe: a frozen dataclass of settings, called with the state of the run."""
 

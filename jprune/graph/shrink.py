@@ -249,6 +249,12 @@ def _pad_kept(value, filling, axis, config, full, keep, in_keep) -> Any:
     source[:: interior + 1] = np.where(in_keep, np.cumsum(in_keep) - 1, -1)
     source = source[max(0, -low) : len(source) - max(0, -high)]
     source = np.concatenate([np.full(max(0, low), -1), source, np.full(max(0, high), -1)])[keep]
+    real = np.flatnonzero(source >= 0)
+    if real.size and real[-1] - real[0] == real.size - 1:
+        part = take_positions(value, source[real], axis)
+        edges = [(0, 0, 0)] * value.ndim
+        edges[axis] = (int(real[0]), int(len(source) - 1 - real[-1]), 0)
+        return jax.lax.pad(part, filling, edges)
     pieces = []
     for run_of in np.split(source, np.flatnonzero(np.diff(source >= 0)) + 1):
         if run_of.size and run_of[0] >= 0:

@@ -1,59 +1,90 @@
-"""Recipes: a survey method whole, as stages with the paper's defaults. One file each.
+"""Recipes: a survey method whole, its stages put together with the paper's defaults.
 
-A recipe is a tuple of stages that turns a trained net into a pruned one. Every file here defines
-`METHODS`: {name on the command line: factory}, where a factory takes `Settings` (what is common
-to all methods) and returns the stages. `jprune methods` and `--method` know a method because its
-file is here.
+Here belongs one short file per method or family; it defines `METHODS`, {name on the command line:
+factory}. A factory is called as `factory(budget, train, finetune, **options)` with a `Budget` and
+two `Train` stages (the first is None where the net is trained already) and returns a recipe; its
+keyword-only arguments are the options that the command line may pass on. Nothing here touches files:
+`jprune.train` runs recipes with checkpoints, `run` runs them in memory.
 
-Read `settings.py` first, then `stages.py` (what a recipe is made of), then `three_step.py`.
+Read `stages.py` first (what recipes are made of), then `three_step.py`. `_training.py` has the
+training step that all of them share.
 """
 
 import difflib
-import importlib
-import pkgutil
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
 
 from jprune import errors
 from jprune.base import Recipe
-from jprune.recipes.settings import Settings
+from jprune.recipes import three_step
+from jprune.recipes._training import Learner, Sgd, evaluate, plain
+from jprune.recipes.stages import (
+    Evaluate,
+    Prune,
+    Recalibrate,
+    Repeat,
+    Rewind,
+    Save,
+    Train,
+    run,
+    slim_net,
+    unrolled,
+)
 
-Factory = Callable[[Settings], Recipe]
-
-
-class Method(NamedTuple):
-    """A method that the code has."""
-
-    name: str
-    factory: Factory
-    module: str
-    """Dotted name of its file."""
-
-
-def methods() -> dict[str, Method]:
-    """All methods that are implemented, by name; found by looking at the files of this folder."""
-    found: dict[str, Method] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        for name, factory in getattr(module, "METHODS", {}).items():
-            found[name] = Method(name, factory, module.__name__)
-    return found
+METHODS: dict[str, Callable[..., Recipe]] = {**three_step.METHODS}
 
 
-def find(name: str) -> Method:
-    """The method of a name.
+def find(name: str) -> Callable[..., Recipe]:
+    """The factory of a method.
+
+    Args:
+        name: as on the command line.
 
     Raises:
-        ArgumentError: no method has it; the nearest names are suggested.
+        ArgumentError: there is no such method; the message suggests the nearest.
+
+    Example:
+        >>> find("tailor")
+        Traceback (most recent call last):
+        jprune.errors.ArgumentError: There is no method 'tailor'; did you mean taylor? ...
     """
-    known = methods()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.3)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+    if name not in METHODS:
+        near = difflib.get_close_matches(str(name), METHODS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
         raise errors.ArgumentError(
-            f"unknown method {name!r}.{hint} `jprune methods` lists those that are implemented."
+            f"There is no method {name!r}; {hint}The methods are {', '.join(METHODS)}; see "
+            "`jprune methods`."
         )
-    return known[name]
+    return METHODS[name]
 
 
-__all__ = ["Factory", "Method", "Settings", "find", "methods"]
+def options(name: str) -> tuple[str, ...]:
+    """Options that a method takes beyond budget, training and fine-tuning.
+
+    Example:
+        >>> options("l1")
+        ('allocator', 'schedule', 'rounds', 'recalibrate')
+    """
+    parameters = inspect.signature(find(name)).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "criterion")
+
+
+__all__ = [
+    "METHODS",
+    "Evaluate",
+    "Learner",
+    "Prune",
+    "Recalibrate",
+    "Repeat",
+    "Rewind",
+    "Save",
+    "Sgd",
+    "Train",
+    "evaluate",
+    "find",
+    "options",
+    "plain",
+    "run",
+    "slim_net",
+    "unrolled",
+]

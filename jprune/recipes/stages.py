@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,20 @@ from jprune.units import expand, ones, to_units
 
 CriterionOf = Callable[[Task, Groups, jax.Array], Criterion]
 """`(task, groups, key) -> criterion`."""
+
+
+@runtime_checkable
+class LongStage(Stage, Protocol):
+    """A stage that can be taken apart into steps."""
+
+    @property
+    def name(self) -> str:
+        """Of its records."""
+        ...
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """Its steps."""
+        ...
 
 
 def groups_of(task: Task) -> Groups:

@@ -1,15 +1,28 @@
-"""Running: a net, data and a recipe become a run directory that survives.
+"""Training and running: recipes with checkpoints, progress and records on disk.
 
-Here belongs whatever touches files while nets are trained: checkpoints, records, stages that are
-skipped when done, progress bars. Training itself is in `jprune.learners`, methods are in
-`jprune.recipes`. Read `job.py` first (the main job, stage by stage), then `directory.py` (what a run
-leaves, and how it goes on) and `checkpoint.py`.
+Here belongs whatever a recipe needs to survive the real world: files that are whole or not there
+(`files.py`), checkpoints (`checkpoint.py`), the loop around a learner's steps (`loop.py`), the run
+directory with its stages (`run.py`), what the user sees meanwhile (`progress.py`), and the main job
+(`job.py`, with the stages that only it has in `finish.py`; not imported here, since it needs all the
+other leaves). What a training step computes is in `jprune.recipes`.
 
-This file imports nothing heavy: `from jprune.train.job import prune` runs the main job.
+Read `task.py` first (a net and data put together), then `run.py`.
 """
 
-from jprune.train.config import Config
-from jprune.train.files import atomic_write
+from jprune.recipes import evaluate
+from jprune.train.checkpoint import Checkpoint
+from jprune.train.files import append_line, atomic_write, read_lines
+from jprune.train.run import RunDirectory, execute, open_directory
 from jprune.train.task import task
 
-__all__ = ["Config", "atomic_write", "task"]
+__all__ = [
+    "Checkpoint",
+    "RunDirectory",
+    "append_line",
+    "atomic_write",
+    "evaluate",
+    "execute",
+    "open_directory",
+    "read_lines",
+    "task",
+]

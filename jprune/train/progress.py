@@ -1,71 +1,170 @@
-"""Progress bars with an honest time left; plain lines where there is no terminal."""
+"""What a run shows while it works, on the error stream: bars, lines, or nothing."""
 
 import sys
 import time
+from typing import Protocol, TextIO
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 
-class Reporter:
-    """Says on standard error what a run is doing.
+class Progress(Protocol):
+    """Told what happens; shows it somehow."""
 
-    On a terminal a bar per stage, whose time left is that of the last steps; else one line when a
-    stage ends; with `quiet` nothing.
+    def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
+        """A stage begins: the `number`-th of `of`, with so many steps, of which some are done.
+
+        A stage that is done at a stroke has 0 steps.
+        """
+        ...
+
+    def advance(self, step: int, metrics: dict[str, float]) -> None:
+        """So many steps of the stage are done; metrics are the latest, empty where there are none."""
+        ...
+
+    def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:
+        """An epoch of the stage is over."""
+        ...
+
+    def end(self) -> None:
+        """The stage is over."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
+        """Nothing."""
+
+    def advance(self, step: int, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+    def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Lines:
+    """A line per epoch and per stage: for logs.
+
+    Args:
+        stream: where to; None is the error stream.
     """
 
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
-        self.bars = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            disable=quiet or not sys.stderr.isatty(),
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = sys.stderr if stream is None else stream
+        self._stage = ""
+        self._since = 0.0
+
+    def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
+        """Remembers the stage; a line where a killed one goes on."""
+        self._stage, self._since = f"[{number}/{of}] {stage}", time.perf_counter()
+        if done:
+            self.note(f"{self._stage}: goes on after step {done} of {steps}")
+
+    def advance(self, step: int, metrics: dict[str, float]) -> None:
+        """Nothing: steps are too many for lines."""
+
+    def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:
+        """A line."""
+        self.note(f"{self._stage}: epoch {epoch} of {of}, {described(metrics)}")
+
+    def end(self) -> None:
+        """A line with the time that it took."""
+        self.note(f"{self._stage}: done in {time.perf_counter() - self._since:.1f} s")
+
+    def note(self, text: str) -> None:
+        """The line."""
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing: lines leave nothing behind."""
+
+
+class Bars:
+    """A bar per stage with the time left: for terminals.
+
+    The time left is that of the stage, from the speed of its latest steps. The first step, which
+    compiles, does not count, so at the beginning there is none.
+
+    Args:
+        console: where to; None is the error stream.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self._bars = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=24),
+            bars.TaskProgressColumn(),
+            bars.TimeRemainingColumn(elapsed_when_finished=True),
+            bars.TextColumn("{task.fields[metrics]}"),
+            console=Console(stderr=True) if console is None else console,
+            speed_estimate_period=60,
         )
-        self.current: TaskID | None = None
-        self.began = time.monotonic()
+        self._bars.start()
+        self._task = bars.TaskID(0)
+        self._ticking = False
 
-    def __enter__(self) -> "Reporter":
-        self.bars.start()
-        return self
+    def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
+        """A new bar; without steps, one that swings to and fro."""
+        self._ticking = not steps
+        self._task = self._bars.add_task(
+            f"{number}/{of} {stage}",
+            total=steps or None,
+            completed=done,
+            start=self._ticking,
+            metrics="",
+        )
 
-    def __exit__(self, *error: object) -> None:
-        self.bars.stop()
+    def advance(self, step: int, metrics: dict[str, float]) -> None:
+        """Moves the bar."""
+        if not self._ticking:  # the clock starts when the first step is through
+            self._ticking = True
+            self._bars.start_task(self._task)
+        self._bars.update(self._task, completed=step)
+        if metrics:
+            self._bars.update(self._task, metrics=described(metrics))
 
-    def begin(self, name: str, total: int = 1, done: int = 0) -> None:
-        """A stage begins (or goes on at `done` of `total`)."""
-        self.began = time.monotonic()
-        self.current = self.bars.add_task(name, total=total, completed=done, note="")
+    def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:
+        """Shows its metrics beside the bar."""
+        del epoch, of
+        self._bars.update(self._task, metrics=described(metrics))
 
-    def advance(self, done: int, note: str = "") -> None:
-        """So much is done; the note stands beside the bar."""
-        if self.current is not None:
-            fields = {"note": note} if note else {}
-            self.bars.update(self.current, completed=done, **fields)
+    def end(self) -> None:
+        """Fills the bar."""
+        self._bars.update(self._task, total=1, completed=1)
 
-    def end(self, name: str, note: str = "") -> None:
-        """A stage has ended."""
-        if self.current is not None:
-            total = self.bars.tasks[self.current].total
-            self.bars.update(self.current, completed=total, note=note)
-        if self.bars.disable:
-            seconds = time.monotonic() - self.began
-            self.console.print(f"{name:<10} {seconds:7.1f} s  {note}".rstrip())
-
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """A line above the bars."""
-        self.console.print(text)
+        self._bars.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        self._bars.stop()
+
+
+def described(metrics: dict[str, float]) -> str:
+    """Metrics in a few words.
+
+    Example:
+        >>> described({"loss": 0.25, "validation_accuracy": 0.5})
+        'loss 0.25, validation accuracy 0.5'
+    """
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())

@@ -1,1 +1,0 @@
-def references_of(n): return [18]

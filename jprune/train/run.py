@@ -1,0 +1,304 @@
+"""The run directory: stages one after the other, each done once, whatever kills the run.
+
+    config.json                 the settings, written once
+    records.jsonl               a line per look at the training, per evaluation, ...
+    stages/01-train/DONE        the stage is over: its seconds, and its records if it is short
+    stages/01-train/state/      the net after it, where it changed the net
+    stages/01-train/steps/      the newest checkpoint while it trains
+
+Running the same command again does what is not done. A stage that was killed is done again, from its
+newest checkpoint where it has some; its records from behind that point are dropped first, so the
+records of a killed and resumed run are those of an undisturbed one, times aside.
+"""
+
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jprune import errors
+from jprune.base import Pruned, Records, Stage, Task
+from jprune.recipes import evaluate, unrolled
+from jprune.recipes.stages import LongStage, shapes_of
+from jprune.train import checkpoint, loop
+from jprune.train.files import (
+    PathLike,
+    append_line,
+    make_folder,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
+)
+from jprune.train.progress import Progress
+
+SCHEMA = 1
+OURS = (
+    "config.json",
+    "records.jsonl",
+    "result.json",
+    "plan.json",
+    "params",
+    "model.stablehlo",
+    "model.tflite",
+    "report.html",
+    "report.png",
+    "stages",
+)
+"""All that a run writes into its directory."""
+
+
+class RunDirectory(NamedTuple):
+    """A directory that was opened for a run."""
+
+    path: pathlib.Path
+    about: dict[str, Any]
+    """In every record: run, data, model, method, budget, seed, commit."""
+    provenance: dict[str, Any]
+    """In the first record: versions and device."""
+
+    @property
+    def records(self) -> pathlib.Path:
+        """Path of the records."""
+        return self.path / "records.jsonl"
+
+    def append(self, entry: Mapping[str, Any], seconds: float) -> None:
+        """Writes a record, with where it comes from."""
+        first = not self.records.exists() or not self.records.stat().st_size
+        line = {**self.about, **entry, "wall_s": round(seconds, 3)}
+        append_line(self.records, {**line, **self.provenance} if first else line)
+
+    def outcome(self, name: str) -> dict[str, Any]:
+        """What the `DONE` of a stage says: `wall_s`, `records`.
+
+        Raises:
+            CheckpointError: no stage of this name is done.
+        """
+        for folder in sorted((self.path / "stages").glob("*")):
+            if folder.name.partition("-")[2] == name and (folder / "DONE").exists():
+                return read_json(folder / "DONE")
+        raise errors.CheckpointError(f"{self.path} has no finished stage {name!r}.")
+
+    def seconds(self) -> dict[str, float]:
+        """{stage: seconds that it took}, of the stages that are done."""
+        folders = [f for f in sorted((self.path / "stages").glob("*")) if (f / "DONE").exists()]
+        return {f.name.partition("-")[2]: read_json(f / "DONE")["wall_s"] for f in folders}
+
+
+def open_directory(
+    path: PathLike,
+    config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    overwrite: bool = False,
+) -> RunDirectory:
+    """Opens a directory for a run, new or to go on with.
+
+    Args:
+        path: the directory; made if it is not there.
+        config: the settings, plain data. Whoever comes back has to bring the same.
+        about: what every record says.
+        provenance: what the first record says.
+        overwrite: start anew; only files that runs write are removed.
+
+    Raises:
+        CheckpointError: the directory cannot be written to, belongs to something else, or to a run
+            with other settings, which the message names.
+    """
+    folder = make_folder(path)
+    settings = {"schema": SCHEMA, **config}
+    if not (folder / "config.json").exists():
+        # A file system may add hidden files of its own.
+        strange = sorted(f.name for f in folder.iterdir() if not f.name.startswith("."))
+        if strange:
+            raise errors.CheckpointError(
+                f"{folder} is not empty and no run of jprune (it has {strange[0]} and no "
+                "config.json). Choose an empty or new directory with --out DIR."
+            )
+    elif overwrite:
+        _clear(folder)
+    else:
+        _check_same(folder, read_json(folder / "config.json"), settings)
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", settings)
+    return RunDirectory(folder, {"run": folder.resolve().name, **about}, dict(provenance))
+
+
+def _clear(folder: pathlib.Path) -> None:
+    # The configuration goes last: without it the rest would look like somebody else's.
+    for name in reversed(OURS):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _check_same(folder: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    before, after = _flat(old), _flat(new)
+    names = [name for name in {**after, **before} if before.get(name) != after.get(name)]
+    if names:
+        differing = "; ".join(
+            f"{name} is {before.get(name)!r} there and {after.get(name)!r} here" for name in names
+        )
+        raise errors.CheckpointError(
+            f"{folder} holds a run with other settings: {differing}. Choose another --out, or write "
+            "--overwrite to start anew."
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {path with dots: value}; tuples become lists, as in JSON."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def execute(
+    directory: RunDirectory,
+    stages: Sequence[Stage],
+    task: Task,
+    key: jax.Array,
+    start: Callable[[], Pruned],
+    progress: Progress,
+    save_seconds: float = loop.SAVE_SECONDS,
+) -> Pruned:
+    """Runs the stages that are not done.
+
+    Args:
+        directory: from `open_directory`.
+        stages: a recipe, perhaps with stages of the leaves behind it.
+        task: net, loss and data.
+        key: the n-th stage gets `fold_in(key, n)`, n from 1.
+        start: makes the net that the first stage begins with.
+        progress: is shown what happens.
+        save_seconds: time between two checkpoints of training.
+
+    Returns:
+        The net after the last stage.
+
+    Raises:
+        CheckpointError: a checkpoint is damaged, or the directory cannot be written to.
+        DivergenceError: training met a loss that is not finite.
+    """
+    stages = tuple(unrolled(stages))
+    names = numbered([_name(stage) for stage in stages])
+    folders = [
+        directory.path / "stages" / f"{number:02d}-{name}"
+        for number, name in enumerate(names, start=1)
+    ]
+    done = next((n for n, f in enumerate(folders) if not (f / "DONE").exists()), len(folders))
+    for folder in folders[done + 1 :]:  # they began with a net that is about to change
+        shutil.rmtree(folder, ignore_errors=True)
+    pruned = _latest(folders[:done], task) or start()
+    for number in range(done, len(stages)):
+        place = _Place(directory, folders[number], names[: number + 1], len(stages), progress)
+        stage_key = jax.random.fold_in(key, number + 1)
+        pruned = _run(place, stages[number], pruned, task, stage_key, save_seconds)
+    return pruned
+
+
+class _Place(NamedTuple):
+    """Where a stage stands in its run."""
+
+    directory: RunDirectory
+    folder: pathlib.Path
+    names: list[str]
+    """Of the stages up to this one."""
+    of: int
+    progress: Progress
+
+    @property
+    def name(self) -> str:
+        return self.names[-1]
+
+    def begin(self, steps: int, done: int) -> None:
+        """Shows the stage, and drops records of what is about to be done again."""
+        _keep_records(self.directory, {*self.names[:-1]}, self.name, done)
+        self.progress.begin(self.name, len(self.names), self.of, steps, done)
+
+    def append(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
+        entry = {"stage": self.name, "step": step, "metrics": metrics}
+        self.directory.append(entry, seconds)
+
+
+def _run(
+    place: _Place, stage: Stage, pruned: Pruned, task: Task, key: jax.Array, save_seconds: float
+) -> Pruned:
+    make_folder(place.folder)
+    records: Records = []
+    if isinstance(stage, LongStage):
+        steps = place.folder / "steps"
+        learner = stage.learner(pruned, task, key)
+        restored = loop.restore(steps, learner, key)
+        place.begin(learner.steps, restored.step)
+        validate = lambda variables: evaluate(task, variables, "validation")
+        hooks = loop.Hooks(place.append, validate, place.progress, save_seconds)
+        after, seconds = loop.fit(learner, restored, steps, key, hooks)
+    else:
+        place.begin(0, 0)
+        began = time.perf_counter()
+        after, records = stage(pruned, task, key)
+        seconds = time.perf_counter() - began
+        for entry in records:
+            place.directory.append({**entry, "stage": place.name}, seconds)
+    if after is not pruned:
+        checkpoint.save(place.folder / "state", 0, after._asdict(), {})
+    write_json(place.folder / "DONE", {"wall_s": round(seconds, 3), "records": records})
+    shutil.rmtree(place.folder / "steps", ignore_errors=True)
+    place.progress.end()
+    return after
+
+
+def _name(stage: Stage) -> str:
+    return getattr(stage, "name", type(stage).__name__.lower())
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names that differ: the second "prune" is "prune-2".
+
+    Example:
+        >>> numbered(["prune", "train", "prune"])
+        ['prune', 'train', 'prune-2']
+    """
+    found: list[str] = []
+    for name in names:
+        count = sum(other == name or other.startswith(f"{name}-") for other in found)
+        found.append(name if not count else f"{name}-{count + 1}")
+    return found
+
+
+def _keep_records(directory: RunDirectory, done: set[str], stage: str, step: int) -> None:
+    """Drops records of what is not done: other stages, and steps behind the checkpoint."""
+    found = read_lines(directory.records)
+    kept = [
+        record
+        for record in found.records
+        if record["stage"] in done or (record["stage"] == stage and 0 < record["step"] <= step)
+    ]
+    if found.dropped or len(kept) < len(found.records):
+        write_lines(directory.records, kept)
+
+
+def _latest(folders: Sequence[pathlib.Path], task: Task) -> Pruned | None:
+    """The net after the last of these stages."""
+    for folder in reversed(folders):
+        found = checkpoint.load(folder / "state")
+        if found is None:
+            continue
+        pruned = Pruned(**found.state)
+        shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+        if shapes(pruned.variables) != shapes(shapes_of(task)):
+            raise errors.CheckpointError(
+                f"the net in {folder / 'state'} is not {task.name}: its arrays have other names or "
+                f"shapes. Delete the folder {folder}, or start anew with --overwrite."
+            )
+        return pruned
+    return None
