@@ -4,12 +4,12 @@ import importlib.metadata
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jprune import measure
+from jprune.train.files import atomic_write, make_folder
 
 Row = dict[str, Any]
 
@@ -46,12 +46,8 @@ def keep(path: Path, rows: Iterable[Row], key: str) -> list[Row]:
 
 def write(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    make_folder(path.parent)
+    atomic_write(path, text)
 
 
 def markdown(titles: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

@@ -24,6 +24,8 @@ class Net(NamedTuple):
     inputs: tuple[tuple[int, ...], ...]
     groups: dict[str, int]
     """{group: units}."""
+    bound: float = 1e-5
+    """Of the law, in the net's own precision."""
 
 
 def draw(net: Net, seed: int = 0, dtype: Any = jnp.float32) -> tuple[Any, tuple[Any, ...]]:

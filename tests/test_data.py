@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,7 +200,7 @@ def test_digits_are_split_once_and_for_all():
         )
     ]
     sorted_pairs = [rows[np.lexsort(rows.T)] for rows in pairs]
-    np.testing.assert_allclose(*sorted_pairs, atol=1e-4)
+    np.testing.assert_allclose(sorted_pairs[0], sorted_pairs[1], atol=1e-4)
     shares = np.bincount(labels) / len(labels)
     for part in parts:
         size = len(part["label"])
@@ -268,9 +269,9 @@ def source_files(name):
     return files, parts
 
 
-def tar(files, compression="gz"):
+def tar(files, mode: Any = "w:gz"):
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode=f"w:{compression}") as package:
+    with tarfile.open(fileobj=stream, mode=mode) as package:
         for name, content in {"package/readme.md": b"hello", **files}.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -286,7 +287,7 @@ def deb(files):
     for name, content in (
         ("debian-binary", b"2.0\n"),
         ("c", b"odd"),
-        ("data.tar.xz", tar(packed, "xz")),
+        ("data.tar.xz", tar(packed, "w:xz")),
     ):
         header = f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode()
         package += header + content + b"\n" * (len(content) % 2)
@@ -562,6 +563,18 @@ def test_an_official_directory_needs_tensorflow_and_says_so(tiny, home, monkeypa
         data.load("mnist", home)
     assert "jprune[tf]" in str(caught.value)
     assert "jprune data prepare mnist" in str(caught.value)
+
+
+def test_an_image_that_only_tensorflow_decodes_needs_it_too(tiny, home, monkeypatch):
+    folder, _ = tiny("mnist")
+    data.prepare("mnist", home, folder)
+
+    def decode(*_):
+        raise ModuleNotFoundError("No module named 'tensorflow'")
+
+    monkeypatch.setattr(store, "_split", decode)
+    with pytest.raises(errors.MissingExtraError, match=r"Install the extra `tf`"):
+        data.load("mnist", home)
 
 
 def test_our_directory_goes_before_official_ones_and_new_before_old(tiny, home):

@@ -6,39 +6,8 @@ import numpy as np
 import pytest
 
 import jprune
+from tests.law import check_law, random_masks, relative_error
 from tests.nets import FIRST_CUT, Net, draw
-
-
-def random_masks(groups, seed=0, density=0.6):
-    """Masks that keep about `density` of the units of every group, and at least one."""
-    rng = np.random.default_rng(seed)
-    masks = {}
-    for name, size in groups.sizes.items():
-        masks[name] = rng.random(size) < density
-        masks[name][rng.integers(size)] = True
-    return masks
-
-
-def relative_error(one, other):
-    """max|a - b| / max|a| over all leaves."""
-    errors = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b), initial=0), one, other)
-    sizes = jax.tree.map(lambda a: jnp.max(jnp.abs(a), initial=0), one)
-    return float(max(jax.tree.leaves(errors)) / max(jax.tree.leaves(sizes)))
-
-
-def check_law(fn, variables, inputs, masks, groups, bound):
-    """Value and gradient on the kept places; returns the slim output."""
-    small_fn = jax.jit(jprune.slim(fn, groups, masks))
-    small = jprune.slim_params(groups, masks, variables)
-    masked = jprune.apply_masks(variables, jprune.expand(groups, masks, roles=("in",)))
-    value, slim_value = fn(masked, *inputs), small_fn(small, *inputs)
-    assert relative_error(value, slim_value) <= bound
-    weights = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size)).reshape(a.shape), value)
-    total = lambda out: sum(jax.tree.leaves(jax.tree.map(lambda a, w: (a * w).sum(), out, weights)))
-    gradient = jax.grad(lambda v: total(fn(v, *inputs)))(masked)
-    slim_gradient = jax.grad(lambda v: total(small_fn(v, *inputs)))(small)
-    assert relative_error(jprune.slim_params(groups, masks, gradient), slim_gradient) <= 10 * bound
-    return slim_value
 
 
 @pytest.mark.parametrize("net", FIRST_CUT, ids=lambda net: net.name)

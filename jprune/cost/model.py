@@ -14,7 +14,7 @@ from jprune.cost.counts import Count, Counter, as_gates
 from jprune.graph.branches import find_forks, inside
 from jprune.graph.interpret import Frame
 from jprune.graph.jaxprs import Equation, Program
-from jprune.graph.roles import CONTRACTIONS, Uses, contracted_axes, uses_of
+from jprune.graph.roles import CONTRACTIONS, Uses, contracted_axes
 from jprune.graph.sites import find_spots
 from jprune.graph.trace import Coupling, check_leaves, couple, trace
 
@@ -126,7 +126,7 @@ def cost_model(
     """
     check_leaves(groups, variables)
     coupling = couple(fn, variables, *args, inline_remat=True, freeze_outputs=False)
-    uses = uses_of(coupling.program, coupling.frame, coupling.solution, len(coupling.paths))
+    uses = coupling.uses
     counter = Counter(coupling, groups)
     contractions = _contractions(coupling, uses, counter, _examples(args))
     leaf_counts = _leaf_counts(coupling, uses, counter)

@@ -1,7 +1,7 @@
 """Prepared data sets on disk: TFDS directories that TFDS reads without TensorFlow.
 
 `<data_dir>/<name>/1.0.0/` holds array_record files with plain Tensor features. Directories of the
-official TFDS builders (PNG images, TFRecord) are read too, where TensorFlow is installed.
+official TFDS builders (TFRecord) are read too, where TensorFlow is installed.
 """
 
 import contextlib
@@ -90,17 +90,20 @@ def read(spec: Spec, directory: Path) -> dict[str, Split]:
         DataError: it cannot be read, or lacks a split or a feature.
         MissingExtraError: only TensorFlow can read it, and is not installed.
     """
+    extra = (
+        f"{directory} was made by an official TFDS builder, and only TensorFlow reads it. Install "
+        f"the extra `tf` (pip install 'jprune[tf]'), or run `jprune data prepare {spec.name}`, "
+        "which needs no TensorFlow."
+    )
     try:
         builder = tfds.builder_from_directory(directory)
-        if _needs_tensorflow(builder) and not importlib.util.find_spec("tensorflow"):
-            raise errors.MissingExtraError(
-                f"{directory} was made by an official TFDS builder, and only TensorFlow reads its "
-                "images. Install the extra `tf` (pip install 'jprune[tf]'), or run "
-                f"`jprune data prepare {spec.name}`, which needs no TensorFlow."
-            )
+        if not _random_access(builder) and not importlib.util.find_spec("tensorflow"):
+            raise errors.MissingExtraError(extra)
         return {split: _split(builder, split) for split in ("train", "test")}
     except errors.JpruneError:
         raise
+    except ImportError as error:  # to decode an image
+        raise errors.MissingExtraError(extra) from error
     except Exception as error:  # TFDS and array_record raise anything on damaged files
         raise errors.DataError(
             f"{directory} cannot be read: {type(error).__name__}: {error}. Delete it and run "
@@ -117,13 +120,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         tfds.enable_progress_bar()
-
-
-def _needs_tensorflow(builder: Any) -> bool:
-    """Whether only TensorFlow can read a directory: its file format, or its images."""
-    return not _random_access(builder) or isinstance(
-        builder.info.features["image"], tfds.features.Image
-    )
 
 
 def _random_access(builder: Any) -> bool:

@@ -107,7 +107,7 @@ def without(
         if number in frame.inner
     }
     smaller = program._replace(equations=tuple(equation for _, equation in kept), outputs=wanted)
-    return smaller, Frame(frame.labels, inner)
+    return smaller, frame._replace(inner=inner)
 
 
 def inside(program: Program, frame: Frame, fork: Fork, outputs: Sequence[int]) -> set[int]:

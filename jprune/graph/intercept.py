@@ -10,10 +10,10 @@ import numpy as np
 from jprune import errors
 from jprune.base import Groups
 from jprune.graph.branches import branch_spots, find_forks
+from jprune.graph.coupling import check_leaves, couple
+from jprune.graph.groups import unit_numbers
 from jprune.graph.jaxprs import Equation, bind
-from jprune.graph.roles import uses_of
-from jprune.graph.sites import KINDS, Spot, find_spots, unit_numbers, units_on
-from jprune.graph.trace import check_leaves, couple
+from jprune.graph.sites import KINDS, Spot, find_spots, units_on
 
 
 class Site(NamedTuple):
@@ -74,12 +74,12 @@ def intercept(
         check_leaves(groups, variables)
         coupling = couple(fn, variables, *args, inline_remat=True, freeze_outputs=False)
         program = coupling.program
-        uses = uses_of(program, coupling.frame, coupling.solution, len(coupling.paths))
+        uses = coupling.uses
         spots = find_spots(program, uses, coupling.paths)
         spots += branch_spots(find_forks(program, spots, len(coupling.paths)), spots)
         spots = [spot for spot in spots if spot.kind in kinds]
         kernels = {c.equation: c.kernel for c in uses.contractions if c.program is program}
-        numbers = unit_numbers(coupling, groups)
+        numbers = unit_numbers(coupling, groups.places)
         values: list[Any] = [None] * len(program.avals)
         for value, constant in program.constants.items():
             values[value] = constant

@@ -1,11 +1,15 @@
 """The loop that carries labels through a program, control flow and custom derivatives included."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
-from jprune.graph.jaxprs import Program
+from jprune.graph import arithmetic, moves
+from jprune.graph.jaxprs import Equation, Program
 from jprune.graph.labels import AxisLabels, Fixed, Labels
-from jprune.graph.rules import RULES, Context, unknown
+from jprune.graph.rules import CONSTANT, DATA, PARAMETER, RULES, Context, unknown
+
+RULE_BOOKS = (arithmetic, moves)
+"""The modules whose rules are known here."""
 
 
 class Frame(NamedTuple):
@@ -13,34 +17,49 @@ class Frame(NamedTuple):
 
     labels: list[AxisLabels]
     """By value id."""
+    levels: list[int]
+    """By value id: whether it depends on nothing, on the variables, or on the inputs."""
     inner: dict[int, tuple["Frame", ...]]
     """Equation number -> a frame per inner program."""
 
 
-def interpret(labels: Labels, program: Program, inputs: Sequence[AxisLabels]) -> Frame:
+def interpret(
+    labels: Labels,
+    program: Program,
+    inputs: Sequence[AxisLabels],
+    levels: Sequence[int] | None = None,
+) -> Frame:
     """Carries the labels of the inputs through a program.
 
     Args:
         labels: collects ties, frozen labels and products.
         program: what to interpret.
         inputs: labels of the program's inputs.
+        levels: what the inputs depend on; parameters if nothing else is said.
     """
-    frame = Frame([()] * len(program.avals), {})
+    count = len(program.avals)
+    frame = Frame([()] * count, [CONSTANT] * count, {})
     for value in program.constants:
         # A closed-over constant may have a channel axis: it is sliced like a parameter.
         frame.labels[value] = tuple(labels.axis(length) for length in program.shape(value))
-    for value, axes in zip(program.inputs, inputs):
-        frame.labels[value] = axes
+    for number, value in enumerate(program.inputs):
+        frame.labels[value] = inputs[number]
+        frame.levels[value] = PARAMETER if levels is None else levels[number]
     for number, equation in enumerate(program.equations):
-        context = Context(labels, program, equation)
         operands = [frame.labels[value] for value in equation.inputs]
+        context = Context(
+            labels, program, equation, [frame.levels[value] for value in equation.inputs]
+        )
+        level = max(context.levels, default=CONSTANT)
         nested = NESTED_RULES.get(equation.name)
-        if nested is not None:
-            results, frame.inner[number] = nested(context, operands)
-        else:
+        if nested is None:
             results = RULES.get(equation.name, unknown)(context, operands)
+        else:
+            results, frame.inner[number] = nested(context, operands)
+            level = level if nested is call else DATA
         for value, axes in zip(equation.outputs, results):
             frame.labels[value] = axes
+            frame.levels[value] = level
     return frame
 
 
@@ -49,7 +68,7 @@ def outputs_of(program: Program, frame: Frame) -> list[AxisLabels]:
     return [frame.labels[value] for value in program.outputs]
 
 
-def walk(program: Program, frame: Frame):
+def walk(program: Program, frame: Frame) -> Iterator[tuple[Program, Frame, Equation]]:
     """All (program, frame, equation) of a program and of what is nested in it, in order."""
     for number, equation in enumerate(program.equations):
         yield program, frame, equation
@@ -57,7 +76,8 @@ def walk(program: Program, frame: Frame):
             yield from walk(body, inner)
 
 
-NestedRule = Callable[[Context, Sequence[AxisLabels]], tuple[list[AxisLabels], tuple[Frame, ...]]]
+Nested: TypeAlias = tuple[list[AxisLabels], tuple[Frame, ...]]
+NestedRule: TypeAlias = Callable[[Context, Sequence[AxisLabels]], Nested]
 
 
 def tie_arrays(context: Context, left: Sequence[AxisLabels], right: Sequence[AxisLabels]) -> None:
@@ -67,17 +87,18 @@ def tie_arrays(context: Context, left: Sequence[AxisLabels], right: Sequence[Axi
             context.tie(axis, partner)
 
 
-def call(context: Context, operands: Sequence[AxisLabels]):
+def call(context: Context, operands: Sequence[AxisLabels]) -> Nested:
     """Custom derivatives and rematerialisation: the labels are those of the body."""
     body = context.equation.inner[0]
-    frame = interpret(context.labels, body, operands)
+    frame = interpret(context.labels, body, operands, context.levels)
     return outputs_of(body, frame), (frame,)
 
 
-def cond(context: Context, operands: Sequence[AxisLabels]):
+def cond(context: Context, operands: Sequence[AxisLabels]) -> Nested:
     """All branches see the same operands and give the same results."""
     frames = tuple(
-        interpret(context.labels, branch, operands[1:]) for branch in context.equation.inner
+        interpret(context.labels, branch, operands[1:], context.levels[1:])
+        for branch in context.equation.inner
     )
     results = [outputs_of(*pair) for pair in zip(context.equation.inner, frames)]
     for other in results[1:]:
@@ -85,19 +106,28 @@ def cond(context: Context, operands: Sequence[AxisLabels]):
     return results[0], frames
 
 
-def while_(context: Context, operands: Sequence[AxisLabels]):
+def while_(context: Context, operands: Sequence[AxisLabels]) -> Nested:
     """What is carried keeps its labels from one turn to the next."""
     params = context.equation.params
     condition, body = context.equation.inner
     first, second = params["cond_nconsts"], params["body_nconsts"]
     carry = list(operands[first + second :])
-    body_frame = interpret(context.labels, body, [*operands[first : first + second], *carry])
+    levels = list(context.levels)
+    carried = [DATA] * len(carry)
+    body_frame = interpret(
+        context.labels,
+        body,
+        [*operands[first : first + second], *carry],
+        [*levels[first : first + second], *carried],
+    )
     tie_arrays(context, carry, outputs_of(body, body_frame))
-    condition_frame = interpret(context.labels, condition, [*operands[:first], *carry])
+    condition_frame = interpret(
+        context.labels, condition, [*operands[:first], *carry], [*levels[:first], *carried]
+    )
     return carry, (condition_frame, body_frame)
 
 
-def scan(context: Context, operands: Sequence[AxisLabels]):
+def scan(context: Context, operands: Sequence[AxisLabels]) -> Nested:
     """Stacked layers share their labels; the axis of the stack is fixed."""
     params, labels = context.equation.params, context.labels
     (body,) = context.equation.inner
@@ -107,9 +137,10 @@ def scan(context: Context, operands: Sequence[AxisLabels]):
     stack = Fixed(context.reason("stacked layers of a scan"))
     for axes in stacked:
         context.tie(axes[0], stack)
-    frame = interpret(
-        labels, body, [*operands[:constants], *carry, *(axes[1:] for axes in stacked)]
-    )
+    levels = list(context.levels)
+    levels[constants : constants + carried] = [DATA] * carried
+    inputs = [*operands[:constants], *carry, *(axes[1:] for axes in stacked)]
+    frame = interpret(labels, body, inputs, levels)
     results = outputs_of(body, frame)
     tie_arrays(context, carry, results[:carried])
     return [*carry, *((stack, *axes) for axes in results[carried:])], (frame,)

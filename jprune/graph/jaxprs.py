@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core as jex
 
 # Primitives whose body can be written out where they stand. Names, since JAX moves the objects.
@@ -53,10 +54,30 @@ class Program(NamedTuple):
     equations: tuple[Equation, ...]
     avals: tuple[Any, ...]
     """Shape and type of every value, by id."""
+    makers: dict[int, Equation]
+    """Value id -> the equation that makes it."""
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Shape of a value."""
         return tuple(getattr(self.avals[value], "shape", ()))
+
+    def known(self, value: int) -> np.ndarray | None:
+        """The number behind a value that constants alone make; None for any other value."""
+        with jax.ensure_compile_time_eval():
+            result = self._evaluated(value)
+        return None if result is None else np.asarray(result)
+
+    def _evaluated(self, value: int) -> Any:
+        if value in self.constants:
+            constant = self.constants[value]
+            return None if isinstance(constant, jax.core.Tracer) else constant
+        equation = self.makers.get(value)
+        if equation is None:
+            return None
+        operands = [self._evaluated(operand) for operand in equation.inputs]
+        if any(operand is None for operand in operands):
+            return None
+        return bind(equation, operands)[equation.outputs.index(value)]
 
 
 class _Builder:
@@ -80,12 +101,14 @@ class _Builder:
     def add(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[int]) -> list[int]:
         """Appends the equations of `jaxpr` applied to `inputs`; returns the ids of its outputs."""
         ids: dict[Any, int] = dict(zip(jaxpr.invars, inputs))
-        for variable, value in zip(jaxpr.constvars, constants):
-            ids[variable] = self.constant(variable.aval, value)
+        closed_over = dict(zip(jaxpr.constvars, constants))
 
         def read(variable: Any) -> int:
+            # A constant gets an id per reader: sharing one does not couple two layers.
             if isinstance(variable, jex.Literal):
                 return self.constant(variable.aval, variable.val)
+            if variable in closed_over:
+                return self.constant(variable.aval, closed_over[variable])
             return ids[variable]
 
         for equation in jaxpr.eqns:
@@ -144,6 +167,7 @@ def flatten(jaxpr: Any, inline_remat: bool = False) -> Program:
         builder.constants,
         tuple(builder.equations),
         tuple(builder.avals),
+        {value: equation for equation in builder.equations for value in equation.outputs},
     )
 
 
@@ -159,7 +183,8 @@ def _without_placement(leaf: Any) -> Any:
     """The shape of an array: how it is sharded is no part of the network."""
     if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
         return leaf
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type)
+    weak = getattr(leaf, "weak_type", False)  # random keys have none
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)
 
 
 def bind(equation: Equation, values: Sequence[Any], params: dict[str, Any] | None = None) -> list:

@@ -6,7 +6,7 @@ too where the primitive reads its shapes off its operands.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.graph.interpret import Frame, interpret
-from jprune.graph.jaxprs import REMAT, Equation, Program, bind, describe, program_of
-from jprune.graph.labels import AxisLabels, Fixed, Labels, Solution
+from jprune.graph.arithmetic import ELEMENTWISE, REDUCTIONS, WINDOWS
+from jprune.graph.interpret import Frame
+from jprune.graph.jaxprs import Equation, Program, bind, describe
+from jprune.graph.labels import Axis, AxisLabels, Fixed, Flags, Indices, Solution
 from jprune.graph.leaves import is_leaf_type
+from jprune.graph.moves import gather_of
 from jprune.graph.roles import CONTRACTIONS
-from jprune.graph.rules import ELEMENTWISE, REDUCTIONS, WINDOWS
 
 Keep = tuple[np.ndarray | None, ...]
 """Per axis: which positions live, None where all do."""
@@ -36,6 +37,22 @@ class Alive(NamedTuple):
         """Per axis of an array, which positions live."""
         keeps = (self.solution.alive(axis, self.atoms) for axis in axes)
         return tuple(None if keep is None or keep.all() else keep for keep in keeps)
+
+
+def living(solution: Solution, axes: Iterable[tuple[Axis, Flags | None]]) -> Flags:
+    """[atoms] bool: what lives, given which positions of some axes do (None for all).
+
+    An atom lives if a position that needs it lives, or if it is on none of these axes.
+    """
+    touched = np.zeros(len(solution.atoms), bool)
+    alive = np.zeros(len(solution.atoms), bool)
+    for axis, keep in axes:
+        if not isinstance(axis, Fixed):
+            atoms = solution.atoms_of(axis)
+            touched[atoms[atoms >= 0]] = True
+            lives = atoms if keep is None else atoms[:, keep]
+            alive[lives[lives >= 0]] = True
+    return alive | ~touched
 
 
 class Step(NamedTuple):
@@ -272,141 +289,34 @@ def dynamic_slice(step: Step) -> list[Any]:
     return [jax.lax.dynamic_slice(value, starts, step.shape())]
 
 
-@rule("custom_jvp_call")
-def custom_jvp_call(step: Step) -> list[Any]:
-    """The same function on smaller arrays, with the derivative rule that it came with."""
-    body, frame, alive = step.equation.inner[0], step.frames[0], step.alive
-    whole = lambda *xs: bind(step.equation, xs)
-
-    @jax.custom_jvp
-    def function(*xs):
-        return run(body, frame, alive, xs)
-
-    @function.defjvp
-    def derivative(primals, tangents):
-        full = _full_shapes(step)
-        push = lambda xs, ts: jax.jvp(lambda *ys: whole(*ys), xs, ts)
-        keeps = [*step.in_keeps, *step.in_keeps]
-        results = _rerun(push, (full, _tangents(full)), keeps, (*primals, *tangents))
-        half = len(results) // 2
-        return results[:half], results[half:]
-
-    return function(*step.values)
-
-
-@rule("custom_vjp_call", "custom_vjp_call_jaxpr")
-def custom_vjp_call(step: Step) -> list[Any]:
-    """As for `custom_jvp_call`; the cotangents go through the function's own backward rule."""
-    body, frame, alive = step.equation.inner[0], step.frames[0], step.alive
-    whole = lambda *xs: bind(step.equation, xs)
-
-    @jax.custom_vjp
-    def function(*xs):
-        return run(body, frame, alive, xs)
-
-    def forward(*xs):
-        return function(*xs), xs
-
-    def backward(xs, cotangents):
-        full = _full_shapes(step)
-        outputs = tuple(jax.eval_shape(whole, *full))
-        pull = lambda xs, cts: jax.vjp(lambda *ys: whole(*ys), *xs)[1](list(cts))
-        keeps = [*step.in_keeps, *step.out_keeps]
-        return tuple(_rerun(pull, (full, _tangents(outputs)), keeps, (*xs, *cotangents)))
-
-    function.defvjp(forward, backward)
-    return function(*step.values)
-
-
-def _full_shapes(step: Step) -> tuple[jax.ShapeDtypeStruct, ...]:
-    avals = (step.program.avals[value] for value in step.equation.inputs)
-    return tuple(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
-
-
-def _tangents(shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of tangents or cotangents: integers have float0."""
-    return tuple(
-        jax.ShapeDtypeStruct(
-            s.shape, s.dtype if jnp.issubdtype(s.dtype, jnp.inexact) else jax.dtypes.float0
-        )
-        for s in shapes
+@rule("gather")
+def gather(step: Step) -> list[Any]:
+    """Constant indices are numbered anew; windows are as wide as what is left."""
+    params, value = dict(step.equation.params), step.values[0]
+    full = step.program.shape(step.equation.inputs[0])
+    known = step.program.known(step.equation.inputs[1])
+    how = gather_of(params, known, len(full), len(step.out_keeps[0]))
+    indices = step.values[1]
+    if how.index is not None:
+        (axis,) = how.looked_up
+        index = _index_left(step, how.index, axis, how.batch)
+        if how.index.ndim == 1 and tuple(params["slice_sizes"][:axis]) == full[:axis]:
+            taken = take_positions(value, index, axis)
+            if all(params["slice_sizes"][other] == full[other] for other in how.passed):
+                return [jnp.moveaxis(taken, axis, how.batch[0])]
+        indices = jnp.asarray(index[..., None], step.values[1].dtype)
+    params["slice_sizes"] = tuple(
+        value.shape[axis] if size == full[axis] and axis in how.passed else size
+        for axis, size in enumerate(params["slice_sizes"])
     )
+    return bind(step.equation, [value, indices], params)
 
 
-def _rerun(
-    fn: Callable[..., Any], shapes: tuple, keeps: Sequence[Keep], values: Sequence[Any]
-) -> list[Any]:
-    """Runs a derivative, traced at full `shapes`, on what `keeps` leaves of its inputs."""
-    program, _ = program_of(fn, *shapes)
-    labels = Labels()
-    inputs = [tuple(labels.axis(n) for n in program.shape(value)) for value in program.inputs]
-    frame = interpret(labels, program, inputs)
-    solution = labels.solve()
-    atoms = np.ones(len(solution.atoms), bool)
-    for axes, keep in zip(inputs, keeps):
-        for axis, kept in zip(axes, keep):
-            if kept is not None and not isinstance(axis, Fixed):
-                dead = solution.atoms_of(axis[~kept])
-                atoms[dead[dead >= 0]] = False
-    return run(program, frame, Alive(solution, atoms), values)
-
-
-@rule(*REMAT)
-def remat(step: Step) -> list[Any]:
-    """Rematerialised as before, on smaller arrays."""
-    body, frame, alive = step.equation.inner[0], step.frames[0], step.alive
-    params = step.equation.params
-    again = jax.checkpoint(
-        lambda *xs: run(body, frame, alive, xs),
-        prevent_cse=params["prevent_cse"],
-        policy=params["policy"],
-    )
-    return again(*step.values)
-
-
-@rule("cond")
-def cond(step: Step) -> list[Any]:
-    """The same branches on smaller arrays."""
-    index, *operands = step.values
-    branches = [
-        lambda *xs, body=body, frame=frame: run(body, frame, step.alive, xs)
-        for body, frame in zip(step.equation.inner, step.frames)
-    ]
-    return jax.lax.switch(index, branches, *operands)
-
-
-@rule("while")
-def while_(step: Step) -> list[Any]:
-    """The same loop on smaller arrays."""
-    params = step.equation.params
-    first, second = params["cond_nconsts"], params["body_nconsts"]
-    condition, body = step.equation.inner
-    outer, inner = step.values[:first], step.values[first : first + second]
-    return jax.lax.while_loop(
-        lambda carry: run(condition, step.frames[0], step.alive, [*outer, *carry])[0],
-        lambda carry: run(body, step.frames[1], step.alive, [*inner, *carry]),
-        step.values[first + second :],
-    )
-
-
-@rule("scan")
-def scan(step: Step) -> list[Any]:
-    """The same loop over smaller stacked arrays."""
-    params = step.equation.params
-    constants, carried = params["num_consts"], params["num_carry"]
-    fixed, stacked = step.values[:constants], step.values[constants + carried :]
-    (body,), (frame,) = step.equation.inner, step.frames
-
-    def turn(carry, xs):
-        results = run(body, frame, step.alive, [*fixed, *carry, *xs])
-        return results[:carried], results[carried:]
-
-    carry, collected = jax.lax.scan(
-        turn,
-        step.values[constants : constants + carried],
-        stacked,
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
-    return [*carry, *collected]
+def _index_left(step: Step, index: Indices, axis: int, batch: Sequence[int]) -> Indices:
+    """Indices of what is left, into what is left."""
+    for number, target in enumerate(batch):
+        keep = step.out_keeps[0][target]
+        if keep is not None:
+            index = np.compress(keep, index, axis=number)
+    keep = step.in_keeps[0][axis]
+    return index if keep is None else (np.cumsum(keep) - 1)[index]

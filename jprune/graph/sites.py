@@ -7,15 +7,17 @@ nonlinearity or join. `act`: the end of the elementwise function behind that, be
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jprune.base import Groups, SiteInfo
+from jprune.graph.arithmetic import ELEMENTWISE
+from jprune.graph.coupling import Coupling
+from jprune.graph.groups import unit_numbers
 from jprune.graph.jaxprs import Equation, Program
-from jprune.graph.labels import Fixed
+from jprune.graph.labels import Fixed, Indices
 from jprune.graph.roles import Taint, Uses
-from jprune.graph.rules import ELEMENTWISE
 
 KINDS = ("branch", "in", "out", "norm", "join", "act")
 AFFINE = {"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type", "copy"}
@@ -226,28 +228,8 @@ def channel_axes(program: Program, equation: Equation, data: int) -> tuple[int, 
     return in_axis, rank - 1 if data == 0 else len(batch[0]) + max(free - 1, 0)
 
 
-def unit_numbers(coupling: Any, groups: Groups) -> tuple[np.ndarray, np.ndarray]:
-    """[atoms]: number of the group (-1 for none) and of the unit of every atom of a program."""
-    count = len(coupling.solution.atoms)
-    group_of, unit_of = np.full(count, -1), np.full(count, -1)
-    leaves = {path: leaf for leaf, path in enumerate(coupling.paths)}
-    for number, name in enumerate(groups.names):
-        for place in groups.places[name]:
-            axis = coupling.leaf_axes(leaves[place.leaf])[place.axis]
-            taken = place.units >= 0
-            for row in coupling.solution.atoms_of(axis):
-                atoms, units = row[taken], place.units[taken]
-                pairs = np.unique(np.stack([atoms, units]), axis=1)
-                # Of the two atoms of a split channel, one follows the units and one does not.
-                if (atoms >= 0).all() and len(np.unique(atoms)) == len(np.unique(units)) == (
-                    pairs.shape[1]
-                ):
-                    group_of[atoms], unit_of[atoms] = number, units
-    return group_of, unit_of
-
-
 def units_on(
-    coupling: Any, groups: Groups, numbers: tuple[np.ndarray, np.ndarray], spot: Spot
+    coupling: Coupling, groups: Groups, numbers: tuple[Indices, Indices], spot: Spot
 ) -> dict[str, np.ndarray]:
     """{group: [positions] unit at every position of the spot's channel axis, -1 for none}."""
     axis = coupling.frame.labels[spot.value][spot.axis]
@@ -265,9 +247,9 @@ def units_on(
     return found
 
 
-def find_sites(coupling: Any, spots: Sequence[Spot], groups: Groups) -> tuple[SiteInfo, ...]:
+def find_sites(coupling: Coupling, spots: Sequence[Spot], groups: Groups) -> tuple[SiteInfo, ...]:
     """The static part of all sites."""
-    numbers = unit_numbers(coupling, groups)
+    numbers = unit_numbers(coupling, groups.places)
     return tuple(
         SiteInfo(spot.kind, spot.layer, spot.axis, tuple(units_on(coupling, groups, numbers, spot)))
         for spot in spots

@@ -10,15 +10,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jprune import errors
 from jprune.base import Branch, Groups, Masks
+from jprune.graph import bodies
 from jprune.graph.branches import dependencies, find_forks, without
+from jprune.graph.coupling import Coupling, couple, leaf_paths
+from jprune.graph.groups import unit_numbers
 from jprune.graph.interpret import Frame
 from jprune.graph.jaxprs import Program
-from jprune.graph.labels import Solution
+from jprune.graph.labels import Flags, Indices, Solution
 from jprune.graph.leaves import is_leaf_type
-from jprune.graph.roles import uses_of
-from jprune.graph.shrink import Alive, Keep, kept_shape, run, take
+from jprune.graph.shrink import Alive, Keep, kept_shape, living, run, take
 from jprune.graph.sites import find_spots
-from jprune.graph.trace import Coupling, couple, leaf_paths
+
+RULE_BOOKS = (bodies,)
+"""The modules, beside `shrink`, whose rules are used here."""
 
 
 def check_masks(groups: Groups, masks: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -222,6 +226,7 @@ def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., 
         everything = jax.tree.unflatten(groups.treedef, full)
         coupling = couple(fn, everything, *args, freeze_outputs=False)
         alive = Alive(coupling.solution, alive_atoms(coupling, keeps))
+        _check_reductions(coupling, groups, alive.atoms)
         program, frame, left = _without_branches(coupling, cut, dead)
         results = iter(run(program, frame, alive, [*leaves, *jax.tree.leaves(args)]))
         outputs = [next(results) if computed else None for computed in left]
@@ -241,8 +246,7 @@ def _without_branches(
     program, frame = coupling.program, coupling.frame
     if not cut:
         return program, frame, [True] * len(program.outputs)
-    uses = uses_of(program, frame, coupling.solution, len(coupling.paths))
-    spots = find_spots(program, uses, coupling.paths)
+    spots = find_spots(program, coupling.uses, coupling.paths)
     forks = [f for f in find_forks(program, spots, len(coupling.paths)) if f.name in cut]
     if len(forks) != len(cut):
         raise errors.StructureError(
@@ -258,7 +262,7 @@ def _without_branches(
 
 
 def check_slim(
-    groups: Groups, keeps: Mapping[str, list], dead: set[str], variables: Any
+    groups: Groups, keeps: Mapping[str, Keep], dead: set[str], variables: Any
 ) -> list[Any]:
     """The leaves of slim variables, in order; None for those of removed branches.
 
@@ -284,7 +288,7 @@ def check_slim(
     return [found.get(path) for path in groups.leaves]
 
 
-def alive_atoms(coupling: Coupling, keeps: Mapping[str, list]) -> np.ndarray:
+def alive_atoms(coupling: Coupling, keeps: Mapping[str, Keep]) -> Flags:
     """[atoms] bool: which atoms of this program live, from which positions of the leaves live.
 
     Raises:
@@ -292,30 +296,42 @@ def alive_atoms(coupling: Coupling, keeps: Mapping[str, list]) -> np.ndarray:
         StructureError: the positions kept are not closed under the ties of this program.
     """
     solution = coupling.solution
-    touched = np.zeros(len(solution.atoms), bool)
-    alive = np.zeros(len(solution.atoms), bool)
-    axes = []
-    for leaf, path in enumerate(coupling.paths):
-        for number, axis in enumerate(coupling.leaf_axes(leaf)):
-            keep = keeps[path][number]
-            atoms = solution.atoms_of(axis)
-            touched[atoms[atoms >= 0]] = True
-            lives = atoms if keep is None else atoms[:, keep]
-            alive[lives[lives >= 0]] = True
-            axes.append((path, number, axis, keep))
-    alive |= ~touched
+    axes = [
+        (path, number, axis, keeps[path][number])
+        for leaf, path in enumerate(coupling.paths)
+        for number, axis in enumerate(coupling.leaf_axes(leaf))
+    ]
+    alive = living(solution, [(axis, keep) for _, _, axis, keep in axes])
     for path, number, axis, keep in axes:
         expected = solution.alive(axis, alive)
-        if keep is None and expected is not None and expected.all():
-            continue
-        keep = np.ones(len(axis), bool) if keep is None else keep
-        wrong = np.flatnonzero(keep != expected)
+        assert expected is not None
+        wrong = np.flatnonzero(~expected if keep is None else keep != expected)
         if wrong.size:
             _explain(solution, path, number, axis, int(wrong[0]))
     return alive
 
 
-def _explain(solution: Solution, path: str, number: int, axis: np.ndarray, position: int) -> None:
+def _check_reductions(coupling: Coupling, groups: Groups, alive: Flags) -> None:
+    """What this program reduces over may go only where its group was opened.
+
+    Raises:
+        FrozenError: names the equation.
+    """
+    solution = coupling.solution
+    numbers, _ = unit_numbers(coupling, groups.places)
+    exact = np.array([*groups.exact.values(), True])
+    for axis, reason in coupling.labels.reduced:
+        atoms = solution.atoms_of(axis)
+        gone = atoms[(atoms >= 0) & ~alive[atoms]]
+        if exact[numbers[gone]].any():
+            raise errors.FrozenError(
+                f"the masks remove channels that this function freezes: {reason.text} "
+                f"({reason.equation}, {reason.source or 'no line'}). Trace this very function; "
+                f"{reason.remedy}."
+            )
+
+
+def _explain(solution: Solution, path: str, number: int, axis: Indices, position: int) -> None:
     reason = solution.reasons.get(int(solution.component[axis[position]]))
     if reason is not None:
         raise errors.FrozenError(

@@ -3,8 +3,8 @@
 Here belongs one short file per method or family; it defines `METHODS`, {name on the command line:
 factory}. A factory is called as `factory(budget, train, finetune, **options)` with a `Budget` and
 two `Train` stages (the first is None where the net is trained already) and returns a recipe; its
-keyword-only arguments are the options that the command line may pass on. Nothing here touches files:
-`jprune.train` runs recipes with checkpoints, `run` runs them in memory.
+keyword-only arguments are the options that the command line may pass on. Nothing here touches
+files: `jprune.train` runs recipes with checkpoints, `run` runs them in memory.
 
 Read `stages.py` first (what recipes are made of), then `three_step.py`. `_training.py` has the
 training step that all of them share.

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import errors
 from jprune.base import Batch, Data, Masks, Params, Pruned, PyTree, Schedule, Task, Variables
 from jprune.masks import apply_masks
 from jprune.sparsify import hold
@@ -156,23 +155,14 @@ def plain(
         masks: a tree like the variables, True keeps, None leaves are not prunable; or None.
         sgd: the optimizer.
         key: determines the order of the data and whatever the net draws.
-        batch_size: examples in a step.
+        batch_size: examples in a step, at most those of the training split.
 
     Returns:
         A learner whose metrics are means over the batch, of `task.metrics`.
-
-    Raises:
-        ArgumentError: a batch that is larger than the training split.
     """
     of_params = None if masks is None else task.split(masks)[0]
     functions = Functions(*(getattr(task, name) for name in Functions._fields))
     stepped = _step(functions, sgd, of_params is not None)
-    size = task.data.sizes["train"]
-    if not 1 <= batch_size <= size:
-        raise errors.ArgumentError(
-            f"batch_size={batch_size} for the {size} training examples of {task.data.name}; write "
-            f"a number from 1 to {size}."
-        )
 
     def init() -> TrainState:
         start = pruned.variables if masks is None else apply_masks(pruned.variables, masks)
@@ -182,7 +172,7 @@ def plain(
 
     return Learner(
         steps=sgd.steps,
-        epoch=size // batch_size,
+        epoch=task.data.sizes["train"] // batch_size,
         init=init,
         batches=lambda start: stream(task.data, batch_size, key, start),
         step=lambda state, batch: stepped(state, batch, key),

@@ -2,9 +2,9 @@
 
 A stage is a frozen dataclass of settings, called as `stage(pruned, task, key) -> (pruned, records)`
 (`jprune.base.Stage`). Called so, it runs in memory and to the end. `Train` is long, so it can also
-be taken apart: `learner(pruned, task, key)` hands out its steps, and `jprune.train` drives them with
-checkpoints and a progress bar. That is all that a leaf needs to know of a stage, so recipes import
-no leaf, and a new long stage is one with a `learner` of its own.
+be taken apart: `learner(pruned, task, key)` hands out its steps, and `jprune.train` drives them
+with checkpoints and a progress bar. That is all that a leaf needs to know of a stage, so recipes
+import no leaf, and a new long stage is one with a `learner` of its own.
 
 A stage has a `name`: of its records and of its folder in a run directory.
 """
@@ -23,6 +23,7 @@ from jprune import errors
 from jprune.base import (
     Allocator,
     Budget,
+    CostModel,
     Criterion,
     Groups,
     Masks,
@@ -66,11 +67,12 @@ class LongStage(Stage, Protocol):
 
 def groups_of(task: Task) -> Groups:
     """The groups of a task's net; traced once."""
-    return _traced(task.fn, task.init, task.example)
+    return traced(task.fn, task.init, task.example)
 
 
 @functools.lru_cache(maxsize=8)
-def _traced(fn: Callable[..., Any], init: Callable[..., Any], example: Any) -> Groups:
+def traced(fn: Callable[..., Any], init: Callable[..., Any], example: Any) -> Groups:
+    """The groups of a net; traced once."""
     return trace(fn, _shapes(init), example)
 
 
@@ -81,6 +83,16 @@ def _shapes(init: Callable[..., Any]) -> Variables:
 def shapes_of(task: Task) -> Variables:
     """Shapes and types of the dense net's variables."""
     return _shapes(task.init)
+
+
+def cost_of(task: Task) -> CostModel:
+    """The cost model of a task's net; made once."""
+    return _costed(task.fn, task.init, task.example)
+
+
+@functools.lru_cache(maxsize=8)
+def _costed(fn: Callable[..., Any], init: Callable[..., Any], example: Any) -> CostModel:
+    return cost_model(fn, _shapes(init), example, groups=traced(fn, init, example))
 
 
 def are_units(groups: Groups, masks: Masks) -> bool:
@@ -150,7 +162,16 @@ class Train:
             raise errors.ArgumentError(f"Train(max_steps={self.max_steps}); it is at least 1.")
 
     def steps(self, examples: int) -> int:
-        """Steps that the epochs are, for so many training examples."""
+        """Steps that the epochs are, for so many training examples.
+
+        Raises:
+            ArgumentError: a batch is larger than the training split.
+        """
+        if self.batch_size > examples:
+            raise errors.ArgumentError(
+                f"batch_size={self.batch_size} for the {examples} training examples; write a "
+                f"number from 1 to {examples}."
+            )
         steps = max(1, round(self.epochs * (examples // self.batch_size)))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
@@ -209,7 +230,7 @@ class Prune:
             name: np.where(np.asarray(alive[name]), np.asarray(score, float), -np.inf)
             for name, score in scores.items()
         }
-        model = cost_model(task.fn, shapes_of(task), task.example, groups=groups)
+        model = cost_of(task)
         chosen = self.allocator(scores, self.budget, model)
         masks = {name: np.asarray(mask, bool) for name, mask in {**alive, **chosen}.items()}
         variables = apply_masks(pruned.variables, expand(groups, masks))
@@ -315,7 +336,10 @@ class Rewind:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measures loss and accuracy on a split.
+    """Measures loss and accuracy on a split, and counts.
+
+    The record has the task's metrics, `params` (those that are not 0) and `macs` (for one example,
+    under the masks).
 
     Attributes:
         split: "train", "validation" or "test".
@@ -328,10 +352,15 @@ class Evaluate:
     name: str = "evaluate"
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """The same net, and a record of the task's metrics."""
+        """The same net, and the record."""
         del key
         fn, variables = slim_net(task, pruned) if self.slim else (task.fn, pruned.variables)
-        metrics = evaluate(task, variables, self.split, fn)
+        params, _ = task.split(variables)
+        counts = {
+            "params": sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params)),
+            "macs": round(float(cost_of(task)(pruned.masks or {}).macs)),
+        }
+        metrics = evaluate(task, variables, self.split, fn) | counts
         return pruned, [{**record(self.name, metrics), "split": self.split}]
 
 

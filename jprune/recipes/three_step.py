@@ -15,14 +15,16 @@ References:
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune import allocate, criteria, errors, schedules
 from jprune.base import Allocator, Budget, Criterion, Groups, Recipe, Task
-from jprune.recipes.stages import CriterionOf, Evaluate, Prune, Recalibrate, Save, Train
+from jprune.recipes.stages import CriterionOf, Evaluate, Prune, Recalibrate, Save, Train, traced
 
 ALLOCATORS: dict[str, Allocator] = {
     "uniform": allocate.uniform,
@@ -129,11 +131,12 @@ def kept_after(fraction: float, schedule: str, rounds: int | None = None) -> lis
     if at_once:
         return [fraction]
     if schedule == "iterative":
-        kept = schedules.iterative(fraction, rounds, every=1)
+        density = schedules.iterative(fraction, rounds, every=1)
+        kept = [density(number) for number in range(rounds - 1)]
     else:
-        ramp = schedules.cubic(fraction, 0, rounds)
-        kept = lambda number: ramp(number + 1)
-    return [*(float(kept(number)) for number in range(rounds - 1)), fraction]
+        density = schedules.cubic(fraction, 0, rounds)
+        kept = [density(number) for number in range(1, rounds)]
+    return [*np.asarray(kept, float).tolist(), fraction]
 
 
 def l1_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
@@ -158,8 +161,13 @@ def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
 
 def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """The squared gradient of a gate behind the norm: the paper's Taylor-FO-BN."""
-    del key
-    return criteria.taylor(task.fn, task.loss, groups, form="gate", at="norm")
+    del groups, key
+    return _taylor(task.fn, task.loss, task.init, task.example)
+
+
+@lru_cache(maxsize=4)  # rounds share what was compiled
+def _taylor(fn: Any, loss: Any, init: Any, example: Any) -> Criterion:
+    return criteria.taylor(fn, loss, traced(fn, init, example), form="gate", at="norm")
 
 
 METHODS: dict[str, Callable[..., Recipe]] = {

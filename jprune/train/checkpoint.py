@@ -105,6 +105,43 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
     return Checkpoint(step, restored["state"], meta)
 
 
+def save_tree(path: PathLike, tree: PyTree) -> None:
+    """Writes a tree of arrays by itself, for other programs: an Orbax checkpoint.
+
+    Args:
+        path: a folder; replaced if it is there.
+        tree: dictionaries and arrays.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to.
+    """
+    try:
+        with _quiet(), ocp.StandardCheckpointer() as writer:
+            writer.save(os.path.abspath(path), tree, force=True)
+    except Exception as error:  # Orbax passes on what its storage raises, of many types
+        raise errors.CheckpointError(
+            f"{path} cannot be written ({_short(error)}). Free some space or choose another --out; "
+            "the same command then goes on."
+        ) from error
+
+
+def load_tree(path: PathLike) -> PyTree:
+    """Reads what `save_tree` wrote, arrays on the first device.
+
+    Raises:
+        CheckpointError: there is no such folder, or it is damaged.
+    """
+    try:
+        with _quiet(), ocp.StandardCheckpointer() as reader:
+            found = reader.metadata(os.path.abspath(path)).item_metadata
+            return reader.restore(os.path.abspath(path), _abstract(found.tree))
+    except Exception as error:  # Orbax has no error of its own for damaged or foreign files
+        raise errors.CheckpointError(
+            f"{path} cannot be read ({_short(error)}). It is written at the end of a run: run the "
+            "command of the run again."
+        ) from error
+
+
 def _unreadable(path: pathlib.Path, why: str) -> errors.CheckpointError:
     stage = path.parent
     return errors.CheckpointError(

@@ -19,7 +19,7 @@ class Progress(Protocol):
         ...
 
     def advance(self, step: int, metrics: dict[str, float]) -> None:
-        """So many steps of the stage are done; metrics are the latest, empty where there are none."""
+        """So many steps of the stage are done; metrics are the latest, or empty."""
         ...
 
     def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:

@@ -6,9 +6,9 @@
     stages/01-train/state/      the net after it, where it changed the net
     stages/01-train/steps/      the newest checkpoint while it trains
 
-Running the same command again does what is not done. A stage that was killed is done again, from its
-newest checkpoint where it has some; its records from behind that point are dropped first, so the
-records of a killed and resumed run are those of an undisturbed one, times aside.
+Running the same command again does what is not done. A stage that was killed is done again, from
+its newest checkpoint where it has some; its records from behind that point are dropped first, so
+the records of a killed and resumed run are those of an undisturbed one, times aside.
 """
 
 import pathlib
@@ -71,21 +71,14 @@ class RunDirectory(NamedTuple):
         line = {**self.about, **entry, "wall_s": round(seconds, 3)}
         append_line(self.records, {**line, **self.provenance} if first else line)
 
-    def outcome(self, name: str) -> dict[str, Any]:
-        """What the `DONE` of a stage says: `wall_s`, `records`.
+    def outcomes(self) -> dict[str, dict[str, Any]]:
+        """What the `DONE` of every finished stage says, by name, in order.
 
-        Raises:
-            CheckpointError: no stage of this name is done.
+        Returns:
+            {name: {"wall_s": seconds that it took, "records": those of a short stage}}.
         """
-        for folder in sorted((self.path / "stages").glob("*")):
-            if folder.name.partition("-")[2] == name and (folder / "DONE").exists():
-                return read_json(folder / "DONE")
-        raise errors.CheckpointError(f"{self.path} has no finished stage {name!r}.")
-
-    def seconds(self) -> dict[str, float]:
-        """{stage: seconds that it took}, of the stages that are done."""
-        folders = [f for f in sorted((self.path / "stages").glob("*")) if (f / "DONE").exists()]
-        return {f.name.partition("-")[2]: read_json(f / "DONE")["wall_s"] for f in folders}
+        files = sorted((self.path / "stages").glob("*/DONE"))
+        return {file.parent.name.partition("-")[2]: read_json(file) for file in files}
 
 
 def open_directory(
@@ -145,8 +138,8 @@ def _check_same(folder: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, 
             f"{name} is {before.get(name)!r} there and {after.get(name)!r} here" for name in names
         )
         raise errors.CheckpointError(
-            f"{folder} holds a run with other settings: {differing}. Choose another --out, or write "
-            "--overwrite to start anew."
+            f"{folder} holds a run with other settings: {differing}. Choose another --out, or "
+            "write --overwrite to start anew."
         )
 
 

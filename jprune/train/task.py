@@ -69,8 +69,8 @@ def task(net: Net, data: Data) -> Task:
     outputs = jax.eval_shape(net.fn, variables, net.example).shape[-1]
     if outputs != data.classes:
         raise errors.ArgumentError(
-            f"{net.name} has {outputs} outputs for the {data.classes} classes of {data.name}. Write "
-            f"zoo.build({net.name!r}, classes={data.classes})."
+            f"{net.name} has {outputs} outputs for the {data.classes} classes of {data.name}. "
+            f"Write zoo.build({net.name!r}, classes={data.classes})."
         )
     return Task(
         name=net.name,

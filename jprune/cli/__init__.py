@@ -1,0 +1,84 @@
+"""The command line: `jprune VERB`.
+
+Here belongs what turns words into calls and results into text; nothing is computed here. Read
+`options.py` first (what can be written), then `verbs.py` (what is done with it). `parse.py` turns
+complaints into one sentence, `show.py` draws tables. Libraries that are slow to import are imported
+by the verb that needs them.
+
+Exit codes: 0; 1 when something failed; 2 when the arguments were wrong, with one line on the error
+stream that says what to write.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from jprune import __version__, errors
+from jprune.cli import verbs
+from jprune.cli.options import VERBS
+from jprune.cli.parse import nearest, parse
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: without the name of the program; None takes those of the process.
+
+    Returns:
+        The exit code.
+
+    Example:
+        >>> main(["--version"])
+        jprune 0.1.0
+        0
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except (errors.ArgumentError, errors.BudgetError) as error:
+        return _complain(error, 2)
+    except errors.JpruneError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        print("jprune: interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def _complain(error: Exception, code: int) -> int:
+    print("jprune:", " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def _run(words: list[str]) -> int:
+    if not words:
+        raise errors.ArgumentError(f"no verb came; write one of {', '.join(VERBS)}.")
+    if words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(f"jprune {__version__}")
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        raise errors.ArgumentError(
+            f"there is no verb {verb!r}; {nearest(verb, VERBS)}Write one of {', '.join(VERBS)}."
+        )
+    try:
+        options = parse(VERBS[verb], words[1:], f"jprune {verb}")
+    except SystemExit:  # the help text is out
+        return 0
+    level = getattr(logging, options.log_level.upper())
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    verbs.TABLE[verb](options, words)
+    return 0
+
+
+def usage() -> str:
+    """The help text of the program."""
+    lines = ["usage: jprune VERB [OPTIONS]", "", "Pruning of convolutional networks in JAX.", ""]
+    for verb, options in VERBS.items():
+        lines.append(f"  {verb:<10}{(options.__doc__ or '').splitlines()[0]}")
+    return "\n".join([*lines, "", "`jprune VERB --help` explains the options of a verb."])

@@ -1,0 +1,7 @@
+"""`python -m jprune.cli`."""
+
+import sys
+
+from jprune.cli import main
+
+sys.exit(main())

@@ -1,0 +1,218 @@
+"""The options of every verb: typed dataclasses whose docstrings are the help texts.
+
+Nothing heavy is imported here: `jprune --help` answers at once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import tyro
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+def _fraction(text: str) -> float:
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise ValueError(
+            f"{text} is outside (0, 1]: it is the fraction that is kept. To remove 30 %, write 0.7."
+        )
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number. Write one such as 0.5.") from None
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text} is not above 0. Write a number such as 0.5.")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{text!r} is no count. Write a whole number, 1 or more.")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise ValueError(f"{text!r} is no seed. Write a whole number from 0 to {2**31 - 1}.")
+    return int(text)
+
+
+def _kind(metavar: str, read: Callable[[str], Any]) -> Any:
+    """How an option's value is read and what stands for it in the help."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda texts: read(texts[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+# The help text of an option without a fixed default says itself what happens without it.
+_unhinted = tyro.conf.arg(help_behavior_hint="")
+Text = Annotated[str, _kind("NAME", str)]
+Folder = Annotated[str, _kind("DIR", str)]
+Count = Annotated[int, _kind("N", _count)]
+Seed = Annotated[int, _kind("N", _seed)]
+MaybeText = Annotated[str | None, _kind("NAME", str), _unhinted]
+MaybeFolder = Annotated[str | None, _kind("DIR", str), _unhinted]
+MaybeCount = Annotated[int | None, _kind("N", _count), _unhinted]
+MaybeFraction = Annotated[float | None, _kind("FRACTION", _fraction), _unhinted]
+MaybeNumber = Annotated[float | None, _kind("NUMBER", _positive), _unhinted]
+Flag = Annotated[bool, _unhinted]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prune:
+    """Train a net, prune it, fine-tune, slim, measure, export, report.
+
+    Running the same command again goes on where it stopped. Write exactly one of --macs, --params
+    and --density.
+    """
+
+    model: Text
+    """Net: a name of the zoo, such as resnet8, or module:callable of your own."""
+    data: Text
+    """Data set: digits, mnist, fashion_mnist or cifar10."""
+    method: Text
+    """How units are chosen; `jprune methods` lists the names."""
+    macs: MaybeFraction = None
+    """Fraction of the multiply-accumulates to keep, in (0, 1]."""
+    params: MaybeFraction = None
+    """Fraction of the parameters to keep, in (0, 1]."""
+    density: MaybeFraction = None
+    """Fraction of the units to keep, in (0, 1]."""
+    out: MaybeFolder = None
+    """Directory for everything the run leaves. Default: runs/MODEL-DATA-METHOD-BUDGET-SEED."""
+    seed: Seed = 0
+    """Of initial values, order of the data and draws."""
+    epochs: MaybeNumber = None
+    """Passes over the training images for the dense net. Default: by data set."""
+    finetune_epochs: MaybeNumber = None
+    """Passes over the training images after pruning. Default: by data set."""
+    batch_size: MaybeCount = None
+    """Images in a training step. Default: by data set."""
+    learning_rate: MaybeNumber = None
+    """Peak learning rate of the dense net, per step. Default: by net."""
+    finetune_learning_rate: MaybeNumber = None
+    """Peak learning rate of fine-tuning, per step. Default: by net."""
+    schedule: MaybeText = None
+    """Pruning in one_shot, or in rounds: iterative or cubic. Default: the method's."""
+    rounds: MaybeCount = None
+    """Number of rounds of iterative and cubic. Default: the method's."""
+    allocator: MaybeText = None
+    """Budget spread over layers: uniform or global_topk. Default: the method's."""
+    multiple_of: Count = 8
+    """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
+    min_units: Count = 1
+    """Units that every layer keeps at least."""
+    dtype: Text = "float32"
+    """Type to compute in, float32 or bfloat16; weights are float32 with both."""
+    weights: MaybeText = None
+    """Trained net to start from instead of training one: a file, or pretrained."""
+    steps: MaybeCount = None
+    """Stop every training after so many steps; for trying out."""
+    data_dir: MaybeFolder = None
+    """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
+    overwrite: Flag = False
+    """Start anew if the directory holds another run."""
+    json: Flag = False
+    """Print result.json on standard output."""
+    quiet: Flag = False
+    """Show no progress and no summary."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Show what of a net can be pruned, and what not and why."""
+
+    model: Text
+    """Net: a name of the zoo, such as resnet8, or module:callable of your own."""
+    data: Text = "cifar10"
+    """Data set whose images and classes the net is built for; it is not loaded."""
+    json: Flag = False
+    """Print JSON."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write report.html and report.png of a finished run anew."""
+
+    directory: tyro.conf.Positional[Folder]
+    """The --out of the run."""
+    json: Flag = False
+    """Print JSON."""
+    quiet: Flag = False
+    """Do not print the path of the report."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write the slim net of a finished run as .stablehlo and .tflite anew."""
+
+    directory: tyro.conf.Positional[Folder]
+    """The --out of the run."""
+    to: Annotated[str | None, _kind("FILE", str), _unhinted] = None
+    """One file, .stablehlo or .tflite. Default: both, in the directory of the run."""
+    json: Flag = False
+    """Print JSON."""
+    quiet: Flag = False
+    """Do not print the paths of the files."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Methods:
+    """List the methods of the survey, and the baselines."""
+
+    json: Flag = False
+    """Print JSON: name, refs, taxonomy, paper, file, implemented."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Prepare a data set once: `jprune data prepare NAME`."""
+
+    action: tyro.conf.Positional[Literal["prepare"]]
+    """What to do."""
+    name: tyro.conf.Positional[Text]
+    """Data set: mnist, fashion_mnist or cifar10."""
+    source: Annotated[MaybeFolder, tyro.conf.arg(name="from")] = None
+    """Folder with the files as fetched elsewhere. Default: fetch them."""
+    data_dir: MaybeFolder = None
+    """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
+    json: Flag = False
+    """Print JSON."""
+    quiet: Flag = False
+    """Do not print where the data are."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+VERBS: dict[str, type] = {
+    "prune": Prune,
+    "inspect": Inspect,
+    "report": Report,
+    "export": Export,
+    "methods": Methods,
+    "data": Data,
+}

@@ -1,0 +1,89 @@
+"""From arguments to options; what is wrong with them becomes one sentence."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tyro
+
+from jprune import errors
+
+# Tyro draws a box around what it has to say; the sentence stands above the first inner line.
+_FRAME = ("╭", "╰")
+_INNER = "───"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A suggestion, with a blank behind it; empty where nothing is near.
+
+    Example:
+        >>> nearest("tailor", ["l1", "taylor"])
+        'did you mean taylor? '
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def parse(options: type, arguments: Sequence[str], prog: str) -> Any:
+    """Reads a verb's options.
+
+    Args:
+        options: one of the dataclasses of `options.py`.
+        arguments: what stands behind the verb.
+        prog: what stands before them, for the help text.
+
+    Raises:
+        ArgumentError: an unknown option, one without its value, or a value that it cannot have.
+        SystemExit: --help was asked for and printed.
+    """
+    _check_names(options, arguments, prog)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(options, args=list(arguments), prog=prog, config=CONFIG)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise errors.ArgumentError(f"{sentence(complaint.getvalue())} See `{prog} --help`.")
+
+
+CONFIG = (tyro.conf.FlagCreatePairsOff,)
+
+
+def sentence(complaint: str) -> str:
+    """What one of Tyro's boxes says, in one line.
+
+    Example:
+        >>> sentence("╭─ Value error ──╮\\n│ Argument --n:  │\\n│ no number.     │\\n"
+        ...          "│ ──────────── │\\n│ For help, ... │\\n╰───╯")
+        'Argument --n: no number.'
+    """
+    said = []
+    for line in complaint.splitlines():
+        text = line.strip().strip("│").strip()
+        if text.startswith(_INNER):
+            break
+        if text and not text.startswith(_FRAME):
+            said.append(text)
+    words = " ".join(" ".join(said).split()) or "the arguments cannot be read"
+    return words if words.endswith((".", "?")) else f"{words}."
+
+
+def _check_names(options: type, arguments: Sequence[str], prog: str) -> None:
+    """Refuses unknown options by name: people mistype more than they misuse."""
+    known = {"help"} | {_flag(field) for field in dataclasses.fields(options)}
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--").replace("_", "-")
+        if argument.startswith("--") and name and name not in known:
+            raise errors.ArgumentError(
+                f"there is no option --{name}; "
+                f"{nearest('--' + name, ['--' + other for other in sorted(known)])}See "
+                f"`{prog} --help`."
+            )
+
+
+def _flag(field: dataclasses.Field[Any]) -> str:
+    return {"source": "from"}.get(field.name, field.name).replace("_", "-")

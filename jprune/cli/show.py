@@ -1,0 +1,123 @@
+"""Tables for people, on standard output."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def result(found: Mapping[str, Any], out: str) -> None:
+    """What a run has come to, in a few lines."""
+    table = _table(
+        f"{found['method']} on {found['model']}, {found['data']}, seed {found['seed']}",
+        "",
+        "dense",
+        "slim",
+        "kept",
+    )
+    dense, slim, kept = found["dense"], found["pruned"], found["achieved"]
+    table.add_row("test accuracy", _percent(dense["accuracy"]), _percent(slim["accuracy"]), "")
+    for name, title in (("macs", "MACs"), ("params", "parameters"), ("bytes", ".tflite bytes")):
+        table.add_row(title, _whole(dense[name]), _whole(slim[name]), _percent(kept[name]))
+    for name, title in (
+        ("xla_b1", "XLA, batch 1"),
+        ("xla_b128", "XLA, batch 128"),
+        ("tflite_b1", "TFLite, batch 1"),
+    ):
+        before, after = (net["latency_ms"][name] for net in (dense, slim))
+        table.add_row(
+            f"{title}, ms",
+            _milliseconds(before),
+            _milliseconds(after),
+            _percent(after["median"] / before["median"]) if before and after else "-",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"masked against slim net: relative difference {found['law_max_rel_err']:.1e}",
+        f"report: {pathlib.Path(out) / 'report.html'}",
+        sep="\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _whole(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"
+
+
+def _milliseconds(latency: Mapping[str, float] | None) -> str:
+    return "-" if latency is None else f"{latency['median']:.3g}"
+
+
+def methods(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table of methods."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("method", "refs", "here", "kind", "paper"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        refs = ", ".join(map(str, row["refs"]))
+        here = "yes" if row["implemented"] else "no"
+        table.add_row(row["name"], refs, here, " / ".join(row["taxonomy"]), row["paper"])
+    Console().print(table)
+
+
+def inspection(found: Mapping[str, Any]) -> None:
+    """Groups, branches, sites and frozen axes of a net."""
+    console = Console()
+    cost = found["cost"]
+    console.print(
+        f"{found['model']}: {_whole(cost['params'])} parameters, {_whole(cost['macs'])} MACs, "
+        f"{_whole(cost['bytes'])} bytes moved, for one example",
+        highlight=False,
+    )
+    table = _table("\nGroups: units that live or die together", "group", "units", "places", "MACs")
+    for name, group in found["groups"].items():
+        places = str(len(group["places"]))
+        table.add_row(name, _whole(group["size"]), places, _whole(group["macs"]))
+    console.print(table)
+    if found["branches"]:
+        table = _table("\nBranches that can go as a whole", "branch", "leaves")
+        for branch in found["branches"]:
+            table.add_row(branch["name"], str(len(branch["leaves"])))
+        console.print(table)
+    table = _table("\nSites, by kind", "kind", "sites", "groups")
+    for kind, sites in _by(found["sites"], "kind").items():
+        groups = {name for site in sites for name in site["groups"]}
+        table.add_row(kind, str(len(sites)), str(len(groups)))
+    console.print(table)
+    console.print("\n[italic]Frozen axes[/italic]" if found["frozen"] else "\nNothing is frozen.")
+    for reason, records in _by(found["frozen"], "reason").items():
+        console.print(f"{reason}:", highlight=False, markup=False)
+        for record in records:
+            at = f", at {record['source']}" if record["source"] else ""
+            console.print(
+                f"  {record['leaf']}, axis {record['axis']} ({record['positions']} long){at}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        for remedy in dict.fromkeys(record["remedy"] for record in records if record["remedy"]):
+            console.print(f"  To open it: {remedy}", highlight=False, markup=False)
+
+
+def _by(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Records in lists, by the value of a key."""
+    lists: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        lists.setdefault(record[key], []).append(record)
+    return lists

@@ -1,0 +1,268 @@
+"""The main job: from names to a small net, measured, exported and reported.
+
+Train or load the dense net, run the method's recipe, slim, check the law on real images, export,
+measure, report. All of it lies in one directory; `run.py` says how it survives being killed.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jprune import allocate, data, errors, measure, recipes
+from jprune.base import Budget, Pruned, Recipe, Task
+from jprune.graph import slim
+from jprune.graph.plans import replay
+from jprune.recipes import Evaluate, Train
+from jprune.recipes.stages import cost_of, groups_of, shapes_of
+from jprune.train.checkpoint import load_tree
+from jprune.train.files import PathLike, atomic_write, read_json
+from jprune.train.finish import WRITERS, Export, Law, Measure
+from jprune.train.loop import SAVE_SECONDS
+from jprune.train.nets import net_for
+from jprune.train.progress import Progress, Silent
+from jprune.train.result import Asked, write_result
+from jprune.train.run import execute, open_directory
+from jprune.train.task import task as task_of
+from jprune.zoo import pretrained
+
+
+class Usual(NamedTuple):
+    """What is trained where nothing else is asked for."""
+
+    epochs: float
+    finetune_epochs: float
+    batch_size: int
+
+
+# Sized for two CPU cores; chosen on the validation split where the set is small enough to try.
+USUAL = {
+    "digits": Usual(30, 30, 64),
+    "mnist": Usual(10, 10, 128),
+    "fashion_mnist": Usual(20, 20, 128),
+    "cifar10": Usual(60, 20, 128),
+}
+# Of the dense net and of fine-tuning. Nets without norms diverge at the rates of the others.
+RATES = {"norms": (0.1, 0.05), "no norms": (0.02, 0.01)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The settings of a run: all that its numbers depend on.
+
+    Attributes:
+        model: a name of the zoo, or `module:callable`.
+        data: a name of `jprune.data`.
+        method: a name of `jprune.recipes.METHODS`.
+        budget: what is kept of the dense net.
+        seed: of initial values, order of the data, and draws.
+        epochs: of the dense net; None is the data set's usual number.
+        finetune_epochs: under the masks; None is the data set's usual number.
+        batch_size: examples in a step; None is the data set's usual one.
+        learning_rate: the largest one of the dense net's training; None is the net's usual one.
+        finetune_learning_rate: the same for fine-tuning.
+        max_steps: stop every training after so many steps; for trying out.
+        options: of the method, such as {"rounds": 3}.
+        dtype: compute type, "float32" or "bfloat16"; parameters are float32.
+        weights: where the dense net comes from: None trains it, "pretrained" or a path reads it.
+        data_dir: folder of prepared data; None is the usual one.
+    """
+
+    model: str
+    data: str
+    method: str
+    budget: Budget
+    seed: int = 0
+    epochs: float | None = None
+    finetune_epochs: float | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    finetune_learning_rate: float | None = None
+    max_steps: int | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dtype: str = "float32"
+    weights: str | None = None
+    data_dir: str | None = None
+
+
+def prune(
+    job: Job,
+    out: PathLike,
+    command: str = "",
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    save_seconds: float = SAVE_SECONDS,
+    measure_seconds: float = 2.0,
+) -> dict[str, Any]:
+    """Runs a job, or goes on with it.
+
+    Args:
+        job: the settings.
+        out: the run directory.
+        command: how the run was called, for the report.
+        progress: is shown what happens.
+        overwrite: start anew if the directory holds a run.
+        save_seconds: time between two checkpoints of training.
+        measure_seconds: time to spend on each comparison of latencies, at least; with `max_steps`
+            it is the shortest possible.
+
+    Returns:
+        What is in `result.json`.
+
+    Raises:
+        ArgumentError: an unknown name, or settings that do not go together.
+        BudgetError: a budget that the net cannot meet; found before anything is trained.
+        JpruneError: whatever else goes wrong on the way, each with a class of its own.
+    """
+    progress = Silent() if progress is None else progress
+    recipes.find(job.method)
+    net, exact = (net_for(job.model, job.data, dtype) for dtype in (job.dtype, "float32"))
+    images = data.load(job.data, data_dir=job.data_dir)
+    task = task_of(net, images)
+    train, finetune = trainings(job, task)
+    recipe = recipe_of(job, train, finetune)
+    check_budget(task, job.budget)
+    directory = open_directory(
+        out,
+        config_of(job, train, finetune),
+        about={
+            "data": job.data,
+            "model": job.model,
+            "method": job.method,
+            "budget": {job.budget.kind: job.budget.value},
+            "seed": job.seed,
+            "commit": measure.commit(),
+        },
+        provenance={"versions": measure.versions(), "device": measure.device()},
+        overwrite=overwrite,
+    )
+    stages = (
+        *recipe,
+        Evaluate("test", slim=True, name="pruned"),
+        Law(exact.fn),
+        Export(directory.path, exact.fn, progress.note),
+        Measure(directory.path, exact.fn, 0.0 if job.max_steps else measure_seconds),
+    )
+    key = jax.random.key(job.seed)
+
+    def start() -> Pruned:
+        if job.weights is None:
+            return Pruned(task.init(jax.random.fold_in(key, 0)), None)
+        return Pruned(pretrained.load(net, job.weights), None)
+
+    pruned = execute(directory, stages, task, key, start, progress, save_seconds)
+    asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget)
+    return write_result(directory, asked, task, pruned)
+
+
+def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
+    """Training of the dense net (None where it is read) and fine-tuning."""
+    usual = USUAL.get(job.data, USUAL["cifar10"])
+    has_norms = bool(jax.tree.leaves(task.split(shapes_of(task))[1]))
+    rates = RATES["norms" if has_norms else "no norms"]
+    batch_size = job.batch_size or usual.batch_size
+
+    def stage(name: str, epochs: float, rate: float) -> Train:
+        made = Train(epochs, rate, batch_size, max_steps=job.max_steps, name=name)
+        made.steps(task.data.sizes["train"])  # refuses what does not fit, before anything runs
+        return made
+
+    given = lambda value, otherwise: otherwise if value is None else value
+    finetune = stage(
+        "finetune",
+        given(job.finetune_epochs, usual.finetune_epochs),
+        given(job.finetune_learning_rate, rates[1]),
+    )
+    if job.weights is not None:
+        if job.epochs is not None or job.learning_rate is not None:
+            raise errors.ArgumentError(
+                "epochs and learning_rate are those of the dense net, which is read and not "
+                "trained here. Leave out --weights, or write --finetune-epochs and "
+                "--finetune-learning-rate."
+            )
+        return None, finetune
+    epochs, rate = given(job.epochs, usual.epochs), given(job.learning_rate, rates[0])
+    return stage("train", epochs, rate), finetune
+
+
+def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
+    """The method's recipe with the job's settings.
+
+    Raises:
+        ArgumentError: an option that the method does not have, or one with a wrong value.
+    """
+    taken = recipes.options(job.method)
+    unknown = [name for name in job.options if name not in taken]
+    if unknown:
+        raise errors.ArgumentError(
+            f"the method {job.method} has no option --{unknown[0].replace('_', '-')}; it has "
+            f"{', '.join('--' + name.replace('_', '-') for name in taken) or 'none'}."
+        )
+    return recipes.find(job.method)(job.budget, train, finetune, **job.options)
+
+
+def check_budget(task: Task, budget: Budget) -> None:
+    """Refuses a budget that no choice of units meets, before hours are spent on training.
+
+    Raises:
+        BudgetError: the message says the smallest that can be met.
+    """
+    groups = groups_of(task)
+    scores = {name: np.zeros(size) for name, size in groups.sizes.items()}
+    allocate.uniform(scores, budget, cost_of(task))
+
+
+def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
+    """The settings as plain data, with the usual ones filled in; for `config.json`."""
+    budget = dataclasses.asdict(job.budget)
+    return {
+        "model": job.model,
+        "data": job.data,
+        "method": job.method,
+        "budget": {name: value for name, value in budget.items() if value not in (None, {})},
+        "seed": job.seed,
+        "options": dict(job.options),
+        "dtype": job.dtype,
+        "weights": job.weights,
+        "train": None if train is None else dataclasses.asdict(train),
+        "finetune": dataclasses.asdict(finetune),
+    }
+
+
+def export_again(out: PathLike, to: PathLike | None = None) -> list[pathlib.Path]:
+    """Writes the slim net of a finished run again.
+
+    Args:
+        out: the run directory.
+        to: a file that ends in .stablehlo or .tflite; None writes `model.stablehlo` and
+            `model.tflite` into the run directory.
+
+    Returns:
+        The files.
+
+    Raises:
+        ArgumentError: a file that ends in something else.
+        CheckpointError: the run is not finished, or its files are damaged.
+        StructureError: the net has changed since.
+        MissingExtraError: a .tflite without the extra `tflite`.
+    """
+    folder = pathlib.Path(out)
+    files = [folder / f"model{suffix}" for suffix in WRITERS] if to is None else [pathlib.Path(to)]
+    if files[0].suffix not in WRITERS:
+        raise errors.ArgumentError(
+            f"{to} is neither {' nor '.join(WRITERS)}. Write --to {files[0].stem}.tflite."
+        )
+    config, plan = read_json(folder / "config.json"), read_json(folder / "plan.json")
+    variables = load_tree(folder / "params")
+    for file in files:
+        # A .tflite is float32, whatever type the net was trained in.
+        dtype = "float32" if file.suffix == ".tflite" else config["dtype"]
+        net = net_for(config["model"], config["data"], dtype)
+        shapes = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
+        groups, masks = replay(plan, net.fn, shapes, net.example)
+        fn = slim(net.fn, groups, masks)
+        atomic_write(file, WRITERS[file.suffix](fn, variables, net.example))
+    return files

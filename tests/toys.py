@@ -1,0 +1,66 @@
+"""A toy data set and task for tests of training: quick to train, nothing to download."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jprune import data, train, zoo
+from jprune.base import Data, Task
+from jprune.zoo import layers
+
+CLASSES, SHAPE = 3, (8, 8, 1)
+
+
+def toy_data(train_size: int = 48, validation_size: int = 10) -> Data:
+    """Images that are bright in one of three corners."""
+    spec = data.Spec("toy", SHAPE, CLASSES, {})
+    rng = np.random.default_rng(0)
+
+    def split(size):
+        labels = np.arange(size, dtype=np.int32) % CLASSES
+        images = rng.integers(0, 120, (size, *SHAPE)).astype(np.uint8)
+        for image, label in zip(images, labels):
+            image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 100
+        return data.Split(images, labels)
+
+    splits = {"train": split(train_size), "validation": split(validation_size), "test": split(12)}
+    return data.feed(spec, splits)
+
+
+class Tiny(nnx.Module):
+    """A residual block with norms, and a dense layer: two groups."""
+
+    def __init__(self, classes, channels, dtype, rngs: nnx.Rngs):
+        self.conv1 = layers.conv(channels, 8, 3, dtype, rngs, stride=2)
+        self.norm1 = layers.norm(8, rngs)
+        self.conv2 = layers.conv(8, 12, 3, dtype, rngs)
+        self.norm2 = layers.norm(12, rngs)
+        self.conv3 = layers.conv(12, 8, 3, dtype, rngs)
+        self.norm3 = layers.norm(8, rngs)
+        self.fc = layers.dense(8, classes, dtype, rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm1(self.conv1(x)))
+        y = nnx.relu(self.norm2(self.conv2(x)))
+        x = nnx.relu(x + self.norm3(self.conv3(y)))
+        return self.fc(layers.global_average(x))
+
+
+def tiny(classes, shape, dtype) -> zoo.Net:
+    """As `tests.toys:tiny` on the command line."""
+    return zoo.from_module("tiny", lambda rngs: Tiny(classes, shape[2], dtype, rngs), shape)
+
+
+def toy_task(model: str = "tiny", dtype=jnp.float32, **sizes: int) -> Task:
+    make = tiny if model == "tiny" else partial(zoo.build, model)
+    net = make(classes=CLASSES, shape=SHAPE, dtype=dtype)
+    return train.task(net, toy_data(**sizes))
+
+
+def equal(a, b) -> bool:
+    """Whether two trees are the same, bit for bit."""
+    same = jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(jax.tree.leaves(same))
