@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jprune import errors
 
@@ -170,7 +171,7 @@ class Budget:
                 f"{', '.join(self.KINDS)}, each a fraction of the dense net that is kept. Write "
                 "Budget(macs=0.5)."
             )
-        if not isinstance(self.value, jax.core.Tracer):
+        if not isinstance(self.value, Tracer):
             value = float(self.value)
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise errors.ArgumentError(

@@ -23,7 +23,7 @@ from jprune.recipes import Train
 from jprune.train import checkpoint, files, job, loop, run
 from jprune.train.nets import net_for
 from jprune.train.progress import Silent
-from tests.toys import equal, toy_task
+from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(0)
 ROOT = Path(__file__).parents[1]
@@ -115,7 +115,7 @@ RECIPE = recipes.find("l1")(
 
 def executed(path, task, progress=None, save_seconds=0.0):
     directory = opened(path)
-    start = lambda: Pruned(task.init(KEY), None)
+    start = lambda: Pruned(drawn(task), None)
     progress = Silent() if progress is None else progress
     return run.execute(directory, RECIPE, task, KEY, start, progress, save_seconds), directory
 
@@ -161,6 +161,36 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, stage, s
     assert timeless(found) == timeless(files.read_lines(whole.records).records)
     assert found[0]["versions"] == {"jax": "1"}
     assert all("versions" not in record for record in found[1:])
+
+
+def shoot(call, out, appears):
+    """Runs a call in a process of its own, and kills it as soon as a file appears."""
+    code = f"import sys\nfrom tests.test_run import *\nloop.EVERY = 2\n{call}"
+    # Nothing shared with this process: a cache could be torn by the kill.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    arguments = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(arguments, cwd=ROOT, env=environment) as process:
+        while not list(out.glob(appears)):
+            assert process.poll() is None, f"the process ended, and {appears} never appeared"
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "appears",
+    [
+        "stages/01-train/steps/4",  # between two checkpoints
+        "stages/01-train/steps/4.*tmp*",  # inside the write of one
+    ],
+)
+def test_a_run_that_is_shot_goes_on_bit_for_bit(tmp_path, undisturbed, appears):
+    task, expected, whole = undisturbed
+    shoot('executed(sys.argv[1], toy_task("tiny"))', tmp_path / "a", appears)
+    assert not list((tmp_path / "a").glob("stages/*/DONE"))
+    pruned, directory = executed(tmp_path / "a", task)
+    assert equal(pruned._asdict(), expected._asdict())
+    found = [files.read_lines(d.records).records for d in (directory, whole)]
+    assert timeless(found[0]) == timeless(found[1])
 
 
 def test_what_is_done_is_not_done_again(tmp_path, undisturbed):
@@ -209,13 +239,6 @@ JOB = job.Job(
     batch_size=128,
     options={"rounds": 2},
 )
-SCRIPT = """
-import sys
-from jprune.train import job, loop
-from tests.test_run import JOB
-loop.EVERY = 2
-job.prune(JOB, sys.argv[1], "command", save_seconds=0.0, measure_seconds=0.0)
-"""
 FILES = (
     "config.json model.stablehlo model.tflite params plan.json records.jsonl report.html "
     "report.png result.json stages"
@@ -270,23 +293,9 @@ def test_exports_are_the_slim_net(finished):
     assert result["achieved"]["density"] == pytest.approx((stream + inner) / 20)
 
 
-@pytest.mark.parametrize(
-    "appears",
-    [
-        "stages/01-train/steps/4",  # between two checkpoints
-        "stages/01-train/steps/*tmp*",  # inside the write of one
-        "model.stablehlo",  # in export
-    ],
-)
-def test_a_job_that_is_shot_goes_on_bit_for_bit(tmp_path, finished, appears):
+def test_a_job_that_is_shot_in_export_goes_on_bit_for_bit(tmp_path, finished):
     path, out = finished[0], tmp_path / "run"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    arguments = [sys.executable, "-c", SCRIPT, str(out)]
-    with subprocess.Popen(arguments, cwd=ROOT, env=environment) as process:
-        while not list(out.glob(appears)):
-            assert process.poll() is None, f"the job ended, and {appears} never appeared"
-            time.sleep(0.0005)
-        process.send_signal(signal.SIGKILL)
+    shoot("pruned_job(sys.argv[1])", out, "model.stablehlo")
     assert not (out / "result.json").exists()
     result = pruned_job(out)
     assert without_times(result) == without_times(finished[1])

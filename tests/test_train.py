@@ -19,7 +19,7 @@ from jprune.recipes.stages import groups_of, weight_masks
 from jprune.recipes.three_step import kept_after
 from jprune.train import checkpoint, files, loop
 from jprune.train.progress import Lines, Silent
-from tests.toys import equal, toy_data, toy_task
+from tests.toys import drawn, equal, toy_data, toy_task
 
 KEY = jax.random.key(0)
 
@@ -101,7 +101,7 @@ def test_loss_and_accuracy_are_those_of_numpy():
 
 def test_evaluation_leaves_the_padding_out():
     task = toy_task("lenet300", validation_size=10)  # one batch of 256, 246 of which are padding
-    variables = task.init(KEY)
+    variables = drawn(task)
     (batch,) = task.data.batches("validation", 10)
     logits = np.asarray(task.fn(variables, batch["image"]))
     found = train.evaluate(task, variables, "validation")
@@ -116,7 +116,7 @@ def test_evaluation_leaves_the_padding_out():
 
 def test_steps_are_nesterov_with_decay_of_kernels_only():
     task, settings = toy_task("lenet300"), Train(2, 0.05, 16, weight_decay=0.1, schedule="cosine")
-    start = Pruned(task.init(KEY), None)
+    start = Pruned(drawn(task), None)
     learner = settings.learner(start, task, KEY)
     assert (learner.steps, learner.epoch) == (6, 3)
     state, batches = learner.init(), list(itertools.islice(learner.batches(0), 6))
@@ -144,21 +144,21 @@ def test_masked_weights_stay_zero_and_the_rest_learns(dtype):
     task = toy_task("tiny", dtype)
     groups = groups_of(task)
     masks = {name: np.arange(size) % 2 == 0 for name, size in groups.sizes.items()}
-    pruned, _ = Train(1, 0.1, 16)(Pruned(task.init(KEY), masks), task, KEY)
+    pruned, _ = Train(1, 0.1, 16)(Pruned(drawn(task), masks), task, KEY)
     expanded = jprune.expand(groups, masks)["params"]
     for mask, leaf in zip(jax.tree.leaves(expanded), jax.tree.leaves(pruned.variables["params"])):
         assert leaf.dtype == jnp.float32
         assert (np.asarray(leaf)[~np.asarray(mask)] == 0).all()
-    before = jprune.apply_masks(task.init(KEY), jprune.expand(groups, masks))
+    before = jprune.apply_masks(drawn(task), jprune.expand(groups, masks))
     assert not equal(before["params"]["fc"], pruned.variables["params"]["fc"])
     assert not equal(before["stats"], pruned.variables["stats"])
 
 
 def test_training_copies_what_it_begins_with():
     task = toy_task("lenet300")
-    start = Pruned(task.init(KEY), None)
+    start = Pruned(drawn(task), None)
     Train(1, 0.1, 16)(start, task, KEY)
-    assert equal(start.variables, task.init(KEY))
+    assert equal(start.variables, drawn(task))
 
 
 def test_a_resumed_stream_goes_on_where_it_was():
@@ -175,7 +175,7 @@ def test_rounds_share_what_was_compiled():
     functions = training.Functions(*(getattr(task, name) for name in training.Functions._fields))
     sgd = training.Sgd(0.1, "one_cycle", 3, 0.9, 5e-4)
     assert training._step(functions, sgd, False) is training._step(functions, sgd, False)
-    assert settings.learner(Pruned(task.init(KEY), None), task, KEY).steps == 3
+    assert settings.learner(Pruned(drawn(task), None), task, KEY).steps == 3
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_settings_that_cannot_be_are_refused(change, message):
 def test_a_batch_larger_than_the_split_is_refused():
     task = toy_task("lenet300")
     with pytest.raises(errors.ArgumentError, match=r"batch_size=49 for the 48 training .*1 to 48"):
-        Train(1, 0.1, 49).learner(Pruned(task.init(KEY), None), task, KEY)
+        Train(1, 0.1, 49).learner(Pruned(drawn(task), None), task, KEY)
 
 
 # Checkpoints.
@@ -300,7 +300,7 @@ def hooks(records=None, save_seconds=0.0):
 def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "EVERY", 2)
     task = poisoned(toy_task("lenet300"), at=8)
-    start = Pruned(task.init(KEY), None)
+    start = Pruned(drawn(task), None)
     learner = Train(4, 0.05, 16).learner(start, task, KEY)
     nothing = loop.Restored(0, None, 0.0)
     with pytest.raises(errors.DivergenceError, match=r"loss was nan in step 8; .*steps/6\. Write"):
@@ -313,7 +313,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_checkpoint(tmp_p
 def test_a_weight_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "EVERY", 1)
     task = toy_task("lenet300")
-    learner = Train(1, 0.05, 16).learner(Pruned(task.init(KEY), None), task, KEY)
+    learner = Train(1, 0.05, 16).learner(Pruned(drawn(task), None), task, KEY)
 
     def step(state, batch):  # the loss is that before the update
         state, seen = learner.step(state, batch)
@@ -328,7 +328,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
 def test_records_come_every_so_often_and_at_the_end_of_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "EVERY", 2)
     task, records = toy_task("lenet300"), []
-    learner = Train(2, 0.05, 16, max_steps=5).learner(Pruned(task.init(KEY), None), task, KEY)
+    learner = Train(2, 0.05, 16, max_steps=5).learner(Pruned(drawn(task), None), task, KEY)
     nothing = loop.Restored(0, None, 0.0)
     loop.fit(learner, nothing, tmp_path / "steps", KEY, hooks(records, 99.0))
     assert [step for step, _ in records] == [2, 3, 4, 5]
@@ -339,7 +339,7 @@ def test_records_come_every_so_often_and_at_the_end_of_an_epoch(tmp_path, monkey
 def test_a_checkpoint_of_another_seed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "EVERY", 1)
     task = toy_task("lenet300")
-    learner = Train(1, 0.05, 16).learner(Pruned(task.init(KEY), None), task, KEY)
+    learner = Train(1, 0.05, 16).learner(Pruned(drawn(task), None), task, KEY)
     loop.fit(learner, loop.Restored(0, None, 0.0), tmp_path / "steps", KEY, hooks())
     with pytest.raises(errors.CheckpointError, match="of a run with another seed"):
         loop.restore(tmp_path / "steps", learner, jax.random.key(1))
@@ -353,7 +353,7 @@ def test_every_method_prunes_to_its_budget_and_the_slim_net_is_the_masked_one():
     train_stage, finetune = Train(1, 0.05, 16), Train(1, 0.05, 16, name="finetune")
     for name, factory in recipes.METHODS.items():
         recipe = factory(Budget(macs=0.5, multiple_of=4), train_stage, finetune, recalibrate=1)
-        pruned, records = recipes.run(recipe, Pruned(task.init(KEY), None), task, KEY)
+        pruned, records = recipes.run(recipe, Pruned(drawn(task), None), task, KEY)
         kept = [r["metrics"]["macs"] for r in records if r["stage"] == "prune"][-1]
         assert 0.3 < kept <= 0.5, name
         for mask in pruned.masks.values():
@@ -369,7 +369,7 @@ def test_rounds_prune_more_and_more_and_nothing_comes_back():
     task, seen = toy_task("tiny"), []
     tune = Train(2, 0.05, 16, name="finetune")
     recipe = recipes.find("taylor")(Budget(params=0.3), None, tune, rounds=3)
-    pruned = Pruned(task.init(KEY), None)
+    pruned = Pruned(drawn(task), None)
     for number, stage in enumerate(recipe):
         pruned, _ = stage(pruned, task, jax.random.fold_in(KEY, number))
         if isinstance(stage, Prune):
@@ -403,7 +403,7 @@ def test_random_draws_a_number_for_a_unit_and_not_for_its_weights():
         for stage in recipes.find("random")(Budget(density=0.5), None, Train(1, 0.1))
         if isinstance(stage, Prune)
     )
-    scores = np.concatenate(list(prune.scores(task.init(KEY), task, KEY).values()))
+    scores = np.concatenate(list(prune.scores(drawn(task), task, KEY).values()))
     assert 0 <= scores.min() < 0.2
     assert 0.8 < scores.max() < 1
     assert abs(scores.mean() - 0.5) < 0.2
@@ -418,7 +418,7 @@ def test_unknown_methods_and_allocators_are_told_what_there_is():
 
 def test_rewinding_brings_the_saved_weights_back_under_the_masks():
     task = toy_task("lenet300")
-    start = Pruned(task.init(KEY), None)
+    start = Pruned(drawn(task), None)
     masks = {"params/fc1/kernel": np.arange(300) < 100}
     saved, _ = Save("init")(start, task, KEY)
     trained, _ = Train(1, 0.1, 16)(saved, task, KEY)
@@ -431,7 +431,7 @@ def test_rewinding_brings_the_saved_weights_back_under_the_masks():
 
 def test_recalibration_moves_statistics_and_no_weights():
     task = toy_task("tiny")
-    start = Pruned(task.init(KEY), None)
+    start = Pruned(drawn(task), None)
     after, _ = Recalibrate(batches=2, batch_size=16)(start, task, KEY)
     assert equal(after.variables["params"], start.variables["params"])
     batches = list(itertools.islice(training.stream(task.data, 16, KEY), 2))
@@ -452,7 +452,7 @@ def test_repetitions_are_written_out_with_keys_of_their_own():
     names = [stage.name for stage in recipes.unrolled(recipe)]
     assert names == ["train", "save", "train", "save", "evaluate"]
     task = toy_task("lenet300")
-    start = Pruned(task.init(KEY), None)
+    start = Pruned(drawn(task), None)
     repeated, _ = Repeat((train_stage,), times=2)(start, task, KEY)
     first, _ = train_stage(start, task, jax.random.fold_in(KEY, 0))
     second, _ = train_stage(first, task, jax.random.fold_in(KEY, 1))
@@ -462,7 +462,7 @@ def test_repetitions_are_written_out_with_keys_of_their_own():
 def test_evaluation_counts_what_is_not_zero():
     task = toy_task("lenet300")
     masks = {"params/fc1/kernel": np.arange(300) < 100}
-    variables = jprune.apply_masks(task.init(KEY), weight_masks(task, masks))
+    variables = jprune.apply_masks(drawn(task), weight_masks(task, masks))
     _, (masked,) = Evaluate("test")(Pruned(variables, masks), task, KEY)
     _, (slim,) = Evaluate("test", slim=True)(Pruned(variables, masks), task, KEY)
     kernels = 64 * 100 + 100 * 100 + 100 * 3  # biases are 0 before training
@@ -473,7 +473,7 @@ def test_evaluation_counts_what_is_not_zero():
 
 def test_masks_of_weights_leave_no_slim_net():
     task = toy_task("lenet300")
-    variables = task.init(KEY)
+    variables = drawn(task)
     masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), variables)
     with pytest.raises(errors.StructureError, match="Prune units to slim"):
         recipes.slim_net(task, Pruned(variables, masks))
@@ -483,7 +483,7 @@ def test_masks_of_another_net_are_refused():
     task = toy_task("lenet300")
     masks = {"params/fc1/kernel": np.ones(299, bool)}
     with pytest.raises(errors.StructureError, match=r"299.*300 units"):
-        Train(1, 0.1, 16).learner(Pruned(task.init(KEY), masks), task, KEY)
+        Train(1, 0.1, 16).learner(Pruned(drawn(task), masks), task, KEY)
 
 
 def test_stages_are_settings():

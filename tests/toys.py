@@ -60,6 +60,20 @@ def toy_task(model: str = "tiny", dtype=jnp.float32, **sizes: int) -> Task:
     return train.task(net, toy_data(**sizes))
 
 
+def drawn(task: Task):
+    """Variables drawn by NumPy: a net's own `init` takes seconds to compile."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if leaf.ndim > 1:
+            values = rng.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        else:
+            values = np.full(leaf.shape, path[-1].key in ("scale", "var"))
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(task.init, jax.random.key(0)))
+
+
 def equal(a, b) -> bool:
     """Whether two trees are the same, bit for bit."""
     same = jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b)

@@ -109,9 +109,10 @@ def against_peer(nets: Iterable[str], rounds: int) -> list[rows.Row]:
         medians = {part: float(np.median([each[part] for each in ours])) for part in ours[0]}
         row = {"name": f"prune/{name}", "ours_s": medians, "first_ours_s": ours[0]}
         if peer:
-            row |= {"peer_s": float(np.median(theirs)), "first_peer_s": theirs[0]}
-            row |= {"times_faster": row["peer_s"] / medians["ours"], "peer_versions": versions}
-            row["times_faster_with_library"] = row["peer_s"] / medians["total"]
+            peer_s = float(np.median(theirs))
+            row |= {"peer_s": peer_s, "first_peer_s": theirs[0]}
+            row |= {"times_faster": peer_s / medians["ours"], "peer_versions": versions}
+            row["times_faster_with_library"] = peer_s / medians["total"]
         found.append(row)
     if peer:
         peer.close()

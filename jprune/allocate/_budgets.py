@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jprune import errors
 from jprune.allocate._counts import floor_of, step_of, widths
@@ -139,7 +140,7 @@ def check_scores(scores: Scores) -> None:
             "jprune.trace(...).frozen for the reasons."
         )
     for path, leaf in leaves:
-        if not isinstance(leaf, jax.core.Tracer) and np.isnan(np.asarray(leaf, float)).any():
+        if not isinstance(leaf, Tracer) and np.isnan(np.asarray(leaf, float)).any():
             raise errors.ArgumentError(
                 f"the scores at {jax.tree_util.keystr(path, simple=True, separator='/')} hold "
                 "NaN. Write -inf for what is gone and +inf for what must stay; a NaN mostly comes "

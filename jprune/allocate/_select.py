@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def best(scores: Any, count: Any) -> Any:
@@ -21,7 +22,7 @@ def best(scores: Any, count: Any) -> Any:
         >>> best(np.array([1.0, 3.0, 3.0, 3.0]), 2).tolist()
         [False, True, True, False]
     """
-    if isinstance(scores, jax.core.Tracer) or isinstance(count, jax.core.Tracer):
+    if isinstance(scores, Tracer) or isinstance(count, Tracer):
         return _best_traced(jnp.asarray(scores), count)
     return _best_on_host(np.asarray(scores), int(count))
 
@@ -69,7 +70,7 @@ def _best_traced(scores: jax.Array, count: Any) -> jax.Array:
 
 def keep_best(leaf: Any, count: Any) -> Any:
     """The best `count` entries of a leaf of any shape, +inf always."""
-    traced = isinstance(leaf, jax.core.Tracer) or isinstance(count, jax.core.Tracer)
+    traced = isinstance(leaf, Tracer) or isinstance(count, Tracer)
     numbers = jnp if traced else np
     flat = numbers.reshape(numbers.asarray(leaf), (-1,))
     count = numbers.maximum(count, (flat == numbers.inf).sum())

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jprune.allocate._budgets import check_scores, map_named, search
 from jprune.allocate._counts import floor_of, kept, rounded, step_of
@@ -46,7 +47,7 @@ def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = N
 
 
 def _at(scores: Scores, density: Any, budget: Budget) -> Masks:
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(scores), density))
+    traced = any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(scores), density))
     numbers = jnp if traced else np
     forced = map_named(lambda name, leaf: _with_floor(name, leaf, budget, numbers), scores)
     flat = numbers.concatenate([numbers.reshape(leaf, (-1,)) for leaf in jax.tree.leaves(forced)])
@@ -71,6 +72,6 @@ def _with_floor(name: str | None, leaf: Any, budget: Budget, numbers: Any) -> An
 def _rounded(name: str | None, mask: Any, scores: Any, budget: Budget) -> Any:
     size = int(np.size(mask))
     count = mask.sum()
-    count = count if isinstance(count, jax.core.Tracer) else int(count)
+    count = count if isinstance(count, Tracer) else int(count)
     width = rounded(count, size, floor_of(name, size, budget), step_of(size, budget))
     return keep_best(scores, width)

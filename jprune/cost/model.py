@@ -50,6 +50,17 @@ def bytes_moved(term: Term, itemsize: int = 4) -> Any:
     return (term.read + term.written + term.weights) * itemsize
 
 
+class Measuring(NamedTuple):
+    """A cost model that says what it measures."""
+
+    model: Callable[[Any], Cost]
+    measures: str
+
+    def __call__(self, given: Any) -> Cost:
+        """The cost under masks, widths or gates."""
+        return self.model(given)
+
+
 class _Contraction(NamedTuple):
     """Counts of the axes of a contraction."""
 
@@ -165,8 +176,7 @@ def cost_model(
         return Cost(params, total, moved, by_group)
 
     # What `Cost.macs` holds, by the name of the table; allocators compare it with their budget.
-    model.measures = getattr(per_equation, "__name__", "macs")
-    return model
+    return Measuring(model, getattr(per_equation, "__name__", "macs"))
 
 
 def cost(

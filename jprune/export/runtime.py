@@ -43,7 +43,7 @@ def interpreter(model: bytes, threads: int = 1, shape: tuple[int, ...] | None = 
         from ai_edge_litert.interpreter import Interpreter
     with quiet():
         runner = Interpreter(model_content=bytes(model), num_threads=threads)
-        details = runner.get_input_details()[0]
+        details: dict[str, Any] = runner.get_input_details()[0]
         if shape is not None and shape != tuple(details["shape"]):
             _check_shape(shape, tuple(details["shape_signature"]))
             runner.resize_tensor_input(details["index"], shape)

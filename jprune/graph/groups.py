@@ -1,7 +1,7 @@
 """From atoms to groups of units: which leaves they touch, in which roles, and their names."""
 
 import itertools
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ def find_units(coupling: Coupling) -> dict[str, tuple[Place, ...]]:
     for key, rows in touched.items():
         stands_in = not any("in" in row.roles for row in rows)
         producer = min(rows, key=lambda row: _producer_order(coupling, row))
-        for members in _kinds(producer.atoms, np.flatnonzero(signature == key)):
+        for members in _kinds(rows, np.flatnonzero(signature == key)):
             atoms, first = _in_order(producer.atoms, members)
             cleared = stands_in or bool(meeting[atoms].any())
             places = (place for row in rows for place in _places(coupling, row, atoms, cleared))
@@ -65,17 +65,18 @@ def numbered(name: str, taken: Container[str]) -> str:
     return result
 
 
-def _kinds(rows: Indices, atoms: Indices) -> list[Indices]:
+def _kinds(rows: Sequence[LeafAxis], atoms: Indices) -> list[Indices]:
     """Splits atoms into those that never share a position: heads here, head dimensions there."""
-    index = np.full(max(rows.max(), atoms.max()) + 2, -1)  # the last entry is that of "none"
+    index = np.full(max(int(row.atoms.max()) for row in rows) + 2, -1)  # the last: that of -1
     index[atoms] = np.arange(len(atoms))
-    here = index[rows]
-    if ((here >= 0).sum(axis=0) < 2).all():
+    shared = [here for row in rows if ((here := index[row.atoms]) >= 0).sum(axis=0).max() > 1]
+    if not shared:
         return [atoms]
     together = np.zeros((len(atoms), len(atoms)), bool)
-    for left, right in itertools.combinations(here, 2):
-        both = (left >= 0) & (right >= 0)
-        together[left[both], right[both]] = together[right[both], left[both]] = True
+    for here in shared:
+        for left, right in itertools.combinations(here, 2):
+            both = (left >= 0) & (right >= 0)
+            together[left[both], right[both]] = together[right[both], left[both]] = True
     count, kind = connected_components(~together, directed=False)
     return [atoms[kind == number] for number in range(count)]
 

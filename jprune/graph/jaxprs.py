@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core as jex
 
 # Primitives whose body can be written out where they stand. Names, since JAX moves the objects.
@@ -70,7 +71,7 @@ class Program(NamedTuple):
     def _evaluated(self, value: int) -> Any:
         if value in self.constants:
             constant = self.constants[value]
-            return None if isinstance(constant, jax.core.Tracer) else constant
+            return None if isinstance(constant, Tracer) else constant
         equation = self.makers.get(value)
         if equation is None:
             return None
@@ -181,7 +182,7 @@ def program_of(
 
 def _without_placement(leaf: Any) -> Any:
     """The shape of an array: how it is sharded is no part of the network."""
-    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
         return leaf
     weak = getattr(leaf, "weak_type", False)  # random keys have none
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)
@@ -189,8 +190,9 @@ def _without_placement(leaf: Any) -> Any:
 
 def bind(equation: Equation, values: Sequence[Any], params: dict[str, Any] | None = None) -> list:
     """Runs one equation, custom derivatives included."""
-    params = equation.primitive.get_bind_params(equation.params if params is None else params)
-    results = equation.primitive.bind(*values, **params)
+    given = equation.params if params is None else params
+    ready: Any = equation.primitive.get_bind_params(given)
+    results = equation.primitive.bind(*values, **ready)
     return list(results) if equation.primitive.multiple_results else [results]
 
 

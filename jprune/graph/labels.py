@@ -76,7 +76,7 @@ class Solution(NamedTuple):
         if isinstance(axis, Fixed):
             return None
         atoms = self.atoms_of(axis)
-        return (alive_atoms[atoms] | (atoms < 0)).all(axis=0)
+        return np.all(alive_atoms[atoms] | (atoms < 0), axis=0)
 
 
 class Labels:

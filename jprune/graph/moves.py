@@ -195,7 +195,7 @@ class Gather(NamedTuple):
     """Operand axes at whose positions the indices point."""
     tied: dict[int, int]
     """Operand axis -> axis of the indices that runs beside it."""
-    index: Indices | None
+    known: Indices | None
     """[leading axes of the indices]: known numbers, where one axis is looked up."""
 
 
@@ -241,7 +241,7 @@ def gather(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]
             context.freeze(source[axis], "cut at a place that is only known when the net runs")
             result[target] = Fixed(context.reason("part of a gather"))
     for axis in how.looked_up:
-        labels, index = source[axis], how.index
+        labels, index = source[axis], how.known
         if isinstance(labels, Fixed):
             continue
         if index is None or (index < 0).any() or (index >= shape[axis]).any():

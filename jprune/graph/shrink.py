@@ -15,6 +15,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.graph.arithmetic import ELEMENTWISE, REDUCTIONS, WINDOWS
+from jprune.graph.divisors import Divisors
 from jprune.graph.interpret import Frame
 from jprune.graph.jaxprs import Equation, Program, bind, describe
 from jprune.graph.labels import Axis, AxisLabels, Fixed, Flags, Indices, Solution
@@ -109,11 +110,15 @@ def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> 
         values[value] = take(constant, keeps[value])
     for value, array in zip(program.inputs, inputs):
         values[value] = array
+    divisors = Divisors(program, frame)
     for number, equation in enumerate(program.equations):
+        operands = divisors.follow(equation, [values[value] for value in equation.inputs])
+        if operands:
+            divisors.note(equation, operands[0])
         step = Step(
             program,
             equation,
-            [values[value] for value in equation.inputs],
+            operands,
             [keeps[value] for value in equation.inputs],
             [keeps[value] for value in equation.outputs],
             frame.inner.get(number, ()),
@@ -129,7 +134,7 @@ def shrunk(step: Step) -> list[Any]:
     equation = step.equation
     if any(is_leaf_type(value) for value in step.values):
         kernel = step.values[1] if equation.name in CONTRACTIONS else None
-        if is_leaf_type(kernel) and not is_leaf_type(step.values[0]):
+        if kernel is not None and is_leaf_type(kernel) and not is_leaf_type(step.values[0]):
             return [kernel.apply(step.values[0], equation)]
         plain = [value.dense() if is_leaf_type(value) else value for value in step.values]
         return shrunk(step._replace(values=plain))

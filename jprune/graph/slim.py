@@ -1,11 +1,12 @@
 """`slim` and `slim_params`: the same network, dense, with the kept units only."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jprune import errors
@@ -94,7 +95,21 @@ def axis_keeps(groups: Groups, masks: Mapping[str, Any]) -> dict[str, list[np.nd
             alive = (place.units < 0) | mask[place.units]
             before = keeps[place.leaf][place.axis]
             keeps[place.leaf][place.axis] = alive if before is None else before & alive
+    for path, axes in keeps.items():
+        for axis, keep in enumerate(axes):
+            if keep is not None and not keep.any():
+                raise _emptied(groups, path, axis)
     return keeps
+
+
+def _emptied(groups: Groups, path: str, axis: int) -> errors.StructureError:
+    """Masks of several groups that leave nothing where positions need a unit of each."""
+    there = lambda place: (place.leaf, place.axis) == (path, axis)
+    names = [name for name, places in groups.places.items() if any(map(there, places))]
+    return errors.StructureError(
+        f"the masks of {', '.join(names)} together keep nothing of axis {axis} of {path}, whose "
+        "positions need a unit of each. Keep more units of one of them."
+    )
 
 
 def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
@@ -155,7 +170,7 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
 def _take_where_it_is(leaf: Any, keep: Keep) -> Any:
     """The kept part; what was sharded stays sharded, where the kept width can be divided."""
     sharding = getattr(leaf, "sharding", None)
-    traced = isinstance(leaf, jax.core.Tracer)
+    traced = isinstance(leaf, Tracer)
     if traced or not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
         return take(leaf, keep)
     shape = kept_shape(leaf.shape, keep)
@@ -262,7 +277,7 @@ def _without_branches(
 
 
 def check_slim(
-    groups: Groups, keeps: Mapping[str, Keep], dead: set[str], variables: Any
+    groups: Groups, keeps: Mapping[str, Sequence[Any]], dead: set[str], variables: Any
 ) -> list[Any]:
     """The leaves of slim variables, in order; None for those of removed branches.
 
@@ -288,7 +303,7 @@ def check_slim(
     return [found.get(path) for path in groups.leaves]
 
 
-def alive_atoms(coupling: Coupling, keeps: Mapping[str, Keep]) -> Flags:
+def alive_atoms(coupling: Coupling, keeps: Mapping[str, Sequence[Any]]) -> Flags:
     """[atoms] bool: which atoms of this program live, from which positions of the leaves live.
 
     Raises:

@@ -77,7 +77,7 @@ def trace(
     leaves = {path: _shape(leaf) for path, leaf in leaf_paths(variables).items()}
     opened = tuple(open)
     if opened:
-        coupling = _opened(coupling, opened, leaves)
+        coupling = _opened(coupling, opened, tuple(leaves))
     units = find_units(coupling)
     groups = Groups(
         sizes={name: max(int(p.units.max()) for p in places) + 1 for name, places in units.items()},

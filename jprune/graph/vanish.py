@@ -141,7 +141,7 @@ def elementwise(
         if name == "clamp":
             low, high = program.known(values[0]), program.known(values[2])
             inside = low is not None and high is not None and (low <= 0).all() and (high >= 0).all()
-            return zeros[1] and inside
+            return bool(zeros[1] and inside)
         return name in FIRST and zeros[0] and equation.params.get("y", 1) > 0
 
     return tuple(result(axis) for axis in range(len(shape)))

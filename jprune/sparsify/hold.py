@@ -85,7 +85,7 @@ def hold(masks: Masks) -> optax.GradientTransformationExtraArgs:
     def init(params: Params) -> HoldState:
         return HoldState(as_masks(masks, params))
 
-    def update(updates: PyTree, state: HoldState, params: Params | None = None, **extra: Any):
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del extra
         if params is None:
             raise errors.ArgumentError(

@@ -1,13 +1,13 @@
 """Pruning inside the optimizer, on a schedule."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jprune import errors
-from jprune.base import Allocator, Budget, Criterion, Groups, Masks, Params, PyTree, Schedule
+from jprune.base import Allocator, Batch, Budget, Criterion, Groups, Masks, Params, PyTree, Schedule
 from jprune.sparsify.hold import HoldState, held
 from jprune.units import expand, to_units
 
@@ -66,7 +66,7 @@ def scheduled_prune(
             f"scheduled_prune(every={every}): masks change every 1 step or more."
         )
 
-    def new_masks(scores: PyTree, params: Params, density: jax.Array) -> Masks:
+    def new_masks(scores: PyTree, params: Params, density: Any) -> Masks:
         budget = Budget(density=density)
         if groups is None:
             return allocator(scores, budget, None)
@@ -79,9 +79,8 @@ def scheduled_prune(
         masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
         return ScheduledState(jnp.zeros((), jnp.int32), criterion.init(params), HoldState(masks))
 
-    def update(
-        updates: PyTree, state: ScheduledState, params: Params | None = None, *, batch: Any = None
-    ):
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        batch = extra.get("batch")
         if params is None or (batch is None and criterion.needs_data):
             raise errors.ArgumentError(
                 "scheduled_prune needs the parameters and the batch: call tx.update(gradients, "
@@ -89,7 +88,7 @@ def scheduled_prune(
             )
         seen = state.criterion
         if criterion.needs_data:
-            seen = criterion.update(seen, params, batch)
+            seen = criterion.update(seen, params, cast(Batch, batch))
 
         def prune(seen: PyTree, old: Masks) -> tuple[PyTree, Masks]:
             masks = new_masks(criterion.score(seen, params), params, schedule(state.step))

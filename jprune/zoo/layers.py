@@ -23,9 +23,9 @@ class BatchNorm(nnx.BatchNorm):
     two to three digits of the mean.
     """
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
         """[..., channels] -> the same, normalised over all axes but the last."""
-        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+        return super().__call__(x.astype(jnp.float32), *args, **options).astype(x.dtype)
 
 
 def norm(channels: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> BatchNorm:

@@ -1,0 +1,152 @@
+"""The survey as a table: its 52 references, the papers of the baselines, and the methods in them.
+
+The papers stand in `survey.bib`, each with its number and the names of its methods; their places
+in the survey's taxonomy stand here. What is implemented is asked of the code, never written down.
+
+References:
+    Wang, Ou, Song, A Comprehensive Survey of Pruning-Based Techniques for Convolutional Neural
+    Networks Compression, 2022.
+"""
+
+import functools
+import importlib
+import pkgutil
+import re
+from importlib import resources
+from typing import NamedTuple, TypedDict
+
+_STATIC = ("structured", "filter level", "three-step", "static")
+_DYNAMIC = ("structured", "filter level", "three-step", "dynamic")
+TAXONOMY: dict[tuple[str, ...], tuple[int, ...]] = {
+    ("unstructured",): (1, 2, 4, 5, 6, 7, 8, 9, 10),
+    ("structured", "granularities side by side"): (3,),
+    ("structured", "vector level"): (11,),
+    ("structured", "kernel level"): (12,),
+    ("structured", "group level"): (13, 14, 15),
+    _STATIC: (*range(16, 32), 33, 34, 36, 37),
+    _DYNAMIC: (32, 35, 38),
+    ("structured", "filter level", "other"): tuple(range(39, 49)),
+    ("structured", "filter level", "from scratch"): (49, 50, 51),
+    ("structured", "filter level", "three dimensions"): (52,),
+}
+"""{place in the survey: numbers of references}. [6] also occurs among the static criteria."""
+BASELINE = ("baseline",)
+"""The place of methods that the survey does not list."""
+
+
+class Paper(NamedTuple):
+    """A paper as `survey.bib` has it."""
+
+    kind: str
+    """Of the BibTeX entry."""
+    key: str
+    number: int | None
+    """Of the survey's reference; None for a paper that it does not list."""
+    methods: tuple[str, ...]
+    """Names on the command line."""
+    fields: dict[str, str]
+    """BibTeX fields: author, title, year, booktitle or journal, eprint (of arXiv)."""
+
+    @property
+    def text(self) -> str:
+        """Authors, title, venue and year in one line."""
+        surnames = [name.split()[-1] for name in self.fields["author"].split(" and ")]
+        authors = " and ".join(surnames) if len(surnames) < 3 else f"{surnames[0]} et al."
+        authors = authors.replace(" and others", " et al.")
+        venue = self.fields.get("booktitle", self.fields.get("journal", ""))
+        eprint = f", arXiv {self.fields['eprint']}" if "eprint" in self.fields else ""
+        return f"{authors}, {self.fields['title']}, {venue} {self.fields['year']}{eprint}".replace(
+            ",  ", ", "
+        )
+
+    @property
+    def bibtex(self) -> str:
+        """The BibTeX entry."""
+        fields = "".join(f"  {name} = {{{value}}},\n" for name, value in self.fields.items())
+        return f"@{self.kind}{{{self.key},\n{fields}}}"
+
+
+class Row(TypedDict):
+    """What `jprune methods --json` says of a method."""
+
+    name: str
+    refs: list[int]
+    """References of the survey; none for a baseline."""
+    taxonomy: list[str]
+    """Its place in the survey, from the root."""
+    paper: str
+    file: str | None
+    """Where its recipe is, from the root of the repository."""
+    implemented: bool
+
+
+_ENTRY = re.compile(r"^@(\w+)\{(\w+),\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+_FIELD = re.compile(r"^  (\w+) = \{(.*)\},$", re.MULTILINE)
+
+
+@functools.cache
+def papers() -> tuple[Paper, ...]:
+    """All papers: the survey's references in their order, then the others.
+
+    Example:
+        >>> papers()[17].text
+        'Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv
+        1906.10771'
+    """
+    text = resources.files("jprune").joinpath("survey.bib").read_text(encoding="utf-8")
+    found = []
+    for kind, key, body in _ENTRY.findall(text):
+        fields = dict(_FIELD.findall(body))
+        number = fields.pop("survey", None)
+        methods = tuple(fields.pop("methods").split(", "))
+        found.append(Paper(kind, key, None if number is None else int(number), methods, fields))
+    return tuple(found)
+
+
+def papers_of(method: str) -> tuple[Paper, ...]:
+    """The papers of a method, the survey's reference first; none for an unknown name."""
+    return tuple(paper for paper in papers() if method in paper.methods)
+
+
+def implementations() -> dict[str, str]:
+    """{method: file of its recipe}, from what the modules of `jprune.recipes` define.
+
+    Example:
+        >>> implementations()["l1"]
+        'jprune/recipes/three_step.py'
+    """
+    recipes = importlib.import_module("jprune.recipes")
+    found = {}
+    for module in pkgutil.iter_modules(recipes.__path__, "jprune.recipes."):
+        methods = getattr(importlib.import_module(module.name), "METHODS", {})
+        found |= dict.fromkeys(methods, module.name.replace(".", "/") + ".py")
+    return found
+
+
+def rows() -> list[Row]:
+    """One row per method: those of the survey by reference, then the baselines.
+
+    Example:
+        >>> [(row["name"], row["refs"]) for row in rows()][:3]
+        [('obd', [1]), ('obs', [2]), ('granularity', [3])]
+    """
+    files = implementations()
+    names = dict.fromkeys(name for paper in papers() for name in paper.methods)
+    return [_row(name, files.get(name)) for name in names]
+
+
+def _row(name: str, file: str | None) -> Row:
+    sources = papers_of(name)
+    refs = [paper.number for paper in sources if paper.number is not None]
+    return {
+        "name": name,
+        "refs": refs,
+        "taxonomy": list(_place(refs[0]) if refs else BASELINE),
+        "paper": "; ".join(paper.text for paper in sources),
+        "file": file,
+        "implemented": file is not None,
+    }
+
+
+def _place(number: int) -> tuple[str, ...]:
+    return next(place for place, numbers in TAXONOMY.items() if number in numbers)

@@ -1,0 +1,139 @@
+"""Whatever is frozen says where and why: equation, primitive, reason, the user's line, a remedy."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jprune
+from tests.nets import Net, conv, draw
+
+OPEN = "open=("
+
+
+def from_input(v, x):
+    return jnp.tanh(x + conv(x, v["a"])).mean((1, 2, 3))
+
+
+def to_output(v, x):
+    return jax.nn.relu(conv(x, v["a"]))
+
+
+def unknown(v, x):
+    return jax.lax.approx_max_k(conv(x, v["a"]), 3)[0].mean((1, 2, 3))
+
+
+def reduced(v, x):
+    return jnp.tanh(conv(x, v["a"])).sum(-1)
+
+
+def numbered(v, x):
+    return jnp.argmax(conv(x, v["a"]), -1)
+
+
+def running(v, x):
+    return jnp.cumsum(conv(x, v["a"]), -1)[..., :1]
+
+
+def ordered(v, x):
+    return jnp.sort(conv(x, v["a"]), -1)[..., :1]
+
+
+def pooled(v, x):
+    window = (1, 1, 1, 3)
+    return jax.lax.reduce_window(conv(x, v["a"]), -jnp.inf, jax.lax.max, window, window, "VALID")
+
+
+def constant(v, x):
+    return conv(x, v["a"]) @ np.ones((6, 2), np.float32)
+
+
+def computed_slice(v, x):
+    start = jnp.argmax(x.mean((0, 1, 2)))
+    return jax.lax.dynamic_slice_in_dim(conv(x, v["a"]), start, 2, axis=3).mean(-1)
+
+
+def computed_index(v, x):
+    index = jnp.argsort(x.mean((0, 1, 2)))
+    return conv(x, v["a"])[..., index].mean(-1)
+
+
+def broadcast(v, x):
+    return (jnp.tanh(conv(x, v["a"])[..., :1]) * x).mean(-1)
+
+
+def disagreeing(v, x):
+    y = conv(x, v["a"])
+    z = y.reshape(*y.shape[:3], 2, 3) * v["rows"][:, None]
+    w = y.reshape(*y.shape[:3], 3, 2) * v["rows"]
+    return (z.reshape(y.shape) + w.reshape(y.shape)) @ v["out"]
+
+
+def not_zero(v, x):
+    y = jax.nn.softplus(conv(x, v["a"])).reshape(x.shape[0], -1, 6)
+    return (y.swapaxes(1, 2) @ y).mean((1, 2))
+
+
+def meeting(v, x):
+    y = jax.nn.softplus(conv(x, v["a"])).reshape(x.shape[0], -1, 6)
+    return jnp.tanh(y @ y.swapaxes(1, 2)).mean((1, 2))
+
+
+def stacked(v, x):
+    step = lambda x, kernel: (jnp.tanh(conv(x, kernel)), None)
+    return jax.lax.scan(step, x, v["stack"])[0].mean((1, 2, 3))
+
+
+CASES = [
+    # function, leaf, axis, primitive, words of the reason, words of the remedy
+    (from_input, "a", 3, "add", "tied to the network input args/0", ""),
+    (to_output, "a", 3, "custom_jvp_call", "tied to a network output", ""),
+    (unknown, "a", 3, "approx_top_k", "no rule for the primitive 'approx_top_k'", "add a rule"),
+    (reduced, "a", 3, "reduce_sum", "reduce_sum over the channels", OPEN),
+    (numbered, "a", 3, "argmax", "argmax over the channels", ""),
+    (running, "a", 3, "cumsum", "running sum over the channels", ""),
+    (ordered, "a", 3, "sort", "sorted along the channels", ""),
+    (pooled, "a", 3, "reduce_window_max", "pooling over the channels", ""),
+    (constant, "a", 3, "dot_general", "contracted with a constant", OPEN),
+    (computed_slice, "a", 3, "dynamic_slice", "only known when the net runs", "constant"),
+    (computed_index, "a", 3, "gather", "only known when the net runs", "constant"),
+    (broadcast, "a", 3, "mul", "a single channel that is broadcast", ""),
+    (disagreeing, "a", 3, "reshape", "do not agree", "same rows and columns"),
+    (meeting, "a", 3, "dot_general", "not zero without its producers", OPEN),
+    (stacked, "stack", 0, "scan", "stacked layers of a scan", ""),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].__name__)
+def test_a_frozen_axis_explains_itself(case):
+    fn, leaf, axis, primitive, reason, remedy = case
+    shapes = {
+        "a": (3, 3, 3, 3 if fn is from_input else 6),
+        "rows": (2,),
+        "out": (6, 4),
+        "stack": (2, 1, 1, 3, 3),
+    }
+    variables, inputs = draw(Net(fn.__name__, fn, shapes, ((2, 5, 7, 3),), {}))
+    groups = jprune.trace(fn, variables, *inputs)
+    records = [record for record in groups.frozen if (record.leaf, record.axis) == (leaf, axis)]
+    record = next(record for record in records if reason in record.reason)
+    assert record.primitive == primitive
+    assert record.equation.startswith(primitive + " ")
+    assert "->" in record.equation
+    assert remedy in record.remedy
+    assert bool(remedy) == bool(record.remedy)
+    lines, first = inspect.getsourcelines(fn)
+    file, line = record.source.split(" ")[0].rsplit(":", 1)
+    assert file.endswith("test_explanations.py")
+    assert first <= int(line) < first + len(lines)
+
+
+def test_a_channel_that_reaches_two_reasons_names_the_first():
+    def fn(v, x):
+        return jax.nn.softmax(conv(x, v["a"]))
+
+    variables, inputs = draw(Net("two", fn, {"a": (3, 3, 3, 6)}, ((2, 5, 7, 3),), {}))
+    records = jprune.trace(fn, variables, *inputs).frozen
+    assert [record.positions for record in records if record.axis == 3] == [6]
