@@ -71,11 +71,6 @@ def disagreeing(v, x):
     return (z.reshape(y.shape) + w.reshape(y.shape)) @ v["out"]
 
 
-def not_zero(v, x):
-    y = jax.nn.softplus(conv(x, v["a"])).reshape(x.shape[0], -1, 6)
-    return (y.swapaxes(1, 2) @ y).mean((1, 2))
-
-
 def meeting(v, x):
     y = jax.nn.softplus(conv(x, v["a"])).reshape(x.shape[0], -1, 6)
     return jnp.tanh(y @ y.swapaxes(1, 2)).mean((1, 2))

@@ -42,7 +42,8 @@ class Equation(NamedTuple):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     inner: tuple["Program", ...]
-    traceback: Any
+    traceback: tuple[Any, ...]
+    """Where it comes from, innermost first: JAX cuts the trace of its own functions short."""
 
 
 class Program(NamedTuple):
@@ -84,8 +85,9 @@ class Program(NamedTuple):
 class _Builder:
     """Collects equations while nested calls are written out."""
 
-    def __init__(self, inline_remat: bool):
+    def __init__(self, inline_remat: bool, callers: tuple[Any, ...]):
         self.inline_remat = inline_remat
+        self.callers = callers
         self.avals: list[Any] = []
         self.constants: dict[int, Any] = {}
         self.equations: list[Equation] = []
@@ -120,7 +122,10 @@ class _Builder:
                 inlined = "jaxpr"
             if inlined is not None:
                 body, body_constants = opened(equation.params[inlined])
+                outside = self.callers
+                self.callers = (equation.source_info.traceback, *outside)
                 results = self.add(body, body_constants, operands)
+                self.callers = outside
                 ids.update(zip(equation.outvars, results))
                 continue
             for variable in equation.outvars:
@@ -133,7 +138,7 @@ class _Builder:
                     tuple(operands),
                     tuple(ids[variable] for variable in equation.outvars),
                     self.bodies(equation),
-                    equation.source_info.traceback,
+                    (equation.source_info.traceback, *self.callers),
                 )
             )
         return [read(variable) for variable in jaxpr.outvars]
@@ -142,7 +147,8 @@ class _Builder:
         keys = NESTED.get(equation.primitive.name, ())
         found = [equation.params[key] for key in keys if key in equation.params]
         flat = [body for item in found for body in (item if isinstance(item, tuple) else (item,))]
-        return tuple(flatten(body, self.inline_remat) for body in flat)
+        callers = (equation.source_info.traceback, *self.callers)
+        return tuple(flatten(body, self.inline_remat, callers) for body in flat)
 
 
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
@@ -150,16 +156,17 @@ def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
-def flatten(jaxpr: Any, inline_remat: bool = False) -> Program:
+def flatten(jaxpr: Any, inline_remat: bool = False, callers: tuple[Any, ...] = ()) -> Program:
     """A jaxpr as a `Program`.
 
     Args:
         jaxpr: closed or open jaxpr.
         inline_remat: write out `jax.checkpoint` too (same values, more memory in the backward
             pass).
+        callers: tracebacks of the calls around it, innermost first.
     """
     body, constants = opened(jaxpr)
-    builder = _Builder(inline_remat)
+    builder = _Builder(inline_remat, callers)
     inputs = [builder.new(variable.aval) for variable in body.invars]
     outputs = builder.add(body, constants, inputs)
     return Program(
@@ -214,9 +221,10 @@ _PACKAGES = tuple(
 )
 
 
-def user_line(traceback: Any) -> str:
+def user_line(tracebacks: Sequence[Any]) -> str:
     """The innermost line outside libraries, `file:line (function)`, or an empty string."""
-    for frame in getattr(traceback, "frames", ()):
+    frames = (frame for trace in tracebacks for frame in getattr(trace, "frames", ()))
+    for frame in frames:
         if not frame.file_name.startswith(_PACKAGES) and not frame.file_name.startswith("<"):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return ""

@@ -10,6 +10,9 @@ import numpy as np
 from jprune.graph.labels import SYMBOLIC, UNIT, Axis, AxisLabels, Fixed, Indices
 from jprune.graph.rules import Context, rule
 
+COMPUTED = "cut at a place that is only known when the net runs", "slice at a constant place"
+LOOKED_UP = "looked up at places that are only known when the net runs", "use constant indices"
+
 
 @rule("broadcast_in_dim")
 def broadcast_in_dim(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
@@ -238,14 +241,14 @@ def gather(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]
     for axis, target in how.passed.items():
         result[target] = source[axis]
         if sizes[axis] != shape[axis]:
-            context.freeze(source[axis], "cut at a place that is only known when the net runs")
+            context.freeze(source[axis], *COMPUTED)
             result[target] = Fixed(context.reason("part of a gather"))
     for axis in how.looked_up:
         labels, index = source[axis], how.known
         if isinstance(labels, Fixed):
             continue
         if index is None or (index < 0).any() or (index >= shape[axis]).any():
-            context.freeze(labels, "looked up at places that are only known when the net runs")
+            context.freeze(labels, *LOOKED_UP)
         elif not index.ndim:
             context.freeze(labels[index[None]], "a single channel that is taken out")
         else:
@@ -265,7 +268,7 @@ def dynamic_slice(context: Context, operands: Sequence[AxisLabels]) -> list[Axis
         if size == context.in_shape(0)[position]:
             result.append(context.tie(axis, operands[1][position]) if update else axis)
         else:
-            context.freeze(axis, "cut at a place that is only known when the net runs")
+            context.freeze(axis, *COMPUTED)
             result.append(Fixed(context.reason("part of a dynamic slice")))
             if update:
                 context.tie(operands[1][position], result[-1])

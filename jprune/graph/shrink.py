@@ -302,10 +302,10 @@ def gather(step: Step) -> list[Any]:
     known = step.program.known(step.equation.inputs[1])
     how = gather_of(params, known, len(full), len(step.out_keeps[0]))
     indices = step.values[1]
-    if how.index is not None:
+    if how.known is not None:
         (axis,) = how.looked_up
-        index = _index_left(step, how.index, axis, how.batch)
-        if how.index.ndim == 1 and tuple(params["slice_sizes"][:axis]) == full[:axis]:
+        index = _index_left(step, how.known, axis, how.batch)
+        if how.known.ndim == 1 and tuple(params["slice_sizes"][:axis]) == full[:axis]:
             taken = take_positions(value, index, axis)
             if all(params["slice_sizes"][other] == full[other] for other in how.passed):
                 return [jnp.moveaxis(taken, axis, how.batch[0])]
