@@ -16,7 +16,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 demo: install
 	$(BIN)/jprune prune --model resnet8 --data digits --method taylor --macs 0.5 --seed 0 --out runs/demo
 
-test: install tests
+test: install lint types tests
 
 install: $(VENV)/installed
 

@@ -10,6 +10,7 @@ are `jprune.zoo`, `data`, `train`, `measure`, `export` and `report`.
 
 from jprune import errors
 from jprune.base import Budget, Cost, Criterion, Groups, run_criterion
+from jprune.citation import citation
 from jprune.cost import cost, cost_model
 from jprune.graph import Site, gated, intercept, perturbed, slim, slim_params, taps, trace
 from jprune.masks import apply_masks, ste, straight_through
@@ -25,6 +26,7 @@ __all__ = [
     "Groups",
     "Site",
     "apply_masks",
+    "citation",
     "cost",
     "cost_model",
     "errors",

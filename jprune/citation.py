@@ -60,8 +60,8 @@ def _of_method(name: str) -> tuple[Paper, ...]:
     found = survey.papers_of(name)
     if not found:
         raise errors.ArgumentError(
-            f"there is no method {name!r} to cite; `jprune methods` lists their names. An object is "
-            "passed itself, not by its name."
+            f"there is no method {name!r} to cite; `jprune methods` lists their names. Pass an "
+            "object itself, not its name."
         )
     return found
 

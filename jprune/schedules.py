@@ -92,7 +92,8 @@ def cubic(density: float, begin: int, end: int, initial: float = 1.0) -> Schedul
 
     def schedule(step):
         time = jnp.clip((jnp.asarray(step) - begin) / (end - begin), 0.0, 1.0)
-        return jnp.where(time >= 1, density, density + (initial - density) * (1 - time) ** 3)
+        ramp = density + (initial - density) * (1 - time) ** 3
+        return jnp.where(time <= 0, initial, jnp.where(time >= 1, density, ramp))
 
     return schedule
 

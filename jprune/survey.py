@@ -53,11 +53,10 @@ class Paper(NamedTuple):
         surnames = [name.split()[-1] for name in self.fields["author"].split(" and ")]
         authors = " and ".join(surnames) if len(surnames) < 3 else f"{surnames[0]} et al."
         authors = authors.replace(" and others", " et al.")
-        venue = self.fields.get("booktitle", self.fields.get("journal", ""))
+        venue = self.fields.get("booktitle") or self.fields.get("journal")
+        where = f"{venue} {self.fields['year']}" if venue else self.fields["year"]
         eprint = f", arXiv {self.fields['eprint']}" if "eprint" in self.fields else ""
-        return f"{authors}, {self.fields['title']}, {venue} {self.fields['year']}{eprint}".replace(
-            ",  ", ", "
-        )
+        return f"{authors}, {self.fields['title']}, {where}{eprint}"
 
     @property
     def bibtex(self) -> str:

@@ -57,7 +57,7 @@ def depthwise(step, widths):
 
 def grouped(step, widths):
     groups = divisor(widths[0], step.second)
-    width = groups * (1 + step.third % max(1, MOST // groups))
+    width = max(2, groups * (1 + step.third % max(1, MOST // groups)))
     run = lambda p, x: conv(x, p["kernel"], groups=groups)
     return run, {"kernel": (1, 1, widths[0] // groups, width)}, width
 
@@ -73,7 +73,7 @@ def activation(step, widths):
 
 
 def group_norm(step, widths):
-    groups = (1, divisor(widths[0], step.second))[step.third % 2]
+    groups = 1 if step.third % 3 == 0 else divisor(widths[0], step.second)
 
     def run(p, x):
         parts = x.reshape(*x.shape[:3], groups, -1)
@@ -124,7 +124,7 @@ def split(step, widths):
         (lambda p, x: jnp.concatenate(jnp.split(x, [cut], axis=-1)[::-1], -1), widths[0]),
         (lambda p, x: x[..., min(cut, widths[0] - 2) :], widths[0] - min(cut, widths[0] - 2)),
         (lambda p, x: x[..., ::2], (widths[0] + 1) // 2),
-    ]
+    ]  # no value is left with a single channel
     run, width = runs[step.third % (3 if widths[0] > 2 else 1)]
     return run, {}, width
 
@@ -140,7 +140,9 @@ def shuffle(step, widths):
 
 def permute(step, widths):
     order = np.random.default_rng(step.second).permutation(widths[0])
-    run = lambda p, x: x[..., order] if step.third % 2 else x[..., ::-1]
+    run = lambda p, x: (
+        (x[..., order] * jnp.tanh(x[..., ::-1])) if step.third % 2 else x[..., order][..., ::-1]
+    )
     return run, {}, widths[0]
 
 

@@ -36,8 +36,34 @@ def test_global_ties_go_to_the_lowest_flat_index():
     assert masks["b"].tolist() == [True, False, False, False, False]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 60), st.floats(0.02, 1.0), st.integers(0, 10_000))
+@pytest.mark.parametrize(("sparsity", "size", "zeros"), [(0.1, 15, 2), (0.3, 5, 2), (0.1, 5, 0)])
+@BOTH
+def test_halves_are_those_of_the_decimal_number(allocate, sparsity, size, zeros):
+    mask = allocate({"a": np.arange(float(size))}, Budget(density=1 - sparsity))["a"]
+    assert int((~mask).sum()) == zeros
+
+
+def test_a_density_may_be_traced_in_uniform_too():
+    scores = {"a": jnp.arange(8.0), "b": {"c": jnp.arange(12.0).reshape(3, 4), "d": None}}
+    traced = jax.jit(lambda d: uniform(scores, Budget(density=d, min_units=2)))
+    for density in (0.05, 0.5, 1.0):
+        host = uniform(scores, Budget(density=density, min_units=2))
+        result = traced(density)
+        assert result["a"].tolist() == host["a"].tolist()
+        assert result["b"]["c"].tolist() == host["b"]["c"].tolist()
+        assert result["b"]["d"] is None
+
+
+SIZES = (1, 7, 32, 61)
+
+
+@jax.jit
+def jitted_topk(tree, density):
+    return global_topk(tree, Budget(density=density))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(SIZES), st.floats(0.02, 1.0), st.integers(0, 10_000))
 def test_jitted_selection_equals_host_selection(size, density, seed):
     rng = np.random.default_rng(seed)
     scores = rng.integers(-3, 4, size).astype(np.float32)
@@ -47,7 +73,7 @@ def test_jitted_selection_equals_host_selection(size, density, seed):
     tree = {name: leaf for name, leaf in tree.items() if leaf.size}
     density = float(np.float32(density))
     host = global_topk(tree, Budget(density=density))
-    traced = jax.jit(lambda s, d: global_topk(s, Budget(density=d)))(tree, jnp.float32(density))
+    traced = jitted_topk(tree, jnp.float32(density))
     for name in tree:
         assert host[name].tolist() == np.asarray(traced[name]).tolist()
 
@@ -110,6 +136,55 @@ def test_a_budget_keeps_the_best_units_of_every_group():
     masks = global_topk(scores, Budget(macs=0.5), chain_model)
     for name, mask in masks.items():
         assert scores[name][mask].min() > scores[name][~mask].max()
+
+
+def widths_that_fit(fraction):
+    goal = fraction * chain_model({}).macs
+    return [
+        (a, b)
+        for a, b in itertools.product(range(1, 6), range(1, 7))
+        if chain_cost((np.ones(a), np.ones(b))).macs <= goal * (1 + 1e-9)
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.2, 1.0), st.integers(0, 1000))
+def test_global_budgets_against_brute_force(fraction, seed):
+    """The widths are maximal among all that fit, and each group keeps its best units."""
+    rng = np.random.default_rng(seed)
+    scores = {"a": rng.random(5), "b": rng.random(6)}
+    fits = widths_that_fit(fraction)
+    masks = global_topk(scores, Budget(macs=fraction), chain_model)
+    widths = int(masks["a"].sum()), int(masks["b"].sum())
+    assert widths in fits
+    assert not any(w[0] >= widths[0] and w[1] >= widths[1] and w != widths for w in fits)
+    for name, mask in masks.items():
+        assert set(np.flatnonzero(mask)) == set(np.argsort(-scores[name])[: mask.sum()])
+
+
+@BOTH
+@pytest.mark.parametrize("fraction", [0.2, 0.6, 0.9])
+def test_budgets_in_multiples(allocate, fraction):
+    sizes = {"a": 32, "b": 20}
+    model = lambda masks: chain_cost((masks["a"], masks["b"]))
+    scores = {name: np.random.default_rng(2).random(size) for name, size in sizes.items()}
+    budget = Budget(macs=fraction, multiple_of=8)
+    masks = allocate(scores, budget, model)
+    dense = model({name: np.ones(size) for name, size in sizes.items()}).macs
+    widths = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert widths["a"] in (8, 16, 24, 32)
+    assert widths["b"] in (8, 16, 20)
+    assert model(masks).macs <= fraction * dense + 1e-6
+
+
+def test_infinities_under_a_cost_budget():
+    scores = {"a": np.array([-np.inf, 5, 4, 3, np.inf]), "b": np.arange(6.0)}
+    masks = global_topk(scores, Budget(macs=0.6), chain_model)
+    assert masks["a"][4]
+    assert not masks["a"][0]
+    kept = {"a": np.full(5, np.inf), "b": np.full(6, np.inf)}
+    with pytest.raises(errors.BudgetError, match=r"costs 1\.0000"):
+        global_topk(kept, Budget(macs=0.6), chain_model)
 
 
 def test_the_smallest_reachable_budget_is_named_and_can_be_met():

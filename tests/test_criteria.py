@@ -9,6 +9,8 @@ import pytest
 
 import jprune
 from jprune import criteria, errors
+from jprune.allocate import global_topk
+from jprune.base import Budget, Criterion
 from tests.nets import FIRST_CUT, conv, draw, norm
 
 NET = FIRST_CUT[1]
@@ -22,7 +24,9 @@ def cross_entropy(out, batch):
     return -jax.nn.log_softmax(out)[jnp.arange(len(out)), batch["label"]]
 
 
-def case(net=NET, dtype=jnp.float64):
+@functools.cache
+def case(number=1, dtype=jnp.float64):
+    net = FIRST_CUT[number]
     variables, (x,) = draw(net, dtype=dtype)
     groups = jprune.trace(net.fn, variables, x)
     return variables, groups, {"image": x, "label": labels(len(x))}
@@ -30,6 +34,25 @@ def case(net=NET, dtype=jnp.float64):
 
 def mean_loss(fn, variables, batch):
     return cross_entropy(fn(variables, batch["image"]), batch).mean()
+
+
+@functools.cache
+def gate_scores(number=1):
+    """Scores of the gate form, compiled once for all tests."""
+    variables, groups, batch = case(number)
+    criterion = criteria.taylor(FIRST_CUT[number].fn, cross_entropy, groups, form="gate")
+    return jprune.run_criterion(criterion, variables, [batch])
+
+
+@functools.cache
+def gradient(number=1):
+    """The gradient of the mean loss, compiled once for all tests."""
+    variables, _, batch = case(number)
+    return gradient_of(FIRST_CUT[number].fn, variables, batch)
+
+
+def gradient_of(fn, variables, batch):
+    return jax.jit(jax.grad(functools.partial(mean_loss, fn)))(variables, batch)
 
 
 def first_of(fn, variables, x):
@@ -62,16 +85,63 @@ def test_random_is_a_function_of_the_key_and_differs_between_leaves():
     assert not jnp.array_equal(score(0)["a"], score(0)["b"])
 
 
+def test_statistics_have_no_scores():
+    variables = {"params": {"w": jnp.ones((2, 1))}, "stats": {"mean": jnp.zeros(2)}}
+    fn = lambda v, x: (x - v["stats"]["mean"]) @ v["params"]["w"]
+    loss = lambda out, batch: out[:, 0] ** 2
+    batch = {"image": jnp.ones((3, 2))}
+    for criterion in (
+        criteria.magnitude(),
+        criteria.random(jax.random.key(0)),
+        criteria.taylor(fn, loss),
+    ):
+        scores = jprune.run_criterion(criterion, variables, [batch])
+        assert scores["stats"] == {"mean": None}
+        assert scores["params"]["w"].shape == (2, 1)
+        assert global_topk(scores, Budget(density=0.5))["stats"]["mean"] is None
+
+
+def test_examples_of_weight_0_do_not_count():
+    fn = lambda v, x: x @ v["a"] @ v["b"]
+    variables = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones((3, 4))}
+    batch = {"image": jnp.array([[1.0, 2], [0, 1]]), "label": labels(2)}
+    padded = {name: jnp.concatenate([array, array[:1]]) for name, array in batch.items()}
+    padded["weight"] = jnp.array([1.0, 1.0, 0.0])
+    groups = jprune.trace(fn, variables, batch["image"])
+    for settings in ({}, {"form": "gate"}, {"form": "gate", "per_example": True}):
+        criterion = criteria.taylor(fn, cross_entropy, groups, **settings, at="in")
+        plain, weighted = (jprune.run_criterion(criterion, variables, [b]) for b in (batch, padded))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain, weighted)
+
+
+def test_masked_units_and_weights_score_minus_infinity():
+    variables, groups, _ = case(dtype=jnp.float32)
+    mask = np.arange(groups.sizes["conv2"]) > 2
+    of_units = {name: jnp.ones(size) for name, size in groups.sizes.items()}
+    criterion = Criterion(lambda v: (), lambda s, v, b: s, lambda s, v: of_units, False)
+    score = jprune.run_criterion(criteria.masked(criterion, {"conv2": mask}), variables, ())
+    assert (score["conv2"][:3] == -jnp.inf).all()
+    assert jnp.isfinite(score["conv2"][3:]).all()
+    assert jnp.isfinite(score["conv1"]).all()
+    weights = jprune.run_criterion(
+        criteria.masked(criteria.magnitude(), jprune.expand(groups, {"conv2": mask})), variables, ()
+    )
+    assert (weights["conv2"][..., :3] == -jnp.inf).all()
+    assert jnp.isfinite(weights["conv2"][..., 3:]).all()
+    wrong = criteria.masked(criterion, {"conv2": mask[:3]})
+    with pytest.raises(errors.StructureError, match=r"shape \(3,\)"):
+        jprune.run_criterion(wrong, variables, ())
+    of_weights = criteria.masked(criteria.magnitude(), {"conv9": mask})
+    with pytest.raises(errors.StructureError, match=r"expand\(groups, masks\)"):
+        jprune.run_criterion(of_weights, variables, ())
+
+
 def test_a_gate_behind_a_convolution_is_the_sum_over_its_weights_and_bias(float64):
     """[18] P1: dE/dgate = sum over the filter's weights and bias of g w."""
-    net = FIRST_CUT[0]
-    variables, groups, batch = case(net)
-    score = jprune.run_criterion(
-        criteria.taylor(net.fn, cross_entropy, groups, form="gate"), variables, [batch]
-    )
-    gradient = jax.grad(lambda v: mean_loss(net.fn, v, batch))(variables)
+    variables, _, _ = case(0)
+    score, slope = gate_scores(0), gradient(0)
     for layer in ("conv1", "conv2", "dense1"):
-        both = jax.tree.map(lambda g, w: g * w, gradient[layer], variables[layer])
+        both = jax.tree.map(lambda g, w: g * w, slope[layer], variables[layer])
         kernel = both["kernel"].reshape(-1, both["bias"].size).sum(0)
         expected = (kernel + both["bias"]) ** 2
         np.testing.assert_allclose(score[f"{layer}/kernel"], expected, rtol=1e-9)
@@ -90,21 +160,21 @@ def test_a_gate_behind_batch_norm_is_gamma_and_beta_times_their_gradients(float6
         return out, {}
 
     variables, groups, batch = case()
-    for fn, has_aux in ((NET.fn, False), (train, True)):
-        criterion = criteria.taylor(fn, cross_entropy, groups, form="gate", has_aux=has_aux)
-        score = jprune.run_criterion(criterion, variables, [batch])
-        out_of = functools.partial(first_of, fn) if has_aux else fn
-        gradient = jax.grad(functools.partial(mean_loss, out_of))(variables, batch)
+    criterion = criteria.taylor(train, cross_entropy, groups, form="gate", has_aux=True)
+    training = (
+        jprune.run_criterion(criterion, variables, [batch]),
+        gradient_of(functools.partial(first_of, train), variables, batch),
+    )
+    for score, slope in ((gate_scores(), gradient()), training):
         for number in "123":
-            p, g = variables["norm" + number], gradient["norm" + number]
+            p, g = variables["norm" + number], slope["norm" + number]
             expected = (p["scale"] * g["scale"] + p["shift"] * g["shift"]) ** 2
             np.testing.assert_allclose(score["conv" + number], expected, rtol=1e-9)
 
 
 def test_separate_and_joint_forms(float64):
     variables, groups, batch = case()
-    gradient = jax.grad(lambda v: mean_loss(NET.fn, v, batch))(variables)
-    product = np.asarray(gradient["conv2"] * variables["conv2"]).reshape(-1, 7)
+    product = np.asarray(gradient()["conv2"] * variables["conv2"]).reshape(-1, 7)
     separate = jprune.run_criterion(criteria.taylor(NET.fn, cross_entropy), variables, [batch])
     np.testing.assert_allclose(
         jprune.to_units(groups, separate)["conv2"], (product**2).sum(0), rtol=1e-9
@@ -151,15 +221,10 @@ def test_second_order_on_a_quadratic_is_the_true_change(float64):
 
 def test_a_shared_gate_is_divided_by_the_number_of_its_sites(float64):
     net = FIRST_CUT[2]
-    variables, groups, batch = case(net)
-    score = jprune.run_criterion(
-        criteria.taylor(net.fn, cross_entropy, groups, form="gate"), variables, [batch]
-    )["stem"]
-    gates = jax.grad(
-        lambda g: cross_entropy(
-            jprune.gated(net.fn, groups, "norm")(variables, {"stem": g}, batch["image"]), batch
-        ).mean()
-    )(jnp.ones(8))
+    variables, groups, batch = case(2)
+    score = gate_scores(2)["stem"]
+    gated = jprune.gated(net.fn, groups, "norm")
+    gates = gradient_of(lambda g, x: gated(variables, {"stem": g}, x), jnp.ones(8), batch)
     np.testing.assert_allclose(score, gates**2 / 3, rtol=1e-9)
 
 

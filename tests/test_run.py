@@ -58,6 +58,14 @@ def test_overwriting_removes_what_runs_write_and_nothing_else(tmp_path):
     assert sorted(f.name for f in directory.path.iterdir()) == ["config.json", "notes.txt"]
 
 
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
+    opened(tmp_path / "a")
+    (tmp_path / "a" / ".result.json.x1.tmp").write_text("{")
+    (tmp_path / "a" / "params.orbax-checkpoint-tmp-0").mkdir()
+    opened(tmp_path / "a")
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["config.json"]
+
+
 def test_somebody_elses_directory_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     for overwrite in (False, True):
@@ -293,16 +301,33 @@ def test_exports_are_the_slim_net(finished):
     assert result["achieved"]["density"] == pytest.approx((stream + inner) / 20)
 
 
+def before_export(path, out):
+    """A copy of a finished run as it was before its export."""
+    shutil.copytree(path, out, ignore=shutil.ignore_patterns("model.*", "params", "r*.html"))
+    for name in ("result.json", "plan.json", "report.png"):
+        (out / name).unlink()
+    for stage in ("export", "measure"):
+        shutil.rmtree(next((out / "stages").glob(f"*-{stage}")))
+
+
 def test_a_job_that_is_shot_in_export_goes_on_bit_for_bit(tmp_path, finished):
     path, out = finished[0], tmp_path / "run"
+    before_export(path, out)
     shoot("pruned_job(sys.argv[1])", out, "model.stablehlo")
-    assert not (out / "result.json").exists()
+    assert sorted(f.name for f in out.iterdir() if not f.name.startswith(".")) == [
+        "config.json",
+        "model.stablehlo",
+        "params",
+        "records.jsonl",
+        "stages",
+    ]
     result = pruned_job(out)
     assert without_times(result) == without_times(finished[1])
     for name in ("plan.json", "config.json", "model.stablehlo", "model.tflite"):
         assert (out / name).read_bytes() == (path / name).read_bytes(), name
     trees = [checkpoint.load_tree(folder / "params") for folder in (out, path)]
     assert equal(*trees)
+    assert sorted(f.name for f in out.iterdir()) == FILES.split()
     records = [files.read_lines(folder / "records.jsonl").records for folder in (out, path)]
     shown = [[r for r in timeless(lines) if r["stage"] != "measure"] for lines in records]
     assert shown[0] == shown[1]
@@ -327,12 +352,7 @@ def test_without_the_extra_there_is_a_note_and_null(tmp_path, finished, monkeypa
         raise errors.MissingExtraError("install the extra: pip install 'jprune[tflite]'")
 
     monkeypatch.setattr("jprune.train.finish.export.tflite", missing)
-    shutil.copytree(finished[0], tmp_path / "run")
-    (tmp_path / "run" / "model.tflite").unlink()
-    (tmp_path / "run" / "result.json").unlink()
-    for stage in ("export", "measure"):
-        for folder in (tmp_path / "run" / "stages").glob(f"*-{stage}"):
-            shutil.rmtree(folder)
+    before_export(finished[0], tmp_path / "run")
     result = job.prune(JOB, tmp_path / "run", "command", Notes(), measure_seconds=0.0)
     assert result["pruned"]["bytes"] is None
     assert result["dense"]["latency_ms"]["tflite_b1"] is None

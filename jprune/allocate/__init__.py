@@ -5,8 +5,8 @@ scores of units {group: [n]} or of weights (a tree), honour -inf (gone already) 
 pruned), count exactly, and meet budgets in parameters or MACs by asking the cost model about the
 masks themselves.
 
-Read `counts.py` first (how many are kept), then `select.py` (which ones), then `budgets.py`
-(until the budget is met).
+Read `uniform.py` first. What allocators share stands in files with an underscore: `_counts.py` (how
+many are kept), `_select.py` (which ones), `_budgets.py` (until the budget is met).
 """
 
 from jprune.allocate.global_topk import global_topk

@@ -17,7 +17,7 @@ from jprune.allocate._select import best, keep_best
 from jprune.base import Budget, Cost, CostModel, Masks, Scores
 
 
-def price_of(budget: Budget, model: CostModel | None) -> Callable[[Masks], float]:
+def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callable[[Masks], float]:
     """`masks -> cost as a fraction of the dense net` in the budget's unit.
 
     Raises:
@@ -36,7 +36,7 @@ def price_of(budget: Budget, model: CostModel | None) -> Callable[[Masks], float
             f"{budget.kind!r}."
         )
     field: Callable[[Cost], Any] = lambda c: c.params if budget.kind == "params" else c.macs
-    dense = float(field(model({})))
+    dense = float(field(model(map_named(lambda _, leaf: np.ones(leaf.shape, bool), scores))))
     return lambda masks: float(field(model(masks))) / dense
 
 
@@ -74,7 +74,7 @@ def search(
     Raises:
         BudgetError: even the smallest allowed masks cost too much.
     """
-    price = price_of(budget, model)
+    price = price_of(scores, budget, model)
     goal = float(budget.value) + 1e-9
     masks = cheapest(scores, budget)
     if (least := price(masks)) > goal:

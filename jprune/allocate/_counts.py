@@ -13,12 +13,16 @@ from jprune.base import Budget
 def kept(size: int, density: Any) -> Any:
     """N - round((1 - density) n), halves to even; works on a traced density.
 
+    A half is a half of the decimal number that was meant: 1 - 0.9 is a little less than 0.1, and
+    1.5 of 15 are still rounded to 2.
+
     Example:
-        >>> int(kept(10, 0.75))
-        8
+        >>> int(kept(10, 0.75)), int(kept(15, 0.9))
+        (8, 13)
     """
-    numbers = jnp if not isinstance(density, (int, float, np.floating)) else np
-    return size - numbers.round((1 - density) * size).astype(int)
+    if isinstance(density, (int, float, np.floating)):
+        return size - np.round(np.round((1 - density) * size, 9)).astype(int)
+    return size - jnp.round((1 - density) * size).astype(int)
 
 
 def step_of(size: int, budget: Budget) -> int:

@@ -6,18 +6,19 @@ References:
     efficient ConvNets, 2017, arXiv 1608.08710.
 """
 
-import jax
 import jax.numpy as jnp
 
 from jprune import errors
 from jprune.base import Criterion
+from jprune.criteria._leaves import map_parameters
 
 
 def magnitude(order: int = 1) -> Criterion:
-    """|w|^order for every weight: a tree like the variables.
+    """|w|^order for every parameter: a tree like the variables, None for statistics.
 
-    Pooled by `to_units(groups, scores)` it is the L1 norm of a filter, or its squared L2 norm;
-    pooling with `within="mean"` makes filters of different size comparable.
+    A weight that is NaN scores NaN, which every allocator refuses. Pooled by
+    `to_units(groups, scores)` it is the L1 norm of a filter, or its squared L2 norm; pooling with
+    `within="mean"` makes filters of different size comparable.
 
     Args:
         order: 1 (L1) or 2 (L2, squared: the order of filters is that of the norms).
@@ -35,6 +36,6 @@ def magnitude(order: int = 1) -> Criterion:
 
     def score(state, variables):
         del state
-        return jax.tree.map(lambda leaf: jnp.abs(leaf) ** order, variables)
+        return map_parameters(lambda leaf: jnp.abs(leaf) ** order, variables)
 
     return Criterion(lambda variables: (), lambda state, variables, batch: state, score, False)

@@ -4,13 +4,16 @@ References:
     Mittal, Bhardwaj, Khapra, Ravindran, Recovering from random pruning, 2018, arXiv 1801.10447.
 """
 
+import itertools
+
 import jax
 
 from jprune.base import Criterion
+from jprune.criteria._leaves import map_parameters
 
 
 def random(key: jax.Array) -> Criterion:
-    """Uniform scores in [0, 1), one per weight: a tree like the variables.
+    """Uniform scores in [0, 1), one per parameter: a tree like the variables, None for statistics.
 
     Pooled with `to_units(..., within="max")` or any other way, units are in random order too.
 
@@ -26,11 +29,8 @@ def random(key: jax.Array) -> Criterion:
 
     def score(state, variables):
         del state
-        leaves, structure = jax.tree.flatten(variables)
-        drawn = [
-            jax.random.uniform(jax.random.fold_in(key, number), leaf.shape)
-            for number, leaf in enumerate(leaves)
-        ]
-        return jax.tree.unflatten(structure, drawn)
+        numbers = itertools.count()
+        draw = lambda leaf: jax.random.uniform(jax.random.fold_in(key, next(numbers)), leaf.shape)
+        return map_parameters(draw, variables)
 
     return Criterion(lambda variables: (), lambda state, variables, batch: state, score, False)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jprune import errors
-from jprune.base import Criterion, Groups
+from jprune.base import Batch, Criterion, Groups
 from jprune.criteria._average import add, start, value_of
+from jprune.criteria._leaves import map_parameters
 from jprune.graph import gated
 from jprune.units import to_units
 
@@ -38,21 +39,22 @@ def taylor(
 ) -> Criterion:
     """Squared change of the loss on removal.
 
-    With E the mean loss of a batch and g its gradient, a contribution is, per batch,
+    With E the mean loss of a batch and g its gradient, the contribution of a batch is
 
-    - `separate`: (g w)^2 for every weight, a tree like the variables (the paper's "Taylor on
-    weights");
-      pooled by `to_units` it is sum (g w)^2 over a filter;
-    - `joint`: (sum over the unit of g w)^2;
-    - `gate`: (dE/dz)^2 for a gate z = 1 per unit (the paper's recommended Taylor-FO-BN, after the
-    batch
-      norm); with order 2, (dE/dz - 1/2 d2E/dz2)^2. A gate that stands at several sites (a residual
-      stream) collects several gradients, so its score is divided by their number, which the paper
-      intends.
+    - "separate": (g w)^2 for every parameter, a tree like the variables, None for statistics (the
+      paper's "Taylor on weights"); pooled by `to_units` it is the sum of (g w)^2 over a filter;
+    - "joint": (sum over the unit of g w)^2;
+    - "gate": (dE/dz)^2 for a gate z = 1 per unit (the paper's recommended Taylor-FO-BN, where the
+      gate follows the batch norm); with order 2, (dE/dz - 1/2 d2E/dz2)^2. A gate that stands at
+      several sites (a residual stream) collects several gradients, so its score is divided by
+      their number, as the paper intends.
+
+    Scores of a net with pruned units are about 0 there; `masked` makes them -inf.
 
     Args:
         fn: `fn(variables, batch["image"])`.
-        loss: `loss(out, batch) -> [batch]`.
+        loss: `loss(out, batch) -> [batch]`; E is its mean, weighted by batch["weight"] if there is
+            one.
         groups: from `trace`; needed for `joint` and `gate`.
         form: `separate`, `joint` or `gate`.
         at: site of the gates: `norm` (between batch norm and nonlinearity), `in`, or `act`.
@@ -62,7 +64,8 @@ def taylor(
         momentum: None for the plain mean over batches; else the running mean of rounds (0.9 in the
             paper's code, which calls it useless).
         every: batches in a round (30 in the paper's code for ResNet-50).
-        has_aux: `fn` is in training mode and returns `(out, statistics)`.
+        has_aux: `fn` returns `(out, statistics)`: a net in training mode, whose norms use the
+            batch's own statistics.
         roles: places that a unit's joint sum runs over.
 
     Returns:
@@ -84,11 +87,11 @@ def taylor(
     out_of = (lambda result: result[0]) if has_aux else (lambda result: result)
 
     def mean_loss(variables, batch):
-        return loss(out_of(fn(variables, batch["image"])), batch).mean()
+        return _weights(batch) @ loss(out_of(fn(variables, batch["image"])), batch)
 
     def products(variables, batch):
         gradient = jax.grad(mean_loss, allow_int=True)(variables, batch)
-        return jax.tree.map(_product, gradient, variables)
+        return map_parameters(_product, variables, gradient)
 
     def separate(variables, batch):
         return jax.tree.map(jnp.square, products(variables, batch))
@@ -106,7 +109,7 @@ def taylor(
 
     def init(variables):
         if form == "separate":
-            return start(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables))
+            return start(map_parameters(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables))
         known = _known(groups)
         names = _gated_names(known, at) if form == "gate" else known.names
         return start({name: jnp.zeros(known.sizes[name]) for name in names})
@@ -145,7 +148,14 @@ def _known(groups: Groups | None) -> Groups:
     return groups
 
 
-def _product(gradient: jax.Array, leaf: jax.Array) -> jax.Array:
+def _weights(batch: Batch) -> jax.Array:
+    """[batch]: what an example counts in a mean over the batch."""
+    examples = jax.tree.leaves(batch["image"])[0].shape[0]
+    weight = jnp.asarray(batch.get("weight", jnp.ones(examples)))
+    return weight / weight.sum()
+
+
+def _product(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
     if gradient.dtype == jax.dtypes.float0:
         return jnp.zeros(leaf.shape)
     return gradient * leaf
@@ -171,13 +181,13 @@ def _gate_scores(fn, loss, out_of, groups: Groups, at: str, order: int, per_exam
             return loss(out_of(with_gates(variables, gates, batch["image"])), batch)
 
         ones = {name: jnp.ones(groups.sizes[name]) for name in names}
+        weights = _weights(batch)
         if per_example:
-            examples = jax.tree.leaves(batch["image"])[0].shape[0]
-            wide = {name: jnp.ones((examples, size.shape[0])) for name, size in ones.items()}
+            wide = {name: jnp.ones((len(weights), *one.shape)) for name, one in ones.items()}
             gradient = jax.grad(lambda gates: losses(gates).sum())(wide)
-            squares = {name: (g**2).mean(axis=0) for name, g in gradient.items()}
+            squares = {name: weights @ g**2 for name, g in gradient.items()}
         else:
-            slope = jax.grad(lambda gates: losses(gates).mean())
+            slope = jax.grad(lambda gates: weights @ losses(gates))
             gradient = slope(ones)
             if order == 2:
                 curvature = _diagonal(slope, ones)

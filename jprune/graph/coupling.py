@@ -174,8 +174,7 @@ def _names_tied_to_channels(coupling: Coupling) -> set[str]:
         for number, axis in enumerate(coupling.leaf_axes(leaf)):
             if coupling.uses.of_axis(leaf, number) <= {"in"}:
                 continue
-            for component in np.unique(coupling.solution.component[axis]).tolist():
-                reason = coupling.solution.reasons.get(component)
-                if reason is not None and reason.text.startswith(INPUT):
+            for reason in coupling.solution.causes_of(axis):
+                if reason.text.startswith(INPUT):
                     names.add(reason.text.removeprefix(INPUT))
     return names

@@ -158,11 +158,10 @@ def unit_numbers(
             atoms = coupling.solution.atoms_of(axis)
             units = np.broadcast_to(place.units, atoms.shape)
             taken = (atoms >= 0) & (units >= 0)
-            pairs, times = np.unique(
-                np.stack([units[taken], atoms[taken]]), axis=1, return_counts=True
-            )
+            pairs, times = np.unique(units[taken] * count + atoms[taken], return_counts=True)
+            unit, atom = np.divmod(pairs, count)
             positions = np.bincount(place.units[place.units >= 0])
-            mine = (times == positions[pairs[0]]) & (times > support[pairs[1]])
-            chosen_units, chosen = pairs[:, mine]
-            group_of[chosen], unit_of[chosen], support[chosen] = number, chosen_units, times[mine]
+            mine = (times == positions[unit]) & (times > support[atom])
+            chosen = atom[mine]
+            group_of[chosen], unit_of[chosen], support[chosen] = number, unit[mine], times[mine]
     return group_of, unit_of

@@ -10,6 +10,7 @@ convolution).
 become units. How it is solved is in `solve.py`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -64,12 +65,22 @@ class Solution(NamedTuple):
     """[labels]: component of every label."""
     atoms: Indices
     """[components, k]: the atoms that a component is a conjunction of, -1 for none."""
-    reasons: dict[int, Reason]
-    """Frozen component -> why."""
+    causes: Indices
+    """[components]: number of the reason that freezes it, -1 for none."""
+    reasons: tuple[Reason, ...]
 
     def atoms_of(self, axis: Indices) -> Indices:
         """[k, length]: atoms of every position, -1 where there is none (always alive)."""
         return self.atoms[self.component[axis]].T
+
+    def causes_of(self, axis: Indices) -> Counter[Reason]:
+        """Why positions of an axis are frozen, and how many for each reason."""
+        causes = self.causes[self.component[axis]]
+        numbers, counts = np.unique(causes[causes >= 0], return_counts=True)
+        found = Counter[Reason]()
+        for number, count in zip(numbers.tolist(), counts.tolist()):
+            found[self.reasons[number]] += count
+        return found
 
     def alive(self, axis: Axis, alive_atoms: Flags) -> Flags | None:
         """[length]: which positions live, or None for a fixed axis."""

@@ -347,8 +347,7 @@ def _check_reductions(coupling: Coupling, groups: Groups, alive: Flags) -> None:
 
 
 def _explain(solution: Solution, path: str, number: int, axis: Indices, position: int) -> None:
-    reason = solution.reasons.get(int(solution.component[axis[position]]))
-    if reason is not None:
+    for reason in solution.causes_of(axis[position : position + 1]):
         raise errors.FrozenError(
             f"the masks remove position {position} on axis {number} of {path}, which this function "
             f"freezes: {reason.text} ({reason.equation or 'no equation'}, "

@@ -79,12 +79,8 @@ class _Solver:
             self.refresh()
             if before == self.state() and not self.freeze_cycles():
                 break
-        reasons = {
-            component: self.frozen[place][1]
-            for component, place in enumerate(self.first.tolist())
-            if place != NONE
-        }
-        return Solution(self.component, self.expand(), reasons)
+        reasons = tuple(reason for _, reason in self.frozen)
+        return Solution(self.component, self.expand(), self.first, reasons)
 
     def state(self) -> tuple[int, ...]:
         """Changes whenever anything changes."""

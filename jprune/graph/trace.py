@@ -176,19 +176,14 @@ def _exact(coupling: Coupling, units: dict[str, tuple[Place, ...]]) -> dict[str,
 def _frozen(coupling: Coupling) -> list[Frozen]:
     """Frozen axes of the leaves, one entry per reason; positions of images are not listed."""
     found: list[Frozen] = []
-    solution = coupling.solution
     for leaf, path in enumerate(coupling.paths):
         if not coupling.uses.roles[leaf]:
             continue
         for number, axis in enumerate(coupling.leaf_axes(leaf)):
-            components, counts = np.unique(solution.component[axis], return_counts=True)
-            by_reason: dict[Reason, int] = {}
-            for component, positions in zip(components.tolist(), counts.tolist()):
-                reason = solution.reasons.get(component)
-                if reason is not None and reason != SPATIAL.reason:
-                    by_reason[reason] = by_reason.get(reason, 0) + positions
             found += [
-                Frozen(path, number, positions, *reason) for reason, positions in by_reason.items()
+                Frozen(path, number, positions, *reason)
+                for reason, positions in coupling.solution.causes_of(axis).items()
+                if reason != SPATIAL.reason
             ]
     return found
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from jprune import errors
 
 PathLike = str | os.PathLike[str]
+TEMPORARY = ".tmp"
+"""End of the names of files that are not whole; they begin with a dot."""
 
 
 class Lines(NamedTuple):
@@ -70,7 +72,7 @@ def atomic_write(path: PathLike, data: bytes | str) -> None:
     path = pathlib.Path(path)
     content = data.encode() if isinstance(data, str) else data
     with explained(path):
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
         temporary = pathlib.Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:

@@ -111,7 +111,7 @@ class Bars:
     def __init__(self, console: Console | None = None):
         self._bars = bars.Progress(
             bars.TextColumn("{task.description}"),
-            bars.BarColumn(bar_width=24),
+            bars.BarColumn(bar_width=12),
             bars.TaskProgressColumn(),
             bars.TimeRemainingColumn(elapsed_when_finished=True),
             bars.TextColumn("{task.fields[metrics]}"),
@@ -140,12 +140,12 @@ class Bars:
             self._bars.start_task(self._task)
         self._bars.update(self._task, completed=step)
         if metrics:
-            self._bars.update(self._task, metrics=described(metrics))
+            self._bars.update(self._task, metrics=briefly(metrics))
 
     def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:
         """Shows its metrics beside the bar."""
         del epoch, of
-        self._bars.update(self._task, metrics=described(metrics))
+        self._bars.update(self._task, metrics=briefly(metrics))
 
     def end(self) -> None:
         """Fills the bar."""
@@ -158,6 +158,21 @@ class Bars:
     def close(self) -> None:
         """Leaves the terminal as it was."""
         self._bars.stop()
+
+
+def briefly(metrics: dict[str, float]) -> str:
+    """The loss, and the accuracy on the validation split where it is known; 80 columns are few.
+
+    Example:
+        >>> briefly({"loss": 0.25, "accuracy": 0.5, "validation_accuracy": 0.4})
+        'loss 0.25, validation 0.4'
+        >>> briefly({"loss": 0.25, "accuracy": 0.5})
+        'loss 0.25, accuracy 0.5'
+    """
+    shown = {"loss": metrics.get("loss"), "validation": metrics.get("validation_accuracy")}
+    if shown["validation"] is None:
+        shown = {"loss": metrics.get("loss"), "accuracy": metrics.get("accuracy")}
+    return described({name: value for name, value in shown.items() if value is not None})
 
 
 def described(metrics: dict[str, float]) -> str:

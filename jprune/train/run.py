@@ -25,6 +25,7 @@ from jprune.recipes import evaluate, unrolled
 from jprune.recipes.stages import LongStage, shapes_of
 from jprune.train import checkpoint, loop
 from jprune.train.files import (
+    TEMPORARY,
     PathLike,
     append_line,
     make_folder,
@@ -117,6 +118,7 @@ def open_directory(
         _check_same(folder, read_json(folder / "config.json"), settings)
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", settings)
+    _sweep(folder)
     return RunDirectory(folder, {"run": folder.resolve().name, **about}, dict(provenance))
 
 
@@ -128,6 +130,15 @@ def _clear(folder: pathlib.Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _sweep(folder: pathlib.Path) -> None:
+    """Removes what a kill left half written."""
+    for pattern in (f".*{TEMPORARY}", f"stages/*/.*{TEMPORARY}"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    for half in folder.glob("params.orbax-checkpoint-tmp*"):
+        shutil.rmtree(half)
 
 
 def _check_same(folder: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

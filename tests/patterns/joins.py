@@ -119,8 +119,8 @@ JOINS = [
         embedding,
         {"table": (9, 5), "dense": (4, 5), "hidden": (5, 7), "out": (7, 5)},
         ((3, 6), (3, 4)),
-        # The vocabulary is looked up and given out; the stream's five go through table and dense.
-        {"dense": 5, "hidden": 7},
+        # The vocabulary is looked up and given out; the stream's five are columns of the table.
+        {"table": 5, "hidden": 7},
     ),
     Net(
         "several",

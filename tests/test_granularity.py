@@ -1,0 +1,153 @@
+"""Grains of a kernel: numbers of methods/checks.md [3] and B9, and exact counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jprune
+from jprune import allocate, errors, granularity
+from jprune.base import Budget
+from tests.nets import FIRST_CUT, draw
+
+GRAINS = {
+    "weight": granularity.weight,
+    "vector": granularity.vector,
+    "kernel": granularity.kernel,
+    "filter": granularity.filter,
+    "column": granularity.column,
+    "block": granularity.block(h=2, inputs=3, outputs=2),
+}
+ALL = pytest.mark.parametrize("name", GRAINS)
+
+
+def hwio(oihw):
+    return jnp.transpose(jnp.asarray(oihw), (2, 3, 1, 0))
+
+
+def oihw(grains):
+    return np.transpose(np.asarray(grains), (3, 2, 0, 1))
+
+
+def test_saliences_of_grains():
+    """[3] P1; the papers' kernels are OIHW."""
+    weights = hwio(np.arange(1.0, 17).reshape(2, 2, 2, 2))
+    vectors = oihw(granularity.pool(weights, granularity.vector))
+    assert vectors[..., 0].tolist() == [[[3, 7], [11, 15]], [[19, 23], [27, 31]]]
+    kernels = granularity.pool(weights, granularity.kernel)
+    assert oihw(kernels)[..., 0, 0].tolist() == [[10, 26], [42, 58]]
+    assert granularity.pool(weights, granularity.filter).ravel().tolist() == [36, 100]
+    columns = oihw(granularity.pool(weights, granularity.column))[0].ravel()
+    assert columns.tolist() == [10, 12, 14, 16, 18, 20, 22, 24]
+    masks = allocate.uniform({"w": kernels}, Budget(density=0.5))
+    mask = oihw(granularity.spread(masks["w"], granularity.kernel, weights))
+    assert mask[1].all()
+    assert not mask[0].any()
+
+
+@ALL
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.75])
+@pytest.mark.parametrize("allocator", [allocate.uniform, allocate.global_topk])
+def test_masks_are_constant_on_grains_and_counts_are_exact(name, density, allocator):
+    """[3] P2, on the shape (4, 3, 2, 5) of OIHW."""
+    shape, grain = (2, 5, 3, 4), GRAINS[name]
+    scores = jax.random.uniform(jax.random.key(0), shape)
+    grains = granularity.pool(scores, grain)
+    masks = allocator({"w": grains}, Budget(density=density))["w"]
+    assert int((~masks).sum()) == min(round((1 - density) * grains.size), grains.size - 1)
+    mask = granularity.spread(masks, grain, scores)
+    sizes = granularity.pool(jnp.ones(shape), grain)
+    assert mask.shape == shape
+    assert sizes.sum() == mask.size
+    kept = granularity.pool(mask.astype(float), grain)
+    np.testing.assert_array_equal(kept, np.where(masks, sizes, 0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths"),
+    [
+        ((3, 5, 4, 7), (2, 1, 3, 4)),
+        ((2, 3, 6, 8), (2, 3, 2, 8)),
+        ((5, 4), (9, 9, 2, 3)),
+        ((3, 2, 4), (9, 2, 5, 1)),
+    ],
+)
+def test_blocks_against_a_loop(shape, lengths):
+    scores = np.random.default_rng(0).random(shape)
+    grain = granularity.block(*lengths)
+    expected = scores
+    for axis, n in enumerate(lengths[-len(shape) :]):
+        expected = np.add.reduceat(expected, np.arange(0, shape[axis], n), axis=axis)
+    np.testing.assert_allclose(granularity.pool(scores, grain), expected, rtol=1e-5)
+    sizes = granularity.pool(np.ones(shape), grain)
+    mean = granularity.pool(scores, grain, how="mean")
+    np.testing.assert_allclose(mean, expected / sizes, rtol=1e-5)
+
+
+def test_trees_leave_out_what_has_no_grains():
+    tree = {"conv": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4), "dense": jnp.ones((4, 5))}
+    pooled = granularity.pool(tree, granularity.kernel)
+    assert pooled["bias"] is None
+    assert pooled["conv"].shape == (1, 1, 2, 4)
+    assert pooled["dense"].shape == (4, 5)
+    masks = granularity.spread(
+        allocate.global_topk(pooled, Budget(density=0.5)), granularity.kernel, tree
+    )
+    assert masks["bias"] is None
+    assert jprune.hold(masks).init(tree).masks["conv"].shape == (3, 3, 2, 4)
+
+
+def test_2_of_4():
+    """B9: the groups run along the inputs, here of one output."""
+    weights = jnp.array([0.1, -0.4, 0.3, 0.2, -1, 0.05, 0.06, 2])[:, None]
+    mask = granularity.n_of_m(jnp.abs(weights), 2, 4)[:, 0]
+    assert mask.tolist() == [False, True, True, False, True, False, False, True]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 4), (3, 8)]), st.integers(0, 1000))
+def test_n_of_m_keeps_exactly_n_of_every_m_inputs(pattern, seed):
+    n, m = pattern
+    scores = np.random.default_rng(seed).integers(0, 3, (2, 3, 8, 5)).astype(np.float32)
+    mask = np.asarray(granularity.n_of_m(scores, n, m))
+    grouped = mask.reshape(2, 3, 8 // m, m, 5)
+    assert (grouped.sum(axis=3) == n).all()
+    order = np.argsort(-scores.reshape(grouped.shape), axis=3, kind="stable")
+    assert np.take_along_axis(grouped, order, axis=3)[..., :n, :].all()
+
+
+def test_n_of_m_leaves_dense_what_does_not_divide():
+    masks = granularity.n_of_m({"stem": jnp.ones((3, 3, 3, 8)), "bias": jnp.ones(8)}, 2, 4)
+    assert masks == {"stem": None, "bias": None}
+
+
+def test_a_pattern_that_leaves_a_unit_no_reader_lifts_to_the_unit():
+    net = FIRST_CUT[1]
+    variables, inputs = draw(net)
+    groups = jprune.trace(net.fn, variables, *inputs)
+    masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), variables)
+    masks["conv2"] = masks["conv2"].at[:, :, 1].set(False).at[0, 0, 2].set(False)
+    units = granularity.lift(groups, masks)
+    assert np.flatnonzero(~units["conv1"]).tolist() == [1]
+    assert units["conv2"].all()
+    dense = net.fn(jprune.apply_masks(variables, masks), *inputs)
+    small = jprune.slim_params(groups, units, jprune.apply_masks(variables, masks))
+    np.testing.assert_allclose(
+        jprune.slim(net.fn, groups, units)(small, *inputs), dense, rtol=2e-5, atol=1e-6
+    )
+
+
+def test_errors_say_what_to_write():
+    ones = jnp.ones((3, 3, 2, 4))
+    with pytest.raises(errors.ArgumentError, match="at least 1"):
+        granularity.block(inputs=0)
+    with pytest.raises(errors.ArgumentError, match='"sum" or "mean"'):
+        granularity.pool(ones, granularity.kernel, how="max")
+    with pytest.raises(errors.ArgumentError, match=r"write n_of_m\(scores, 2, 4\)|Write n_of_m"):
+        granularity.n_of_m(ones, 5, 4)
+    with pytest.raises(errors.ArgumentError, match="2 to 5 axes"):
+        granularity.pool(jnp.ones((1,) * 6), granularity.kernel)
+    with pytest.raises(errors.StructureError, match=r"\(1, 1, 2, 4\) grains"):
+        granularity.spread(np.ones((2, 4), bool), granularity.kernel, ones)
