@@ -29,8 +29,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+# The project is named, or a pyrightconfig.json in a folder above would go before it.
 types: install
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 # Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode.
 tests: install
