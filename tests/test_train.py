@@ -16,9 +16,18 @@ from rich.console import Console
 import jprune
 from jprune import Budget, errors, recipes, train, zoo
 from jprune.base import Pruned
-from jprune.recipes import Evaluate, Prune, Recalibrate, Repeat, Rewind, Save, Train
+from jprune.recipes import (
+    Evaluate,
+    Prune,
+    Recalibrate,
+    Repeat,
+    Rewind,
+    Save,
+    Train,
+    groups_of,
+    weight_masks,
+)
 from jprune.recipes import _training as training
-from jprune.recipes.stages import groups_of, weight_masks
 from jprune.recipes.three_step import kept_after
 from jprune.train import checkpoint, files, loop
 from jprune.train.progress import Bars, Lines, Silent

@@ -7,7 +7,7 @@ keyword-only arguments are the options that the command line may pass on. Nothin
 files: `jprune.train` runs recipes with checkpoints, `run` runs them in memory.
 
 Read `stages.py` first (what recipes are made of), then `three_step.py`. `_training.py` has the
-training step that all of them share.
+training step that all of them share, `_nets.py` what they ask about a net.
 """
 
 import difflib
@@ -17,9 +17,18 @@ from collections.abc import Callable
 from jprune import errors
 from jprune.base import Recipe
 from jprune.recipes import three_step
+from jprune.recipes._nets import (
+    cost_of,
+    groups_of,
+    shapes_of,
+    slim_net,
+    unit_masks,
+    weight_masks,
+)
 from jprune.recipes._training import Learner, Sgd, evaluate, plain
 from jprune.recipes.stages import (
     Evaluate,
+    LongStage,
     Prune,
     Recalibrate,
     Repeat,
@@ -27,7 +36,6 @@ from jprune.recipes.stages import (
     Save,
     Train,
     run,
-    slim_net,
     unrolled,
 )
 
@@ -73,6 +81,7 @@ __all__ = [
     "METHODS",
     "Evaluate",
     "Learner",
+    "LongStage",
     "Prune",
     "Recalibrate",
     "Repeat",
@@ -80,11 +89,16 @@ __all__ = [
     "Save",
     "Sgd",
     "Train",
+    "cost_of",
     "evaluate",
     "find",
+    "groups_of",
     "options",
     "plain",
     "run",
+    "shapes_of",
     "slim_net",
+    "unit_masks",
     "unrolled",
+    "weight_masks",
 ]

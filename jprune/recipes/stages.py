@@ -10,7 +10,6 @@ A stage has a `name`: of its records and of its folder in a run directory.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -23,10 +22,8 @@ from jprune import errors
 from jprune.base import (
     Allocator,
     Budget,
-    CostModel,
     Criterion,
     Groups,
-    Masks,
     Pruned,
     Records,
     Stage,
@@ -34,9 +31,15 @@ from jprune.base import (
     Variables,
     run_criterion,
 )
-from jprune.cost import cost_model
-from jprune.graph import slim, slim_params, trace
 from jprune.masks import apply_masks
+from jprune.recipes._nets import (
+    are_units,
+    cost_of,
+    groups_of,
+    slim_net,
+    unit_masks,
+    weight_masks,
+)
 from jprune.recipes._training import (
     LEARNING_RATES,
     Learner,
@@ -45,7 +48,7 @@ from jprune.recipes._training import (
     plain,
     stream,
 )
-from jprune.units import expand, ones, to_units
+from jprune.units import expand, to_units
 
 CriterionOf = Callable[[Task, Groups, jax.Array], Criterion]
 """`(task, groups, key) -> criterion`."""
@@ -63,65 +66,6 @@ class LongStage(Stage, Protocol):
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """Its steps."""
         ...
-
-
-def groups_of(task: Task) -> Groups:
-    """The groups of a task's net; traced once."""
-    return traced(task.fn, task.init, task.example)
-
-
-@functools.lru_cache(maxsize=8)
-def traced(fn: Callable[..., Any], init: Callable[..., Any], example: Any) -> Groups:
-    """The groups of a net; traced once."""
-    return trace(fn, _shapes(init), example)
-
-
-def _shapes(init: Callable[..., Any]) -> Variables:
-    return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
-
-
-def shapes_of(task: Task) -> Variables:
-    """Shapes and types of the dense net's variables."""
-    return _shapes(task.init)
-
-
-def cost_of(task: Task) -> CostModel:
-    """The cost model of a task's net; made once."""
-    return _costed(task.fn, task.init, task.example)
-
-
-@functools.lru_cache(maxsize=8)
-def _costed(fn: Callable[..., Any], init: Callable[..., Any], example: Any) -> CostModel:
-    return cost_model(fn, _shapes(init), example, groups=traced(fn, init, example))
-
-
-def are_units(groups: Groups, masks: Masks) -> bool:
-    """Whether masks are {group: [units]} and not a tree like the variables."""
-    known = {*groups.sizes, *(branch.name for branch in groups.branches)}
-    return isinstance(masks, dict) and set(masks) <= known
-
-
-def weight_masks(task: Task, masks: Masks) -> Masks:
-    """Masks as a tree like the variables; None where nothing is pruned."""
-    if masks is None or not are_units(groups_of(task), masks):
-        return masks
-    return expand(groups_of(task), masks)
-
-
-def slim_net(task: Task, pruned: Pruned) -> tuple[Callable[..., Any], Variables]:
-    """The small net: `(fn, variables)`.
-
-    Raises:
-        StructureError: the masks are not those of units.
-    """
-    groups = groups_of(task)
-    masks = ones(groups) if pruned.masks is None else pruned.masks
-    if not are_units(groups, masks):
-        raise errors.StructureError(
-            "the masks are a tree of weights: zeros inside kernels leave no smaller dense net. "
-            "Prune units to slim."
-        )
-    return slim(task.fn, groups, masks), slim_params(groups, masks, pruned.variables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +168,7 @@ class Prune:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, masked variables, and a record of the fractions kept."""
         groups = groups_of(task)
-        alive = ones(groups) if pruned.masks is None else {**ones(groups), **pruned.masks}
+        alive = unit_masks(task, pruned)
         scores = self.scores(pruned.variables, task, key)
         scores = {
             name: np.where(np.asarray(alive[name]), np.asarray(score, float), -np.inf)

@@ -24,7 +24,8 @@ import numpy as np
 
 from jprune import allocate, criteria, errors, schedules
 from jprune.base import Allocator, Budget, Criterion, Groups, Recipe, Task
-from jprune.recipes.stages import CriterionOf, Evaluate, Prune, Recalibrate, Save, Train, traced
+from jprune.recipes._nets import traced
+from jprune.recipes.stages import CriterionOf, Evaluate, Prune, Recalibrate, Save, Train
 
 ALLOCATORS: dict[str, Allocator] = {
     "uniform": allocate.uniform,
@@ -80,31 +81,34 @@ def three_step(
             f"there is no allocator {allocator!r}; write one of {', '.join(ALLOCATORS)}."
         )
     fractions = kept_after(float(budget.value), schedule, rounds)
-    several = len(fractions) > 1
-    half = finetune.epochs / 2 if several else finetune.epochs
-    between = dataclasses.replace(
-        finetune, epochs=half / max(1, len(fractions) - 1), schedule="constant", name="between"
-    )
-    pruning: Recipe = ()
-    for number, fraction in enumerate(fractions):
-        pruning += (between,) if number else ()
-        pruning += (
-            Prune(
-                criterion,
-                ALLOCATORS[allocator],
-                dataclasses.replace(budget, **{budget.kind: fraction}),
-                pool="sum" if allocator == "uniform" else "mean",
-            ),
-        )
+    pool = "sum" if allocator == "uniform" else "mean"
+    prune = Prune(criterion, ALLOCATORS[allocator], budget, pool=pool)
+    pruning, last = _rounds(prune, finetune, fractions)
     return (
         *(() if train is None else (train,)),
         Save("dense"),
         Evaluate("test", name="dense"),
         *pruning,
         Evaluate("validation", name="before_finetune"),
-        dataclasses.replace(finetune, epochs=half),
+        last,
         *((Recalibrate(recalibrate, finetune.batch_size),) if recalibrate else ()),
     )
+
+
+def _rounds(prune: Prune, finetune: Train, fractions: list[float]) -> tuple[Recipe, Train]:
+    """Pruning in rounds with training in between, and the training that is left for the end."""
+    budgets = [
+        dataclasses.replace(prune.budget, **{prune.budget.kind: fraction}) for fraction in fractions
+    ]
+    first, *others = (dataclasses.replace(prune, budget=budget) for budget in budgets)
+    if not others:
+        return (first,), finetune
+    half = finetune.epochs / 2
+    between = dataclasses.replace(
+        finetune, epochs=half / len(others), schedule="constant", name="between"
+    )
+    pruning = (first, *(stage for later in others for stage in (between, later)))
+    return pruning, dataclasses.replace(finetune, epochs=half)
 
 
 def kept_after(fraction: float, schedule: str, rounds: int | None = None) -> list[float]:

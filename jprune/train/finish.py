@@ -12,19 +12,14 @@ from jprune import errors, export, measure
 from jprune.base import Pruned, Records, Task, Variables
 from jprune.graph import slim, slim_params
 from jprune.masks import apply_masks
-from jprune.recipes import slim_net
+from jprune.recipes import groups_of, slim_net, unit_masks
 from jprune.recipes._training import EVALUATION_BATCH
-from jprune.recipes.stages import groups_of, record
+from jprune.recipes.stages import record
 from jprune.train.checkpoint import save_tree
 from jprune.train.files import atomic_write
-from jprune.units import expand, ones
+from jprune.units import expand
 
 Function = Callable[..., Any]
-
-
-def units_of(task: Task, pruned: Pruned) -> dict[str, Any]:
-    """Unit masks of all groups."""
-    return {**ones(groups_of(task)), **(pruned.masks or {})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Law:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record."""
         del key
-        groups, masks = groups_of(task), units_of(task, pruned)
+        groups, masks = groups_of(task), unit_masks(task, pruned)
         masked = apply_masks(pruned.variables, expand(groups, masks, roles=("in",)))
         small, small_fn = slim_params(groups, masks, pruned.variables), slim(self.fn, groups, masks)
 
@@ -91,7 +86,7 @@ class Export:
         """The same net; the files."""
         del key
         fn, variables = slim_net(task, pruned)
-        exact = slim(self.fn, groups_of(task), units_of(task, pruned))
+        exact = slim(self.fn, groups_of(task), unit_masks(task, pruned))
         save_tree(self.folder / "params", variables)
         model = export.stablehlo(fn, variables, task.example)
         atomic_write(self.folder / "model.stablehlo", model)

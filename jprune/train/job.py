@@ -16,8 +16,7 @@ from jprune import allocate, data, errors, measure, recipes
 from jprune.base import Budget, Pruned, Recipe, Task
 from jprune.graph import slim
 from jprune.graph.plans import replay
-from jprune.recipes import Evaluate, Train
-from jprune.recipes.stages import cost_of, groups_of, shapes_of
+from jprune.recipes import Evaluate, Train, cost_of, groups_of, shapes_of
 from jprune.train.checkpoint import load_tree
 from jprune.train.files import PathLike, atomic_write, read_json
 from jprune.train.finish import WRITERS, Export, Law, Measure
@@ -127,20 +126,9 @@ def prune(
     train, finetune = trainings(job, task)
     recipe = recipe_of(job, train, finetune)
     check_budget(task, job.budget)
-    directory = open_directory(
-        out,
-        config_of(job, train, finetune),
-        about={
-            "data": job.data,
-            "model": job.model,
-            "method": job.method,
-            "budget": {job.budget.kind: job.budget.value},
-            "seed": job.seed,
-            "commit": measure.commit(),
-        },
-        provenance={"versions": measure.versions(), "device": measure.device()},
-        overwrite=overwrite,
-    )
+    provenance = {"versions": measure.versions(), "device": measure.device()}
+    config = config_of(job, train, finetune)
+    directory = open_directory(out, config, about(job), provenance, overwrite)
     stages = (
         *recipe,
         Evaluate("test", slim=True, name="pruned"),
@@ -158,6 +146,18 @@ def prune(
     pruned = execute(directory, stages, task, key, start, progress, save_seconds)
     asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget)
     return write_result(directory, asked, task, pruned)
+
+
+def about(job: Job) -> dict[str, Any]:
+    """What every record of a job says."""
+    return {
+        "data": job.data,
+        "model": job.model,
+        "method": job.method,
+        "budget": {job.budget.kind: job.budget.value},
+        "seed": job.seed,
+        "commit": measure.commit(),
+    }
 
 
 def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:

@@ -7,9 +7,8 @@ import numpy as np
 from jprune import measure, report, survey
 from jprune.base import Budget, Pruned, Task
 from jprune.graph.plans import plan_of
-from jprune.recipes.stages import groups_of, shapes_of
+from jprune.recipes import groups_of, shapes_of, unit_masks
 from jprune.train.files import read_json, write_json
-from jprune.train.finish import units_of
 from jprune.train.run import RunDirectory
 
 
@@ -43,7 +42,7 @@ def write_result(
     """
     path = directory.path / "result.json"
     if not path.exists():
-        groups, masks = groups_of(task), units_of(task, pruned)
+        groups, masks = groups_of(task), unit_masks(task, pruned)
         plan = plan_of(task.fn, shapes_of(task), task.example, groups=groups, masks=masks)
         write_json(directory.path / "plan.json", plan)
         result = result_of(directory, asked, task, pruned)
@@ -88,7 +87,7 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
         "wall_s": {name: done["wall_s"] for name, done in directory.outcomes().items()},
         "requested": {asked.budget.kind: float(asked.budget.value)},
         "achieved": {
-            "density": _density(units_of(task, pruned)),
+            "density": _density(unit_masks(task, pruned)),
             "params": kept("params"),
             "macs": kept("macs"),
             "bytes": kept("bytes"),

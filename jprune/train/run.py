@@ -21,8 +21,7 @@ import jax
 
 from jprune import errors
 from jprune.base import Pruned, Records, Stage, Task
-from jprune.recipes import evaluate, unrolled
-from jprune.recipes.stages import LongStage, shapes_of
+from jprune.recipes import LongStage, evaluate, shapes_of, unrolled
 from jprune.train import checkpoint, loop
 from jprune.train.files import (
     TEMPORARY,
