@@ -132,3 +132,41 @@ def test_a_channel_that_reaches_two_reasons_names_the_first():
     variables, inputs = draw(Net("two", fn, {"a": (3, 3, 3, 6)}, ((2, 5, 7, 3),), {}))
     records = jprune.trace(fn, variables, *inputs).frozen
     assert [record.positions for record in records if record.axis == 3] == [6]
+
+
+def test_slim_refuses_a_primitive_without_a_rule_on_what_has_shrunk():
+    plain = lambda v, x: jax.nn.relu(x @ v["a"]) @ v["b"]
+    strange = lambda v, x: plain(v, x) + jax.lax.approx_max_k(x @ v["a"], 1)[0]
+    shapes = {"a": (3, 7), "b": (7, 2)}
+    variables, inputs = draw(Net("plain", plain, shapes, ((5, 3),), {}))
+    groups = jprune.trace(plain, variables, *inputs)
+    masks = {"a": np.arange(7) < 4}
+    small = jprune.slim_params(groups, masks, variables)
+    with pytest.raises(jprune.errors.FrozenError, match="no rule for the primitive 'approx_top_k'"):
+        jprune.slim(strange, groups, masks)(small, *inputs)
+
+
+def test_a_rule_is_a_function_of_ten_lines():
+    """What `jprune.graph.rules` promises: the same axes, but the last one must stay."""
+    from jprune.graph.rules import RULES, Context, rule
+
+    fn = lambda v, x: jax.lax.top_k(jax.nn.relu(x @ v["a"]), 4)[0].swapaxes(0, 1) @ v["b"]
+    variables, inputs = draw(Net("sorted", fn, {"a": (3, 4), "b": (5, 2)}, ((5, 3),), {}))
+    with pytest.raises(jprune.errors.TraceError, match="no rule for the primitive 'top_k'"):
+        jprune.trace(fn, variables, *inputs, strict=True)
+
+    @rule("top_k")
+    def top_k(context: Context, operands):
+        (axes,) = operands
+        context.freeze(axes[-1], "the largest of all channels")
+        return [axes, axes]
+
+    try:
+        record = next(
+            f
+            for f in jprune.trace(fn, variables, *inputs, strict=True).frozen
+            if (f.leaf, f.axis) == ("a", 1)
+        )
+        assert record.reason == "the largest of all channels"
+    finally:
+        del RULES["top_k"]

@@ -1,10 +1,12 @@
 """The hard patterns: the units derived by hand, and the law in value and gradient."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jprune
-from tests.law import check_law, random_masks, relative_error
+from tests.law import check_law, quick, random_masks, relative_error
 from tests.nets import Net, draw
 from tests.patterns import PATTERNS
 from tests.patterns.control import LOOPING
@@ -18,6 +20,29 @@ def test_pattern(net: Net):
     masks = random_masks(groups)
     assert any(not mask.all() for mask in masks.values())
     check_law(net.fn, variables, inputs, masks, groups, net.bound)
+
+
+@pytest.mark.parametrize("net", [net for net in PATTERNS if net.name in ("c2f", "grouped")])
+def test_permuting_channels_permutes_units(net: Net):
+    """The net with exchanged channels is the same net, and loses the same ones."""
+    variables, inputs = draw(net)
+    groups = jprune.trace(net.fn, variables, *inputs)
+    name = groups.names[-1]
+    order = np.random.default_rng(0).permutation(groups.sizes[name])
+    leaves = dict(zip(groups.leaves, jax.tree.leaves(variables)))
+    for place in groups.places[name]:
+        taken = np.flatnonzero(place.units >= 0)
+        index = np.arange(len(place.units))
+        rank = np.argsort(place.units[taken], kind="stable").reshape(groups.sizes[name], -1)
+        index[taken[rank.reshape(-1)]] = taken[rank[order].reshape(-1)]
+        leaves[place.leaf] = jnp.take(leaves[place.leaf], index, place.axis)
+    permuted = jax.tree.unflatten(groups.treedef, list(leaves.values()))
+    masks = random_masks(groups)
+    exchanged = {**masks, name: masks[name][order]}
+    slim = lambda masks, v: quick(
+        jprune.slim(net.fn, groups, masks), jprune.slim_params(groups, masks, v), *inputs
+    )
+    assert relative_error(slim(masks, variables), slim(exchanged, permuted)) < 1e-6
 
 
 def test_a_while_loop_obeys_the_law_in_forward_mode():

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 
 import jax.numpy as jnp
+import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
@@ -62,3 +63,34 @@ def test_random_nets_obey_the_law(float64):
         name: seen[name] for name in (*PRIMITIVES, *KINDS) if seen[name.removesuffix(" again")] < 3
     }
     assert not rare
+
+
+REGRESSIONS = {
+    # Of the rows of a shuffle one had places of its own kind with the columns: one mask took all.
+    "rows and columns in one group": (
+        "activation 0 0 0, activation 0 0 0, split 0 0 1, add 0 0 1, attention 0 0 0,"
+        "multiply 0 0 0, depthwise 0 0 0, concat 0 0 0, shuffle 0 0 0",
+        False,
+        1,
+    ),
+    # What a norm freezes decides which rows and columns two splits share: slim must not ask again.
+    "splits that share less without a norm": (
+        "rows 58 46 12, concat 59 36 53, grouped 59 52 48, concat 6 18 21, group norm 57 43 47,"
+        "conv 17 15 55",
+        False,
+        567,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REGRESSIONS)
+def test_nets_that_once_failed(case, float64):
+    text, flat, seed = REGRESSIONS[case]
+    words = [part.rsplit(maxsplit=3) for part in text.split(",")]
+    steps = [Step(kind.strip(), *map(int, numbers)) for kind, *numbers in words]
+    net = build(steps, flat)
+    variables, inputs = draw(net, seed, jnp.float64)
+    groups = jprune.trace(net.fn, variables, *inputs)
+    masks = random_masks(groups, seed, 0.6)
+    assert any(not mask.all() for mask in masks.values())
+    check_law(net.fn, variables, inputs, masks, groups, net.bound)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.base import Groups
-from jprune.graph.groups import unit_numbers
+from jprune.graph.coupling import unit_numbers
 from jprune.graph.labels import Axis, Fixed
 from jprune.graph.trace import Coupling
 
@@ -46,7 +46,7 @@ class Counter:
         self.solution = coupling.solution
         self.names = groups.names
         self.sizes = groups.sizes
-        self.group_of, self.unit_of = unit_numbers(coupling, groups.places)
+        self.group_of, self.unit_of = unit_numbers(groups)
 
     def axis(self, axis: Axis, length: int) -> Count:
         """The count of an axis of this length."""

@@ -11,7 +11,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import Cost, CostModel, Groups, Masks
 from jprune.cost.counts import Count, Counter, as_gates
-from jprune.graph.branches import find_forks, inside
+from jprune.graph.branches import Needs, find_forks
 from jprune.graph.interpret import Frame
 from jprune.graph.jaxprs import Equation, Program
 from jprune.graph.roles import CONTRACTIONS, Uses, contracted_axes
@@ -136,7 +136,7 @@ def cost_model(
         (25.0, 10.0)
     """
     check_leaves(groups, variables)
-    coupling = couple(fn, variables, *args, inline_remat=True, freeze_outputs=False)
+    coupling = couple(fn, variables, *args, inline_remat=True, groups=groups)
     uses = coupling.uses
     counter = Counter(coupling, groups)
     contractions = _contractions(coupling, uses, counter, _examples(args))
@@ -245,7 +245,8 @@ def _contractions(
     kernels = {(id(c.program), c.equation): c for c in uses.contractions}
     top, paths = coupling.program, coupling.paths
     forks = find_forks(top, find_spots(top, uses, paths), len(paths))
-    bodies = {fork.name: inside(top, coupling.frame, fork, top.outputs) for fork in forks}
+    needs = Needs(top, top.outputs)
+    bodies = {fork.name: needs.only(fork)[0] for fork in forks}
     found = []
     for outer, program, frame, number, times in _walk(top, coupling.frame):
         equation = program.equations[number]

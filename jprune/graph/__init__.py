@@ -5,9 +5,12 @@ interpreted with labels instead of numbers: one integer per position of every ax
 labels or tie them; connected labels are units. The same list of equations is then run again, on
 smaller arrays.
 
-Read in this order: `jaxprs` (the equations), `labels` (ties and their solution), `rules` (one short
-function per primitive), `interpret` (the loop), `roles` and `trace` (units, groups), `slim` and
-`shrink` (the smaller net), `sites` and `intercept` (where methods look and act).
+Read in this order: `jaxprs` (the equations), `labels` and `solve` (ties, and what they mean),
+`rules` (what a rule is), `arithmetic` and `moves` (one short rule per primitive), `interpret` (the
+loop), `roles` (what each leaf does), `vanish` (units without a consumer), `coupling` (all of that
+for one function), `groups` and `trace` (units, groups, reasons). Then `slim`, `shrink`, `bodies`
+and `divisors` (the smaller net), `sites` and `intercept` (where methods look and act), `branches`
+and `leaves` (more than channels).
 
 Nothing here knows a neural-network library, a training loop or a criterion.
 """

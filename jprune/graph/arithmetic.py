@@ -1,9 +1,16 @@
 """Rules of primitives that compute: elementwise functions, contractions, reductions, windows."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
+
+from jax.lax import ConvDimensionNumbers
 
 from jprune.graph.labels import SPATIAL, UNIT, Axis, AxisLabels, Fixed, Reason
 from jprune.graph.rules import CONSTANT, DATA, Context, rule
+
+Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
+DotDimensionNumbers: TypeAlias = tuple[Pair, Pair]
+"""Contracted axes and batch axes, each for both operands."""
 
 ELEMENTWISE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
@@ -47,7 +54,7 @@ def convolution(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     """
     params, labels = context.equation.params, context.labels
     data, kernel = operands
-    numbers = params["dimension_numbers"]
+    numbers: ConvDimensionNumbers = params["dimension_numbers"]
     for operand, places in ((data, numbers.lhs_spec), (kernel, numbers.rhs_spec)):
         for position in places[2:]:
             labels.freeze(operand[position], SPATIAL.reason)
@@ -71,7 +78,7 @@ def grouped(context: Context, groups: int, channels: Axis, inputs: Axis, outputs
     """Rows g and columns of a grouped convolution: input (g, i), kernel input i, output (g, o)."""
     labels = context.labels
     data_shape, kernel_shape = context.in_shape(0), context.in_shape(1)
-    numbers = context.equation.params["dimension_numbers"]
+    numbers: ConvDimensionNumbers = context.equation.params["dimension_numbers"]
     per_group = kernel_shape[numbers.rhs_spec[1]]
     out_per_group = kernel_shape[numbers.rhs_spec[0]] // groups
     whole_in = context.labelled(channels, data_shape[numbers.lhs_spec[1]])
@@ -94,7 +101,8 @@ def grouped(context: Context, groups: int, channels: Axis, inputs: Axis, outputs
 @rule("dot_general")
 def dot_general(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Ties contracted axes and batch axes."""
-    (left_in, right_in), (left_batch, right_batch) = context.equation.params["dimension_numbers"]
+    numbers: DotDimensionNumbers = context.equation.params["dimension_numbers"]
+    (left_in, right_in), (left_batch, right_batch) = numbers
     left, right = operands
     for one, other in zip(left_in, right_in):
         contracted(context, left[one], right[other])
@@ -127,7 +135,8 @@ REDUCTIONS = """
 @rule(*REDUCTIONS)
 def reduction(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Channels that are reduced over without weights must stay, unless they are opened."""
-    name, axes = context.equation.name, context.equation.params["axes"]
+    name = context.equation.name
+    axes: tuple[int, ...] = context.equation.params["axes"]
     for axis in axes:
         if name.startswith("arg"):
             context.freeze(operands[0][axis], f"{name} over the channels gives their numbers")
@@ -165,14 +174,15 @@ def window(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def cumulative(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """A running sum sees every position before it."""
-    context.freeze(operands[0][context.equation.params["axis"]], "running sum over the channels")
+    axis: int = context.equation.params["axis"]
+    context.freeze(operands[0][axis], "running sum over the channels")
     return list(operands)
 
 
 @rule("sort")
 def sort(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Sorting moves positions; the other axes pass."""
-    dimension = context.equation.params["dimension"]
+    dimension: int = context.equation.params["dimension"]
     for operand in operands:
         context.freeze(operand[dimension], "sorted along the channels")
     tied = tuple(context.tie_all(axes) for axes in zip(*operands))

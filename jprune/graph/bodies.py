@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune.graph.interpret import interpret
 from jprune.graph.jaxprs import REMAT, bind, program_of
-from jprune.graph.labels import Labels
-from jprune.graph.shrink import Alive, Keep, Step, living, rule, run
-from jprune.graph.solve import solve
+from jprune.graph.labels import Fixed, Labels
+from jprune.graph.shrink import Alive, Keep, Step, rule, run
+from jprune.graph.spread import spread
 
 
 @rule("custom_jvp_call")
@@ -24,11 +25,11 @@ def custom_jvp_call(step: Step) -> list[Any]:
     whole = lambda *xs: bind(step.equation, xs)
 
     @jax.custom_jvp
-    def function(*xs):
+    def function(*xs: Any) -> list[Any]:
         return run(body, frame, alive, xs)
 
     @function.defjvp
-    def derivative(primals, tangents):
+    def derivative(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
         full = _full_shapes(step)
         push = lambda xs, ts: jax.jvp(lambda *ys: whole(*ys), xs, ts)
         keeps = [*step.in_keeps, *step.in_keeps]
@@ -46,13 +47,13 @@ def custom_vjp_call(step: Step) -> list[Any]:
     whole = lambda *xs: bind(step.equation, xs)
 
     @jax.custom_vjp
-    def function(*xs):
+    def function(*xs: Any) -> list[Any]:
         return run(body, frame, alive, xs)
 
-    def forward(*xs):
+    def forward(*xs: Any) -> tuple[Any, Any]:
         return function(*xs), xs
 
-    def backward(xs, cotangents):
+    def backward(xs: Sequence[Any], cotangents: Sequence[Any]) -> tuple[Any, ...]:
         full = _full_shapes(step)
         outputs = tuple(jax.eval_shape(whole, *full))
         pull = lambda xs, cts: jax.vjp(lambda *ys: whole(*ys), *xs)[1](list(cts))
@@ -79,17 +80,21 @@ def _tangents(shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStr
 
 
 def _rerun(
-    fn: Callable[..., Any], shapes: tuple, keeps: Sequence[Keep], values: Sequence[Any]
+    fn: Callable[..., Any], shapes: tuple[Any, ...], keeps: Sequence[Keep], values: Sequence[Any]
 ) -> list[Any]:
     """Runs a derivative, traced at full `shapes`, on what `keeps` leaves of its inputs."""
     program, _ = program_of(fn, *shapes)
     labels = Labels()
     inputs = [tuple(labels.axis(n) for n in program.shape(value)) for value in program.inputs]
     frame = interpret(labels, program, inputs)
-    solution = solve(labels, opened=True)
     pairs = [pair for axes, keep in zip(inputs, keeps) for pair in zip(axes, keep)]
-    atoms = living(solution, pairs)
-    return run(program, frame, Alive(solution, atoms), values)
+    gone = np.array([False])  # the one unit that all dead positions answer to
+    seeds = [
+        (axis, np.full((1, len(axis)), -1) if keep is None else np.where(keep, -1, 0)[None])
+        for axis, keep in pairs
+        if not isinstance(axis, Fixed)
+    ]
+    return run(program, frame, Alive(spread(labels, seeds), gone), values)
 
 
 @rule(*REMAT)
@@ -138,7 +143,7 @@ def scan(step: Step) -> list[Any]:
     fixed, stacked = step.values[:constants], step.values[constants + carried :]
     (body,), (frame,) = step.equation.inner, step.frames
 
-    def turn(carry, xs):
+    def turn(carry: Sequence[Any], xs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         results = run(body, frame, step.alive, [*fixed, *carry, *xs])
         return results[:carried], results[carried:]
 

@@ -6,12 +6,14 @@ projection), there is no branch. A removed branch takes its equations with it, a
 nothing else reads become None.
 """
 
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from jprune.base import Branch
 from jprune.graph.interpret import Frame
-from jprune.graph.jaxprs import Program
+from jprune.graph.jaxprs import Equation, Program
+from jprune.graph.roles import reaching
 from jprune.graph.sites import Spot
 
 PREFIX = "branch/"
@@ -46,7 +48,7 @@ def dependencies(program: Program, leaves: int) -> list[int]:
 def find_forks(program: Program, spots: Sequence[Spot], leaves: int) -> list[Fork]:
     """All branches of a program, in execution order."""
     bits = dependencies(program, leaves)
-    forks = []
+    forks: list[Fork] = []
     for spot in spots:
         if spot.kind != "join":
             continue
@@ -92,7 +94,7 @@ def without(
 
     wanted = tuple(follow(value) for value in (program.outputs if outputs is None else outputs))
     needed = set(wanted)
-    kept = []
+    kept: list[tuple[int, Equation]] = []
     for number in range(len(program.equations) - 1, -1, -1):
         equation = program.equations[number]
         if number in gone or not any(value in needed for value in equation.outputs):
@@ -110,39 +112,58 @@ def without(
     return smaller, frame._replace(inner=inner)
 
 
-def inside(program: Program, frame: Frame, fork: Fork, outputs: Sequence[int]) -> set[int]:
-    """Numbers of the equations that only a branch needs, its sum included."""
-    of = lambda smaller: {equation.outputs for equation in smaller.equations}
-    whole = of(without(program, frame, (), outputs)[0])
-    left = of(without(program, frame, (fork,), outputs)[0])
-    gone = whole - left
-    return {number for number, e in enumerate(program.equations) if e.outputs in gone}
+class Needs:
+    """Who reads what, among the equations that some outputs need."""
 
+    def __init__(self, program: Program, outputs: Sequence[int]):
+        self.program = program
+        self.wanted = set(outputs)
+        self.readers: dict[int, list[int]] = {}
+        self.maker: dict[int, int] = {}
+        for number in sorted(reaching(program, outputs)):
+            equation = program.equations[number]
+            for value in equation.inputs:
+                self.readers.setdefault(value, []).append(number)
+            self.maker.update(dict.fromkeys(equation.outputs, number))
 
-def read_leaves(program: Program, leaves: int) -> set[int]:
-    """Leaves that an equation or an output reads."""
-    read = {value for equation in program.equations for value in equation.inputs}
-    read.update(program.outputs)
-    return {leaf for leaf, value in enumerate(program.inputs[:leaves]) if value in read}
+    def only(self, fork: Fork) -> tuple[set[int], set[int]]:
+        """Equations (by number) and values that only a branch needs, its sum included."""
+        gone = {fork.equation}
+        waiting = {fork.branch}
+        heap = [-self.maker[fork.branch]] if fork.branch in self.maker else []
+        needed = self.wanted | {fork.identity}
+
+        def unused(value: int) -> bool:
+            readers = self.readers.get(value, ())
+            return value not in needed and all(reader in gone for reader in readers)
+
+        while heap:  # the latest first: whoever reads its results was looked at before
+            number = -heapq.heappop(heap)
+            equation = self.program.equations[number]
+            if number not in gone and all(map(unused, equation.outputs)):
+                gone.add(number)
+                waiting.update(equation.inputs)
+                for value in equation.inputs:
+                    if value in self.maker:
+                        heapq.heappush(heap, -self.maker[value])
+        return gone, set(filter(unused, waiting))
 
 
 def find_branches(
-    program: Program, frame: Frame, spots: Sequence[Spot], paths: Sequence[str], main: int | None
+    program: Program, spots: Sequence[Spot], paths: Sequence[str], main: int | None
 ) -> tuple[Branch, ...]:
     """The static part of all branches.
 
     Args:
         program: the whole program.
-        frame: its labels.
         spots: its sites.
         paths: of the leaves.
         main: how many outputs count (the others are new statistics); None for all.
     """
-    outputs = program.outputs[:main]
-    whole = read_leaves(without(program, frame, (), outputs)[0], len(paths))
-    branches = []
+    needs = Needs(program, program.outputs[:main])
+    branches: list[Branch] = []
     for fork in find_forks(program, spots, len(paths)):
-        left = read_leaves(without(program, frame, (fork,), outputs)[0], len(paths))
-        own = tuple(paths[leaf] for leaf in sorted(whole - left))
-        branches.append(Branch(fork.name, own))
+        _, unused = needs.only(fork)
+        own = (path for path, value in zip(paths, program.inputs) if value in unused)
+        branches.append(Branch(fork.name, tuple(own)))
     return tuple(branches)

@@ -1,6 +1,6 @@
 """A function as a program with the labels of all its values, and what they mean."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jprune.graph.leaves import is_leaf_type
 from jprune.graph.roles import Uses, uses_of
 from jprune.graph.rules import DATA, PARAMETER
 from jprune.graph.solve import solve
+from jprune.graph.spread import spread
 from jprune.graph.vanish import freeze_survivors
 
 INPUT = "tied to the network input "
@@ -36,6 +37,12 @@ class Coupling(NamedTuple):
     """Of the leaves of the variables."""
     argument_names: tuple[str, ...]
 
+    def under(self, groups: Groups) -> "Coupling":
+        """The same, with the units of groups as atoms."""
+        leaves = (self.frame.labels[value] for value in self.program.inputs)
+        solution = unit_solution(self.labels, dict(zip(self.paths, leaves)), groups)
+        return self._replace(solution=solution)
+
     def leaf_axes(self, leaf: int) -> list[Indices]:
         """Labels of the axes of a leaf."""
         axes = self.frame.labels[self.program.inputs[leaf]]
@@ -54,8 +61,8 @@ def couple(
     *args: Any,
     has_aux: bool = False,
     inline_remat: bool = False,
-    freeze_outputs: bool = True,
     twin: Callable[..., Any] | None = None,
+    groups: Groups | None = None,
 ) -> Coupling:
     """Interprets `fn(variables, *args)` with labels; arrays or shapes do.
 
@@ -65,9 +72,9 @@ def couple(
         *args: its other arguments.
         has_aux: `fn` returns `(out, aux)`; `aux` freezes nothing.
         inline_remat: write out `jax.checkpoint`.
-        freeze_outputs: False for a function that is run under masks made before: neither its
-            outputs nor sums over channels freeze anything then.
         twin: another function of the same arguments whose ties count too.
+        groups: of a net that was traced before, for a function that runs under their masks: the
+            atoms of the solution are their units (numbered over all groups), and nothing freezes.
     """
     program, output = program_of(fn, variables, *args, inline_remat=inline_remat)
     paths = tuple(leaf_paths(variables))
@@ -86,13 +93,46 @@ def couple(
         other, _ = program_of(twin, variables, *args, inline_remat=inline_remat)
         interpret(labels, other, [*leaves, *_fixed_arguments(other, names)], levels)
         _note_state(other, uses)
-    if freeze_outputs:
+    if groups is None:
         freeze_survivors(program, frame, labels, uses)
         for value in program.outputs[:main]:
             for axis in frame.labels[value]:
                 labels.freeze(axis, _output_reason(program, program.makers.get(value)))
-    solution = solve(labels, opened=not freeze_outputs)
+        solution = solve(labels)
+    else:
+        solution = unit_solution(labels, dict(zip(paths, leaves)), groups)
     return Coupling(program, frame, labels, solution, uses, output, main, paths, names)
+
+
+def unit_solution(labels: Labels, leaves: Mapping[str, AxisLabels], groups: Groups) -> Solution:
+    """Which units every label answers to.
+
+    Args:
+        labels: of a program.
+        leaves: {path: labels of the axes}.
+        groups: their units are numbered one group after the other.
+    """
+    found: dict[tuple[str, int], list[Indices]] = {}
+    start = 0
+    for name, places in groups.places.items():
+        for place in places:
+            units = np.where(place.units >= 0, place.units + start, -1)
+            found.setdefault((place.leaf, place.axis), []).append(units)
+        start += groups.sizes[name]
+    seeds: list[tuple[Axis, Indices]] = []
+    for path, axes in leaves.items():
+        for number, axis in enumerate(axes):
+            none = np.full((1, groups.leaves[path].shape[number]), -1)
+            seeds.append((axis, np.stack(found[path, number]) if (path, number) in found else none))
+    return spread(labels, seeds)
+
+
+def unit_numbers(groups: Groups) -> tuple[Indices, Indices]:
+    """[units + 1]: number of the group, and of the unit in it; -1 at the end, for "none"."""
+    sizes = [*groups.sizes.values()]
+    group_of = np.repeat(np.arange(len(sizes)), sizes)
+    unit_of = np.concatenate([np.zeros(0, np.int64), *(np.arange(size) for size in sizes)])
+    return np.append(group_of, -1), np.append(unit_of, -1)
 
 
 def _fixed_arguments(program: Program, names: Sequence[str]) -> list[AxisLabels]:

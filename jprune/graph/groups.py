@@ -5,12 +5,20 @@ from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components
 
 from jprune.base import ROLES, Place
 from jprune.graph.coupling import Coupling
 from jprune.graph.labels import Fixed, Flags, Indices
+from jprune.graph.solve import components
 from jprune.graph.vanish import STAND_INS, ordered_contracted_axes
+
+
+class Found(NamedTuple):
+    """A group."""
+
+    places: tuple[Place, ...]
+    atoms: Indices
+    """[units]."""
 
 
 class LeafAxis(NamedTuple):
@@ -23,7 +31,7 @@ class LeafAxis(NamedTuple):
     """[k, length], -1 for none."""
 
 
-def find_units(coupling: Coupling) -> dict[str, tuple[Place, ...]]:
+def find_units(coupling: Coupling) -> dict[str, Found]:
     """Groups: atoms that touch the same axes, named after their first producer."""
     axes = _axes(coupling)
     count = len(coupling.solution.atoms)
@@ -38,7 +46,7 @@ def find_units(coupling: Coupling) -> dict[str, tuple[Place, ...]]:
         for key in np.unique(signature[atoms]).tolist():
             touched.setdefault(key, []).append(row)
     meeting = _meeting(coupling, count)
-    found: list[tuple[tuple[int, ...], str, tuple[Place, ...]]] = []
+    found: list[tuple[tuple[int, ...], str, Found]] = []
     for key, rows in touched.items():
         stands_in = not any("in" in row.roles for row in rows)
         producer = min(rows, key=lambda row: _producer_order(coupling, row))
@@ -48,10 +56,10 @@ def find_units(coupling: Coupling) -> dict[str, tuple[Place, ...]]:
             places = (place for row in rows for place in _places(coupling, row, atoms, cleared))
             # Of two groups on one axis the earlier one is first, then the one with longer steps.
             order = (*_producer_order(coupling, producer), first[0], -first[min(1, len(first) - 1)])
-            found.append((order, coupling.paths[producer.leaf], tuple(places)))
-    groups: dict[str, tuple[Place, ...]] = {}
-    for _, path, places in sorted(found, key=lambda item: item[0]):
-        groups[numbered(path, groups)] = places
+            found.append((order, coupling.paths[producer.leaf], Found(tuple(places), atoms)))
+    groups: dict[str, Found] = {}
+    for _, path, group in sorted(found, key=lambda item: item[0]):
+        groups[numbered(path, groups)] = group
     return groups
 
 
@@ -77,8 +85,8 @@ def _kinds(rows: Sequence[LeafAxis], atoms: Indices) -> list[Indices]:
         for left, right in itertools.combinations(here, 2):
             both = (left >= 0) & (right >= 0)
             together[left[both], right[both]] = together[right[both], left[both]] = True
-    count, kind = connected_components(~together, directed=False)
-    return [atoms[kind == number] for number in range(count)]
+    kind = components(np.stack(np.nonzero(~together)), len(atoms))
+    return [atoms[kind == number] for number in range(kind.max() + 1)]
 
 
 def _axes(coupling: Coupling) -> list[LeafAxis]:
@@ -139,29 +147,3 @@ def _meeting(coupling: Coupling, count: int) -> Flags:
                     atoms = coupling.solution.atoms_of(axis)
                     result[atoms[atoms >= 0]] = True
     return result
-
-
-def unit_numbers(
-    coupling: Coupling, places: dict[str, tuple[Place, ...]]
-) -> tuple[Indices, Indices]:
-    """[atoms]: number of the group (-1 for none) and of the unit of every atom of a program.
-
-    Of the two atoms of a split channel, one follows the units of a group and one does not: an atom
-    is a unit's if it stands at all of the unit's positions, and the unit with most of them wins.
-    """
-    count = len(coupling.solution.atoms)
-    group_of, unit_of, support = (np.full(count, -1) for _ in range(3))
-    leaves = {path: leaf for leaf, path in enumerate(coupling.paths)}
-    for number, name in enumerate(places):
-        for place in places[name]:
-            axis = coupling.leaf_axes(leaves[place.leaf])[place.axis]
-            atoms = coupling.solution.atoms_of(axis)
-            units = np.broadcast_to(place.units, atoms.shape)
-            taken = (atoms >= 0) & (units >= 0)
-            pairs, times = np.unique(units[taken] * count + atoms[taken], return_counts=True)
-            unit, atom = np.divmod(pairs, count)
-            positions = np.bincount(place.units[place.units >= 0])
-            mine = (times == positions[unit]) & (times > support[atom])
-            chosen = atom[mine]
-            group_of[chosen], unit_of[chosen], support[chosen] = number, unit[mine], times[mine]
-    return group_of, unit_of

@@ -10,9 +10,9 @@ import numpy as np
 from jprune import errors
 from jprune.base import Groups
 from jprune.graph.branches import branch_spots, find_forks
-from jprune.graph.coupling import check_leaves, couple
-from jprune.graph.groups import unit_numbers
+from jprune.graph.coupling import check_leaves, couple, unit_numbers
 from jprune.graph.jaxprs import Equation, bind
+from jprune.graph.labels import Indices
 from jprune.graph.sites import KINDS, Spot, find_spots, units_on
 
 
@@ -23,7 +23,7 @@ class Site(NamedTuple):
     layer: str
     axis: int
     """Channel axis of the value."""
-    units: dict[str, np.ndarray]
+    units: dict[str, Indices]
     """{group: [positions on the axis] number of the unit, -1 for none}."""
     apply: Callable[[Any], Any]
     """The contraction run again on another data operand (sites `in` and `out`)."""
@@ -72,14 +72,14 @@ def intercept(
 
     def intercepted(variables: Any, carry: Any, *args: Any) -> tuple[Any, Any]:
         check_leaves(groups, variables)
-        coupling = couple(fn, variables, *args, inline_remat=True, freeze_outputs=False)
+        coupling = couple(fn, variables, *args, inline_remat=True, groups=groups)
         program = coupling.program
         uses = coupling.uses
         spots = find_spots(program, uses, coupling.paths)
         spots += branch_spots(find_forks(program, spots, len(coupling.paths)), spots)
         spots = [spot for spot in spots if spot.kind in kinds]
         kernels = {c.equation: c.kernel for c in uses.contractions if c.program is program}
-        numbers = unit_numbers(coupling, groups.places)
+        numbers = unit_numbers(groups)
         values: list[Any] = [None] * len(program.avals)
         for value, constant in program.constants.items():
             values[value] = constant
@@ -120,7 +120,7 @@ def intercept(
 
 def _site(
     spot: Spot,
-    units: dict[str, np.ndarray],
+    units: dict[str, Indices],
     equation: Equation,
     operands: list[Any],
     kernel: int | None,
@@ -190,7 +190,10 @@ def taps(
         >>> taps(fn, groups, ("act",))(variables, jnp.ones((1, 3)))[1]["first", "act"].shape
         (1, 5)
     """
-    keep = lambda site, value, carry: (value, {**carry, (site.layer, site.kind): value})
+
+    def keep(site: Site, value: Any, carry: dict[tuple[str, str], Any]) -> tuple[Any, Any]:
+        return value, {**carry, (site.layer, site.kind): value}
+
     run = intercept(fn, groups, keep, kinds)
     return lambda variables, *args: run(variables, {}, *args)
 
@@ -257,7 +260,7 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
     return gated_fn
 
 
-def _gate_along(site: Site, value: Any, gate: Any, units: np.ndarray) -> Any:
+def _gate_along(site: Site, value: Any, gate: Any, units: Indices) -> Any:
     """A gate as it multiplies a site's value; positions of other units get one."""
     along = jnp.where(units < 0, jnp.ones((), gate.dtype), gate[..., np.maximum(units, 0)])
     shape = [1] * value.ndim

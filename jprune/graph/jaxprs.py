@@ -195,7 +195,9 @@ def _without_placement(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)
 
 
-def bind(equation: Equation, values: Sequence[Any], params: dict[str, Any] | None = None) -> list:
+def bind(
+    equation: Equation, values: Sequence[Any], params: dict[str, Any] | None = None
+) -> list[Any]:
     """Runs one equation, custom derivatives included."""
     given = equation.params if params is None else params
     ready: Any = equation.primitive.get_bind_params(given)
@@ -205,7 +207,10 @@ def bind(equation: Equation, values: Sequence[Any], params: dict[str, Any] | Non
 
 def describe(program: Program, equation: Equation) -> str:
     """An equation as text: `add f32[2,8] f32[2,8] -> f32[2,8]`."""
-    text = lambda ids: " ".join(str(program.avals[number].str_short()) for number in ids)
+
+    def text(ids: Sequence[int]) -> str:
+        return " ".join(str(program.avals[number].str_short()) for number in ids)
+
     return f"{equation.name} {text(equation.inputs)} -> {text(equation.outputs)}"
 
 

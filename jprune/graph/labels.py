@@ -82,13 +82,6 @@ class Solution(NamedTuple):
             found[self.reasons[number]] += count
         return found
 
-    def alive(self, axis: Axis, alive_atoms: Flags) -> Flags | None:
-        """[length]: which positions live, or None for a fixed axis."""
-        if isinstance(axis, Fixed):
-            return None
-        atoms = self.atoms_of(axis)
-        return np.all(alive_atoms[atoms] | (atoms < 0), axis=0)
-
 
 class Labels:
     """Collects labels, ties, frozen labels and products while a program is interpreted."""

@@ -43,7 +43,8 @@ class LeafType(Protocol):
 
 def is_leaf_type(node: Any) -> bool:
     """Whether a node of a tree is a leaf type (and no array)."""
-    return isinstance(node, LeafType) and not hasattr(node, "at")
+    # Asked of every leaf of every tree: the quick question first.
+    return hasattr(node, "dense") and isinstance(node, LeafType) and not hasattr(node, "at")
 
 
 class _Frozen:

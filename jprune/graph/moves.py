@@ -37,13 +37,14 @@ def broadcast_in_dim(context: Context, operands: Sequence[AxisLabels]) -> list[A
 @rule("transpose")
 def transpose(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Permutes axes."""
-    return [tuple(operands[0][axis] for axis in context.equation.params["permutation"])]
+    permutation: Sequence[int] = context.equation.params["permutation"]
+    return [tuple(operands[0][axis] for axis in permutation)]
 
 
 @rule("squeeze")
 def squeeze(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Drops axes of length one, whose position must therefore stay."""
-    dropped = context.equation.params["dimensions"]
+    dropped: Sequence[int] = context.equation.params["dimensions"]
     for axis in dropped:
         context.freeze(operands[0][axis], "the only position of an axis that is squeezed away")
     return [tuple(a for position, a in enumerate(operands[0]) if position not in dropped)]

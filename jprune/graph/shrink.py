@@ -6,8 +6,8 @@ too where the primitive reads its shapes off its operands.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ from jprune.graph.arithmetic import ELEMENTWISE, REDUCTIONS, WINDOWS
 from jprune.graph.divisors import Divisors
 from jprune.graph.interpret import Frame
 from jprune.graph.jaxprs import Equation, Program, bind, describe
-from jprune.graph.labels import Axis, AxisLabels, Fixed, Flags, Indices, Solution
+from jprune.graph.labels import AxisLabels, Fixed, Flags, Indices, Solution
 from jprune.graph.leaves import is_leaf_type
 from jprune.graph.moves import gather_of
 from jprune.graph.roles import CONTRACTIONS
 
-Keep = tuple[np.ndarray | None, ...]
+Keep: TypeAlias = tuple[Flags | None, ...]
 """Per axis: which positions live, None where all do."""
 
 
@@ -31,29 +31,18 @@ class Alive(NamedTuple):
     """Which labels live."""
 
     solution: Solution
-    atoms: np.ndarray
-    """[components] bool."""
+    atoms: Flags
+    """[atoms]."""
+
+    def of(self, labels: Indices) -> Flags:
+        """[like labels]: which of them live."""
+        atoms = self.solution.atoms[self.solution.component[labels]]
+        return np.all(self.atoms[atoms] | (atoms < 0), axis=-1)
 
     def keep(self, axes: AxisLabels) -> Keep:
         """Per axis of an array, which positions live."""
-        keeps = (self.solution.alive(axis, self.atoms) for axis in axes)
+        keeps = (None if isinstance(axis, Fixed) else self.of(axis) for axis in axes)
         return tuple(None if keep is None or keep.all() else keep for keep in keeps)
-
-
-def living(solution: Solution, axes: Iterable[tuple[Axis, Flags | None]]) -> Flags:
-    """[atoms] bool: what lives, given which positions of some axes do (None for all).
-
-    An atom lives if a position that needs it lives, or if it is on none of these axes.
-    """
-    touched = np.zeros(len(solution.atoms), bool)
-    alive = np.zeros(len(solution.atoms), bool)
-    for axis, keep in axes:
-        if not isinstance(axis, Fixed):
-            atoms = solution.atoms_of(axis)
-            touched[atoms[atoms >= 0]] = True
-            lives = atoms if keep is None else atoms[:, keep]
-            alive[lives[lives >= 0]] = True
-    return alive | ~touched
 
 
 class Step(NamedTuple):
@@ -86,7 +75,7 @@ def take(value: Any, keep: Keep) -> Any:
     return value
 
 
-def take_positions(value: Any, index: np.ndarray, axis: int) -> Any:
+def take_positions(value: Any, index: Indices, axis: int) -> Any:
     """Positions of one axis, as few slices as runs; a NumPy array stays one."""
     if isinstance(value, np.ndarray) or not isinstance(value, jax.Array):
         return np.take(value, index, axis)
@@ -174,7 +163,7 @@ SHAPELESS = {
     *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "dynamic_update_slice"),
 }
 
-ShrinkRule = Callable[[Step], list[Any]]
+ShrinkRule: TypeAlias = Callable[[Step], list[Any]]
 RULES: dict[str, ShrinkRule] = {}
 
 
@@ -263,7 +252,15 @@ def pad(step: Step) -> list[Any]:
     return [value]
 
 
-def _pad_kept(value, filling, axis, config, full, keep, in_keep) -> Any:
+def _pad_kept(
+    value: Any,
+    filling: Any,
+    axis: int,
+    config: tuple[int, int, int],
+    full: int,
+    keep: Flags,
+    in_keep: Flags | None,
+) -> Any:
     """Pads one axis of which some positions, old or new, are gone."""
     low, high, interior = config
     in_keep = np.ones(full, bool) if in_keep is None else in_keep
@@ -277,7 +274,7 @@ def _pad_kept(value, filling, axis, config, full, keep, in_keep) -> Any:
         edges = [(0, 0, 0)] * value.ndim
         edges[axis] = (int(real[0]), int(len(source) - 1 - real[-1]), 0)
         return jax.lax.pad(part, filling, edges)
-    pieces = []
+    pieces: list[Any] = []
     for run_of in np.split(source, np.flatnonzero(np.diff(source >= 0)) + 1):
         if run_of.size and run_of[0] >= 0:
             pieces.append(take_positions(value, run_of, axis))

@@ -13,8 +13,7 @@ import numpy as np
 
 from jprune.base import Groups, SiteInfo
 from jprune.graph.arithmetic import ELEMENTWISE
-from jprune.graph.coupling import Coupling
-from jprune.graph.groups import unit_numbers
+from jprune.graph.coupling import Coupling, unit_numbers
 from jprune.graph.jaxprs import Equation, Program
 from jprune.graph.labels import Fixed, Indices
 from jprune.graph.roles import Taint, Uses
@@ -249,7 +248,7 @@ def units_on(
 
 def find_sites(coupling: Coupling, spots: Sequence[Spot], groups: Groups) -> tuple[SiteInfo, ...]:
     """The static part of all sites."""
-    numbers = unit_numbers(coupling, groups.places)
+    numbers = unit_numbers(groups)
     return tuple(
         SiteInfo(spot.kind, spot.layer, spot.axis, tuple(units_on(coupling, groups, numbers, spot)))
         for spot in spots

@@ -1,5 +1,6 @@
 """`slim` and `slim_params`: the same network, dense, with the kept units only."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,12 +15,11 @@ from jprune.base import Branch, Groups, Masks
 from jprune.graph import bodies
 from jprune.graph.branches import dependencies, find_forks, without
 from jprune.graph.coupling import Coupling, couple, leaf_paths
-from jprune.graph.groups import unit_numbers
 from jprune.graph.interpret import Frame
 from jprune.graph.jaxprs import Program
-from jprune.graph.labels import Flags, Indices, Solution
+from jprune.graph.labels import Indices, Reason
 from jprune.graph.leaves import is_leaf_type
-from jprune.graph.shrink import Alive, Keep, kept_shape, living, run, take
+from jprune.graph.shrink import Alive, Keep, kept_shape, run, take
 from jprune.graph.sites import find_spots
 
 RULE_BOOKS = (bodies,)
@@ -69,7 +69,7 @@ def dead_branches(groups: Groups, masks: Mapping[str, Any]) -> tuple[Branch, ...
     Raises:
         StructureError: a mask of a branch that is not one bool.
     """
-    dead = []
+    dead: list[Branch] = []
     for branch in groups.branches:
         mask = np.asarray(masks.get(branch.name, [True]))
         if mask.shape != (1,) or mask.dtype != bool:
@@ -104,8 +104,11 @@ def axis_keeps(groups: Groups, masks: Mapping[str, Any]) -> dict[str, list[np.nd
 
 def _emptied(groups: Groups, path: str, axis: int) -> errors.StructureError:
     """Masks of several groups that leave nothing where positions need a unit of each."""
-    there = lambda place: (place.leaf, place.axis) == (path, axis)
-    names = [name for name, places in groups.places.items() if any(map(there, places))]
+    names = [
+        name
+        for name, places in groups.places.items()
+        if any((place.leaf, place.axis) == (path, axis) for place in places)
+    ]
     return errors.StructureError(
         f"the masks of {', '.join(names)} together keep nothing of axis {axis} of {path}, whose "
         "positions need a unit of each. Keep more units of one of them."
@@ -189,7 +192,11 @@ def _parts(sharding: NamedSharding, names: Any) -> int:
     return math.prod(sharding.mesh.shape[name] for name in several)
 
 
-def _match(parts: tuple[str, ...], names: dict, by_ending: dict) -> str | None:
+def _match(
+    parts: tuple[str, ...],
+    names: Mapping[tuple[str, ...], str],
+    by_ending: Mapping[tuple[str, ...], list[str]],
+) -> str | None:
     """The variable whose path, with or without its collection, ends `parts`."""
     for start in range(len(parts)):
         if parts[start:] in names:
@@ -239,9 +246,8 @@ def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., 
             for whole, leaf in zip(groups.leaves.values(), leaves)
         ]
         everything = jax.tree.unflatten(groups.treedef, full)
-        coupling = couple(fn, everything, *args, freeze_outputs=False)
-        alive = Alive(coupling.solution, alive_atoms(coupling, keeps))
-        _check_reductions(coupling, groups, alive.atoms)
+        coupling = couple(fn, everything, *args, groups=groups)
+        alive = alive_units(coupling, groups, masks, keeps)
         program, frame, left = _without_branches(coupling, cut, dead)
         results = iter(run(program, frame, alive, [*leaves, *jax.tree.leaves(args)]))
         outputs = [next(results) if computed else None for computed in left]
@@ -303,57 +309,57 @@ def check_slim(
     return [found.get(path) for path in groups.leaves]
 
 
-def alive_atoms(coupling: Coupling, keeps: Mapping[str, Sequence[Any]]) -> Flags:
-    """[atoms] bool: which atoms of this program live, from which positions of the leaves live.
+def alive_units(
+    coupling: Coupling, groups: Groups, masks: Mapping[str, Any], keeps: Mapping[str, Sequence[Any]]
+) -> Alive:
+    """What lives under the masks, after a look at whether this program allows them.
 
     Raises:
-        FrozenError: a position is removed that this program freezes.
-        StructureError: the positions kept are not closed under the ties of this program.
+        FrozenError: something is removed that this program freezes.
+        StructureError: the masks are not closed under the ties of this program.
     """
-    solution = coupling.solution
-    axes = [
-        (path, number, axis, keeps[path][number])
-        for leaf, path in enumerate(coupling.paths)
-        for number, axis in enumerate(coupling.leaf_axes(leaf))
-    ]
-    alive = living(solution, [(axis, keep) for _, _, axis, keep in axes])
-    for path, number, axis, keep in axes:
-        expected = solution.alive(axis, alive)
-        assert expected is not None
-        wrong = np.flatnonzero(~expected if keep is None else keep != expected)
-        if wrong.size:
-            _explain(solution, path, number, axis, int(wrong[0]))
+    checked = check_masks(groups, masks)
+    alive = Alive(coupling.solution, np.concatenate([*checked.values(), [True]]))
+    labels = coupling.labels
+    opened = [np.full(size, groups.exact[name]) for name, size in groups.sizes.items()]
+    inexact_live = Alive(coupling.solution, alive.atoms | ~np.concatenate([*opened, [True]]))
+    for live, frozen in ((alive, labels.frozen), (inexact_live, labels.reduced)):
+        reason = _removed(live, frozen)
+        if reason is not None:
+            raise errors.FrozenError(
+                f"the masks remove channels that this function freezes: {reason.text} "
+                f"({reason.equation or 'no equation'}, {reason.source or 'no line'}). Trace this "
+                "very function, or keep these channels."
+            )
+    for leaf, path in enumerate(coupling.paths):
+        for number, axis in enumerate(coupling.leaf_axes(leaf)):
+            keep = keeps[path][number]
+            expected = alive.of(axis)
+            wrong = np.flatnonzero(~expected if keep is None else keep != expected)
+            if wrong.size:
+                raise errors.StructureError(
+                    f"position {wrong[0]} on axis {number} of {path} is tied to channels that the "
+                    "masks treat otherwise. Trace this very function, and make the masks from its "
+                    "groups."
+                )
+    for product in labels.products:
+        all_live = functools.reduce(np.logical_and.outer, map(alive.of, product.factors))
+        if (all_live != alive.of(product.whole)).any():
+            raise errors.StructureError(
+                f"what the masks leave is no rows and columns for {product.reason.equation} at "
+                f"{product.reason.source or 'an unknown line'}. Trace this very function, and make "
+                "the masks from its groups."
+            )
     return alive
 
 
-def _check_reductions(coupling: Coupling, groups: Groups, alive: Flags) -> None:
-    """What this program reduces over may go only where its group was opened.
-
-    Raises:
-        FrozenError: names the equation.
-    """
-    solution = coupling.solution
-    numbers, _ = unit_numbers(coupling, groups.places)
-    exact = np.array([*groups.exact.values(), True])
-    for axis, reason in coupling.labels.reduced:
-        atoms = solution.atoms_of(axis)
-        gone = atoms[(atoms >= 0) & ~alive[atoms]]
-        if exact[numbers[gone]].any():
-            raise errors.FrozenError(
-                f"the masks remove channels that this function freezes: {reason.text} "
-                f"({reason.equation}, {reason.source or 'no line'}). Trace this very function; "
-                f"{reason.remedy}."
-            )
-
-
-def _explain(solution: Solution, path: str, number: int, axis: Indices, position: int) -> None:
-    for reason in solution.causes_of(axis[position : position + 1]):
-        raise errors.FrozenError(
-            f"the masks remove position {position} on axis {number} of {path}, which this function "
-            f"freezes: {reason.text} ({reason.equation or 'no equation'}, "
-            f"{reason.source or 'no line'})."
-        )
-    raise errors.StructureError(
-        f"position {position} on axis {number} of {path} is tied to channels that the masks treat "
-        "otherwise. Trace this very function, and make the masks from its groups."
-    )
+def _removed(alive: Alive, frozen: Sequence[tuple[Indices, Reason]]) -> Reason | None:
+    """The first reason for which something was frozen that is gone."""
+    if not frozen:
+        return None
+    labels = np.concatenate([axis for axis, _ in frozen])
+    gone = np.flatnonzero(~alive.of(labels))
+    if not gone.size:
+        return None
+    ends = np.cumsum([len(axis) for axis, _ in frozen])
+    return frozen[int(np.searchsorted(ends, gone[0], side="right"))][1]

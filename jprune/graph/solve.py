@@ -12,7 +12,7 @@ different places, and these rules, until nothing changes:
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -89,10 +89,7 @@ class _Solver:
     def refresh(self) -> None:
         """Components of all ties so far, and the first reason that freezes each."""
         pairs = np.concatenate([np.zeros((2, 0), np.int64), *self.pairs], axis=1)
-        ones = np.ones(pairs.shape[1], bool)
-        graph = coo_array((ones, (pairs[0], pairs[1])), (max(1, self.count),) * 2)
-        components = connected_components(graph, directed=False)[1]
-        self.component = components[: self.count].astype(np.int64)
+        self.component = components(pairs, self.count)
         self.first = np.full(self.component.max(initial=-1) + 1, NONE)
         for place in range(len(self.frozen) - 1, -1, -1):
             self.first[self.component[self.frozen[place][0]]] = place
@@ -138,7 +135,7 @@ class _Solver:
             if not self.is_frozen(factor).all():
                 varying.append(axis)
         if len(varying) == 1:
-            spread = _spread(product.factors[varying[0]], varying[0], product.whole.shape)
+            spread = beside(product.factors[varying[0]], varying[0], product.whole.shape)
             self.pairs.append(np.stack([product.whole.reshape(-1), spread]))
         elif not varying:
             self.freeze(self.component[product.whole].reshape(-1), self.why(product.factors[0][0]))
@@ -192,7 +189,7 @@ class _Solver:
         for product in self.products:
             rows = np.full((rank, product.whole.size), NONE)
             for axis, factor in enumerate(product.factors):
-                rows[axis] = _spread(self.component[factor], axis, product.whole.shape)
+                rows[axis] = beside(self.component[factor], axis, product.whole.shape)
             slots.append(rows)
         whole = [self.component[product.whole].reshape(-1) for product in self.products]
         factors = np.concatenate(slots, axis=1)
@@ -228,10 +225,7 @@ class _Solver:
 
     def agree(self, left: Indices, right: Indices, product: int) -> None:
         """Makes two definitions [k, n] of the same components say the same."""
-        only = lambda one, other: [
-            sorted({*a.tolist()} - {*b.tolist(), NONE}) for a, b in zip(one.T, other.T)
-        ]
-        alone, missing = only(left, right), only(right, left)
+        alone, missing = _only(left, right), _only(right, left)
         single = [pair for pair in zip(alone, missing) if len(pair[0]) == len(pair[1]) == 1]
         if single:
             self.tie(*np.array(single).T.reshape(2, -1))
@@ -314,7 +308,15 @@ class _Solver:
         return table
 
 
-def _spread(factor: Indices, axis: int, shape: tuple[int, ...]) -> Indices:
+def components(pairs: Indices, count: int) -> Indices:
+    """[count]: connected components of `count` things, [2, n] of them tied."""
+    ones = np.ones(pairs.shape[1], bool)
+    graph = coo_array((ones, (pairs[0], pairs[1])), (max(1, count),) * 2)
+    found: Any = connected_components(graph, directed=False)
+    return found[1][:count].astype(np.int64)
+
+
+def beside(factor: Indices, axis: int, shape: tuple[int, ...]) -> Indices:
     """A factor beside every element of its whole, flat."""
     along = [-1 if other == axis else 1 for other in range(len(shape))]
     return np.broadcast_to(factor.reshape(along), shape).reshape(-1)
@@ -324,6 +326,12 @@ def _first_equal(columns: Indices) -> Indices:
     """[n]: the first column of [k, n] that each column equals."""
     _, first, inverse = np.unique(columns, axis=1, return_index=True, return_inverse=True)
     return first[inverse.reshape(-1)]
+
+
+def _only(one: Indices, other: Indices) -> list[list[int]]:
+    """What every column of [k, n] has that the same column of another array has not."""
+    columns = zip(one.T.tolist(), other.T.tolist())
+    return [sorted({*mine} - {*theirs, NONE}) for mine, theirs in columns]
 
 
 def _slots(factors: Indices) -> tuple[Indices, Indices]:

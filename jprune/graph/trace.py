@@ -10,10 +10,10 @@ from jprune import errors
 from jprune.base import Frozen, Groups, Place
 from jprune.graph.branches import find_branches
 from jprune.graph.coupling import Coupling, check_arguments, check_leaves, couple, leaf_paths
-from jprune.graph.groups import find_units, unit_numbers
+from jprune.graph.groups import Found, find_units
 from jprune.graph.interpret import walk
 from jprune.graph.jaxprs import describe, user_line
-from jprune.graph.labels import SPATIAL, Flags, Indices, Reason
+from jprune.graph.labels import SPATIAL, Indices, Reason
 from jprune.graph.rules import RULES
 from jprune.graph.sites import find_sites, find_spots
 from jprune.graph.solve import solve
@@ -80,8 +80,8 @@ def trace(
         coupling = _opened(coupling, opened, tuple(leaves))
     units = find_units(coupling)
     groups = Groups(
-        sizes={name: max(int(p.units.max()) for p in places) + 1 for name, places in units.items()},
-        places=units,
+        sizes={name: len(found.atoms) for name, found in units.items()},
+        places={name: found.places for name, found in units.items()},
         sites=(),
         branches=(),
         frozen=tuple(_frozen(coupling)),
@@ -91,8 +91,10 @@ def trace(
     )
     groups = _without(groups, tuple(freeze))
     spots = find_spots(coupling.program, coupling.uses, coupling.paths)
-    branches = find_branches(coupling.program, coupling.frame, spots, coupling.paths, coupling.main)
-    return groups._replace(sites=find_sites(coupling, spots, groups), branches=branches)
+    branches = find_branches(coupling.program, spots, coupling.paths, coupling.main)
+    return groups._replace(
+        sites=find_sites(coupling.under(groups), spots, groups), branches=branches
+    )
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -125,21 +127,24 @@ def _opened(coupling: Coupling, names: Sequence[str], leaves: Sequence[str]) -> 
     everything = coupling._replace(solution=solve(labels, opened=True))
     units = find_units(everything)
     _check_names("open", names, units, leaves)
-    wanted = _marked(everything, units, _named(units, names))
+    count = len(everything.solution.atoms)
+    named = _named({name: found.places for name, found in units.items()}, names)
+    wanted = np.zeros(count, bool)
+    wanted[np.concatenate([units[name].atoms for name in named])] = True
     reduced: list[tuple[Indices, Reason]] = []
-    found = np.zeros(len(wanted), bool)
+    frozen = np.zeros(count, bool)
     component = everything.solution.component
     for axis, reason in labels.reduced:
         atoms = everything.solution.atoms_of(axis)
         atoms = np.unique(atoms[atoms >= 0])
-        found[atoms] = True
+        frozen[atoms] = True
         rest = atoms[~wanted[atoms]]
         reduced.append((np.flatnonzero(np.isin(component, rest)), reason))
-    for name in names:
-        if not (found & _marked(everything, units, _named(units, (name,)))).any():
-            raise errors.ArgumentError(
-                f"open={list(names)} names {name!r}, which no reduction freezes; leave it out."
-            )
+    exact = [name for name in named if not frozen[units[name].atoms].any()]
+    if exact:
+        raise errors.ArgumentError(
+            f"open={list(names)} names {exact[0]!r}, which no reduction freezes; leave it out."
+        )
     narrower = labels.with_reduced(reduced)
     return coupling._replace(solution=solve(narrower))
 
@@ -154,23 +159,13 @@ def _named(units: dict[str, tuple[Place, ...]], names: Sequence[str]) -> list[st
     ]
 
 
-def _marked(coupling: Coupling, units: dict[str, tuple[Place, ...]], names: Sequence[str]) -> Flags:
-    """[atoms] bool: those of some groups."""
-    numbers, _ = unit_numbers(coupling, {name: units[name] for name in names})
-    return numbers >= 0
-
-
-def _exact(coupling: Coupling, units: dict[str, tuple[Place, ...]]) -> dict[str, bool]:
+def _exact(coupling: Coupling, units: dict[str, Found]) -> dict[str, bool]:
     """Which groups no reduction sees."""
     seen = np.zeros(len(coupling.solution.atoms), bool)
     for axis, _ in coupling.labels.reduced:
         atoms = coupling.solution.atoms_of(axis)
         seen[atoms[atoms >= 0]] = True
-    if not seen.any():
-        return dict.fromkeys(units, True)
-    numbers, _ = unit_numbers(coupling, units)
-    inexact = set(numbers[seen].tolist())
-    return {name: number not in inexact for number, name in enumerate(units)}
+    return {name: not seen[found.atoms].any() for name, found in units.items()}
 
 
 def _frozen(coupling: Coupling) -> list[Frozen]:
