@@ -5,6 +5,9 @@ Every message says what came, what was expected, and what to write instead. All 
 from a fault of ours (a traceback).
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class JpruneError(Exception):
     """Base of every error that jprune raises on purpose."""
@@ -48,3 +51,19 @@ class MissingExtraError(JpruneError, ImportError):
 
 class ExportError(JpruneError, RuntimeError):
     """A net that an export format cannot hold, or whose export gives other numbers."""
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.4) -> str:
+    """A suggestion for a name that is not known, with a blank behind it; empty if none is near.
+
+    Args:
+        name: what came.
+        known: what could have come.
+        cutoff: how near a name must be, in 0..1.
+
+    Example:
+        >>> nearest("tailor", ["l1", "taylor"])
+        'did you mean taylor? '
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}? " if near else ""

@@ -21,6 +21,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Groups, Masks, Scores
+from jprune.masks import is_none
 from jprune.units import to_units
 
 AXES = ("d", "h", "w", "in", "out")
@@ -135,7 +136,7 @@ def spread(masks: Masks, grain: Grain, like: Any) -> Masks:
             mask = jax.lax.slice_in_dim(mask, 0, whole, axis=axis)
         return mask
 
-    return jax.tree.map(one, masks, like, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(one, masks, like, is_leaf=is_none)
 
 
 def n_of_m(scores: Scores, n: int, m: int) -> Masks:
@@ -197,7 +198,6 @@ def lift(groups: Groups, masks: Masks, roles: tuple[str, ...] = ("in",)) -> dict
         >>> lift(groups, {"first": None, "second": np.array([[True], [False], [True]])})
         {'first': array([ True, False,  True])}
     """
-    is_none = lambda leaf: leaf is None
     shapes = jax.tree.unflatten(groups.treedef, list(groups.leaves.values()))
     kept = jax.tree.map(
         lambda mask, leaf: jnp.ones(leaf.shape) if mask is None else jnp.asarray(mask, jnp.float32),

@@ -14,13 +14,14 @@ from jprune import errors
 from jprune.base import Masks, PyTree, Variables
 
 
-def _is_none(leaf: Any) -> bool:
+def is_none(leaf: Any) -> bool:
+    """For `is_leaf` of tree functions: None means "not prunable" and is a leaf."""
     return leaf is None
 
 
 def _map_masks(function: Callable[..., Any], masks: Masks, *trees: PyTree) -> PyTree:
     """Maps over masks whose None leaves mean "not prunable"."""
-    return jax.tree.map(function, masks, *trees, is_leaf=_is_none)
+    return jax.tree.map(function, masks, *trees, is_leaf=is_none)
 
 
 def apply_masks(variables: Variables, masks: Masks) -> Variables:
@@ -114,14 +115,21 @@ def _ste_jvp(primals, tangents):
 
 
 def intersect(left: Masks, right: Masks) -> Masks:
-    """What both masks keep; None ("not prunable") gives way to the other."""
+    """What both masks keep; None ("not prunable") gives way to the other.
+
+    Example:
+        >>> left = {"a": np.array([True, True]), "b": None}
+        >>> right = {"a": np.array([False, True]), "b": np.array([False])}
+        >>> {name: mask.tolist() for name, mask in intersect(left, right).items()}
+        {'a': [False, True], 'b': [False]}
+    """
 
     def both(one: Any, other: Any) -> Any:
         if one is None or other is None:
             return other if one is None else one
         return jnp.logical_and(one, other)
 
-    return jax.tree.map(both, left, right, is_leaf=_is_none)
+    return jax.tree.map(both, left, right, is_leaf=is_none)
 
 
 def density(masks: Masks) -> float:

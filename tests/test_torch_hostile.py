@@ -262,6 +262,7 @@ def test_any_program_gives_a_value_or_a_checkpoint_error(parts):
     content = pickle.PROTO + b"\x02" + b"".join(parts) + pickle.STOP
     try:
         value, _ = torch_pickle.read(io.BytesIO(content))
-        torch_files._state_dict(value)
+        tensors = torch_files._state_dict(value)
     except errors.CheckpointError:
-        pass
+        return
+    assert all(isinstance(tensor, torch_pickle.Tensor) for tensor in tensors.values())

@@ -15,6 +15,7 @@ from jprune import errors
 from jprune.allocate._counts import floor_of, step_of, widths
 from jprune.allocate._select import best, keep_best
 from jprune.base import Budget, Cost, CostModel, Masks, Scores
+from jprune.masks import is_none
 
 
 def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callable[[Masks], float]:
@@ -54,7 +55,28 @@ def map_named(function: Callable[..., Any], scores: Scores, *others: Any) -> Any
         name = path[0].key if len(path) == 1 and hasattr(path[0], "key") else None
         return function(name, leaf, *rest)
 
-    return jax.tree_util.tree_map_with_path(one, scores, *others, is_leaf=lambda leaf: leaf is None)
+    return jax.tree_util.tree_map_with_path(one, scores, *others, is_leaf=is_none)
+
+
+def allocated(
+    masks_at: Callable[[Scores, Any], Masks],
+    scores: Scores,
+    budget: Budget,
+    model: CostModel | None,
+) -> Masks:
+    """What an allocator returns: the masks at the budget's density, or at one that is searched.
+
+    Args:
+        masks_at: `(scores, density) -> masks`, more for more.
+        scores: of units or weights; a density may be traced.
+        budget: of any kind.
+        model: for budgets in anything but density.
+    """
+    check_scores(scores)
+    if budget.kind == "density":
+        return masks_at(scores, budget.value)
+    scores = map_named(lambda _, leaf: np.asarray(leaf, float), scores)
+    return search(lambda density: masks_at(scores, density), scores, budget, model)
 
 
 def search(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jprune.allocate._budgets import check_scores, map_named, search
+from jprune.allocate._budgets import allocated, map_named
 from jprune.allocate._counts import floor_of, kept, rounded, step_of
 from jprune.allocate._select import best, keep_best
 from jprune.base import Budget, CostModel, Masks, Scores
@@ -39,11 +39,7 @@ def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = N
         >>> {name: mask.tolist() for name, mask in global_topk(scores, Budget(density=0.5)).items()}
         {'a': [False, True], 'b': [True, False]}
     """
-    check_scores(scores)
-    if budget.kind != "density":
-        scores = map_named(lambda _, leaf: np.asarray(leaf, float), scores)
-        return search(lambda density: _at(scores, density, budget), scores, budget, cost_model)
-    return _at(scores, budget.value, budget)
+    return allocated(lambda s, density: _at(s, density, budget), scores, budget, cost_model)
 
 
 def _at(scores: Scores, density: Any, budget: Budget) -> Masks:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jprune.allocate._budgets import check_scores, map_named, search
+from jprune.allocate._budgets import allocated, map_named
 from jprune.allocate._counts import floor_of, kept, rounded, step_of
 from jprune.allocate._select import keep_best
 from jprune.base import Budget, CostModel, Masks, Scores
@@ -33,11 +33,7 @@ def uniform(scores: Scores, budget: Budget, cost_model: CostModel | None = None)
         >>> uniform({"a": np.array([1.0, 4.0, 2.0, 3.0])}, Budget(density=0.5))["a"].tolist()
         [False, True, False, True]
     """
-    check_scores(scores)
-    if budget.kind != "density":
-        scores = map_named(lambda _, leaf: np.asarray(leaf, float), scores)
-        return search(lambda density: _at(scores, density, budget), scores, budget, cost_model)
-    return _at(scores, budget.value, budget)
+    return allocated(lambda s, density: _at(s, density, budget), scores, budget, cost_model)
 
 
 def _at(scores: Scores, density: Any, budget: Budget) -> Masks:

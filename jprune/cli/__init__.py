@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from jprune import __version__, errors
 from jprune.cli import verbs
 from jprune.cli.options import VERBS
-from jprune.cli.parse import nearest, parse
+from jprune.cli.parse import parse
 
 __all__ = ["main"]
 
@@ -63,8 +63,9 @@ def _run(words: list[str]) -> int:
         return 0
     verb = words[0]
     if verb not in VERBS:
+        hint = errors.nearest(verb, VERBS, cutoff=0.5)
         raise errors.ArgumentError(
-            f"there is no verb {verb!r}; {nearest(verb, VERBS)}Write one of {', '.join(VERBS)}."
+            f"there is no verb {verb!r}; {hint}Write one of {', '.join(VERBS)}."
         )
     try:
         options = parse(VERBS[verb], words[1:], f"jprune {verb}")

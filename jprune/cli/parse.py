@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import difflib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tyro
@@ -14,17 +13,6 @@ from jprune import errors
 # Tyro draws a box around what it has to say; the sentence stands above the first inner line.
 _FRAME = ("╭", "╰")
 _INNER = "───"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A suggestion, with a blank behind it; empty where nothing is near.
-
-    Example:
-        >>> nearest("tailor", ["l1", "taylor"])
-        'did you mean taylor? '
-    """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]}? " if near else ""
 
 
 def parse(options: type, arguments: Sequence[str], prog: str) -> Any:
@@ -78,11 +66,9 @@ def _check_names(options: type, arguments: Sequence[str], prog: str) -> None:
     for argument in arguments:
         name = argument.partition("=")[0].removeprefix("--").replace("_", "-")
         if argument.startswith("--") and name and name not in known:
-            raise errors.ArgumentError(
-                f"there is no option --{name}; "
-                f"{nearest('--' + name, ['--' + other for other in sorted(known)])}See "
-                f"`{prog} --help`."
-            )
+            others = [f"--{other}" for other in sorted(known)]
+            hint = errors.nearest(f"--{name}", others, cutoff=0.5)
+            raise errors.ArgumentError(f"there is no option --{name}; {hint}See `{prog} --help`.")
 
 
 def _flag(field: dataclasses.Field[Any]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Criterion, Masks, PyTree, Scores, Variables
+from jprune.masks import is_none
 
 
 def masked(criterion: Criterion, masks: Masks) -> Criterion:
@@ -35,7 +36,7 @@ def masked(criterion: Criterion, masks: Masks) -> Criterion:
     def score(state: PyTree, variables: Variables) -> Scores:
         scores = criterion.score(state, variables)
         try:
-            return jax.tree.map(_gone, _whole(masks, scores), scores, is_leaf=_is_none)
+            return jax.tree.map(_gone, _whole(masks, scores), scores, is_leaf=is_none)
         except (ValueError, TypeError) as error:
             raise errors.StructureError(
                 f"the masks do not fit the scores: {error}. Masks are {{group: [units]}} for a "
@@ -46,15 +47,11 @@ def masked(criterion: Criterion, masks: Masks) -> Criterion:
     return criterion._replace(score=score)
 
 
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
-
-
 def _whole(masks: Masks, scores: Scores) -> Masks:
     """The masks with None for whatever they do not name, without what has no scores."""
     if not (isinstance(masks, dict) and isinstance(scores, dict)) or not masks.keys() & scores:
         return masks
-    none = lambda part: jax.tree.map(_nothing, part, is_leaf=_is_none)
+    none = lambda part: jax.tree.map(_nothing, part, is_leaf=is_none)
     return {name: masks[name] if name in masks else none(part) for name, part in scores.items()}
 
 

@@ -1,6 +1,5 @@
 """What every data set is: its shape, its splits, how its pixels become numbers."""
 
-import difflib
 from typing import NamedTuple
 
 from jprune import errors
@@ -69,8 +68,7 @@ def find(name: str) -> Spec:
         (8, 8, 1)
     """
     if name not in SETS:
-        near = difflib.get_close_matches(str(name), SETS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = errors.nearest(name, SETS)
         raise errors.ArgumentError(
             f"There is no data set {name!r}; {hint}jprune has {', '.join(SETS)}."
         )

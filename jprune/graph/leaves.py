@@ -6,7 +6,6 @@ make one, write a pytree with `apply`, `dense`, `shape` and `dtype`, and wrap th
 leaf in it.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -321,8 +320,3 @@ def _as_before(result: jax.Array, equation: Equation) -> jax.Array:
     batch, channels, *places = equation.params["dimension_numbers"].out_spec
     order = (batch, *places, channels)
     return jnp.transpose(result, tuple(int(axis) for axis in np.argsort(order)))
-
-
-def weights_in(leaf: Any) -> int:
-    """How many numbers a leaf holds, in whatever form."""
-    return sum(math.prod(array.shape) for array in jax.tree.leaves(leaf))

@@ -10,7 +10,6 @@ Read `stages.py` first (what recipes are made of), then `three_step.py`. `_train
 training step that all of them share, `_nets.py` what they ask about a net.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 
@@ -57,8 +56,7 @@ def find(name: str) -> Callable[..., Recipe]:
         jprune.errors.ArgumentError: There is no method 'tailor'; did you mean taylor? ...
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(str(name), METHODS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = errors.nearest(name, METHODS)
         raise errors.ArgumentError(
             f"There is no method {name!r}; {hint}The methods are {', '.join(METHODS)}; see "
             "`jprune methods`."

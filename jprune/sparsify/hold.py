@@ -8,16 +8,13 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree
+from jprune.masks import is_none
 
 
 class HoldState(NamedTuple):
     """Masks in an optimizer state: arrays like any other, so a new mask does not recompile."""
 
     masks: Masks
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
 
 
 def as_masks(masks: Masks, params: Params) -> Masks:
@@ -40,7 +37,7 @@ def as_masks(masks: Masks, params: Params) -> Masks:
         return mask
 
     try:
-        return jax.tree_util.tree_map_with_path(one, masks, params, is_leaf=_is_none)
+        return jax.tree_util.tree_map_with_path(one, masks, params, is_leaf=is_none)
     except errors.StructureError:
         raise
     except (ValueError, TypeError) as error:
@@ -56,7 +53,7 @@ def held(updates: PyTree, params: Params, masks: Masks) -> PyTree:
     def one(mask: Any, update: Any, param: Any) -> Any:
         return update if mask is None else jnp.where(mask, update, -param.astype(update.dtype))
 
-    return jax.tree.map(one, masks, updates, params, is_leaf=_is_none)
+    return jax.tree.map(one, masks, updates, params, is_leaf=is_none)
 
 
 def hold(masks: Masks) -> optax.GradientTransformationExtraArgs:
@@ -124,8 +121,8 @@ def with_masks(opt_state: PyTree, masks: Masks) -> PyTree:
     """
     before = masks_of(opt_state)
     after = as_masks(masks, before)
-    is_none = [jax.tree.structure(tree, is_leaf=_is_none) for tree in (before, after)]
-    if jax.tree.structure(before) != jax.tree.structure(after) or is_none[0] != is_none[1]:
+    places = [jax.tree.structure(tree, is_leaf=is_none) for tree in (before, after)]
+    if jax.tree.structure(before) != jax.tree.structure(after) or places[0] != places[1]:
         raise errors.StructureError(
             "the new masks have None where the old ones have arrays, or the other way round; write "
             "masks of ones where nothing is pruned yet."

@@ -8,6 +8,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Allocator, Batch, Budget, Criterion, Groups, Masks, Params, PyTree, Schedule
+from jprune.masks import is_none
 from jprune.sparsify.hold import HoldState, held
 from jprune.units import expand, to_units
 
@@ -98,7 +99,7 @@ def scheduled_prune(
                 lambda mask, kept: kept if mask is None else mask,
                 masks,
                 old,
-                is_leaf=lambda leaf: leaf is None,
+                is_leaf=is_none,
             )
             return criterion.init(params), chosen
 

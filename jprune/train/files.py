@@ -175,13 +175,6 @@ def write_lines(path: PathLike, records: list[dict[str, Any]]) -> None:
     atomic_write(path, text)
 
 
-def keep_lines(path: PathLike, count: int) -> None:
-    """Cuts a file of records back to its first `count`."""
-    lines = read_lines(path)
-    if len(lines.records) > count or lines.dropped:
-        write_lines(path, lines.records[:count])
-
-
 def write_json(path: PathLike, value: Any) -> None:
     """Writes a value as indented JSON, atomically.
 

@@ -1,6 +1,5 @@
 """The names of the nets, and `build`."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -134,8 +133,7 @@ def check_dtype(dtype: Any) -> jnp.dtype:
 def _maker(name: str) -> Callable[..., nnx.Module]:
     """The constructor behind a name."""
     if name not in NETS:
-        near = difflib.get_close_matches(str(name), NETS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = errors.nearest(name, NETS)
         raise errors.ArgumentError(
             f"There is no net {name!r}; {hint}The zoo has {', '.join(NETS)}. For a net of your own "
             "write module:callable."
