@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable
 
 from jprune import errors
-from jprune.base import Recipe
+from jprune.base import Learner, Recipe
 from jprune.recipes import three_step
 from jprune.recipes._nets import (
     cost_of,
@@ -24,7 +24,7 @@ from jprune.recipes._nets import (
     unit_masks,
     weight_masks,
 )
-from jprune.recipes._training import Learner, Sgd, evaluate, plain
+from jprune.recipes._training import Sgd, evaluate, plain
 from jprune.recipes.stages import (
     Evaluate,
     LongStage,
@@ -38,7 +38,9 @@ from jprune.recipes.stages import (
     unrolled,
 )
 
-METHODS: dict[str, Callable[..., Recipe]] = {**three_step.METHODS}
+METHODS: dict[str, Callable[..., Recipe]] = {
+    **three_step.METHODS,
+}
 
 
 def find(name: str) -> Callable[..., Recipe]:

@@ -8,33 +8,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune.base import Batch, Data, Masks, Params, Pruned, PyTree, Schedule, Task, Variables
+from jprune.base import (
+    Batch,
+    Data,
+    Learner,
+    Masks,
+    Params,
+    Pruned,
+    PyTree,
+    Schedule,
+    Task,
+    Variables,
+)
 from jprune.masks import apply_masks
 from jprune.sparsify import hold
 
 EVALUATION_BATCH = 256
-
-
-class Learner(NamedTuple):
-    """Training that can stop after any step and go on from there.
-
-    All that a step depends on is the state, the batch and the number of the step, so a run that was
-    stopped and restored takes the very steps of one that was not.
-    """
-
-    steps: int
-    epoch: int
-    """Steps in an epoch."""
-    init: Callable[[], PyTree]
-    """`init() -> state`, a tree of arrays."""
-    batches: Callable[[int], Iterator[Batch]]
-    """`batches(start)`: endless, from that step on."""
-    step: Callable[[PyTree, Batch], tuple[PyTree, dict[str, jax.Array]]]
-    """`step(state, batch) -> state, metrics`, jitted; the old state is given away (donated)."""
-    variables: Callable[[PyTree], Variables]
-    """`variables(state)`: the net at this point."""
-    finish: Callable[[PyTree], Pruned]
-    """`finish(state)`: the net as it goes to the next stage."""
 
 
 class TrainState(NamedTuple):

@@ -24,6 +24,7 @@ from jprune.base import (
     Budget,
     Criterion,
     Groups,
+    Learner,
     Pruned,
     Records,
     Stage,
@@ -42,7 +43,6 @@ from jprune.recipes._nets import (
 )
 from jprune.recipes._training import (
     LEARNING_RATES,
-    Learner,
     Sgd,
     evaluate,
     plain,
