@@ -25,6 +25,7 @@ from jprune.recipes import (
     Save,
     Train,
     groups_of,
+    three_step,
     weight_masks,
 )
 from jprune.recipes import _training as training
@@ -367,7 +368,7 @@ def test_a_checkpoint_of_another_seed_is_refused(tmp_path, monkeypatch):
 def test_every_method_prunes_to_its_budget_and_the_slim_net_is_the_masked_one():
     task = toy_task("tiny")
     train_stage, finetune = Train(1, 0.05, 16), Train(1, 0.05, 16, name="finetune")
-    for name, factory in recipes.METHODS.items():
+    for name, factory in three_step.METHODS.items():
         recipe = factory(Budget(macs=0.5, multiple_of=4), train_stage, finetune, recalibrate=1)
         pruned, records = recipes.run(recipe, Pruned(drawn(task), None), task, KEY)
         kept = [r["metrics"]["macs"] for r in records if r["stage"] == "prune"][-1]
@@ -486,14 +487,6 @@ def test_evaluation_counts_what_is_not_zero():
     assert masked["metrics"]["params"] == slim["metrics"]["params"] == kernels
     assert masked["metrics"]["macs"] == slim["metrics"]["macs"] == kernels
     assert slim["metrics"]["loss"] == pytest.approx(masked["metrics"]["loss"], rel=1e-5)
-
-
-def test_masks_of_weights_leave_no_slim_net():
-    task = toy_task("lenet300")
-    variables = drawn(task)
-    masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), variables)
-    with pytest.raises(errors.StructureError, match="Prune units to slim"):
-        recipes.slim_net(task, Pruned(variables, masks))
 
 
 def test_masks_of_another_net_are_refused():

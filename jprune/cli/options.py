@@ -28,6 +28,17 @@ def _number(text: str) -> float:
         raise ValueError(f"{text!r} is no number. Write one such as 0.5.") from None
 
 
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text} is outside [0, 1]. Write a number such as 0.9.")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
 def _positive(text: str) -> float:
     value = _number(text)
     if not 0 < value < float("inf"):
@@ -69,6 +80,9 @@ MaybeFolder = Annotated[str | None, _kind("DIR", str), _unhinted]
 MaybeCount = Annotated[int | None, _kind("N", _count), _unhinted]
 MaybeFraction = Annotated[float | None, _kind("FRACTION", _fraction), _unhinted]
 MaybeNumber = Annotated[float | None, _kind("NUMBER", _positive), _unhinted]
+Share = Annotated[float, _kind("FRACTION", _share)]
+Names = Annotated[tuple[str, ...], _kind("NAMES", _names), _unhinted]
+Settings = Annotated[tuple[str, ...], _kind("NAME=VALUE", _names), _unhinted]
 Flag = Annotated[bool, _unhinted]
 
 
@@ -112,6 +126,12 @@ class Prune:
     """Number of rounds of iterative and cubic. Default: the method's."""
     allocator: MaybeText = None
     """Budget spread over layers: uniform or global_topk. Default: the method's."""
+    set: Settings = ()
+    """Other options of the method, such as rounds=3,recalibrate=50."""
+    freeze: Names = ()
+    """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
+    distill: Share = 0.0
+    """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
     multiple_of: Count = 8
     """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
     min_units: Count = 1

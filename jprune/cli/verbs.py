@@ -14,6 +14,7 @@ from jprune.cli import options, show
 def prune(given: options.Prune, words: Sequence[str]) -> None:
     """The main job."""
     budget = _budget(given)
+    from jprune import recipes
     from jprune.train import job as jobs
     from jprune.train.progress import Bars, Lines, Silent
 
@@ -30,7 +31,12 @@ def prune(given: options.Prune, words: Sequence[str]) -> None:
         learning_rate=given.learning_rate,
         finetune_learning_rate=given.finetune_learning_rate,
         max_steps=given.steps,
-        options={name: value for name, value in chosen.items() if value is not None},
+        distill=given.distill,
+        freeze=given.freeze,
+        options={
+            **recipes.read_options(given.method, given.set),
+            **{name: value for name, value in chosen.items() if value is not None},
+        },
         dtype=given.dtype,
         weights=given.weights,
         data_dir=given.data_dir,

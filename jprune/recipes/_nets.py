@@ -1,15 +1,18 @@
 """What stages ask about a task's net: its groups, its cost, its slim form. Found once for a net."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
-from jprune import errors
-from jprune.base import CostModel, Groups, Masks, Pruned, Task, Variables
+from jprune.base import Budget, CostModel, Groups, Masks, Pruned, Task, Variables
 from jprune.cost import cost_model
+from jprune.granularity import lift
 from jprune.graph import slim, slim_params, trace
+from jprune.masks import intersect, is_none
 from jprune.units import expand, ones
 
 
@@ -57,26 +60,64 @@ def weight_masks(task: Task, masks: Masks) -> Masks:
 
 
 def unit_masks(task: Task, pruned: Pruned) -> dict[str, Any]:
-    """Masks of all groups.
-
-    Raises:
-        StructureError: the masks are not those of units.
-    """
+    """Masks of all groups; masks of weights remove the units that nothing reads any more."""
     groups = groups_of(task)
     masks = {} if pruned.masks is None else pruned.masks
-    if not are_units(groups, masks):
-        raise errors.StructureError(
-            "the masks are a tree of weights: zeros inside kernels leave no smaller dense net. "
-            "Prune units to slim."
-        )
-    return {**ones(groups), **masks}
+    if are_units(groups, masks):
+        return {**ones(groups), **masks}
+    units, more = ones(groups), lift(groups, masks)
+    while any((units[name] != kept).any() for name, kept in more.items()):
+        units = {**units, **more}  # what only a unit that went was reading goes too
+        more = lift(groups, intersect(masks, expand(groups, units)))
+    return units
+
+
+def prunable_weights(task: Task, masks: Masks, budget: Budget) -> Masks:
+    """Masks of all weights that may go, True where one is alive; None for the other leaves.
+
+    Kernels may go, all that have two axes or more, but for those of a group that the budget's
+    floors leave whole.
+
+    Args:
+        task: of the net.
+        masks: of weights or units, from before; or None.
+        budget: whose floors are read.
+    """
+    groups = groups_of(task)
+    whole = {
+        place.leaf
+        for name, floor in budget.floors.items()
+        if floor >= groups.sizes[name]
+        for place in groups.places[name]
+        if "kernel" in place.roles
+    }
+    shapes = shapes_of(task)
+    params, rest = task.split(shapes)
+    nothing = lambda tree: jax.tree.map(lambda leaf: None, tree)
+    kernels = task.merge(
+        jax.tree.map(lambda leaf: np.ones(leaf.shape, bool) if leaf.ndim > 1 else None, params),
+        nothing(rest),
+    )
+    kernels = jax.tree.unflatten(
+        groups.treedef,
+        [
+            None if path in whole else mask
+            for path, mask in zip(groups.leaves, groups.treedef.flatten_up_to(kernels))
+        ],
+    )
+    before = weight_masks(task, masks)
+    if before is None:
+        return kernels
+    alive = lambda kernel, mask: kernel if kernel is None or mask is None else kernel & mask
+    return jax.tree.map(alive, kernels, before, is_leaf=is_none)
+
+
+def of_single_weights(budget: Budget) -> Budget:
+    """The budget without what concerns units: multiples and floors."""
+    return dataclasses.replace(budget, multiple_of=1, min_units=1, floors={})
 
 
 def slim_net(task: Task, pruned: Pruned) -> tuple[Callable[..., Any], Variables]:
-    """The small net: `(fn, variables)`.
-
-    Raises:
-        StructureError: the masks are not those of units.
-    """
+    """The small net: `(fn, variables)`; single weights that are masked stay in it as zeros."""
     groups, masks = groups_of(task), unit_masks(task, pruned)
     return slim(task.fn, groups, masks), slim_params(groups, masks, pruned.variables)

@@ -155,9 +155,10 @@ def plain(
 
     def init() -> TrainState:
         start = pruned.variables if masks is None else apply_masks(pruned.variables, masks)
-        params, rest = task.split(jax.tree.map(jnp.array, start))  # copies: a step donates them
+        params, rest = task.split(start)
         opt_state = sgd.transformation(of_params).init(params)
-        return TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state)
+        state = TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state)
+        return jax.tree.map(jnp.array, state)  # copies: a step gives them away, masks included
 
     return Learner(
         steps=sgd.steps,

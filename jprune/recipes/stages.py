@@ -25,18 +25,22 @@ from jprune.base import (
     Criterion,
     Groups,
     Learner,
+    Masks,
     Pruned,
     Records,
+    Scores,
     Stage,
     Task,
     Variables,
     run_criterion,
 )
-from jprune.masks import apply_masks
+from jprune.masks import apply_masks, density, intersect, is_none
 from jprune.recipes._nets import (
     are_units,
     cost_of,
     groups_of,
+    of_single_weights,
+    prunable_weights,
     slim_net,
     unit_masks,
     weight_masks,
@@ -48,6 +52,7 @@ from jprune.recipes._training import (
     plain,
     stream,
 )
+from jprune.recipes.distill import distilled
 from jprune.units import expand, to_units
 
 CriterionOf = Callable[[Task, Groups, jax.Array], Criterion]
@@ -80,6 +85,8 @@ class Train:
         momentum: Nesterov's.
         weight_decay: on kernels only.
         max_steps: stop after so many steps; the schedule is that of the shortened training.
+        distill: weight in the loss of the outputs of the net that was saved as "dense"; 0: none.
+        temperature: of the distillation.
         name: of the records.
     """
 
@@ -90,6 +97,8 @@ class Train:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     max_steps: int | None = None
+    distill: float = 0.0
+    temperature: float = 4.0
     name: str = "train"
 
     def __post_init__(self):
@@ -104,6 +113,11 @@ class Train:
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise errors.ArgumentError(f"Train(max_steps={self.max_steps}); it is at least 1.")
+        if not 0 <= self.distill <= 1:
+            raise errors.ArgumentError(
+                f"Train(distill={self.distill}) is outside [0, 1]: it is the weight of the dense "
+                "net's outputs in the loss. Write 0 to learn from the labels alone."
+            )
 
     def steps(self, examples: int) -> int:
         """Steps that the epochs are, for so many training examples.
@@ -120,7 +134,14 @@ class Train:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
-        """The training in steps."""
+        """The training in steps.
+
+        Raises:
+            ArgumentError: distillation, and no net was saved as "dense".
+        """
+        if self.distill:
+            teacher = saved(pruned, "dense", f"Train(distill={self.distill})")
+            task = distilled(task, teacher, self.distill, self.temperature)
         steps = self.steps(task.data.sizes["train"])
         sgd = Sgd(self.learning_rate, self.schedule, steps, self.momentum, self.weight_decay)
         return plain(task, pruned, weight_masks(task, pruned.masks), sgd, key, self.batch_size)
@@ -142,18 +163,20 @@ def record(stage: str, metrics: dict[str, Any], step: int = 0) -> dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Prune:
-    """Scores the units, and masks all but the best under a budget.
+    """Scores units or single weights, and masks all but the best under a budget.
 
-    Units that are masked already stay so. The masked variables are zero at all places of a masked
-    unit.
+    What is masked already stays so. Units: the masked variables are zero at all places of a masked
+    unit. Weights: those of kernels compete, biases and norms stay; `multiple_of` is not theirs.
 
     Attributes:
         criterion: makes the criterion for this net.
         allocator: scores to masks.
-        budget: what may be kept, of the dense net.
+        budget: what may be kept, of the dense net; of weights, a density is that of all kernels.
+            A floor of its whole size leaves a group whole.
         batches: calibration batches, from the training split, where the criterion looks at data.
         batch_size: examples in such a batch.
         pool: how scores of weights become scores of units, `within` and `across` of `to_units`.
+        per: "unit" or "weight".
         name: of the record.
     """
 
@@ -163,39 +186,71 @@ class Prune:
     batches: int = 30
     batch_size: int = 64
     pool: str = "sum"
+    per: str = "unit"
     name: str = "prune"
+
+    def __post_init__(self):
+        if self.per not in ("unit", "weight"):
+            raise errors.ArgumentError(f"Prune(per={self.per!r}); write 'unit' or 'weight'.")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, masked variables, and a record of the fractions kept."""
-        groups = groups_of(task)
+        prune = self.of_units if self.per == "unit" else self.of_weights
+        masks = prune(pruned, task, self.scores(pruned.variables, task, key))
+        variables = apply_masks(pruned.variables, weight_masks(task, masks))
+        return pruned._replace(variables=variables, masks=masks), [
+            record(self.name, fractions(task, masks))
+        ]
+
+    def of_units(self, pruned: Pruned, task: Task, scores: Scores) -> dict[str, np.ndarray]:
+        """Masks {group: [units]} by scores of units or of weights."""
+        if not are_units(groups_of(task), scores):
+            scores = to_units(groups_of(task), scores, within=self.pool, across=self.pool)
         alive = unit_masks(task, pruned)
-        scores = self.scores(pruned.variables, task, key)
         scores = {
             name: np.where(np.asarray(alive[name]), np.asarray(score, float), -np.inf)
             for name, score in scores.items()
         }
-        model = cost_of(task)
-        chosen = self.allocator(scores, self.budget, model)
-        masks = {name: np.asarray(mask, bool) for name, mask in {**alive, **chosen}.items()}
-        variables = apply_masks(pruned.variables, expand(groups, masks))
-        kept, dense = model(masks), model({})
-        metrics = {
-            "density": sum(int(m.sum()) for m in masks.values()) / sum(groups.sizes.values()),
-            "params": float(kept.params) / float(dense.params),
-            "macs": float(kept.macs) / float(dense.macs),
-        }
-        return pruned._replace(variables=variables, masks=masks), [record(self.name, metrics)]
+        chosen = self.allocator(scores, self.budget, cost_of(task))
+        return {name: np.asarray(mask, bool) for name, mask in {**alive, **chosen}.items()}
 
-    def scores(self, variables: Variables, task: Task, key: jax.Array) -> dict[str, jax.Array]:
-        """Scores of the units; groups that the criterion does not see are left out."""
-        groups = groups_of(task)
-        criterion = self.criterion(task, groups, key)
+    def of_weights(self, pruned: Pruned, task: Task, scores: Scores) -> Masks:
+        """Masks of kernels, a tree like the variables that is None elsewhere.
+
+        Raises:
+            ArgumentError: the criterion scores units.
+        """
+        if are_units(groups_of(task), scores):
+            raise errors.ArgumentError(
+                "Prune(per='weight') came with a criterion that scores units; write per='unit'."
+            )
+        alive = prunable_weights(task, pruned.masks, self.budget)
+        scores = jax.tree.map(
+            lambda mask, score: None if mask is None else np.where(mask, score, -np.inf),
+            alive,
+            scores,
+            is_leaf=is_none,
+        )
+        chosen = self.allocator(scores, of_single_weights(self.budget), cost_of(task))
+        before = weight_masks(task, pruned.masks)
+        return chosen if before is None else intersect(before, chosen)
+
+    def scores(self, variables: Variables, task: Task, key: jax.Array) -> Scores:
+        """What the criterion says: of units (groups it does not see left out) or of weights."""
+        criterion = self.criterion(task, groups_of(task), key)
         batch_size = min(self.batch_size, task.data.sizes["train"])
         batches = stream(task.data, batch_size, key) if criterion.needs_data else iter(())
-        scores = run_criterion(criterion, variables, itertools.islice(batches, self.batches))
-        if are_units(groups, scores):
-            return scores
-        return to_units(groups, scores, within=self.pool, across=self.pool)
+        return run_criterion(criterion, variables, itertools.islice(batches, self.batches))
+
+
+def fractions(task: Task, masks: Masks) -> dict[str, float]:
+    """What masks keep of the dense net: `density` (of what is masked), `params`, `macs`."""
+    kept, dense = cost_of(task)(masks), cost_of(task)({})
+    return {
+        "density": density(masks),
+        "params": float(kept.params) / float(dense.params),
+        "macs": float(kept.macs) / float(dense.macs),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,15 +322,29 @@ class Rewind:
             ArgumentError: nothing was saved under this name.
         """
         del key
-        if self.to not in pruned.saved:
-            raise errors.ArgumentError(
-                f"Rewind(to={self.to!r}): saved are {', '.join(pruned.saved) or 'none'}. Put "
-                f"Save({self.to!r}) before it in the recipe."
-            )
         masks = weight_masks(task, pruned.masks)
-        variables = pruned.saved[self.to]
+        variables = saved(pruned, self.to, f"Rewind(to={self.to!r})")
         variables = variables if masks is None else apply_masks(variables, masks)
         return pruned._replace(variables=variables), []
+
+
+def saved(pruned: Pruned, name: str, who: str) -> Variables:
+    """Variables that an earlier stage saved.
+
+    Args:
+        pruned: the state of the run.
+        name: that `Save` used.
+        who: asks, for the message.
+
+    Raises:
+        ArgumentError: nothing was saved under this name.
+    """
+    if name not in pruned.saved:
+        raise errors.ArgumentError(
+            f"{who}: saved are {', '.join(pruned.saved) or 'none'}. Put Save({name!r}) before it "
+            "in the recipe."
+        )
+    return pruned.saved[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +352,7 @@ class Evaluate:
     """Measures loss and accuracy on a split, and counts.
 
     The record has the task's metrics, `params` (those that are not 0) and `macs` (for one example,
-    under the masks).
+    under the masks; those of masked weights do not count).
 
     Attributes:
         split: "train", "validation" or "test".
@@ -300,9 +369,12 @@ class Evaluate:
         del key
         fn, variables = slim_net(task, pruned) if self.slim else (task.fn, pruned.variables)
         params, _ = task.split(variables)
+        masks = {} if pruned.masks is None else pruned.masks
+        if self.slim and not are_units(groups_of(task), masks):
+            masks = intersect(masks, expand(groups_of(task), unit_masks(task, pruned)))
         counts = {
             "params": sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params)),
-            "macs": round(float(cost_of(task)(pruned.masks or {}).macs)),
+            "macs": round(float(cost_of(task)(masks).macs)),
         }
         metrics = evaluate(task, variables, self.split, fn) | counts
         return pruned, [{**record(self.name, metrics), "split": self.split}]

@@ -45,6 +45,7 @@ def three_step(
     schedule: str = "one_shot",
     rounds: int | None = None,
     recalibrate: int = 0,
+    per: str = "unit",
 ) -> Recipe:
     """Train, prune, fine-tune.
 
@@ -61,6 +62,7 @@ def three_step(
             "cubic" (early rounds remove more).
         rounds: how often is pruned; None is 1 for "one_shot" and 5 for the others.
         recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
+        per: "unit" or "weight"; single weights need a criterion that scores them.
 
     Returns:
         The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).
@@ -82,7 +84,7 @@ def three_step(
         )
     fractions = kept_after(float(budget.value), schedule, rounds)
     pool = "sum" if allocator == "uniform" else "mean"
-    prune = Prune(criterion, ALLOCATORS[allocator], budget, pool=pool)
+    prune = Prune(criterion, ALLOCATORS[allocator], budget, pool=pool, per=per)
     pruning, last = _rounds(prune, finetune, fractions)
     return (
         *(() if train is None else (train,)),

@@ -5,8 +5,9 @@ measure, report. All of it lies in one directory; `run.py` says how it survives 
 """
 
 import dataclasses
+import fnmatch
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jprune import allocate, data, errors, measure, recipes
 from jprune.base import Budget, Pruned, Recipe, Task
 from jprune.graph import slim
 from jprune.graph.plans import replay
-from jprune.recipes import Evaluate, Train, cost_of, groups_of, shapes_of
+from jprune.recipes import Evaluate, Prune, Train, cost_of, groups_of, shapes_of
 from jprune.train.checkpoint import load_tree
 from jprune.train.files import PathLike, atomic_write, read_json
 from jprune.train.finish import WRITERS, Export, Law, Measure
@@ -66,6 +67,8 @@ class Job:
         learning_rate: the largest one of the dense net's training; None is the net's usual one.
         finetune_learning_rate: the same for fine-tuning.
         max_steps: stop every training after so many steps; for trying out.
+        distill: weight of the dense net's outputs in the loss of fine-tuning, in [0, 1].
+        freeze: patterns (`*`, `?`) of groups that stay whole, such as "params/conv1/*".
         options: of the method, such as {"rounds": 3}.
         dtype: compute type, "float32" or "bfloat16"; parameters are float32.
         weights: where the dense net comes from: None trains it, "pretrained" or a path reads it.
@@ -83,6 +86,8 @@ class Job:
     learning_rate: float | None = None
     finetune_learning_rate: float | None = None
     max_steps: int | None = None
+    distill: float = 0.0
+    freeze: tuple[str, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
     weights: str | None = None
@@ -123,9 +128,11 @@ def prune(
     net, exact = (net_for(job.model, job.data, dtype) for dtype in (job.dtype, "float32"))
     images = data.load(job.data, data_dir=job.data_dir)
     task = task_of(net, images)
+    job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = recipe_of(job, train, finetune)
-    check_budget(task, job.budget)
+    if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
+        check_budget(task, job.budget)
     provenance = {"versions": measure.versions(), "device": measure.device()}
     config = config_of(job, train, finetune)
     directory = open_directory(out, config, about(job), provenance, overwrite)
@@ -167,8 +174,8 @@ def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
     slower = 1.0 if has_norms else WITHOUT_NORMS
     batch_size = job.batch_size or usual.batch_size
 
-    def stage(name: str, epochs: float, rate: float) -> Train:
-        made = Train(epochs, rate, batch_size, max_steps=job.max_steps, name=name)
+    def stage(name: str, epochs: float, rate: float, distill: float = 0.0) -> Train:
+        made = Train(epochs, rate, batch_size, max_steps=job.max_steps, distill=distill, name=name)
         made.steps(task.data.sizes["train"])  # refuses what does not fit, before anything runs
         return made
 
@@ -177,6 +184,7 @@ def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
         "finetune",
         given(job.finetune_epochs, usual.finetune_epochs),
         given(job.finetune_learning_rate, slower * usual.finetune_learning_rate),
+        job.distill,
     )
     if job.weights is not None:
         if job.epochs is not None or job.learning_rate is not None:
@@ -204,6 +212,25 @@ def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
             f"{', '.join('--' + name.replace('_', '-') for name in taken) or 'none'}."
         )
     return recipes.find(job.method)(job.budget, train, finetune, **job.options)
+
+
+def with_frozen(task: Task, budget: Budget, patterns: Sequence[str]) -> Budget:
+    """The budget with a floor of its whole size under every group that a pattern names.
+
+    Raises:
+        ArgumentError: a pattern that names no group.
+    """
+    sizes = groups_of(task).sizes
+    floors = dict(budget.floors)
+    for pattern in patterns:
+        named = fnmatch.filter(sizes, pattern)
+        if not named:
+            raise errors.ArgumentError(
+                f"freeze={pattern!r} names no group of {task.name}; "
+                f"{errors.nearest(pattern, sizes)}`jprune inspect` lists them."
+            )
+        floors |= {name: sizes[name] for name in named}
+    return dataclasses.replace(budget, floors=floors)
 
 
 def check_budget(task: Task, budget: Budget) -> None:

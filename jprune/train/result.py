@@ -2,11 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jprune import measure, report, survey
 from jprune.base import Budget, Pruned, Task
 from jprune.graph.plans import plan_of
+from jprune.masks import density
 from jprune.recipes import groups_of, shapes_of, unit_masks
 from jprune.train.files import read_json, write_json
 from jprune.train.run import RunDirectory
@@ -87,7 +86,7 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
         "wall_s": {name: done["wall_s"] for name, done in directory.outcomes().items()},
         "requested": {asked.budget.kind: float(asked.budget.value)},
         "achieved": {
-            "density": _density(unit_masks(task, pruned)),
+            "density": density(pruned.masks),
             "params": kept("params"),
             "macs": kept("macs"),
             "bytes": kept("bytes"),
@@ -104,11 +103,6 @@ def _metrics(directory: RunDirectory, stage: str) -> dict[str, Any]:
     """Metrics of a stage that has one record; none if the recipe has no such stage."""
     found = directory.outcomes().get(stage)
     return found["records"][0]["metrics"] if found else {}
-
-
-def _density(masks: dict[str, Any]) -> float:
-    """The fraction of all units that is kept."""
-    return float(np.concatenate([np.asarray(mask) for mask in masks.values()]).mean())
 
 
 def _median(net: dict[str, Any]) -> float | None:

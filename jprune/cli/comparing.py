@@ -1,0 +1,160 @@
+"""The verb `compare`: rows or a sweep in, a table for people out."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from jprune import compare as comparisons
+from jprune import errors
+from jprune.base import Budget
+from jprune.cli.options import Compare
+from jprune.compare import METRICS, Comparison
+from jprune.compare.page import changes_text, spread_text
+from jprune.compare.summary import FRONTS, Cell
+from jprune.compare.words import budget_text, capital, counted
+from jprune.report import text
+
+_SHOWN = 6
+"""Unstable orders in the summary; `--json` has all."""
+_FRONT = {"macs": "MACs", "latency": "time"}
+
+
+def compare(given: Compare, words: Sequence[str]) -> None:
+    """Compares, writes what was asked for, and shows the table."""
+    comparisons.find_metric(given.metric)
+    if given.rows:
+        _refuse_settings(given)
+        rows, notes = comparisons.read(given.rows)
+        out = given.out
+    else:
+        out = given.out or f"runs/compare-{given.model}-{given.data}".replace(":", "-")
+        rows, notes = _swept(given, words, out)
+    found = comparisons.summarize(rows, given.metric, notes)
+    written = [] if out is None else comparisons.write(out, found)
+    if given.json:
+        print(json.dumps(comparisons.plain(found), indent=1))
+    elif not given.quiet:
+        for comparison in found:
+            show(comparison)
+        for file in written[1:]:
+            print(file)
+
+
+def _refuse_settings(given: Compare) -> None:
+    """Settings of runs beside runs that are finished would do nothing."""
+    kept = ("rows", "metric", "out", "json", "quiet", "log_level")
+    usual = Compare()
+    for name, value in vars(given).items():
+        if name not in kept and value != getattr(usual, name):
+            raise errors.ArgumentError(
+                f"--{name.replace('_', '-')} is for runs that are still to be done, and "
+                f"{given.rows[0]} holds finished ones. Leave out one of the two."
+            )
+
+
+def _swept(given: Compare, words: Sequence[str], out: str) -> comparisons.Read:
+    from jprune.compare import sweep as sweeps
+    from jprune.train.job import Job
+    from jprune.train.progress import Bars, Lines, Silent
+
+    missing = [name for name in ("model", "data", "methods") if not getattr(given, name)]
+    if missing:
+        raise errors.ArgumentError(
+            f"--{missing[0]} is missing. Write a folder of rows, or --model, --data, --methods and "
+            "--macs of the runs to do."
+        )
+    budgets = _budgets(given)
+    job = Job(
+        model=given.model or "",
+        data=given.data or "",
+        method=given.methods[0],
+        budget=budgets[0],
+        epochs=given.epochs,
+        finetune_epochs=given.finetune_epochs,
+        batch_size=given.batch_size,
+        learning_rate=given.learning_rate,
+        finetune_learning_rate=given.finetune_learning_rate,
+        max_steps=given.steps,
+        weights=given.weights,
+        data_dir=given.data_dir,
+    )
+    methods = sweeps.with_baselines(given.methods)
+    sweep = sweeps.Sweep(job, methods, budgets, given.seeds, shlex.join(["jprune", *words]))
+    progress = Silent() if given.quiet else Bars() if sys.stderr.isatty() else Lines()
+    try:
+        return comparisons.Read(*sweeps.run(sweep, out, progress))
+    finally:
+        progress.close()
+
+
+def _budgets(given: Compare) -> tuple[Budget, ...]:
+    asked = {name: getattr(given, name) for name in ("macs", "params", "density")}
+    asked = {name: fractions for name, fractions in asked.items() if fractions}
+    if len(asked) != 1:
+        came = " and ".join(f"--{name}" for name in asked) or "none"
+        raise errors.ArgumentError(
+            f"write exactly one of --macs, --params and --density; {came} came. To keep a half and "
+            "a quarter of the multiply-accumulates, write --macs 0.5,0.25."
+        )
+    ((kind, fractions),) = asked.items()
+    if not given.seeds:
+        raise errors.ArgumentError("--seeds has no seed. Write some, such as --seeds 0,1,2.")
+    return tuple(
+        Budget(**{kind: fraction}, multiple_of=given.multiple_of, min_units=given.min_units)
+        for fraction in fractions
+    )
+
+
+def show(comparison: Comparison, console: Console | None = None) -> None:
+    """The table of a comparison, with its labels above and the order over seeds below."""
+    console = Console() if console is None else console
+    metric = METRICS[comparison.metric]
+    seeds = counted(comparison.seeds, "seed")
+    say = lambda words, style="": console.print(words, style=style, markup=False, highlight=False)
+    say(f"{comparison.title}, {seeds}", "bold")
+    for number, breach in enumerate(comparison.breaches):
+        say("NOT A FAIR COMPARISON" if not number else "", "bold red") if not number else None
+        say(f"  {breach.says}", "red")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    heads = ("", capital(metric.title), "before", "MACs", "time", "file", "prune", "front")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if 0 < number < 7 else "left", overflow="fold")
+    budget = None
+    for cell in comparison.cells:
+        if cell.budget is not None and cell.budget != budget:
+            table.add_row(capital(budget_text(cell.budget)), style="italic")
+        budget = cell.budget
+        table.add_row(*_cells(cell, comparison))
+    console.print(table)
+    if comparison.orders:
+        say(f"\n{capital(changes_text(comparison.orders))}.")
+    unstable = [order for order in comparison.orders if order.changes]
+    for order in unstable[:_SHOWN]:
+        ahead = f"{order.seeds - order.changes} of {counted(order.seeds, 'seed')}"
+        say(f"  {budget_text(order.budget)}: {order.better} before {order.worse} in {ahead}")
+    if len(unstable) > _SHOWN:
+        say(f"  and {len(unstable) - _SHOWN} more; --json has all.")
+    for words in (*comparison.findings, *comparison.notes):
+        say(words)
+    console.print()
+
+
+def _cells(cell: Cell, comparison: Comparison) -> list[str]:
+    found, metric = cell.spreads, METRICS[comparison.metric]
+    percent = lambda name: "-" if found[name] is None else text.percent(found[name].mean)
+    size, pruning = found["bytes"], found["prune_s"]
+    reached = found[comparison.metric]
+    return [
+        cell.method if cell.budget is None else f"  {cell.method}",
+        "-" if reached is None else spread_text(reached, metric.fraction),
+        percent("before"),
+        percent("macs"),
+        percent("latency"),
+        "-" if size is None else text.count(size.mean, "B"),
+        "-" if pruning is None else text.seconds(pruning.mean),
+        ", ".join(_FRONT[cost] for cost in FRONTS if cost in cell.fronts),
+    ]
