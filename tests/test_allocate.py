@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import jprune
 from jprune import errors
 from jprune.allocate import global_topk, normalized, uniform
+from jprune.allocate._budgets import search
 from jprune.base import Budget, Cost
 from tests.nets import FIRST_CUT, draw
 
@@ -258,3 +259,18 @@ def test_errors_say_what_to_write(allocate):
         Budget(density=1.5)
     with pytest.raises(errors.ArgumentError, match="exactly one"):
         Budget(density=0.5, macs=0.5)
+
+
+def test_the_nearer_of_below_and_above_is_taken_where_below_falls_short():
+    """Units cost 10, 8 and 3, the whole 42, and 30 are asked for.
+
+    From below come 24, and one more of `a` or `b` is too much. From above, `c` has the worst unit
+    (39 are left), and then only one of `a` less fits: 29.
+    """
+    prices = {"a": 10, "b": 8, "c": 3}
+    model = lambda masks: Cost(0, sum(prices[n] * np.sum(m) for n, m in masks.items()), 0, {})
+    scores = {"a": np.array([9.0, 8.0]), "b": np.array([7.0, 6.0]), "c": np.array([5.0, 4.0])}
+    widths_at = lambda *widths: {n: np.arange(2) < width for n, width in zip("abc", widths)}
+    masks_at = lambda density: widths_at(2, 2, 2) if density > 0.5 else widths_at(1, 1, 2)
+    chosen = search(masks_at, scores, Budget(macs=30 / 42), model)
+    assert {name: int(mask.sum()) for name, mask in chosen.items()} == {"a": 1, "b": 2, "c": 1}

@@ -18,6 +18,10 @@ from jprune.base import Budget, Cost, CostModel, Masks, Scores
 from jprune.masks import is_none
 
 
+NEAR = 0.95
+"""Of a budget: masks that cost less are compared with those found from above it."""
+
+
 def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callable[[Masks], float]:
     """`masks -> cost as a fraction of the dense net` in the budget's unit.
 
@@ -87,6 +91,9 @@ def search(
 ) -> Masks:
     """The largest density whose masks fit, then the best single steps that still fit.
 
+    Where that falls short of the budget (wide steps: few groups, large multiples), the smallest
+    density whose masks do not fit is narrowed by the worst single steps, and the nearer is taken.
+
     Args:
         masks_at: density -> masks, more for more.
         scores: host arrays.
@@ -106,16 +113,47 @@ def search(
             f"or lower min_units={budget.min_units}, multiple_of={budget.multiple_of} and the "
             "floors."
         )
-    low, high = 0.0, 1.0
+    low, high, above = 0.0, 1.0, None
     for _ in range(30):
         middle = (low + high) / 2
         candidate = masks_at(middle)
         if price(candidate) <= goal:
             low, masks = middle, candidate
         else:
-            high = middle
-    if isinstance(scores, dict) and all(np.ndim(leaf) == 1 for leaf in scores.values()):
-        masks = filled(masks, scores, budget, price, goal)
+            high, above = middle, candidate
+    if not (isinstance(scores, dict) and all(np.ndim(leaf) == 1 for leaf in scores.values())):
+        return masks
+    masks = filled(masks, scores, budget, price, goal)
+    if above is None or price(masks) >= NEAR * goal:
+        return masks
+    other = filled(trimmed(above, scores, budget, price, goal), scores, budget, price, goal)
+    return max((masks, other), key=price)
+
+
+def trimmed(
+    masks: dict[str, np.ndarray],
+    scores: dict[str, np.ndarray],
+    budget: Budget,
+    price: Callable[[Masks], float],
+    goal: float,
+) -> dict[str, np.ndarray]:
+    """Narrows one group at a time, the worst unit first; the last step is the smallest that fits."""
+    masks = dict(masks)
+    while price(masks) > goal:
+        candidates: dict[str, tuple[float, np.ndarray]] = {}
+        for name, mask in masks.items():
+            floor = max(floor_of(name, mask.size, budget), int(np.isposinf(scores[name]).sum()))
+            allowed = widths(mask.size, floor, step_of(mask.size, budget))
+            smaller = [width for width in allowed if width < mask.sum()]
+            if smaller:
+                order = np.where(mask, scores[name], -np.inf)
+                candidates[name] = (order[mask].min(), best(order, smaller[-1]))
+        narrower = {name: {**masks, name: mask} for name, (_, mask) in candidates.items()}
+        prices = {name: price(wanted) for name, wanted in narrower.items()}
+        fitting = [name for name in narrower if prices[name] <= goal]
+        if fitting:
+            return narrower[max(fitting, key=lambda name: prices[name])]
+        masks = narrower[min(candidates, key=lambda name: candidates[name][0])]
     return masks
 
 
