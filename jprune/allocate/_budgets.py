@@ -17,7 +17,6 @@ from jprune.allocate._select import best, keep_best
 from jprune.base import Budget, Cost, CostModel, Masks, Scores
 from jprune.masks import is_none
 
-
 NEAR = 0.95
 """Of a budget: masks that cost less are compared with those found from above it."""
 
@@ -137,7 +136,7 @@ def trimmed(
     price: Callable[[Masks], float],
     goal: float,
 ) -> dict[str, np.ndarray]:
-    """Narrows one group at a time, the worst unit first; the last step is the smallest that fits."""
+    """Narrows one group at a time, the worst unit first; of steps that fit, the smallest."""
     masks = dict(masks)
     while price(masks) > goal:
         candidates: dict[str, tuple[float, np.ndarray]] = {}
