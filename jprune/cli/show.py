@@ -1,7 +1,7 @@
 """Tables for people, on standard output."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -65,15 +65,19 @@ def _milliseconds(latency: Mapping[str, float] | None) -> str:
 
 
 def methods(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The table of methods."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "refs", "here", "kind", "paper"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        refs = ", ".join(map(str, row["refs"]))
-        here = "yes" if row["implemented"] else "no"
-        table.add_row(row["name"], refs, here, " / ".join(row["taxonomy"]), row["paper"])
-    Console().print(table)
+    """The methods, a line each, under their places in the survey's taxonomy."""
+    console = Console(highlight=False, markup=False)
+    line = lambda *cells: console.print(
+        "{:<19}{:<8}{:<25}{}".format(*cells), no_wrap=True, overflow="ellipsis"
+    )
+    line("method", "refs", "file", "paper")
+    for kind, members in _by(rows, "taxonomy", " / ".join).items():
+        console.print(f"\n{kind}", style="bold")
+        for row in members:
+            file = "not yet" if row["file"] is None else row["file"].removeprefix("jprune/")
+            line(row["name"], ", ".join(map(str, row["refs"])) or "-", file, row["paper"])
+    here = sum(row["implemented"] for row in rows)
+    console.print(f"\n{here} of {len(rows)} methods are here. Whole titles: methods --json")
 
 
 def inspection(found: Mapping[str, Any]) -> None:
@@ -115,9 +119,11 @@ def inspection(found: Mapping[str, Any]) -> None:
             console.print(f"  To open it: {remedy}", highlight=False, markup=False)
 
 
-def _by(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Mapping[str, Any]]]:
-    """Records in lists, by the value of a key."""
+def _by(
+    records: Sequence[Mapping[str, Any]], key: str, name: Callable[[Any], str] = str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Records in lists, by the name of the value of a key."""
     lists: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        lists.setdefault(record[key], []).append(record)
+        lists.setdefault(name(record[key]), []).append(record)
     return lists
