@@ -2,12 +2,13 @@
 
 Here belongs one short file per method or family; it defines `METHODS`, {name on the command line:
 factory}. A factory is called as `factory(budget, train, finetune, **options)` with a `Budget` and
-two `Train` stages (the first is None where the net is trained already) and returns a recipe; its
-keyword-only arguments are the options that the command line may pass on. Nothing here touches
-files: `jprune.train` runs recipes with checkpoints, `run` runs them in memory.
+two `Train` stages (the first is None where the net is trained already) and returns a recipe; one
+that has no fine-tuning takes no `finetune`. Its keyword-only arguments are the options that the
+command line may pass on. Nothing here touches files: `jprune.train` runs recipes with checkpoints, `run` runs them in memory.
 
 Read `stages.py` first (what recipes are made of), then `three_step.py`. `_training.py` has the
-training step that all of them share, `_nets.py` what they ask about a net.
+training step that all of them share, `_nets.py` what they ask about a net, `_distill.py` a teacher in
+the loss, `_controls.py` what experiments are compared with.
 """
 
 import inspect
@@ -18,7 +19,8 @@ from typing import Any, get_args
 
 from jprune import errors
 from jprune.base import Learner, Recipe
-from jprune.recipes import three_step
+from jprune.recipes import lottery_ticket, three_step
+from jprune.recipes._distill import distilled
 from jprune.recipes._nets import (
     cost_of,
     groups_of,
@@ -28,7 +30,6 @@ from jprune.recipes._nets import (
     weight_masks,
 )
 from jprune.recipes._training import Sgd, evaluate, plain
-from jprune.recipes.distill import distilled
 from jprune.recipes.stages import (
     Evaluate,
     LongStage,
@@ -44,6 +45,7 @@ from jprune.recipes.stages import (
 
 METHODS: dict[str, Callable[..., Recipe]] = {
     **three_step.METHODS,
+    **lottery_ticket.METHODS,
 }
 
 
@@ -75,7 +77,7 @@ def options(name: str) -> dict[str, Any]:
 
     Example:
         >>> list(options("l1"))
-        ['allocator', 'schedule', 'rounds', 'recalibrate']
+        ['allocator', 'schedule', 'rounds', 'recalibrate', 'per']
     """
     parameters = inspect.signature(find(name), eval_str=True).parameters.values()
     taken = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}

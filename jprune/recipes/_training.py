@@ -99,15 +99,23 @@ class Sgd(NamedTuple):
     momentum: float
     weight_decay: float
     """Times the weight, added to the gradient; of kernels only, not of biases and norms."""
+    begin: int = 0
+    """The step of the schedule at which this training begins."""
+    stop: int | None = None
+    """The step of the schedule at which it stops; None: at its end."""
+
+    @property
+    def taken(self) -> int:
+        """Steps that this training takes."""
+        return (self.steps if self.stop is None else self.stop) - self.begin
 
     def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
         """The optax chain; with masks, it ends in `hold`."""
+        rate = LEARNING_RATES[self.schedule](self.learning_rate, self.steps)
         chain = [
             optax.add_decayed_weights(self.weight_decay, mask=_kernels),
             optax.trace(self.momentum, nesterov=True),
-            optax.scale_by_learning_rate(
-                LEARNING_RATES[self.schedule](self.learning_rate, self.steps)
-            ),
+            optax.scale_by_learning_rate(lambda step: rate(step + self.begin)),
         ]
         return optax.chain(*chain, *([] if masks is None else [hold(masks)]))
 
@@ -161,10 +169,10 @@ def plain(
         return jax.tree.map(jnp.array, state)  # copies: a step gives them away, masks included
 
     return Learner(
-        steps=sgd.steps,
+        steps=sgd.taken,
         epoch=task.data.sizes["train"] // batch_size,
         init=init,
-        batches=lambda start: stream(task.data, batch_size, key, start),
+        batches=lambda start: stream(task.data, batch_size, key, sgd.begin + start),
         step=lambda state, batch: stepped(state, batch, key),
         variables=lambda state: task.merge(state.params, state.rest),
         finish=lambda state: pruned._replace(variables=task.merge(state.params, state.rest)),

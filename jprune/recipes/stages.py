@@ -35,6 +35,7 @@ from jprune.base import (
     run_criterion,
 )
 from jprune.masks import apply_masks, density, intersect, is_none
+from jprune.recipes._distill import distilled
 from jprune.recipes._nets import (
     are_units,
     cost_of,
@@ -52,7 +53,6 @@ from jprune.recipes._training import (
     plain,
     stream,
 )
-from jprune.recipes.distill import distilled
 from jprune.units import expand, to_units
 
 CriterionOf = Callable[[Task, Groups, jax.Array], Criterion]
@@ -85,6 +85,8 @@ class Train:
         momentum: Nesterov's.
         weight_decay: on kernels only.
         max_steps: stop after so many steps; the schedule is that of the shortened training.
+        begin: the step of the schedule at which this training begins.
+        stop: the step of the schedule at which it stops; None: at its end.
         distill: weight in the loss of the outputs of the net that was saved as "dense"; 0: none.
         temperature: of the distillation.
         name: of the records.
@@ -97,6 +99,8 @@ class Train:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     max_steps: int | None = None
+    begin: int = 0
+    stop: int | None = None
     distill: float = 0.0
     temperature: float = 4.0
     name: str = "train"
@@ -137,13 +141,27 @@ class Train:
         """The training in steps.
 
         Raises:
-            ArgumentError: distillation, and no net was saved as "dense".
+            ArgumentError: distillation, and no net was saved as "dense"; `begin` or `stop` is
+                not in the schedule.
         """
         if self.distill:
             teacher = saved(pruned, "dense", f"Train(distill={self.distill})")
             task = distilled(task, teacher, self.distill, self.temperature)
         steps = self.steps(task.data.sizes["train"])
-        sgd = Sgd(self.learning_rate, self.schedule, steps, self.momentum, self.weight_decay)
+        if not 0 <= self.begin < (steps if self.stop is None else self.stop) <= steps:
+            raise errors.ArgumentError(
+                f"Train(begin={self.begin}, stop={self.stop}) of a schedule of {steps} steps; "
+                f"write 0 <= begin < stop <= {steps}."
+            )
+        sgd = Sgd(
+            self.learning_rate,
+            self.schedule,
+            steps,
+            self.momentum,
+            self.weight_decay,
+            self.begin,
+            self.stop,
+        )
         return plain(task, pruned, weight_masks(task, pruned.masks), sgd, key, self.batch_size)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:

@@ -6,6 +6,7 @@ measure, report. All of it lies in one directory; `run.py` says how it survives 
 
 import dataclasses
 import fnmatch
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -211,7 +212,15 @@ def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
             f"the method {job.method} has no option --{unknown[0].replace('_', '-')}; it has "
             f"{', '.join('--' + name.replace('_', '-') for name in taken) or 'none'}."
         )
-    return recipes.find(job.method)(job.budget, train, finetune, **job.options)
+    factory = recipes.find(job.method)
+    if "finetune" in inspect.signature(factory).parameters:
+        return factory(job.budget, train, finetune, **job.options)
+    if job.finetune_epochs is not None or job.finetune_learning_rate is not None or job.distill:
+        raise errors.ArgumentError(
+            f"the method {job.method} has no fine-tuning: it trains as the dense net is trained. "
+            "Leave out --finetune-epochs, --finetune-learning-rate and --distill."
+        )
+    return factory(job.budget, train, **job.options)
 
 
 def with_frozen(task: Task, budget: Budget, patterns: Sequence[str]) -> Budget:
