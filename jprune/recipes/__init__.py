@@ -4,11 +4,12 @@ Here belongs one short file per method or family; it defines `METHODS`, {name on
 factory}. A factory is called as `factory(budget, train, finetune, **options)` with a `Budget` and
 two `Train` stages (the first is None where the net is trained already) and returns a recipe; one
 that has no fine-tuning takes no `finetune`. Its keyword-only arguments are the options that the
-command line may pass on. Nothing here touches files: `jprune.train` runs recipes with checkpoints, `run` runs them in memory.
+command line may pass on. Nothing here touches files: `jprune.train` runs recipes with checkpoints,
+`run` runs them in memory.
 
 Read `stages.py` first (what recipes are made of), then `three_step.py`. `_training.py` has the
-training step that all of them share, `_nets.py` what they ask about a net, `_distill.py` a teacher in
-the loss, `_controls.py` what experiments are compared with.
+training step that all of them share, `_nets.py` what they ask about a net, `_distill.py` a teacher
+in the loss, `_controls.py` what experiments are compared with.
 """
 
 import inspect
