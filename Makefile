@@ -11,7 +11,7 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: demo test install lint types doctests tests notebooks laws build wheel-test clean
+.PHONY: demo test install lint types doctests tests notebooks tables laws build wheel-test clean
 
 demo: install
 	$(BIN)/jprune prune --model resnet8 --data digits --method taylor --macs 0.5 --seed 0 --out runs/demo
@@ -40,6 +40,10 @@ tests: install
 # Makes the notebooks from their sources; a test compares the two.
 notebooks: install
 	$(BIN)/jupytext --to ipynb colab/*.py
+
+# Makes every table and figure from the measured rows; a test compares.
+tables: install
+	$(BIN)/python -m experiments.tables
 
 laws: install
 	JPRUNE_DRAWS=500 $(BIN)/python -m pytest tests/test_random_nets.py

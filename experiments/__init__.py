@@ -1,9 +1,9 @@
 """Everything that produced a number: scripts, their settings and what they measured.
 
 `keras_nets.py` brings the networks of keras.applications, `zoos.py` puts all of them through the
-engine (`make zoos`), `benchmarks/` holds whatever needs a quiet machine (`make bench`), and
-`results/` holds measured rows with the tables made from them. Read `rows.py` first: how a
-measurement is kept.
+engine (`make zoos`), `benchmarks/` holds whatever needs a quiet machine (`make bench`), `results/`
+holds measured rows, and `tables.py` makes tables and pages of them (`make tables`). Read `rows.py`
+first: how a measurement is kept.
 
 Nothing in `jprune` imports from here.
 """

@@ -25,7 +25,7 @@ ROWS = (
         "search",
     },
     {"survey", "citation", "recipes"},
-    {"zoo", "data", "train", "measure", "export", "report"},
+    {"zoo", "data", "train", "measure", "export", "report", "compare"},
     {"cli", "__main__"},
 )
 # What a leaf brings: none of it is imported by `import jprune`.

@@ -35,7 +35,7 @@ def complaint(capsys, command, code=2):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("", "no verb came; write one of prune, inspect, report, export, methods, data."),
+        ("", "no verb came; write one of prune, compare, inspect, report, export, methods, data."),
         ("prun", "no verb 'prun'; did you mean prune?"),
         ("prune --modle resnet8", "no option --modle; did you mean --model?"),
         ("prune --model resnet8", "arguments are required: --data, --method"),
@@ -104,7 +104,7 @@ def test_help_explains_every_option_in_80_columns(capsys, monkeypatch, verb):
     if verb:
         flags = [name.replace("_", "-") for name in options.VERBS[verb].__annotations__]
         for flag in flags:
-            if flag not in ("directory", "action", "name", "source"):
+            if flag not in ("directory", "action", "name", "source", "rows"):
                 assert f"--{flag}" in text
     else:
         assert all(name in text for name in options.VERBS)

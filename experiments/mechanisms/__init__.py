@@ -1,1 +1,1 @@
-"""Claims of the papers, re-run: one module a claim, its rows in `experiments/results/mechanisms`."""
+"""Claims of the papers, re-run: a module a claim, its rows in `experiments/results/mechanisms`."""

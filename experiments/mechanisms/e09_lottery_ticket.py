@@ -21,11 +21,12 @@ import jax
 import tyro
 
 from experiments import rows
-from jprune import data, recipes, train, zoo
+from jprune import data, train, zoo
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Rewind, Save, Train, evaluate
 from jprune.recipes._controls import Reinitialise, ShuffleMasks
 from jprune.recipes.lottery_ticket import PruneRound, after
+from jprune.recipes.stages import fractions
 
 RESULTS = rows.RESULTS / "mechanisms" / "e09.jsonl"
 ROUNDS = 18
@@ -101,17 +102,17 @@ def nets(settings: Settings, task: Task, seed: int):
 def main(settings: Settings) -> list[dict[str, Any]]:
     """Runs all seeds and returns the rows."""
     images = data.load("mnist")
-    task = train.task(zoo.build("lenet300", shape=images.shape), images)
+    task = train.task(zoo.build("lenet300", shape=(28, 28, 1)), images)
     found = []
     for seed in settings.seeds:
         for arm, number, pruned, best in nets(settings, task, seed):
-            fractions = {} if pruned.masks is None else recipes.stages.fractions(task, pruned.masks)
+            seen = {} if pruned.masks is None else fractions(task, pruned.masks)
             row = {
                 "claim": "E9",
                 "refs": [9],
                 "arm": arm,
                 "round": number,
-                "kept": fractions.get("density", 1.0),
+                "kept": seen.get("density", 1.0),
                 "seed": seed,
                 **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
                 "accuracy": evaluate(task, pruned.variables, "test")["accuracy"],

@@ -101,8 +101,6 @@ def _budgets(given: Compare) -> tuple[Budget, ...]:
             "a quarter of the multiply-accumulates, write --macs 0.5,0.25."
         )
     ((kind, fractions),) = asked.items()
-    if not given.seeds:
-        raise errors.ArgumentError("--seeds has no seed. Write some, such as --seeds 0,1,2.")
     return tuple(
         Budget(**{kind: fraction}, multiple_of=given.multiple_of, min_units=given.min_units)
         for fraction in fractions
@@ -115,18 +113,21 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     metric = METRICS[comparison.metric]
     seeds = counted(comparison.seeds, "seed")
     say = lambda words, style="": console.print(words, style=style, markup=False, highlight=False)
-    say(f"{comparison.title}, {seeds}", "bold")
-    for number, breach in enumerate(comparison.breaches):
-        say("NOT A FAIR COMPARISON" if not number else "", "bold red") if not number else None
-        say(f"  {breach.says}", "red")
+    say(f"{comparison.title}, {seeds}: {metric.title}", "bold")
+    if comparison.breaches:
+        say("Not a fair comparison:", "bold red")
+    for breach in comparison.breaches:
+        say(f"- {breach.says}", "red")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    heads = ("", capital(metric.title), "before", "MACs", "time", "file", "prune", "front")
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if 0 < number < 7 else "left", overflow="fold")
+    name = metric.title.removeprefix("test ") + (", %" if metric.fraction else "")
+    table.add_column("", overflow="fold")
+    for head in (name, "before", "MACs", "time", "file", "prune"):
+        table.add_column(head, justify="right", no_wrap=head == name)
+    table.add_column("front")
     budget = None
     for cell in comparison.cells:
         if cell.budget is not None and cell.budget != budget:
-            table.add_row(capital(budget_text(cell.budget)), style="italic")
+            table.add_row(budget_text(cell.budget).replace(" the ", " "), style="italic")
         budget = cell.budget
         table.add_row(*_cells(cell, comparison))
     console.print(table)
@@ -145,16 +146,16 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
 
 def _cells(cell: Cell, comparison: Comparison) -> list[str]:
     found, metric = cell.spreads, METRICS[comparison.metric]
-    percent = lambda name: "-" if found[name] is None else text.percent(found[name].mean)
+    percent = lambda kept: "-" if kept is None else text.percent(kept.mean, int(kept.mean < 1))
     size, pruning = found["bytes"], found["prune_s"]
     reached = found[comparison.metric]
     return [
         cell.method if cell.budget is None else f"  {cell.method}",
-        "-" if reached is None else spread_text(reached, metric.fraction),
-        percent("before"),
-        percent("macs"),
-        percent("latency"),
+        "-" if reached is None else spread_text(reached, metric.fraction).removesuffix(" %"),
+        percent(found["before"]),
+        percent(found["macs"]),
+        percent(found["latency"]),
         "-" if size is None else text.count(size.mean, "B"),
         "-" if pruning is None else text.seconds(pruning.mean),
-        ", ".join(_FRONT[cost] for cost in FRONTS if cost in cell.fronts),
+        " ".join(_FRONT[cost] for cost in FRONTS if cost in cell.fronts),
     ]

@@ -39,6 +39,17 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
+def _fractions(text: str) -> tuple[float, ...]:
+    return tuple(_fraction(word) for word in _names(text))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds = tuple(_seed(word) for word in _names(text))
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise ValueError(f"{text!r} are no different seeds. Write some, such as 0,1,2.")
+    return seeds
+
+
 def _positive(text: str) -> float:
     value = _number(text)
     if not 0 < value < float("inf"):
@@ -82,6 +93,8 @@ MaybeFraction = Annotated[float | None, _kind("FRACTION", _fraction), _unhinted]
 MaybeNumber = Annotated[float | None, _kind("NUMBER", _positive), _unhinted]
 Share = Annotated[float, _kind("FRACTION", _share)]
 Names = Annotated[tuple[str, ...], _kind("NAMES", _names), _unhinted]
+Fractions = Annotated[tuple[float, ...], _kind("FRACTIONS", _fractions), _unhinted]
+Seeds = Annotated[tuple[int, ...], _kind("SEEDS", _seeds), _unhinted]
 Settings = Annotated[tuple[str, ...], _kind("NAME=VALUE", _names), _unhinted]
 Flag = Annotated[bool, _unhinted]
 
@@ -199,6 +212,64 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare methods: rows of finished runs, or runs that it does.
+
+    A folder of rows, such as experiments/results/first_comparison, is compared as it is. With
+    --model lenet5 --data mnist --methods l2,taylor --macs 0.5,0.25, methods x budgets x seeds are
+    run first, with random, L1 and the small net from scratch beside them. The same command goes on
+    where it stopped.
+    """
+
+    rows: Annotated[tyro.conf.Positional[tuple[Folder, ...]], _unhinted] = ()
+    """Files of rows (.jsonl), or folders with such files."""
+    metric: Text = "accuracy"
+    """What methods are ranked by: accuracy, loss, before, prune_s, tflite_b1 ..."""
+    model: MaybeText = None
+    """Net to run: a name of the zoo, or module:callable of your own."""
+    data: MaybeText = None
+    """Data set: digits, mnist, fashion_mnist or cifar10."""
+    methods: Names = ()
+    """Methods, such as l2,taylor; random, l1, scratch_e and scratch_b are added."""
+    macs: Fractions = ()
+    """Fractions of the multiply-accumulates to keep, such as 0.5,0.25."""
+    params: Fractions = ()
+    """Fractions of the parameters to keep."""
+    density: Fractions = ()
+    """Fractions of the units to keep."""
+    seeds: Seeds = (0, 1, 2)
+    """Default: 0,1,2. Fewer than three are labelled."""
+    out: MaybeFolder = None
+    """Directory for the comparison and its runs. Default: runs/compare-MODEL-DATA."""
+    epochs: MaybeNumber = None
+    """Passes over the training images for the dense net. Default: by data set."""
+    finetune_epochs: MaybeNumber = None
+    """Passes over the training images after pruning. Default: by data set."""
+    batch_size: MaybeCount = None
+    """Images in a training step. Default: by data set."""
+    learning_rate: MaybeNumber = None
+    """Peak learning rate of the dense net, per step. Default: by net."""
+    finetune_learning_rate: MaybeNumber = None
+    """The same for fine-tuning. Default: the best of three with L1, by validation."""
+    multiple_of: Count = 8
+    """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
+    min_units: Count = 1
+    """Units that every layer keeps at least."""
+    weights: MaybeText = None
+    """Trained net to start from instead of training one: a file, or pretrained."""
+    steps: MaybeCount = None
+    """Stop every training after so many steps; for trying out."""
+    data_dir: MaybeFolder = None
+    """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
+    json: Flag = False
+    """Print comparison.json on standard output."""
+    quiet: Flag = False
+    """Show no progress and no table."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Methods:
     """List the methods of the survey, and the baselines."""
 
@@ -230,6 +301,7 @@ class Data:
 
 VERBS: dict[str, type] = {
     "prune": Prune,
+    "compare": Compare,
     "inspect": Inspect,
     "report": Report,
     "export": Export,

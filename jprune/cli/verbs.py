@@ -70,6 +70,13 @@ def _folder_name(given: options.Prune, budget: Budget) -> str:
     return f"{model}-{given.data}-{given.method}-{budget.kind}{budget.value:g}-seed{given.seed}"
 
 
+def compare(given: options.Compare, words: Sequence[str]) -> None:
+    """Methods side by side."""
+    from jprune.cli import comparing
+
+    comparing.compare(given, words)
+
+
 def inspect(given: options.Inspect, words: Sequence[str]) -> None:
     """Groups, sites, frozen axes, cost."""
     del words
@@ -131,6 +138,7 @@ def _print_json(value: Any) -> None:
 
 TABLE: dict[str, Callable[[Any, Sequence[str]], None]] = {
     "prune": prune,
+    "compare": compare,
     "inspect": inspect,
     "report": report,
     "export": export,

@@ -34,7 +34,7 @@ class Palette(NamedTuple):
 
 PRINT = Palette("#ffffff", "#1c2430", "#667085", "#e4e7ec", "#cbd2dc", "#0f766e", "#b45309")
 # Stand-ins that the page replaces by its own colours, which differ in light and dark.
-_SCREEN = Palette(*(f"#00000{number}" for number in range(1, 8)))
+SCREEN = Palette(*(f"#00000{number}" for number in range(1, 8)))
 _LATENCIES = {"xla_b1": "XLA, batch 1", "xla_b128": "XLA, batch 128", "tflite_b1": "TFLite"}
 
 
@@ -53,18 +53,30 @@ def curve(records: Sequence[Mapping[str, Any]], ending: str) -> Markup | None:
     if not curves.series(records, ending):
         return None
     file = io.StringIO()
-    with _settings(ending):
+    with settings(ending):
         figure = Figure(figsize=(5.2, 2.9), layout="constrained")
         figure.patch.set_alpha(0)
-        _draw_curve(figure.subplots(), records, ending, _SCREEN)
+        _draw_curve(figure.subplots(), records, ending, SCREEN)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
+    return for_page(file.getvalue(), ending)
+
+
+def for_page(svg: str, name: str) -> Markup:
+    """A picture in the colours of `SCREEN` as part of a page, whose colours and font it takes.
+
+    Args:
+        svg: as Matplotlib writes it.
+        name: of the picture; no other of the page has it.
+
+    Returns:
+        The `<svg>` element.
+    """
     svg = svg[svg.index("<svg") :]
-    for name, colour in _SCREEN._asdict().items():
-        svg = svg.replace(colour, f"var(--{name})")
+    for colour, value in SCREEN._asdict().items():
+        svg = svg.replace(value, f"var(--{colour})")
     svg = re.sub(r"'DejaVu Sans'[^;\"<]*sans-serif", "var(--sans)", svg)
-    # Identifiers are the whole page's, and matplotlib numbers its own from 1 in every picture.
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{ending}-", svg)
+    # Identifiers are the whole page's, and Matplotlib numbers its own from 1 in every picture.
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'^<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg)
     return Markup(svg)
 
@@ -79,7 +91,7 @@ def summary(run: Run) -> bytes:
     accuracy = [text.percent(result[net]["accuracy"]) for net in ("dense", "pruned")]
     pads = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.08)
     file = io.BytesIO()
-    with _settings("summary"):
+    with settings("summary"):
         figure = Figure(figsize=(12, 7), dpi=150, layout=pads, facecolor=PRINT.paper)
         figure.suptitle(
             f"{result['method']} on {result['model']}, {result['data']}: "
@@ -102,7 +114,7 @@ def summary(run: Run) -> bytes:
 
 
 @contextlib.contextmanager
-def _settings(salt: str) -> Iterator[None]:
+def settings(salt: str) -> Iterator[None]:
     """Matplotlib as it comes, whatever the user's own settings; the same run, the same picture."""
     own: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text
@@ -124,7 +136,8 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(set(names)) else list(names)
 
 
-def _style(axes: Axes, title: str, palette: Palette) -> None:
+def bare(axes: Axes, title: str, palette: Palette) -> None:
+    """Leaves of the axes a title and a base line."""
     axes.set_title(title, loc="left", fontsize=11, color=palette.ink, pad=18)
     axes.set_facecolor("none")
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -136,7 +149,7 @@ def _style(axes: Axes, title: str, palette: Palette) -> None:
 def _draw_curve(
     axes: Axes, records: Sequence[Mapping[str, Any]], ending: str, palette: Palette
 ) -> None:
-    _style(axes, ending.capitalize(), palette)
+    bare(axes, ending.capitalize(), palette)
     found = curves.series(records, ending)
     if not found:
         axes.set_axis_off()
@@ -189,7 +202,7 @@ def _mark_stages(axes: Axes, spans: Sequence[curves.Span], palette: Palette) -> 
 def _draw_widths(axes: Axes, groups: Mapping[str, Mapping[str, Any]], palette: Palette) -> None:
     sizes = [group["size"] for group in groups.values()]
     kept = [len(group["keep"]) for group in groups.values()]
-    _style(axes, f"Width of {len(sizes)} groups: dense, and kept", palette)
+    bare(axes, f"Width of {len(sizes)} groups: dense, and kept", palette)
     places = range(len(sizes))
     axes.bar(places, sizes, width=0.78, color=palette.dense)
     axes.bar(places, kept, width=0.78, color=palette.slim)
@@ -221,7 +234,7 @@ def _draw_kept(axes: Axes, result: Result, palette: Palette) -> None:
     for key, name in _LATENCIES.items():
         before, after = dense["latency_ms"][key], slim["latency_ms"][key]
         bars[name] = text.ratio(after and after["median"], before and before["median"])
-    _style(axes, "Slim net, as a fraction of the dense one", palette)
+    bare(axes, "Slim net, as a fraction of the dense one", palette)
     places = range(len(bars))
     values = list(bars.values())
     axes.barh(places, [1] * len(bars), height=0.62, color=palette.line)

@@ -1,0 +1,180 @@
+"""Every table and figure, from the rows: `make tables`.
+
+    python -m experiments.tables
+
+A file of rows becomes a page in `docs/results` with the table, the figure, the labels of the
+protocol and the commands; `docs/results/README.md` lists the pages. Tables of other measurements
+stand beside their rows. Nothing is typed, and the same rows give the same bytes: a test makes all
+of it again and compares.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import rows as files
+from jprune import compare, errors
+from jprune.compare import METRICS, Comparison, figures
+from jprune.compare.page import changes_text, front_text, spread_text
+from jprune.compare.summary import Cell
+from jprune.compare.words import budget_text, device_text
+from jprune.report import text
+
+PAGES = Path(__file__).parent.parent / "docs" / "results"
+TITLES = (
+    *("kept", "method", "test accuracy:", "before fine-tuning:", "MACs:", "parameters:"),
+    *("latency:", ".tflite:", "TFLite, batch 1:", "pruning:", "seeds:", "front"),
+)
+
+
+def main(results: Path = files.RESULTS, pages: Path = PAGES) -> list[Path]:
+    """Makes all tables and figures again.
+
+    Args:
+        results: folder of the rows.
+        pages: folder of the pages.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ArgumentError: two comparisons of one name.
+        CheckpointError: a row that is damaged, or of another schema.
+    """
+    written, made = [], {}
+    for rows in sorted(results.rglob("*.jsonl")):
+        family = rows.relative_to(results).parts[0]
+        if family in OTHERS:
+            written += OTHERS[family](rows)
+            continue
+        if rows.stem in made:
+            raise errors.ArgumentError(
+                f"two comparisons have the name {rows.stem}; rename one: pages are named after it."
+            )
+        found = compare.read([rows])
+        made[rows.stem] = compare.summarize(found.rows, notes=found.notes)
+        written += write_page(pages, rows.stem, made[rows.stem])
+    if made:
+        files.write(pages / "README.md", index(made))
+        written.append(pages / "README.md")
+    return written
+
+
+def _zoo(rows: Path) -> list[Path]:
+    if rows.stem != "keras_zoo":
+        return []
+    from experiments import zoos  # keras takes seconds to import
+
+    files.write(rows.with_suffix(".md"), zoos.table(files.read(rows)))
+    return [rows.with_suffix(".md")]
+
+
+OTHERS: dict[str, Callable[[Path], list[Path]]] = {"engine": _zoo, "benchmarks": lambda rows: []}
+"""{folder of results whose rows are no runs: what makes their tables}."""
+
+
+def write_page(pages: Path, name: str, comparisons: Sequence[Comparison]) -> list[Path]:
+    """Writes the page of a comparison, and its figure."""
+    files.write(pages / f"{name}.svg", figures.svg(comparisons))
+    parts = [f"# {name}\n", f"![Curves]({name}.svg)\n", *map(section, comparisons)]
+    files.write(pages / f"{name}.md", "\n".join(parts))
+    return [pages / f"{name}.svg", pages / f"{name}.md"]
+
+
+def section(comparison: Comparison) -> str:
+    """One comparison in Markdown."""
+    return "\n".join(
+        [
+            f"## {comparison.title}\n",
+            label(comparison),
+            table(comparison),
+            "Means and standard deviations over the seeds. Accuracy is that of the test split, "
+            "before fine-tuning of the validation split; MACs, parameters and latency (XLA, batch "
+            "128) are fractions of the dense net's.\n",
+            *order(comparison),
+            *(f"- {words}" for words in (*comparison.findings, *comparison.notes)),
+            *provenance(comparison),
+        ]
+    )
+
+
+def label(comparison: Comparison) -> str:
+    """Whether the comparison is fair, and why not."""
+    if not comparison.breaches:
+        return "It keeps to the [protocol](../compare.md).\n"
+    said = "".join(f"> - {breach.says}\n" for breach in comparison.breaches)
+    return f"> **Not a fair comparison** by the [protocol](../compare.md):\n>\n{said}"
+
+
+def table(comparison: Comparison) -> str:
+    """Its arms, best first."""
+    return files.markdown(TITLES, [_line(cell) for cell in comparison.cells])
+
+
+def _line(cell: Cell) -> tuple[Any, ...]:
+    found = cell.spreads
+
+    def shown(name: str, write: Callable[[float], str]) -> str:
+        spread = found[name]
+        return "" if spread is None else write(spread.mean)
+
+    return (
+        "" if cell.budget is None else budget_text(cell.budget).replace(" the ", " "),
+        cell.method,
+        spread_text(found["accuracy"], METRICS["accuracy"].fraction),
+        *(shown(name, text.percent) for name in ("before", "macs", "params", "latency")),
+        shown("bytes", lambda size: text.count(size, "B")),
+        shown("tflite_b1", text.milliseconds),
+        shown("prune_s", text.seconds),
+        len(cell.seeds),
+        front_text(cell).removeprefix("front: "),
+    )
+
+
+def order(comparison: Comparison) -> Iterator[str]:
+    """How often the order of two methods changes over the seeds."""
+    if comparison.orders:
+        yield f"Over the seeds, {changes_text(comparison.orders)}.\n"
+    for each in comparison.orders:
+        if each.changes:
+            ahead = f"{each.seeds - each.changes} of {each.seeds} seeds"
+            yield f"- {budget_text(each.budget)}: {each.better} before {each.worse} in {ahead}"
+
+
+def provenance(comparison: Comparison) -> list[str]:
+    """Where the numbers are from."""
+    made = comparison.provenance
+    versions = (
+        ", ".join(f"{name} {version}" for name, version in each.items() if version)
+        for each in made["versions"]
+    )
+    commands = "\n".join(command or "" for command in made["commands"])
+    return [
+        "",
+        f"Device: {'; '.join(map(device_text, made['devices']))}. Versions: "
+        f"{'; '.join(versions)}. Commit: {', '.join(map(str, made['commits']))}.\n",
+        f"```sh\n{commands}\n```\n",
+    ]
+
+
+def index(made: dict[str, Sequence[Comparison]]) -> str:
+    """The list of pages."""
+    lines = [
+        (
+            f"[{name}]({name}.md)",
+            each.title,
+            ", ".join(dict.fromkeys(cell.method for cell in each.cells)),
+            each.seeds,
+            "no" if each.breaches else "yes",
+        )
+        for name, comparisons in sorted(made.items())
+        for each in comparisons
+    ]
+    titles = ("comparison", "net and data", "methods", "seeds:", "fair")
+    return "# Results\n\nMade by `make tables` from `experiments/results`.\n\n" + files.markdown(
+        titles, lines
+    )
+
+
+if __name__ == "__main__":
+    print("\n".join(map(str, main())))

@@ -1,0 +1,254 @@
+"""The page of comparisons: one HTML file that opens offline."""
+
+import pathlib
+import string
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from jprune.compare import figures
+from jprune.compare.summary import METRICS, Cell, Comparison, Order, Spread, plain
+from jprune.compare.words import budget_text, capital, counted, device_text
+from jprune.report import text
+from jprune.report.markup import Markup, join, table, tag
+from jprune.report.tables import value
+from jprune.train.files import PathLike, atomic_write, make_folder, write_json
+
+TABLE_NOTE = (
+    "Mean and standard deviation over the seeds. Accuracy is that of the test split, read once at "
+    "the end; before fine-tuning, of the validation split. MACs, latency (XLA, batch 128) and file "
+    "size (.tflite) are fractions of the dense net's; TFLite is its latency at batch 1. Pruning is "
+    "the time of the pruning step itself. A front has what no other net beats in both accuracy and "
+    "cost."
+)
+ORDER_NOTE = (
+    "In how many seeds the row is ahead of the column; a tie counts for the better mean. What is "
+    "neither none nor all of the seeds is an order that the next seed may turn round."
+)
+NO_BREAK = "\N{NO-BREAK SPACE}"
+COLUMNS = {
+    "before": "Before fine-tuning",
+    "macs": "MACs",
+    "latency": "Latency",
+    "bytes": "File",
+    "tflite_b1": "TFLite",
+    "prune_s": "Pruning",
+}
+
+
+def write(out: PathLike, comparisons: Sequence[Comparison]) -> list[pathlib.Path]:
+    """Writes `comparison.json`, `comparison.html` and `comparison.png` into a folder.
+
+    Returns:
+        The three files.
+
+    Raises:
+        CheckpointError: the folder cannot be written to.
+    """
+    folder = make_folder(out)
+    files = [folder / f"comparison.{kind}" for kind in ("json", "html", "png")]
+    write_json(files[0], plain(comparisons))
+    atomic_write(files[1], html(comparisons))
+    atomic_write(files[2], figures.png(comparisons))
+    return files
+
+
+def html(comparisons: Sequence[Comparison]) -> str:
+    """The text of `comparison.html`."""
+    title = "; ".join(comparison.title for comparison in comparisons)
+    body = join(*(_body(number, each) for number, each in enumerate(comparisons)))
+    template = resources.files("jprune.report").joinpath("template.html").read_text("utf-8")
+    return string.Template(template).substitute(title=join(f"Compared: {title}"), body=body)
+
+
+def _body(number: int, comparison: Comparison) -> Markup:
+    metric, seeds = METRICS[comparison.metric].title, counted(comparison.seeds, "seed")
+    header = tag(
+        "header",
+        tag("p", "jprune compare"),
+        tag("h1", comparison.title),
+        tag("p", f"{capital(metric)}, {seeds}."),
+        **({} if not number else {"style": "margin-top: 72px"}),
+    )
+    drawn = figures.curves(comparison, f"curves{number}")
+    return join(
+        header,
+        _labels(comparison),
+        _section("Curves", "", _wide(drawn or value(text.NOT_MEASURED))),
+        _section("Methods", TABLE_NOTE, _table(comparison)),
+        *_findings(comparison),
+        *_orders(comparison),
+        _section("How this was made", "", _provenance(comparison)),
+    )
+
+
+def _wide(picture: Markup) -> Markup:
+    """A picture that narrow screens scroll, since its text would be too small to read."""
+    inner = tag("div", picture, style="min-width: 640px")
+    return tag("div", inner, class_="curves", style="display: block; overflow-x: auto")
+
+
+def _section(title: str, note: str, *content: str) -> Markup:
+    about = tag("p", note, class_="note") if note else ""
+    return tag("section", tag("h2", title), about, tag("div", *content, class_="card"))
+
+
+def _labels(comparison: Comparison) -> Markup:
+    """Whether it is fair; if not, in red, and why."""
+    if not comparison.breaches:
+        words = (
+            "It keeps to the protocol: seeds, fine-tuning, baselines, budgets, versions, device."
+        )
+        return tag("p", words, class_="note")
+    red = "border-color: #d92d20; border-left-width: 5px; margin-top: 24px"
+    said = [tag("li", breach.says) for breach in comparison.breaches]
+    return tag(
+        "div",
+        tag("strong", "Not a fair comparison"),
+        tag("ul", *said, style="margin: 6px 0 0; padding-left: 20px"),
+        class_="card",
+        style=red,
+        role="note",
+    )
+
+
+def _table(comparison: Comparison) -> Markup:
+    metric = METRICS[comparison.metric]
+    names = [name for name in COLUMNS if name != comparison.metric]
+    head = ["", capital(metric.title), *(COLUMNS[name] for name in names)]
+    dense = next((cell for cell in comparison.cells if cell.budget is None), None)
+    size = dense and dense.spreads["bytes"]
+    body: list[list[str]] = []
+    for cell in comparison.cells:
+        where = "" if cell.budget is None else budget_text(cell.budget)
+        more = "; ".join(filter(None, [where, front_text(cell)]))
+        body.append(
+            [
+                tag("div", cell.method, tag("span", more, class_="more")),
+                _spread(cell.spreads[comparison.metric], metric.fraction),
+                *(_cell(cell, column, size) for column in names),
+            ]
+        )
+    return table([*head], body)
+
+
+def front_text(cell: Cell) -> str:
+    """The fronts that a net lies on; empty for none.
+
+    Example:
+        >>> front_text(Cell("l1", ("macs", 0.5), (0,), {}, ("macs", "latency")))
+        'front: MACs, latency'
+    """
+    names = [METRICS[cost].title.removesuffix(" kept") for cost in cell.fronts]
+    return f"front: {', '.join(names)}" if names else ""
+
+
+def _cell(cell: Cell, name: str, dense_bytes: Spread | None) -> Markup:
+    found = cell.spreads[name]
+    if found is None:
+        return value("" if cell.budget is None else text.NOT_MEASURED)
+    if name == "bytes":
+        kept = text.percent(found.mean / dense_bytes.mean, 0) if dense_bytes else ""
+        return _two(text.count(found.mean, "B"), kept)
+    if name == "prune_s":
+        return _two(text.seconds(found.mean))
+    if name == "tflite_b1":
+        return _two(text.milliseconds(found.mean))
+    return _two(text.percent(found.mean))
+
+
+def _two(words: str, more: str = "") -> Markup:
+    """A number that is not torn from its unit, and what stands below it."""
+    below = tag("span", more, class_="more") if more else ""
+    return tag("div", words.replace(" ", NO_BREAK), below)
+
+
+def _spread(spread: Spread | None, fraction: bool) -> Markup:
+    if spread is None:
+        return value(text.NOT_MEASURED)
+    mean, _, deviation = spread_text(spread, fraction).partition(" ± ")
+    unit = " %" if fraction and deviation else ""
+    return _two(f"{mean}{unit}", f"± {deviation.removesuffix(' %')}" if deviation else "")
+
+
+def spread_text(spread: Spread | None, fraction: bool) -> str:
+    """Mean and standard deviation.
+
+    Example:
+        >>> spread_text(Spread(0.9123, 0.0042, 3), True), spread_text(Spread(0.5, None, 1), True)
+        ('91.23 ± 0.42 %', '50.00 %')
+    """
+    if spread is None:
+        return text.NOT_MEASURED
+    scale, unit = (100, " %") if fraction else (1, "")
+    digits = 2 if fraction or abs(spread.mean) >= 10 else 4
+    deviation = "" if spread.std is None else f" ± {scale * spread.std:.{digits}f}"
+    return f"{scale * spread.mean:.{digits}f}{deviation}{unit}"
+
+
+def _findings(comparison: Comparison) -> list[Markup]:
+    said = [tag("p", words) for words in (*comparison.findings, *comparison.notes)]
+    return [_section("To be noted", "", *said)] if said else []
+
+
+def _orders(comparison: Comparison) -> list[Markup]:
+    if not comparison.orders:
+        return []
+    budgets = dict.fromkeys(order.budget for order in comparison.orders)
+    parts: list[Markup] = []
+    for budget in budgets:
+        orders = [order for order in comparison.orders if order.budget == budget]
+        parts += [tag("p", f"{budget_text(budget)}: {changes_text(orders)}"), _wins(orders)]
+    return [_section("Order over the seeds", ORDER_NOTE, *parts)]
+
+
+def changes_text(orders: Sequence[Order]) -> str:
+    """How often the order of two methods changes.
+
+    Example:
+        >>> half = ("macs", 0.5)
+        >>> changes_text([Order(half, "a", "b", 1, 3), Order(half, "a", "c", 0, 3)])
+        '1 of 2 pairs of methods changes its order in some seed (1 of 6 comparisons)'
+    """
+    unstable = sum(order.changes > 0 for order in orders)
+    verb = "changes its" if unstable == 1 else "change their"
+    changes, compared = (sum(o.changes for o in orders), sum(o.seeds for o in orders))
+    return (
+        f"{unstable} of {len(orders)} pairs of methods {verb} order in some seed "
+        f"({changes} of {compared} comparisons)"
+    )
+
+
+def _wins(orders: Sequence[Order]) -> Markup:
+    """A matrix: in how many seeds the row is better than the column."""
+    wins: dict[tuple[str, str], tuple[int, int]] = {}
+    for order in orders:
+        wins[order.better, order.worse] = order.seeds - order.changes, order.seeds
+        wins[order.worse, order.better] = order.changes, order.seeds
+    names = list(dict.fromkeys(name for order in orders for name in (order.better, order.worse)))
+    names.sort(key=lambda name: -sum(won for (one, _), (won, _) in wins.items() if one == name))
+
+    def cell(one: str, other: str) -> Markup:
+        won, seeds = wins.get((one, other), (0, 0))
+        unstable = "strong" if 0 < won < seeds else None
+        return tag("span", f"{won} of {seeds}" if seeds else "", class_=unstable)
+
+    return table(["", *names], [[one, *(cell(one, other) for other in names)] for one in names])
+
+
+def _provenance(comparison: Comparison) -> Markup:
+    made = comparison.provenance
+    versions = [
+        ", ".join(f"{name} {version}" for name, version in each.items() if version)
+        for each in made["versions"]
+    ]
+    facts = {
+        "Device": "; ".join(map(device_text, made["devices"])),
+        "Versions": "; ".join(versions),
+        "Commit": ", ".join(commit or "not a git checkout" for commit in made["commits"]),
+        "Seeds": ", ".join(map(str, sorted({s for c in comparison.cells for s in c.seeds}))),
+    }
+    pairs: list[Any] = [join(tag("dt", k), tag("dd", v)) for k, v in facts.items()]
+    commands = tag("pre", "\n".join(command or "" for command in made["commands"]))
+    many = counted(len(made["commands"]), "command")
+    return join(tag("dl", *pairs), tag("details", tag("summary", many), commands))

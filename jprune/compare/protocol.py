@@ -1,0 +1,182 @@
+"""What makes a comparison fair, and what one that is not is labelled with.
+
+The validation split chooses, the test split is read once; at least three seeds, the same for all;
+the same fine-tuning for all; beside the method always the dense net, random, L1, and the small net
+trained from scratch for as many epochs (`scratch_e`) and as many MACs (`scratch_b`) as the dense
+one; one version of everything, one device, one commit; budgets that are met.
+
+References:
+    Scratch-E and Scratch-B: Liu, Sun, Zhou, Huang, Darrell, Rethinking the value of network
+    pruning, 2019, arXiv 1810.05270 [49]. Random: Mittal et al., 2018, arXiv 1801.10447 [47]. Why
+    there is a protocol: Blalock, Gonzalez Ortiz, Frankle, Guttag, What is the state of neural
+    network pruning?, 2020, arXiv 2003.03033.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jprune.compare.rows import Row, Runs
+from jprune.compare.words import budget_text, device_text, some
+from jprune.report import text
+
+SEEDS = 3
+"""The fewest seeds of a fair comparison."""
+MISSED = 0.05
+"""The largest relative difference between requested and achieved budget."""
+ROUNDED = 0.02
+"""The largest relative difference in fine-tuning steps: rounds do not divide every number."""
+BASELINES = ("dense", "random", "l1", "scratch_e", "scratch_b")
+SCRATCH = ("scratch_e", "scratch_b")
+"""They are not fine-tuned: how long they train is what defines them."""
+
+
+class Breach(NamedTuple):
+    """A rule that a comparison breaks."""
+
+    rule: str
+    says: str
+    """Whose rows break it, and how."""
+
+
+def breaches(runs: Runs) -> list[Breach]:
+    """All rules that a comparison breaks.
+
+    Args:
+        runs: of one task, from `rows.arms`.
+
+    Example:
+        >>> breaches({})[0]
+        Breach(rule='baselines', says='baselines missing: dense, random, l1, scratch_e, scratch_b')
+    """
+    return [Breach(rule, says) for rule, broken in RULES.items() for says in broken(runs)]
+
+
+def notes(runs: Runs) -> list[str]:
+    """What a reader has to know, though it breaks no rule."""
+    if not any((row["settings"] or {}).get("weights") for row in _rows(runs)):
+        return []
+    return [
+        "The dense net was loaded and may have seen the validation images: settings were fixed "
+        "beforehand, nothing was chosen on them."
+    ]
+
+
+def _pruned(runs: Runs) -> Runs:
+    return {arm: seeds for arm, seeds in runs.items() if arm.budget is not None}
+
+
+def _rows(runs: Runs) -> list[Row]:
+    return [row for seeds in runs.values() for row in seeds.values()]
+
+
+def _baselines(runs: Runs) -> list[str]:
+    """Dense, and all others at every budget."""
+    budgets = list(dict.fromkeys(arm.budget for arm in _pruned(runs)))
+    there = {(arm.method.split()[0], arm.budget) for arm in runs}
+    nowhere = [] if ("dense", None) in there else ["dense"]
+    nowhere += [
+        name for name in BASELINES[1:] if all((name, budget) not in there for budget in budgets)
+    ]
+    said = [f"baselines missing: {', '.join(nowhere)}"] if nowhere else []
+    for budget in budgets:
+        absent = [name for name in BASELINES[1:] if (name, budget) not in there]
+        absent = [name for name in absent if name not in nowhere]
+        if absent and budget is not None:
+            said.append(f"baselines missing at {budget_text(budget)}: {', '.join(absent)}")
+    return said
+
+
+def _seeds(runs: Runs) -> list[str]:
+    """At least three, and the same for all: then methods can be compared seed by seed."""
+    pruned = _pruned(runs)
+    said = []
+    few = {
+        f"{arm.method} {len(seeds)}": None for arm, seeds in pruned.items() if len(seeds) < SEEDS
+    }
+    if few:
+        said.append(f"fewer than {SEEDS} seeds: {some(few)}")
+    every = set[int]().union(*pruned.values())
+    lacking = {arm.method: None for arm, seeds in pruned.items() if set(seeds) != every}
+    if lacking:
+        said.append(f"not the same seeds for all: some are missing for {some(lacking)}")
+    return said
+
+
+def _finetuning(runs: Runs) -> list[str]:
+    """Epochs and learning rate the same for all, and steps up to the rounding of rounds."""
+    found: dict[tuple[float, float, int | None], list[str]] = {}
+    for arm, seeds in _pruned(runs).items():
+        given = [row["finetune"] for row in seeds.values() if row["finetune"] is not None]
+        for each in given if arm.method.split()[0] not in SCRATCH else ():
+            key = each["epochs"], each["learning_rate"], each["steps"]
+            found.setdefault(key, []).append(arm.method)
+    settings = {key[:2] for key in found}
+    steps = [key[2] for key in found if key[2] is not None]
+    if len(settings) <= 1 and (not steps or max(steps) <= (1 + ROUNDED) * min(steps)):
+        return []
+    each = [
+        f"{some(dict.fromkeys(names))} {epochs:g} epochs at {rate:g} in {steps} steps"
+        for (epochs, rate, steps), names in found.items()
+    ]
+    return [f"unequal fine-tuning: {some(each, '; ')}"]
+
+
+def _dense(runs: Runs) -> list[str]:
+    """Methods of one seed begin with one dense net."""
+    accuracies: dict[int, set[float]] = {}
+    for row in _rows(_pruned(runs)):
+        accuracy = (row["dense"] or {}).get("accuracy")
+        if accuracy is not None:
+            accuracies.setdefault(row["seed"], set()).add(accuracy)
+    differing = [str(seed) for seed, found in sorted(accuracies.items()) if len(found) > 1]
+    return [f"not one dense net for all methods: seeds {some(differing)}"] if differing else []
+
+
+def _budgets(runs: Runs) -> list[str]:
+    missed = []
+    for arm, seeds in _pruned(runs).items():
+        kind, asked = arm.budget or ("", 1.0)
+        kept = [(row["achieved"] or {}).get(kind) for row in seeds.values()]
+        error = lambda value, asked=asked: abs(value / asked - 1)
+        worst = max((value for value in kept if value is not None), key=error, default=asked)
+        if error(worst) > MISSED:
+            missed.append(f"{arm.method} keeps {text.percent(worst)} for {text.percent(asked)}")
+    if not missed:
+        return []
+    return [f"budgets missed by more than {100 * MISSED:g} %: {some(missed, '; ')}"]
+
+
+def _versions(runs: Runs) -> list[str]:
+    seen: dict[str, set[str]] = {}
+    for row in _rows(runs):
+        for name, version in row["versions"].items():
+            seen.setdefault(name, set()).add(str(version))
+    mixed = [
+        f"{name} {' and '.join(sorted(versions))}"
+        for name, versions in sorted(seen.items())
+        if len(versions) > 1
+    ]
+    return [f"mixed versions: {some(mixed)}"] if mixed else []
+
+
+def _devices(runs: Runs) -> list[str]:
+    kinds = sorted({device_text(row["device"]) for row in _rows(runs)})
+    return [f"mixed devices: {some(kinds)}"] if len(kinds) > 1 else []
+
+
+def _commits(runs: Runs) -> list[str]:
+    commits = sorted({(row["commit"] or "none")[:7] for row in _rows(runs)})
+    return [f"mixed commits: {some(commits)}"] if len(commits) > 1 else []
+
+
+RULES: dict[str, Callable[[Runs], list[str]]] = {
+    "baselines": _baselines,
+    "seeds": _seeds,
+    "finetuning": _finetuning,
+    "dense": _dense,
+    "budgets": _budgets,
+    "versions": _versions,
+    "devices": _devices,
+    "commits": _commits,
+}
+"""{rule: function that returns a sentence per breach}."""

@@ -1,0 +1,301 @@
+"""Rows: finished runs as lines of JSON, read, checked, and sorted into arms.
+
+A row is what `jprune prune` has found in one run, flat enough to be kept for ever. What was not
+measured is null, never absent:
+
+    schema, id, config            of the row; its name; the comparison that it was run for
+    method, refs, budget, seed    budget: {"macs": 0.5}, null for the dense net
+    model, data, train_images     train_images: null for all of them
+    settings                      {name: value} of what is not as usual
+    commit, command, versions, device, date
+    wall_s, prune_s               {stage: seconds}; seconds of the pruning step alone
+    achieved, dense, before_finetune, pruned        as in result.json (`jprune.report.schema`)
+    validation                    {"dense", "pruned": accuracy on the validation split}
+    finetune                      {"epochs", "learning_rate", "steps"}
+"""
+
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from jprune import errors
+from jprune.train.files import PathLike, read_json, read_lines
+
+Row = dict[str, Any]
+SCHEMA = 1
+NEEDED = ("method", "model", "data", "seed", "versions", "device")
+"""Without these a number says nothing."""
+OPTIONAL = (
+    *("id", "config", "refs", "train_images", "budget", "settings", "commit", "command", "date"),
+    *("wall_s", "achieved", "dense", "before_finetune", "pruned", "validation", "finetune"),
+    "prune_s",
+)
+"""Null where not measured, but there."""
+NO_PRUNING = (
+    *("train", "save", "dense", "before_finetune", "between", "finetune", "recalibrate"),
+    *("scratch", "rewind", "pruned", "law", "export", "measure"),
+)
+"""Stages whose seconds are not those of the pruning step."""
+
+
+class Arm(NamedTuple):
+    """A method at a budget: what several seeds are runs of."""
+
+    method: str
+    """With the settings that tell it from others of its name."""
+    budget: tuple[str, float] | None
+    """(kind, fraction kept); None for the dense net."""
+
+
+Runs = dict[Arm, dict[int, Row]]
+"""{arm: {seed: row}}."""
+
+
+class Read(NamedTuple):
+    """What `read` found."""
+
+    rows: list[Row]
+    notes: list[str]
+    """What was left out, and why."""
+
+
+def read(places: Iterable[PathLike]) -> Read:
+    """Reads rows.
+
+    Args:
+        places: files of rows (.jsonl), or folders with such files at any depth.
+
+    Returns:
+        The rows, in the order of the files' names; of a file's last line that a kill tore there is
+        a note.
+
+    Raises:
+        ArgumentError: a place that is not there, or no rows at all.
+        CheckpointError: a row that is damaged, or of a newer schema.
+    """
+    rows: list[Row] = []
+    notes: list[str] = []
+    places = [pathlib.Path(place) for place in places]
+    for place in places:
+        if not place.exists():
+            raise errors.ArgumentError(
+                f"{place} is not there. Write a file of rows (.jsonl) or a folder with such files, "
+                "such as experiments/results/first_comparison."
+            )
+        for file in sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]:
+            found = read_lines(file)
+            for number, row in enumerate(found.records, start=1):
+                check(row, f"{file.name}, line {number}")
+            rows += found.records
+            if found.dropped:
+                notes.append(f"The last line of {file.name} is torn and was left out.")
+    if not rows:
+        where = ", ".join(map(str, places))
+        raise errors.ArgumentError(
+            f"there are no rows in {where}. Rows are lines of .jsonl files, one per finished run; "
+            "to make some, write --model, --data and --methods instead of a folder."
+        )
+    return Read(rows, notes)
+
+
+def check(row: Any, source: str) -> None:
+    """Checks that a row can be compared.
+
+    Args:
+        row: a line's value.
+        source: what to call it in messages.
+
+    Raises:
+        CheckpointError: no row, one of another schema, or one without a key that it needs.
+
+    Example:
+        >>> check({"schema": 2}, "a.jsonl, line 1")
+        Traceback (most recent call last):
+        jprune.errors.CheckpointError: a.jsonl, line 1, has schema 2; ...
+    """
+    if not isinstance(row, dict) or "schema" not in row:
+        raise errors.CheckpointError(
+            f"{source}, is no row: it has no `schema`. Rows are lines of experiments/results or "
+            "rows.jsonl of `jprune compare --out DIR`."
+        )
+    if row["schema"] != SCHEMA:
+        newer = isinstance(row["schema"], int) and row["schema"] > SCHEMA
+        advice = "Update jprune." if newer else "Run its command again with this version."
+        raise errors.CheckpointError(
+            f"{source}, has schema {row['schema']!r}; this version of jprune reads {SCHEMA}. "
+            f"{advice}"
+        )
+    absent = [key for key in OPTIONAL if key not in row]
+    empty = [key for key in NEEDED if row.get(key) in (None, "", {})]
+    if absent or empty:
+        raise errors.CheckpointError(
+            f"{source}, has no `{(empty or absent)[0]}`. A row of schema {SCHEMA} has every key, "
+            f"and {', '.join(NEEDED[:-1])} and {NEEDED[-1]} are never null."
+        )
+    budget = row["budget"]
+    one = isinstance(budget, dict) and len(budget) == 1
+    if budget is not None and not (one and isinstance(next(iter(budget.values())), int | float)):
+        raise errors.CheckpointError(
+            f"{source}, has {budget!r} at `budget`; one fraction that is kept was expected, such "
+            'as {"macs": 0.5}, or null for the dense net.'
+        )
+    if budget is None and row["method"] != "dense":
+        raise errors.CheckpointError(
+            f"{source}, has no budget, but its method is {row['method']}. Only `dense` has none."
+        )
+
+
+def tasks(rows: Iterable[Row]) -> dict[tuple[str, str, int | None], list[Row]]:
+    """Rows by net, data and training images: only rows of one task are compared.
+
+    Example:
+        >>> rows = [{"model": "a", "data": d, "train_images": None} for d in ("x", "y", "x")]
+        >>> {task: len(same) for task, same in tasks(rows).items()}
+        {('a', 'x', None): 2, ('a', 'y', None): 1}
+    """
+    found: dict[tuple[str, str, int | None], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["model"], row["data"], row["train_images"]), []).append(row)
+    return found
+
+
+def arms(rows: Sequence[Row]) -> tuple[Runs, list[str]]:
+    """Sorts rows of one task by method, budget and seed; the dense net is an arm too.
+
+    Settings in which the rows of one method differ become part of its name. Of several rows of one
+    arm and seed the last counts. The dense net is taken from rows of its own, else from what the
+    other rows say of theirs.
+
+    Returns:
+        The runs, and notes of what does not count.
+    """
+    runs: Runs = {}
+    again = 0
+    for row, name in zip(rows, _names(rows)):
+        budget = None if row["budget"] is None else next(iter(row["budget"].items()))
+        seeds = runs.setdefault(Arm(name, budget), {})
+        again += row["seed"] in seeds
+        seeds[row["seed"]] = row
+    dense = {row["seed"]: _dense(row) for row in rows if _accuracy(row, "dense") is not None}
+    dense |= {row["seed"]: _dense(row) for row in rows if row["budget"] is None}
+    whole = {Arm("dense", None): dense} if dense else {}
+    notes = [f"{again} of the rows were run again later: of one seed, the last row counts."]
+    pruned = {arm: seeds for arm, seeds in runs.items() if arm.budget is not None}
+    return {**whole, **pruned}, notes if again else []
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """Methods, with the settings in which rows of one method differ."""
+    settings = [_flat(row["settings"] or {}) for row in rows]
+    differing: dict[str, list[str]] = {}
+    for method in {row["method"] for row in rows}:
+        mine = [given for row, given in zip(rows, settings) if row["method"] == method]
+        keys = dict.fromkeys(key for given in mine for key in given)
+        differing[method] = [key for key in keys if len({str(g.get(key)) for g in mine}) > 1]
+    return [
+        " ".join(
+            [row["method"]]
+            + [f"{key}={given.get(key, 'usual')}" for key in differing[row["method"]]]
+        )
+        for row, given in zip(rows, settings)
+    ]
+
+
+_ARM = ("method", "seed", "budget", "macs", "params", "density")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {path with dots: value}, without what an arm and its seeds are."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in _ARM and not prefix:
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _accuracy(row: Row, net: str) -> float | None:
+    return (row[net] or {}).get("accuracy")
+
+
+def _dense(row: Row) -> Row:
+    """The row of the dense net: of its own, or that which a run began with."""
+    own = row["budget"] is None and _accuracy(row, "pruned") is not None
+    kept = dict.fromkeys(("density", "params", "macs", "bytes", "latency"), 1.0)
+    nothing = dict.fromkeys(("before_finetune", "finetune", "prune_s"))
+    validation = (row["validation"] or {}).get("pruned" if own else "dense")
+    return {
+        **row,
+        **nothing,
+        "method": "dense",
+        "refs": [],
+        "budget": None,
+        "pruned": row["pruned" if own else "dense"],
+        "achieved": kept,
+        "validation": {"pruned": validation},
+    }
+
+
+def row_of(folder: PathLike, config: str = "", train_images: int | None = None) -> Row:
+    """The row of a finished run.
+
+    Args:
+        folder: the `--out` of `jprune prune`.
+        config: name of the comparison that it was run for.
+        train_images: training images that it was restricted to; None for all.
+
+    Raises:
+        CheckpointError: the run is not finished, or its files are damaged.
+    """
+    folder = pathlib.Path(folder)
+    result, settings = read_json(folder / "result.json"), read_json(folder / "config.json")
+    records = read_lines(folder / "records.jsonl").records
+    steps: dict[str, int] = {}
+    validation: dict[str, float] = {}
+    for record in records:
+        if "validation_accuracy" in record["metrics"]:
+            steps[record["stage"]] = record["step"]
+            validation[record["stage"]] = record["metrics"]["validation_accuracy"]
+    finetune = settings["finetune"]
+    after = [stage for stage in steps if stage != "train"]
+    copied = "refs model data seed versions device wall_s achieved dense before_finetune pruned"
+    return {
+        "schema": SCHEMA,
+        "id": folder.resolve().name,
+        "config": config,
+        "method": result["method"],
+        "budget": result["requested"],
+        "train_images": train_images,
+        "settings": {
+            **settings["options"],
+            **({"weights": settings["weights"]} if settings["weights"] else {}),
+        },
+        "commit": result["commit"],
+        "command": result["command"],
+        "date": datetime.fromtimestamp((folder / "result.json").stat().st_mtime, UTC).isoformat(
+            timespec="seconds"
+        ),
+        **{key: result[key] for key in copied.split()},
+        "validation": {
+            "dense": validation.get("train"),
+            "pruned": validation[after[-1]] if after else None,
+        },
+        "finetune": {
+            "epochs": finetune["epochs"],
+            "learning_rate": finetune["learning_rate"],
+            "steps": sum(steps[stage] for stage in after),
+        },
+        "prune_s": round(
+            sum(s for stage, s in result["wall_s"].items() if _base(stage) not in NO_PRUNING), 3
+        ),
+    }
+
+
+def _base(stage: str) -> str:
+    """A stage's name without the number that tells it from others: "prune-2" is a "prune"."""
+    name, _, number = stage.rpartition("-")
+    return name if number.isdecimal() else stage

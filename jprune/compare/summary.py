@@ -1,0 +1,362 @@
+"""From rows to a comparison: means and deviations, fronts, and how stable the order is."""
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jprune import errors
+from jprune.compare import protocol
+from jprune.compare.protocol import Breach
+from jprune.compare.rows import Arm, Row, Runs, arms, tasks
+from jprune.compare.words import budget_text, listed
+
+SCHEMA = 1
+"""Of `comparison.json`."""
+
+
+class Metric(NamedTuple):
+    """Something that methods are compared by."""
+
+    title: str
+    of: Callable[[Row], float | None]
+    higher_is_better: bool
+    fraction: bool
+    """Shown as a percentage."""
+
+
+def _in(*path: str) -> Callable[[Row], float | None]:
+    """Reads a value that lies deep in a row; None where anything on the way is null."""
+
+    def read(row: Row) -> float | None:
+        value: Any = row
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    return read
+
+
+def _latency(runtime: str) -> Callable[[Row], float | None]:
+    return _in("pruned", "latency_ms", runtime, "median")
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("test accuracy", _in("pruned", "accuracy"), True, True),
+    "loss": Metric("test loss", _in("pruned", "loss"), False, False),
+    "validation": Metric("validation accuracy", _in("validation", "pruned"), True, True),
+    "before": Metric("accuracy before fine-tuning", _in("before_finetune", "accuracy"), True, True),
+    "macs": Metric("MACs kept", _in("achieved", "macs"), False, True),
+    "params": Metric("parameters kept", _in("achieved", "params"), False, True),
+    "density": Metric("units kept", _in("achieved", "density"), False, True),
+    "latency": Metric("latency kept", _in("achieved", "latency"), False, True),
+    "xla_b1": Metric("XLA, batch 1, ms", _latency("xla_b1"), False, False),
+    "xla_b128": Metric("XLA, batch 128, ms", _latency("xla_b128"), False, False),
+    "tflite_b1": Metric("TFLite, batch 1, ms", _latency("tflite_b1"), False, False),
+    "bytes": Metric(".tflite bytes", _in("pruned", "bytes"), False, False),
+    "prune_s": Metric("seconds of pruning", _in("prune_s"), False, False),
+}
+FRONTS = ("macs", "latency")
+"""Costs against which there is a Pareto front."""
+
+
+class Spread(NamedTuple):
+    """A metric over the seeds of an arm."""
+
+    mean: float
+    std: float | None
+    """Standard deviation of the sample (n - 1); None for one value."""
+    n: int
+
+
+class Cell(NamedTuple):
+    """An arm: one line of the table."""
+
+    method: str
+    budget: tuple[str, float] | None
+    seeds: tuple[int, ...]
+    spreads: dict[str, Spread | None]
+    """By metric; None where no seed has it."""
+    fronts: tuple[str, ...]
+    """Costs on whose front it lies."""
+
+
+class Order(NamedTuple):
+    """Two methods at one budget, and how often a seed turns them round."""
+
+    budget: tuple[str, float]
+    better: str
+    worse: str
+    changes: int
+    """Seeds in which `worse` is better."""
+    seeds: int
+    """Seeds that both have."""
+
+
+class Comparison(NamedTuple):
+    """Methods side by side on one task."""
+
+    model: str
+    data: str
+    train_images: int | None
+    metric: str
+    cells: list[Cell]
+    """The dense net, then budget by budget from large to small, best first."""
+    orders: list[Order]
+    breaches: list[Breach]
+    """Where the protocol is broken; none for a fair comparison."""
+    notes: list[str]
+    findings: list[str]
+    provenance: dict[str, list[Any]]
+    """Commits, versions, devices, configs and commands, each only once."""
+
+    @property
+    def title(self) -> str:
+        """The task in a few words."""
+        images = "" if self.train_images is None else f" ({self.train_images:,} training images)"
+        return f"{self.model} on {self.data}{images}"
+
+    @property
+    def seeds(self) -> int:
+        """Of the arm with the fewest, the dense net aside."""
+        return min((len(cell.seeds) for cell in self.cells if cell.budget), default=0)
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Mean and standard deviation; what is None does not count.
+
+    Example:
+        >>> spread([1.0, None, 3.0]), spread([None])
+        (Spread(mean=2.0, std=1.4142135623730951, n=2), None)
+    """
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None
+    std = statistics.stdev(known) if len(known) > 1 else None
+    return Spread(statistics.fmean(known), std, len(known))
+
+
+def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
+    """The points that no other beats: none is as cheap and as good, and better in one of both.
+
+    Args:
+        points: {name: (cost, value)}; low costs and high values are good.
+
+    Example:
+        >>> sorted(pareto({"a": (1.0, 0.9), "b": (0.5, 0.8), "c": (0.6, 0.7), "d": (0.5, 0.8)}))
+        ['a', 'b', 'd']
+    """
+
+    def beaten(cost: float, value: float) -> bool:
+        return any(
+            other <= cost and gain >= value and (other < cost or gain > value)
+            for other, gain in points.values()
+        )
+
+    return {name for name, point in points.items() if not beaten(*point)}
+
+
+def rank_changes(
+    values: Mapping[str, Mapping[int, float]], higher_is_better: bool = True
+) -> list[tuple[str, str, int, int]]:
+    """How often seeds turn the order of two methods round.
+
+    Args:
+        values: {method: {seed: value}}.
+        higher_is_better: of the values.
+
+    Returns:
+        (better, worse, changes, seeds) for every two methods with seeds in common: better by the
+        mean over these seeds, and in how many of them it is the worse one. A tie is no change.
+
+    Example:
+        >>> rank_changes({"a": {0: 0.9, 1: 0.7, 2: 0.9}, "b": {0: 0.8, 1: 0.8, 2: 0.8}})
+        [('a', 'b', 1, 3)]
+    """
+    sign = 1 if higher_is_better else -1
+    found = []
+    for one, other in itertools.combinations(values, 2):
+        seeds = sorted(values[one].keys() & values[other].keys())
+        if not seeds:
+            continue
+        ahead = [sign * (values[one][seed] - values[other][seed]) for seed in seeds]
+        if sum(ahead) < 0:
+            one, other, ahead = other, one, [-lead for lead in ahead]
+        found.append((one, other, sum(lead < 0 for lead in ahead), len(seeds)))
+    return found
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by its name.
+
+    Raises:
+        ArgumentError: there is none of this name; the message suggests the nearest.
+
+    Example:
+        >>> find_metric("acuracy")
+        Traceback (most recent call last):
+        jprune.errors.ArgumentError: there is no metric 'acuracy'; did you mean accuracy? ...
+    """
+    if name not in METRICS:
+        hint = errors.nearest(name, METRICS)
+        raise errors.ArgumentError(
+            f"there is no metric {name!r}; {hint}Write one of {', '.join(METRICS)}."
+        )
+    return METRICS[name]
+
+
+def summarize(
+    rows: Sequence[Row], metric: str = "accuracy", notes: Sequence[str] = ()
+) -> list[Comparison]:
+    """Compares rows: one comparison per net and data set, in the order of the rows.
+
+    Args:
+        rows: from `rows.read` or `rows.row_of`.
+        metric: a name of `METRICS`, that methods are ranked by.
+        notes: to stand with every comparison.
+
+    Raises:
+        ArgumentError: an unknown metric.
+    """
+    find_metric(metric)
+    return [_compare(task, same, metric, notes) for task, same in tasks(rows).items()]
+
+
+def _compare(
+    task: tuple[str, str, int | None], rows: Sequence[Row], metric: str, notes: Sequence[str]
+) -> Comparison:
+    runs, more = arms(rows)
+    cells = _cells(runs, metric)
+    return Comparison(
+        *task,
+        metric,
+        cells,
+        _orders(runs, metric),
+        protocol.breaches(runs),
+        [*notes, *more, *protocol.notes(runs)],
+        _findings(cells, metric),
+        {
+            "commits": _once(row["commit"] for row in rows),
+            "devices": _once(row["device"] for row in rows),
+            "versions": _once(row["versions"] for row in rows),
+            "configs": _once(row["config"] for row in rows),
+            "commands": _once(row["command"] for row in rows),
+        },
+    )
+
+
+def _once(values: Iterable[Any]) -> list[Any]:
+    """Values without repetition, in order; they need no hash."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def _cells(runs: Runs, metric: str) -> list[Cell]:
+    spreads = {
+        arm: {
+            name: spread(each.of(seeds[seed]) for seed in sorted(seeds))
+            for name, each in METRICS.items()
+        }
+        for arm, seeds in runs.items()
+    }
+    fronts: dict[str, set[Arm]] = {cost: _front(spreads, cost, metric) for cost in FRONTS}
+    sign = -1 if METRICS[metric].higher_is_better else 1
+
+    def place(arm: Arm) -> tuple[Any, ...]:
+        kind, fraction = arm.budget or ("", 2.0)
+        found = spreads[arm][metric]
+        return kind, -fraction, found is None, sign * found.mean if found else 0.0, arm.method
+
+    return [
+        Cell(
+            arm.method,
+            arm.budget,
+            tuple(sorted(runs[arm])),
+            spreads[arm],
+            tuple(cost for cost in FRONTS if arm in fronts[cost]),
+        )
+        for arm in sorted(runs, key=place)
+    ]
+
+
+def _front(spreads: Mapping[Arm, Mapping[str, Spread | None]], cost: str, metric: str) -> set[Arm]:
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    points = {}
+    for arm, found in spreads.items():
+        price, value = found[cost], found[metric]
+        if price is not None and value is not None:
+            points[arm] = (price.mean, sign * value.mean)
+    return pareto(points)
+
+
+def _orders(runs: Runs, metric: str) -> list[Order]:
+    found = METRICS[metric]
+    budgets: dict[tuple[str, float], dict[str, dict[int, float]]] = {}
+    for arm, seeds in runs.items():
+        values = {seed: found.of(row) for seed, row in seeds.items()}
+        known = {seed: value for seed, value in values.items() if value is not None}
+        if arm.budget is not None and known:
+            budgets.setdefault(arm.budget, {})[arm.method] = known
+    return [
+        Order(budget, *change)
+        for budget, values in sorted(budgets.items(), reverse=True)
+        for change in rank_changes(values, found.higher_is_better)
+    ]
+
+
+def _findings(cells: Sequence[Cell], metric: str) -> list[str]:
+    """Where random is not beaten: it is a strong baseline."""
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    found = []
+    for budget in _once(cell.budget for cell in cells if cell.budget):
+        means = {
+            cell.method: sign * reached.mean
+            for cell in cells
+            if cell.budget == budget and (reached := cell.spreads[metric]) is not None
+        }
+        if "random" not in means:
+            continue
+        beaten = [name for name, mean in means.items() if mean <= means["random"]]
+        beaten = [name for name in beaten if name != "random"]
+        if beaten:
+            found.append(
+                f"At {budget_text(budget)} random is as good as or better than {listed(beaten)}."
+            )
+    return found
+
+
+def plain(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """What stands in `comparison.json`."""
+    return {"schema": SCHEMA, "comparisons": [_plain(each) for each in comparisons]}
+
+
+def _plain(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "model": comparison.model,
+        "data": comparison.data,
+        "train_images": comparison.train_images,
+        "metric": comparison.metric,
+        "fair": not comparison.breaches,
+        "breaches": [breach._asdict() for breach in comparison.breaches],
+        "notes": comparison.notes,
+        "findings": comparison.findings,
+        "cells": [
+            {
+                "method": cell.method,
+                "budget": dict([cell.budget]) if cell.budget else None,
+                "seeds": list(cell.seeds),
+                "fronts": list(cell.fronts),
+                "metrics": {
+                    name: found and found._asdict() for name, found in cell.spreads.items()
+                },
+            }
+            for cell in comparison.cells
+        ],
+        "order_changes": [
+            {**order._asdict(), "budget": dict([order.budget])} for order in comparison.orders
+        ],
+        **comparison.provenance,
+    }

@@ -1,0 +1,275 @@
+"""Making a comparison: methods x budgets x seeds, each by the main job, in one folder.
+
+    runs/taylor-macs0.5-seed0/      as `jprune prune` leaves it
+    rates/l1-macs0.5-seed0-rate0.1/ tried while the learning rate was chosen
+    rows.jsonl                      a row per finished run, in the order of the sweep
+    comparison.json .html .png      written by `page.write`
+
+The same sweep on the same folder goes on where it stopped. The dense net of a seed is trained once:
+the training is the first stage of every run, with the same settings and key, so later runs of the
+seed take it over from the first.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from jprune import data, errors, measure, recipes
+from jprune.base import Budget, Task
+from jprune.compare.protocol import BASELINES
+from jprune.compare.rows import Row, row_of
+from jprune.compare.words import budget_text, listed
+from jprune.report import text
+from jprune.train import job as jobs
+from jprune.train.files import PathLike, make_folder, read_lines, write_lines
+from jprune.train.job import Job
+from jprune.train.nets import net_for
+from jprune.train.progress import Progress
+from jprune.train.run import open_directory
+from jprune.train.task import task as task_of
+
+RATES = (0.3, 1.0, 3.0)
+"""Learning rates that are tried, as multiples of the usual one."""
+CHOOSING = ("l1", 0)
+"""Method and seed that the learning rate is chosen with."""
+
+
+class Sweep(NamedTuple):
+    """What is to be run."""
+
+    job: Job
+    """Settings of all runs; method, budget, seed and options are those of the sweep."""
+    methods: tuple[str, ...]
+    budgets: tuple[Budget, ...]
+    seeds: tuple[int, ...]
+    command: str
+    """How it was called."""
+
+
+class Swept(NamedTuple):
+    """What a sweep has come to."""
+
+    rows: list[Row]
+    notes: list[str]
+
+
+def with_baselines(methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods, with the baselines that stand beside every comparison.
+
+    Raises:
+        ArgumentError: an unknown method, or `dense`, which every run begins with.
+
+    Example:
+        >>> with_baselines(["taylor", "l1"])[:3]
+        ('taylor', 'l1', 'random')
+    """
+    for name in methods:
+        recipes.find(name)
+    return tuple(dict.fromkeys([*methods, *(n for n in BASELINES if n in recipes.METHODS)]))
+
+
+def run(sweep: Sweep, out: PathLike, progress: Progress) -> Swept:
+    """Runs a sweep, or goes on with it.
+
+    Where the job has no `finetune_learning_rate`, it is chosen: three rates, L1, seed 0, the first
+    budget, by the accuracy on the validation split after fine-tuning; all runs get the winner.
+
+    Args:
+        sweep: what is to be run; baselines are not added here.
+        out: folder of everything.
+        progress: is shown what happens.
+
+    Returns:
+        A row per run that came to its end, and notes: how the learning rate came about, and which
+        runs diverged.
+
+    Raises:
+        ArgumentError: an unknown name, or settings that do not go together.
+        BudgetError: a budget that the net cannot meet; found before anything is trained.
+        CheckpointError: the folder holds runs with other settings.
+    """
+    folder = make_folder(out)
+    task = _task(sweep.job)
+    for budget in sweep.budgets:
+        jobs.check_budget(task, budget)
+    chosen = _learning_rate(sweep, task, folder, progress)
+    notes = [chosen.note]
+    settled = dataclasses.replace(sweep.job, finetune_learning_rate=chosen.rate)
+    planned = [_job(settled, *each) for each in _each(sweep)]
+    rows: list[Row] = []
+    first = {CHOOSING[1]: chosen.trained} if chosen.trained else {}
+    clock = _Clock(len(planned), progress)
+    for job in planned:
+        path = folder / "runs" / _name(job)
+        clock.begin(job, fresh=not (path / "result.json").exists())
+        try:
+            row = _one(job, path, first.get(job.seed), sweep.command, task, progress)
+        except errors.DivergenceError:
+            notes.append(f"{job.method} at {_asked(job)} diverged with seed {job.seed}.")
+            continue
+        finally:
+            clock.end()
+        first.setdefault(job.seed, path)
+        rows.append({**row, "config": folder.resolve().name})
+        write_lines(folder / "rows.jsonl", rows)
+    return Swept(rows, notes)
+
+
+def _each(sweep: Sweep) -> Iterator[tuple[str, Budget, int]]:
+    """Seed by seed: a sweep that is stopped has whole comparisons of the first seeds."""
+    for seed in sweep.seeds:
+        for budget in sweep.budgets:
+            for method in sweep.methods:
+                yield method, budget, seed
+
+
+def _job(job: Job, method: str, budget: Budget, seed: int) -> Job:
+    return dataclasses.replace(job, method=method, budget=budget, seed=seed)
+
+
+def _name(job: Job) -> str:
+    return f"{job.method}-{job.budget.kind}{job.budget.value:g}-seed{job.seed}"
+
+
+def _asked(job: Job) -> str:
+    return budget_text((job.budget.kind, float(job.budget.value)))
+
+
+def _task(job: Job) -> Task:
+    net = net_for(job.model, job.data, job.dtype)
+    return task_of(net, data.load(job.data, data_dir=job.data_dir))
+
+
+def _one(
+    job: Job,
+    path: pathlib.Path,
+    first: pathlib.Path | None,
+    command: str,
+    task: Task,
+    progress: Progress,
+) -> Row:
+    """One run, done or taken up, and its row."""
+    if first is not None and not (path / "config.json").exists():
+        share_training(job, first, path, task)
+    jobs.prune(job, path, command, progress)
+    return row_of(path)
+
+
+def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task) -> bool:
+    """Opens a run with the dense net of another run of its seed, already trained.
+
+    Args:
+        job: of the run that is opened.
+        first: directory of a run with the same net, data, seed and training.
+        path: directory of the run that is opened.
+        task: of both.
+
+    Returns:
+        Whether there was something to share: a training that both runs begin with.
+    """
+    train, finetune = jobs.trainings(job, task)
+    stage = pathlib.Path("stages") / "01-train"
+    begins = next(iter(recipes.unrolled(jobs.recipe_of(job, train, finetune))), None)
+    if train is None or begins != train or not (first / stage / "DONE").exists():
+        return False
+    about = jobs.about(job)
+    provenance = {"versions": measure.versions(), "device": measure.device()}
+    directory = open_directory(path, jobs.config_of(job, train, finetune), about, provenance)
+    shutil.copytree(first / stage, path / stage)
+    for record in read_lines(first / "records.jsonl").records:
+        if record["stage"] == train.name:
+            directory.append({**record, **directory.about}, record["wall_s"])
+    return True
+
+
+class _Chosen(NamedTuple):
+    """The learning rate of fine-tuning."""
+
+    rate: float
+    note: str
+    """Where it is from."""
+    trained: pathlib.Path | None
+    """A run with a trained dense net, where some were needed."""
+
+
+def _learning_rate(sweep: Sweep, task: Task, folder: pathlib.Path, progress: Progress) -> _Chosen:
+    given = sweep.job.finetune_learning_rate
+    if given is not None:
+        note = f"The learning rate of fine-tuning, {given:g}, was given, not chosen."
+        return _Chosen(given, note, None)
+    job = _job(sweep.job, CHOOSING[0], sweep.budgets[0], CHOOSING[1])
+    usual = jobs.trainings(job, task)[1].learning_rate
+    tried: dict[float, float] = {}
+    first: pathlib.Path | None = None
+    for rate in (float(f"{factor * usual:.3g}") for factor in RATES):
+        path = folder / "rates" / f"{_name(job)}-rate{rate:g}"
+        progress.note(f"choosing the learning rate: {rate:g}")
+        try:
+            row = _one(
+                dataclasses.replace(job, finetune_learning_rate=rate),
+                path,
+                first,
+                sweep.command,
+                task,
+                progress,
+            )
+        except errors.DivergenceError:
+            continue
+        first = first or path
+        tried[rate] = row["validation"]["pruned"]
+    return _Chosen(*best_rate(tried, job.method), first)
+
+
+def best_rate(tried: dict[float, float], method: str) -> tuple[float, str]:
+    """The learning rate with the best validation accuracy, the smaller one of equals.
+
+    Args:
+        tried: {learning rate: accuracy on the validation split}, without those that diverged.
+        method: that they were tried with.
+
+    Returns:
+        The rate, and a note.
+
+    Raises:
+        DivergenceError: all of them diverged.
+
+    Example:
+        >>> best_rate({0.015: 0.97, 0.05: 0.981}, "l1")
+        (0.05, 'The learning rate of fine-tuning, 0.05, was chosen among 0.015 (97.0 %) and ...')
+    """
+    if not tried:
+        raise errors.DivergenceError(
+            "fine-tuning diverged at every learning rate that was tried. Write a smaller "
+            "--finetune-learning-rate."
+        )
+    best = min(tried, key=lambda rate: (-tried[rate], rate))
+    each = listed(f"{rate:g} ({text.percent(found)})" for rate, found in tried.items())
+    how = f"with {method}, seed {CHOOSING[1]}, by the validation split"
+    return best, f"The learning rate of fine-tuning, {best:g}, was chosen among {each} {how}."
+
+
+class _Clock:
+    """Says which run it is, and how long all that are left will take."""
+
+    def __init__(self, total: int, progress: Progress):
+        self._total, self._progress = total, progress
+        self._begun, self._timed, self._spent = 0, 0, 0.0
+        self._since: float | None = None
+
+    def begin(self, job: Job, fresh: bool) -> None:
+        left = self._total - self._begun
+        self._begun += 1
+        # Runs that were done before take no time: they tell nothing of those that are left.
+        self._since = time.monotonic() if fresh else None
+        mean = self._spent / self._timed if self._timed else None
+        soon = "" if mean is None else f", about {text.seconds(left * mean)} left"
+        which = f"{job.method}, {_asked(job)}, seed {job.seed}"
+        self._progress.note(f"run {self._begun} of {self._total}: {which}{soon}")
+
+    def end(self) -> None:
+        if self._since is not None:
+            self._spent += time.monotonic() - self._since
+            self._timed += 1
