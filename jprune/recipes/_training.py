@@ -103,6 +103,9 @@ class Sgd(NamedTuple):
     """The step of the schedule at which this training begins."""
     stop: int | None = None
     """The step of the schedule at which it stops; None: at its end."""
+    sparsify: Callable[[Schedule], optax.GradientTransformation] | None = None
+    """Learning rate at a step -> a transformation behind the step: it may move updates so that
+    weights become exactly 0. Its update is given the step's `batch`."""
 
     @property
     def taken(self) -> int:
@@ -111,13 +114,16 @@ class Sgd(NamedTuple):
 
     def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
         """The optax chain; with masks, it ends in `hold`."""
-        rate = LEARNING_RATES[self.schedule](self.learning_rate, self.steps)
+        whole = LEARNING_RATES[self.schedule](self.learning_rate, self.steps)
+        rate = lambda step: whole(step + self.begin)
         chain = [
             optax.add_decayed_weights(self.weight_decay, mask=_kernels),
             optax.trace(self.momentum, nesterov=True),
-            optax.scale_by_learning_rate(lambda step: rate(step + self.begin)),
+            optax.scale_by_learning_rate(rate),
+            *([] if self.sparsify is None else [self.sparsify(rate)]),
+            *([] if masks is None else [hold(masks)]),
         ]
-        return optax.chain(*chain, *([] if masks is None else [hold(masks)]))
+        return optax.chain(*chain)
 
 
 def _kernels(params: Params) -> PyTree:
@@ -197,7 +203,7 @@ def _step(functions: Functions, sgd: Sgd, masked: bool) -> Callable[..., Any]:
             return weight @ loss(out, batch), (new, seen)
 
         gradient, (new, seen) = jax.grad(mean_loss, has_aux=True)(state.params)
-        updates, opt_state = update(gradient, state.opt_state, state.params)
+        updates, opt_state = update(gradient, state.opt_state, state.params, batch=batch)
         params = optax.apply_updates(state.params, updates)
         params, rest = split(write(merge(params, state.rest), new))
         return TrainState(state.step + 1, params, rest, opt_state), seen

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jprune import errors
 from jprune.base import (
@@ -28,6 +29,7 @@ from jprune.base import (
     Masks,
     Pruned,
     Records,
+    Schedule,
     Scores,
     Stage,
     Task,
@@ -58,6 +60,11 @@ from jprune.units import expand, to_units
 CriterionOf = Callable[[Task, Groups, jax.Array], Criterion]
 """`(task, groups, key) -> criterion`."""
 
+SparsifierOf = Callable[
+    [Task, Groups, jax.Array], Callable[[Schedule], optax.GradientTransformation]
+]
+"""`(task, groups, key) -> (learning rate at a step -> transformation)`."""
+
 
 @runtime_checkable
 class LongStage(Stage, Protocol):
@@ -87,6 +94,7 @@ class Train:
         max_steps: stop after so many steps; the schedule is that of the shortened training.
         begin: the step of the schedule at which this training begins.
         stop: the step of the schedule at which it stops; None: at its end.
+        sparsify: makes an optax transformation that stands behind the step and makes sparse.
         distill: weight in the loss of the outputs of the net that was saved as "dense"; 0: none.
         temperature: of the distillation.
         name: of the records.
@@ -101,6 +109,7 @@ class Train:
     max_steps: int | None = None
     begin: int = 0
     stop: int | None = None
+    sparsify: SparsifierOf | None = None
     distill: float = 0.0
     temperature: float = 4.0
     name: str = "train"
@@ -161,6 +170,7 @@ class Train:
             self.weight_decay,
             self.begin,
             self.stop,
+            None if self.sparsify is None else self.sparsify(task, groups_of(task), key),
         )
         return plain(task, pruned, weight_masks(task, pruned.masks), sgd, key, self.batch_size)
 
