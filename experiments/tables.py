@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import claims
 from experiments import rows as files
 from jprune import compare, errors
 from jprune.compare import METRICS, Comparison, figures
@@ -41,21 +42,25 @@ def main(results: Path = files.RESULTS, pages: Path = PAGES) -> list[Path]:
         ArgumentError: two comparisons of one name.
         CheckpointError: a row that is damaged, or of another schema.
     """
-    written, made = [], {}
+    written, made, tested = [], {}, {}
     for rows in sorted(results.rglob("*.jsonl")):
         family = rows.relative_to(results).parts[0]
         if family in OTHERS:
             written += OTHERS[family](rows)
             continue
-        if rows.stem in made:
+        if rows.stem in {**made, **tested}:
             raise errors.ArgumentError(
                 f"two comparisons have the name {rows.stem}; rename one: pages are named after it."
             )
+        if family == "mechanisms":
+            tested[rows.stem] = files.read(rows)
+            written += write_claim(pages, rows.stem, tested[rows.stem])
+            continue
         found = compare.read([rows])
         made[rows.stem] = compare.summarize(found.rows, notes=found.notes)
         written += write_page(pages, rows.stem, made[rows.stem])
-    if made:
-        files.write(pages / "README.md", index(made))
+    if made or tested:
+        files.write(pages / "README.md", index(made, tested))
         written.append(pages / "README.md")
     return written
 
@@ -78,6 +83,13 @@ def write_page(pages: Path, name: str, comparisons: Sequence[Comparison]) -> lis
     files.write(pages / f"{name}.svg", figures.svg(comparisons))
     parts = [f"# {name}\n", f"![Curves]({name}.svg)\n", *map(section, comparisons)]
     files.write(pages / f"{name}.md", "\n".join(parts))
+    return [pages / f"{name}.svg", pages / f"{name}.md"]
+
+
+def write_claim(pages: Path, name: str, rows: Sequence[files.Row]) -> list[Path]:
+    """Writes the page of a claim that was run again, and its figure."""
+    files.write(pages / f"{name}.svg", claims.svg(name, rows))
+    files.write(pages / f"{name}.md", claims.page(name, rows))
     return [pages / f"{name}.svg", pages / f"{name}.md"]
 
 
@@ -157,8 +169,8 @@ def provenance(comparison: Comparison) -> list[str]:
     ]
 
 
-def index(made: dict[str, Sequence[Comparison]]) -> str:
-    """The list of pages."""
+def index(made: dict[str, Sequence[Comparison]], tested: dict[str, Sequence[files.Row]]) -> str:
+    """The list of pages: comparisons, and claims of papers that were run again."""
     lines = [
         (
             f"[{name}]({name}.md)",
@@ -170,10 +182,19 @@ def index(made: dict[str, Sequence[Comparison]]) -> str:
         for name, comparisons in sorted(made.items())
         for each in comparisons
     ]
-    titles = ("comparison", "net and data", "methods", "seeds:", "fair")
-    return "# Results\n\nMade by `make tables` from `experiments/results`.\n\n" + files.markdown(
-        titles, lines
-    )
+    again = []
+    for name, rows in sorted(tested.items()):
+        held = [finding.holds for finding in claims.find(name).findings(rows)]
+        link = f"[{claims.find(name).title}]({name}.md)"
+        again.append((link, sum(held), len(held) - sum(held), len({row["seed"] for row in rows})))
+    comparisons = ("comparison", "net and data", "methods", "seeds:", "fair")
+    parts = [
+        "# Results\n\nMade by `make tables` from `experiments/results`.\n",
+        *([files.markdown(comparisons, lines)] if lines else []),
+        *(["## Claims of the papers, run again\n"] if again else []),
+        *([files.markdown(("", "hold:", "do not:", "seeds:"), again)] if again else []),
+    ]
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,24 @@ or random_mask, `kept` the fraction of weights, `accuracy` that of the test set 
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from statistics import fmean as mean
+from statistics import stdev
 from typing import Any
 
 import jax
 import tyro
+from matplotlib.axes import Axes
 
 from experiments import rows
+from experiments.claims import Claim, Finding, shown
 from jprune import data, train, zoo
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Rewind, Save, Train, evaluate
 from jprune.recipes._controls import Reinitialise, ShuffleMasks
 from jprune.recipes.lottery_ticket import PruneRound, after
 from jprune.recipes.stages import fractions
+from jprune.report.figures import PRINT
 
 RESULTS = rows.RESULTS / "mechanisms" / "e09.jsonl"
 ROUNDS = 18
@@ -97,6 +103,77 @@ def nets(settings: Settings, task: Task, seed: int):
                 yield arm, number, *trained(stage, begun, task, jax.random.fold_in(here, 3))
         pruned, best = trained(stage, ticket, task, jax.random.fold_in(here, 3))
         yield "ticket", number, pruned, best
+
+
+def of(found: Sequence[rows.Row], arm: str, number: int) -> list[float]:
+    """Test accuracies in percent, by seed."""
+    mine = [row for row in found if row["arm"] == arm and row["round"] == number]
+    return [100 * row["accuracy"] for row in sorted(mine, key=lambda row: row["seed"])]
+
+
+def findings(found: Sequence[rows.Row]) -> list[Finding]:
+    """Differences in points of test accuracy, seed by seed."""
+
+    def ahead(number: int, other: str, paper: str, least: float) -> Finding:
+        than, at = ("dense", 0) if other == "dense" else ("reinit", number)
+        leads = [a - b for a, b in zip(of(found, "ticket", number), of(found, than, at))]
+        claim = f"at {100 * remaining(number):.1f} %, ticket - {other} >= {least:g}"
+        return Finding(claim, paper, shown(leads), mean(leads) >= least)
+
+    dense = mean(of(found, "dense", 0))
+    late = (n for n in range(1, ROUNDS + 1) if mean(of(found, "ticket", n)) < dense - 0.05)
+    below = 100 * remaining(next(late, ROUNDS))
+    steps = {
+        arm: mean([r["best_step"] for r in found if (r["arm"], r["round"]) == (arm, 7)])
+        for arm in ("ticket", "reinit")
+    }
+    later = steps["reinit"] / steps["ticket"]
+    return [
+        ahead(7, "dense", "above 0", -0.05),
+        ahead(9, "dense", "+0.3", -0.05),
+        ahead(7, "new initial values", "+0.5", 0),
+        ahead(9, "new initial values", "above 0", 0.2),
+        ahead(12, "new initial values", "above 0", 0.4),
+        Finding("ticket below dense from 7 to 2 % on", "3.6 %", f"{below:.1f} %", 1.8 < below < 7),
+        Finding(
+            "at 21 %, new initial values take longer to the least validation loss",
+            "2.51 times", f"{later:.2f} times", later > 1.5,
+        ),
+    ]  # fmt: skip
+
+
+def draw(found: Sequence[rows.Row], axes: Axes) -> None:
+    """Accuracy over the fraction kept, mean and standard deviation, an arm a line."""
+    styles = {"ticket": PRINT.slim, "reinit": PRINT.second, "random_mask": PRINT.muted}
+    names = {"ticket": "ticket", "reinit": "new initial values", "random_mask": "shuffled masks"}
+    for arm, colour in styles.items():
+        rounds = sorted({row["round"] for row in found if row["arm"] == arm})
+        values = [of(found, arm, number) for number in rounds]
+        axes.errorbar(
+            [100 * remaining(number) for number in rounds],
+            [mean(each) for each in values],
+            [stdev(each) if each[1:] else 0 for each in values],
+            color=colour, marker="o", markersize=3, capsize=2, linewidth=1.2, label=names[arm],
+        )  # fmt: skip
+    axes.axhline(mean(of(found, "dense", 0)), color=PRINT.ink, linewidth=0.8, label="dense")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xticks(
+        [100, 51, 21, 13.5, 7, 3.6, 1.9], ["100", "51", "21", "13.5", "7", "3.6", "1.9"]
+    )
+    axes.set_xlabel("weights kept, %")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(frameon=False, fontsize=9)
+
+
+CLAIM = Claim(
+    "E9: winning tickets [9]",
+    findings,
+    draw,
+    "LeNet-300-100 on MNIST, SGD with a one-cycle schedule for 8 epochs where the paper has Adam "
+    "at a constant rate: a rate that falls to nothing brings the least validation loss to the end "
+    "of every training, so that steps to it do not tell the nets apart.",
+)
 
 
 def main(settings: Settings) -> list[dict[str, Any]]:
