@@ -1,6 +1,6 @@
 """All classifiers of keras.applications through the engine: `make zoos`.
 
-    python -m experiments.zoos [NAME ...]
+    python -m experiments.zoos [--nets NAME ...]
 
 Every net runs in a process of its own. It is traced, a random 40 % of the units of every group are
 masked, and the masked net must equal the slim one. As a control, two kept units of one slim array
@@ -44,7 +44,7 @@ UNITS = {
 
 
 def main(nets: tuple[str, ...] = (), side: int = 96, seed: int = 0, out: Path = OUT) -> None:
-    """Puts classifiers through the engine, and writes rows and a table.
+    """Puts classifiers through the engine, adds a row for each, and makes the table anew.
 
     Args:
         nets: names of functions in keras.applications; all classifiers if none is named.
@@ -52,14 +52,15 @@ def main(nets: tuple[str, ...] = (), side: int = 96, seed: int = 0, out: Path = 
         seed: of weights, inputs and masks.
         out: file of the rows.
     """
-    kept = rows.read(out)
+    found = []
     for name in nets or names():
-        row = in_its_own_process(measured, name, side, seed)
-        print(one_line(row), flush=True)
-        kept = rows.keep(out, [row], "net")
-    rows.write(out.with_suffix(".md"), table(kept))
-    if not all(row["passed"] for row in kept):
-        sys.exit("not every net passes")
+        found.append(in_its_own_process(measured, name, side, seed))
+        print(one_line(found[-1]), flush=True)
+        rows.append(out, found[-1])
+    rows.write(out.with_suffix(".md"), table(rows.read(out)))
+    failed = [row["net"] for row in found if not row["passed"]]
+    if failed:
+        sys.exit(f"these nets do not pass: {', '.join(failed)}")
 
 
 def in_its_own_process(function: Callable[..., rows.Row], name: str, *args: Any) -> rows.Row:
@@ -69,7 +70,8 @@ def in_its_own_process(function: Callable[..., rows.Row], name: str, *args: Any)
         try:
             return pool.submit(function, name, *args).result()
         except Exception as error:
-            return {"net": name, "passed": False, "error": f"{type(error).__name__}: {error}"}
+            said = f"{type(error).__name__}: {error}"
+            return {"net": name, "passed": False, "error": said, **rows.provenance("keras")}
 
 
 def measured(name: str, side: int, seed: int) -> rows.Row:
@@ -112,7 +114,7 @@ def timed_trace(net: KerasNet) -> tuple[jprune.Groups, dict[str, float]]:
     start = time.perf_counter()
     groups = jprune.trace(fn, net.shapes, net.example)
     total = time.perf_counter() - start
-    return groups, {"ours": round(total - library, 3), "library": round(library, 3)}
+    return groups, {"ours": total - library, "library": library}
 
 
 def random_masks(groups: jprune.Groups, seed: int, masked: float = 0.4) -> dict[str, np.ndarray]:
@@ -183,12 +185,13 @@ def one_line(row: rows.Row) -> str:
 
 
 def table(kept: list[rows.Row]) -> str:
-    """The rows as Markdown, by name."""
-    titles = ("net", "equations:", "ours [s]:", "library [s]:", "groups:", "units:")
+    """The newest row of every net as Markdown, by name."""
+    titles = ("net", "passes", "equations:", "ours [s]:", "library [s]:", "groups:", "units:")
     titles += ("law error:", "control:", "frozen, at how many places, and why")
     lines = [
         (
             row["net"],
+            "yes" if row["passed"] else "NO",
             row["equations"],
             f"{row['trace_s']['ours']:.2f}",
             f"{row['trace_s']['library']:.2f}",
@@ -198,7 +201,7 @@ def table(kept: list[rows.Row]) -> str:
             f"{row['control_max_rel_err']:.0e}",
             "; ".join(f"{entry['places']} {entry['reason']}" for entry in row["frozen"]),
         )
-        for row in sorted(kept, key=lambda row: row["net"])
+        for row in sorted(rows.newest(kept, "net"), key=lambda row: row["net"])
         if "error" not in row
     ]
     return rows.markdown(titles, lines)

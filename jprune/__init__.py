@@ -12,7 +12,17 @@ from jprune import errors
 from jprune.base import Budget, Cost, Criterion, Groups, run_criterion
 from jprune.citation import citation
 from jprune.cost import cost, cost_model
-from jprune.graph import Site, gated, intercept, perturbed, slim, slim_params, taps, trace
+from jprune.graph import (
+    Site,
+    gated,
+    intercept,
+    perturbed,
+    shift_depthwise,
+    slim,
+    slim_params,
+    taps,
+    trace,
+)
 from jprune.masks import apply_masks, ste, straight_through
 from jprune.sparsify import hold, masks_of, scheduled_prune, with_masks
 from jprune.units import expand, map_units, rows, to_units
@@ -40,6 +50,7 @@ __all__ = [
     "rows",
     "run_criterion",
     "scheduled_prune",
+    "shift_depthwise",
     "slim",
     "slim_params",
     "ste",

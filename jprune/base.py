@@ -214,6 +214,29 @@ class Criterion(NamedTuple):
     needs_data: bool = True
 
 
+class Problem(NamedTuple):
+    """Reconstruction: what a consumer said, to be had again from fewer of its inputs."""
+
+    inputs: Any
+    """[n, units, window]: what the consumer reads, at n sampled positions."""
+    targets: Any
+    """[n, outputs]: what it should say, before its bias."""
+    weight: Any
+    """[units, window, outputs], as it is."""
+    keep: Any
+    """Bool [units], or [units, outputs]: where weights may be other than 0."""
+    rows: Any = None
+    """[n] weights of the rows; None: all 1."""
+    ridge: float | None = None
+    """How strongly weights are held at their old values; None: the reconstructor's own rule."""
+    bias: bool = False
+    """Whether a constant may be added to every output."""
+
+
+Reconstructor = Callable[[Problem], tuple[np.ndarray, np.ndarray]]
+"""`(problem) -> (weight [units, window, outputs], what is added to the bias [outputs])`."""
+
+
 class Source(Protocol):
     """A split of a data set, in the order of its files."""
 
@@ -234,7 +257,8 @@ class Data(NamedTuple):
     (and the augmentation, where the set has one) is a function of (seed, epoch) alone, and the
     last, partial batch is dropped; without one the order is that of the files and the last batch
     is padded with weight 0. `start` skips that many batches, so that a resumed run sees what an
-    undisturbed one sees.
+    undisturbed one sees. A run on several hosts also passes `rows`, a slice: of every batch, those
+    rows alone.
     """
 
     name: str

@@ -45,6 +45,10 @@ class CheckpointError(JpruneError, ValueError):
     """A checkpoint or run directory that is corrupt, foreign, or of another version."""
 
 
+class InUseError(CheckpointError):
+    """A run directory, or a name in one, that another process has."""
+
+
 class MissingExtraError(JpruneError, ImportError):
     """A feature whose optional dependencies are not installed; the message names the extra."""
 

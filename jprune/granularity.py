@@ -5,6 +5,9 @@ an allocator keeps some, `spread` turns the masks of grains back into masks of w
 of grains is then as exact as the allocator's. N:M patterns have a fixed count and need no
 allocator: `n_of_m`. Kernels are [..., in, out] with the spatial axes first (HWIO), or [in, out].
 
+What a pattern is worth in the net: `lift` finds the units that it leaves no reader, for `slim` to
+remove; `compact` holds what is left of a kernel in the form that fits (thin, rows, CSR).
+
 References:
     Mao, Han, Pool, Li, Liu, Wang, Dally, Exploring the regularity of sparse structure in
     convolutional neural networks, 2017, arXiv 1705.08922 [3]. N:M: Zhou, Ma, Zhu, Liu, Zhang, Yuan,
@@ -12,7 +15,7 @@ References:
     2102.04010.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Groups, Masks, Scores
+from jprune.base import Groups, Masks, Scores, Variables
+from jprune.graph.csr import CSR
+from jprune.graph.leaves import Rows, Thin
+from jprune.graph.windows import plain_kernels
 from jprune.masks import is_none
-from jprune.units import to_units
+from jprune.units import leaves_by_path, ones, places_of
 
 AXES = ("d", "h", "w", "in", "out")
 """Names of a kernel's axes, counted from the last one; a dense kernel has the last two."""
@@ -177,18 +183,25 @@ def n_of_m(scores: Scores, n: int, m: int) -> Masks:
     return jax.tree.map(one, scores)
 
 
-def lift(groups: Groups, masks: Masks, roles: tuple[str, ...] = ("in",)) -> dict[str, np.ndarray]:
-    """Masks of units from masks of weights: a unit goes once the pattern leaves it nothing.
+def lift(groups: Groups, masks: Masks) -> dict[str, np.ndarray]:
+    """Masks of units from masks of weights: a unit goes once the pattern leaves it no reader.
+
+    The rule. A unit goes if its places with the role `in` are empty in all its consumers: whatever
+    it computes, nobody reads it. Nothing less is enough for every net: an empty filter still speaks
+    through its shift, and one whose shift is empty too through a nonlinearity with f(0) != 0. Units
+    that end in a contraction of two activations have no consumer with weights; there the places
+    that stand in for `in` (kernel, shift and mean) must all be empty. A group that was opened (a
+    norm counts its units, read or not) stays whole.
+
+    What only a unit that goes was reading goes too, and so on. A pattern that leaves no unit of a
+    group a reader keeps one, since no layer can be left without channels.
 
     Args:
         groups: from `trace`.
         masks: a tree like the variables, None leaves are whole.
-        roles: the places that must all be empty. A unit whose `in` places are empty is read by
-            nobody, so it goes without changing the net; with `("kernel",)` it goes although its
-            bias may still speak.
 
     Returns:
-        {group: [units]} bool, for groups that have such places.
+        {group: [units]} bool.
 
     Example:
         >>> import jprune
@@ -198,15 +211,127 @@ def lift(groups: Groups, masks: Masks, roles: tuple[str, ...] = ("in",)) -> dict
         >>> lift(groups, {"first": None, "second": np.array([[True], [False], [True]])})
         {'first': array([ True, False,  True])}
     """
-    shapes = jax.tree.unflatten(groups.treedef, list(groups.leaves.values()))
-    kept = jax.tree.map(
-        lambda mask, leaf: jnp.ones(leaf.shape) if mask is None else jnp.asarray(mask, jnp.float32),
-        masks,
-        shapes,
-        is_leaf=is_none,
-    )
-    units = to_units(groups, kept, roles, within="max", across="max")
-    return {name: np.asarray(most) > 0 for name, most in units.items()}
+    kept = {
+        path: np.ones(groups.leaves[path].shape, bool)
+        if mask is None
+        else np.broadcast_to(np.asarray(mask, bool), groups.leaves[path].shape).copy()
+        for path, mask in leaves_by_path(groups, masks).items()
+    }
+    units = ones(groups)
+    while True:
+        read = _read(groups, kept, units)
+        gone = [name for name in groups.names if (units[name] & ~read[name]).any()]
+        if not gone:
+            return units
+        for name in gone:
+            units[name] &= read[name]
+            for place in groups.places[name]:
+                dead = (place.units >= 0) & ~units[name][place.units]
+                np.moveaxis(kept[place.leaf], place.axis, 0)[dead] = False
+
+
+def _read(
+    groups: Groups, kept: dict[str, np.ndarray], units: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """{group: [units]}: whether a weight that reads a unit is kept; one of `units` always is."""
+    places = places_of(groups, ("in",))
+    read = {name: np.zeros(size, bool) for name, size in groups.sizes.items()}
+    for name, place in places:
+        along = np.moveaxis(kept[place.leaf], place.axis, 0)
+        alive = along.reshape(len(along), -1).any(axis=1) & (place.units >= 0)
+        read[name][place.units[alive]] = True
+    with_readers = {name for name, _ in places}
+    for name, alive in read.items():
+        if name not in with_readers or not groups.exact[name]:
+            alive[:] = True
+        elif not (alive & units[name]).any():
+            alive[np.flatnonzero(units[name])[0]] = True
+    return read
+
+
+def leaf_of(kernel: jax.Array, mask: Any, csr_below: float = 0.5) -> Any:
+    """A masked kernel in the form that fits its pattern.
+
+    Args:
+        kernel: [window..., inputs, outputs].
+        mask: bool, of its shape.
+        csr_below: density below which an irregular pattern is held as single weights. From a half
+            on, a value and its position take as much memory as the zeros. On CPUs and GPUs a dense
+            convolution is mostly faster than this form at any density; 0 never takes it.
+
+    Returns:
+        The kernel itself where nothing is masked; `Rows` where whole inputs and outputs are;
+        `Thin` where whole columns are (one tap of one input, over all outputs), whole outputs
+        perhaps beside them; else `CSR`, or from `csr_below` on the masked array.
+
+    Raises:
+        StructureError: a mask of another shape, or one that keeps nothing.
+
+    Example:
+        >>> mask = np.ones((3, 3, 2, 4), bool)
+        >>> mask[0, 1, 1] = False
+        >>> type(leaf_of(jnp.ones(mask.shape), mask)).__name__
+        'Thin'
+    """
+    mask = np.asarray(mask, bool)
+    if mask.shape != np.shape(kernel) or mask.ndim < 2 or not mask.any():
+        raise errors.StructureError(
+            f"a mask of shape {mask.shape}, {int(mask.sum())} weights kept, for a kernel of shape "
+            f"{np.shape(kernel)}: the mask has its shape, two axes or more, and keeps a weight."
+        )
+    if mask.all():
+        return kernel
+    window = tuple(range(mask.ndim - 2))
+    inputs, outputs = mask.any(axis=(*window, -1)), mask.any(axis=(*window, -2))
+    if (mask == np.logical_and.outer(inputs, outputs)).all():
+        return Rows.of(kernel, inputs, outputs)
+    taps = mask.any(axis=-1)
+    if (mask == np.logical_and.outer(taps, outputs)).all():
+        return Thin.of(kernel, taps, outputs)
+    return CSR.of(kernel, mask) if mask.mean() < csr_below else kernel * mask
+
+
+def compact(
+    fn: Callable[..., Any], variables: Variables, masks: Masks, *args: Any, csr_below: float = 0.5
+) -> Variables:
+    """Variables whose masked kernels are held in the forms that fit their patterns.
+
+    Kernels are converted where every reader is a plain contraction with a kernel
+    [window..., inputs, outputs]; others (grouped, depthwise, transposed, tied, reshaped) stay
+    arrays, masked. Only the functions that `slim` returns execute such variables: lift first, then
+    slim, then compact.
+
+    Args:
+        fn: the function that will run, from `slim`.
+        variables: its variables, arrays.
+        masks: a tree like them; None leaves are whole.
+        *args: inputs of `fn`, arrays or shapes.
+        csr_below: as in `leaf_of`.
+
+    Returns:
+        The variables with leaf types in place of some arrays.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 2))}
+        >>> masks = {"first": np.array([[True], [False]]) & np.ones((2, 3), bool), "second": None}
+        >>> groups, x = jprune.trace(fn, variables, jnp.ones((1, 2))), jnp.ones((1, 2))
+        >>> small_fn = jprune.slim(fn, groups, {})
+        >>> held = compact(small_fn, variables, masks, x)
+        >>> type(held["first"]).__name__, small_fn(held, x).tolist()
+        ('Rows', [[3.0, 3.0]])
+    """
+    plain = plain_kernels(fn, variables, *args)
+
+    def one(path: Any, mask: Any, leaf: Any) -> Any:
+        if mask is None:
+            return leaf
+        if jax.tree_util.keystr(path, simple=True, separator="/") in plain:
+            return leaf_of(leaf, mask, csr_below)
+        return leaf * jnp.asarray(mask, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, masks, variables, is_leaf=is_none)
 
 
 def _has_grains(shape: tuple[int, ...]) -> bool:

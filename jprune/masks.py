@@ -12,6 +12,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Masks, PyTree, Variables
+from jprune.graph.concrete import at_hand, put_back
 
 
 def is_none(leaf: Any) -> bool:
@@ -36,18 +37,27 @@ def apply_masks(variables: Variables, masks: Masks) -> Variables:
         >>> apply_masks({"a": jnp.ones(2), "b": jnp.ones(1)}, masks)
         {'a': Array([1., 0.], dtype=float32), 'b': Array([1.], dtype=float32)}
     """
-    return _masked(variables, masks, lambda value, mask: value * mask.astype(value.dtype))
+
+    def product(value: Any, mask: Any) -> Any:
+        numbers, kept = at_hand(value), at_hand(mask)
+        if numbers is None or kept is None:
+            return value * mask.astype(value.dtype)
+        with np.errstate(invalid="ignore"):
+            return put_back(numbers * kept.astype(numbers.dtype), value)
+
+    return _masked(variables, masks, product)
 
 
 def _masked(variables: Variables, masks: Masks, product: Callable[..., Any]) -> Variables:
     def one(mask: Any, value: Any) -> Any:
         if mask is None:
             return value
-        mask = jnp.asarray(mask)
-        if mask.ndim > jnp.ndim(value) or jnp.broadcast_shapes(mask.shape, jnp.shape(value)) != (
-            jnp.shape(value)
+        mask = mask if isinstance(mask, np.ndarray) else jnp.asarray(mask)
+        shape = jnp.shape(value)
+        if mask.shape != shape and (
+            mask.ndim > len(shape) or jnp.broadcast_shapes(mask.shape, shape) != shape
         ):
-            raise ValueError(f"a mask of shape {mask.shape} for a leaf of shape {jnp.shape(value)}")
+            raise ValueError(f"a mask of shape {mask.shape} for a leaf of shape {shape}")
         return product(value, mask)
 
     try:

@@ -3,6 +3,7 @@
 Unit masks and scores are `{group: [units]}`, weight masks are trees like the variables.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import ROLES, Groups, Masks, Place, PyTree, Scores, Variables
+from jprune.graph.concrete import at_hand, is_traced, put_back
 
 
 def ones(groups: Groups) -> dict[str, np.ndarray]:
@@ -74,7 +76,8 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
     removed = {leaf: unit_masks[b.name] for b in branches for leaf in b.leaves}
     unit_masks = {k: v for k, v in unit_masks.items() if k not in {b.name for b in branches}}
     _check_units(groups, unit_masks)
-    real = any(not jnp.issubdtype(jnp.asarray(m).dtype, jnp.bool_) for m in unit_masks.values())
+    unit_masks = {k: m if hasattr(m, "dtype") else np.asarray(m) for k, m in unit_masks.items()}
+    real = any(mask.dtype != np.bool_ for mask in unit_masks.values())
     if real and tuple(roles) == ROLES:
         raise errors.ArgumentError(
             "float masks at all roles multiply kernel, scale, shift, statistics and consumer "
@@ -82,15 +85,24 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
             'the roles: expand(groups, gates, roles=("in",)) or roles=("scale", "shift").'
         )
     dtype = jnp.result_type(*unit_masks.values()) if real else jnp.bool_
-    masks = {path: jnp.ones(leaf.shape, dtype) for path, leaf in groups.leaves.items()}
+    # NumPy unless something is traced: a program per shape would take longer to compile than to
+    # run, and a mask that NumPy made would be a whole array in the program it becomes part of.
+    found = [at_hand(mask) for mask in (*unit_masks.values(), *removed.values())]
+    xnp = jnp if is_traced() or any(mask is None for mask in found) else np
+    factors: dict[str, list[Any]] = {path: [] for path in groups.leaves}
     for name, place in places_of(groups, roles, tuple(unit_masks)):
-        mask = jnp.asarray(unit_masks[name], dtype)
-        along = jnp.where(place.units < 0, jnp.ones((), dtype), mask[np.maximum(place.units, 0)])
-        shape = [-1 if axis == place.axis else 1 for axis in range(masks[place.leaf].ndim)]
-        masks[place.leaf] = masks[place.leaf] * along.reshape(shape)
+        mask = xnp.asarray(unit_masks[name], dtype)
+        along = xnp.where(place.units < 0, xnp.ones((), dtype), mask[np.maximum(place.units, 0)])
+        rank = len(groups.leaves[place.leaf].shape)
+        shape = [-1 if axis == place.axis else 1 for axis in range(rank)]
+        factors[place.leaf].append(along.reshape(shape))
     for path, mask in removed.items():
-        masks[path] = masks[path] * jnp.asarray(mask, dtype)[0]
-    return jax.tree.unflatten(groups.treedef, list(masks.values()))
+        factors[path].append(xnp.asarray(mask, dtype)[0])
+    whole = [
+        math.prod(factors[path], start=xnp.ones(leaf.shape, dtype))
+        for path, leaf in groups.leaves.items()
+    ]
+    return jax.tree.unflatten(groups.treedef, jax.device_put(whole) if xnp is np else whole)
 
 
 def _check_units(groups: Groups, by_group: Mapping[str, Any]) -> None:
@@ -106,8 +118,7 @@ def _check_units(groups: Groups, by_group: Mapping[str, Any]) -> None:
             )
 
 
-Reduce = Callable[[jax.Array, np.ndarray, int], jax.Array]
-_SEGMENTS: dict[str, Reduce] = {
+_SEGMENTS: dict[str, Callable[[jax.Array, np.ndarray, int], jax.Array]] = {
     "sum": lambda values, units, count: jax.ops.segment_sum(values, units, count),
     "max": lambda values, units, count: jax.ops.segment_max(values, units, count),
     "min": lambda values, units, count: jax.ops.segment_min(values, units, count),
@@ -116,14 +127,37 @@ _SEGMENTS: dict[str, Reduce] = {
     ),
     "l2": lambda values, units, count: jnp.sqrt(jax.ops.segment_sum(values**2, units, count)),
 }
+_EXTREMES = {"max": (np.maximum, -np.inf), "min": (np.minimum, np.inf)}
 
 
-def _segments(how: str) -> Reduce:
-    if how not in _SEGMENTS:
+def _check_reductions(*names: str) -> None:
+    unknown = [name for name in names if name not in _SEGMENTS]
+    if unknown:
         raise errors.ArgumentError(
-            f"to_units cannot reduce by {how!r}; write one of {', '.join(_SEGMENTS)}."
+            f"to_units cannot reduce by {unknown[0]!r}; write one of {', '.join(_SEGMENTS)}."
         )
-    return _SEGMENTS[how]
+
+
+def _pool(values: Any, units: np.ndarray, count: int, how: str) -> Any:
+    """[count]: values [positions, ...] of the units [positions], reduced; NumPy from NumPy."""
+    if isinstance(values, np.ndarray) and jnp.issubdtype(values.dtype, jnp.floating):
+        return _pool_numbers(values, units, count, how)
+    fan = math.prod(values.shape[1:])
+    return _SEGMENTS[how](jnp.reshape(values, -1), np.repeat(units, fan), count)
+
+
+def _pool_numbers(values: np.ndarray, units: np.ndarray, count: int, how: str) -> np.ndarray:
+    """The same by NumPy, which adds in float64."""
+    reduce, empty = _EXTREMES.get(how, (np.add, 0.0))
+    rest = tuple(range(1, values.ndim))
+    result = np.full(count, empty)
+    with np.errstate(all="ignore"):  # -inf and +inf are scores
+        values = values**2 if how == "l2" else values
+        wide = None if how in _EXTREMES else np.float64
+        reduce.at(result, units, reduce.reduce(values, rest, wide).astype(np.float64))
+        if how == "mean":
+            result = result / (np.bincount(units, minlength=count) * math.prod(values.shape[1:]))
+        return (np.sqrt(result) if how == "l2" else result).astype(values.dtype)
 
 
 def leaves_by_path(groups: Groups, tree: PyTree) -> dict[str, Any]:
@@ -172,9 +206,10 @@ def to_units(
         >>> to_units(groups, variables)["first"]
         Array([2., 2., 2.], dtype=float32)
     """
-    inner, outer = _segments(within), _segments(across)
+    _check_reductions(within, across)
     leaves = leaves_by_path(groups, scores)
-    parts: dict[str, list[jax.Array]] = {}
+    parts: dict[str, list[Any]] = {}
+    like: dict[str, Any] = {}
     for name, place in places_of(groups, roles):
         leaf = leaves[place.leaf]
         if leaf is None:
@@ -182,18 +217,26 @@ def to_units(
                 f"the scores have None at {place.leaf}, where group {name!r} has the role "
                 f"{place.roles}. Score that leaf, or leave its role out of roles={tuple(roles)}."
             )
-        taken = np.flatnonzero(place.units >= 0)
-        flat = jnp.moveaxis(leaf, place.axis, 0)[taken].reshape(len(taken), -1)
-        units = np.repeat(place.units[taken], flat.shape[1])
-        parts.setdefault(name, []).append(inner(flat.reshape(-1), units, groups.sizes[name]))
-    return {
-        name: outer(
-            jnp.concatenate(values),
-            np.tile(np.arange(groups.sizes[name]), len(values)),
-            groups.sizes[name],
+        like[name] = leaf if isinstance(leaf, jax.Array) else like.get(name)
+        numbers = at_hand(leaf)
+        along = (
+            jnp.moveaxis(leaf, place.axis, 0)
+            if numbers is None
+            else (np.moveaxis(numbers, place.axis, 0))
         )
-        for name, values in parts.items()
-    }
+        taken = np.flatnonzero(place.units >= 0)
+        along = along if len(taken) == len(place.units) else along[taken]
+        pooled = _pool(along, place.units[taken], groups.sizes[name], within)
+        parts.setdefault(name, []).append(pooled)
+    return {name: _across(values, across, like[name]) for name, values in parts.items()}
+
+
+def _across(parts: Sequence[Any], how: str, like: Any) -> Any:
+    """[units]: those of several places, reduced; of the kind of `like`."""
+    xnp = np if all(isinstance(part, np.ndarray) for part in parts) else jnp
+    count = len(parts[0])
+    result = _pool(xnp.stack(parts, axis=1), np.arange(count), count, how)
+    return put_back(result, like) if isinstance(result, np.ndarray) else result
 
 
 def _unit_major(place: Place, count: int) -> np.ndarray:

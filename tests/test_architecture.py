@@ -13,7 +13,7 @@ PACKAGE = Path(jprune.__file__).parent
 ROWS = (
     {"errors", "base"},
     {"graph"},
-    {"cost", "masks", "units"},
+    {"cost", "curvature", "masks", "units"},
     {
         "criteria",
         "allocate",

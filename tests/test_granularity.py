@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 import jprune
 from jprune import allocate, errors, granularity
 from jprune.base import Budget
+from tests.law import quick, relative_error
 from tests.nets import FIRST_CUT, draw
+from tests.patterns.attention import ATTENTION
+from tests.test_open import NORMS, net_with
 
 GRAINS = {
     "weight": granularity.weight,
@@ -123,20 +126,135 @@ def test_n_of_m_leaves_dense_what_does_not_divide():
     assert masks == {"stem": None, "bias": None}
 
 
-def test_a_pattern_that_leaves_a_unit_no_reader_lifts_to_the_unit():
-    net = FIRST_CUT[1]
-    variables, inputs = draw(net)
-    groups = jprune.trace(net.fn, variables, *inputs)
-    masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), variables)
-    masks["conv2"] = masks["conv2"].at[:, :, 1].set(False).at[0, 0, 2].set(False)
+def everything(variables):
+    """Weight masks that keep all."""
+    return jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), variables)
+
+
+def lifted_error(net, masks, open=()):
+    """Units of a pattern, and how far slim is from the masked net, in float64."""
+    variables, inputs = draw(net, dtype=jnp.float64)
+    groups = jprune.trace(net.fn, variables, *inputs, open=open)
     units = granularity.lift(groups, masks)
-    assert np.flatnonzero(~units["conv1"]).tolist() == [1]
-    assert units["conv2"].all()
-    dense = net.fn(jprune.apply_masks(variables, masks), *inputs)
-    small = jprune.slim_params(groups, units, jprune.apply_masks(variables, masks))
-    np.testing.assert_allclose(
-        jprune.slim(net.fn, groups, units)(small, *inputs), dense, rtol=2e-5, atol=1e-6
-    )
+    return units, error_of_removal(net, groups, units, masks, variables, inputs)
+
+
+def error_of_removal(net, groups, units, masks, variables, inputs):
+    """How far the net without some units is from the masked one."""
+    small_fn = jprune.slim(net.fn, groups, units)
+
+    def both(variables, *inputs):
+        masked = jprune.apply_masks(variables, masks)
+        small = jprune.slim_params(groups, units, masked)
+        return net.fn(masked, *inputs), small_fn(small, *inputs)
+
+    return relative_error(*quick(both, variables, *inputs))
+
+
+def gone(units):
+    """{group: units that went}."""
+    return {name: np.flatnonzero(~mask).tolist() for name, mask in units.items() if not mask.all()}
+
+
+def test_a_pattern_that_leaves_a_unit_no_reader_lifts_to_the_unit(float64):
+    net = FIRST_CUT[1]
+    masks = everything(draw(net)[0])
+    masks["conv2"][:, :, 1] = masks["conv2"][0, 0, 2] = False
+    units, error = lifted_error(net, masks)
+    assert gone(units) == {"conv1": [1]}
+    assert error < 1e-12
+
+
+def test_a_unit_that_several_layers_read_stays_until_none_does(float64):
+    net = FIRST_CUT[2]  # the stream is read by conv1a, conv1b and the head
+    masks = everything(draw(net)[0])
+    masks["conv1a"][:, :, 3] = masks["conv1b"][:, :, 3] = False
+    assert gone(lifted_error(net, masks)[0]) == {}
+    masks["head"]["kernel"][3] = False
+    units, error = lifted_error(net, masks)
+    assert gone(units) == {"stem": [3]}
+    assert error < 1e-12
+
+
+@pytest.mark.parametrize("shift", [True, False], ids=["filter", "filter and norm"])
+def test_an_empty_filter_is_no_reason_to_go(shift, float64):
+    """Its shift speaks; without one, sigmoid(0) does. Removing it would change the net."""
+    net = FIRST_CUT[2]  # conv1a, norm1a, sigmoid, conv2a
+    variables, inputs = draw(net, dtype=jnp.float64)
+    masks = everything(variables)
+    masks["conv1a"][..., 2] = False
+    for name in ("mean", "var", "scale", "shift"):
+        masks["norm1a"][name][2] = shift
+    groups = jprune.trace(net.fn, variables, *inputs)
+    assert gone(granularity.lift(groups, masks)) == {}
+    removed = {"conv1a": np.arange(5) != 2}
+    assert error_of_removal(net, groups, removed, masks, variables, inputs) > 1e-3
+    masks["conv2a"][:, :, 2] = False
+    units, error = lifted_error(net, masks)
+    assert gone(units) == {"conv1a": [2]}
+    assert error < 1e-12
+
+
+def test_what_only_a_dead_unit_was_reading_goes_too(float64):
+    net = FIRST_CUT[1]  # conv1, conv2, conv3
+    masks = everything(draw(net)[0])
+    masks["conv3"][:, :, [0, 4]] = False  # units 0 and 4 of conv2 have no reader
+    masks["conv2"][:, :, 3, [1, 2, 3, 5, 6]] = False  # and they alone read unit 3 of conv1
+    units, error = lifted_error(net, masks)
+    assert gone(units) == {"conv1": [3], "conv2": [0, 4]}
+    assert error < 1e-12
+
+
+def test_heads_and_head_dimensions_lift_apart(float64):
+    """A head that the projection does not read; a dimension of q and k without producers."""
+    net = next(net for net in ATTENTION if net.name == "multi_head")
+    masks = everything(draw(net)[0])
+    masks["project"][1] = False
+    for name in "qk":
+        masks[name][..., 2] = masks[name + "_bias"][:, 2] = False
+    masks["q"][..., 3] = masks["q_bias"][:, 3] = False  # k still has it: its place is not empty
+    units, error = lifted_error(net, masks)
+    assert gone(units) == {"q": [1], "q@2": [2]}
+    assert error < 1e-12
+
+
+def test_an_opened_group_stays_whole(float64):
+    """A layer norm counts a channel that nobody reads."""
+    net = net_with(NORMS["layer"])
+    masks = everything(draw(net)[0])
+    masks["b"][:, :, 2] = False
+    units, error = lifted_error(net, masks, open=("a",))
+    assert gone(units) == {}
+    assert error < 1e-12
+
+
+def test_a_layer_keeps_a_unit(float64):
+    net = FIRST_CUT[1]
+    masks = everything(draw(net)[0])
+    masks["conv2"][...] = False
+    units, error = lifted_error(net, masks)
+    assert gone(units) == {"conv1": [1, 2, 3, 4]}
+    assert error < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("number", "varying", "density"),
+    [(0, "in out", 0.1), (1, "h in out", 0.05), (3, "h w in", 0.2)],
+    ids=["kernel", "vector", "column"],
+)
+def test_any_pattern_lifts_exactly(number, varying, density, float64):
+    rng = np.random.default_rng(number)
+
+    def pattern(leaf):
+        names = granularity.AXES[-leaf.ndim :]
+        shape = [n if name in varying.split() else 1 for n, name in zip(leaf.shape, names)]
+        return (rng.random(shape) < density) & np.ones(leaf.shape, bool)
+
+    variables = draw(FIRST_CUT[number])[0]
+    masks = jax.tree.map(lambda leaf: pattern(leaf) if leaf.ndim > 1 else None, variables)
+    units, error = lifted_error(FIRST_CUT[number], masks)
+    assert gone(units)
+    assert error < 1e-12
 
 
 def test_errors_say_what_to_write():

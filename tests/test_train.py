@@ -79,7 +79,7 @@ def test_lines_survive_a_torn_end(tmp_path):
     path.write_bytes(whole + b'{"a": 3}')  # the beginning of a longer line, for all we know
     assert files.read_lines(path) == (files.read_lines(path).records[:2], '{"a": 3}')
     path.write_bytes(b"{torn}\n" + whole)
-    with pytest.raises(errors.CheckpointError, match=r"records\.jsonl, line 1, is no JSON"):
+    with pytest.raises(errors.CheckpointError, match=r"records\.jsonl, line 1, is no record"):
         files.read_lines(path)
 
 

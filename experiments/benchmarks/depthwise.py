@@ -16,7 +16,7 @@ from experiments.keras_nets import build, draw
 from jprune import measure
 from jprune.graph.depthwise import shift_depthwise
 
-OUT = rows.RESULTS / "benchmarks" / "depthwise.jsonl"
+OUT = rows.RESULTS / "engine" / "depthwise.jsonl"
 NETS = ("MobileNetV2", "EfficientNetB0")
 
 
@@ -27,7 +27,7 @@ def main(
     repeats: int = 10,
     out: Path = OUT,
 ) -> None:
-    """Times both, compares what they compute, and keeps a row per net.
+    """Times both, compares what they compute, and adds a row per net.
 
     Args:
         nets: names in keras.applications.
@@ -50,7 +50,7 @@ def main(
         row = {"net": name, "batch": batch, "side": side, "repeats": repeats, "ms": times}
         row |= {"times_faster": ratio, "max_rel_err": float(difference)}
         found.append({**row, **rows.provenance("keras")})
-    rows.keep(out, found, "net")
+    rows.append(out, *found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What masks cost in training: a step with `hold` against a dense one, in one interleaved run.
 
-Expected: at most 1.05 of the dense step. Command: python -m experiments.benchmarks.hold
+    python -m experiments.benchmarks.hold
+
+Expected: at most 1.05 of the dense step.
 """
 
 from pathlib import Path
@@ -16,7 +18,7 @@ from jprune import data, measure, train, zoo
 from jprune.base import Pruned
 from jprune.recipes.stages import Train
 
-OUT = rows.RESULTS / "benchmarks" / "hold.jsonl"
+OUT = rows.RESULTS / "engine" / "hold.jsonl"
 NETS = {"lenet5": (28, 28, 1), "resnet8": (32, 32, 3)}
 
 
@@ -53,16 +55,25 @@ def steps_of(model: str, batch_size: int) -> dict[str, Any]:
     return {"dense": call_of(None), "held": call_of(masks)}
 
 
-def main(repeats: int = 50, batch_size: int = 128, out: Path = OUT) -> None:
-    """Times both steps and keeps a row per net."""
+def main(
+    nets: tuple[str, ...] = tuple(NETS), repeats: int = 50, batch_size: int = 128, out: Path = OUT
+) -> None:
+    """Times both steps, and adds a row per net.
+
+    Args:
+        nets: names in the zoo.
+        repeats: timed rounds, at least 10.
+        batch_size: images in a step.
+        out: file of the rows.
+    """
     found = []
-    for model in NETS:
+    for model in nets:
         times = measure.interleaved(steps_of(model, batch_size), repeats=repeats)
         ratio = times["held"]["median"] / times["dense"]["median"]
         row = {"net": model, "batch_size": batch_size, "repeats": repeats, "ms": times}
         found.append({**row, "ratio_of_medians": ratio, **rows.provenance()})
         print(f"{model}: {ratio:.3f} (dense {times['dense']['median']:.2f} ms)")
-    rows.keep(out, found, "net")
+    rows.append(out, *found)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What each verb does; each imports what it needs when it runs."""
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -16,8 +17,11 @@ def prune(given: options.Prune, words: Sequence[str]) -> None:
     budget = _budget(given)
     from jprune import recipes
     from jprune.train import job as jobs
+    from jprune.train.devices import connect
     from jprune.train.progress import Bars, Lines, Silent
 
+    if not connect():  # one of several processes is enough to talk
+        given = dataclasses.replace(given, quiet=True, json=False)
     chosen = {name: getattr(given, name) for name in ("schedule", "rounds", "allocator")}
     job = jobs.Job(
         model=given.model,

@@ -17,22 +17,22 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jprune import data, errors, measure, recipes
+from jprune import errors, measure, recipes
 from jprune.base import Budget, Task
 from jprune.compare.protocol import BASELINES
 from jprune.compare.rows import Row, row_of
 from jprune.compare.words import budget_text, listed
 from jprune.report import text
 from jprune.train import job as jobs
-from jprune.train.files import PathLike, make_folder, read_lines, write_lines
+from jprune.train.files import PathLike, explained, make_folder, read_lines, write_lines
 from jprune.train.job import Job
-from jprune.train.nets import net_for
 from jprune.train.progress import Progress
 from jprune.train.run import open_directory
-from jprune.train.task import task as task_of
 
 RATES = (0.3, 1.0, 3.0)
 """Learning rates that are tried, as multiples of the usual one."""
+TRAINING = pathlib.Path("stages") / "01-train"
+"""Where a run has the training of its dense net."""
 CHOOSING = ("l1", 0)
 """Method and seed that the learning rate is chosen with."""
 
@@ -92,7 +92,7 @@ def run(sweep: Sweep, out: PathLike, progress: Progress) -> Swept:
         CheckpointError: the folder holds runs with other settings.
     """
     folder = make_folder(out)
-    task = _task(sweep.job)
+    task = jobs.task_for(sweep.job)
     for budget in sweep.budgets:
         jobs.check_budget(task, budget)
     chosen = _learning_rate(sweep, task, folder, progress)
@@ -138,11 +138,6 @@ def _asked(job: Job) -> str:
     return budget_text((job.budget.kind, float(job.budget.value)))
 
 
-def _task(job: Job) -> Task:
-    net = net_for(job.model, job.data, job.dtype)
-    return task_of(net, data.load(job.data, data_dir=job.data_dir))
-
-
 def _one(
     job: Job,
     path: pathlib.Path,
@@ -154,7 +149,7 @@ def _one(
     """One run, done or taken up, and its row."""
     if first is not None and not (path / "config.json").exists():
         share_training(job, first, path, task)
-    jobs.prune(job, path, command, progress)
+    jobs.prune(job, path, command, progress, task=task)
     return row_of(path)
 
 
@@ -171,18 +166,35 @@ def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task
         Whether there was something to share: a training that both runs begin with.
     """
     train, finetune = jobs.trainings(job, task)
-    stage = pathlib.Path("stages") / "01-train"
     begins = next(iter(recipes.unrolled(jobs.recipe_of(job, train, finetune))), None)
-    if train is None or begins != train or not (first / stage / "DONE").exists():
+    if train is None or begins != train or not (first / TRAINING / "DONE").exists():
         return False
-    about = jobs.about(job)
-    provenance = {"versions": measure.versions(), "device": measure.device()}
-    directory = open_directory(path, jobs.config_of(job, train, finetune), about, provenance)
-    shutil.copytree(first / stage, path / stage)
-    for record in read_lines(first / "records.jsonl").records:
-        if record["stage"] == train.name:
-            directory.append({**record, **directory.about}, record["wall_s"])
+    copy_training(job, first, path, task)
     return True
+
+
+def copy_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task) -> None:
+    """Opens a run whose first stage, the training of the dense net, is that of another run.
+
+    Args:
+        job: of the run that is opened.
+        first: directory of a run that has trained it.
+        path: directory of the run that is opened; it is there whole or not at all.
+        task: of both.
+    """
+    train, finetune = jobs.trainings(job, task)
+    config, about = jobs.config_of(job, train, finetune), jobs.about(job)
+    provenance = {"versions": measure.versions(), "device": measure.device()}
+    half = path.parent / f".{path.name}"
+    shutil.rmtree(half, ignore_errors=True)
+    directory = open_directory(half / path.name, config, about, provenance)
+    shutil.copytree(first / TRAINING, directory.path / TRAINING)
+    for record in read_lines(first / "records.jsonl").records:
+        if record["stage"] == "train":
+            directory.append({**record, **directory.about}, record["wall_s"])
+    with explained(path):
+        directory.path.replace(path)
+    half.rmdir()
 
 
 class _Chosen(NamedTuple):

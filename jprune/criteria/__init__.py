@@ -7,9 +7,12 @@ stays pruned. Read `magnitude.py` first, then `taylor.py`. What several criteria
 files with an underscore.
 """
 
+from jprune.criteria.kronecker import kronecker
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.masked import masked
+from jprune.criteria.obd import obd
 from jprune.criteria.random import random
+from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
 
-__all__ = ["magnitude", "masked", "random", "taylor"]
+__all__ = ["kronecker", "magnitude", "masked", "obd", "random", "std_rule", "taylor"]

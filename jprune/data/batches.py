@@ -17,6 +17,7 @@ from jprune.data.table import Spec
 
 AT_ONCE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 """Without threads: the data are in memory already."""
+WHOLE = slice(None)
 
 
 class Split(NamedTuple):
@@ -63,8 +64,9 @@ def _batches(
     seed: int | None = None,
     epoch: int = 0,
     start: int = 0,
+    rows: slice = WHOLE,
 ) -> Iterator[Batch]:
-    """The batches of one epoch; see `base.Data`."""
+    """The batches of one epoch, or the same rows of each; see `base.Data`."""
     if split not in splits:
         raise errors.ArgumentError(f"There is no split {split!r}; write {' or '.join(splits)}.")
     if batch_size < 1 or start < 0 or epoch < 0 or (seed is not None and seed < 0):
@@ -82,33 +84,40 @@ def _batches(
     indices = grain.MapDataset.range(size)
     if seed is None:
         ordered = indices.batch(batch_size)
-        dataset = ordered.map(partial(_in_order, spec, splits[split], batch_size))
+        dataset = ordered.map(partial(_in_order, spec, splits[split], batch_size, rows))
     else:
         # Two independent streams, each a function of (seed, epoch) alone.
         order, draw = (int(s) for s in np.random.SeedSequence([seed, epoch]).generate_state(2))
         ordered = indices.shuffle(seed=order).batch(batch_size, drop_remainder=True)
         shift = spec.shift if split == "train" else 0
-        dataset = ordered.random_map(partial(_drawn, spec, splits[split], shift), seed=draw)
+        dataset = ordered.random_map(partial(_drawn, spec, splits[split], shift, rows), seed=draw)
     return iter(dataset.slice(slice(start, None)).to_iter_dataset(AT_ONCE))
 
 
-def _in_order(spec: Spec, split: Split, batch_size: int, indices: np.ndarray) -> Batch:
+def _in_order(spec: Spec, split: Split, batch_size: int, rows: slice, indices: np.ndarray) -> Batch:
     """A batch as it is, padded with copies of its last example of weight 0."""
     missing = batch_size - len(indices)
-    padded = np.pad(indices, (0, missing), mode="edge")
+    padded = np.pad(indices, (0, missing), mode="edge")[rows]
     weight = np.ones(batch_size, np.float32)
     weight[len(indices) :] = 0
-    return _batch(spec, split.images[padded], split.labels[padded], weight)
+    return _batch(spec, split.images[padded], split.labels[padded], weight[rows])
 
 
 def _drawn(
-    spec: Spec, split: Split, shift: int, indices: np.ndarray, rng: np.random.Generator
+    spec: Spec,
+    split: Split,
+    shift: int,
+    rows: slice,
+    indices: np.ndarray,
+    rng: np.random.Generator,
 ) -> Batch:
     """A batch of the shuffled order, augmented where `shift` is positive."""
-    images = split.images[indices]
+    images = split.images[indices[rows]]
     if shift:
-        images = augment(images, shift, rng)
-    return _batch(spec, images, split.labels[indices], np.ones(len(indices), np.float32))
+        # Drawn for the whole batch, or an image's window would depend on who asks for it.
+        windows = draw_windows(len(indices), shift, rng)
+        images = crop(images, shift, *(drawn[rows] for drawn in windows))
+    return _batch(spec, images, split.labels[indices[rows]], np.ones(len(images), np.float32))
 
 
 def _batch(spec: Spec, images: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Batch:
@@ -133,10 +142,23 @@ def augment(images: np.ndarray, shift: int, rng: np.random.Generator) -> np.ndar
     Returns:
         uint8 [batch, h, w, c].
     """
+    return crop(images, shift, *draw_windows(len(images), shift, rng))
+
+
+def draw_windows(
+    batch: int, shift: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Top and left of a window in 0..2 shift, and whether it is mirrored: each [batch, 1]."""
+    top, left = rng.integers(0, 2 * shift + 1, (2, batch, 1))
+    return top, left, rng.random((batch, 1)) < 0.5
+
+
+def crop(
+    images: np.ndarray, shift: int, top: np.ndarray, left: np.ndarray, mirrored: np.ndarray
+) -> np.ndarray:
+    """Windows of images with black borders; see `augment` and `draw_windows`."""
     batch, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
-    top, left = rng.integers(0, 2 * shift + 1, (2, batch, 1))
-    mirrored = rng.random((batch, 1)) < 0.5
     rows = top + np.arange(height)
     columns = left + np.arange(width)
     columns = np.where(mirrored, columns[:, ::-1], columns)

@@ -3,10 +3,11 @@
 A leaf type stands where an array stood in the variables. `slim` hands it every contraction in
 which that array was the kernel; anything else that the net does with the array sees `dense()`. To
 make one, write a pytree with `apply`, `dense`, `shape` and `dtype`, and wrap the slim variables'
-leaf in it.
+leaf in it; with `plan` and `planned` it is kept in plans too. `csr.py` holds a fourth one, and
+`jprune.granularity.leaf_of` chooses among them by the pattern.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -15,6 +16,14 @@ import numpy as np
 
 from jprune import errors
 from jprune.graph.jaxprs import Equation, bind
+from jprune.graph.windows import (
+    Static,
+    channel_axes,
+    patches,
+    precision_of,
+    restore_layout,
+    scattered,
+)
 
 
 @runtime_checkable
@@ -46,30 +55,29 @@ def is_leaf_type(node: Any) -> bool:
     return hasattr(node, "dense") and isinstance(node, LeafType) and not hasattr(node, "at")
 
 
-class _Frozen:
-    """Static integers beside a leaf type's arrays, compared by value."""
+def _static(values: Any) -> Static:
+    return values if isinstance(values, Static) else Static(np.asarray(values, bool))
 
-    def __init__(self, values: Any):
-        self.values = np.asarray(values)
-        self.key = (self.values.shape, self.values.tobytes())
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Frozen) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+def _flags(kept: Sequence[int], count: int) -> np.ndarray:
+    """Bool [count], True at the kept positions."""
+    flags = np.zeros(count, bool)
+    flags[np.asarray(kept, int)] = True
+    return flags
 
 
 @jax.tree_util.register_pytree_node_class
 class Thin:
-    """A convolution kernel of which whole columns are gone: taps (h, w, c) of all filters.
+    """A kernel of which whole columns are gone: taps (h, w, c) of all filters.
 
     The contraction gathers the kept taps only and multiplies a patch matrix of that many columns
-    (Lebedev and Lempitsky 2016, arXiv 1506.02515).
+    (Lebedev and Lempitsky 2016, arXiv 1506.02515). Filters may be gone beside them: their outputs
+    are zeros.
 
     Args:
-        weights: [kept taps, filters].
-        taps: bool [h, w, c]; True where a tap is kept.
+        weights: [kept taps, kept filters].
+        taps: bool [window..., c]; True where a tap is kept.
+        outputs: bool [filters]; all are kept if None.
 
     Example:
         >>> kernel, taps = jnp.ones((3, 3, 2, 4)), np.arange(18).reshape(3, 3, 2) % 2 == 0
@@ -78,29 +86,44 @@ class Thin:
         ((9, 4), True)
     """
 
-    def __init__(self, weights: jax.Array, taps: Any):
+    def __init__(self, weights: jax.Array, taps: Any, outputs: Any = None):
         self.weights = weights
-        self._taps = taps if isinstance(taps, _Frozen) else _Frozen(np.asarray(taps, bool))
+        self._taps = _static(taps)
+        self._outputs = _static(np.ones(weights.shape[-1]) if outputs is None else outputs)
 
     @classmethod
-    def of(cls, kernel: jax.Array, taps: np.ndarray) -> "Thin":
-        """The kept columns of a kernel [h, w, c, filters]."""
+    def of(cls, kernel: jax.Array, taps: np.ndarray, outputs: np.ndarray | None = None) -> "Thin":
+        """The kept columns of a kernel [window..., c, filters]."""
         if np.shape(taps) != kernel.shape[:-1] or not np.any(taps):
             raise errors.StructureError(
                 f"taps of shape {np.shape(taps)}, {int(np.sum(taps))} of them kept, for a kernel "
                 f"of shape {kernel.shape}: taps are bool {kernel.shape[:-1]} and keep at least one."
             )
-        return cls(kernel[np.asarray(taps, bool)], taps)
+        weights = kernel[np.asarray(taps, bool)]
+        return cls(weights if outputs is None else weights[:, np.asarray(outputs)], taps, outputs)
+
+    @classmethod
+    def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Thin":
+        """Of a dense kernel, by what `plan` returned."""
+        taps = _flags(plan["taps"], int(np.prod(kernel.shape[:-1])))
+        return cls.of(
+            kernel, taps.reshape(kernel.shape[:-1]), _flags(plan["outputs"], kernel.shape[-1])
+        )
+
+    def plan(self) -> dict[str, Any]:
+        """Which taps and outputs are kept, as plain data."""
+        taps, outputs = self.taps.reshape(-1), self._outputs.values
+        return {"taps": np.flatnonzero(taps).tolist(), "outputs": np.flatnonzero(outputs).tolist()}
 
     @property
     def taps(self) -> np.ndarray:
-        """Bool [h, w, c]."""
+        """Bool [window..., c]."""
         return self._taps.values
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the dense kernel."""
-        return (*self.taps.shape, self.weights.shape[-1])
+        return (*self.taps.shape, self._outputs.values.size)
 
     @property
     def dtype(self) -> Any:
@@ -108,27 +131,24 @@ class Thin:
         return self.weights.dtype
 
     def dense(self) -> jax.Array:
-        """[h, w, c, filters] with zeros where taps are gone."""
-        return jnp.zeros(self.shape, self.dtype).at[self.taps].set(self.weights)
+        """[window..., c, filters] with zeros where taps are gone."""
+        filters = scattered(self.weights, self._outputs.values)
+        return jnp.zeros(self.shape, self.dtype).at[self.taps].set(filters)
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Patches of the kept taps times the weights."""
-        data, geometry = _channels_last(x, equation)
-        columns = [
-            jnp.take(_shifted(data, tap, geometry), np.flatnonzero(kept), axis=-1)
-            for tap, kept in _window_taps(self.taps)
-        ]
-        result = jnp.concatenate(columns, axis=-1) @ self.weights
-        return _as_before(result, equation)
+        columns = patches(x, equation, self.taps)
+        result = jnp.matmul(columns, self.weights, **precision_of(equation))
+        return restore_layout(scattered(result, self._outputs.values), equation)
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        """Weights are data, taps are static."""
-        return (self.weights,), self._taps
+        """Weights are data, taps and outputs are static."""
+        return (self.weights,), (self._taps, self._outputs)
 
     @classmethod
     def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> "Thin":
         """Inverse of `tree_flatten`."""
-        return cls(children[0], static)
+        return cls(children[0], *static)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -142,20 +162,39 @@ class Rows:
         kernel: [..., kept inputs, kept outputs].
         inputs: bool [inputs].
         outputs: bool [outputs].
+
+    Example:
+        >>> leaf = Rows.of(jnp.ones((3, 2)), np.array([True, False, True]), np.array([True, False]))
+        >>> leaf.kernel.shape, leaf.dense().tolist()
+        ((2, 1), [[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     """
 
     def __init__(self, kernel: jax.Array, inputs: Any, outputs: Any):
         self.kernel = kernel
-        self._inputs = inputs if isinstance(inputs, _Frozen) else _Frozen(np.asarray(inputs, bool))
-        self._outputs = (
-            outputs if isinstance(outputs, _Frozen) else _Frozen(np.asarray(outputs, bool))
-        )
+        self._inputs, self._outputs = _static(inputs), _static(outputs)
 
     @classmethod
     def of(cls, kernel: jax.Array, inputs: np.ndarray, outputs: np.ndarray) -> "Rows":
         """The kept part of a kernel [..., inputs, outputs]."""
+        if (np.size(inputs), np.size(outputs)) != kernel.shape[-2:]:
+            raise errors.StructureError(
+                f"masks of {np.size(inputs)} inputs and {np.size(outputs)} outputs for a kernel of "
+                f"shape {kernel.shape}: they are bool [{kernel.shape[-2]}] and "
+                f"[{kernel.shape[-1]}]."
+            )
         small = jnp.take(kernel, np.flatnonzero(inputs), axis=-2)
         return cls(jnp.take(small, np.flatnonzero(outputs), axis=-1), inputs, outputs)
+
+    @classmethod
+    def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Rows":
+        """Of a dense kernel, by what `plan` returned."""
+        inputs, outputs = kernel.shape[-2:]
+        return cls.of(kernel, _flags(plan["inputs"], inputs), _flags(plan["outputs"], outputs))
+
+    def plan(self) -> dict[str, Any]:
+        """Which inputs and outputs are kept, as plain data."""
+        kept = {"inputs": self._inputs.values, "outputs": self._outputs.values}
+        return {name: np.flatnonzero(flags).tolist() for name, flags in kept.items()}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -174,12 +213,10 @@ class Rows:
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Gather, contraction, scatter into zeros."""
-        in_axis, out_axis = _channel_axes(equation)
+        in_axis, out_axis = channel_axes(equation)
         small = jnp.take(x, np.flatnonzero(self._inputs.values), axis=in_axis)
         part = jnp.moveaxis(bind(equation, (small, self.kernel))[0], out_axis, -1)
-        whole = jnp.zeros((*part.shape[:-1], self._outputs.values.size), part.dtype)
-        whole = whole.at[..., np.flatnonzero(self._outputs.values)].add(part)
-        return jnp.moveaxis(whole, -1, out_axis)
+        return jnp.moveaxis(scattered(part, self._outputs.values), -1, out_axis)
 
     def tree_flatten(self) -> tuple[Any, Any]:
         """The kernel is data, the places are static."""
@@ -213,6 +250,30 @@ class Factored:
     def __init__(self, left: jax.Array, core: jax.Array, right: jax.Array):
         self.left, self.core, self.right = left, core, right
 
+    @classmethod
+    def of(cls, kernel: jax.Array, inputs: int, outputs: int) -> "Factored":
+        """Of ranks `inputs` and `outputs`: the leading singular vectors of both sides.
+
+        Exact for a kernel that has these ranks; else at most sqrt(2) times as far from the kernel
+        as the nearest such one (truncated higher-order singular value decomposition: De Lathauwer,
+        De Moor, Vandewalle, 2000).
+        """
+        flat = lambda axis: jnp.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
+        left, right = (
+            jnp.linalg.svd(flat(axis), full_matrices=False)[0][:, :rank]
+            for axis, rank in ((-2, inputs), (-1, outputs))
+        )
+        return cls(left, left.T @ kernel @ right, right.T)
+
+    @classmethod
+    def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Factored":
+        """Of a dense kernel, by what `plan` returned: the same kernel, perhaps in other bases."""
+        return cls.of(kernel, plan["inputs"], plan["outputs"])
+
+    def plan(self) -> dict[str, Any]:
+        """Both ranks, as plain data."""
+        return {"inputs": self.left.shape[1], "outputs": self.right.shape[0]}
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the dense kernel."""
@@ -229,7 +290,7 @@ class Factored:
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Rotates the channels, contracts with the core, rotates back."""
-        in_axis, out_axis = _channel_axes(equation)
+        in_axis, out_axis = channel_axes(equation)
         turned = jnp.moveaxis(jnp.moveaxis(x, in_axis, -1) @ self.left, -1, in_axis)
         part = bind(equation, (turned, self.core))[0]
         return jnp.moveaxis(jnp.moveaxis(part, out_axis, -1) @ self.right, -1, out_axis)
@@ -243,80 +304,3 @@ class Factored:
         """Inverse of `tree_flatten`."""
         del static
         return cls(*children)
-
-
-def _plain(equation: Equation) -> None:
-    """Refuses contractions whose kernel is not [..., inputs, outputs] behind plain data.
-
-    Raises:
-        StructureError: a grouped convolution, or a kernel in another layout.
-    """
-    numbers = equation.params["dimension_numbers"]
-    if equation.name == "conv_general_dilated":
-        rank = len(numbers.rhs_spec)
-        fits = numbers.rhs_spec[:2] == (rank - 1, rank - 2)
-        fits &= equation.params["feature_group_count"] == 1 == equation.params["batch_group_count"]
-    else:
-        (_, right), batch = numbers
-        fits = right == (0,) and batch == ((), ())
-    if not fits:
-        raise errors.StructureError(
-            f"a leaf type met {equation.name} with dimension numbers {numbers}; its kernel must be "
-            "[window..., inputs, outputs] without feature groups. Use leaf.dense() for this layer."
-        )
-
-
-def _channel_axes(equation: Equation) -> tuple[int, int]:
-    """Channel axis of data and of result, for a plain contraction."""
-    _plain(equation)
-    numbers = equation.params["dimension_numbers"]
-    if equation.name == "conv_general_dilated":
-        return numbers.lhs_spec[1], numbers.out_spec[1]
-    return numbers[0][0][0], -1
-
-
-def _channels_last(x: jax.Array, equation: Equation) -> tuple[jax.Array, dict[str, Any]]:
-    """Data [batch, positions..., channels], padded, and the geometry of the window."""
-    _plain(equation)
-    if equation.name == "dot_general":
-        ((axis,), _), _ = equation.params["dimension_numbers"]
-        return jnp.moveaxis(x, axis, -1), {"strides": (), "dilation": (), "kernel": ()}
-    params, numbers = equation.params, equation.params["dimension_numbers"]
-    batch, channels, *places = numbers.lhs_spec
-    data = jnp.transpose(x, (batch, *places, channels))
-    inside = [d - 1 for d in params["lhs_dilation"]]
-    edges = [(low, high, gap) for (low, high), gap in zip(params["padding"], inside)]
-    data = jax.lax.pad(data, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    return data, {"strides": params["window_strides"], "dilation": params["rhs_dilation"]}
-
-
-def _window_taps(taps: np.ndarray):
-    """(position in the window, bool [channels]) where at least one channel is kept."""
-    for tap in np.ndindex(*taps.shape[:-1]):
-        if taps[tap].any():
-            yield (tap, taps.shape[:-1]), taps[tap]
-
-
-def _shifted(data: jax.Array, tap: Any, geometry: dict[str, Any]) -> jax.Array:
-    """What one tap of the window sees at every output position."""
-    place, window = tap
-    if not window:
-        return data
-    start, stop, stride = [0], [data.shape[0]], [1]
-    for axis, offset in enumerate(place):
-        dilation, step = geometry["dilation"][axis], geometry["strides"][axis]
-        span = (window[axis] - 1) * dilation + 1
-        count = (data.shape[axis + 1] - span) // step + 1
-        start.append(offset * dilation)
-        stop.append(offset * dilation + (count - 1) * step + 1)
-        stride.append(step)
-    return jax.lax.slice(data, (*start, 0), (*stop, data.shape[-1]), (*stride, 1))
-
-
-def _as_before(result: jax.Array, equation: Equation) -> jax.Array:
-    """[batch, positions..., filters] in the layout that the equation has."""
-    if equation.name == "dot_general":
-        return result
-    batch, channels, *places = equation.params["dimension_numbers"].out_spec
-    order = (batch, *places, channels)
-    return jnp.transpose(result, tuple(int(axis) for axis in np.argsort(order)))

@@ -15,6 +15,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.graph.arithmetic import ELEMENTWISE, REDUCTIONS, WINDOWS
+from jprune.graph.concrete import at_hand, put_back
 from jprune.graph.divisors import Divisors
 from jprune.graph.interpret import Frame
 from jprune.graph.jaxprs import Equation, Program, bind, describe
@@ -69,6 +70,16 @@ def kept_shape(full: Sequence[int], keep: Keep) -> tuple[int, ...]:
 
 def take(value: Any, keep: Keep) -> Any:
     """The kept positions of an array; contiguous runs are sliced, so that no gather is left."""
+    part = cut(value, keep)
+    return put_back(part, value) if isinstance(part, np.ndarray) else part
+
+
+def cut(value: Any, keep: Keep) -> Any:
+    """The same; a NumPy array where the numbers are at hand, which a program has as a constant."""
+    if all(kept is None for kept in keep):
+        return value
+    numbers = at_hand(value)
+    value = value if numbers is None else numbers
     for axis, kept in enumerate(keep):
         if kept is not None:
             value = take_positions(value, np.flatnonzero(kept), axis)
@@ -96,7 +107,7 @@ def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> 
     keeps = [alive.keep(axes) for axes in frame.labels]
     values: list[Any] = [None] * len(program.avals)
     for value, constant in program.constants.items():
-        values[value] = take(constant, keeps[value])
+        values[value] = cut(constant, keeps[value])
     for value, array in zip(program.inputs, inputs):
         values[value] = array
     divisors = Divisors(program, frame)

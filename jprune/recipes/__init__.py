@@ -20,7 +20,19 @@ from typing import Any, get_args
 
 from jprune import errors
 from jprune.base import Learner, Recipe
-from jprune.recipes import lottery_ticket, three_step
+from jprune.recipes import (
+    dns,
+    edge_popup,
+    eigendamage,
+    han,
+    kronecker,
+    lottery_ticket,
+    obd,
+    obs,
+    scratch,
+    subset_sum,
+    three_step,
+)
 from jprune.recipes._distill import distilled
 from jprune.recipes._nets import (
     cost_of,
@@ -30,23 +42,30 @@ from jprune.recipes._nets import (
     unit_masks,
     weight_masks,
 )
+from jprune.recipes._running import Repeat, run, unrolled
 from jprune.recipes._training import Sgd, evaluate, plain
 from jprune.recipes.stages import (
     Evaluate,
     LongStage,
     Prune,
     Recalibrate,
-    Repeat,
     Rewind,
     Save,
     Train,
-    run,
-    unrolled,
 )
 
 METHODS: dict[str, Callable[..., Recipe]] = {
     **three_step.METHODS,
+    **han.METHODS,
+    **dns.METHODS,
+    **edge_popup.METHODS,
+    **subset_sum.METHODS,
     **lottery_ticket.METHODS,
+    **scratch.METHODS,
+    **obd.METHODS,
+    **obs.METHODS,
+    **eigendamage.METHODS,
+    **kronecker.METHODS,
 }
 
 

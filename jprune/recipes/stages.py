@@ -11,7 +11,7 @@ A stage has a `name`: of its records and of its folder in a run directory.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -38,6 +38,7 @@ from jprune.base import (
 )
 from jprune.masks import apply_masks, density, intersect, is_none
 from jprune.recipes._distill import distilled
+from jprune.recipes._forms import cost_as_held
 from jprune.recipes._nets import (
     are_units,
     cost_of,
@@ -402,57 +403,7 @@ class Evaluate:
             masks = intersect(masks, expand(groups_of(task), unit_masks(task, pruned)))
         counts = {
             "params": sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params)),
-            "macs": round(float(cost_of(task)(masks).macs)),
+            "macs": round(float(cost_as_held(task, pruned, masks).macs)),
         }
         metrics = evaluate(task, variables, self.split, fn) | counts
         return pruned, [{**record(self.name, metrics), "split": self.split}]
-
-
-@dataclasses.dataclass(frozen=True)
-class Repeat:
-    """Runs stages several times over.
-
-    Attributes:
-        stages: what is repeated.
-        times: how often.
-        name: of the whole; the records have the names of the stages.
-    """
-
-    stages: tuple[Stage, ...]
-    times: int
-    name: str = "repeat"
-
-    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """All stages in order, each time with keys of their own."""
-        return run(unrolled((self,)), pruned, task, key)
-
-
-def unrolled(recipe: Sequence[Stage]) -> Iterator[Stage]:
-    """The stages of a recipe one by one, repetitions written out."""
-    for stage in recipe:
-        if isinstance(stage, Repeat):
-            for _ in range(stage.times):
-                yield from unrolled(stage.stages)
-        else:
-            yield stage
-
-
-def run(
-    recipe: Sequence[Stage] | Iterator[Stage], pruned: Pruned, task: Task, key: jax.Array
-) -> tuple[Pruned, Records]:
-    """Runs stages in memory, one after the other.
-
-    Args:
-        recipe: the stages.
-        pruned: where to begin.
-        task: net, loss and data.
-        key: the n-th stage gets `fold_in(key, n)`.
-
-    Returns:
-        The last state and all records.
-    """
-    records: Records = []
-    for number, stage in enumerate(unrolled(tuple(recipe))):
-        pruned, added = stage(pruned, task, jax.random.fold_in(key, number))
-        records += added
-    return pruned, records

@@ -5,13 +5,18 @@ proximal steps. Read `hold.py` first: masks live in the optimizer state, so a ne
 nothing. Training with more parts than weights and masks is in `jprune.learners`.
 """
 
+from jprune.sparsify.dns import SurgeryState, dynamic_surgery
 from jprune.sparsify.hold import HoldState, hold, masks_of, with_masks
+from jprune.sparsify.l1 import l1_decay
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 
 __all__ = [
     "HoldState",
     "ScheduledState",
+    "SurgeryState",
+    "dynamic_surgery",
     "hold",
+    "l1_decay",
     "masks_of",
     "scheduled_prune",
     "with_masks",

@@ -3,6 +3,9 @@
 A folder holds one checkpoint, the newest. Orbax writes it beside the old one and renames it when it
 is whole, so a kill in the middle of a save leaves the old one; what the kill left behind goes when
 the folder is opened the next time.
+
+Of several processes one alone calls this, with a state that all of them have: what lies on many
+devices is written as if it lay on one, and read on one, so a run can go on with other devices.
 """
 
 import contextlib
@@ -18,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from jprune import errors
 from jprune.base import PyTree
+from jprune.graph.parts import read_back, written_out
 from jprune.train.files import PathLike, make_folder
 
 SCHEMA = 1
@@ -46,6 +50,7 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
             is untouched.
     """
     path = make_folder(folder)
+    state = _of_one_process(written_out(state))
     try:
         with _manager(path) as manager:
             if step in manager.all_steps():  # left by a run that was killed after its last save
@@ -93,7 +98,7 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
             restored = manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_abstract(template)),
+                    state=ocp.args.StandardRestore(_abstract(written_out(template))),
                     meta=ocp.args.JsonRestore(),
                 ),
             )
@@ -102,7 +107,7 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
     meta = dict(restored["meta"])
     if meta.pop("schema", None) != SCHEMA:
         raise _unreadable(path, f"it is of another version; this one reads schema {SCHEMA}")
-    return Checkpoint(step, restored["state"], meta)
+    return Checkpoint(step, read_back(restored["state"]), meta)
 
 
 def save_tree(path: PathLike, tree: PyTree) -> None:
@@ -110,14 +115,14 @@ def save_tree(path: PathLike, tree: PyTree) -> None:
 
     Args:
         path: a folder; replaced if it is there.
-        tree: dictionaries and arrays.
+        tree: dictionaries and arrays; leaf types are written as `{form: {part: array}}`.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to.
     """
     try:
-        with _quiet(), ocp.StandardCheckpointer() as writer:
-            writer.save(os.path.abspath(path), tree, force=True)
+        with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
+            writer.save(os.path.abspath(path), _of_one_process(written_out(tree)), force=True)
     except Exception as error:  # Orbax passes on what its storage raises, of many types
         raise errors.CheckpointError(
             f"{path} cannot be written ({_short(error)}). Free some space or choose another --out; "
@@ -132,9 +137,9 @@ def load_tree(path: PathLike) -> PyTree:
         CheckpointError: there is no such folder, or it is damaged.
     """
     try:
-        with _quiet(), ocp.StandardCheckpointer() as reader:
+        with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             found = reader.metadata(os.path.abspath(path)).item_metadata
-            return reader.restore(os.path.abspath(path), _abstract(found.tree))
+            return read_back(reader.restore(os.path.abspath(path), _abstract(found.tree)))
     except Exception as error:  # Orbax has no error of its own for damaged or foreign files
         raise errors.CheckpointError(
             f"{path} cannot be read ({_short(error)}). It is written at the end of a run: run the "
@@ -158,16 +163,29 @@ def _short(error: Exception) -> str:
 
 def _abstract(tree: PyTree) -> PyTree:
     """Shapes and types, placed on the first device: checkpoints move between machines."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=sharding), tree
     )
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Keeps Orbax from waiting for other processes."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+
+
+def _of_one_process(tree: PyTree) -> PyTree:
+    """The tree in the host's memory, where its arrays are also on devices of other processes."""
+    return tree if jax.process_count() == 1 else jax.tree.map(np.asarray, tree)
 
 
 @contextlib.contextmanager
 def _manager(path: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1,
+        create=False,
+        multiprocessing_options=_alone(),
         cleanup_tmp_directories=True,
         # Training donates its state to the next step: a save has to be done before that.
         enable_async_checkpointing=False,

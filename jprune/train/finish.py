@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jprune import errors, export, measure
 from jprune.base import Pruned, Records, Task, Variables
 from jprune.graph import slim, slim_params
+from jprune.graph.parts import dense_of
 from jprune.masks import apply_masks
 from jprune.recipes import groups_of, slim_net, unit_masks
 from jprune.recipes._training import EVALUATION_BATCH
@@ -32,18 +33,20 @@ class Law:
         name: of the record.
 
     The record's `max_rel_err` is max |a - b| / max |a| over all outputs, a being those of the dense
-    net whose consumers' slices are masked.
+    net whose consumers' slices are masked, all kernels being arrays.
     """
 
     fn: Function
     split: str = "test"
     name: str = "law"
+    alone = True
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record."""
         del key
         groups, masks = groups_of(task), unit_masks(task, pruned)
-        masked = apply_masks(pruned.variables, expand(groups, masks, roles=("in",)))
+        dense = dense_of(pruned.variables)
+        masked = apply_masks(dense, expand(groups, masks, roles=("in",)))
         small, small_fn = slim_params(groups, masks, pruned.variables), slim(self.fn, groups, masks)
 
         @jax.jit
@@ -81,6 +84,7 @@ class Export:
     fn: Function
     note: Callable[[str], None]
     name: str = "export"
+    alone = True
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net; the files."""
@@ -115,6 +119,7 @@ class Measure:
     fn: Function
     seconds: float = 2.0
     name: str = "measure"
+    alone = True
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record."""

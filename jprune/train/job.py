@@ -20,13 +20,14 @@ from jprune.graph import slim
 from jprune.graph.plans import replay
 from jprune.recipes import Evaluate, Prune, Train, cost_of, groups_of, shapes_of
 from jprune.train.checkpoint import load_tree
+from jprune.train.devices import from_first
 from jprune.train.files import PathLike, atomic_write, read_json
 from jprune.train.finish import WRITERS, Export, Law, Measure
 from jprune.train.loop import SAVE_SECONDS
 from jprune.train.nets import net_for
 from jprune.train.progress import Progress, Silent
 from jprune.train.result import Asked, write_result
-from jprune.train.run import execute, open_directory
+from jprune.train.run import execute, held
 from jprune.train.task import task as task_of
 from jprune.zoo import pretrained
 
@@ -73,6 +74,7 @@ class Job:
         options: of the method, such as {"rounds": 3}.
         dtype: compute type, "float32" or "bfloat16"; parameters are float32.
         weights: where the dense net comes from: None trains it, "pretrained" or a path reads it.
+        train_images: so many training images, every class with its share; None takes all.
         data_dir: folder of prepared data; None is the usual one.
     """
 
@@ -92,6 +94,7 @@ class Job:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
     weights: str | None = None
+    train_images: int | None = None
     data_dir: str | None = None
 
 
@@ -103,6 +106,7 @@ def prune(
     overwrite: bool = False,
     save_seconds: float = SAVE_SECONDS,
     measure_seconds: float = 2.0,
+    task: Task | None = None,
 ) -> dict[str, Any]:
     """Runs a job, or goes on with it.
 
@@ -115,6 +119,8 @@ def prune(
         save_seconds: time between two checkpoints of training.
         measure_seconds: time to spend on each comparison of latencies, at least; with `max_steps`
             it is the shortest possible.
+        task: what `task_for(job)` returns, where it is there already: runs that share it share what
+            was compiled.
 
     Returns:
         What is in `result.json`.
@@ -126,9 +132,8 @@ def prune(
     """
     progress = Silent() if progress is None else progress
     recipes.find(job.method)
-    net, exact = (net_for(job.model, job.data, dtype) for dtype in (job.dtype, "float32"))
-    images = data.load(job.data, data_dir=job.data_dir)
-    task = task_of(net, images)
+    task = task_for(job) if task is None else task
+    exact = task.fn if job.dtype == "float32" else net_for(job.model, job.data).fn
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = recipe_of(job, train, finetune)
@@ -136,24 +141,31 @@ def prune(
         check_budget(task, job.budget)
     provenance = {"versions": measure.versions(), "device": measure.device()}
     config = config_of(job, train, finetune)
-    directory = open_directory(out, config, about(job), provenance, overwrite)
-    stages = (
-        *recipe,
-        Evaluate("test", slim=True, name="pruned"),
-        Law(exact.fn),
-        Export(directory.path, exact.fn, progress.note),
-        Measure(directory.path, exact.fn, 0.0 if job.max_steps else measure_seconds),
-    )
     key = jax.random.key(job.seed)
 
     def start() -> Pruned:
         if job.weights is None:
             return Pruned(task.init(jax.random.fold_in(key, 0)), None)
+        net = net_for(job.model, job.data, job.dtype)
         return Pruned(pretrained.load(net, job.weights), None)
 
-    pruned = execute(directory, stages, task, key, start, progress, save_seconds)
-    asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget)
-    return write_result(directory, asked, task, pruned)
+    with held(out, config, about(job), provenance, overwrite) as directory:
+        stages = (
+            *recipe,
+            Evaluate("test", slim=True, name="pruned"),
+            Law(exact),
+            Export(directory.path, exact, progress.note),
+            Measure(directory.path, exact, 0.0 if job.max_steps else measure_seconds),
+        )
+        pruned = execute(directory, stages, task, key, start, progress, save_seconds)
+        asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget)
+        return from_first(lambda: write_result(directory, asked, task, pruned))
+
+
+def task_for(job: Job) -> Task:
+    """The net and the data of a job."""
+    images = data.load(job.data, data_dir=job.data_dir, subset=job.train_images)
+    return task_of(net_for(job.model, job.data, job.dtype), images)
 
 
 def about(job: Job) -> dict[str, Any]:
@@ -213,7 +225,7 @@ def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
             f"{', '.join('--' + name.replace('_', '-') for name in taken) or 'none'}."
         )
     factory = recipes.find(job.method)
-    if "finetune" in inspect.signature(factory).parameters:
+    if finetunes(job.method):
         return factory(job.budget, train, finetune, **job.options)
     if job.finetune_epochs is not None or job.finetune_learning_rate is not None or job.distill:
         raise errors.ArgumentError(
@@ -221,6 +233,16 @@ def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
             "Leave out --finetune-epochs, --finetune-learning-rate and --distill."
         )
     return factory(job.budget, train, **job.options)
+
+
+def finetunes(method: str) -> bool:
+    """Whether a method has fine-tuning settings of its own, beside the dense net's training.
+
+    Example:
+        >>> finetunes("l1"), finetunes("lottery_ticket")
+        (True, False)
+    """
+    return "finetune" in inspect.signature(recipes.find(method)).parameters
 
 
 def with_frozen(task: Task, budget: Budget, patterns: Sequence[str]) -> Budget:
@@ -265,6 +287,7 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         "options": dict(job.options),
         "dtype": job.dtype,
         "weights": job.weights,
+        "train_images": job.train_images,
         "train": None if train is None else dataclasses.asdict(train),
         "finetune": dataclasses.asdict(finetune),
     }

@@ -1,5 +1,10 @@
-"""Running a learner step by step: records, checkpoints, progress, and a stop when it diverges."""
+"""Running a learner step by step: records, checkpoints, progress, and a stop when it diverges.
 
+The state is copied to every device and the batches are split among them, whatever the learner; see
+`devices.py`. With several processes, all of them come here, and the first alone touches files.
+"""
+
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -12,7 +17,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import Pruned, PyTree, Variables
 from jprune.recipes import Learner
-from jprune.train import checkpoint
+from jprune.train import checkpoint, devices
 from jprune.train.progress import Progress
 
 EVERY = 20
@@ -54,7 +59,8 @@ def restore(folder: pathlib.Path, learner: Learner, key: jax.Array) -> Restored:
     Raises:
         CheckpointError: the checkpoint is damaged, or of another net or seed.
     """
-    found = checkpoint.load(folder, jax.eval_shape(learner.init))
+    shapes = jax.eval_shape(learner.init)
+    found = devices.from_first(lambda: checkpoint.load(folder, shapes))
     if found is None:
         return Restored(0, None, 0.0)
     if found.meta.get("key") != _plain_key(key):
@@ -92,16 +98,17 @@ def fit(
         The trained net, and the seconds that all of it took, before a kill included.
 
     Raises:
+        ArgumentError: the devices do not divide a batch.
         DivergenceError: a loss or weight that is not finite. The last checkpoint is from before.
     """
     start = time.perf_counter() - restored.seconds
     saved_at = time.perf_counter()
-    state = learner.init() if restored.state is None else restored.state
+    state = devices.everywhere(learner.init() if restored.state is None else restored.state)
     window: list[dict[str, jax.Array]] = []
     epochs = -(-learner.steps // learner.epoch)
     batches = learner.batches(restored.step)
     for step in range(restored.step + 1, learner.steps + 1):
-        state, seen = learner.step(state, next(batches))
+        state, seen = learner.step(state, devices.place(next(batches)))
         if window:
             # One step behind: the device is kept busy, and the bar does not run ahead of it.
             jax.block_until_ready(window[-1])
@@ -118,15 +125,17 @@ def fit(
             hooks.progress.epoch(-(-step // learner.epoch), epochs, metrics)
         hooks.progress.advance(step, metrics)
         hooks.append(step, time.perf_counter() - start, metrics)
-        if time.perf_counter() - saved_at >= hooks.save_seconds and step < learner.steps:
-            _check_finite(state, step, folder)
+        due = time.perf_counter() - saved_at >= hooks.save_seconds
+        if step < learner.steps and devices.from_first(lambda due=due: due):
+            _check_finite(learner, state, step, folder)
             facts = {"key": _plain_key(key), "seconds": time.perf_counter() - start}
             # Epoch and batch say where the data stand; the step alone would do.
-            position = dict(zip(("epoch", "batch"), divmod(step, learner.epoch)))
-            checkpoint.save(folder, step, state, {**facts, **position})
+            facts |= dict(zip(("epoch", "batch"), divmod(step, learner.epoch)))
+            save = functools.partial(checkpoint.save, folder, step, state, facts)
+            devices.from_first(save)
             saved_at = time.perf_counter()
-    _check_finite(state, learner.steps, folder)
-    return learner.finish(state), time.perf_counter() - start
+    _check_finite(learner, state, learner.steps, folder)
+    return devices.gathered(learner.finish(state)), time.perf_counter() - start
 
 
 def means(window: list[dict[str, Any]], step: int, folder: pathlib.Path) -> dict[str, float]:
@@ -137,20 +146,30 @@ def means(window: list[dict[str, Any]], step: int, folder: pathlib.Path) -> dict
     """
     values = jax.device_get(window)
     for number, metrics in enumerate(values, start=step - len(values) + 1):
-        if not np.isfinite(metrics["loss"]):
+        if not np.isfinite(metrics.get("loss", 0.0)):
             raise _diverged(f"the loss was {float(metrics['loss'])} in step {number}", folder)
     return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
 
 
-def _check_finite(state: PyTree, step: int, folder: pathlib.Path) -> None:
-    """Refuses weights that are not finite: the loss before the last update was still good."""
-    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in floats):
+def _check_finite(learner: Learner, state: PyTree, step: int, folder: pathlib.Path) -> None:
+    """Refuses weights that are not finite: the loss before the last update was still good.
+
+    What else the state holds may be infinite (scores of what is never pruned), but no NaN.
+    """
+    if not _everywhere(jnp.isfinite, learner.variables(state)):
         raise _diverged(f"a weight is not finite after step {step}", folder)
+    if not _everywhere(lambda leaf: ~jnp.isnan(leaf), state):
+        raise _diverged(f"the state has a NaN after step {step}", folder)
+
+
+def _everywhere(holds: Callable[[jax.Array], jax.Array], tree: PyTree) -> bool:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return all(bool(holds(leaf).all()) for leaf in floats)
 
 
 def _diverged(what: str, folder: pathlib.Path) -> errors.DivergenceError:
-    steps = sorted(int(f.name) for f in folder.glob("*") if f.name.isdigit())
+    saved = lambda: sorted(int(f.name) for f in folder.glob("*") if f.name.isdigit())
+    steps = devices.from_first(saved)
     kept = f"the last good checkpoint is {folder / str(steps[-1])}" if steps else "none was saved"
     return errors.DivergenceError(
         f"training diverged: {what}; {kept}. Write a smaller --learning-rate or "

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from jprune import measure, report, survey
 from jprune.base import Budget, Pruned, Task
+from jprune.graph import slim_params
 from jprune.graph.plans import plan_of
 from jprune.masks import density
 from jprune.recipes import groups_of, shapes_of, unit_masks
@@ -42,7 +43,8 @@ def write_result(
     path = directory.path / "result.json"
     if not path.exists():
         groups, masks = groups_of(task), unit_masks(task, pruned)
-        plan = plan_of(task.fn, shapes_of(task), task.example, groups=groups, masks=masks)
+        shapes, small = shapes_of(task), slim_params(groups, masks, pruned.variables)
+        plan = plan_of(task.fn, shapes, task.example, groups=groups, masks=masks, small=small)
         write_json(directory.path / "plan.json", plan)
         result = result_of(directory, asked, task, pruned)
         report.check(result)

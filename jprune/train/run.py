@@ -9,31 +9,38 @@
 Running the same command again does what is not done. A stage that was killed is done again, from
 its newest checkpoint where it has some; its records from behind that point are dropped first, so
 the records of a killed and resumed run are those of an undisturbed one, times aside.
+
+Runs use all devices that JAX shows, see `devices.py`. A stage with an attribute `alone` that is
+true is given one: what is exported or timed is a net on one device.
 """
 
+import contextlib
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from jprune import errors
 from jprune.base import Pruned, Records, Stage, Task
+from jprune.graph.leaves import is_leaf_type
 from jprune.recipes import LongStage, evaluate, shapes_of, unrolled
-from jprune.train import checkpoint, loop
+from jprune.train import checkpoint, devices, loop
 from jprune.train.files import (
     TEMPORARY,
     PathLike,
     append_line,
+    locked,
     make_folder,
+    plain,
     read_json,
     read_lines,
     write_json,
     write_lines,
 )
-from jprune.train.progress import Progress
+from jprune.train.progress import Progress, Silent
 
 SCHEMA = 1
 OURS = (
@@ -81,6 +88,24 @@ class RunDirectory(NamedTuple):
         return {file.parent.name.partition("-")[2]: read_json(file) for file in files}
 
 
+@contextlib.contextmanager
+def held(
+    path: PathLike,
+    config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Iterator[RunDirectory]:
+    """Opens a directory as `open_directory` does, and keeps it to this run until it is over.
+
+    Raises:
+        CheckpointError: as `open_directory`; or another run has it, which the message names.
+    """
+    with contextlib.ExitStack() as stack:
+        devices.from_first(lambda: stack.enter_context(locked(path)))
+        yield open_directory(path, config, about, provenance, overwrite)
+
+
 def open_directory(
     path: PathLike,
     config: Mapping[str, Any],
@@ -101,8 +126,19 @@ def open_directory(
         CheckpointError: the directory cannot be written to, belongs to something else, or to a run
             with other settings, which the message names.
     """
-    folder = make_folder(path)
-    settings = {"schema": SCHEMA, **config}
+    return devices.from_first(
+        lambda: _opened(make_folder(path), config, about, provenance, overwrite)
+    )
+
+
+def _opened(
+    folder: pathlib.Path,
+    config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    overwrite: bool,
+) -> RunDirectory:
+    settings = plain({"schema": SCHEMA, **config})
     if not (folder / "config.json").exists():
         # A file system may add hidden files of its own.
         strange = sorted(f.name for f in folder.iterdir() if not f.name.startswith("."))
@@ -154,13 +190,13 @@ def _check_same(folder: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, 
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {path with dots: value}; tuples become lists, as in JSON."""
+    """Nested settings as {path with dots: value}."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+            flat[prefix + name] = value
     return flat
 
 
@@ -193,19 +229,29 @@ def execute(
     """
     stages = tuple(unrolled(stages))
     names = numbered([_name(stage) for stage in stages])
-    folders = [
-        directory.path / "stages" / f"{number:02d}-{name}"
-        for number, name in enumerate(names, start=1)
-    ]
-    done = next((n for n, f in enumerate(folders) if not (f / "DONE").exists()), len(folders))
-    for folder in folders[done + 1 :]:  # they began with a net that is about to change
-        shutil.rmtree(folder, ignore_errors=True)
-    pruned = _latest(folders[:done], task) or start()
+    home = directory.path / "stages"
+    folders = [home / f"{number:02d}-{name}" for number, name in enumerate(names, start=1)]
+    if not devices.is_first():
+        progress = Silent()
+    done, pruned = devices.from_first(lambda: _resumed(home, folders, task, start))
+    pruned = devices.gathered(pruned)
     for number in range(done, len(stages)):
         place = _Place(directory, folders[number], names[: number + 1], len(stages), progress)
         stage_key = jax.random.fold_in(key, number + 1)
         pruned = _run(place, stages[number], pruned, task, stage_key, save_seconds)
     return pruned
+
+
+def _resumed(
+    home: pathlib.Path, folders: Sequence[pathlib.Path], task: Task, start: Callable[[], Pruned]
+) -> tuple[int, Pruned]:
+    """How many stages are done, and the net after them; removes what is left of others."""
+    done = next((n for n, f in enumerate(folders) if not (f / "DONE").exists()), len(folders))
+    pruned = _latest(folders[:done], task) or start()
+    # They began with a net that is about to change, or are of a recipe that has changed since.
+    for folder in {*home.glob("*")} - {*folders[: done + 1]}:
+        shutil.rmtree(folder, ignore_errors=True)
+    return done, pruned
 
 
 class _Place(NamedTuple):
@@ -224,40 +270,70 @@ class _Place(NamedTuple):
 
     def begin(self, steps: int, done: int) -> None:
         """Shows the stage, and drops records of what is about to be done again."""
-        _keep_records(self.directory, {*self.names[:-1]}, self.name, done)
+        dropped = lambda: _keep_records(self.directory, {*self.names[:-1]}, self.name, done)
+        devices.from_first(dropped)
         self.progress.begin(self.name, len(self.names), self.of, steps, done)
 
     def append(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
         entry = {"stage": self.name, "step": step, "metrics": metrics}
-        self.directory.append(entry, seconds)
+        devices.from_first(lambda: self.directory.append(entry, seconds))
+
+    def finish(self, before: Pruned, after: Pruned, seconds: float, records: Records) -> None:
+        """Writes down that the stage is over, and the net if it is another one now."""
+        if after is not before:
+            checkpoint.save(self.folder / "state", 0, after._asdict(), {})
+        outcome = {"wall_s": round(seconds, 3), "records": records, "net": after is not before}
+        write_json(self.folder / "DONE", outcome)
+        shutil.rmtree(self.folder / "steps", ignore_errors=True)
 
 
 def _run(
     place: _Place, stage: Stage, pruned: Pruned, task: Task, key: jax.Array, save_seconds: float
 ) -> Pruned:
-    make_folder(place.folder)
-    records: Records = []
     if isinstance(stage, LongStage):
-        steps = place.folder / "steps"
-        learner = stage.learner(pruned, task, key)
-        restored = loop.restore(steps, learner, key)
-        place.begin(learner.steps, restored.step)
-        validate = lambda variables: evaluate(task, variables, "validation")
-        hooks = loop.Hooks(place.append, validate, place.progress, save_seconds)
-        after, seconds = loop.fit(learner, restored, steps, key, hooks)
+        after = _long(place, stage, pruned, task, key, save_seconds)
     else:
         place.begin(0, 0)
-        began = time.perf_counter()
-        after, records = stage(pruned, task, key)
-        seconds = time.perf_counter() - began
-        for entry in records:
-            place.directory.append({**entry, "stage": place.name}, seconds)
-    if after is not pruned:
-        checkpoint.save(place.folder / "state", 0, after._asdict(), {})
-    write_json(place.folder / "DONE", {"wall_s": round(seconds, 3), "records": records})
-    shutil.rmtree(place.folder / "steps", ignore_errors=True)
+        # None stands for the net that it was: a copy would not be known as such.
+        after = devices.from_first(lambda: _short(place, stage, pruned, task, key)) or pruned
     place.progress.end()
     return after
+
+
+def _long(
+    place: _Place, stage: LongStage, pruned: Pruned, task: Task, key: jax.Array, save_seconds: float
+) -> Pruned:
+    """Training, on the devices of all processes."""
+    task = devices.spread(task)
+    steps = place.folder / "steps"
+    learner = stage.learner(pruned, task, key)
+    restored = loop.restore(steps, learner, key)
+    place.begin(learner.steps, restored.step)
+    validate = lambda variables: evaluate(task, variables, "validation")
+    hooks = loop.Hooks(place.append, validate, place.progress, save_seconds)
+    after, seconds = loop.fit(learner, restored, steps, key, hooks)
+    devices.from_first(lambda: place.finish(pruned, after, seconds, []))
+    return after
+
+
+def _short(
+    place: _Place, stage: Stage, pruned: Pruned, task: Task, key: jax.Array
+) -> Pruned | None:
+    """What is done at a stroke, on the devices of the first process; None if the net stays."""
+    make_folder(place.folder)
+    given = pruned
+    if not getattr(stage, "alone", False):
+        task = devices.spread(task, local=True)
+        placed = devices.everywhere((pruned.variables, dict(pruned.saved)), local=True)
+        given = pruned._replace(variables=placed[0], saved=placed[1])
+    began = time.perf_counter()
+    after, records = stage(given, task, key)
+    seconds = time.perf_counter() - began
+    after = pruned if after is given else devices.gathered(after)
+    for entry in records:
+        place.directory.append({**entry, "stage": place.name}, seconds)
+    place.finish(pruned, after, seconds, records)
+    return None if after is pruned else after
 
 
 def _name(stage: Stage) -> str:
@@ -294,10 +370,17 @@ def _latest(folders: Sequence[pathlib.Path], task: Task) -> Pruned | None:
     """The net after the last of these stages."""
     for folder in reversed(folders):
         found = checkpoint.load(folder / "state")
+        if found is None and read_json(folder / "DONE").get("net"):
+            raise errors.CheckpointError(
+                f"{folder / 'state'} is missing: the net after a stage that is over. Delete the "
+                f"folder {folder}: the same command then does this stage again."
+            )
         if found is None:
             continue
         pruned = Pruned(**found.state)
-        shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+        shapes = lambda tree: jax.tree.map(
+            lambda leaf: (leaf.shape, str(leaf.dtype)), tree, is_leaf=is_leaf_type
+        )
         if shapes(pruned.variables) != shapes(shapes_of(task)):
             raise errors.CheckpointError(
                 f"the net in {folder / 'state'} is not {task.name}: its arrays have other names or "

@@ -8,6 +8,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Batch, Data, Params, PyTree, Task, Variables
+from jprune.recipes._forms import in_any_form
 
 
 class Net(Protocol):
@@ -74,8 +75,8 @@ def task(net: Net, data: Data) -> Task:
         )
     return Task(
         name=net.name,
-        fn=net.fn,
-        train_fn=net.train_fn,
+        fn=in_any_form(net.fn, net.fn, net.init, net.example),
+        train_fn=in_any_form(net.train_fn, net.fn, net.init, net.example),
         loss=cross_entropy,
         metrics=loss_and_accuracy,
         init=net.init,

@@ -60,9 +60,44 @@ def conv(
     )
 
 
-def dense(inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer with bias."""
-    return nnx.Linear(inputs, outputs, kernel_init=HE, dtype=dtype, rngs=rngs)
+class Dense(nnx.Linear):
+    """A dense layer whose outputs may have dropout, at a rate that is a scalar of the statistics.
+
+    There (`stats/<layer>/dropout`) functional code can change it, as Han et al. (2015, arXiv
+    1506.02626) do after pruning.
+    """
+
+    dropout: nnx.BatchStat | None = None
+
+    def dropped(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The outputs with dropout; as they are without a key, or where the layer has none.
+
+        References:
+            Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, Dropout, 2014 (scaled in
+            training, so that inference needs nothing).
+        """
+        if self.dropout is None or key is None:
+            return x
+        keep = 1 - self.dropout[...]
+        return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0).astype(x.dtype)
+
+
+def dense(
+    inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs, dropout: float = 0.0
+) -> Dense:
+    """A dense layer with bias, and with dropout if its rate is above 0.
+
+    Raises:
+        ArgumentError: a rate outside [0, 1).
+    """
+    if not 0 <= dropout < 1:
+        raise errors.ArgumentError(
+            f"dropout={dropout} is outside [0, 1): it is the fraction dropped in training."
+        )
+    layer = Dense(inputs, outputs, kernel_init=HE, dtype=dtype, rngs=rngs)
+    if dropout:
+        layer.dropout = nnx.BatchStat(jnp.asarray(dropout, jnp.float32))
+    return layer
 
 
 def max_pool(x: jax.Array, size: int = 2, padding: Any = "VALID") -> jax.Array:

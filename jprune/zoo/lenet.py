@@ -22,18 +22,27 @@ class LeNet300(nnx.Module):
         shape: (height, width, channels) of an image; any.
         dtype: compute type.
         rngs: source of the initial values.
+        dropout: rate behind both hidden layers, in training; 0: none.
     """
 
-    def __init__(self, classes: int, shape: tuple[int, int, int], dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.fc1 = layers.dense(math.prod(shape), 300, dtype, rngs)
-        self.fc2 = layers.dense(300, 100, dtype, rngs)
+    def __init__(
+        self,
+        classes: int,
+        shape: tuple[int, int, int],
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        dropout: float = 0.0,
+    ):
+        self.fc1 = layers.dense(math.prod(shape), 300, dtype, rngs, dropout)
+        self.fc2 = layers.dense(300, 100, dtype, rngs, dropout)
         self.fc3 = layers.dense(100, classes, dtype, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, h, w, c] -> logits [batch, classes]."""
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[batch, h, w, c] -> logits [batch, classes]; a key switches dropout on."""
+        keys = (None, None) if key is None else jax.random.split(key)
         x = x.reshape(x.shape[0], -1)
-        x = nnx.relu(self.fc1(x))
-        x = nnx.relu(self.fc2(x))
+        x = self.fc1.dropped(nnx.relu(self.fc1(x)), keys[0])
+        x = self.fc2.dropped(nnx.relu(self.fc2(x)), keys[1])
         return self.fc3(x)
 
 
@@ -50,6 +59,7 @@ class LeNet5(nnx.Module):
         rngs: source of the initial values.
         conv_relu: ReLU after both convolutions. Methods that count the zero activations of a
             convolution (Network Trimming, [6]) need it.
+        dropout: rate behind fc1, in training; 0: none.
     """
 
     def __init__(
@@ -59,18 +69,19 @@ class LeNet5(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
         conv_relu: bool = False,
+        dropout: float = 0.0,
     ):
         layers.require_side("lenet5", shape, 16, "lenet300 or resnet8")
         height, width = (((side - 4) // 2 - 4) // 2 for side in shape[:2])
         self.conv1 = layers.conv(shape[2], 20, 5, dtype, rngs, padding="VALID", bias=True)
         self.conv2 = layers.conv(20, 50, 5, dtype, rngs, padding="VALID", bias=True)
-        self.fc1 = layers.dense(height * width * 50, 500, dtype, rngs)
+        self.fc1 = layers.dense(height * width * 50, 500, dtype, rngs, dropout)
         self.fc2 = layers.dense(500, classes, dtype, rngs)
         self.activation = nnx.relu if conv_relu else nnx.identity
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, h, w, c] -> logits [batch, classes]."""
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[batch, h, w, c] -> logits [batch, classes]; a key switches dropout on."""
         x = layers.max_pool(self.activation(self.conv1(x)))
         x = layers.max_pool(self.activation(self.conv2(x)))
         x = x.reshape(x.shape[0], -1)
-        return self.fc2(nnx.relu(self.fc1(x)))
+        return self.fc2(self.fc1.dropped(nnx.relu(self.fc1(x)), key))

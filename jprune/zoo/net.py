@@ -4,6 +4,7 @@ Everything that jprune does to a net it does to pure functions of a tree of arra
 only one that knows how to get such functions out of Flax NNX.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,8 +42,9 @@ def from_module(
 
     Args:
         name: of the net.
-        make: `make(rngs) -> module`. The module is called with images alone, holds nothing but
-            `nnx.Param` and `nnx.BatchStat`, and draws no random numbers when called.
+        make: `make(rngs) -> module`. The module holds nothing but `nnx.Param` and `nnx.BatchStat`.
+            It is called with images, and in training with `key` too if it takes one: what it draws
+            it draws from that.
         shape: (height, width, channels) of one image.
 
     Returns:
@@ -54,6 +56,7 @@ def from_module(
         {'params': {'bias': (2,), 'kernel': (3, 2)}, 'stats': {}}
     """
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    draws = "key" in inspect.signature(type(module).__call__).parameters
     module.eval()
     inference = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
     module.train()
@@ -68,9 +71,8 @@ def from_module(
         return run(x).astype(jnp.float32)
 
     def train_fn(variables: Variables, x: Any, key: jax.Array) -> tuple[jax.Array, PyTree]:
-        del key  # no net of the zoo draws; the argument is part of the protocol
         run = nnx.merge(training, variables["params"], variables["stats"])
-        logits = run(x).astype(jnp.float32)
+        logits = (run(x, key=key) if draws else run(x)).astype(jnp.float32)
         return logits, nnx.to_pure_dict(nnx.state(run, nnx.BatchStat))
 
     return Net(name, init, fn, train_fn, jax.ShapeDtypeStruct((1, *shape), jnp.float32))

@@ -1,0 +1,95 @@
+"""Optimal brain damage: what a weight's removal costs to second order, with a diagonal Hessian.
+
+References:
+    LeCun, Denker, Solla, Optimal brain damage, 1990, Advances in Neural Information Processing
+    Systems 2 [1]: s_k = h_kk w_k^2 / 2 (their formula 5, h_kk u_k^2 / 2).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from jprune import errors
+from jprune.base import Criterion
+from jprune.curvature import Estimator, gauss_newton, mean_diagonal
+
+NEGATIVE = ("clip", "keep", "refuse")
+
+
+def obd(
+    fn: Callable[..., Any],
+    loss: Callable[..., Any],
+    curvature: Estimator | None = None,
+    key: jax.Array | None = None,
+    negative: str = "clip",
+    weight_decay: float = 0.0,
+) -> Criterion:
+    """h_kk w_k^2 / 2 for every parameter, h_kk = d2E/dw_k2, E the mean loss.
+
+    The gradient is taken to be zero: the net is trained. Pooled by `to_units(groups, scores)`, the
+    saliency of a filter is the sum of its weights'.
+
+    Args:
+        fn: `fn(variables, batch["image"])`, in inference mode.
+        loss: `loss(out, batch) -> [batch]`; E is its mean, weighted by batch["weight"].
+        curvature: an estimator of `jprune.curvature`; None is the exact Gauss-Newton diagonal,
+            which is never negative. OBD's own is `recursion()`.
+        key: of the draws, where the estimator draws.
+        negative: what to do where h_kk < 0, off a minimum: "clip" it at 0, "keep" it (the saliency
+            is negative: the second-order term alone says that the loss falls), or "refuse" it.
+        weight_decay: lambda of a penalty lambda w^2 / 2 that is not in the loss; added to h_kk.
+
+    Returns:
+        A criterion; scores are a tree like the variables, None for statistics.
+
+    Raises:
+        ArgumentError: an unknown rule or a negative weight decay; when scoring: curvature that is
+            NaN, or negative and refused.
+
+    Example:
+        >>> import jprune
+        >>> fn, loss = lambda v, x: x @ v["w"], lambda out, batch: 0.5 * out[:, 0] ** 2
+        >>> batch, variables = {"image": jnp.array([[2.0, 1.0]])}, {"w": jnp.array([[1.0], [3.0]])}
+        >>> jprune.run_criterion(obd(fn, loss), variables, [batch])["w"][:, 0]
+        Array([2. , 4.5], dtype=float32)
+    """
+    if negative not in NEGATIVE:
+        raise errors.ArgumentError(f"obd(negative={negative!r}); write {', '.join(NEGATIVE)}.")
+    if weight_decay < 0:
+        raise errors.ArgumentError(f"obd(weight_decay={weight_decay}); it is 0 or more.")
+    diagonal = mean_diagonal(fn, loss, gauss_newton() if curvature is None else curvature, key)
+
+    def saliency(path: Any, bend: jax.Array, weight: jax.Array) -> jax.Array:
+        _check(jax.tree_util.keystr(path, simple=True, separator="/"), bend, negative)
+        positive = jnp.maximum(bend, 0) if negative == "clip" else bend
+        return 0.5 * (positive + weight_decay) * weight**2
+
+    def score(state: Any, variables: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, bend, weight: None if bend is None else saliency(path, bend, weight),
+            diagonal.score(state, variables),
+            variables,
+            is_leaf=lambda leaf: leaf is None,
+        )
+
+    return diagonal._replace(score=score)
+
+
+def _check(name: str, bend: jax.Array, negative: str) -> None:
+    """Refuses NaN, and negative curvature where asked to; traced values cannot be looked at."""
+    if isinstance(bend, Tracer):
+        return
+    if jnp.isnan(bend).any():
+        raise errors.ArgumentError(
+            f"the curvature at {name} is NaN: the loss or the variables are not finite. Check them "
+            "before pruning."
+        )
+    if negative == "refuse" and (bend < 0).any():
+        raise errors.ArgumentError(
+            f"the curvature at {name} is negative for {int((bend < 0).sum())} of {bend.size} "
+            "weights: the net is not at a minimum. Train on, or write negative='clip' or "
+            "curvature=gauss_newton()."
+        )

@@ -1,0 +1,67 @@
+"""Curvature: how the loss bends, for every method that looks at second derivatives.
+
+Here belong derivatives of second order of the mean loss of a batch in the parameters, and what is
+made of them alone: products with the Hessian, its diagonal by several estimates, per-example rows
+whose outer products approximate it, and inverses of it with the deletion step of OBS. What a method
+makes of these (saliencies, masks, new weights) stands in `criteria` and `reconstruct`.
+
+A net is `fn(variables, x)`, a loss `loss(out, batch) -> [batch]`; the mean over a batch is weighted
+by `batch["weight"]` where there is one. Only floating leaves under `params` are differentiated (all
+of them in variables without `params`); results are trees like the variables, None elsewhere.
+
+Read `products.py` first (the loss, Hessian-vector products), then `diagonal.py` (estimates of the
+diagonal, and their mean over batches), `rows.py` (Gauss-Newton and Fisher factors per example),
+`recursion.py` (OBD's own back-propagation of second derivatives), `inverse.py` (OBS), `kfac.py`
+(Kronecker factors of a layer's Fisher block), `blocks.py` (their algebra), `eigenbasis.py` (where
+they are diagonal).
+"""
+
+from jprune.curvature.blocks import Factors, damage
+from jprune.curvature.diagonal import (
+    Estimator,
+    exact,
+    fisher,
+    gauss_newton,
+    hutchinson,
+    mean_diagonal,
+)
+from jprune.curvature.eigenbasis import Rotated, rotated
+from jprune.curvature.inverse import deletions, identity, with_rows
+from jprune.curvature.kfac import Layer, kfac, layers_of, mean_factors
+from jprune.curvature.products import (
+    Parameters,
+    hessian_product,
+    mean_loss,
+    parameters_of,
+    weights_of,
+)
+from jprune.curvature.recursion import recursion
+from jprune.curvature.rows import gradient_rows, with_drawn_labels
+
+__all__ = [
+    "Estimator",
+    "Factors",
+    "Layer",
+    "Parameters",
+    "Rotated",
+    "damage",
+    "deletions",
+    "exact",
+    "fisher",
+    "gauss_newton",
+    "gradient_rows",
+    "hessian_product",
+    "hutchinson",
+    "identity",
+    "kfac",
+    "layers_of",
+    "mean_diagonal",
+    "mean_factors",
+    "mean_loss",
+    "parameters_of",
+    "recursion",
+    "rotated",
+    "weights_of",
+    "with_drawn_labels",
+    "with_rows",
+]

@@ -1,0 +1,110 @@
+"""Algebra of Kronecker-factored Fisher blocks: on the host, in float64.
+
+A block is F = S (x) A for a kernel as a matrix W [outputs, patch]; its damage of a change D is
+1/2 vec(D)^T (S (x) A) vec(D) = 1/2 tr(S D A D^T), vec going row by row.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jprune import errors
+
+NEGATIVE = 1e-4
+"""Eigenvalues below minus this times the largest one are no rounding of float32."""
+
+
+class Factors(NamedTuple):
+    """Of a layer's Fisher block, S (x) A."""
+
+    inputs: Any
+    """A: [inputs * window, inputs * window], channels first; or [inputs, inputs]."""
+    outputs: Any
+    """S: [outputs, outputs]."""
+
+
+def damage(change: Any, factors: Factors) -> float:
+    """1/2 tr(S D A D^T): what a change D [outputs, patch] of a kernel costs.
+
+    Example:
+        >>> factors = Factors(np.diag([3.0, 1.0]), np.array([[2.0, 1.0], [1.0, 2.0]]))
+        >>> damage(np.array([[1.0, 1.0], [1.0, -1.0]]), factors)
+        10.0
+    """
+    a, s, d = (np.asarray(part, np.float64) for part in (*factors, change))
+    return float(np.sum((s @ d) * (d @ a))) / 2
+
+
+def as_matrix(kernel: Any) -> np.ndarray:
+    """A kernel [window..., inputs, outputs] as float64 [outputs, inputs * window].
+
+    Example:
+        >>> kernel = np.arange(12.0).reshape(3, 2, 2)  # a window of 3
+        >>> as_matrix(kernel)[0].tolist()
+        [0.0, 4.0, 8.0, 2.0, 6.0, 10.0]
+        >>> bool((as_kernel(as_matrix(kernel), (3, 2, 2)) == kernel).all())
+        True
+    """
+    kernel = np.asarray(kernel, np.float64)
+    *_, inputs, outputs = kernel.shape
+    return kernel.reshape(-1, inputs, outputs).transpose(2, 1, 0).reshape(outputs, -1)
+
+
+def as_kernel(matrix: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Inverse of `as_matrix`, for a kernel of this shape."""
+    *_, inputs, outputs = shape
+    return np.asarray(matrix).reshape(outputs, inputs, -1).transpose(2, 1, 0).reshape(shape)
+
+
+def checked(path: str, factors: Factors) -> tuple[np.ndarray, np.ndarray]:
+    """Both factors in float64, symmetric.
+
+    Raises:
+        ArgumentError: a factor that is not finite, or that has an eigenvalue below zero by more
+            than rounding.
+    """
+
+    def one(name: str, given: Any) -> np.ndarray:
+        factor = np.asarray(given, np.float64)
+        if not np.isfinite(factor).all():
+            raise errors.ArgumentError(
+                f"the curvature at {path} is NaN or infinite (factor {name}): the loss or the "
+                "variables are not finite. Check them before pruning."
+            )
+        factor = (factor + factor.T) / 2
+        values = np.linalg.eigvalsh(factor)
+        if values[0] < -NEGATIVE * max(values[-1], np.finfo(float).tiny):
+            raise errors.ArgumentError(
+                f"the curvature at {path} is negative: the factor {name} has the eigenvalue "
+                f"{values[0]:.3g} beside {values[-1]:.3g}. A Fisher factor is a mean of outer "
+                "products; take those of kfac."
+            )
+        return factor
+
+    return one("A", factors.inputs), one("S", factors.outputs)
+
+
+def damped(factor: np.ndarray, damping: float) -> np.ndarray:
+    """A factor plus damping times its mean eigenvalue.
+
+    Example:
+        >>> damped(np.diag([3.0, 1.0]), 0.5).tolist()
+        [[4.0, 0.0], [0.0, 2.0]]
+    """
+    return factor + damping * np.trace(factor) / len(factor) * np.eye(len(factor))
+
+
+def inverse(path: str, factor: np.ndarray) -> np.ndarray:
+    """The inverse of a factor.
+
+    Raises:
+        ArgumentError: it has none.
+    """
+    try:
+        half = np.linalg.inv(np.linalg.cholesky(factor))
+    except np.linalg.LinAlgError:
+        raise errors.ArgumentError(
+            f"a Kronecker factor of {path} has no inverse: a channel is always 0, or there are "
+            "fewer examples than channels. Write damping=1e-3, or take more batches."
+        ) from None
+    return half.T @ half

@@ -1,0 +1,277 @@
+"""The diagonal of the Hessian of the mean loss, by several estimates, as a mean over batches.
+
+With J_n the Jacobian of the outputs of example n, H_n the Hessian of its loss in the outputs, w_n
+its share of the batch, E the mean loss:
+
+- `exact`: d2E/dw_k2, a Hessian-vector product per parameter; for tiny nets;
+- `hutchinson`: the mean of v * Hv over random signs v: E[v_k (Hv)_k] = h_kk;
+- `gauss_newton`: sum_n w_n diag(J_n^T H_n J_n), never negative: the Hessian without the
+  curvature of the net itself;
+- `fisher`: sum_n w_n g_n^2 with g_n the gradient of example n's loss.
+
+The last two are exact (a backward pass per example, and per output), or sampled: with independent
+random signs s_n the square of sum_n sqrt(w_n) s_n g_n has the mean sum_n w_n g_n^2, and takes one
+backward pass of the whole batch. OBD's own estimate is `recursion`.
+
+References:
+    Hutchinson, A stochastic estimator of the trace of the influence matrix, 1990. For diagonals:
+    Bekas, Kokiopoulou, Saad, An estimator for the diagonal of a matrix, 2007, Applied Numerical
+    Mathematics 57. Gauss-Newton: Schraudolph, Fast curvature matrix-vector products, 2002, Neural
+    Computation 14. Fisher: Martens, New insights and perspectives on the natural gradient method,
+    2020, arXiv 1412.1193.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jprune import errors
+from jprune.base import Batch, Criterion, Variables
+from jprune.curvature.products import (
+    Function,
+    gradient_of,
+    parameters_of,
+    shares_of,
+    weights_of,
+)
+from jprune.curvature.rows import (
+    check_labels,
+    output_factors,
+    signs,
+    summed_squares,
+    with_drawn_labels,
+)
+
+Diagonal = list[jax.Array]
+"""One array per parameter, in the order of `parameters_of`."""
+
+
+class Estimator(NamedTuple):
+    """How the diagonal of a batch is found. Two of the same settings are equal."""
+
+    name: str
+    estimate: Callable[[Function, Function, Variables, Batch, Any], Diagonal]
+    """`estimate(fn, loss, variables, batch, key) -> diagonal`."""
+    draws: bool
+    """Whether it needs the key."""
+
+
+class Sum(NamedTuple):
+    """Diagonals so far."""
+
+    key: jax.Array | None
+    batches: jax.Array
+    weight: jax.Array
+    """Of all examples so far."""
+    total: Diagonal
+    """Sum of the batches' diagonals times their weights."""
+
+
+def mean_diagonal(
+    fn: Function, loss: Function, estimator: Estimator, key: jax.Array | None = None
+) -> Criterion:
+    """The diagonal over all batches, every example counting by its weight.
+
+    Args:
+        fn: `fn(variables, batch["image"])`, in inference mode.
+        loss: `loss(out, batch) -> [batch]`.
+        estimator: `exact()`, `hutchinson()`, `gauss_newton()`, `fisher()` or `recursion()`.
+        key: of the draws of an estimator that draws; every batch has its own.
+
+    Returns:
+        A criterion whose scores are the curvature: a tree like the variables, None for statistics.
+        Criteria of the same three first arguments share what is compiled.
+
+    Raises:
+        ArgumentError: no key for an estimator that draws.
+
+    Example:
+        >>> import jprune
+        >>> fn, loss = lambda v, x: x @ v["w"], lambda out, batch: 0.5 * out[:, 0] ** 2
+        >>> batch, variables = {"image": jnp.array([[2.0, 1.0]])}, {"w": jnp.ones((2, 1))}
+        >>> jprune.run_criterion(mean_diagonal(fn, loss, exact()), variables, [batch])["w"][:, 0]
+        Array([4., 1.], dtype=float32)
+    """
+    if estimator.draws and key is None:
+        raise errors.ArgumentError(
+            f"the estimate {estimator.name} draws; pass key=jax.random.key(0), or one of yours."
+        )
+
+    def init(variables: Variables) -> Sum:
+        total = [jnp.zeros(value.shape, value.dtype) for value in parameters_of(variables).values]
+        return Sum(key, jnp.zeros((), jnp.int32), jnp.zeros(()), total)
+
+    def score(state: Sum, variables: Variables) -> Any:
+        mean = [(total / state.weight).astype(total.dtype) for total in state.total]
+        return parameters_of(variables).tree(mean)
+
+    return Criterion(init, _updated(fn, loss, estimator), score)
+
+
+@functools.lru_cache(maxsize=8)
+def _updated(fn: Function, loss: Function, estimator: Estimator) -> Callable[..., Sum]:
+    @jax.jit
+    def update(state: Sum, variables: Variables, batch: Batch) -> Sum:
+        key = None if state.key is None else jax.random.fold_in(state.key, state.batches)
+        here = estimator.estimate(fn, loss, variables, batch, key)
+        weight = weights_of(batch).sum()
+        total = [old + (weight * new).astype(old.dtype) for old, new in zip(state.total, here)]
+        return state._replace(batches=state.batches + 1, weight=state.weight + weight, total=total)
+
+    return update
+
+
+@functools.cache
+def exact() -> Estimator:
+    """The diagonal itself, by one Hessian-vector product per parameter."""
+
+    def estimate(
+        fn: Function, loss: Function, variables: Variables, batch: Batch, key: Any
+    ) -> Diagonal:
+        del key
+        parameters = parameters_of(variables)
+        values = parameters.values
+        product = jax.linearize(gradient_of(fn, loss, parameters, batch), values)[1]
+        zeros = [jnp.zeros_like(value) for value in values]
+
+        def leaf(place: int) -> jax.Array:
+            flat = zeros[place].reshape(-1)
+
+            def entry(index: jax.Array) -> jax.Array:
+                one = flat.at[index].set(1).reshape(zeros[place].shape)
+                direction = [*zeros[:place], one, *zeros[place + 1 :]]
+                return product(direction)[place].reshape(-1)[index]
+
+            return jax.lax.map(entry, jnp.arange(flat.size)).reshape(zeros[place].shape)
+
+        return [leaf(place) for place in range(len(values))]
+
+    return Estimator("exact", estimate, False)
+
+
+@functools.cache
+def hutchinson(probes: int = 16) -> Estimator:
+    """The mean of v * Hv over random signs v.
+
+    The gradient is taken once and its tangent once a probe, so that a batch costs less than four
+    gradients a probe. The error falls like 1 / sqrt(probes), over batches too.
+
+    Args:
+        probes: a batch.
+
+    Raises:
+        ArgumentError: less than one probe.
+    """
+    _check_probes("hutchinson", probes)
+
+    def estimate(
+        fn: Function, loss: Function, variables: Variables, batch: Batch, key: Any
+    ) -> Diagonal:
+        parameters = parameters_of(variables)
+        values = parameters.values
+        product = jax.linearize(gradient_of(fn, loss, parameters, batch), values)[1]
+
+        def probe(key: jax.Array) -> Diagonal:
+            keys = jax.random.split(key, len(values))
+            direction = [signs(k, value) for k, value in zip(keys, values)]
+            return [v * bent for v, bent in zip(direction, product(direction))]
+
+        return _mean(probe, values, key, probes)
+
+    return Estimator("hutchinson", estimate, True)
+
+
+@functools.cache
+def gauss_newton(probes: int | None = None) -> Estimator:
+    """The diagonal of J^T H J, H being the Hessian of the loss in the outputs.
+
+    Where H is not positive (a loss that is not convex in the outputs) its positive part is taken.
+
+    Args:
+        probes: None for the exact diagonal (a backward pass per example and output), else
+            backward passes of the whole batch.
+
+    Raises:
+        ArgumentError: less than one probe.
+    """
+    _check_probes("gauss_newton", probes)
+
+    def estimate(
+        fn: Function, loss: Function, variables: Variables, batch: Batch, key: Any
+    ) -> Diagonal:
+        if probes is None:
+            return summed_squares(fn, loss, variables, batch, "gauss_newton")
+        parameters = parameters_of(variables)
+        outputs = lambda values: fn(parameters.into(values), batch["image"])
+        out, pull = jax.vjp(outputs, parameters.values)
+        factors, wrap = output_factors(loss, out, batch)
+        factors = jnp.sqrt(shares_of(batch))[:, None, None] * factors
+
+        def probe(key: jax.Array) -> Diagonal:
+            drawn = signs(key, factors[:, 0])
+            (gradient,) = pull(wrap(jnp.einsum("nij,nj->ni", factors, drawn)))
+            return [g**2 for g in gradient]
+
+        return _mean(probe, parameters.values, key, probes)
+
+    return Estimator("gauss_newton", estimate, probes is not None)
+
+
+@functools.cache
+def fisher(probes: int | None = None, labels: str = "data") -> Estimator:
+    """The mean square of the examples' gradients.
+
+    With the data's labels it is the empirical Fisher information, which vanishes with the
+    gradients; with labels drawn from the net it is the Fisher information of a softmax, in
+    expectation the Gauss-Newton diagonal of the cross entropy.
+
+    Args:
+        probes: None for a backward pass per example, else backward passes of the whole batch.
+        labels: "data", or "model": drawn from the softmax of the outputs.
+
+    Raises:
+        ArgumentError: other labels, or less than one probe.
+    """
+    check_labels(labels)
+    _check_probes("fisher", probes)
+
+    def estimate(
+        fn: Function, loss: Function, variables: Variables, batch: Batch, key: Any
+    ) -> Diagonal:
+        if labels == "model":
+            key, drawing = jax.random.split(key)
+            batch = with_drawn_labels(fn(variables, batch["image"]), batch, drawing)
+        if probes is None:
+            return summed_squares(fn, loss, variables, batch, "fisher")
+        parameters, shares = parameters_of(variables), jnp.sqrt(shares_of(batch))
+        losses = lambda values: loss(fn(parameters.into(values), batch["image"]), batch)
+        examples, pull = jax.vjp(losses, parameters.values)
+
+        def probe(key: jax.Array) -> Diagonal:
+            (gradient,) = pull((shares * signs(key, shares)).astype(examples.dtype))
+            return [g**2 for g in gradient]
+
+        return _mean(probe, parameters.values, key, probes)
+
+    return Estimator("fisher", estimate, labels == "model" or probes is not None)
+
+
+def _mean(
+    probe: Callable[[jax.Array], Diagonal], like: Diagonal, key: jax.Array, probes: int
+) -> Diagonal:
+    """The mean over probes, one after the other."""
+
+    def add(total: Diagonal, key: jax.Array) -> tuple[Diagonal, None]:
+        return [t + part.astype(t.dtype) for t, part in zip(total, probe(key))], None
+
+    zeros = [jnp.zeros_like(value) for value in like]
+    total, _ = jax.lax.scan(add, zeros, jax.random.split(key, probes))
+    return [part / probes for part in total]
+
+
+def _check_probes(name: str, probes: int | None) -> None:
+    if probes is not None and probes < 1:
+        raise errors.ArgumentError(f"{name}(probes={probes}); write 1 or more, 16 for example.")

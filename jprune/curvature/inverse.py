@@ -1,0 +1,126 @@
+"""The inverse of an outer-product Hessian, and the deletion step of OBS. On the host, in float64.
+
+Rounding adds up over thousands of updates, and JAX computes in float32 unless told otherwise.
+
+References:
+    Hassibi, Stork, Second order derivatives for network pruning: optimal brain surgeon, 1993,
+    Advances in Neural Information Processing Systems 5 [2].
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jprune import errors
+
+WAITING = 64
+"""Deletions whose updates of the inverse are applied together."""
+
+
+class Deletion(NamedTuple):
+    """A weight that would go next."""
+
+    loss: float
+    """Increase of the loss, L_q = w_q^2 / (2 [H^-1]_qq)."""
+    place: int
+    """Which weight."""
+
+
+def identity(size: int, alpha: float) -> np.ndarray:
+    """The inverse before the first row: I / alpha, alpha damping the Hessian.
+
+    Raises:
+        ArgumentError: alpha is not above 0.
+    """
+    if not alpha > 0:
+        raise errors.ArgumentError(
+            f"alpha={alpha} must be above 0: the recursion begins with I / alpha. The paper takes "
+            "1e-8 to 1e-4."
+        )
+    return np.eye(size) / alpha
+
+
+def with_rows(inverse: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(H + sum_i r_i r_i^T)^-1 from H^-1.
+
+    One row is the Sherman-Morrison step of the paper, H^-1 - H^-1 r r^T H^-1 / (1 + r^T H^-1 r),
+    with r = X / sqrt(P). Several rows at once (Woodbury) are equal to one after the other, and
+    faster.
+
+    Args:
+        inverse: [n, n], symmetric.
+        rows: [m, n].
+
+    Returns:
+        [n, n], symmetric.
+
+    Example:
+        >>> with_rows(np.eye(2), np.array([[1.0, 0.0]])).round(9).tolist()
+        [[0.5, 0.0], [0.0, 1.0]]
+    """
+    for start in range(0, len(rows), WAITING):
+        some = np.asarray(rows[start : start + WAITING], np.float64)
+        product = some @ inverse
+        middle = np.eye(len(some)) + product @ some.T
+        half = np.linalg.solve(np.linalg.cholesky(middle), product)
+        inverse = inverse - half.T @ half
+    return inverse
+
+
+def deletions(
+    weights: np.ndarray, inverse: np.ndarray, candidates: np.ndarray | None = None
+) -> Iterator[Deletion]:
+    """The weights in the order in which OBS deletes them.
+
+    The iterator says which weight would go next. Asking for another one deletes it: all weights
+    move by -w_q H^-1_q / [H^-1]_qq, w_q becomes 0 and stays so, and the inverse becomes that of the
+    Hessian without q, H^-1 - H^-1_q (H^-1_q)^T / [H^-1]_qq. On a quadratic, the loss is the true
+    one after every deletion.
+
+    Args:
+        weights: [n] float64; written in place.
+        inverse: [n, n] float64, of the Hessian of all n; written in place, with the updates of up
+            to `WAITING` deletions outstanding.
+        candidates: [n] bool, which may be deleted, the others only move; None: all.
+
+    Yields:
+        The deletions, until no candidate is left; the smallest L_q first, ties by lowest index.
+
+    Raises:
+        ArgumentError: weights or an inverse that are not float64.
+
+    Example:
+        >>> weights = np.array([1.0, 1.0])
+        >>> order = deletions(weights, np.linalg.inv(np.array([[2.0, 1.0], [1.0, 2.0]])))
+        >>> round(next(order).loss, 6), next(order).place, weights.tolist()
+        (0.75, 1, [0.0, 1.5])
+    """
+    if weights.dtype != np.float64 or inverse.dtype != np.float64:
+        raise errors.ArgumentError(
+            f"deletions got weights of {weights.dtype} and an inverse of {inverse.dtype}; both are "
+            "written in place and must be float64. Write np.asarray(w, np.float64)."
+        )
+    open_ = np.ones(len(weights), bool) if candidates is None else np.array(candidates, bool)
+    gone = np.zeros(len(weights), bool)
+    diagonal = inverse.diagonal().copy()
+    # An update changes all n^2 entries, but the next deletion reads a column and the diagonal.
+    columns = np.zeros((WAITING, len(weights)))
+    waiting = 0
+    while open_.any():
+        # Rounding may turn a diagonal that is all but zero negative.
+        safe = np.maximum(diagonal, np.finfo(float).tiny)
+        losses = np.where(open_, weights**2 / (2 * safe), np.inf)
+        q = int(losses.argmin())
+        yield Deletion(float(losses[q]), q)
+        column = (inverse[q] - columns[:waiting, q] @ columns[:waiting]) / np.sqrt(safe[q])
+        column[gone] = 0
+        weights -= weights[q] / np.sqrt(safe[q]) * column
+        weights[q] = 0
+        open_[q], gone[q] = False, True
+        diagonal -= column**2
+        columns[waiting] = column
+        waiting += 1
+        if waiting == WAITING:
+            inverse -= columns.T @ columns
+            waiting = 0

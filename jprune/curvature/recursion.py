@@ -1,0 +1,305 @@
+"""OBD's own estimate: second derivatives propagated backwards, like gradients.
+
+With a = sum_j w_j x_j, x' = f(a), per example:
+
+    d2E/dw_j2 = x_j^2 d2E/da2,
+    d2E/dx_j2 = sum_i w_ij^2 d2E/da_i2,
+    d2E/da2 = f'(a)^2 d2E/dx'2 + f''(a) dE/dx';
+
+a weight that stands at several connections (a convolution) gets the sum over them. Cross terms
+between units are left out, so that this is the true diagonal for the last two layers only. The
+Levenberg-Marquardt form leaves out the term with f'', and is never negative.
+
+The net is read as a list of equations. Each contraction is run on squares, so that its transpose
+propagates squares; whatever only moves, selects or sums (reshapes, pools) is transposed as it is;
+everything elementwise between two such equations is one function f.
+
+References:
+    LeCun, Denker, Solla, Optimal brain damage, 1990, Advances in Neural Information Processing
+    Systems 2 [1].
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from jprune import errors
+from jprune.base import Batch, Variables
+from jprune.curvature.diagonal import Estimator
+from jprune.curvature.products import Function, parameters_of, shares_of
+from jprune.graph.arithmetic import ELEMENTWISE
+from jprune.graph.jaxprs import Equation, Program, bind, describe, program_of, user_line
+
+# The Jacobian of a selection has zeros and ones alone, so that their squares are the same.
+SELECTIONS = (
+    "reshape transpose broadcast_in_dim squeeze expand_dims slice pad rev concatenate reduce_sum "
+    "reduce_max reduce_window_max reduce_window_sum copy".split()
+)
+KINDS = {
+    **dict.fromkeys((*ELEMENTWISE, "custom_jvp_call"), "function"),
+    **dict.fromkeys(SELECTIONS, "selection"),
+    **dict.fromkeys(("conv_general_dilated", "dot_general"), "contraction"),
+}
+Pair = tuple[Any, Any]
+"""First and second derivative of the loss in a value."""
+
+
+class Step(NamedTuple):
+    """Equations as one function of the values that depend on variables or inputs."""
+
+    kind: str
+    equations: tuple[Equation, ...]
+    inputs: tuple[int, ...]
+    output: int
+
+
+@functools.cache
+def recursion(levenberg_marquardt: bool = False) -> Estimator:
+    """An estimator of the diagonal by OBD's recursion, at the cost of one more backward pass.
+
+    It covers chains: dense layers and convolutions, with anything elementwise (norms in inference
+    mode too) and pools in between, and one array as output.
+
+    Args:
+        levenberg_marquardt: leave out the second derivatives of the nonlinearities.
+
+    Raises:
+        TraceError: (when run) the net is no such chain; the message says where.
+
+    Example:
+        >>> fn = lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"]
+        >>> loss = lambda out, batch: out[:, 0] ** 2
+        >>> variables = {"a": jnp.array([[0.5]]), "b": jnp.array([[2.0]])}
+        >>> batch = {"image": jnp.ones((1, 1))}
+        >>> a, b = recursion().estimate(fn, loss, variables, batch, None)
+        >>> round(float(a[0, 0]), 4), round(float(b[0, 0]), 4)
+        (2.2608, 0.4271)
+    """
+
+    def estimate(
+        fn: Function, loss: Function, variables: Variables, batch: Batch, key: Any
+    ) -> list[jax.Array]:
+        del key
+        leaves = jax.tree.leaves(variables)
+        program, _ = program_of(fn, variables, batch["image"], inline_remat=True)
+        steps = find_steps(program, len(leaves))
+        values = _run(program, [*leaves, jnp.asarray(batch["image"])])
+        found = {program.outputs[0]: _of_loss(loss, values[program.outputs[0]], batch)}
+        for step in reversed(steps):
+            after = found.get(step.output)
+            if after is None:
+                continue
+            inputs = [values[value] for value in step.inputs]
+            back = BACKWARDS[step.kind]
+            before = back(_function_of(step, values), inputs, after, levenberg_marquardt)
+            for value, pair in zip(step.inputs, before):
+                known = found.get(value)
+                found[value] = pair if known is None else tuple(map(jnp.add, known, pair))
+        parameters = parameters_of(variables)
+        return [
+            found[program.inputs[place]][1] if program.inputs[place] in found else 0 * value
+            for place, value in zip(parameters.places, parameters.values)
+        ]
+
+    return Estimator("recursion", estimate, False)
+
+
+def _run(program: Program, inputs: Sequence[Any]) -> list[Any]:
+    """All values of a program."""
+    values: list[Any] = [None] * len(program.avals)
+    for value, array in (*program.constants.items(), *zip(program.inputs, inputs)):
+        values[value] = array
+    for equation in program.equations:
+        results = bind(equation, [values[value] for value in equation.inputs])
+        for value, result in zip(equation.outputs, results):
+            values[value] = result
+    return values
+
+
+def _function_of(step: Step, values: Sequence[Any]) -> Function:
+    """The step as a function of its inputs; whatever else it reads is as it was."""
+
+    def run(*inputs: Any) -> Any:
+        known = dict(zip(step.inputs, inputs))
+        for equation in step.equations:
+            operands = [known.get(value, values[value]) for value in equation.inputs]
+            known.update(zip(equation.outputs, bind(equation, operands)))
+        return known[step.output]
+
+    return run
+
+
+def _of_loss(loss: Function, out: jax.Array, batch: Batch) -> Pair:
+    """Derivatives of the mean loss in the outputs."""
+
+    def one(vector: jax.Array, example: Batch, share: jax.Array) -> Pair:
+        many = jax.tree.map(lambda leaf: leaf[None], example)
+        of = lambda flat: share * loss(flat.reshape(1, *vector.shape), many)[0]
+        flat = vector.reshape(-1)
+        second = jnp.diagonal(jax.hessian(of)(flat))
+        return jax.grad(of)(flat).reshape(vector.shape), second.reshape(vector.shape)
+
+    return jax.vmap(one)(out, jax.tree.map(jnp.asarray, dict(batch)), shares_of(batch))
+
+
+def _through_contraction(run: Function, inputs: list[Any], after: Pair, simple: bool) -> list[Pair]:
+    del simple
+    first = jax.vjp(run, *inputs)[1](after[0])
+    second = jax.vjp(run, *(value**2 for value in inputs))[1](after[1])
+    return list(zip(first, second))
+
+
+def _through_selection(run: Function, inputs: list[Any], after: Pair, simple: bool) -> list[Pair]:
+    del simple
+    pull = jax.vjp(run, *inputs)[1]
+    return list(zip(pull(after[0]), pull(after[1])))
+
+
+def _through_function(run: Function, inputs: list[Any], after: Pair, simple: bool) -> list[Pair]:
+    pairs = []
+    for place, value in enumerate(inputs):
+        # One number of the input moves every number of the output, so its derivatives are exact.
+        of = lambda u, place=place: run(*inputs[:place], u, *inputs[place + 1 :])
+        slope = lambda u, of=of: jax.jvp(of, (u,), (jnp.ones_like(u),))[1]
+        first, bend = jax.jvp(slope, (value,), (jnp.ones_like(value),))
+        second = first**2 * after[1] + (0 if simple else bend * after[0])
+        pairs.append((_like(first * after[0], value), _like(second, value)))
+    return pairs
+
+
+def _like(array: jax.Array, value: jax.Array) -> jax.Array:
+    """Summed over the axes along which a value was broadcast."""
+    if jnp.ndim(value) == 0:
+        return array.sum()
+    axes = [axis for axis in range(array.ndim) if value.shape[axis] != array.shape[axis]]
+    return array.sum(axis=axes, keepdims=True)
+
+
+BACKWARDS = {
+    "contraction": _through_contraction,
+    "selection": _through_selection,
+    "function": _through_function,
+}
+
+
+def find_steps(program: Program, leaves: int) -> list[Step]:
+    """The steps of a chain, in execution order.
+
+    Args:
+        program: of `fn(variables, x)`.
+        leaves: how many of its inputs are leaves of the variables.
+
+    Raises:
+        TraceError: the program is no chain.
+    """
+    chain = _Chain(program, leaves)
+    for equation in program.equations:
+        chain.read(equation)
+    return chain.steps()
+
+
+class _Chain:
+    """Finds out which equations belong together.
+
+    All elementwise equations that depend on one value of the data, their *root*, are one function.
+    Inside it values may be read several times, as in x * sigmoid(x); outside, every value of the
+    data is read once, since the recursion has no cross terms.
+    """
+
+    def __init__(self, program: Program, leaves: int):
+        self.program = program
+        self.data = set(program.inputs[leaves:])
+        self.leaves = {value: frozenset((value,)) for value in program.inputs[:leaves]}
+        """Value that depends on variables alone -> on which leaves."""
+        self.root: dict[int, int] = {}
+        """Value inside a function -> root of the function."""
+        self.functions: dict[int, list[Equation]] = {}
+        """Root -> equations."""
+        self.readers: dict[int, list[Equation]] = {}
+        """Of values of the data, but for those inside a function."""
+        self.single: list[Equation] = []
+        """Equations that are a step each."""
+
+    def read(self, equation: Equation) -> None:
+        """Takes the next equation in."""
+        data = {value for value in equation.inputs if value in self.data}
+        kernels = {value for value in equation.inputs if value in self.leaves}
+        if not data and not kernels:
+            return
+        if equation.name not in KINDS or len(equation.outputs) != 1:
+            self.refuse(equation, f"there is no rule for {equation.name}")
+        if data:
+            self.data |= {*equation.outputs}
+            self._read_data(equation, data)
+        else:
+            self._read_variables(equation, kernels)
+
+    def _read_variables(self, equation: Equation, kernels: set[int]) -> None:
+        parts = [self.leaves[value] for value in kernels]
+        union = frozenset[int]().union(*parts)
+        if sum(map(len, parts)) > len(union) or KINDS[equation.name] == "contraction":
+            self.refuse(equation, "parameters are combined before they meet the data")
+        self.leaves[equation.outputs[0]] = union
+        self.single.append(equation)
+
+    def _read_data(self, equation: Equation, data: set[int]) -> None:
+        roots = {self.root.get(value, value) for value in data}
+        if len(roots) > 1 or (
+            KINDS[equation.name] == "contraction" and {*equation.inputs} <= self.data
+        ):
+            self.refuse(equation, "two activations meet")
+        if KINDS[equation.name] != "function":
+            for value in data:
+                self.readers.setdefault(value, []).append(equation)
+            self.single.append(equation)
+            return
+        (root,) = roots
+        if self.program.shape(root) != self.program.shape(equation.outputs[0]):
+            self.refuse(equation, "an activation is repeated along an axis")
+        self.root[equation.outputs[0]] = root
+        self.functions.setdefault(root, []).append(equation)
+
+    def steps(self) -> list[Step]:
+        """The steps, once all equations are read."""
+        found = [self._step((equation,), equation.outputs[0]) for equation in self.single]
+        for root, equations in self.functions.items():
+            made = [value for equation in equations for value in equation.outputs]
+            ends = [v for v in made if v in self.readers or v in self.program.outputs]
+            if len(ends) > 1:
+                self.refuse(self.program.makers[ends[-1]], "it is read in two places")
+            self.readers.setdefault(root, []).append(equations[0])
+            if ends:
+                found.append(self._step(tuple(equations), ends[0]))
+        for readers in self.readers.values():
+            if len(readers) > 1:
+                self.refuse(readers[-1], "what it reads is read elsewhere too")
+        order = {value: n for n, e in enumerate(self.program.equations) for value in e.outputs}
+        differentiable = [step for step in found if self._is_float(step.output)]
+        return sorted(differentiable, key=lambda step: order[step.output])
+
+    def _step(self, equations: tuple[Equation, ...], output: int) -> Step:
+        made = {value for equation in equations for value in equation.outputs}
+        read = dict.fromkeys(value for equation in equations for value in equation.inputs)
+        inputs = tuple(
+            value
+            for value in read
+            if (value in self.data or value in self.leaves)
+            and value not in made
+            and self._is_float(value)
+        )
+        return Step(KINDS[equations[0].name], equations, inputs, output)
+
+    def _is_float(self, value: int) -> bool:
+        return jnp.issubdtype(self.program.avals[value].dtype, jnp.floating)
+
+    def refuse(self, equation: Equation, why: str) -> NoReturn:
+        """Raises, with the equation and the user's line."""
+        line = user_line(equation.traceback)
+        raise errors.TraceError(
+            f"OBD's recursion covers chains of layers, nonlinearities and pools, and {why}: "
+            f"{describe(self.program, equation)}{f' at {line}' if line else ''}. Write "
+            "gauss_newton, fisher or hutchinson, which take any net."
+        )

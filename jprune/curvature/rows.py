@@ -1,0 +1,174 @@
+"""Rows whose outer products are the Gauss-Newton matrix or the Fisher information.
+
+With r_i the rows of a batch, sum_i r_i r_i^T = sum_n w_n J_n^T H_n J_n (Gauss-Newton) or
+sum_n w_n g_n g_n^T (Fisher), w_n being the shares of the examples.
+
+Examples are taken one at a time: `vmap` over them would turn convolutions into grouped ones, whose
+weight gradients are far slower.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jprune import errors
+from jprune.base import Batch, Variables
+from jprune.curvature.products import Function, parameters_of, shares_of
+
+HOW = ("gauss_newton", "fisher")
+
+
+def signs(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Random signs of an array's shape and type."""
+    return jax.random.rademacher(key, like.shape).astype(like.dtype)
+
+
+def check_labels(labels: str) -> None:
+    """Refuses labels that are neither the data's nor the net's."""
+    if labels not in ("data", "model"):
+        raise errors.ArgumentError(f"labels={labels!r}; write 'data' or 'model'.")
+
+
+def with_drawn_labels(out: Any, batch: Batch, key: jax.Array) -> Batch:
+    """The batch with labels drawn from the softmax of the outputs.
+
+    Args:
+        out: logits [batch, classes].
+        batch: with a "label" [batch].
+        key: of the draw.
+
+    Raises:
+        ArgumentError: the batch has no label, or the outputs are no logits.
+    """
+    if "label" not in batch or jnp.ndim(out) != jnp.ndim(batch["label"]) + 1:
+        raise errors.ArgumentError(
+            f"labels='model' draws batch['label'] from logits; the outputs have the shape "
+            f"{jnp.shape(out)} and the batch has {', '.join(batch)}. Write gauss_newton."
+        )
+    drawn = jax.random.categorical(key, out)
+    return {**batch, "label": drawn.astype(jnp.asarray(batch["label"]).dtype)}
+
+
+def output_factors(loss: Function, out: Any, batch: Batch) -> tuple[jax.Array, Callable[..., Any]]:
+    """Factors L_n of the Hessians of the loss in the outputs: H_n = L_n L_n^T.
+
+    Args:
+        loss: `loss(out, batch) -> [batch]`.
+        out: the outputs.
+        batch: the examples.
+
+    Returns:
+        [batch, outputs, outputs], and a function that wraps [batch, outputs] like `out`. Negative
+        curvature of the loss in its outputs is left out.
+    """
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], out))
+    wrap = lambda rows: jax.vmap(unravel)(rows.astype(flat.dtype))
+
+    def factor(one: Any, example: Batch) -> jax.Array:
+        flat, back = ravel_pytree(one)
+        many = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], example)
+
+        def of(vector: jax.Array) -> jax.Array:
+            return loss(jax.tree.map(lambda leaf: leaf[None], back(vector)), many)[0]
+
+        values, vectors = jnp.linalg.eigh(jax.hessian(of)(flat))
+        return vectors * jnp.sqrt(jnp.maximum(values, 0))
+
+    return jax.vmap(factor)(out, dict(batch)), wrap
+
+
+def _rows_of_one(
+    fn: Function, loss: Function, variables: Variables, how: str, samples: int | None
+) -> Callable[[tuple[Any, ...]], list[jax.Array]]:
+    """`(example, share, key) -> [rows, *shape]` for every parameter."""
+    parameters = parameters_of(variables)
+
+    def rows(given: tuple[Any, ...]) -> list[jax.Array]:
+        example, share, key = given
+        batch = jax.tree.map(lambda leaf: leaf[None], example)
+        outputs = lambda values: fn(parameters.into(values), batch["image"])
+        if how == "fisher":
+            losses = lambda values: jnp.sqrt(share) * loss(outputs(values), batch)[0]
+            return [g[None] for g in jax.grad(losses)(parameters.values)]
+        out, pull = jax.vjp(outputs, parameters.values)
+        factors, wrap = output_factors(loss, out, batch)
+        columns = jnp.sqrt(share) * factors[0].T
+        if samples is not None:
+            drawn = jax.random.rademacher(key, (samples, len(columns))).astype(columns.dtype)
+            columns = drawn @ columns / samples**0.5
+        return jax.lax.map(lambda column: pull(wrap(column[None]))[0], columns)
+
+    return rows
+
+
+def _examples(batch: Batch, key: jax.Array | None) -> tuple[Any, ...]:
+    """All examples with their shares and keys, along the first axis."""
+    shares = shares_of(batch)
+    keys = jnp.zeros(len(shares)) if key is None else jax.random.split(key, len(shares))
+    return jax.tree.map(jnp.asarray, dict(batch)), shares, keys
+
+
+def gradient_rows(
+    fn: Function,
+    loss: Function,
+    variables: Variables,
+    batch: Batch,
+    how: str = "gauss_newton",
+    samples: int | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Rows r_i of a batch with sum_i r_i r_i^T its Gauss-Newton matrix or Fisher information.
+
+    Args:
+        fn: `fn(variables, batch["image"])`, in inference mode.
+        loss: `loss(out, batch) -> [batch]`.
+        variables: of the net.
+        batch: examples.
+        how: "gauss_newton" (as many rows an example as it has outputs) or "fisher" (one: the
+            gradient of its loss).
+        samples: rows an example, drawn so that the sum is right in expectation (Gauss-Newton);
+            None: all.
+        key: of the draws.
+
+    Returns:
+        [rows, parameters]: all parameters side by side, in the order of `parameters_of`.
+
+    Raises:
+        ArgumentError: an unknown name, samples below 1 or not of Gauss-Newton, or no key for them.
+
+    Example:
+        >>> fn, loss = lambda v, x: x @ v["w"], lambda out, batch: 0.5 * out[:, 0] ** 2
+        >>> batch, variables = {"image": jnp.array([[2.0, 1.0]])}, {"w": jnp.ones((2, 1))}
+        >>> jnp.abs(gradient_rows(fn, loss, variables, batch))
+        Array([[2., 1.]], dtype=float32)
+    """
+    if how not in HOW:
+        raise errors.ArgumentError(f"gradient_rows(how={how!r}); write one of {', '.join(HOW)}.")
+    if samples is not None and (samples < 1 or how != "gauss_newton"):
+        raise errors.ArgumentError(
+            f"gradient_rows(how={how!r}, samples={samples}); samples are 1 or more rows an example "
+            "of gauss_newton. Write samples=None for all rows."
+        )
+    if (samples is None) != (key is None):
+        raise errors.ArgumentError(
+            "gradient_rows takes samples and the key of their draws, or none."
+        )
+    rows = jax.lax.map(_rows_of_one(fn, loss, variables, how, samples), _examples(batch, key))
+    flat = [part.reshape(part.shape[0] * part.shape[1], -1) for part in rows]
+    return jnp.concatenate(flat, axis=1)
+
+
+def summed_squares(
+    fn: Function, loss: Function, variables: Variables, batch: Batch, how: str
+) -> list[jax.Array]:
+    """The diagonal of sum_i r_i r_i^T, without keeping the rows."""
+    one = _rows_of_one(fn, loss, variables, how, None)
+
+    def add(total: list[jax.Array], given: tuple[Any, ...]) -> tuple[list[jax.Array], None]:
+        return [t + (rows**2).sum(axis=0) for t, rows in zip(total, one(given))], None
+
+    zeros = [jnp.zeros_like(value) for value in parameters_of(variables).values]
+    return jax.lax.scan(add, zeros, _examples(batch, None))[0]

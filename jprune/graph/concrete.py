@@ -1,0 +1,51 @@
+"""Arrays whose numbers are at hand: worked on by NumPy, since XLA compiles a program per shape.
+
+A net has a hundred shapes, and cutting or masking each takes XLA seconds to compile and
+milliseconds to run. Whatever is traced, sharded or of a type that NumPy lacks (random keys) is not
+at hand and goes the way of `jax.numpy`.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+
+def at_hand(value: Any) -> np.ndarray | None:
+    """The numbers of a concrete array on one device (on a CPU without a copy), or None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> at_hand(jnp.arange(2))
+        array([0, 1], dtype=int32)
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, Tracer) or not isinstance(value, jax.Array):
+        return None
+    # NumPy has neither random keys nor types that give way to others.
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) or getattr(
+        value, "weak_type", False
+    ):
+        return None
+    whole = value.is_fully_addressable and len(value.sharding.device_set) == 1
+    return np.asarray(value) if whole else None
+
+
+def put_back(result: np.ndarray, like: Any) -> Any:
+    """A result of the kind, and on the device, of what it was made from.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> put_back(np.arange(2), np.arange(4)), put_back(np.arange(2), jnp.arange(4))
+        (array([0, 1]), Array([0, 1], dtype=int32))
+    """
+    if not isinstance(like, jax.Array):
+        return result
+    return jax.device_put(result, like.sharding if like.committed else None)
+
+
+def is_traced() -> bool:
+    """Whether what is made here becomes part of a program: arrays would be its constants."""
+    return isinstance(jax.device_put(0), Tracer)

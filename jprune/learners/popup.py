@@ -1,0 +1,144 @@
+"""Edge-popup: what is learned is which weights are there, never what they are.
+
+References:
+    Ramanujan, Wortsman, Kembhavi, Farhadi, Rastegari, What's hidden in a randomly weighted neural
+    network?, 2020, arXiv 1911.13299; details as in the authors' code. Malach, Yehudai,
+    Shalev-Shwartz, Shamir, Proving the lottery ticket hypothesis, 2020, arXiv 2002.00585 [10].
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jprune import errors
+from jprune.allocate import keep_best
+from jprune.base import Masks, PyTree, Scores, Task, Variables
+from jprune.masks import is_none, ste
+
+
+def kept_of(size: int, k: float) -> int:
+    """How many of a layer's weights are kept: n - int((1 - k) n), truncated and not rounded.
+
+    In floating point as the authors' code has it; at least one.
+
+    Example:
+        >>> kept_of(10, 0.3), kept_of(7, 0.5), kept_of(100, 0.29)
+        (3, 4, 29)
+    """
+    return max(1, size - int((1 - k) * size))
+
+
+def top_masks(scores: Scores, k: float) -> Masks:
+    """Keeps the largest |s| of every layer, ties by lowest index.
+
+    Args:
+        scores: a tree, None where nothing is pruned.
+        k: fraction kept of every layer.
+
+    Raises:
+        ArgumentError: k outside (0, 1], or a score that is NaN.
+
+    Example:
+        >>> top_masks({"w": np.array([0.3, -0.9, 0.1, 0.5])}, 0.5)["w"]
+        array([False,  True, False,  True])
+    """
+    if not 0 < k <= 1:
+        raise errors.ArgumentError(
+            f"k={k} is outside (0, 1]: it is the fraction of a layer that is kept."
+        )
+    for leaf in jax.tree.leaves(scores):
+        if not isinstance(leaf, Tracer) and np.isnan(leaf).any():
+            raise errors.ArgumentError(
+                "the scores hold NaN: training has diverged. Write a smaller --learning-rate."
+            )
+    return jax.tree.map(lambda leaf: keep_best(jnp.abs(leaf), kept_of(leaf.size, k)), scores)
+
+
+def learned_masks(scores: Scores, k: float) -> PyTree:
+    """The masks as floats whose gradient goes to |s|, straight through the choice."""
+    hard = top_masks(jax.lax.stop_gradient(scores), k)
+    soft = jax.tree.map(jnp.abs, scores)
+    return jax.tree.map(lambda mask, size: ste(mask.astype(size.dtype), size), hard, soft)
+
+
+def popup_task(task: Task, k: float) -> Task:
+    """The same task for variables {"scores", "fixed"}, of which the scores alone are trained.
+
+    `fixed` are the variables of the net. Its parameters are never touched; statistics are updated.
+
+    Args:
+        task: of the net.
+        k: fraction of every layer with scores that is kept.
+    """
+
+    def masked(variables: Variables) -> Variables:
+        return masked_by(variables["fixed"], learned_masks(variables["scores"], k))
+
+    return task._replace(
+        fn=lambda variables, x: task.fn(masked(variables), x),
+        train_fn=lambda variables, x, key: task.train_fn(masked(variables), x, key),
+        split=lambda variables: (variables["scores"], variables["fixed"]),
+        merge=lambda scores, fixed: {"scores": scores, "fixed": fixed},
+        update=lambda variables, new: {**variables, "fixed": task.update(variables["fixed"], new)},
+    )
+
+
+def masked_by(variables: Variables, masks: PyTree) -> Variables:
+    """Variables times masks where there are some."""
+    product = lambda mask, value: value if mask is None else value * mask.astype(value.dtype)
+    return jax.tree.map(product, masks, variables, is_leaf=is_none)
+
+
+def draw_scores(key: jax.Array, weights: PyTree) -> Scores:
+    """Kaiming-uniform with a = sqrt 5: even in +-1 / sqrt(fan in)."""
+    return _drawn(
+        key, weights, lambda key, shape, fan: jax.random.uniform(key, shape, minval=-1.0) / fan**0.5
+    )
+
+
+Draw = Callable[[jax.Array, tuple[int, ...], float], jax.Array]
+DRAWS: dict[str, Draw] = {
+    "signed_constant": lambda key, shape, std: std * jax.random.rademacher(key, shape, float),
+    "kaiming_normal": lambda key, shape, std: std * jax.random.normal(key, shape),
+}
+
+
+def draw_weights(key: jax.Array, weights: PyTree, how: str, k: float | None = None) -> PyTree:
+    """Random weights whose outputs have the variance of their inputs.
+
+    Args:
+        key: for the draw.
+        weights: whose shapes are taken, [..., in, out]; None stays None.
+        how: "signed_constant" (+-std) or "kaiming_normal", with std = sqrt(2 / fan in).
+        k: fraction kept: std = sqrt(2 / (k fan in)), so that the variance is right under the masks.
+            (The authors' `scale_fan` has 1 - k there, which is right at a half alone.)
+
+    Raises:
+        ArgumentError: another `how`.
+
+    Example:
+        >>> like = {"w": jnp.ones((8, 3))}
+        >>> print(abs(draw_weights(jax.random.key(0), like, "signed_constant", k=0.25)["w"][0]))
+        [1. 1. 1.]
+    """
+    if how not in DRAWS:
+        raise errors.ArgumentError(f"draw_weights(how={how!r}); write one of {', '.join(DRAWS)}.")
+    kept = 1.0 if k is None else k
+    draw = lambda key, shape, fan: DRAWS[how](key, shape, math.sqrt(2 / (kept * fan)))
+    return _drawn(key, weights, draw)
+
+
+def _drawn(key: jax.Array, like: PyTree, draw: Draw) -> PyTree:
+    """A tree of draws; `draw(key, shape, fan in)`."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, max(1, len(leaves)))
+    drawn: list[Any] = [
+        draw(here, leaf.shape, math.prod(leaf.shape[:-1])).astype(leaf.dtype)
+        for here, leaf in zip(keys, leaves)
+    ]
+    return structure.unflatten(drawn)

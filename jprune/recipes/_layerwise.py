@@ -1,0 +1,354 @@
+"""Layer by layer: choose what a consumer reads, refit it, go on with the net as it is now.
+
+A step of the walk is a group of units with all its consumers, or a sampler: the inputs of one
+consumer alone, in front of a block whose shortcut stays whole.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import (
+    Budget,
+    Groups,
+    Masks,
+    Problem,
+    Pruned,
+    Reconstructor,
+    Records,
+    Task,
+    Variables,
+)
+from jprune.graph.windows import plain_kernels
+from jprune.masks import apply_masks
+from jprune.recipes._dead_units import bias_of
+from jprune.recipes._layers import as_tree, by_path
+from jprune.recipes._nets import are_units, groups_of, shapes_of, unit_masks, weight_masks
+from jprune.recipes._training import stream
+from jprune.recipes._widths import widths
+from jprune.recipes.stages import fractions, record
+from jprune.reconstruct._sites import Windows, aimed, collect, look, sites_of
+from jprune.reconstruct.least_squares import relative_error
+from jprune.units import expand, places_of
+
+STREAMS = ("sampler", "whole", "joint")
+
+Choose = Callable[[Sequence[Problem], int, jax.Array], np.ndarray]
+"""`(problems, width, key) -> bool [units]`, a problem for every consumer."""
+
+Refit = Callable[[np.ndarray, jax.Array], Reconstructor]
+"""`(bool [units] that were there, key) -> reconstructor`; the key is that of the choice."""
+
+
+class Step(NamedTuple):
+    """What is chosen at once."""
+
+    name: str
+    """The group's, or `sampler/` and the kernel's path."""
+    units: int
+    kernels: dict[str, np.ndarray]
+    """{path of a consumer's kernel: [units, repeats] positions of every unit on its input axis}."""
+    sampler: bool = False
+
+    @property
+    def path(self) -> str:
+        """The kernel of a sampler."""
+        return next(iter(self.kernels))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerWise:
+    """Prunes layer by layer: what consumers read is chosen, and they are refitted.
+
+    Inputs come from the net as it is by then, so that an error made earlier is made up for; targets
+    from the net as it came, so that errors do not add up. Steps go in the order of their first
+    consumer.
+
+    Attributes:
+        budget: what is kept of the dense net.
+        choose: which units stay.
+        refit: how consumers are refitted; None: not at all.
+        targets: "dense", or "now": what a consumer says before this step.
+        stream: what happens to groups on residual streams. "sampler": the stream stays whole, and
+            a layer that begins a branch reads a part of it (masks of weights); "whole": nothing;
+            "joint": they are pruned like others, for all their consumers together.
+        ratios: relative shares kept, in the order of steps, with ":" between; or one number.
+        part: (which, of how many): of all steps, those of one round.
+        batches: of calibration images.
+        batch_size: images in one.
+        points: positions an image and layer.
+        ridge: see `Problem`.
+        bias: whether constants are fitted, where a bias or a norm takes them.
+        name: of the record.
+    """
+
+    budget: Budget
+    choose: Choose
+    refit: Refit | None
+    targets: str = "dense"
+    stream: str = "sampler"
+    ratios: str = "1"
+    part: tuple[int, int] = (0, 1)
+    batches: int = 40
+    batch_size: int = 125
+    points: int = 10
+    ridge: float | None = None
+    bias: bool = True
+    name: str = "prune"
+
+    def __post_init__(self):
+        if self.stream not in STREAMS or self.targets not in ("dense", "now"):
+            raise errors.ArgumentError(
+                f"stream={self.stream!r}, targets={self.targets!r}; write one of "
+                f"{', '.join(STREAMS)}, and 'dense' or 'now'."
+            )
+        if min(self.batches, self.batch_size, self.points) < 1:
+            raise errors.ArgumentError(
+                f"calibration with batches={self.batches}, batch_size={self.batch_size}, "
+                f"points={self.points}; each is 1 or more."
+            )
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Masks, variables, and a record of the fractions kept and the outputs' relative error.
+
+        Raises:
+            ArgumentError: nothing is prunable, or the net's activations are not finite.
+            BudgetError: a budget that cannot be met.
+        """
+        steps = steps_of(task, self.stream)
+        there = alive_of(task, pruned, steps)
+        shares = per_step(self.ratios, steps)
+        masks_of = lambda masks: masks_by_name(task, pruned, steps, masks)
+        kept = widths(task, there, self.budget, masks_of, shares)
+        first, count = (self.part[0] * len(steps)) // self.part[1], self.part
+        last = ((count[0] + 1) * len(steps)) // count[1]
+        todo = [step for step in steps[first:last] if kept[step.name] < there[step.name].sum()]
+        walk = _Walk(self, task, key, pruned.variables, todo)
+        errors_left = []
+        for number, step in enumerate(todo):
+            chosen = walk.choose(step, there[step.name], kept[step.name], number)
+            there = {**there, step.name: chosen}
+            masks = masks_of(there)
+            errors_left += walk.refit(step, chosen, weight_masks(task, masks), number)
+        masks = masks_of(there)
+        seen = {**fractions(task, masks), "layers": len(todo)}
+        if errors_left:
+            seen["reconstruction_error"] = float(np.mean(errors_left))
+        return Pruned(walk.variables, masks, pruned.extra, pruned.saved), [record(self.name, seen)]
+
+
+class _Walk:
+    """The net on its way through the steps; `variables` are those of now."""
+
+    def __init__(
+        self, stage: LayerWise, task: Task, key: jax.Array, variables: Variables, todo: list[Step]
+    ):
+        self.stage, self.task, self.variables = stage, task, variables
+        self.points, self.draws, order = jax.random.split(key, 3)
+        size = min(stage.batch_size, task.data.sizes["train"])
+        few = min(stage.batches, max(1, task.data.sizes["train"] // size))
+        batches = itertools.islice(stream(task.data, size, order), few if todo else 0)
+        self.images = [batch["image"] for batch in batches]
+        self.groups = groups_of(task)
+        self.sites = sites_of(self.groups, {path for step in todo for path in step.kernels})
+        self.biases = bias_of(task) if stage.bias and todo else {}
+        self.dense: Mapping[str, Windows] = {}
+        if stage.targets == "dense" and todo:
+            self.dense = self._seen([s for sites in self.sites.values() for s in sites], False)
+
+    def _seen(self, sites: Sequence[str], inputs: bool = True) -> dict[str, Windows]:
+        see = look(self.task.fn, self.groups, sites, self.stage.points, inputs)
+        return collect(see, self.variables, self.images, self.points)
+
+    def problems(self, step: Step, keep: np.ndarray) -> list[Problem]:
+        """One problem for every consumer of a step, seen in one pass."""
+        seen = self._seen([site for path in step.kernels for site in self.sites[path]])
+        return [self._problem(path, index, keep, seen) for path, index in step.kernels.items()]
+
+    def _problem(
+        self, path: str, index: np.ndarray, keep: np.ndarray, seen: Mapping[str, Windows]
+    ) -> Problem:
+        sites = self.sites[path]
+        inputs = np.concatenate([seen[site].inputs for site in sites])
+        aims = [aimed(seen[s], self.dense[s]) if self.dense else seen[s].outputs for s in sites]
+        weight = as_matrix(by_path(self.task, self.variables)[path])
+        units, repeats = index.shape
+        others = np.setdiff1d(np.arange(weight.shape[0]), index)
+        targets = np.concatenate(aims)
+        if others.size:  # what is no unit of this step says what it says
+            targets = targets - np.tensordot(inputs[:, others], weight[others], 2)
+        return Problem(
+            inputs=inputs[:, index].reshape(len(inputs), units, -1),
+            targets=targets,
+            weight=weight[index].reshape(units, repeats * weight.shape[1], -1),
+            keep=keep,
+            ridge=self.stage.ridge,
+            bias=path in self.biases,
+        )
+
+    def choose(self, step: Step, alive: np.ndarray, width: int, number: int) -> np.ndarray:
+        """Bool [units]: which stay."""
+        self.last = self.problems(step, alive)
+        self.before = alive
+        return self.stage.choose(self.last, width, jax.random.fold_in(self.draws, number))
+
+    def refit(self, step: Step, chosen: np.ndarray, masks: Masks, number: int) -> list[float]:
+        """Refits the consumers in order; relative errors of their outputs afterwards."""
+        several, left = len(step.kernels) > 1, []
+        for place, (path, index) in enumerate(step.kernels.items()):
+            if several and self.stage.refit is not None:  # a later consumer reads an earlier one
+                self.variables = apply_masks(self.variables, masks) if place else self.variables
+                seen = self._seen(self.sites[path])
+                problem = self._problem(path, index, chosen, seen)
+            else:
+                problem = self.last[place]._replace(keep=chosen)
+            weight, bias = np.asarray(problem.weight) * chosen[:, None, None], None
+            if self.stage.refit is not None:
+                key = jax.random.fold_in(self.draws, number)
+                weight, bias = self.stage.refit(self.before, key)(problem)
+                self._write(path, index, weight, bias)
+            left.append(relative_error(problem, weight, bias))
+        self.variables = apply_masks(self.variables, masks)
+        return left
+
+    def _write(self, path: str, index: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
+        leaves = by_path(self.task, self.variables)
+        kernel = leaves[path]
+        rows = as_matrix(kernel)
+        rows[index] = weight.reshape(*index.shape, *rows.shape[1:])
+        leaves[path] = as_kernel(rows, kernel)
+        if path in self.biases:
+            leaf, sign = self.biases[path]
+            leaves[leaf] = leaves[leaf] + jnp.asarray(sign * bias, leaves[leaf].dtype)
+        self.variables = as_tree(self.task, leaves)
+
+
+def as_matrix(kernel: Any) -> np.ndarray:
+    """[inputs, window, outputs] float64 of a kernel [window..., inputs, outputs]."""
+    moved = np.moveaxis(np.asarray(kernel, np.float64), -2, 0)
+    return np.array(moved.reshape(moved.shape[0], -1, moved.shape[-1]))
+
+
+def as_kernel(matrix: np.ndarray, like: Any) -> jax.Array:
+    """The kernel of a matrix from `as_matrix`, in the shape and type of another one."""
+    shape = (like.shape[-2], *like.shape[:-2], like.shape[-1])
+    return jnp.asarray(np.moveaxis(matrix.reshape(shape), 0, -2), like.dtype)
+
+
+def steps_of(task: Task, stream: str) -> list[Step]:
+    """The steps of a walk, in the order of their first consumer.
+
+    A group takes part if all that reads it are plain contractions with a site, so that its
+    consumers can be seen and refitted; others (read by grouped convolutions, by attention, inside
+    loops) stay whole. A sampler stands before a layer that reads a stream and whose outputs are
+    units of their own.
+    """
+    groups = groups_of(task)
+    plain = plain_kernels(task.fn, shapes_of(task), task.example)
+    order = list(dict.fromkeys(path for path in sites_of(groups, plain) if path))
+    sites = {path: names for path, names in sites_of(groups, order).items() if names}
+    first = {site.layer: n for n, site in enumerate(groups.sites) if site.kind == "in"}
+    streams = {name for site in groups.sites if site.kind == "join" for name in site.groups}
+    found = []
+    for name, size in groups.sizes.items():
+        kernels = consumers_of(groups, name, size, frozenset(sites))
+        if kernels and (stream == "joint" or name not in streams):
+            found.append(Step(name, size, kernels))
+        elif kernels and stream == "sampler":
+            found += [
+                Step(f"sampler/{path}", groups.leaves[path].shape[-2], {path: inputs}, True)
+                for path in kernels
+                if begins_branch(groups, sites[path][0], streams)
+                and (inputs := np.arange(groups.leaves[path].shape[-2])[:, None]) is not None
+            ]
+    found = list({step.name: step for step in found}.values())
+    return sorted(found, key=lambda step: min(first[sites[path][0]] for path in step.kernels))
+
+
+def consumers_of(
+    groups: Groups, name: str, size: int, plain: frozenset[str]
+) -> dict[str, np.ndarray]:
+    """{kernel that reads the group: [units, repeats] positions}; empty where one is not plain."""
+    found: dict[str, np.ndarray] = {}
+    for _, place in places_of(groups, ("in",), (name,)):
+        units = place.units
+        repeats = np.bincount(units[units >= 0], minlength=size)
+        on_inputs = place.axis == len(groups.leaves[place.leaf].shape) - 2
+        if place.leaf not in plain or not on_inputs or len({*repeats.tolist()}) > 1:
+            return {}
+        taken = np.flatnonzero(units >= 0)
+        index = taken[np.argsort(units[taken], kind="stable")]
+        found[place.leaf] = index.reshape(size, -1)
+    order = {site.layer: n for n, site in enumerate(groups.sites) if site.kind == "in"}
+    names = sites_of(groups, found)
+    return {path: found[path] for path in sorted(found, key=lambda path: order[names[path][0]])}
+
+
+def begins_branch(groups: Groups, site: str, streams: set[str]) -> bool:
+    """Whether what a layer says is units that are on no stream."""
+    (out,) = (s for s in groups.sites if s.layer == site and s.kind == "out")
+    return bool(out.groups) and not set(out.groups) & streams
+
+
+def per_step(ratios: str, steps: Sequence[Step]) -> dict[str, float]:
+    """{step: its share} from one number, or from one a step with ":" between.
+
+    Raises:
+        ArgumentError: no numbers, or not as many as there are steps.
+    """
+    try:
+        numbers = [float(word) for word in ratios.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= len(steps)
+    if len(numbers) != len(steps):
+        raise errors.ArgumentError(
+            f"ratios={ratios!r}; write one number, or {len(steps)} with ':' between, for "
+            f"{', '.join(step.name for step in steps)}."
+        )
+    return dict(zip((step.name for step in steps), numbers))
+
+
+def alive_of(task: Task, pruned: Pruned, steps: Sequence[Step]) -> dict[str, np.ndarray]:
+    """{step: bool [units]}: what masks have left so far."""
+    units = unit_masks(task, pruned)
+    single = {} if pruned.masks is None or are_units(groups_of(task), pruned.masks) else (
+        by_path(task, pruned.masks)
+    )
+    found = {}
+    for step in steps:
+        if step.sampler:
+            mask = np.asarray(single.get(step.path, np.ones((step.units, 1), bool)))
+            found[step.name] = np.moveaxis(mask, -2, 0).reshape(step.units, -1).any(axis=1)
+        else:
+            found[step.name] = np.asarray(units[step.name], bool)
+    return found
+
+
+def masks_by_name(
+    task: Task, pruned: Pruned, steps: Sequence[Step], masks: Mapping[str, np.ndarray]
+) -> Masks:
+    """Masks of the net: of units, or of weights where a sampler reads a part of a stream."""
+    groups = groups_of(task)
+    sampled = {step.path: masks[step.name] for step in steps if step.sampler}
+    mine = {step.name: masks[step.name] for step in steps if not step.sampler}
+    units = {**unit_masks(task, pruned), **mine}
+    if not sampled and (pruned.masks is None or are_units(groups, pruned.masks)):
+        return units
+    leaves = by_path(task, expand(groups, units))
+    before = {} if are_units(groups, pruned.masks or {}) else by_path(task, pruned.masks)
+    for path in leaves:
+        leaf = np.asarray(leaves[path])
+        if path in before:
+            leaf = leaf & np.asarray(before[path])
+        if path in sampled:
+            leaf = leaf & sampled[path][:, None]
+        leaves[path] = leaf
+    return as_tree(task, leaves)

@@ -1,0 +1,58 @@
+"""How wide layers become, before anybody knows which units stay."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jprune import allocate, errors
+from jprune.base import Budget, Masks, Task
+from jprune.cost.model import Measuring
+from jprune.recipes._nets import cost_of
+
+
+def widths(
+    task: Task,
+    alive: Mapping[str, np.ndarray],
+    budget: Budget,
+    masks_of: Callable[[dict[str, np.ndarray]], Masks],
+    ratios: Mapping[str, float] | None = None,
+) -> dict[str, int]:
+    """Units that each of several things keeps, so that a budget is met.
+
+    Args:
+        task: of the net.
+        alive: {name: bool [units]}: those that are there.
+        budget: what is kept of the dense net.
+        masks_of: masks of the net from masks by name; which units they keep does not matter for the
+            cost, only how many.
+        ratios: how much of its units one keeps over what another keeps; None: all the same. `inf`
+            keeps all while any other has units to give.
+
+    Returns:
+        {name: units kept}, names in the order of `alive`.
+
+    Raises:
+        ArgumentError: there is nothing to prune, or a ratio that is not above 0.
+        BudgetError: a budget that cannot be met.
+    """
+    if not alive:
+        raise errors.ArgumentError(
+            f"nothing of {task.name} is prunable by this method: no unit is read by plain "
+            "contractions alone. Take a method that looks at no consumer, such as l1."
+        )
+    shares = {name: 1.0 if ratios is None else ratios[name] for name in alive}
+    if any(not share > 0 for share in shares.values()):
+        raise errors.ArgumentError(f"ratios={shares}; each is above 0.")
+    scores = {name: _ranks(mask, shares[name]) for name, mask in alive.items()}
+    cost = cost_of(task)
+    model = Measuring(lambda given: cost(masks_of(given)), getattr(cost, "measures", "macs"))
+    allocator = allocate.global_topk if len({*shares.values()}) > 1 else allocate.uniform
+    chosen: Any = allocator(scores, budget, model)
+    return {name: int(np.sum(chosen[name])) for name in alive}
+
+
+def _ranks(alive: np.ndarray, ratio: float) -> np.ndarray:
+    """Scores whose best, over all layers, are the same fraction of each times its ratio."""
+    ranks = np.arange(len(alive))
+    return np.where(ranks < alive.sum(), -(ranks + 0.5) / (len(alive) * ratio), -np.inf)

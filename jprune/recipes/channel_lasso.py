@@ -1,0 +1,135 @@
+"""Channel pruning by LASSO and least squares, layer by layer, against the dense net's outputs.
+
+References:
+    He, Zhang, Sun, Channel pruning for accelerating very deep neural networks, 2017, arXiv
+    1707.06168 [19].
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+
+from jprune import errors
+from jprune.base import Budget, Problem, Recipe
+from jprune.recipes._layerwise import LayerWise
+from jprune.recipes.stages import Evaluate, Recalibrate, Save, Train
+from jprune.reconstruct import lasso, least_squares
+
+
+@dataclasses.dataclass(frozen=True)
+class ByLasso:
+    """Chooses the units of the largest LASSO coefficients.
+
+    Attributes:
+        start: first penalty, over the one that leaves nothing.
+        tolerance: how many more than the width LASSO may leave, over the width.
+    """
+
+    start: float = 1e-3
+    tolerance: float = 0.1
+
+    def __post_init__(self):
+        if not (0 < self.start and 0 <= self.tolerance):
+            raise errors.ArgumentError(
+                f"LASSO with start={self.start}, tolerance={self.tolerance}; the first penalty is "
+                "above 0, the tolerance 0 or more."
+            )
+
+    def __call__(self, problems: Sequence[Problem], width: int, key: jax.Array) -> np.ndarray:
+        """Bool [units]."""
+        del key
+        return lasso(problems, width, self.start, self.tolerance)
+
+
+def by_least_squares(before: np.ndarray, key: jax.Array):
+    """Refits all weights of the units that stay."""
+    del before, key
+    return least_squares
+
+
+def channel_lasso(
+    budget: Budget,
+    train: Train | None,
+    finetune: Train,
+    *,
+    refit: bool = True,
+    targets: str = "dense",
+    stream: str = "sampler",
+    ratios: str = "1",
+    start: float = 1e-3,
+    tolerance: float = 0.1,
+    ridge: float | None = None,
+    bias: bool = True,
+    batches: int = 40,
+    batch_size: int = 125,
+    points: int = 10,
+    recalibrate: int = 0,
+) -> Recipe:
+    """Which channels a layer reads is chosen by LASSO, and the layer refitted by least squares.
+
+    The inputs are those of the net as pruned so far, the targets those of the dense net; a layer
+    whose outputs go into a residual sum aims at what makes the sum right.
+
+    Args:
+        budget: what is kept.
+        train: training of the dense net; None where it is trained already.
+        finetune: training under the masks; the paper's is 10 epochs at 1e-5 for VGG-16, and its
+            results without are the evaluation `before_finetune`.
+        refit: whether layers are refitted; False: chosen only.
+        targets: "dense", or "now": the outputs of the net as pruned so far, whose errors add up.
+        stream: residual streams: "sampler" (the paper's: they stay whole, and a layer that begins
+            a branch reads a part of them, which makes masks of weights), "whole" (nothing) or
+            "joint" (pruned like other layers, for all consumers together).
+        ratios: shares kept relative to each other, in execution order, with ":" between ("inf"
+            keeps a layer whole while others have units to give); "1" is the same share for all. The
+            paper's VGG-16 keeps 1.5 in conv4 for 1 in shallower layers, and conv5 whole.
+        start: first penalty, over the one that leaves nothing (the paper's 1e-3 has the unit of the
+            outputs).
+        tolerance: how many more than the width LASSO may leave, over the width.
+        ridge: how strongly weights are held, over the mean square of the inputs; None: 1e-6, or
+            1e-2 where there are fewer than two rows an unknown. The paper has 0.
+        bias: fit constants too, where a bias or a norm takes them.
+        batches: of calibration images; by default 5,000 images, as in the paper, or what there is.
+        batch_size: images in one.
+        points: positions an image and layer.
+        recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
+
+    Returns:
+        The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).
+
+    Raises:
+        ArgumentError: another word, or a number out of range.
+
+    Example:
+        >>> recipe = channel_lasso(Budget(macs=0.5), None, Train(10, 1e-5, name="finetune"))
+        >>> [stage.name for stage in recipe]
+        ['save', 'dense', 'prune', 'before_finetune', 'finetune']
+    """
+    prune = LayerWise(
+        budget,
+        ByLasso(start, tolerance),
+        by_least_squares if refit else None,
+        targets,
+        stream,
+        ratios,
+        batches=batches,
+        batch_size=batch_size,
+        points=points,
+        ridge=ridge,
+        bias=bias,
+    )
+    return (
+        *(() if train is None else (train,)),
+        Save("dense"),
+        Evaluate("test", name="dense"),
+        prune,
+        Evaluate("validation", name="before_finetune"),
+        finetune,
+        *((Recalibrate(recalibrate, finetune.batch_size),) if recalibrate else ()),
+    )
+
+
+METHODS = {"channel_lasso": partial(channel_lasso)}

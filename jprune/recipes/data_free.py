@@ -1,0 +1,184 @@
+"""Data-free pruning: similar units are merged, by their weights alone.
+
+References:
+    Srinivas, Babu, Data-free parameter pruning for deep neural networks, 2015, arXiv 1507.06149
+    [5].
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from jprune import allocate, errors
+from jprune.base import Budget, Pruned, Recipe, Records, Task, Variables
+from jprune.masks import apply_masks
+from jprune.recipes._layerwise import consumers_of
+from jprune.recipes._nets import cost_of, groups_of, shapes_of, unit_masks, weight_masks
+from jprune.recipes._widths import widths
+from jprune.recipes.stages import Evaluate, Save, Train, fractions, record
+from jprune.graph.windows import plain_kernels
+from jprune.reconstruct import Merge, cutoff, merges
+from jprune.reconstruct._folded import weight_sets
+from jprune.reconstruct._sites import sites_of
+from jprune.reconstruct.merge import distances, matrix
+from jprune.units import map_units, rows
+
+Sets = dict[str, tuple[np.ndarray, np.ndarray]]
+"""{group: (weight sets [units, fan], outgoing weights [units, k])}."""
+
+
+def data_free(
+    budget: Budget,
+    train: Train | None,
+    finetune: Train,
+    *,
+    allocator: str = "uniform",
+    normalize: bool = False,
+    stop: str = "budget",
+) -> Recipe:
+    """Of two units with nearly the same incoming weights one goes, and the other speaks for both.
+
+    The paper merges neurons of dense layers in one pass, and stops there: that is the evaluation
+    `before_finetune`. Here units of convolutions and of residual streams are merged too. What makes
+    a unit is all its incoming weights with biases and norms folded in, over all its producers;
+    units that are equal are merged without any loss.
+
+    Args:
+        budget: what is kept.
+        train: training of the dense net; None where it is trained already.
+        finetune: training under the masks.
+        allocator: "uniform": every group keeps the same fraction; "global_topk": merges of all
+            groups compete by their saliency.
+        normalize: units that are multiples of each other count as equal too; for functions with
+            h(c x) = c h(x), c > 0, such as ReLU. An extension.
+        stop: "budget": merge until it is met; "cutoff" (the paper's rule): stop a group before
+            where its saliencies reach the low mode of those of all its pairs. The budget is then
+            mostly not met.
+
+    Returns:
+        The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).
+
+    Raises:
+        ArgumentError: another word.
+
+    Example:
+        >>> recipe = data_free(Budget(density=0.5), None, Train(8, 0.05, name="finetune"))
+        >>> [stage.name for stage in recipe]
+        ['save', 'dense', 'prune', 'before_finetune', 'finetune']
+    """
+    return (
+        *(() if train is None else (train,)),
+        Save("dense"),
+        Evaluate("test", name="dense"),
+        MergeUnits(budget, allocator, normalize, stop),
+        Evaluate("validation", name="before_finetune"),
+        finetune,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeUnits:
+    """Merges units in execution order of their groups, without data.
+
+    Takes part: a group whose readers are all plain contractions, which can add what a merged unit
+    said. Others stay whole.
+
+    Attributes:
+        budget: what may be kept, of the dense net.
+        allocator: "uniform" or "global_topk".
+        normalize: whether multiples count as equal.
+        stop: "budget" or "cutoff".
+        name: of the record: fractions kept, how many units were `merged`, and the sum of their
+            saliencies.
+    """
+
+    budget: Budget
+    allocator: str = "uniform"
+    normalize: bool = False
+    stop: str = "budget"
+    name: str = "prune"
+
+    def __post_init__(self):
+        if self.allocator not in ("uniform", "global_topk") or self.stop not in ("budget", "cutoff"):
+            raise errors.ArgumentError(
+                f"data_free with allocator={self.allocator!r}, stop={self.stop!r}; write 'uniform' "
+                "or 'global_topk', and 'budget' or 'cutoff'."
+            )
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Masks, variables with the merged outgoing weights, and a record.
+
+        Raises:
+            ArgumentError: nothing is mergeable, or weights that are not finite.
+            BudgetError: a budget that cannot be met.
+        """
+        del key
+        groups, masks = groups_of(task), unit_masks(task, pruned)
+        sets = mergeable(task, pruned.variables)
+        alive = {name: np.asarray(masks[name], bool) for name in sets}
+        kept = self.widths(task, sets, masks, alive)
+        variables, done = pruned.variables, []
+        for name in sets:
+            count = int(alive[name].sum()) - kept[name]
+            # A merge before has changed what this group's producers read.
+            steps = self.steps(*mergeable(task, variables)[name], alive[name], count) if count else []
+            mapped = {name: matrix(groups.sizes[name], steps)}
+            variables = map_units(groups, variables, mapped, ("in",)) if steps else variables
+            masks = {**masks, name: alive[name].copy()}
+            masks[name][[step.gone for step in steps]] = False
+            variables = apply_masks(variables, weight_masks(task, masks))
+            done += steps
+        total = float(sum(step.saliency for step in done))
+        seen = {**fractions(task, masks), "merged": len(done), "saliency": total}
+        return pruned._replace(variables=variables, masks=masks), [record(self.name, seen)]
+
+    def steps(
+        self, sets: np.ndarray, outgoing: np.ndarray, alive: np.ndarray, count: int
+    ) -> list[Merge]:
+        """The merges of one group."""
+        limit = np.inf
+        if self.stop == "cutoff":
+            pairs = distances(sets[alive], self.normalize)[0]
+            limit = cutoff(pairs * (outgoing[alive] ** 2).mean(axis=1)[None])
+        found = itertools.islice(merges(sets, outgoing, self.normalize, alive), count)
+        return list(itertools.takewhile(lambda step: step.saliency <= limit, found))
+
+    def widths(
+        self,
+        task: Task,
+        sets: Sets,
+        masks: Mapping[str, np.ndarray],
+        alive: Mapping[str, np.ndarray],
+    ) -> dict[str, int]:
+        """{group: units kept}."""
+        every = lambda chosen: {**masks, **chosen}
+        if self.allocator == "uniform" or not sets:
+            return widths(task, alive, self.budget, every)
+        scores = {}
+        for name, (incoming, outgoing) in sets.items():
+            steps = list(merges(incoming, outgoing, self.normalize, alive[name]))
+            score = np.where(alive[name], np.inf, -np.inf)
+            highest = np.maximum.accumulate([step.saliency for step in steps])
+            score[[step.gone for step in steps]] = highest
+            scores[name] = score
+        chosen = allocate.global_topk(scores, self.budget, cost_of(task))
+        return {name: int(np.sum(mask)) for name, mask in chosen.items()}
+
+
+def mergeable(task: Task, variables: Variables) -> Sets:
+    """Weight sets and outgoing weights of all groups whose units can be merged."""
+    groups = groups_of(task)
+    plain = plain_kernels(task.fn, shapes_of(task), task.example)
+    seen = frozenset(path for path, names in sites_of(groups, plain).items() if names)
+    sets = weight_sets(task.fn, groups, variables, task.example)
+    return {
+        name: (sets[name], np.asarray(rows(groups, variables, name, ("in",)), np.float64))
+        for name, size in groups.sizes.items()
+        if name in sets and groups.exact[name] and consumers_of(groups, name, size, seen)
+    }
+
+
+METHODS = {"data_free": data_free}

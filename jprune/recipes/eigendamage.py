@@ -1,0 +1,97 @@
+"""EigenDamage: rows and columns are pruned in the Kronecker-factored eigenbasis of every layer.
+
+A layer becomes rotation, core, rotation: a 1 x 1 convolution to the columns that are kept, the
+window's convolution to the rows that are kept, a 1 x 1 convolution back. All channels stay as wide
+as they were, so norms and residual streams are untouched.
+
+References:
+    Wang, Grosse, Fidler, Zhang, EigenDamage: structured pruning in the Kronecker-factored
+    eigenbasis, 2019, arXiv 1905.05934 [28]. Biases stay outside of the rotation: as a constant
+    input, which is how the authors' code has them, they would not be exact at padded borders.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune.base import Budget, Groups, Recipe, Schedule, Task
+from jprune.graph.leaves import Factored
+from jprune.recipes._kfac import floors_of, recipe_of
+from jprune.recipes._rotate import Rotate
+from jprune.recipes.stages import Train
+
+
+def eigendamage(
+    budget: Budget,
+    train: Train | None,
+    finetune: Train,
+    *,
+    rounds: int = 1,
+    limit: float | None = None,
+    labels: str = "model",
+    normalize: bool = False,
+    last: bool = False,
+    fix_rotation: bool = False,
+    recalibrate: int = 50,
+    batches: int | None = None,
+    batch_size: int = 64,
+) -> Recipe:
+    """Rotate, prune rows and columns of all layers under one threshold, fine-tune the parts.
+
+    Args:
+        budget: what is kept; a density is that of all rows and columns (1 minus the paper's ratio).
+        train: training of the dense net; None where it is trained already.
+        finetune: training of the net in its new form; with rounds, half of it lies between them.
+        rounds: the paper prunes in one pass, or repeatedly: what was rotated is rotated again.
+        limit: the largest fraction of a layer's rows, or columns, that may go in a round; None:
+            0.95 of a single round, 0.5 of several.
+        labels: "model": drawn from the net, the true Fisher information; "data": the empirical one.
+        normalize: divide the scores of each layer by their sum (off in the paper's settings; what
+            is divided by what is our reading).
+        last: the last layer is pruned too; in the paper it is not.
+        fix_rotation: fine-tune the cores alone.
+        recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
+        batches: that the factors are made of; None: one pass over the training images.
+        batch_size: examples in one.
+
+    Returns:
+        The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).
+
+    Raises:
+        ArgumentError: less than one round, or a limit outside (0, 1].
+
+    Example:
+        >>> recipe = eigendamage(Budget(macs=0.5), None, Train(8, 0.05, name="finetune"))
+        >>> [stage.name for stage in recipe]
+        ['save', 'dense', 'prune', 'before_finetune', 'finetune', 'recalibrate']
+    """
+    limit = (0.95 if rounds == 1 else 0.5) if limit is None else limit
+    floors_of({}, limit)
+    if fix_rotation:
+        finetune = dataclasses.replace(finetune, sparsify=cores_only)
+    rotate = Rotate(budget, limit, labels, normalize, last, batches, batch_size)
+    prune = lambda wanted: dataclasses.replace(rotate, budget=wanted)
+    return recipe_of(prune, budget, train, finetune, rounds, recalibrate)
+
+
+def cores_only(
+    task: Task, groups: Groups, key: jax.Array
+) -> Callable[[Schedule], optax.GradientTransformation]:
+    """Behind the step: the rotations of factored kernels do not move."""
+    del task, groups, key
+
+    def still(update: Any) -> Any:
+        if not isinstance(update, Factored):
+            return update
+        return Factored(jnp.zeros_like(update.left), update.core, jnp.zeros_like(update.right))
+
+    held = lambda node: isinstance(node, Factored)
+    only = optax.stateless(lambda updates, params: jax.tree.map(still, updates, is_leaf=held))
+    return lambda rate: only
+
+
+METHODS = {"eigendamage": eigendamage}

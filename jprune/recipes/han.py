@@ -1,0 +1,200 @@
+"""Learning both weights and connections: prune by size within the layer, retrain, again.
+
+Every layer loses the weights below q_l standard deviations; what is left goes on from its trained
+values. The q_l say which layer bears more, and come from a scan that prunes one layer at a time;
+one multiplier of all of them meets the budget, and rises from round to round. Masks meet gradients
+*frozen*: a masked weight is exactly 0 and takes no step.
+
+References:
+    Han, Pool, Tran, Dally, Learning both weights and connections for efficient neural networks,
+    2015, arXiv 1506.02626 [4].
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jprune import allocate, criteria, errors
+from jprune.base import Budget, CostModel, Masks, Pruned, Recipe, Records, Scores, Task
+from jprune.criteria.std_rule import STD_OVER
+from jprune.recipes._dead_units import RemoveDead
+from jprune.recipes._dropout import RescaleDropout
+from jprune.recipes._layers import by_path
+from jprune.recipes._nets import prunable_weights
+from jprune.recipes._sensitivity import Sensitivity
+from jprune.recipes.stages import Evaluate, Prune, Save, SparsifierOf, Train, record
+from jprune.sparsify import l1_decay
+
+
+def han(
+    budget: Budget,
+    train: Train | None,
+    finetune: Train,
+    *,
+    rounds: int = 5,
+    q: str = "scan",
+    std_over: str = "alive",
+    tolerance: float = 0.01,
+    examples: int = 1024,
+    alternate: bool = False,
+    l1: float = 0.0,
+) -> Recipe:
+    """Iterative magnitude pruning with thresholds in standard deviations of the layers.
+
+    Args:
+        budget: what is kept after the last round; of weights (a density is that of all kernels).
+        train: training of the dense net; None where it is trained already. The paper's has L2, its
+            `weight_decay`; dropout, where a net has it, gets the rate D_o sqrt(C_r / C_o) when its
+            layer has C_r of C_o weights left.
+        finetune: all of the retraining, a round getting its share. The paper's learning rate is a
+            tenth (LeNets) or a hundredth (AlexNet) of the original one.
+        rounds: how often is pruned (the paper: 5 on VGG-16); each keeps the same fraction.
+        q: "scan" (the largest q at which pruning this layer alone costs at most `tolerance` of
+            validation accuracy; the first convolution gets at most the smallest of the others), or
+            relative ones by hand in execution order, "0.4:1:1:0.7"; "1" is the same for all.
+        std_over: "alive" or "all" weights; see `criteria.std_rule`.
+        tolerance: of the scan.
+        examples: of the validation split that the scan looks at.
+        alternate: prune the dense layers and retrain them with the convolutions fixed, then the
+            other way round: the paper's way with deep nets, where gradients vanish. Each takes half
+            of the round's retraining.
+        l1: strength of an L1 penalty in the dense net's training, in place of weight decay; the
+            paper finds it better before retraining and worse after.
+
+    Returns:
+        The recipe; it prunes weights, and removes units that are left without in- or outputs.
+
+    Raises:
+        ArgumentError: a number out of range, or `l1` for a net that is read and not trained here.
+
+    Example:
+        >>> recipe = han(Budget(density=0.08), None, Train(10, 0.01, name="finetune"), rounds=1)
+        >>> [stage.name for stage in recipe][2:]
+        ['scan', 'prune', 'remove_dead', 'rescale_dropout', 'before_finetune', 'finetune']
+    """
+    if rounds < 1 or not 0 <= tolerance < 1 or examples < 1 or l1 < 0 or std_over not in STD_OVER:
+        raise errors.ArgumentError(
+            f"han(rounds={rounds}, tolerance={tolerance}, examples={examples}, l1={l1}, "
+            f"std_over={std_over!r}); rounds and examples are 1 or more, tolerance in [0, 1), l1 0 "
+            f"or more, std_over one of {', '.join(STD_OVER)}."
+        )
+    if l1 and train is None:
+        raise errors.ArgumentError(
+            "han(l1=...) acts while the dense net trains, and this one is read and not trained "
+            "here. Leave out --weights."
+        )
+    if train is not None and l1:
+        train = dataclasses.replace(train, weight_decay=0.0, sparsify=_l1(l1))
+    between = dataclasses.replace(finetune, epochs=finetune.epochs / rounds, name="between")
+    stages: list[Any] = []
+    for number in range(1, rounds + 1):
+        kept = float(budget.value) ** (number / rounds)
+        goal = dataclasses.replace(
+            budget, **{budget.kind: kept if number < rounds else budget.value}
+        )
+        last = number == rounds
+        stages += _round(goal, between, std_over, alternate, last, finetune.name)
+    return (
+        *(() if train is None else (train,)),
+        Save("dense"),
+        Evaluate("test", name="dense"),
+        Sensitivity(budget, q, tolerance, examples),
+        *stages,
+    )
+
+
+def _round(
+    goal: Budget, train: Train, std_over: str, alternate: bool, last: bool, name: str
+) -> Iterator[Any]:
+    """Pruning, cleaning and retraining: once, or once for either kind of layers."""
+    steps = ("dense", "conv") if alternate else (None,)
+    for part in steps:
+        yield StdPrune(goal, std_over, part)
+        yield RemoveDead()
+        yield RescaleDropout()
+        final = last and part == steps[-1]
+        if final:
+            yield Evaluate("validation", name="before_finetune")
+        yield dataclasses.replace(
+            train,
+            epochs=train.epochs / len(steps),
+            name=name if final else train.name,
+            sparsify=None if part is None else _only(part),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StdPrune:
+    """Masks the smallest weights in units of q_l std(W_l).
+
+    Attributes:
+        budget: after this.
+        std_over: see `criteria.std_rule`.
+        only: "dense" prunes dense layers alone, to the share that they have when all are pruned;
+            "conv" then makes the convolutions meet the budget; None prunes all layers at once.
+        name: of the record: fractions kept, and the `multiplier` of all q that meets the budget.
+    """
+
+    budget: Budget
+    std_over: str = "alive"
+    only: str | None = None
+    name: str = "prune"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Masks nested in those before; survivors keep their values.
+
+        Raises:
+            ArgumentError: weights that are NaN; `only` for a net without both kinds of layers.
+            BudgetError: the budget asks for less than one weight a layer.
+        """
+        criterion = criteria.std_rule(pruned.extra, self.std_over)
+        prune = Prune(lambda *_: criterion, self._allocate, self.budget, per="weight")
+        after, (seen,) = prune(pruned, task, key)
+        before = prunable_weights(task, pruned.masks, self.budget)
+        scores = by_path(task, criterion.score((), pruned.variables))
+        masks, alive = by_path(task, after.masks), by_path(task, before)
+        gone = [scores[path][alive[path] & ~np.asarray(masks[path])] for path in alive]
+        multiplier = max((float(score.max()) for score in gone if score.size), default=0.0)
+        return after, [record(self.name, {**seen["metrics"], "multiplier": multiplier})]
+
+    def _allocate(self, scores: Scores, budget: Budget, model: CostModel | None) -> Masks:
+        if self.only is None:
+            return allocate.global_topk(scores, budget, model)
+        kinds = {"conv" if leaf.ndim > 2 else "dense" for leaf in jax.tree.leaves(scores)}
+        if len(kinds) < 2:
+            raise errors.ArgumentError(
+                f"alternate=true prunes convolutions and dense layers in turn, and this net has "
+                f"{kinds.pop()} layers alone. Leave it out."
+            )
+        if self.only == "conv":
+            whole = lambda leaf: np.where(leaf > -np.inf, np.inf, leaf) if leaf.ndim == 2 else leaf
+            return allocate.global_topk(jax.tree.map(whole, scores), budget, model)
+        masks = allocate.global_topk(scores, budget, model)
+        return jax.tree.map(lambda m, s: s > -np.inf if m.ndim > 2 else m, masks, scores)
+
+
+def _only(part: str) -> SparsifierOf:
+    """`sparsify` of a `Train` that moves nothing but one kind of layers."""
+    conv = part == "conv"
+
+    def still(params: Any) -> Any:
+        ranks = {
+            path[:-1]: leaf.ndim
+            for path, leaf in jax.tree.leaves_with_path(params)
+            if leaf.ndim > 1
+        }
+        moves = lambda path, leaf: (ranks.get(path[:-1], 3) > 2) != conv
+        return jax.tree_util.tree_map_with_path(moves, params)
+
+    return lambda *_: lambda rate: optax.masked(optax.set_to_zero(), still)
+
+
+def _l1(strength: float) -> SparsifierOf:
+    return lambda *_: lambda rate: l1_decay(strength, rate)
+
+
+METHODS = {"han": han}

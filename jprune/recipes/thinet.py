@@ -1,0 +1,136 @@
+"""ThiNet: a channel is worth what the next layer makes of it; found greedily, layer by layer.
+
+References:
+    Luo, Wu, Lin, ThiNet: a filter level pruning method for deep neural network compression, 2017,
+    arXiv 1707.06342 [20]; with matching pursuit: Luo, Zhang, Zhou, Xie, Wu, Lin, ThiNet: pruning CNN
+    filters for a thinner net, TPAMI, 2018.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jprune import errors
+from jprune.base import Budget, Problem, Recipe, Reconstructor
+from jprune.recipes._layerwise import LayerWise
+from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.reconstruct import channel_scales
+from jprune.reconstruct import thinet as chosen
+from jprune.reconstruct.greedy import FILTERS, GREEDY
+
+
+@dataclasses.dataclass(frozen=True)
+class ByThiNet:
+    """Chooses greedily, and gives the units that stay a scale each.
+
+    Attributes:
+        greedy: "remove", "omp" or "grow".
+        filters: "one" output a position, or "all".
+    """
+
+    greedy: str = "remove"
+    filters: str = "one"
+
+    def __post_init__(self):
+        if self.greedy not in GREEDY or self.filters not in FILTERS:
+            raise errors.ArgumentError(
+                f"thinet with greedy={self.greedy!r}, filters={self.filters!r}; write one of "
+                f"{', '.join(GREEDY)}, and one of {', '.join(FILTERS)}."
+            )
+
+    def __call__(self, problems: Sequence[Problem], width: int, key: jax.Array) -> np.ndarray:
+        """Bool [units]."""
+        return chosen(problems, width, key, self.greedy, self.filters)
+
+    def scales(self, before: np.ndarray, key: jax.Array) -> Reconstructor:
+        """The reconstructor that goes with the choice, on the same outputs."""
+        return channel_scales(before, key, self.filters)
+
+
+def thinet(
+    budget: Budget,
+    train: Train | None,
+    finetune: Train,
+    *,
+    greedy: str = "remove",
+    scale: bool = True,
+    filters: str = "one",
+    stream: str = "whole",
+    ratios: str = "1",
+    rounds: int = 10,
+    batches: int = 80,
+    batch_size: int = 125,
+    points: int = 10,
+) -> Recipe:
+    """Channels are removed whose sum in the next layer's outputs stays nearest to zero.
+
+    Layers go in execution order with training in between, as in the paper. Outputs are those of the
+    net as it is by then, without the bias.
+
+    Args:
+        budget: what is kept; the paper's VGG-16 keeps half of the channels up to conv4_3.
+        train: training of the dense net; None where it is trained already.
+        finetune: all training under the masks; with rounds, half of its epochs lie between them.
+        greedy: "remove" (2017): the removed set grows; "omp" (2018): the kept set grows by matching
+            pursuit; "grow": the kept set grows without scales (2018, their dense layers).
+        scale: give every channel that stays a least-squares factor, folded into the next layer.
+        filters: "one": one output a position, drawn (the paper); "all".
+        stream: residual streams stay "whole" (the paper's), or are pruned for all their consumers
+            together ("joint").
+        ratios: shares kept relative to each other, in execution order, with ":" between; "inf"
+            keeps a layer whole while others have units to give. The paper leaves conv5 whole.
+        rounds: into which the layers are divided, with training in between; with more rounds than
+            layers some rounds only train. 1: all layers at once, no training in between.
+        batches: of calibration images; by default 10,000 images, as in the paper, or what there is.
+        batch_size: images in one.
+        points: positions an image and layer.
+
+    Returns:
+        The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).
+
+    Raises:
+        ArgumentError: another word, or a number out of range.
+
+    Example:
+        >>> recipe = thinet(Budget(macs=0.5), None, Train(8, 1e-3, name="finetune"), rounds=2)
+        >>> [stage.name for stage in recipe]
+        ['save', 'dense', 'prune', 'between', 'prune', 'before_finetune', 'finetune']
+    """
+    if rounds < 1 or stream == "sampler":
+        raise errors.ArgumentError(
+            f"thinet(rounds={rounds}, stream={stream!r}); rounds are 1 or more, and streams stay "
+            "'whole' or are pruned 'joint'."
+        )
+    by = ByThiNet(greedy, filters)
+    layers = LayerWise(
+        budget,
+        by,
+        by.scales if scale else None,
+        "now",
+        stream,
+        ratios,
+        batches=batches,
+        batch_size=batch_size,
+        points=points,
+        bias=False,
+    )
+    parts = [dataclasses.replace(layers, part=(number, rounds)) for number in range(rounds)]
+    share = finetune.epochs / 2 if rounds > 1 else 0.0
+    between = dataclasses.replace(
+        finetune, epochs=share / max(1, rounds - 1) or 1, schedule="constant", name="between"
+    )
+    middle = [stage for part in parts[1:] for stage in (between, part)]
+    return (
+        *(() if train is None else (train,)),
+        Save("dense"),
+        Evaluate("test", name="dense"),
+        parts[0],
+        *middle,
+        Evaluate("validation", name="before_finetune"),
+        dataclasses.replace(finetune, epochs=finetune.epochs - share),
+    )
+
+
+METHODS = {"thinet": thinet}

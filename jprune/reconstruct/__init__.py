@@ -1,0 +1,25 @@
+"""Reconstruction: new weights beside the masks, so that what is left says what was said before.
+
+Here belong the mathematics of refits: what a consumer reads and says at sampled positions
+(`_sites.py`), its second moments (`_moments.py`), and on a `jprune.base.Problem` which units to
+keep (`lasso.py`, `greedy.py`) and what their weights become (`least_squares.py`, the scales of
+`greedy.py`); units merged by their weights alone (`merge.py`, with `_folded.py`); surgery on single
+weights (`obs.py`) and on filters (`kronecker.py`). Data, budgets and the walk through a net are the
+recipes'. Read `least_squares.py` first.
+"""
+
+from jprune.reconstruct.greedy import channel_scales, thinet
+from jprune.reconstruct.lasso import lasso
+from jprune.reconstruct.least_squares import least_squares, relative_error
+from jprune.reconstruct.merge import Merge, cutoff, merges
+
+__all__ = [
+    "Merge",
+    "channel_scales",
+    "cutoff",
+    "lasso",
+    "least_squares",
+    "merges",
+    "relative_error",
+    "thinet",
+]

@@ -1,0 +1,129 @@
+"""The incoming weights of units with biases and norms folded in, read off the net without data."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune.base import Groups, Place, Variables
+from jprune.graph import Site, intercept
+from jprune.reconstruct._sites import kernel_of
+from jprune.units import leaves_by_path, places_of
+
+AFFINE_ROLES = ("scale", "shift", "mean", "var")
+
+
+class Affine(NamedTuple):
+    """What stands behind a layer, before its nonlinearity: scale * x + shift."""
+
+    scale: Any
+    """[outputs]."""
+    shift: Any
+    """[outputs]."""
+
+
+def affines(
+    fn: Callable[..., Any], groups: Groups, variables: Variables, example: Any
+) -> tuple[dict[str, Affine], frozenset[str]]:
+    """Scale and shift behind every layer, and the leaves that they are made of.
+
+    The net runs with 0 and with 1 in place of every layer's outputs. So no name, layout or epsilon
+    of a norm need be known, and no data.
+
+    Args:
+        fn: the function that was traced.
+        groups: from `trace`.
+        variables: of the net.
+        example: shape and type of its input.
+
+    Returns:
+        `({site: Affine}, paths of the leaves)`.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: jnp.maximum(3 * (x @ v["w"]) + v["b"], 0) @ v["out"]
+        >>> variables = {"w": jnp.ones((3, 2)), "b": jnp.array([4.0, 5.0]), "out": jnp.ones((2, 1))}
+        >>> groups = jprune.trace(fn, variables, jnp.ones((1, 3)))
+        >>> found, leaves = affines(fn, groups, variables, jnp.ones((1, 3)))
+        >>> found["w"].scale.tolist(), found["w"].shift.tolist(), sorted(leaves)
+        ([3.0, 3.0], [4.0, 5.0], ['b'])
+    """
+
+    def handler(site: Site, value: Any, seen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if site.kind == "out":
+            probe = jnp.arange(2, dtype=value.dtype).reshape(2, *[1] * (value.ndim - 1))
+            value = jnp.broadcast_to(probe, value.shape)
+        rows = jnp.moveaxis(value, site.axis, -1).reshape(2, -1, value.shape[site.axis])[:, 0]
+        return value, {**seen, site.layer: rows}
+
+    run = intercept(fn, groups, handler, ("out", "norm"))
+    x = jnp.zeros((2, *example.shape[1:]), example.dtype)
+
+    def probe(variables: Variables) -> dict[str, Affine]:
+        seen = run(variables, {}, x)[1]
+        return {site: Affine(rows[1] - rows[0], rows[0]) for site, rows in seen.items()}
+
+    def mixed(variables: Variables) -> Any:
+        parts = jax.tree.leaves(probe(variables))
+        return sum(jnp.vdot(part, jnp.cos(jnp.arange(part.size) + 1.0)) for part in parts)
+
+    found, slopes = jax.jit(lambda v: (probe(v), jax.grad(mixed)(v)))(variables)
+    read = leaves_by_path(groups, slopes)
+    made_of = frozenset(path for path, slope in read.items() if np.any(np.asarray(slope) != 0))
+    return jax.tree.map(np.asarray, found), made_of
+
+
+def weight_sets(
+    fn: Callable[..., Any], groups: Groups, variables: Variables, example: Any
+) -> Mapping[str, np.ndarray]:
+    """{group: [units, fan]}: all that makes a unit what it is, float64.
+
+    That is, for every producer, its kernel times the scale behind it, and the shift behind it; and,
+    as they are, parameters of norms that stand elsewhere (on a stream, before an activation). Two
+    units with the same set are the same function. Groups with a kernel that no layer's outputs
+    answer to are left out.
+    """
+    found, made_of = affines(fn, groups, variables, example)
+    leaves = leaves_by_path(groups, variables)
+    sets: dict[str, np.ndarray] = {}
+    for name, size in groups.sizes.items():
+        parts: list[np.ndarray] | None = []
+        for _, place in places_of(groups, ("kernel",), (name,)):
+            here = _producer(groups, leaves, place, found, size)
+            parts = None if parts is None or here is None else [*parts, *here]
+        for _, place in places_of(groups, AFFINE_ROLES, (name,)):
+            if parts is not None and place.leaf not in made_of:
+                parts.append(_by_unit(np.asarray(leaves[place.leaf]), place, size))
+        if parts:
+            sets[name] = np.concatenate([part.reshape(size, -1) for part in parts], axis=1)
+    return sets
+
+
+def _producer(
+    groups: Groups,
+    leaves: Mapping[str, Any],
+    place: Place,
+    found: Mapping[str, Affine],
+    size: int,
+) -> list[np.ndarray] | None:
+    """Folded kernel and shift of every use of a kernel; None where they do not fit together."""
+    behind = [affine for site, affine in found.items() if kernel_of(groups, site) == place.leaf]
+    if not behind or any(len(affine.scale) != len(place.units) for affine in behind):
+        return None
+    kernel = np.moveaxis(np.asarray(leaves[place.leaf], np.float64), place.axis, 0)
+    parts = []
+    for affine in behind:
+        scale = np.asarray(affine.scale, np.float64).reshape(-1, *[1] * (kernel.ndim - 1))
+        parts.append(_by_unit(kernel * scale, place._replace(axis=0), size))
+        parts.append(_by_unit(np.asarray(affine.shift, np.float64), place._replace(axis=0), size))
+    return parts
+
+
+def _by_unit(values: np.ndarray, place: Place, size: int) -> np.ndarray:
+    """[units, ...] of an array with the place's axis."""
+    along = np.moveaxis(np.asarray(values, np.float64), place.axis, 0)
+    taken = np.flatnonzero(place.units >= 0)
+    order = taken[np.argsort(place.units[taken], kind="stable")]
+    return along[order].reshape(size, -1)

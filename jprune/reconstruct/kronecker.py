@@ -1,0 +1,107 @@
+"""What C-OBS and Kron-OBS do to the filters that are kept, so that they make up for those that go.
+
+With W [outputs, patch] the kernel of a layer, A and S its Kronecker factors, R the removed rows:
+
+    c_obs     dW = -S^-1 (C (.) E_R) A^-1,  C_ij = w_ij / ([S^-1]_ii [A^-1]_jj), E_R the rows of R
+    kron_obs  dW = -S^-1[:, R] (S^-1[R, R])^-1 W_R
+
+The first is the sum of the optimal updates of all removed weights, each as if it went alone, as in
+the authors' code. The second is the minimum of tr(S D A D^T) over all D that remove the rows
+together: for what is kept it is S_KK^-1 S_KR W_R, which needs no inverse.
+
+References:
+    Wang, Grosse, Fidler, Zhang, EigenDamage, 2019, arXiv 1905.05934 [28]. The authors' code takes
+    the coefficients of single removals for Kron-OBS too; this is the joint optimum.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import Groups, Variables
+from jprune.curvature.blocks import Factors, as_kernel, as_matrix, checked, damped, inverse
+from jprune.units import leaves_by_path
+
+FORMS = ("c_obs", "kron_obs")
+
+
+def compensated_rows(
+    w: np.ndarray, factors: Factors, removed: np.ndarray, form: str, damping: float = 0.0
+) -> np.ndarray:
+    """A kernel without some rows, the others moved to make up for them.
+
+    Args:
+        w: [outputs, patch].
+        factors: A [patch, patch] and S [outputs, outputs].
+        removed: bool [outputs].
+        form: "c_obs" or "kron_obs".
+        damping: of the factors that are inverted, times their mean eigenvalue.
+
+    Returns:
+        [outputs, patch] float64; removed rows are 0.
+
+    Raises:
+        ArgumentError: an unknown form, or factors without an inverse.
+
+    Example:
+        >>> factors = Factors(np.eye(1), np.array([[2.0, 1.0], [1.0, 2.0]]))
+        >>> compensated_rows(np.ones((2, 1)), factors, np.array([True, False]), "kron_obs").tolist()
+        [[0.0], [1.5]]
+    """
+    if form not in FORMS:
+        raise errors.ArgumentError(f"form={form!r}; write {' or '.join(FORMS)}.")
+    a, s = checked("the layer", factors)
+    s, result, kept = damped(s, damping), np.array(w, np.float64), ~removed
+    if not removed.any() or not kept.any():
+        result[removed] = 0
+        return result
+    if form == "kron_obs":
+        change = np.linalg.lstsq(s[np.ix_(kept, kept)], s[np.ix_(kept, removed)] @ w[removed])[0]
+        result[kept] += change
+    else:
+        inverse_s, inverse_a = inverse("the layer", s), inverse("the layer", damped(a, damping))
+        coefficients = w / np.outer(np.diag(inverse_s), np.diag(inverse_a))
+        result -= inverse_s[:, removed] @ coefficients[removed] @ inverse_a
+    result[removed] = 0
+    return result
+
+
+def compensate(
+    groups: Groups,
+    variables: Variables,
+    masks: Mapping[str, Any],
+    factors: Mapping[str, Factors],
+    form: str,
+    damping: float = 1e-3,
+) -> Variables:
+    """Variables whose kept filters make up for the removed ones, layer by layer.
+
+    Args:
+        groups: from `trace`.
+        variables: of the net.
+        masks: {group: bool [units]}, True keeps.
+        factors: {layer: Factors} of patches; kernels without factors stay as they are.
+        form: "c_obs" or "kron_obs".
+        damping: of the factors that are inverted, times their mean eigenvalue.
+
+    Returns:
+        New variables; removed filters are 0 in the kernels that were moved.
+    """
+    leaves = leaves_by_path(groups, variables)
+    gone: dict[str, np.ndarray] = {}
+    for name, mask in masks.items():
+        for place in groups.places.get(name, ()):
+            if place.leaf not in factors or "kernel" not in place.roles:
+                continue
+            if place.axis == np.ndim(leaves[place.leaf]) - 1:
+                here = (place.units >= 0) & ~np.asarray(mask)[place.units]
+                gone[place.leaf] = gone.get(place.leaf, False) | here
+    for path, removed in gone.items():
+        kernel = leaves[path]
+        rows = compensated_rows(as_matrix(kernel), factors[path], removed, form, damping)
+        leaves[path] = jnp.asarray(as_kernel(rows, kernel.shape), kernel.dtype)
+    return jax.tree.unflatten(groups.treedef, list(leaves.values()))

@@ -1,0 +1,154 @@
+"""Channels chosen by LASSO: one coefficient a unit, the penalty raised until few are left.
+
+References:
+    He, Zhang, Sun, Channel pruning for accelerating very deep neural networks, 2017, arXiv
+    1707.06168 [19], eq. 2 (beta) with W fixed.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from jprune import errors
+from jprune.base import Problem
+from jprune.reconstruct._moments import best, contributions, moments
+
+TURNS = 60
+"""Of the search for a penalty; the count is not monotone in it, so the search needs an end."""
+TINY = 1e-9
+"""The least penalty, over the one that leaves nothing."""
+
+
+class Path:
+    """LASSO coefficients beta of one regression at one penalty after another.
+
+    minimise ||y - Z beta||^2 / (2 N) + penalty ||beta||_1
+
+    scikit-learn sees a system of as many rows as there are units that has the same second moments,
+    so that the length of y does not matter, and begins where the last penalty ended.
+
+    Args:
+        gram: [units, units], Z^T Z.
+        cross: [units], Z^T y.
+        rows: N.
+
+    Example:
+        >>> path = Path(np.diag([4.0, 1.0, 9.0]), np.array([4.0, 1.0, 9.0]), rows=4)
+        >>> path.largest, path.at(0.3).round(4).tolist()
+        (2.25, [0.7, 0.0, 0.8667])
+    """
+
+    def __init__(self, gram: np.ndarray, cross: np.ndarray, rows: float):
+        from sklearn.linear_model import Lasso
+
+        values, vectors = np.linalg.eigh(gram)
+        size = np.sqrt(np.maximum(values, 0))
+        seen = size > 1e-8 * size.max(initial=0)
+        if not seen.any():
+            raise errors.ArgumentError(
+                "LASSO got units that add nothing to any output: their inputs or their weights are "
+                "all 0. Check the calibration images, or leave the layer whole."
+            )
+        self._z = vectors[:, seen].T * size[seen, None]
+        self._y = (vectors[:, seen].T @ cross) / size[seen]
+        self._per_row = rows / len(self._y)
+        self._model = Lasso(fit_intercept=False, warm_start=True, tol=1e-8, max_iter=10_000)
+        self.largest = float(np.abs(cross).max()) / rows
+        """The least penalty at which all coefficients are 0."""
+
+    def at(self, penalty: float) -> np.ndarray:
+        """[units] coefficients."""
+        from sklearn.exceptions import ConvergenceWarning
+
+        with warnings.catch_warnings():
+            # A beta that is not at its minimum to the last digit still says who is left.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._model.set_params(alpha=penalty * self._per_row).fit(self._z, self._y)
+        return np.array(self._model.coef_)
+
+
+def search(path: Path, width: int, start: float = 1e-3, tolerance: float = 0.1) -> np.ndarray:
+    """Coefficients of which `width`, or up to a tenth more, are not 0.
+
+    The penalty is doubled until fewer than `width` coefficients are left, then bisected.
+
+    Args:
+        path: of the regression.
+        width: units to be kept, 1 or more.
+        start: first penalty, over the one that leaves nothing.
+        tolerance: how many more than `width` may be left, over `width`.
+
+    Returns:
+        [units]. Where no penalty leaves a count in that range the nearest larger count is taken,
+        and where units are dead perhaps fewer than `width` are not 0.
+
+    Raises:
+        ArgumentError: a width below 1, or a start or tolerance that is not above or at 0.
+    """
+    if width < 1 or not start > 0 or not tolerance >= 0:
+        raise errors.ArgumentError(
+            f"LASSO with width={width}, start={start}, tolerance={tolerance}; a layer keeps 1 unit "
+            "or more, the first penalty is above 0, the tolerance 0 or more."
+        )
+    enough = lambda beta: np.count_nonzero(beta) <= (1 + tolerance) * width
+    low, high = 0.0, start * path.largest
+    chosen, nearest = path.at(high), path.at(TINY * path.largest)
+    while np.count_nonzero(chosen) >= width:
+        if enough(chosen):
+            return chosen
+        low, nearest, high = high, chosen, 2 * high
+        chosen = path.at(high)
+    for _ in range(TURNS):
+        middle = (low + high) / 2
+        chosen = path.at(middle)
+        if np.count_nonzero(chosen) < width:
+            high = middle
+        elif enough(chosen):
+            return chosen
+        else:
+            low, nearest = middle, chosen
+    return nearest
+
+
+def lasso(
+    problems: Sequence[Problem], width: int, start: float = 1e-3, tolerance: float = 0.1
+) -> np.ndarray:
+    """Bool [units]: those of the largest |beta| where LASSO leaves about `width`.
+
+    Kernels are taken as they are, so that beta = 1 is the layer as it was, and there is no
+    intercept (the paper's objective; its code fits one over all outputs, and 400 rows of the
+    sample). Of the coefficients that the search leaves, exactly `width` are kept, where the paper's
+    code keeps all. Several consumers count alike: each is divided by its ||Y||^2.
+
+    Args:
+        problems: one a consumer, of the same units; `keep` [units] says which are there.
+        width: units to keep.
+        start: see `search`.
+        tolerance: see `search`.
+
+    Raises:
+        ArgumentError: nothing reaches any output, or a number out of range.
+
+    Example:
+        >>> x = np.array([[[1.0], [0.0], [0.1]], [[0.0], [1.0], [0.1]]])
+        >>> problem = Problem(x, x.sum(axis=1), np.ones((3, 1, 1)), np.ones(3, bool))
+        >>> lasso([problem], 2).tolist()
+        [True, True, False]
+    """
+    gram, cross, rows = summed(problems)
+    keep = np.asarray(problems[0].keep, bool)
+    beta = search(Path(gram, cross, rows), min(width, int(keep.sum())), start, tolerance)
+    return best(np.abs(beta), keep, width)
+
+
+def summed(problems: Sequence[Problem]) -> tuple[np.ndarray, np.ndarray, float]:
+    """`(Z^T Z, Z^T y, rows)` over all consumers, each divided by its ||Y||^2 if there are several."""
+    units = problems[0].inputs.shape[1]
+    gram, cross, rows = np.zeros((units, units)), np.zeros(units), 0.0
+    for problem in problems:
+        sums = moments(problem)
+        share = 1 / sums.square if len(problems) > 1 and sums.square > 0 else 1.0
+        z, y = contributions(problem, sums)
+        gram, cross, rows = gram + share * z, cross + share * y, rows + sums.rows
+    return gram, cross, rows

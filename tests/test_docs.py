@@ -1,0 +1,76 @@
+"""The pages on the engine: their code runs from top to bottom and gives what they say it gives."""
+
+import ast
+import importlib.util
+import os
+import pathlib
+import re
+
+import jax
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported, here or elsewhere
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+PROMISE = re.compile(r"# => (.*)$")
+
+
+def sections(page: str) -> dict[str, str]:
+    """{heading: code} of a page; line numbers are those of the page."""
+    found, heading, inside = {}, "", False
+    for number, line in enumerate((DOCS / page).read_text().splitlines(), 1):
+        if line.startswith("#") and not inside:
+            heading = line.strip("# ")
+        elif line.startswith("```"):
+            inside = line == "```python"
+        elif inside:
+            code = found.setdefault(heading, "")
+            found[heading] = code + "\n" * (number - 1 - code.count("\n")) + line + "\n"
+    return found
+
+
+def run(page: str, code: str, names: dict):
+    """Runs the code of a section; an expression with `# => text` behind it has that text."""
+    lines = code.splitlines()
+    for statement in ast.parse(code, page).body:
+        promise = PROMISE.search(lines[(statement.end_lineno or 1) - 1])
+        if promise is None or not isinstance(statement, ast.Expr):
+            exec(compile(ast.Module([statement], []), page, "exec"), names)
+            continue
+        value = eval(compile(ast.Expression(statement.value), page, "eval"), names)
+        assert repr(value) == promise[1], f"{page}:{statement.lineno}"
+
+
+def skip_without(code: str):
+    """Skips a section whose library is not installed."""
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for module in modules or [getattr(node, "module", None) or "jax"]:
+            top = module.split(".")[0]
+            if importlib.util.find_spec(top) is None:
+                pytest.skip(f"{top} is not installed")
+
+
+LIBRARIES = "libraries.md"
+LIBRARY_SECTIONS = list(sections(LIBRARIES).items())
+
+
+@pytest.mark.parametrize("section", LIBRARY_SECTIONS[1:], ids=lambda section: section[0])
+def test_a_net_of_every_library(section):
+    names = {}
+    run(LIBRARIES, LIBRARY_SECTIONS[0][1], names)
+    skip_without(section[1])
+    run(LIBRARIES, section[1], names)
+
+
+def test_every_library_has_a_section():
+    assert [heading for heading, _ in LIBRARY_SECTIONS[1:]] == [
+        "Plain JAX",
+        "Flax NNX",
+        "Flax Linen",
+        "Equinox",
+        "Haiku",
+        "Keras 3",
+    ]
