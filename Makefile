@@ -4,6 +4,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A venv apart, for `make newest`, and what it tests: the engine and the rooms above it.
+NEWEST ?= .venv-newest
+CORE := jprune/graph jprune/cost jprune/criteria jprune/allocate jprune/masks.py jprune/units.py \
+	tests/patterns $(patsubst %,tests/test_%.py,allocate branches concrete criteria depthwise \
+	explanations granularity hold law libraries maximality open patterns plans random_nets roles \
+	scale schedules training weight_pruning)
 # The constraints are for Python 3.11 only; newer Pythons take the newest versions.
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c .ci/constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 WORKERS ?= 2
@@ -11,7 +17,8 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: demo test install lint types doctests tests notebooks tables laws build wheel-test clean
+.PHONY: demo test install lint types doctests tests notebooks tables laws bench zoos newest build \
+	wheel-test clean
 
 demo: install
 	$(BIN)/jprune prune --model resnet8 --data digits --method taylor --macs 0.5 --seed 0 --out runs/demo
@@ -47,6 +54,25 @@ tables: install
 
 laws: install
 	JPRUNE_DRAWS=500 $(BIN)/python -m pytest tests/test_random_nets.py
+
+# On a machine that does nothing else. The other side of `trace` is a Python with torch, torchvision
+# and torch-pruning: make bench JPRUNE_BENCH_PYTHON=...
+bench: install
+	for part in trace linear compile depthwise hold; do \
+		KERAS_BACKEND=jax $(BIN)/python -m experiments.benchmarks.$$part || exit 1; \
+	done
+
+# All classifiers of keras.applications, a process each: a quarter of an hour.
+zoos: install
+	KERAS_BACKEND=jax $(BIN)/python -m experiments.zoos
+
+# The core tests on the newest JAX that a Python gets: make newest PYTHON=python3.13 (or a path).
+newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(NEWEST)/bin/python -c 'import sys, jax; print("Python", sys.version, "JAX", jax.__version__)'
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(NEWEST)/jax-cache \
+		$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(CORE)
 
 build: install
 	$(BIN)/python -m build

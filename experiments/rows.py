@@ -55,12 +55,10 @@ def read(path: Path) -> list[Row]:
     if found.dropped:
         _log.warning("The last line of %s is torn and was left out.", path)
     for number, row in enumerate(found.records, start=1):
-        schema = row.get("schema", SCHEMA) if isinstance(row, dict) else None
-        if not isinstance(schema, int):
-            raise errors.CheckpointError(f"{path}, line {number}, is no row: {row!r:.80}.")
-        if schema > SCHEMA:
+        schema = row.get("schema", SCHEMA)
+        if not (isinstance(schema, int) and schema <= SCHEMA):
             raise errors.CheckpointError(
-                f"{path}, line {number}, has schema {schema}; this version reads up to {SCHEMA}. "
+                f"{path}, line {number}, has schema {schema!r}; this version reads up to {SCHEMA}. "
                 "Update the code, or write --results DIR with another folder."
             )
     return found.records

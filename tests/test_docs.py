@@ -6,8 +6,10 @@ import os
 import pathlib
 import re
 
-import jax
 import pytest
+
+from jprune.graph import rules as graph_rules
+from jprune.graph import shrink
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported, here or elsewhere
 
@@ -74,3 +76,20 @@ def test_every_library_has_a_section():
         "Haiku",
         "Keras 3",
     ]
+
+
+@pytest.fixture
+def rules():
+    """The tables of rules, put back afterwards."""
+    tables = [(module.RULES, dict(module.RULES)) for module in (graph_rules, shrink)]
+    yield
+    for table, before in tables:
+        table.clear()
+        table.update(before)
+
+
+def test_the_page_on_the_engine(rules):
+    names = {}
+    for _, code in sections("engine.md").items():
+        run("engine.md", code, names)
+    assert "fft" in graph_rules.RULES

@@ -7,11 +7,18 @@ import pytest
 
 import jprune
 from jprune import criteria, curvature, errors
-from jprune.criteria import kronecker
+from jprune.criteria.kronecker import (
+    FORMS,
+    c_obd_rows,
+    c_obs_rows,
+    kron_obd_rows,
+    kron_obs_rows,
+    unit_scores,
+)
 from jprune.curvature import Factors, damage, kfac, layers_of, rotated
 from jprune.curvature.blocks import as_kernel, as_matrix
 from jprune.reconstruct.kronecker import compensate, compensated_rows
-from tests.nets import FIRST_CUT, conv
+from tests.nets import FIRST_CUT, conv, draw
 
 pytestmark = pytest.mark.usefixtures("float64")
 KEY = jax.random.key(0)
@@ -50,7 +57,9 @@ def factors(fn, variables, batches, **options):
     groups = jprune.trace(fn, variables, image)
     layers = layers_of(fn, groups, variables, image)
     options = {"labels": "data", **options}
-    return jprune.run_criterion(kfac(fn, cross_entropy, groups, layers, **options), variables, batches)
+    return jprune.run_criterion(
+        kfac(fn, cross_entropy, groups, layers, **options), variables, batches
+    )
 
 
 def every_label(image, logits):
@@ -96,7 +105,9 @@ def by_hand(variables, x, label, name):
     g = np.asarray(jax.grad(rest)(out))
     height, width = kernel.shape[:2]
     pads = []
-    for size, window, stride, made in zip(hidden.shape[1:3], (height, width), strides, out.shape[1:3]):
+    for size, window, stride, made in zip(
+        hidden.shape[1:3], (height, width), strides, out.shape[1:3]
+    ):
         total = max((made - 1) * stride + window - size, 0)
         pads.append((total // 2, total - total // 2))
     padded = np.pad(np.asarray(hidden), [(0, 0), *pads, (0, 0)])
@@ -189,8 +200,6 @@ def test_a_kernel_that_is_used_twice_has_the_sum_of_its_gradients():
 
 @pytest.mark.parametrize("net", FIRST_CUT, ids=lambda net: net.name)
 def test_layers_are_kernels_that_rotate(net):
-    from tests.nets import draw
-
     variables, inputs = draw(net)
     groups = jprune.trace(net.fn, variables, *inputs)
     for path, layer in layers_of(net.fn, groups, variables, *inputs).items():
@@ -230,10 +239,10 @@ def test_p3_two_by_two():
     w = np.array([[1.0, 1.0], [1.0, -1.0]])
     assert damage(w, found) == 10
     np.testing.assert_allclose(rotated(w.T, found).damage, np.diag([1.0, 9.0]), atol=1e-12)
-    np.testing.assert_allclose(kronecker.kron_obd_rows(w, *found), [4, 4])
-    np.testing.assert_allclose(kronecker.kron_obs_rows(w, *found), [3, 3])
-    np.testing.assert_allclose(kronecker.c_obd_rows(w, *found), [4, 4])
-    np.testing.assert_allclose(kronecker.c_obs_rows(w, *found), [3, 3])
+    np.testing.assert_allclose(kron_obd_rows(w, *found), [4, 4])
+    np.testing.assert_allclose(kron_obs_rows(w, *found), [3, 3])
+    np.testing.assert_allclose(c_obd_rows(w, *found), [4, 4])
+    np.testing.assert_allclose(c_obs_rows(w, *found), [3, 3])
 
 
 def test_p4_rows_that_go_together_cost_no_more_than_one_after_the_other():
@@ -255,9 +264,9 @@ def test_scores_are_the_damage_of_a_single_removal():
     for row in range(4):
         gone = np.arange(4) == row
         change = np.where(gone[:, None], -w, 0)
-        assert kronecker.kron_obd_rows(w, *found)[row] == pytest.approx(damage(change, found))
+        assert kron_obd_rows(w, *found)[row] == pytest.approx(damage(change, found))
         moved = compensated_rows(w, found, gone, "kron_obs") - w
-        assert kronecker.kron_obs_rows(w, *found)[row] == pytest.approx(damage(moved, found))
+        assert kron_obs_rows(w, *found)[row] == pytest.approx(damage(moved, found))
 
 
 def test_c_obs_is_optimal_brain_surgery_on_every_weight():
@@ -269,7 +278,7 @@ def test_c_obs_is_optimal_brain_surgery_on_every_weight():
         moved -= flat[q] / inverse[q, q] * inverse[q]
     expected = moved.reshape(4, 5)
     expected[1] = 0
-    np.testing.assert_allclose(kronecker.c_obs_rows(w, *found), scores.reshape(4, 5).sum(axis=1))
+    np.testing.assert_allclose(c_obs_rows(w, *found), scores.reshape(4, 5).sum(axis=1))
     rows = compensated_rows(w, found, np.arange(4) == 1, "c_obs")
     np.testing.assert_allclose(rows, expected, rtol=1e-9)
 
@@ -277,9 +286,9 @@ def test_c_obs_is_optimal_brain_surgery_on_every_weight():
 def test_the_authors_variant_squares_before_it_multiplies():
     found, w = blocks()
     a, s = found
-    rows = kronecker.kron_obd_rows(w, a, s, repo_variant=True)
+    rows = kron_obd_rows(w, a, s, repo_variant=True)
     np.testing.assert_allclose(rows, np.diag(s) * (w**2 @ a).sum(axis=1) / 2)
-    rows = kronecker.kron_obs_rows(w, a, s, repo_variant=True)
+    rows = kron_obs_rows(w, a, s, repo_variant=True)
     np.testing.assert_allclose(rows, (w**2 @ a).sum(axis=1) / np.diag(np.linalg.inv(s)) / 2)
 
 
@@ -311,10 +320,10 @@ def test_the_producers_of_a_residual_stream_add_up():
     variables, groups, batch = residual_case()
     found = factors(residual, variables, [batch])
     rows = {
-        name: kronecker.kron_obd_rows(as_matrix(variables[name]), *map(np.asarray, found[name]))
+        name: kron_obd_rows(as_matrix(variables[name]), *map(np.asarray, found[name]))
         for name in "abc"
     }
-    scores = kronecker.unit_scores(groups, variables, found, "kron_obd")
+    scores = unit_scores(groups, variables, found, "kron_obd")
     np.testing.assert_allclose(scores["a"], rows["a"] + rows["c"], rtol=1e-10)
     np.testing.assert_allclose(scores["b"], rows["b"], rtol=1e-10)
 
@@ -335,7 +344,7 @@ def test_compensation_moves_every_producer_and_keeps_the_prediction():
 def test_criteria_score_units():
     variables, groups, batch = residual_case()
     layers = layers_of(residual, groups, variables, batch["image"])
-    for form in kronecker.FORMS:
+    for form in FORMS:
         criterion = criteria.kronecker(residual, cross_entropy, groups, layers, form, key=KEY)
         scores = jprune.run_criterion(criterion, variables, [batch])
         assert {name: score.shape for name, score in scores.items()} == {"a": (5,), "b": (4,)}
@@ -348,7 +357,9 @@ def test_criteria_score_units():
 def test_curvature_that_is_no_curvature_is_refused():
     found, w = blocks()
     broken = found._replace(inputs=found.inputs * np.nan)
-    with pytest.raises(errors.ArgumentError, match=r"curvature at conv1 is NaN or infinite \(factor A"):
+    with pytest.raises(
+        errors.ArgumentError, match=r"curvature at conv1 is NaN or infinite \(factor A"
+    ):
         rotated(w.T, broken, "conv1")
     negative = found._replace(outputs=-found.outputs)
     with pytest.raises(errors.ArgumentError, match="curvature at conv1 is negative: the factor S"):
@@ -357,7 +368,7 @@ def test_curvature_that_is_no_curvature_is_refused():
     good = factors(residual, variables, [batch])
     bad = {**good, "b": good["b"]._replace(outputs=-good["b"].outputs)}
     with pytest.raises(errors.ArgumentError, match="curvature at b is negative"):
-        kronecker.unit_scores(groups, variables, bad, "kron_obd")
+        unit_scores(groups, variables, bad, "kron_obd")
 
 
 def test_eigenvalues_of_nothing_cost_nothing():
@@ -369,7 +380,7 @@ def test_eigenvalues_of_nothing_cost_nothing():
 def test_a_factor_without_an_inverse_asks_for_damping():
     singular = Factors(np.eye(2), np.diag([1.0, 0.0]))
     with pytest.raises(errors.ArgumentError, match="no inverse.*Write damping=1e-3"):
-        kronecker.kron_obs_rows(np.ones((2, 2)), *singular)
+        kron_obs_rows(np.ones((2, 2)), *singular)
 
 
 def test_arguments_out_of_range_are_refused():
@@ -406,5 +417,5 @@ def test_a_net_without_layers_says_so():
     with pytest.raises(errors.ArgumentError, match="no layer has Kronecker factors"):
         layers_of(fn, groups, variables, x)
     with pytest.raises(errors.ArgumentError, match="nothing to prune"):
-        kronecker.unit_scores(groups, variables, {}, "kron_obd")
+        unit_scores(groups, variables, {}, "kron_obd")
     assert curvature.layers_of is layers_of

@@ -4,7 +4,8 @@
 - `linear`: the same over ResNets of 50 to 302 layers, and the memory it takes;
 - `compile`: XLA's time for slim nets and dense ones;
 - `depthwise`: depthwise convolutions as shifted multiply-adds;
-- `hold`: a training step under masks.
+- `hold`: a training step under masks;
+- `obs`: deletions by optimal brain surgeon.
 
 Every module says what it expects, prints what it finds, and adds rows with versions, device,
 command and commit to a file of its name in `results/engine`. Both sides of a ratio are timed in

@@ -244,9 +244,9 @@ CLAIM = Claim(
     "E2: optimal brain surgeon [2]",
     findings,
     draw,
-    "MONK's training sets are drawn from the rules of the problems, not the published ones; targets "
-    "are -1 and 1, and nets are trained by Levenberg and Marquardt. A figure of the paper counts as "
-    "met within 11 points.",
+    "MONK's training sets are drawn from the rules of the problems, not the published ones; "
+    "targets are -1 and 1, and nets are trained by Levenberg and Marquardt. A figure of the paper "
+    "counts as met within 11 points.",
 )
 
 

@@ -42,6 +42,10 @@ class CSR:
         keep = lambda given: given if isinstance(given, Static) else Static(given)
         self._columns, self._pointers, self._window = map(keep, (columns, pointers, window))
 
+    def __repr__(self) -> str:
+        weights = int(np.prod(self.shape))
+        return f"CSR({len(self.columns)} of {weights} weights, {self.dtype})"
+
     @classmethod
     def of(cls, kernel: jax.Array, mask: np.ndarray) -> "CSR":
         """The kept weights of a kernel [window..., c, filters].

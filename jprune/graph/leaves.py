@@ -91,6 +91,11 @@ class Thin:
         self._taps = _static(taps)
         self._outputs = _static(np.ones(weights.shape[-1]) if outputs is None else outputs)
 
+    def __repr__(self) -> str:
+        taps, outputs = self.taps, self._outputs.values
+        kept = f"{taps.sum()} of {taps.size} taps, {outputs.sum()} of {outputs.size} outputs"
+        return f"Thin({kept}, {self.dtype})"
+
     @classmethod
     def of(cls, kernel: jax.Array, taps: np.ndarray, outputs: np.ndarray | None = None) -> "Thin":
         """The kept columns of a kernel [window..., c, filters]."""
@@ -173,6 +178,11 @@ class Rows:
         self.kernel = kernel
         self._inputs, self._outputs = _static(inputs), _static(outputs)
 
+    def __repr__(self) -> str:
+        sides = {"inputs": self._inputs.values, "outputs": self._outputs.values}
+        kept = (f"{flags.sum()} of {flags.size} {side}" for side, flags in sides.items())
+        return f"Rows({', '.join(kept)}, {self.dtype})"
+
     @classmethod
     def of(cls, kernel: jax.Array, inputs: np.ndarray, outputs: np.ndarray) -> "Rows":
         """The kept part of a kernel [..., inputs, outputs]."""
@@ -249,6 +259,9 @@ class Factored:
 
     def __init__(self, left: jax.Array, core: jax.Array, right: jax.Array):
         self.left, self.core, self.right = left, core, right
+
+    def __repr__(self) -> str:
+        return f"Factored({self.left.shape} {self.core.shape} {self.right.shape}, {self.dtype})"
 
     @classmethod
     def of(cls, kernel: jax.Array, inputs: int, outputs: int) -> "Factored":

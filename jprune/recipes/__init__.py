@@ -21,6 +21,8 @@ from typing import Any, get_args
 from jprune import errors
 from jprune.base import Learner, Recipe
 from jprune.recipes import (
+    channel_lasso,
+    data_free,
     dns,
     edge_popup,
     eigendamage,
@@ -31,6 +33,7 @@ from jprune.recipes import (
     obs,
     scratch,
     subset_sum,
+    thinet,
     three_step,
 )
 from jprune.recipes._distill import distilled
@@ -66,6 +69,9 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     **obs.METHODS,
     **eigendamage.METHODS,
     **kronecker.METHODS,
+    **data_free.METHODS,
+    **channel_lasso.METHODS,
+    **thinet.METHODS,
 }
 
 

@@ -1,13 +1,13 @@
 """Layer by layer: choose what a consumer reads, refit it, go on with the net as it is now.
 
-A step of the walk is a group of units with all its consumers, or a sampler: the inputs of one
-consumer alone, in front of a block whose shortcut stays whole.
+The steps of the walk are in `_steps.py`, the mathematics of choice and refit in
+`jprune.reconstruct`.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ import numpy as np
 from jprune import errors
 from jprune.base import (
     Budget,
-    Groups,
     Masks,
     Problem,
     Pruned,
@@ -25,17 +24,16 @@ from jprune.base import (
     Task,
     Variables,
 )
-from jprune.graph.windows import plain_kernels
 from jprune.masks import apply_masks
 from jprune.recipes._dead_units import bias_of
 from jprune.recipes._layers import as_tree, by_path
-from jprune.recipes._nets import are_units, groups_of, shapes_of, unit_masks, weight_masks
+from jprune.recipes._nets import groups_of, weight_masks
+from jprune.recipes._steps import Step, alive_of, masks_by_name, per_step, steps_of
 from jprune.recipes._training import stream
 from jprune.recipes._widths import widths
 from jprune.recipes.stages import fractions, record
 from jprune.reconstruct._sites import Windows, aimed, collect, look, sites_of
 from jprune.reconstruct.least_squares import relative_error
-from jprune.units import expand, places_of
 
 STREAMS = ("sampler", "whole", "joint")
 
@@ -44,22 +42,6 @@ Choose = Callable[[Sequence[Problem], int, jax.Array], np.ndarray]
 
 Refit = Callable[[np.ndarray, jax.Array], Reconstructor]
 """`(bool [units] that were there, key) -> reconstructor`; the key is that of the choice."""
-
-
-class Step(NamedTuple):
-    """What is chosen at once."""
-
-    name: str
-    """The group's, or `sampler/` and the kernel's path."""
-    units: int
-    kernels: dict[str, np.ndarray]
-    """{path of a consumer's kernel: [units, repeats] positions of every unit on its input axis}."""
-    sampler: bool = False
-
-    @property
-    def path(self) -> str:
-        """The kernel of a sampler."""
-        return next(iter(self.kernels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +108,9 @@ class LayerWise:
         shares = per_step(self.ratios, steps)
         masks_of = lambda masks: masks_by_name(task, pruned, steps, masks)
         kept = widths(task, there, self.budget, masks_of, shares)
-        first, count = (self.part[0] * len(steps)) // self.part[1], self.part
-        last = ((count[0] + 1) * len(steps)) // count[1]
-        todo = [step for step in steps[first:last] if kept[step.name] < there[step.name].sum()]
+        which, parts = self.part
+        mine = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
+        todo = [step for step in mine if kept[step.name] < there[step.name].sum()]
         walk = _Walk(self, task, key, pruned.variables, todo)
         errors_left = []
         for number, step in enumerate(todo):
@@ -239,116 +221,3 @@ def as_kernel(matrix: np.ndarray, like: Any) -> jax.Array:
     """The kernel of a matrix from `as_matrix`, in the shape and type of another one."""
     shape = (like.shape[-2], *like.shape[:-2], like.shape[-1])
     return jnp.asarray(np.moveaxis(matrix.reshape(shape), 0, -2), like.dtype)
-
-
-def steps_of(task: Task, stream: str) -> list[Step]:
-    """The steps of a walk, in the order of their first consumer.
-
-    A group takes part if all that reads it are plain contractions with a site, so that its
-    consumers can be seen and refitted; others (read by grouped convolutions, by attention, inside
-    loops) stay whole. A sampler stands before a layer that reads a stream and whose outputs are
-    units of their own.
-    """
-    groups = groups_of(task)
-    plain = plain_kernels(task.fn, shapes_of(task), task.example)
-    order = list(dict.fromkeys(path for path in sites_of(groups, plain) if path))
-    sites = {path: names for path, names in sites_of(groups, order).items() if names}
-    first = {site.layer: n for n, site in enumerate(groups.sites) if site.kind == "in"}
-    streams = {name for site in groups.sites if site.kind == "join" for name in site.groups}
-    found = []
-    for name, size in groups.sizes.items():
-        kernels = consumers_of(groups, name, size, frozenset(sites))
-        if kernels and (stream == "joint" or name not in streams):
-            found.append(Step(name, size, kernels))
-        elif kernels and stream == "sampler":
-            found += [
-                Step(f"sampler/{path}", groups.leaves[path].shape[-2], {path: inputs}, True)
-                for path in kernels
-                if begins_branch(groups, sites[path][0], streams)
-                and (inputs := np.arange(groups.leaves[path].shape[-2])[:, None]) is not None
-            ]
-    found = list({step.name: step for step in found}.values())
-    return sorted(found, key=lambda step: min(first[sites[path][0]] for path in step.kernels))
-
-
-def consumers_of(
-    groups: Groups, name: str, size: int, plain: frozenset[str]
-) -> dict[str, np.ndarray]:
-    """{kernel that reads the group: [units, repeats] positions}; empty where one is not plain."""
-    found: dict[str, np.ndarray] = {}
-    for _, place in places_of(groups, ("in",), (name,)):
-        units = place.units
-        repeats = np.bincount(units[units >= 0], minlength=size)
-        on_inputs = place.axis == len(groups.leaves[place.leaf].shape) - 2
-        if place.leaf not in plain or not on_inputs or len({*repeats.tolist()}) > 1:
-            return {}
-        taken = np.flatnonzero(units >= 0)
-        index = taken[np.argsort(units[taken], kind="stable")]
-        found[place.leaf] = index.reshape(size, -1)
-    order = {site.layer: n for n, site in enumerate(groups.sites) if site.kind == "in"}
-    names = sites_of(groups, found)
-    return {path: found[path] for path in sorted(found, key=lambda path: order[names[path][0]])}
-
-
-def begins_branch(groups: Groups, site: str, streams: set[str]) -> bool:
-    """Whether what a layer says is units that are on no stream."""
-    (out,) = (s for s in groups.sites if s.layer == site and s.kind == "out")
-    return bool(out.groups) and not set(out.groups) & streams
-
-
-def per_step(ratios: str, steps: Sequence[Step]) -> dict[str, float]:
-    """{step: its share} from one number, or from one a step with ":" between.
-
-    Raises:
-        ArgumentError: no numbers, or not as many as there are steps.
-    """
-    try:
-        numbers = [float(word) for word in ratios.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        numbers *= len(steps)
-    if len(numbers) != len(steps):
-        raise errors.ArgumentError(
-            f"ratios={ratios!r}; write one number, or {len(steps)} with ':' between, for "
-            f"{', '.join(step.name for step in steps)}."
-        )
-    return dict(zip((step.name for step in steps), numbers))
-
-
-def alive_of(task: Task, pruned: Pruned, steps: Sequence[Step]) -> dict[str, np.ndarray]:
-    """{step: bool [units]}: what masks have left so far."""
-    units = unit_masks(task, pruned)
-    single = {} if pruned.masks is None or are_units(groups_of(task), pruned.masks) else (
-        by_path(task, pruned.masks)
-    )
-    found = {}
-    for step in steps:
-        if step.sampler:
-            mask = np.asarray(single.get(step.path, np.ones((step.units, 1), bool)))
-            found[step.name] = np.moveaxis(mask, -2, 0).reshape(step.units, -1).any(axis=1)
-        else:
-            found[step.name] = np.asarray(units[step.name], bool)
-    return found
-
-
-def masks_by_name(
-    task: Task, pruned: Pruned, steps: Sequence[Step], masks: Mapping[str, np.ndarray]
-) -> Masks:
-    """Masks of the net: of units, or of weights where a sampler reads a part of a stream."""
-    groups = groups_of(task)
-    sampled = {step.path: masks[step.name] for step in steps if step.sampler}
-    mine = {step.name: masks[step.name] for step in steps if not step.sampler}
-    units = {**unit_masks(task, pruned), **mine}
-    if not sampled and (pruned.masks is None or are_units(groups, pruned.masks)):
-        return units
-    leaves = by_path(task, expand(groups, units))
-    before = {} if are_units(groups, pruned.masks or {}) else by_path(task, pruned.masks)
-    for path in leaves:
-        leaf = np.asarray(leaves[path])
-        if path in before:
-            leaf = leaf & np.asarray(before[path])
-        if path in sampled:
-            leaf = leaf & sampled[path][:, None]
-        leaves[path] = leaf
-    return as_tree(task, leaves)

@@ -7,7 +7,6 @@ References:
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import numpy as np
@@ -32,7 +31,7 @@ class ByLasso:
     tolerance: float = 0.1
 
     def __post_init__(self):
-        if not (0 < self.start and 0 <= self.tolerance):
+        if not (self.start > 0 and self.tolerance >= 0):
             raise errors.ArgumentError(
                 f"LASSO with start={self.start}, tolerance={self.tolerance}; the first penalty is "
                 "above 0, the tolerance 0 or more."
@@ -132,4 +131,4 @@ def channel_lasso(
     )
 
 
-METHODS = {"channel_lasso": partial(channel_lasso)}
+METHODS = {"channel_lasso": channel_lasso}

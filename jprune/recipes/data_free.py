@@ -15,14 +15,12 @@ import numpy as np
 from jprune import allocate, errors
 from jprune.base import Budget, Pruned, Recipe, Records, Task, Variables
 from jprune.masks import apply_masks
-from jprune.recipes._layerwise import consumers_of
-from jprune.recipes._nets import cost_of, groups_of, shapes_of, unit_masks, weight_masks
+from jprune.recipes._nets import cost_of, groups_of, unit_masks, weight_masks
+from jprune.recipes._steps import consumers_of, seen_kernels
 from jprune.recipes._widths import widths
 from jprune.recipes.stages import Evaluate, Save, Train, fractions, record
-from jprune.graph.windows import plain_kernels
 from jprune.reconstruct import Merge, cutoff, merges
-from jprune.reconstruct._folded import weight_sets
-from jprune.reconstruct._sites import sites_of
+from jprune.reconstruct._folded import Affine, affines, weight_sets
 from jprune.reconstruct.merge import distances, matrix
 from jprune.units import map_units, rows
 
@@ -102,7 +100,10 @@ class MergeUnits:
     name: str = "prune"
 
     def __post_init__(self):
-        if self.allocator not in ("uniform", "global_topk") or self.stop not in ("budget", "cutoff"):
+        if self.allocator not in ("uniform", "global_topk") or self.stop not in (
+            "budget",
+            "cutoff",
+        ):
             raise errors.ArgumentError(
                 f"data_free with allocator={self.allocator!r}, stop={self.stop!r}; write 'uniform' "
                 "or 'global_topk', and 'budget' or 'cutoff'."
@@ -117,16 +118,17 @@ class MergeUnits:
         """
         del key
         groups, masks = groups_of(task), unit_masks(task, pruned)
-        sets = mergeable(task, pruned.variables)
+        behind = affines(task.fn, groups, pruned.variables, task.example)
+        sets = mergeable(task, pruned.variables, *behind)
         alive = {name: np.asarray(masks[name], bool) for name in sets}
         kept = self.widths(task, sets, masks, alive)
         variables, done = pruned.variables, []
-        for name in sets:
-            count = int(alive[name].sum()) - kept[name]
-            # A merge before has changed what this group's producers read.
-            steps = self.steps(*mergeable(task, variables)[name], alive[name], count) if count else []
+        for name in [name for name in sets if kept[name] < alive[name].sum()]:
+            # Merges before have changed what this group's producers read.
+            now = mergeable(task, variables, *behind)[name]
+            steps = self.steps(*now, alive[name], int(alive[name].sum()) - kept[name])
             mapped = {name: matrix(groups.sizes[name], steps)}
-            variables = map_units(groups, variables, mapped, ("in",)) if steps else variables
+            variables = map_units(groups, variables, mapped, ("in",))
             masks = {**masks, name: alive[name].copy()}
             masks[name][[step.gone for step in steps]] = False
             variables = apply_masks(variables, weight_masks(task, masks))
@@ -168,12 +170,12 @@ class MergeUnits:
         return {name: int(np.sum(mask)) for name, mask in chosen.items()}
 
 
-def mergeable(task: Task, variables: Variables) -> Sets:
+def mergeable(
+    task: Task, variables: Variables, behind: Mapping[str, Affine], made_of: frozenset[str]
+) -> Sets:
     """Weight sets and outgoing weights of all groups whose units can be merged."""
-    groups = groups_of(task)
-    plain = plain_kernels(task.fn, shapes_of(task), task.example)
-    seen = frozenset(path for path, names in sites_of(groups, plain).items() if names)
-    sets = weight_sets(task.fn, groups, variables, task.example)
+    groups, seen = groups_of(task), seen_kernels(task)
+    sets = weight_sets(groups, variables, behind, made_of)
     return {
         name: (sets[name], np.asarray(rows(groups, variables, name, ("in",)), np.float64))
         for name, size in groups.sizes.items()

@@ -2,8 +2,8 @@
 
 References:
     Luo, Wu, Lin, ThiNet: a filter level pruning method for deep neural network compression, 2017,
-    arXiv 1707.06342 [20]; with matching pursuit: Luo, Zhang, Zhou, Xie, Wu, Lin, ThiNet: pruning CNN
-    filters for a thinner net, TPAMI, 2018.
+    arXiv 1707.06342 [20]; with matching pursuit: Luo, Zhang, Zhou, Xie, Wu, Lin, ThiNet:
+    pruning CNN filters for a thinner net, TPAMI, 2018.
 """
 
 import dataclasses

@@ -76,16 +76,21 @@ def affines(
 
 
 def weight_sets(
-    fn: Callable[..., Any], groups: Groups, variables: Variables, example: Any
-) -> Mapping[str, np.ndarray]:
+    groups: Groups, variables: Variables, found: Mapping[str, Affine], made_of: frozenset[str]
+) -> dict[str, np.ndarray]:
     """{group: [units, fan]}: all that makes a unit what it is, float64.
 
     That is, for every producer, its kernel times the scale behind it, and the shift behind it; and,
     as they are, parameters of norms that stand elsewhere (on a stream, before an activation). Two
     units with the same set are the same function. Groups with a kernel that no layer's outputs
     answer to are left out.
+
+    Args:
+        groups: from `trace`.
+        variables: of the net.
+        found: from `affines`, of these variables.
+        made_of: from there too.
     """
-    found, made_of = affines(fn, groups, variables, example)
     leaves = leaves_by_path(groups, variables)
     sets: dict[str, np.ndarray] = {}
     for name, size in groups.sizes.items():

@@ -71,7 +71,9 @@ def look(
         (7, 5, 1)
     """
     wanted = set(sites)
-    number = {site: place for place, site in enumerate(dict.fromkeys(s.layer for s in groups.sites))}
+    number = {
+        site: place for place, site in enumerate(dict.fromkeys(s.layer for s in groups.sites))
+    }
     kinds = ("in", "out", "norm", "act", "join")
 
     def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
@@ -173,8 +175,8 @@ def collect(
     for site, windows in found.items():
         if not np.isfinite(windows.outputs).all():
             raise errors.ArgumentError(
-                f"the outputs of {site} on calibration images are not finite. Check the net and its "
-                "data before pruning."
+                f"the outputs of {site} on calibration images are not finite. Check the net and "
+                "its data before pruning."
             )
     return found
 

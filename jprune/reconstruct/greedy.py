@@ -1,7 +1,7 @@
 """Channels chosen greedily by what they add to the next layer, and scales for those that stay.
 
-With x_j [rows] what unit j adds to sampled outputs and y = sum_j x_j, all that is needed is the Gram
-matrix G_ij = x_i . x_j: rows never enter the loop.
+With x_j [rows] what unit j adds to sampled outputs and y = sum_j x_j, all that is needed is the
+Gram matrix G_ij = x_i . x_j: rows never enter the loop.
 
 References:
     Luo, Wu, Lin, ThiNet: a filter level pruning method for deep neural network compression, 2017,
@@ -63,7 +63,7 @@ def grow(gram: np.ndarray, count: int) -> np.ndarray:
 
 
 def pursue(gram: np.ndarray, count: int) -> np.ndarray:
-    """Orthogonal matching pursuit for y: argmax_j (x_j . r)^2 / x_j . x_j, scales refitted each time.
+    """Orthogonal matching pursuit for y: argmax_j (x_j . r)^2 / x_j . x_j, r with scales refitted.
 
     Returns:
         [count] numbers of units, in the order in which they were taken.
@@ -130,7 +130,7 @@ def sampled_gram(problem: Problem, key: jax.Array, filters: str = "one") -> np.n
         raise errors.ArgumentError(f"filters={filters!r}; write 'one' or 'all'.")
     if filters == "all":
         return contributions(problem, moments(problem))[0]
-    units, window, outputs = problem.weight.shape
+    units, _, outputs = problem.weight.shape
     drawn = np.asarray(jax.random.randint(key, (len(problem.inputs),), 0, outputs))
     weight = np.moveaxis(np.asarray(problem.weight, np.float64), -1, 0)
     gram = np.zeros((units, units))

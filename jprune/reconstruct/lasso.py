@@ -143,7 +143,7 @@ def lasso(
 
 
 def summed(problems: Sequence[Problem]) -> tuple[np.ndarray, np.ndarray, float]:
-    """`(Z^T Z, Z^T y, rows)` over all consumers, each divided by its ||Y||^2 if there are several."""
+    """`(Z^T Z, Z^T y, rows)` of all consumers; several are divided by their ||Y||^2."""
     units = problems[0].inputs.shape[1]
     gram, cross, rows = np.zeros((units, units)), np.zeros(units), 0.0
     for problem in problems:

@@ -56,7 +56,9 @@ def least_squares(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     for number, kept in enumerate(patterns.T):
         columns = np.flatnonzero(which.ravel() == number)
         if kept.any():
-            weight[np.ix_(kept, columns)] += _change(used, weight[:, columns], kept, columns, problem)
+            weight[np.ix_(kept, columns)] += _change(
+                used, weight[:, columns], kept, columns, problem
+            )
     bias = np.zeros(outputs)
     if problem.bias:
         bias = (sums.targets - sums.inputs @ weight) / sums.rows

@@ -103,9 +103,9 @@ def cutoff(saliencies: np.ndarray) -> float:
     """The saliency at which a layer's merging stops: the low mode of the pairs' saliencies.
 
     Redundant pairs crowd at low saliencies, and successive merges are cheap as long as they stay
-    below the crowd's peak. The peak is that of a histogram over logarithms, the lowest one where
-    there are several; pairs at 0 are free and not looked at. The paper says that the cut-off follows
-    the low mode; bins are ours (Freedman and Diaconis).
+    below the crowd's peak. It is looked for in a smoothed histogram over logarithms; pairs at 0 are
+    free and not looked at. The paper takes the cut-off from the distribution of the saliencies; how
+    its mode is found is ours (bins: Freedman and Diaconis).
 
     Args:
         saliencies: of all pairs, before any merge; infinite ones are left out.
@@ -115,7 +115,7 @@ def cutoff(saliencies: np.ndarray) -> float:
 
     Example:
         >>> round(cutoff(np.array([0.0, 1.0, 10.0, 11.0, 10.5, 10.2, 100.0, np.inf])), 1)
-        7.5
+        10.4
     """
     values = saliencies[np.isfinite(saliencies) & (saliencies > 0)]
     if not values.size:

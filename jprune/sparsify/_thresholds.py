@@ -50,8 +50,8 @@ def moments_of(params: Params, masks: Masks) -> tuple[PyTree, PyTree]:
 def thresholds_of(params: Params, masks: Masks, c_rate: PyTree) -> PyTree:
     """T = max(mu + c sd, 0) at every masked leaf; None elsewhere."""
     mean, std = moments_of(params, masks)
-    one = isinstance(c_rate, (int, float)) or (np.ndim(c_rate) == 0 and hasattr(c_rate, "dtype"))
-    rates = jax.tree.map(lambda leaf: c_rate, mean) if one else c_rate
+    same = isinstance(c_rate, (int, float))
+    rates = jax.tree.map(lambda leaf: c_rate, mean) if same else c_rate
     return jax.tree.map(
         lambda m, s, c: None if m is None else jnp.maximum(m + c * s, 0),
         mean, std, rates, is_leaf=is_none,
