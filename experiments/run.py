@@ -19,6 +19,7 @@ import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -36,7 +37,7 @@ from jprune.measure.provenance import usable_cores
 class Given:
     """How a sweep is run, apart from what it is."""
 
-    sweep: tyro.conf.OmitArgPrefixes[Sweep]
+    sweep: Annotated[Sweep, tyro.conf.arg(name="")]
     """What is run."""
     workers: int = 1
     """Processes, each with its share of the cores: 2 for small nets on two cores."""

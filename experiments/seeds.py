@@ -73,11 +73,11 @@ def train_together(
         over = number % first.epoch == 0 or number == first.steps
         if not over and number % EVERY:
             continue
-        means = _means(window, number)
+        seen_since = means(window, number)
         window = []
         progress.advance(number, {})
         for place, (learner, found) in enumerate(zip(learners, records)):
-            metrics = {name: float(values[place]) for name, values in means.items()}
+            metrics = {name: float(values[place]) for name, values in seen_since.items()}
             if over:
                 variables = learner.variables(_at(state, place))
                 after = evaluate(task, variables, "validation")
@@ -96,13 +96,17 @@ def _at(tree: PyTree, place: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[place], tree)
 
 
-def _means(window: list[dict[str, jax.Array]], step: int) -> dict[str, np.ndarray]:
-    """{metric: [seeds]} over the latest steps."""
+def means(window: list[dict[str, jax.Array]], step: int) -> dict[str, np.ndarray]:
+    """Means over the latest steps, the last of them being `step`: {metric: [seeds]}.
+
+    Raises:
+        DivergenceError: a loss is not finite.
+    """
     values = jax.device_get(window)
-    means = {name: np.mean([seen[name] for seen in values], axis=0) for name in values[0]}
-    if not np.isfinite(means["loss"]).all():
+    found = {name: np.mean([seen[name] for seen in values], axis=0) for name in values[0]}
+    if not np.isfinite(found["loss"]).all():
         raise errors.DivergenceError(
             f"training of seeds diverged before step {step}: the mean losses were "
-            f"{means['loss'].tolist()}. Write a smaller learning_rate."
+            f"{found['loss'].tolist()}. Write a smaller learning_rate."
         )
-    return means
+    return found

@@ -93,3 +93,12 @@ def test_the_page_on_the_engine(rules):
     for _, code in sections("engine.md").items():
         run("engine.md", code, names)
     assert "fft" in graph_rules.RULES
+
+
+def test_every_page_is_in_the_index_and_no_link_is_broken():
+    pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    index = (DOCS / "README.md").read_text()
+    assert pages <= set(re.findall(r"\]\(([^)#]+)\)", index))
+    for page in DOCS.rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"

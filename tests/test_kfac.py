@@ -204,7 +204,8 @@ def test_layers_are_kernels_that_rotate(net):
     groups = jprune.trace(net.fn, variables, *inputs)
     for path, layer in layers_of(net.fn, groups, variables, *inputs).items():
         shape = groups.leaves[path].shape
-        assert layer.shape == shape and (layer.inputs, layer.outputs) == shape[-2:]
+        assert layer.shape == shape
+        assert (layer.inputs, layer.outputs) == shape[-2:]
         assert layer.written % len(layer.sites) == 0
 
 
@@ -334,11 +335,13 @@ def test_compensation_moves_every_producer_and_keeps_the_prediction():
     masks = {"a": np.arange(5) != 2, "b": np.ones(4, bool)}
     moved = compensate(groups, variables, masks, found, "kron_obs", damping=0.0)
     for name in "ac":
-        assert (moved[name][:, 2] == 0).all() and (moved[name] != variables[name]).any()
+        assert (moved[name][:, 2] == 0).all()
+        assert (moved[name] != variables[name]).any()
         cut = variables[name].at[:, 2].set(0)
         change = lambda kernel, name=name: as_matrix(kernel) - as_matrix(variables[name])
         assert damage(change(moved[name]), found[name]) <= damage(change(cut), found[name])
-    assert moved["b"] is variables["b"] and moved["d"] is variables["d"]
+    assert moved["b"] is variables["b"]
+    assert moved["d"] is variables["d"]
 
 
 def test_criteria_score_units():
@@ -379,7 +382,7 @@ def test_eigenvalues_of_nothing_cost_nothing():
 
 def test_a_factor_without_an_inverse_asks_for_damping():
     singular = Factors(np.eye(2), np.diag([1.0, 0.0]))
-    with pytest.raises(errors.ArgumentError, match="no inverse.*Write damping=1e-3"):
+    with pytest.raises(errors.ArgumentError, match=r"no inverse.*Write damping=1e-3"):
         kron_obs_rows(np.ones((2, 2)), *singular)
 
 

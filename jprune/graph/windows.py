@@ -65,19 +65,25 @@ def check_plain(equation: Equation) -> None:
         )
 
 
-def plain_kernels(fn: Callable[..., Any], variables: Any, *args: Any) -> frozenset[str]:
+def plain_kernels(
+    fn: Callable[..., Any], variables: Any, *args: Any, casts: bool = False
+) -> frozenset[str]:
     """Paths of the leaves that are the kernel of plain contractions and nothing else.
 
     Args:
         fn: the function.
         variables: its first argument; shapes are enough.
         *args: its other arguments.
+        casts: whether a kernel may be cast to another type on its way.
     """
     program, _ = program_of(fn, variables, *args)
     found = jax.tree_util.tree_leaves_with_path(variables)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
     readers: dict[int, list[bool]] = {value: [] for value in program.inputs[: len(paths)]}
     for equation in program.equations:
+        if casts and equation.name == "convert_element_type" and equation.inputs[0] in readers:
+            readers[equation.outputs[0]] = readers[equation.inputs[0]]
+            continue
         for operand, value in enumerate(equation.inputs):
             if value in readers:
                 readers[value].append(operand == 1 and is_plain(equation))

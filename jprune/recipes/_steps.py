@@ -59,7 +59,7 @@ def steps_of(task: Task, stream: str) -> list[Step]:
 def seen_kernels(task: Task) -> dict[str, tuple[str, ...]]:
     """{kernel of plain contractions: its call sites}, in execution order."""
     groups = groups_of(task)
-    plain = plain_kernels(task.fn, shapes_of(task), task.example)
+    plain = plain_kernels(task.fn, shapes_of(task), task.example, casts=True)
     found = {path: sites for path, sites in sites_of(groups, plain).items() if sites}
     order = [site.layer for site in groups.sites if site.kind == "in"]
     return dict(sorted(found.items(), key=lambda item: order.index(item[1][0])))

@@ -67,7 +67,8 @@ def affines(
 
     def mixed(variables: Variables) -> Any:
         parts = jax.tree.leaves(probe(variables))
-        return sum(jnp.vdot(part, jnp.cos(jnp.arange(part.size) + 1.0)) for part in parts)
+        mixes = (jnp.vdot(part, jnp.cos(jnp.arange(part.size) + 1.0)) for part in parts)
+        return sum(mixes, jnp.zeros(()))
 
     found, slopes = jax.jit(lambda v: (probe(v), jax.grad(mixed)(v)))(variables)
     read = leaves_by_path(groups, slopes)

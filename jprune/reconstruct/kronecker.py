@@ -101,6 +101,8 @@ def compensate(
                 here = (place.units >= 0) & ~np.asarray(mask)[place.units]
                 gone[place.leaf] = gone.get(place.leaf, False) | here
     for path, removed in gone.items():
+        if not removed.any():
+            continue
         kernel = leaves[path]
         rows = compensated_rows(as_matrix(kernel), factors[path], removed, form, damping)
         leaves[path] = jnp.asarray(as_kernel(rows, kernel.shape), kernel.dtype)

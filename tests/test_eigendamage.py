@@ -1,0 +1,240 @@
+"""EigenDamage and the four filter methods: as recipes, and as a run directory."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jprune
+from jprune import errors, recipes, train
+from jprune.base import Budget, Pruned
+from jprune.cost import cost
+from jprune.curvature import Factors, Layer, rotated
+from jprune.graph.leaves import Factored
+from jprune.graph.parts import dense_of, opened, read_back, written_out
+from jprune.recipes._forms import cost_as_held
+from jprune.recipes._rotate import Form, Rotate
+from jprune.recipes.eigendamage import eigendamage
+from jprune.recipes.kronecker import METHODS, PruneFilters
+from jprune.train.run import execute, open_directory
+from tests.toys import drawn, equal, toy_task
+
+KEY = jax.random.key(0)
+KERNELS = ("conv1", "conv2", "conv3", "fc")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return toy_task()
+
+
+@pytest.fixture(scope="module")
+def start(task):
+    return Pruned(drawn(task), None)
+
+
+@pytest.fixture(scope="module")
+def halved(task, start):
+    return Rotate(Budget(macs=0.5), batches=2, batch_size=16)(start, task, KEY)
+
+
+def shapes(pruned):
+    """{layer: (columns, rows)} of the factored kernels."""
+    kernels = {name: pruned.variables["params"][name]["kernel"] for name in KERNELS}
+    return {
+        name: (kernel.left.shape[1], kernel.right.shape[0])
+        for name, kernel in kernels.items()
+        if isinstance(kernel, Factored)
+    }
+
+
+def test_the_budget_is_met_and_the_last_layer_stays(task, start, halved):
+    pruned, (record,) = halved
+    assert 0.48 < record["metrics"]["macs"] <= 0.5
+    assert shapes(pruned)
+    assert "fc" not in shapes(pruned)
+    kept = cost_as_held(task, pruned, {})
+    assert float(kept.macs) / float(cost_as_held(task, start, {}).macs) == pytest.approx(
+        record["metrics"]["macs"]
+    )
+
+
+def test_costs_are_those_of_the_three_parts():
+    turned = rotated(np.ones((3, 3, 4, 5)), Factors(np.eye(4), np.eye(5)))
+    form = Form(Layer((3, 3, 4, 5), ("a",), 64, 16), None, turned)
+    assert form.now().tolist() == [180, 16 * 180]
+    left, core, right = 4 * 2, 9 * 2 * 3, 3 * 5
+    assert form.cost(2, 3).tolist() == [left + core + right, 64 * left + 16 * (core + right)]
+
+    def fn(v, x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, v["a"], (2, 2), "SAME", dimension_numbers=dims
+        )
+
+    variables, x = {"a": jnp.ones((3, 3, 4, 5))}, jnp.ones((1, 8, 8, 4))
+    small = jprune.slim(fn, jprune.trace(fn, variables, x), {})
+    held = {"a": form.part(np.arange(4) < 2, np.arange(5) < 3, jnp.float32)}
+    found = cost(*opened(small, held), x)
+    assert [float(found.params), float(found.macs)] == form.cost(2, 3).tolist()
+
+
+def test_without_pruning_the_rotated_net_is_the_net(task, start):
+    whole = {}
+    for name in KERNELS:
+        kernel = start.variables["params"][name]["kernel"]
+        *_, inputs, outputs = kernel.shape
+        rng = np.random.default_rng(0)
+        spd = lambda size, rng=rng: (lambda r: r @ r.T)(rng.normal(size=(size, size)))
+        turned = rotated(kernel, Factors(spd(inputs), spd(outputs)))
+        whole[name] = turned.part(np.ones(inputs, bool), np.ones(outputs, bool), kernel.dtype)
+    held = jax.tree.map(lambda leaf: leaf, start.variables)
+    for name, kernel in whole.items():
+        held["params"][name]["kernel"] = kernel
+    x = next(task.data.batches("test", 4))["image"]
+    expected = task.fn(start.variables, x)
+    np.testing.assert_allclose(task.fn(held, x), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_layer_whose_parts_are_larger_stays_as_it_is(task, start):
+    pruned, (record,) = Rotate(Budget(density=0.9), batches=2)(start, task, KEY)
+    for name in KERNELS:
+        kernel = pruned.variables["params"][name]["kernel"]
+        dense = start.variables["params"][name]["kernel"]
+        assert sum(p.size for p in jax.tree.leaves(kernel)) <= dense.size
+        if not isinstance(kernel, Factored):
+            assert kernel is dense
+    assert record["metrics"]["density"] == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_layer_never_loses_more_than_the_limit(task, start):
+    pruned, _ = Rotate(Budget(params=0.4), limit=0.5, last=True, batches=2)(start, task, KEY)
+    for name, (columns, rows) in shapes(pruned).items():
+        *_, inputs, outputs = start.variables["params"][name]["kernel"].shape
+        assert columns >= inputs / 2
+        assert rows >= outputs / 2
+
+
+def test_what_was_rotated_is_rotated_again(task, halved):
+    pruned, _ = halved
+    again, (record,) = Rotate(Budget(macs=0.3), limit=0.9, batches=2)(pruned, task, KEY)
+    assert 0.27 < record["metrics"]["macs"] <= 0.3
+    before = shapes(pruned)
+    for name, (columns, rows) in shapes(again).items():
+        if name in before:
+            assert (columns, rows) <= before[name]
+    full, (record,) = Rotate(Budget(macs=0.6), batches=2)(pruned, task, KEY)
+    assert record["metrics"]["damage"] == pytest.approx(0, abs=1e-9)
+    x = next(task.data.batches("test", 4))["image"]
+    np.testing.assert_allclose(task.fn(full.variables, x), task.fn(pruned.variables, x), atol=1e-4)
+
+
+def test_fine_tuning_trains_the_parts(task, halved):
+    pruned, _ = halved
+    stage = recipes.Train(1, 0.05, batch_size=16, name="finetune")
+    tuned, _ = stage(pruned, task, KEY)
+    fixed = eigendamage(Budget(macs=0.5), None, stage, fix_rotation=True)
+    (cores,) = [s for s in fixed if getattr(s, "name", "") == "finetune"]
+    still, _ = cores(pruned, task, KEY)
+    for name in shapes(pruned):
+        old, new, kept = (p.variables["params"][name]["kernel"] for p in (pruned, tuned, still))
+        assert all((a != b).any() for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new)))
+        assert (old.left == kept.left).all()
+        assert (old.right == kept.right).all()
+        assert (old.core != kept.core).any()
+
+
+def test_frozen_groups_are_not_rotated(task, start):
+    floors = {"params/conv2/kernel": 12}
+    pruned, _ = Rotate(Budget(macs=0.6, floors=floors), batches=2)(start, task, KEY)
+    assert "conv2" not in shapes(pruned)
+    with pytest.raises(errors.ArgumentError, match="finds no layer to rotate in tiny"):
+        everything = dict(jprune.recipes.groups_of(task).sizes)
+        Rotate(Budget(macs=0.6, floors=everything))(start, task, KEY)
+
+
+def test_equal_scores_fall_by_their_index(task, start):
+    """Zero factors (a net without gradients): nothing costs anything, and counts are exact."""
+    flat = task._replace(loss=lambda out, batch: 0 * out[:, 0])
+    pruned, (record,) = Rotate(Budget(density=0.5), batches=1)(start, flat, KEY)
+    assert record["metrics"]["damage"] == 0
+    assert record["metrics"]["density"] == pytest.approx(0.5, abs=0.02)
+    assert shapes(pruned)
+
+
+def test_bad_input_is_refused(task, start):
+    with pytest.raises(errors.ArgumentError, match=r"Budget\(density=1.5\) is outside"):
+        Budget(density=1.5)
+    stage = recipes.Train(1, 0.05, batch_size=16, name="finetune")
+    with pytest.raises(errors.ArgumentError, match="limit=0 is outside"):
+        eigendamage(Budget(macs=0.5), None, stage, limit=0)
+    with pytest.raises(errors.ArgumentError, match="rounds=0"):
+        eigendamage(Budget(macs=0.5), None, stage, rounds=0)
+    with pytest.raises(errors.ArgumentError, match="batches=0"):
+        Rotate(Budget(macs=0.5), batches=0)(start, task, KEY)
+    with pytest.raises(errors.ArgumentError, match="needs a cost model|measures macs"):
+        Rotate(Budget(latency=0.5), batches=1)(start, task, KEY)
+    with pytest.raises(errors.BudgetError, match="cannot be met"):
+        Rotate(Budget(macs=0.01), batches=1)(start, task, KEY)
+    with pytest.raises(errors.ArgumentError, match="came with masks"):
+        Rotate(Budget(macs=0.5))(start._replace(masks={}), task, KEY)
+    nan = jax.tree.map(lambda leaf: leaf * jnp.nan, start.variables)
+    with pytest.raises(errors.ArgumentError, match="curvature at params/conv1/kernel is NaN"):
+        Rotate(Budget(macs=0.5), batches=1)(start._replace(variables=nan), task, KEY)
+    with pytest.raises(errors.ArgumentError, match="allocator='topk'"):
+        METHODS["c_obd"](Budget(macs=0.5), None, stage, allocator="topk")
+    with pytest.raises(errors.ArgumentError, match="repo_variant=True"):
+        METHODS["c_obs"](Budget(macs=0.5), None, stage, repo_variant=True)
+
+
+@pytest.mark.parametrize("form", METHODS)
+def test_filters_are_pruned_under_the_budget(task, start, form):
+    pruned, (record,) = PruneFilters(Budget(macs=0.5), form, batches=2)(start, task, KEY)
+    assert 0.4 < record["metrics"]["macs"] <= 0.5
+    weights = jprune.recipes.weight_masks(task, pruned.masks)
+    gone = jax.tree.map(lambda mask, leaf: bool((leaf[~mask] == 0).all()), weights, pruned.variables)
+    assert all(jax.tree.leaves(gone))
+    conv2 = start.variables["params"]["conv2"]["kernel"]
+    kept = pruned.masks["params/conv2/kernel"]
+    moved = pruned.variables["params"]["conv2"]["kernel"] != conv2
+    moved = np.asarray(moved)[..., kept][..., pruned.masks["params/conv1/kernel"], :]
+    assert moved.any() == form.endswith("obs")
+
+
+def test_trees_with_leaf_types_are_written_and_read_back(halved):
+    variables = halved[0].variables
+    plain = written_out(variables)
+    assert not any(isinstance(leaf, Factored) for leaf in jax.tree.leaves(plain))
+    assert equal(read_back(plain), variables)
+    assert all(leaf.ndim <= 4 for leaf in jax.tree.leaves(dense_of(variables)))
+
+
+def test_a_run_directory_that_was_killed_goes_on(task, start, tmp_path):
+    """Factored kernels through checkpoints: whole, and stopped in the middle of fine-tuning."""
+    finetune = recipes.Train(2, 0.05, batch_size=16, name="finetune")
+    recipe = eigendamage(Budget(macs=0.5), None, finetune, batches=2, recalibrate=1)
+    small = dataclasses.replace
+
+    class Killed(Exception):
+        pass
+
+    class Progress(train.Silent):
+        def advance(self, step, metrics):
+            if step == 3 and not metrics:
+                raise Killed
+
+    def run(folder, progress):
+        directory = open_directory(folder, {"seed": 0}, {}, {})
+        return execute(directory, recipe, task, KEY, lambda: start, progress, save_seconds=0.0)
+
+    whole = run(tmp_path / "whole", train.Silent())
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", Progress())
+    resumed = run(tmp_path / "killed", train.Silent())
+    assert equal(whole.variables, resumed.variables)
+    assert isinstance(resumed.variables["params"]["conv2"]["kernel"], Factored)
+    assert small is dataclasses.replace
+    assert list(itertools.islice(recipe, 1))
