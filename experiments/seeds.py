@@ -7,15 +7,15 @@ their kernels they become grouped ones.
 
 import itertools
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Pruned, PyTree, Records, Task
+from jprune.base import Batch, Pruned, PyTree, Records, Task
 from jprune.recipes import Train, evaluate
 from jprune.recipes.stages import record
 from jprune.train.loop import EVERY
@@ -54,13 +54,8 @@ def train_together(
     """
     began = time.perf_counter()
     learners = [stage.learner(start, task, key) for start, key in zip(starts, keys)]
-
-    # A learner made of traced keys steps like any other: nothing of it is run but its step.
-    def step(state: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
-        return stage.learner(starts[0], task, key).step(state, batch)
-
-    steps = jax.jit(jax.vmap(step), donate_argnums=0)
-    state = _stacked([learner.init() for learner in learners], jnp.stack)
+    steps = vmapped(stage, starts[0], task)
+    state = stacked([learner.init() for learner in learners], jnp.stack)
     key = jnp.stack(list(keys))
     feeds = zip(*(learner.batches(0) for learner in learners))
     records: list[Records] = [[] for _ in learners]
@@ -68,7 +63,7 @@ def train_together(
     first = learners[0]
     progress.begin(f"{stage.name} of {len(learners)} seeds", 1, 1, first.steps, 0)
     for number, batches in enumerate(itertools.islice(feeds, first.steps), start=1):
-        state, seen = steps(state, _stacked(batches, np.stack), key)
+        state, seen = steps(state, stacked(batches, np.stack), key)
         window.append(seen)
         over = number % first.epoch == 0 or number == first.steps
         if not over and number % EVERY:
@@ -88,7 +83,18 @@ def train_together(
     return [Trained(*pair) for pair in zip(ends, records)], time.perf_counter() - began
 
 
-def _stacked(trees: Sequence[PyTree], stack) -> PyTree:
+def vmapped(stage: Train, start: Pruned, task: Task) -> Callable[..., Any]:
+    """The step of several seeds: `step(states, batches, keys) -> states, metrics`, stacked all."""
+
+    # A learner made of a traced key steps like any other: nothing of it is run but its step.
+    def step(state: PyTree, batch: Batch, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
+        return stage.learner(start, task, key).step(state, batch)
+
+    return jax.jit(jax.vmap(step), donate_argnums=0)
+
+
+def stacked(trees: Sequence[PyTree], stack: Callable[..., Any]) -> PyTree:
+    """Trees with a new first axis, over all of them."""
     return jax.tree.map(lambda *leaves: stack(leaves), *trees)
 
 

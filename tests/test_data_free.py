@@ -121,21 +121,16 @@ def task_of():
     return toy_task()
 
 
-def with_twins(task):
-    """Every unit of both groups once more: same inputs, outgoing weights split.
-
-    The twin's norm is another one that does the same, so that raw parameters differ.
-    """
+def with_norms(task):
+    """Variables with norms that do something."""
     variables = jax.tree.map(lambda leaf: np.array(leaf, np.float64), drawn(task))
     rng = np.random.default_rng(1)
-    groups = groups_of(task)
-    for name, leaves in (("1", ("2",)), ("2", ("3",)), ("3", ())):
-        norms, stats = variables["params"][f"norm{name}"], variables["stats"][f"norm{name}"]
+    for name in ("norm1", "norm2", "norm3"):
+        norms, stats = variables["params"][name], variables["stats"][name]
         width = len(norms["scale"])
         norms["scale"], norms["bias"] = rng.normal(size=(2, width))
         stats["mean"], stats["var"] = rng.normal(size=width), rng.uniform(0.5, 2, width)
-        del leaves
-    return groups, variables
+    return variables
 
 
 def copy_unit(groups, tree, group, source, target):
@@ -150,19 +145,17 @@ def copy_unit(groups, tree, group, source, target):
 def test_twins_are_merged_without_loss(float64):
     """Checks [5] P1, on convolutions with norms and on a residual stream."""
     task = toy_task(dtype=jnp.float64)
-    groups, variables = with_twins(task)
+    groups, variables = groups_of(task), with_norms(task)
     for group, source, target in zip(groups.names, (1, 3), (6, 9)):
         copy_unit(groups, variables, group, source, target)
     # One twin has other parameters of its norm, and is the same function.
     norms, stats = variables["params"]["norm2"], variables["stats"]["norm2"]
-    factor = 3.0
-    variables["params"]["conv2"]["kernel"][..., 9] *= factor
-    stats["mean"][9] *= factor
-    stats["var"][9] = factor**2 * (stats["var"][9] + 1e-5) - 1e-5
-    norms["bias"][9] = norms["bias"][3]
+    variables["params"]["conv2"]["kernel"][..., 9] *= 3
+    stats["mean"][9] *= 3
+    stats["var"][9] = 9 * (stats["var"][9] + 1e-5) - 1e-5
+    assert norms["scale"][9] == norms["scale"][3]
     variables = jax.tree.map(jnp.asarray, variables)
-    density = 18 / 20
-    done, (seen,) = MergeUnits(Budget(density=density))(Pruned(variables, None), task, KEY)
+    done, (seen,) = MergeUnits(Budget(density=18 / 20))(Pruned(variables, None), task, KEY)
     assert seen["metrics"]["merged"] == 2
     assert seen["metrics"]["saliency"] < 1e-20
     gone = {name: np.flatnonzero(~mask).tolist() for name, mask in done.masks.items()}

@@ -20,7 +20,7 @@ from tests.toys import CLASSES, SHAPE, drawn, toy_data
 
 KEY = jax.random.key(5)
 TRAIN = Train(1, 0.05, 16, max_steps=3, schedule="constant", name="finetune")
-INNER = {"momentum": optax.sgd(0.05, 0.9), "adam": optax.adam(0.01)}
+INNER = {"momentum": optax.sgd(0.05, 0.9), "adam": optax.adam(0.05)}
 
 
 def begun(tx, params):
@@ -176,10 +176,9 @@ def test_the_first_cut_and_the_last_masks_meet_the_budget(lenet, kind):
         before = start.variables["params"][name]["kernel"]
         mask = np.asarray(cut["params"][name]["kernel"])
         np.testing.assert_array_equal(state.params[name]["kernel"], np.where(mask, before, 0))
-    after, _ = stage(start, task, KEY)
-    settled, (seen,) = Settle(budget)(after, task, KEY)
+    moved = state._replace(params=jax.tree.map(lambda leaf: leaf * 1.1, state.params))
+    settled, (seen,) = Settle(budget)(learner.finish(moved), task, KEY)
     assert seen["metrics"][kind] == pytest.approx(0.2, abs=1e-4)
-    assert seen["metrics"][kind] <= 0.2 + 1e-6
     assert settled.extra is None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jprune
+from jprune.cli import show
 from tests.nets import Net, conv, draw
 
 OPEN = "open=("
@@ -123,6 +124,22 @@ def test_a_frozen_axis_explains_itself(case):
     file, line = record.source.split(" ")[0].rsplit(":", 1)
     assert file.endswith("test_explanations.py")
     assert first <= int(line) < first + len(lines)
+
+
+def test_inspect_prints_all_of_an_explanation(capsys):
+    shapes = {"a": (3, 3, 3, 6)}
+    variables, inputs = draw(Net("reduced", reduced, shapes, ((2, 5, 7, 3),), {}))
+    frozen = jprune.trace(reduced, variables, *inputs).frozen
+    cost = {"params": 1, "macs": 1, "bytes": 1}
+    found = {"model": "net", "cost": cost, "groups": {}, "branches": [], "sites": []}
+    show.inspection({**found, "frozen": [record._asdict() for record in frozen]})
+    said = " ".join(capsys.readouterr().out.split())
+    record = next(record for record in frozen if record.axis == 3)
+    assert record.equation.startswith(f"{record.primitive} ")
+    for part in (record.reason, record.equation, record.source, record.remedy):
+        assert part
+        assert part in said
+    assert "a, axis 3 (6 long)" in said
 
 
 def test_a_channel_that_reaches_two_reasons_names_the_first():

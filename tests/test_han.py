@@ -1,7 +1,5 @@
 """Han: the std rule, sensitivity, dropout, units that are cut off, rounds."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 from flax import nnx
 
 import jprune
-from jprune import criteria, data, errors, recipes, train, zoo
+from jprune import criteria, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Train
@@ -212,7 +210,8 @@ def test_what_a_dead_unit_says_goes_into_the_next_bias(lenet):
     says = np.maximum(variables["params"]["fc1"]["bias"][:40], 0)
     assert says.any()
     moved = variables["params"]["fc2"]["bias"] + says @ variables["params"]["fc2"]["kernel"][:40]
-    np.testing.assert_allclose(after.variables["params"]["fc2"]["bias"], moved, rtol=1e-5)
+    found = after.variables["params"]["fc2"]["bias"]
+    np.testing.assert_allclose(found[:90], moved[:90], rtol=1e-4)
     assert (said["removed"], said["kept_silent"]) == (50, 0)
 
 
@@ -258,11 +257,12 @@ def test_a_norm_takes_the_constant_off_its_mean_and_a_padded_border_keeps_the_un
     assert small["params"]["conv1"]["kernel"].shape[3] == 4  # sigmoid(bias) is never 0
     assert np.any(after.variables["stats"]["norm2"]["mean"] != variables["stats"]["norm2"]["mean"])
     # relu(norm(0)) is a constant where it is above 0, and not one where the padding is.
-    norm = variables["params"]["norm2"]
-    loud = np.maximum(norm["bias"] - variables["stats"]["norm2"]["mean"], 0)[:4] > 0
-    assert 0 < said["kept_silent"] <= 4
-    assert small["params"]["conv2"]["kernel"].shape[3] == 3 + said["kept_silent"]
-    assert loud.any()
+    norm, stats = variables["params"]["norm2"], after.variables["stats"]["norm2"]
+    says = norm["bias"] - stats["mean"] * norm["scale"] / np.sqrt(stats["var"] + 1e-5)
+    loud = int((says[:4] > 0).sum())
+    assert said["kept_silent"] == loud
+    assert 0 < loud < 4
+    assert small["params"]["conv2"]["kernel"].shape[3] == 3 + loud
 
 
 def test_a_residual_branch_that_is_dead_does_not_cut_the_net():
@@ -278,9 +278,8 @@ def test_a_net_that_is_cut_is_refused(lenet):
         RemoveDead()(Pruned(apply_masks(start.variables, masks), masks), task, KEY)
 
 
-@pytest.mark.parametrize("rounds", [1, 3])
-def test_rounds_keep_trained_values_and_rise_in_q(lenet5, rounds):
-    task, start = lenet5
+def test_rounds_keep_trained_values_and_rise_in_q(lenet5):
+    (task, start), rounds = lenet5, 2
     recipe = han(Budget(density=0.1), None, SHORT, rounds=rounds, q="0.5:1:1:1")
     pruned, multipliers = start, []
     for number, stage in enumerate(recipe):
@@ -326,9 +325,9 @@ def test_kinds_of_layers_in_turn_move_one_kind_at_a_time(lenet5):
             density = records[0]["metrics"]["density"]
     assert moved == [{"fc1", "fc2"}, {"conv1", "conv2"}]
     assert density == pytest.approx(0.2, abs=1e-4)
+    other = toy_task("lenet300")
+    begun, _ = Sensitivity(Budget(density=0.2), "1")(Pruned(drawn(other), None), other, KEY)
     with pytest.raises(errors.ArgumentError, match="dense layers alone"):
-        other = toy_task("lenet300")
-        begun, _ = Sensitivity(Budget(density=0.2), "1")(Pruned(drawn(other), None), other, KEY)
         StdPrune(Budget(density=0.2), only="dense")(begun, other, KEY)
 
 
@@ -341,7 +340,6 @@ def test_an_l1_penalty_makes_zeros_in_the_dense_net(lenet):
     assert recipe[0].weight_decay == 0
     zeros = lambda net: np.mean(kernels(net.variables)["fc1"] == 0)
     assert zeros(dense) > 0.2 > zeros(plain)
-    assert np.all(dense.variables["params"]["fc1"]["bias"][:3] != 0) or True
 
 
 def test_equal_weights_go_by_index_and_nan_is_refused(lenet):
@@ -374,8 +372,9 @@ def test_what_cannot_be_is_refused(lenet):
         criteria.std_rule(1.0, "some")
     whole = dict(recipes.groups_of(task).sizes)
     frozen = Budget(density=0.5, floors=whole)
-    last = {"fc3": recipes.groups_of(task)}  # the last kernel has no group of its own
-    assert last
-    begun, _ = Sensitivity(frozen, "1")(start, task, KEY)
-    assert [k is None for k in jax.tree.leaves(begun.extra, is_leaf=lambda x: x is None)]
-    assert dataclasses.replace(frozen).floors == whole
+    begun, (said,) = Sensitivity(frozen, "1")(start, task, KEY)
+    assert list(said["metrics"]) == ["params/fc3/kernel"]  # the last kernel has no group
+    assert begun.extra["params"]["fc1"]["kernel"] is None
+    nothing = task._replace(split=lambda variables: ({}, variables), merge=lambda _, rest: rest)
+    with pytest.raises(errors.ArgumentError, match="nothing of lenet300 is prunable"):
+        Sensitivity(Budget(density=0.5), "1")(start, nothing, KEY)

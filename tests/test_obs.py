@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from jprune import curvature, data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
+from jprune.curvature import Rows, blocks_of
 from jprune.masks import apply_masks
 from jprune.recipes import Train
 from jprune.recipes.obs import Surgery
 from jprune.recipes.obs import obs as obs_recipe
-from jprune.reconstruct.obs import Rows, blocks_of, obs
+from jprune.reconstruct.obs import obs
 from tests.toys import drawn, toy_task
 
 KEY = jax.random.key(0)
@@ -179,7 +180,7 @@ def test_the_stop_rule_ends_it(float64):
 def test_what_cannot_be_is_refused(float64):
     variables, batch = trained()
     for arguments, says in (
-        ({"batches": []}, "got no batch"),
+        ({"batches": []}, "there is no batch"),
         ({"remove": 19}, "deleted all 18 weights"),
         ({"alpha": 0.0}, "must be above 0"),
         ({"block": 0}, "block is 1 or more"),

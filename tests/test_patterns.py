@@ -22,7 +22,14 @@ def test_pattern(net: Net):
     check_law(net.fn, variables, inputs, masks, groups, net.bound)
 
 
-@pytest.mark.parametrize("net", [net for net in PATTERNS if net.name in ("c2f", "grouped")])
+def named(*names):
+    """Some of the nets."""
+    nets = [net for net in PATTERNS if net.name in names]
+    assert len(nets) == len(names)
+    return pytest.mark.parametrize("net", nets, ids=lambda net: net.name)
+
+
+@named("c2f", "grouped", "multi_head", "pixel_shuffle", "scanned")
 def test_permuting_channels_permutes_units(net: Net):
     """The net with exchanged channels is the same net, and loses the same ones."""
     variables, inputs = draw(net)
@@ -43,6 +50,31 @@ def test_permuting_channels_permutes_units(net: Net):
         jprune.slim(net.fn, groups, masks), jprune.slim_params(groups, masks, v), *inputs
     )
     assert relative_error(slim(masks, variables), slim(exchanged, permuted)) < 1e-6
+
+
+@named("bottleneck", "c2f", "grouped", "multi_head", "scanned", "pyramid")
+def test_slim_of_slim_is_slim_of_the_intersection(net: Net):
+    variables, inputs = draw(net)
+    groups = jprune.trace(net.fn, variables, *inputs)
+    first = random_masks(groups, seed=1, density=0.8)
+    small_fn = jprune.slim(net.fn, groups, first)
+    small = jprune.slim_params(groups, first, variables)
+    again = jprune.trace(small_fn, small, *inputs)
+    assert again.sizes == {name: int(mask.sum()) for name, mask in first.items()}
+    second = random_masks(again, seed=2)
+    both = {name: mask.copy() for name, mask in first.items()}
+    for name, mask in both.items():
+        mask[mask] = second[name]
+    assert any((both[name] != first[name]).any() for name in both)
+    twice = jprune.slim_params(again, second, small)
+    once = jprune.slim_params(groups, both, variables)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, once, twice))
+    slim_once, slim_twice = (
+        jprune.slim(net.fn, groups, both),
+        jprune.slim(small_fn, again, second),
+    )
+    outputs = quick(lambda v: (slim_once(v, *inputs), slim_twice(v, *inputs)), once)
+    assert relative_error(*outputs) < 1e-6
 
 
 def test_a_while_loop_obeys_the_law_in_forward_mode():

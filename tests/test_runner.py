@@ -30,8 +30,8 @@ from tests.toys import drawn, toy_task
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("JPRUNE_KILLS", "1"))
 """Of a process. Five take a minute, so an ordinary test makes do with one."""
-TINY = Net("tests.toys:tiny", "digits", train_images=200)
-SHORT = Sweep((TINY,), ("dense", "l1", "scratch_b"), macs=(0.5,), seeds=(3,), steps=5)
+SMALL = Net("lenet300", "digits", train_images=200)
+SHORT = Sweep((SMALL,), ("dense", "l1", "scratch_b"), macs=(0.5,), seeds=(3,), steps=5)
 COMMAND = "python -m experiments.run short"
 
 
@@ -43,7 +43,7 @@ def named(planned):
 
 
 def test_the_plan_is_seed_by_seed_behind_what_is_needed():
-    net = dataclasses.replace(TINY, rates=(0.01, 0.1))
+    net = dataclasses.replace(SMALL, rates=(0.01, 0.1))
     planned = sweep.runs(dataclasses.replace(SHORT, nets=(net,), seeds=(3, 4), macs=(0.5, 0.25)))
     assert [each.kind for each in planned] == [
         *("dense", "rate", "rate", "method", "method", "method", "method"),
@@ -55,9 +55,9 @@ def test_the_plan_is_seed_by_seed_behind_what_is_needed():
         assert each.kept == (each.kind != "rate")
     last = planned[-1]
     assert [planned[places[need]].title for need in last.needs] == [
-        "tests.toys:tiny digits dense seed 4",
-        "tests.toys:tiny digits l1 macs0.5 seed 3 at 0.01",
-        "tests.toys:tiny digits l1 macs0.5 seed 3 at 0.1",
+        "lenet300 digits dense seed 4",
+        "lenet300 digits l1 macs0.5 seed 3 at 0.01",
+        "lenet300 digits l1 macs0.5 seed 3 at 0.1",
     ]
 
 
@@ -69,7 +69,7 @@ def test_ids_change_with_settings_and_code_and_with_nothing_else(monkeypatch):
     assert ids.items() <= named(sweep.runs(wider)).items()
     longer = named(sweep.runs(dataclasses.replace(SHORT, steps=6)))
     assert not set(ids) & set(longer)
-    finetuned = dataclasses.replace(TINY, finetune_epochs=2.0)
+    finetuned = dataclasses.replace(SMALL, finetune_epochs=2.0)
     again = named(sweep.runs(dataclasses.replace(SHORT, nets=(finetuned,))))
     shared = [kind for id, (kind, _, _) in again.items() if id in ids]
     assert shared == ["dense"]  # it is not fine-tuned
@@ -242,7 +242,7 @@ def test_what_others_need_is_waited_for_and_taken_over(tmp_path, fake, capfd, mo
     assert run.run(given(tmp_path, quiet=False), "short", COMMAND) == 0
     holder.join()
     assert [kind for kind, _, _ in fake.done] == ["dense", "method", "method"]
-    assert capfd.readouterr().err.count("waiting for tests.toys:tiny digits dense seed 3") == 1
+    assert capfd.readouterr().err.count("waiting for lenet300 digits dense seed 3") == 1
 
 
 def test_processes_share_a_sweep(tmp_path, fake):
@@ -272,8 +272,8 @@ def test_one_failure_stops_only_what_needs_it(tmp_path, fake, capfd):
     assert [seed for _, _, seed in fake.done] == [1, 1, 1]
     said = capfd.readouterr().err
     assert "3 of 6 runs have their rows" in said
-    assert "failed: tests.toys:tiny digits dense seed 0: the loss was inf" in said
-    assert "failed: tests.toys:tiny digits l1 macs0.5 seed 0: it needs tests.toys-tiny" in said
+    assert "failed: lenet300 digits dense seed 0: the loss was inf" in said
+    assert "failed: lenet300 digits l1 macs0.5 seed 0: it needs lenet300-digits" in said
     fake.before.clear()
     assert run.run(given(tmp_path, of), "short", COMMAND) == 0
 
@@ -283,7 +283,7 @@ def test_a_rate_may_diverge(tmp_path, fake):
         raise errors.DivergenceError("the loss was inf")
 
     fake.before["rate", 3] = diverge
-    net = dataclasses.replace(TINY, rates=(0.01, 0.1))
+    net = dataclasses.replace(SMALL, rates=(0.01, 0.1))
     run.run(given(tmp_path, dataclasses.replace(SHORT, nets=(net,))), "short", COMMAND)
     assert [kind for kind, _, _ in fake.done] == ["dense", "method", "method"]
 
@@ -391,7 +391,7 @@ def test_rows_are_as_the_comparison_reads_them(undisturbed):
     assert l1["budget"] == {"macs": 0.5}
     assert l1["achieved"]["macs"] == pytest.approx(0.5, abs=0.05)
     assert l1["achieved"]["bytes"] == 0.5
-    assert l1["finetune"] == {"epochs": 30, "learning_rate": 0.1, "steps": 5, "tried": None}
+    assert l1["finetune"] == {"epochs": 30, "learning_rate": 0.025, "steps": 5, "tried": None}
     assert l1["validation"]["dense"] == dense["validation"]["pruned"] > 0
     assert scratch["refs"] == [49]
     (comparison,) = compare.summarize(found)
@@ -406,7 +406,7 @@ def test_the_dense_net_is_trained_once(undisturbed):
         for file in undisturbed.glob("runs/*/stages/01-train/DONE")
     }
     assert len(times) == 1
-    for folder in (undisturbed / "runs").glob("tests*"):
+    for folder in (undisturbed / "runs").glob("lenet*"):
         trained = [line for line in rows.read(folder / "records.jsonl") if line["stage"] == "train"]
         assert {line["run"] for line in trained} == {folder.name}
 
@@ -480,7 +480,7 @@ def test_a_directory_of_other_settings_is_refused(tmp_path, undisturbed, short, 
 
 
 def test_the_best_rate_is_that_of_all(tmp_path, monkeypatch):
-    net = dataclasses.replace(TINY, rates=(0.01, 0.1, 1.0))
+    net = dataclasses.replace(SMALL, rates=(0.01, 0.1, 1.0))
     of = dataclasses.replace(SHORT, nets=(net,), methods=("l1", "scratch_e", "lottery_ticket"))
     planned = sweep.runs(of)
     by_id = {each.id: each for each in planned}

@@ -194,21 +194,24 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
             mean(off) >= 5,
         ),
     ]
-    for kept in (0.8, 0.6, 0.4):
+    for kept, paper in ((0.8, "the same up to 30 %"), (0.6, ""), (0.4, "apart")):
         ratio = [
-            real / said
-            for real, said in zip(
-                increases(found, "obd", kept), of(found, "obd", kept, "predicted")
+            real / (before + said)
+            for real, before, said in zip(
+                of(found, "obd", kept, "loss"),
+                of(found, "dense", 1.0, "loss"),
+                of(found, "obd", kept, "predicted"),
             )
         ]
-        listed.append(
-            Finding(
-                f"{100 * (1 - kept):.0f} % deleted: measured over predicted increase",
-                "1 up to 30 %" if kept == 0.8 else "above 1",
-                shown(ratio, 2),
-                0.5 <= mean(ratio) <= 2 if kept == 0.8 else mean(ratio) > 1,
-            )
-        )
+        near = abs(mean(ratio) - 1) <= 0.05
+        claim = f"{100 * (1 - kept):.0f} % deleted: loss measured over loss predicted"
+        listed.append(Finding(claim, paper, shown(ratio, 3), near == (kept > 0.5)))
+    gains = [
+        real / said
+        for real, said in zip(increases(found, "obd", 0.4), of(found, "obd", 0.4, "predicted"))
+    ]
+    claim = "60 % deleted: increase measured over increase predicted"
+    listed.append(Finding(claim, "at most 2 (ours)", shown(gains, 1), mean(gains) <= 2))
     dense = of(found, "dense", 1.0, "accuracy")
     for number, paper in ((2, "0 up to 60 % deleted"), (4, "more than x2"), (7, "")):
         after = of(found, "obd_iterative", 0.7**number, "accuracy")
@@ -253,7 +256,12 @@ CLAIM = Claim(
     draw,
     "LeNet-300-100 on MNIST with cross entropy, where the paper has a net of its own and the "
     "squared error; curvature on 10,000 training images. The loss is that of the training set, "
-    "which is what OBD predicts.",
+    "which is what OBD predicts. Of the increase it sees little: a trained net is at a minimum of "
+    "loss and weight decay together, so the loss alone still has a slope, and beyond half of the "
+    "weights deletions add to each other. The Gauss-Newton diagonal and OBD's own recursion rank "
+    "alike. The diagonal of the Hessian itself, by Hutchinson, does not serve: it is negative for "
+    "many weights, large ones among them, and clipped at 0 these go first. Beyond 85 % magnitude "
+    "is ahead of OBD as long as nothing is trained.",
 )
 
 

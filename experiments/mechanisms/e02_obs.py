@@ -26,6 +26,7 @@ import numpy as np
 import tyro
 from jax.flatten_util import ravel_pytree
 from matplotlib.axes import Axes
+from scipy import optimize
 
 from experiments import rows
 from experiments.claims import Claim, Finding, shown
@@ -96,8 +97,6 @@ def trained(problem: str, batch: Batch, decay: float, rng: np.random.Generator) 
 
     For the third problem, whose labels are wrong in places: right about 95 % of it.
     """
-    from scipy import optimize
-
     inputs, hidden = batch["image"].shape[1], HIDDEN[problem]
     like = {
         "hidden": {"bias": jnp.zeros(hidden), "kernel": jnp.zeros((inputs, hidden))},
@@ -112,10 +111,11 @@ def trained(problem: str, batch: Batch, decay: float, rng: np.random.Generator) 
         return jnp.concatenate([wrong, root * w])
 
     slope = jax.jit(jax.jacobian(residuals))
+    minimum: Any = optimize.least_squares
     wanted = 0.05 if problem == "monk3" else 0.0
     for _ in range(ATTEMPTS):
         start = rng.normal(size=flat.size)
-        found = optimize.least_squares(
+        found = minimum(
             lambda w: np.asarray(residuals(w)), start, lambda w: np.asarray(slope(w)), method="lm"
         )
         variables = back(jnp.asarray(found.x))

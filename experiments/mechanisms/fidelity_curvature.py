@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.axes import Axes
+from scipy import stats
 
 from experiments import rows
 from experiments.claims import Claim, Finding, shown
@@ -104,7 +105,8 @@ def trained(settings: Settings, net: str, seed: int) -> Case:
     """A net that learned its data."""
     name, epochs, rate = ("digits", 1.0, 0.1) if settings.smoke else NETS[net]
     images = data.load(name)
-    task = train.task(zoo.build(net, shape=images.shape), images)
+    height, width, channels = images.shape
+    task = train.task(zoo.build(net, shape=(height, width, channels)), images)
     key = jax.random.key(seed)
     stage = Train(epochs, rate, 64, max_steps=2 if settings.smoke else None)
     start = Pruned(task.init(jax.random.fold_in(key, 0)), None)
@@ -150,9 +152,8 @@ def measured(case: Case, without: np.ndarray) -> np.ndarray:
 
 def rank(predicted: np.ndarray, true: np.ndarray) -> float:
     """Spearman's correlation."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(predicted, true).statistic)
+    result: Any = stats.spearmanr(predicted, true)
+    return float(result.statistic)
 
 
 def compared(settings: Settings, case: Case) -> list[dict[str, Any]]:

@@ -109,8 +109,9 @@ def inspection(found: Mapping[str, Any]) -> None:
         console.print(f"{reason}:", highlight=False, markup=False)
         for record in records:
             at = f", at {record['source']}" if record["source"] else ""
+            by = f": {record['equation']}" if record["equation"] else ""
             console.print(
-                f"  {record['leaf']}, axis {record['axis']} ({record['positions']} long){at}",
+                f"  {record['leaf']}, axis {record['axis']} ({record['positions']} long){by}{at}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,

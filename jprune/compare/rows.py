@@ -34,7 +34,7 @@ OPTIONAL = (
 """Null where not measured, but there."""
 NO_PRUNING = (
     *("train", "save", "dense", "before_finetune", "between", "finetune", "recalibrate"),
-    *("scratch", "rewind", "pruned", "law", "export", "measure"),
+    *("begin_anew", "scratch", "rewind", "pruned", "law", "export", "measure"),
 )
 """Stages whose seconds are not those of the pruning step."""
 

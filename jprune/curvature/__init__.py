@@ -11,9 +11,9 @@ of them in variables without `params`); results are trees like the variables, No
 
 Read `products.py` first (the loss, Hessian-vector products), then `diagonal.py` (estimates of the
 diagonal, and their mean over batches), `rows.py` (Gauss-Newton and Fisher factors per example),
-`recursion.py` (OBD's own back-propagation of second derivatives), `inverse.py` (OBS), `kfac.py`
-(Kronecker factors of a layer's Fisher block), `blocks.py` (their algebra), `eigenbasis.py` (where
-they are diagonal).
+`recursion.py` (OBD's own back-propagation of second derivatives), `inverse.py` (OBS),
+`partition.py` (inverses of layers and blocks), `kfac.py` (Kronecker factors of a layer's Fisher
+block), `blocks.py` (their algebra), `eigenbasis.py` (where they are diagonal).
 """
 
 from jprune.curvature.blocks import Factors, damage
@@ -28,6 +28,7 @@ from jprune.curvature.diagonal import (
 from jprune.curvature.eigenbasis import Rotated, rotated
 from jprune.curvature.inverse import deletions, identity, with_rows
 from jprune.curvature.kfac import Layer, kfac, layers_of, mean_factors
+from jprune.curvature.partition import Rows, blocks_of, inverses
 from jprune.curvature.products import (
     Parameters,
     hessian_product,
@@ -44,6 +45,8 @@ __all__ = [
     "Layer",
     "Parameters",
     "Rotated",
+    "Rows",
+    "blocks_of",
     "damage",
     "deletions",
     "exact",
@@ -53,6 +56,7 @@ __all__ = [
     "hessian_product",
     "hutchinson",
     "identity",
+    "inverses",
     "kfac",
     "layers_of",
     "mean_diagonal",

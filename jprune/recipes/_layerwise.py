@@ -5,6 +5,7 @@ The steps of the walk are in `_steps.py`, the mathematics of choice and refit in
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,12 +28,12 @@ from jprune.base import (
 from jprune.masks import apply_masks
 from jprune.recipes._dead_units import bias_of
 from jprune.recipes._layers import as_tree, by_path
-from jprune.recipes._nets import groups_of, weight_masks
+from jprune.recipes._nets import groups_of, traced, weight_masks
 from jprune.recipes._steps import Step, alive_of, masks_by_name, per_step, steps_of
 from jprune.recipes._training import stream
 from jprune.recipes._widths import widths
 from jprune.recipes.stages import fractions, record
-from jprune.reconstruct._sites import Windows, aimed, collect, look, sites_of
+from jprune.reconstruct._sites import Look, Windows, aimed, collect, look, sites_of
 from jprune.reconstruct.least_squares import relative_error
 
 STREAMS = ("sampler", "whole", "joint")
@@ -111,13 +112,15 @@ class LayerWise:
         which, parts = self.part
         mine = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
         todo = [step for step in mine if kept[step.name] < there[step.name].sum()]
-        walk = _Walk(self, task, key, pruned.variables, todo)
+        walk = Walk(self, task, key, pruned.variables, todo)
         errors_left = []
         for number, step in enumerate(todo):
-            chosen = walk.choose(step, there[step.name], kept[step.name], number)
+            here = jax.random.fold_in(walk.draws, number)
+            problems = walk.problems(step, there[step.name])
+            chosen = self.choose(problems, kept[step.name], here)
             there = {**there, step.name: chosen}
-            masks = masks_of(there)
-            errors_left += walk.refit(step, chosen, weight_masks(task, masks), number)
+            masks = weight_masks(task, masks_of(there))
+            errors_left += walk.refit(step, problems, chosen, masks, here)
         masks = masks_of(there)
         seen = {**fractions(task, masks), "layers": len(todo)}
         if errors_left:
@@ -125,7 +128,7 @@ class LayerWise:
         return Pruned(walk.variables, masks, pruned.extra, pruned.saved), [record(self.name, seen)]
 
 
-class _Walk:
+class Walk:
     """The net on its way through the steps; `variables` are those of now."""
 
     def __init__(
@@ -145,7 +148,8 @@ class _Walk:
             self.dense = self._seen([s for sites in self.sites.values() for s in sites], False)
 
     def _seen(self, sites: Sequence[str], inputs: bool = True) -> dict[str, Windows]:
-        see = look(self.task.fn, self.groups, sites, self.stage.points, inputs)
+        of = self.task
+        see = _look(of.fn, of.init, of.example, tuple(sites), self.stage.points, inputs)
         return collect(see, self.variables, self.images, self.points)
 
     def problems(self, step: Step, keep: np.ndarray) -> list[Problem]:
@@ -174,32 +178,30 @@ class _Walk:
             bias=path in self.biases,
         )
 
-    def choose(self, step: Step, alive: np.ndarray, width: int, number: int) -> np.ndarray:
-        """Bool [units]: which stay."""
-        self.last = self.problems(step, alive)
-        self.before = alive
-        return self.stage.choose(self.last, width, jax.random.fold_in(self.draws, number))
+    def refit(
+        self, step: Step, problems: Sequence[Problem], chosen: np.ndarray, masks: Masks, key: Any
+    ) -> list[float]:
+        """Refits the consumers in order; relative errors of their outputs afterwards.
 
-    def refit(self, step: Step, chosen: np.ndarray, masks: Masks, number: int) -> list[float]:
-        """Refits the consumers in order; relative errors of their outputs afterwards."""
-        several, left = len(step.kernels) > 1, []
-        for place, (path, index) in enumerate(step.kernels.items()):
-            if several and self.stage.refit is not None:  # a later consumer reads an earlier one
-                self.variables = apply_masks(self.variables, masks) if place else self.variables
-                seen = self._seen(self.sites[path])
-                problem = self._problem(path, index, chosen, seen)
-            else:
-                problem = self.last[place]._replace(keep=chosen)
+        A later consumer reads an earlier one on a residual stream. Where it aims at the dense net
+        it is looked at again, when the earlier one is refitted.
+        """
+        left = []
+        for problem, (path, index) in zip(problems, step.kernels.items()):
+            if left and self.stage.refit is not None and self.dense:
+                self.variables = apply_masks(self.variables, masks)
+                problem = self._problem(path, index, problem.keep, self._seen(self.sites[path]))
+            kept = problem._replace(keep=chosen)
             weight, bias = np.asarray(problem.weight) * chosen[:, None, None], None
             if self.stage.refit is not None:
-                key = jax.random.fold_in(self.draws, number)
-                weight, bias = self.stage.refit(self.before, key)(problem)
-                self._write(path, index, weight, bias)
+                weight, bias = self.stage.refit(problem.keep, key)(kept)
+                self.write(path, index, weight, bias)
             left.append(relative_error(problem, weight, bias))
         self.variables = apply_masks(self.variables, masks)
         return left
 
-    def _write(self, path: str, index: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
+    def write(self, path: str, index: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Puts a consumer's weights for the units of a step, and what its bias gains, into the net."""
         leaves = by_path(self.task, self.variables)
         kernel = leaves[path]
         rows = as_matrix(kernel)
@@ -209,6 +211,13 @@ class _Walk:
             leaf, sign = self.biases[path]
             leaves[leaf] = leaves[leaf] + jnp.asarray(sign * bias, leaves[leaf].dtype)
         self.variables = as_tree(self.task, leaves)
+
+
+@functools.lru_cache(maxsize=64)  # rounds, and arms of a comparison, share what was compiled
+def _look(
+    fn: Any, init: Any, example: Any, sites: tuple[str, ...], points: int, inputs: bool
+) -> Look:
+    return look(fn, traced(fn, init, example), sites, points, inputs)
 
 
 def as_matrix(kernel: Any) -> np.ndarray:

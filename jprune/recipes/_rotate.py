@@ -97,7 +97,12 @@ class Rotate:
                 "Rotate came with masks: kernels are rotated whole. Put it before what masks, or "
                 "leave that out."
             )
-        forms = self.forms(pruned.variables, task, key)
+        return self.with_forms(pruned, task, self.forms(pruned.variables, task, key))
+
+    def with_forms(
+        self, pruned: Pruned, task: Task, forms: Mapping[str, Form]
+    ) -> tuple[Pruned, Records]:
+        """The same with layers that are rotated already; one pass serves several budgets."""
         scores = self.scores(forms)
         masks = self.chosen(pruned, task, forms, scores)
         leaves, damage = leaf_paths(pruned.variables), 0.0

@@ -103,7 +103,7 @@ class Surgery:
         return as_tree(task, kernels)
 
     def rates(self, task: Task, pruned: Pruned, start: Masks) -> PyTree:
-        """C at every leaf that may be cut."""
+        """The c of every leaf that may be cut."""
         kernels = kernels_in_order(task, prunable_weights(task, pruned.masks, self.budget))
         if self.c_rate is None:
             c = dict.fromkeys(kernels, self.solved(task, pruned, start))

@@ -1,5 +1,7 @@
 """Channel pruning by LASSO and least squares, layer by layer, against the dense net's outputs.
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     He, Zhang, Sun, Channel pruning for accelerating very deep neural networks, 2017, arXiv
     1707.06168 [19].

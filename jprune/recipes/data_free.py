@@ -1,5 +1,7 @@
 """Data-free pruning: similar units are merged, by their weights alone.
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     Srinivas, Babu, Data-free parameter pruning for deep neural networks, 2015, arXiv 1507.06149
     [5].

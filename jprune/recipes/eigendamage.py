@@ -4,6 +4,8 @@ A layer becomes rotation, core, rotation: a 1 x 1 convolution to the columns tha
 window's convolution to the rows that are kept, a 1 x 1 convolution back. All channels stay as wide
 as they were, so norms and residual streams are untouched.
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     Wang, Grosse, Fidler, Zhang, EigenDamage: structured pruning in the Kronecker-factored
     eigenbasis, 2019, arXiv 1905.05934 [28]. Biases stay outside of the rotation: as a constant

@@ -3,6 +3,8 @@
 The four with which EigenDamage is compared: filters go where they stand, in the basis of the
 weights. The two OBS move the filters that are kept.
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     Wang, Grosse, Fidler, Zhang, EigenDamage: structured pruning in the Kronecker-factored
     eigenbasis, 2019, arXiv 1905.05934 [28]. A score is the damage of setting a filter's output to
@@ -15,7 +17,7 @@ from functools import partial
 import jax
 
 from jprune import allocate, criteria, errors
-from jprune.base import Budget, Criterion, Groups, Pruned, Recipe, Records, Task
+from jprune.base import Budget, Criterion, Groups, Pruned, PyTree, Recipe, Records, Task
 from jprune.criteria.kronecker import check_form
 from jprune.curvature import fisher, layers_of, mean_factors
 from jprune.masks import apply_masks
@@ -130,12 +132,18 @@ class PruneFilters:
             ArgumentError: no filter has factors, or curvature is not finite.
             BudgetError: a budget that cannot be met.
         """
-        groups, variables = groups_of(task), pruned.variables
         drawing, order = jax.random.split(key)
-        criterion = self.criterion(task, groups, drawing)
-        state = criterion.init(variables)
+        criterion = self.criterion(task, groups_of(task), drawing)
+        state = criterion.init(pruned.variables)
         for batch in calibration(task, order, self.batches, self.batch_size):
-            state = criterion.update(state, variables, batch)
+            state = criterion.update(state, pruned.variables, batch)
+        return self.with_state(pruned, task, criterion, state)
+
+    def with_state(
+        self, pruned: Pruned, task: Task, criterion: Criterion, state: PyTree
+    ) -> tuple[Pruned, Records]:
+        """The same with a criterion that has seen its data; one pass serves several budgets."""
+        groups, variables = groups_of(task), pruned.variables
         floors = floors_of(groups.sizes, self.limit)
         floors |= {n: max(floors.get(n, 1), size) for n, size in self.budget.floors.items()}
         budget = dataclasses.replace(self.budget, floors=floors)

@@ -4,6 +4,8 @@ Every round removes a fraction of the weights that are left, puts the others bac
 the start (or after the first steps), and trains them as the dense net was trained. `control` gives
 the nets that a ticket is compared with.
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     Frankle, Carbin, The lottery ticket hypothesis: finding sparse, trainable neural networks, 2019,
     arXiv 1803.03635 [9]. Going back to a later step: Frankle, Dziugaite, Roy, Carbin, Linear mode

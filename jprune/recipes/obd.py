@@ -1,5 +1,7 @@
 """Optimal brain damage: delete the weights of least saliency, train on, and again.
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     LeCun, Denker, Solla, Optimal brain damage, 1990, Advances in Neural Information Processing
     Systems 2 [1].

@@ -1,5 +1,7 @@
 """Optimal brain surgeon: delete a weight, move all others, until the budget is met.
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     Hassibi, Stork, Second order derivatives for network pruning: optimal brain surgeon, 1993,
     Advances in Neural Information Processing Systems 5 [2].
@@ -14,12 +16,12 @@ import numpy as np
 from jprune import errors
 from jprune.allocate import price_of
 from jprune.base import Budget, Masks, Pruned, Recipe, Records, Task
+from jprune.curvature import Rows
 from jprune.masks import intersect
 from jprune.recipes._nets import cost_of, of_single_weights, prunable_weights, weight_masks
 from jprune.recipes._rounds import in_rounds
 from jprune.recipes._training import stream
 from jprune.recipes.stages import Evaluate, Save, Train, fractions, record
-from jprune.reconstruct.obs import Rows
 from jprune.reconstruct.obs import obs as operate
 
 

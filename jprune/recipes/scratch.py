@@ -4,6 +4,8 @@ The dense net is trained and pruned by the L1 norm, all that is kept gets new in
 the small net is trained like the dense one: for as many epochs (Scratch-E), or for as many
 multiply-accumulates, which are more epochs (Scratch-B).
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     Liu, Sun, Zhou, Huang, Darrell, Rethinking the value of network pruning, 2019, arXiv 1810.05270
     [49]. Its CIFAR nets train for 160 epochs, from 0.1, a tenth of it after a half and after three

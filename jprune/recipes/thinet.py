@@ -1,5 +1,7 @@
 """ThiNet: a channel is worth what the next layer makes of it; found greedily, layer by layer.
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     Luo, Wu, Lin, ThiNet: a filter level pruning method for deep neural network compression, 2017,
     arXiv 1707.06342 [20]; with matching pursuit: Luo, Zhang, Zhou, Xie, Wu, Lin, ThiNet:

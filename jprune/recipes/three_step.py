@@ -5,6 +5,8 @@ is left is fine-tuned. Pruning goes in one step, or in rounds with training in b
 fine-tuning epochs are then spent between the rounds, at a constant learning rate, so that every
 schedule trains equally long.
 
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
+
 References:
     l1: Li, Kadav, Durdanovic, Samet, Graf, Pruning filters for efficient ConvNets, 2017, arXiv
     1608.08710. taylor: Molchanov, Mallya, Tyree, Frosio, Kautz, Importance estimation for neural

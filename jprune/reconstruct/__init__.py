@@ -12,14 +12,17 @@ from jprune.reconstruct.greedy import channel_scales, thinet
 from jprune.reconstruct.lasso import lasso
 from jprune.reconstruct.least_squares import least_squares, relative_error
 from jprune.reconstruct.merge import Merge, cutoff, merges
+from jprune.reconstruct.obs import Operated, obs
 
 __all__ = [
     "Merge",
+    "Operated",
     "channel_scales",
     "cutoff",
     "lasso",
     "least_squares",
     "merges",
+    "obs",
     "relative_error",
     "thinet",
 ]

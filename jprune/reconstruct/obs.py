@@ -9,7 +9,6 @@ References:
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +17,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Batch, Masks, Variables
-from jprune.curvature import (
-    deletions,
-    gradient_rows,
-    identity,
-    mean_loss,
-    parameters_of,
-    weights_of,
-    with_rows,
-)
+from jprune.curvature import Rows, blocks_of, deletions, inverses, parameters_of
 from jprune.curvature.inverse import Deletion
 from jprune.masks import is_none
 
@@ -43,14 +34,6 @@ class Operated(NamedTuple):
     """[deletions]: L_q of each, in order; their sum is the predicted increase of the loss."""
     loss: float
     """E, the mean loss before surgery."""
-
-
-class Rows(NamedTuple):
-    """Which rows approximate the Hessian: see `jprune.curvature.gradient_rows`."""
-
-    how: str = "gauss_newton"
-    samples: int | None = None
-    key: jax.Array | None = None
 
 
 def obs(
@@ -175,90 +158,6 @@ def _least_first(surgeons: Sequence[Iterator[Deletion]]) -> Iterator[tuple[Delet
             heapq.heappop(heap)
         else:
             heapq.heapreplace(heap, (following, number))
-
-
-def inverses(
-    fn: Function,
-    loss: Function,
-    variables: Variables,
-    batches: Sequence[Batch],
-    blocks: Sequence[np.ndarray],
-    alpha: float,
-    rows: Rows,
-) -> tuple[list[np.ndarray], float]:
-    """The inverse Hessian of every block, and the mean loss.
-
-    Args:
-        fn: `fn(variables, batch["image"])`.
-        loss: `loss(out, batch) -> [batch]`.
-        variables: of the net.
-        batches: examples.
-        blocks: numbers of parameters, flat over all parameters.
-        alpha: damping.
-        rows: which approximate the Hessian.
-
-    Raises:
-        ArgumentError: no batch, or rows that are not finite.
-    """
-    if not batches:
-        raise errors.ArgumentError(
-            "obs got no batch, and its Hessian is made of data. Pass a list of batches, for "
-            'example [{"image": x, "label": y}].'
-        )
-    found = [identity(len(part), alpha) for part in blocks]
-    make, error = _compiled(fn, loss, rows.how, rows.samples)
-    counts = [float(weights_of(batch).sum()) for batch in batches]
-    mean = 0.0
-    for number, (batch, count) in enumerate(zip(batches, counts)):
-        key = None if rows.key is None else jax.random.fold_in(rows.key, number)
-        share = count / sum(counts)
-        here = np.asarray(make(variables, batch, key), np.float64) * np.sqrt(share)
-        mean += share * float(error(variables, batch))
-        if not np.isfinite(here).all():
-            raise errors.ArgumentError(
-                f"the gradients of batch {number} are not finite. Check the net and its data "
-                "before surgery."
-            )
-        # A block is small and the rows are wide: columns are taken out block by block.
-        found = [with_rows(inverse, here[:, part]) for inverse, part in zip(found, blocks)]
-    return found, mean
-
-
-@lru_cache(maxsize=4)  # rounds share what was compiled
-def _compiled(fn: Function, loss: Function, how: str, samples: int | None) -> tuple[Any, Any]:
-    make = lambda v, batch, key: gradient_rows(fn, loss, v, batch, how, samples, key)
-    return jax.jit(make), jax.jit(partial(mean_loss, fn, loss))
-
-
-def blocks_of(variables: Variables, block: int | None) -> list[np.ndarray]:
-    """Numbers of the parameters that share an inverse, flat over all parameters.
-
-    Args:
-        variables: of the net.
-        block: None for one block; else the largest size of a block.
-
-    Returns:
-        Layers (leaves of the same parent), those above the size cut into nearly equal blocks along
-        their outputs.
-
-    Example:
-        >>> variables = {"fc": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
-        >>> [part.tolist() for part in blocks_of(variables, 5)]
-        [[0, 1, 2, 3, 6], [4, 7, 5, 8]]
-    """
-    layers: dict[Any, list[np.ndarray]] = {}
-    paths = jax.tree_util.tree_leaves_with_path(variables)
-    start, places = 0, parameters_of(variables).places
-    for path, leaf in (paths[place] for place in places):
-        numbers = start + np.arange(leaf.size).reshape(leaf.shape)
-        start += leaf.size
-        along = np.moveaxis(numbers, -1, 0) if leaf.ndim > 1 else numbers
-        parent = path[:-1] if len(path) > 1 else path
-        layers.setdefault(None if block is None else parent, []).append(along.ravel())
-    merged = [np.concatenate(parts) for parts in layers.values()]
-    if block is None:
-        return merged
-    return [part for layer in merged for part in np.array_split(layer, -(-len(layer) // block))]
 
 
 def _kernels(variables: Variables) -> Masks:

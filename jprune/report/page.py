@@ -46,6 +46,17 @@ def page(run: Run) -> str:
         _section("Accuracy and cost", tables.COST_NOTE, tables.cost(result)),
         _section("Latency", tables.latency_note(result), tables.latency(result)),
         _section("Widths", structure.WIDTHS_NOTE, structure.widths(plan["groups"])),
+        *(
+            [
+                _section(
+                    "Layers in another form",
+                    structure.FORMS_NOTE,
+                    structure.forms(plan["leaf_types"], plan["leaves"]),
+                )
+            ]
+            if plan["leaf_types"]
+            else []
+        ),
         _section("Training", "", _curves(run)),
         _section("Frozen axes", structure.FROZEN_NOTE, structure.frozen(plan["frozen"])),
         _section("How this was made", "", _provenance(run)),

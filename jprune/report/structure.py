@@ -11,6 +11,10 @@ WIDTHS_NOTE = (
     "dense net is wide; the filled part is what the slim net keeps. Other layers of the group "
     "stand below its name."
 )
+FORMS_NOTE = (
+    "Kernels that the slim net does not run as one array: rotation, core and rotation of a "
+    "factored kernel, or the places that a pattern keeps."
+)
 FROZEN_NOTE = "What cannot be removed, and why."
 _MANY = 16  # groups that are more than these stand in two columns
 
@@ -54,6 +58,31 @@ def _group(name: str, short: str, group: Mapping[str, Any], widest: int) -> Mark
         tag("div", f"{kept} of {size}" if kept < size else f"all {size}", class_="count"),
         class_="group",
     )
+
+
+def forms(leaf_types: Mapping[str, Mapping[str, Any]], leaves: Mapping[str, Any]) -> Markup:
+    """A line per kernel that is held in another form: which, and what is left of it.
+
+    Args:
+        leaf_types: of the plan, {path: {form, what is kept}}.
+        leaves: of the plan, {path: shape of the dense kernel}.
+    """
+    return tag("ul", *(_form(path, kept, leaves[path]) for path, kept in leaf_types.items()))
+
+
+def _form(path: str, kept: Mapping[str, Any], shape: Sequence[int]) -> Markup:
+    count = lambda part: part if isinstance(part, int) else len(part)
+    parts = {name: count(part) for name, part in kept.items() if name != "form"}
+    dense = " x ".join(map(str, shape))
+    if kept["form"] == "factored":
+        i, o = parts["inputs"], parts["outputs"]
+        window = " x ".join([*map(str, shape[:-2]), str(i), str(o)])
+        text = f": {dense} as {shape[-2]} x {i}, {window}, {o} x {shape[-1]}"
+    else:
+        text = f": {dense}, {kept['form']}, " + ", ".join(
+            f"{n} {name}" for name, n in parts.items()
+        )
+    return tag("li", tag("code", path), text)
 
 
 def frozen(records: Sequence[Mapping[str, Any]]) -> Markup:

@@ -48,7 +48,7 @@ def moments_of(params: Params, masks: Masks) -> tuple[PyTree, PyTree]:
 
 
 def thresholds_of(params: Params, masks: Masks, c_rate: PyTree) -> PyTree:
-    """T = max(mu + c sd, 0) at every masked leaf; None elsewhere."""
+    """The thresholds t = max(mu + c sd, 0) of all masked leaves; None elsewhere."""
     mean, std = moments_of(params, masks)
     same = isinstance(c_rate, (int, float))
     rates = jax.tree.map(lambda leaf: c_rate, mean) if same else c_rate

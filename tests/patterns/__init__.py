@@ -10,5 +10,6 @@ from tests.patterns.convolutions import CONVOLUTIONS
 from tests.patterns.joins import JOINS
 from tests.patterns.norms import NORMS
 from tests.patterns.shuffles import SHUFFLES
+from tests.patterns.streams import STREAMS
 
-PATTERNS = [*ATTENTION, *CONTROL, *CONVOLUTIONS, *JOINS, *NORMS, *SHUFFLES]
+PATTERNS = [*ATTENTION, *CONTROL, *CONVOLUTIONS, *JOINS, *NORMS, *SHUFFLES, *STREAMS]

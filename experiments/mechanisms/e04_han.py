@@ -1,0 +1,261 @@
+"""E4 [4]: a twelfth of the weights is enough, if what is left is trained again, in rounds.
+
+Han, Pool, Tran, Dally, arXiv 1506.02626: LeNet-300-100 and LeNet-5 keep a twelfth of their weights
+without loss (their table 1); without retraining accuracy falls beyond half of them, and pruning in
+rounds goes further than pruning at once (figure 5). An L1 penalty is better before retraining, L2
+after it. The surviving weights of the first layer see the middle of the image (figure 4).
+
+    python -m experiments.mechanisms.e04_han --seeds 0 1 2
+
+writes a line a net into `experiments/results/mechanisms/e04.jsonl`: `arm` is dense, iterative (after
+every round), one_shot (at once, then as many epochs), reinit (the masks of the last round, from new
+initial values), or l1 and l2 (a dense net with that penalty, 60 % pruned at once); `before` is the
+test accuracy before retraining, `accuracy` that after it, `middle` the fraction of the first
+layer's weights that see the central 20 x 20 pixels.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from statistics import fmean as mean
+from statistics import stdev
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.axes import Axes
+
+from experiments import rows
+from experiments.claims import Claim, Finding, shown
+from jprune import data, train, zoo
+from jprune.base import Budget, Pruned, Stage, Task
+from jprune.recipes import Save, Train, evaluate
+from jprune.recipes._controls import Reinitialise
+from jprune.recipes._dead_units import RemoveDead
+from jprune.recipes._sensitivity import Sensitivity
+from jprune.recipes.han import StdPrune, han
+from jprune.recipes.stages import fractions
+from jprune.report.figures import PRINT
+
+RESULTS = rows.RESULTS / "mechanisms" / "e04.jsonl"
+NETS = {"lenet300": (0.5, 0.3, 0.18, 0.12, 0.083, 0.04), "lenet5": (0.5, 0.3, 0.18, 0.12, 0.083)}
+"""Fractions kept after each round: 12 times fewer is 0.083, 25 times 0.04."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the numbers depend on.
+
+    Attributes:
+        seeds: of initial values and order of the data.
+        epochs: of the dense nets.
+        again: epochs of retraining after a round.
+        learning_rate: the largest one of the dense nets' training.
+        retraining_rate: the same of retraining.
+        smoke: two steps a training, one round, on digits; writes nothing.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: float = 5.0
+    again: float = 1.5
+    learning_rate: float = 0.05
+    retraining_rate: float = 0.02
+    smoke: bool = False
+
+
+class Nets:
+    """The nets of one seed: (arm, fraction kept, test accuracy before retraining, net)."""
+
+    def __init__(self, settings: Settings, name: str, task: Task, seed: int):
+        self.settings, self.name, self.task = settings, name, task
+        self.key = jax.random.key(seed)
+        self.kept = NETS[name][:1] if settings.smoke else NETS[name]
+        most = 2 if settings.smoke else None
+        slower = 0.4 if name == "lenet5" else 1.0  # an epoch of it takes five times as long
+        self.training = Train(slower * settings.epochs, settings.learning_rate, max_steps=most)
+        self.again = Train(slower * settings.again, settings.retraining_rate, max_steps=most)
+
+    def run(self, pruned: Pruned, number: int, *stages: Stage) -> Pruned:
+        """The net after some stages."""
+        for place, stage in enumerate(stages):
+            here = jax.random.fold_in(self.key, 10 * number + place)
+            pruned, _ = stage(pruned, self.task, here)
+        return pruned
+
+    def accuracy(self, pruned: Pruned) -> float:
+        """On the test split."""
+        return evaluate(self.task, pruned.variables, "test")["accuracy"]
+
+    def cut(self, pruned: Pruned, kept: float, number: int) -> Pruned:
+        """Pruned, without units that nothing reads or feeds."""
+        return self.run(pruned, number, StdPrune(Budget(density=kept)), RemoveDead())
+
+    def longer(self, number: int, rate: float | None = None) -> Train:
+        """As many epochs as so many rounds have."""
+        rate = self.settings.retraining_rate if rate is None else rate
+        return dataclasses.replace(
+            self.again, epochs=number * self.again.epochs, learning_rate=rate
+        )
+
+    def __iter__(self) -> Iterator[tuple[str, float, float | None, Pruned]]:
+        start = Pruned(self.task.init(jax.random.fold_in(self.key, 0)), None)
+        dense = self.run(start, 1, self.training, Save("dense"))
+        yield "dense", 1.0, None, dense
+        scanned = self.run(dense, 2, Sensitivity(Budget(density=1.0)))
+        pruned = scanned
+        for number, kept in enumerate(self.kept, start=1):
+            cut = self.cut(pruned, kept, 10 + number)
+            before = self.accuracy(cut)
+            pruned = self.run(cut, 20 + number, self.again)
+            yield "iterative", kept, before, pruned
+        if self.name == "lenet300":
+            yield from self.compared(start, scanned, pruned)
+
+    def compared(
+        self, start: Pruned, scanned: Pruned, last: Pruned
+    ) -> Iterator[tuple[str, float, float | None, Pruned]]:
+        """One shot, new initial values, and the two penalties."""
+        rounds = len(self.kept)
+        for number, kept in list(enumerate(self.kept, start=1))[-2:]:
+            cut = self.cut(scanned, kept, 30 + number)
+            yield "one_shot", kept, self.accuracy(cut), self.run(cut, 40, self.longer(number))
+        fresh = self.run(last, 50, Reinitialise(), self.longer(rounds, self.settings.learning_rate))
+        yield "reinit", self.kept[-1], None, fresh
+        for arm in ("l1", "l2"):
+            # One strength out of a few by hand: that with about the accuracy of L2.
+            training = self.training
+            if arm == "l1":
+                training = han(Budget(density=1.0), training, self.again, l1=2e-5)[0]
+            dense = self.run(start, 60, training, Save("dense"))
+            dense = self.run(dense, 61, Sensitivity(Budget(density=1.0), "1"))
+            for kept in (0.4, 0.1):
+                cut = self.cut(dense, kept, 62)
+                yield arm, kept, self.accuracy(cut), self.run(cut, 63, self.again)
+
+
+def middle(pruned: Pruned) -> float | None:
+    """The fraction of the first layer's weights that see the central 20 x 20 of 28 x 28 pixels."""
+    params = {} if pruned.masks is None else pruned.masks["params"]
+    mask = params.get("fc1", {}).get("kernel")
+    if mask is None or "conv1" in params or len(mask) != 784:
+        return None
+    by_pixel = np.asarray(mask).sum(axis=1).reshape(28, 28)
+    return float(by_pixel[4:24, 4:24].sum() / by_pixel.sum())
+
+
+def of(
+    found: Sequence[rows.Row], net: str, arm: str, kept: float, what: str = "accuracy"
+) -> list[float]:
+    """Values by seed; accuracies in percent."""
+    mine = [row for row in found if (row["net"], row["arm"], row["kept"]) == (net, arm, kept)]
+    scale = 1 if what == "middle" else 100
+    return [scale * row[what] for row in sorted(mine, key=lambda row: row["seed"])]
+
+
+def findings(found: Sequence[rows.Row]) -> list[Finding]:
+    """Differences in points of test accuracy, seed by seed."""
+    less = lambda one, other: [a - b for a, b in zip(one, other)]
+    listed = []
+    for net, paper, most in (("lenet300", "-0.05", 0.15), ("lenet5", "-0.03", 0.1)):
+        lost = less(of(found, net, "dense", 1.0), of(found, net, "iterative", 0.083))
+        claim = f"{net}, 12 times fewer weights in rounds: accuracy lost, points"
+        listed.append(Finding(claim, paper, shown(lost), mean(lost) <= most))
+    net = "lenet300"
+    shot = lambda kept, what="accuracy": of(found, net, "one_shot", kept, what)
+    fall = less(of(found, net, "dense", 1.0), shot(0.083, "before"))
+    gain = less(of(found, net, "iterative", 0.04), shot(0.04))
+    anew = less(of(found, net, "iterative", 0.04), of(found, net, "reinit", 0.04))
+    penalties = {
+        (what, kept): less(of(found, net, "l1", kept, what), of(found, net, "l2", kept, what))
+        for what in ("before", "accuracy")
+        for kept in (0.4, 0.1)
+    }
+    centre = of(found, net, "iterative", 0.083, "middle")
+    early, late = penalties["before", 0.1], penalties["accuracy", 0.1]
+    return [
+        *listed,
+        Finding("12 times at once, not retrained: points lost", "large", shown(fall, 1),
+                mean(fall) > 10),
+        Finding("25 times: rounds - one shot with as many epochs", "above 0", shown(gain),
+                mean(gain) >= 0.1),
+        Finding("25 times: trained values - new initial values", "above 0", shown(anew),
+                mean(anew) > 0),
+        Finding("90 % pruned, before retraining: L1 - L2", "above 0", shown(early, 1),
+                mean(early) > 0),
+        Finding("90 % pruned, after retraining: L1 - L2", "below 0", shown(late), mean(late) < 0),
+        Finding("weights of the first layer on the central 20 x 20 pixels (51 % of all)", "most",
+                shown(centre), mean(centre) >= 0.8),
+    ]  # fmt: skip
+
+
+def draw(found: Sequence[rows.Row], axes: Axes) -> None:
+    """Accuracy lost over the weights kept, after retraining and before it."""
+    lines = (
+        ("lenet300", "accuracy", "LeNet-300-100, rounds", PRINT.slim, "-"),
+        ("lenet5", "accuracy", "LeNet-5, rounds", PRINT.second, "-"),
+        ("lenet300", "before", "LeNet-300-100, before retraining", PRINT.slim, ":"),
+    )
+    for net, what, name, colour, line in lines:
+        dense = mean(of(found, net, "dense", 1.0))
+        values = [of(found, net, "iterative", kept, what) for kept in NETS[net]]
+        axes.errorbar(
+            [100 * kept for kept in NETS[net]],
+            [mean(each) - dense for each in values],
+            [stdev(each) if each[1:] else 0 for each in values],
+            color=colour, linestyle=line, marker="o", markersize=3, capsize=2, linewidth=1.2,
+            label=name,
+        )  # fmt: skip
+    axes.axhline(0, color=PRINT.ink, linewidth=0.8, label="dense")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xticks([50, 30, 18, 12, 8.3, 4], ["50", "30", "18", "12", "8.3", "4"])
+    axes.set_xlabel("weights kept, %")
+    axes.set_ylabel("test accuracy over that of the dense net, points")
+    axes.legend(frameon=False, fontsize=9)
+
+
+CLAIM = Claim(
+    "E4: learning both weights and connections [4]",
+    findings,
+    draw,
+    "Training is short: 5 epochs for LeNet-300-100, 2 for LeNet-5, 1.5 and 0.6 after a round, all "
+    "with a one-cycle schedule. The q of the layers are those of the sensitivity scan.",
+)
+
+
+def main(settings: Settings) -> list[dict[str, Any]]:
+    """Runs all seeds and returns the rows."""
+    found = []
+    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+        for name in ("lenet300",) if settings.smoke else NETS:
+            images = data.load("digits" if settings.smoke else "mnist")
+            task = train.task(zoo.build(name, shape=images.shape), images)
+            for arm, kept, before, pruned in Nets(settings, name, task, seed):
+                seen = {} if pruned.masks is None else fractions(task, pruned.masks)
+                row = {
+                    "claim": "E4",
+                    "refs": [4],
+                    "net": name,
+                    "arm": arm,
+                    "kept": kept,
+                    "density": seen.get("density", 1.0),
+                    "seed": seed,
+                    **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
+                    "before": before,
+                    "accuracy": evaluate(task, pruned.variables, "test")["accuracy"],
+                    "middle": middle(pruned),
+                    **rows.provenance(),
+                }
+                found.append(row)
+                said = "" if before is None else f"  before {before:.4f}"
+                print(
+                    f"seed {seed}  {name:<9} {arm:<10} {kept:.3f}  {row['accuracy']:.4f}{said}",
+                    flush=True,
+                )
+                if not settings.smoke:
+                    rows.append(RESULTS, row)
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
