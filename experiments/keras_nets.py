@@ -20,6 +20,8 @@ SMALLEST = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}
 
 CALIBRATION = 8
 """Images whose statistics a random net gets."""
+QUICK = {"xla_backend_optimization_level": 0}
+"""How to compile what runs once: XLA would spend most of the time on optimising it."""
 
 
 class KerasNet(NamedTuple):
@@ -153,11 +155,13 @@ def draw(
     x = rng.standard_normal((CALIBRATION, *net.example.shape[1:]), np.float32)
     x = 127.5 + 64 * x if net.pixels else x
     if net.shapes["stats"]:
-        observe = jax.jit(lambda variables, x: net.statistics(masked(variables), x))
+        statistics = lambda variables, x: net.statistics(masked(variables), x)
+        observe = jax.jit(statistics, compiler_options=QUICK)
         found = jax.device_get(observe(variables, x))
         variables["stats"] = {path: _disturbed(rng, path, value) for path, value in found.items()}
     x = x[: net.example.shape[0]]
-    logits = jax.jit(lambda variables, x: net.fn(masked(variables), x))(variables, x)
+    masked_fn = lambda variables, x: net.fn(masked(variables), x)
+    logits = jax.jit(masked_fn, compiler_options=QUICK)(variables, x)
     size = np.float32(jnp.abs(logits).max())
     params = variables["params"]
     last = [path for path in params if params[path].shape[-1:] == (1000,)]

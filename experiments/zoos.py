@@ -24,7 +24,7 @@ import tyro
 
 import jprune
 from experiments import rows
-from experiments.keras_nets import KerasNet, build, draw, names
+from experiments.keras_nets import QUICK, KerasNet, build, draw, names
 from jprune.graph.jaxprs import program_of
 
 OUT = rows.RESULTS / "engine" / "keras_zoo.jsonl"
@@ -136,8 +136,9 @@ def law(
     """
     masked = lambda v: jprune.apply_masks(v, jprune.expand(groups, masks, roles=("in",)))
     variables, x = draw(net, seed, masked)
-    expected = jax.jit(lambda v: net.fn(masked(v), x))(variables)
-    slim_fn = jax.jit(jprune.slim(net.fn, groups, masks))
+    masked_fn = lambda variables, x: net.fn(masked(variables), x)
+    expected = jax.jit(masked_fn, compiler_options=QUICK)(variables, x)
+    slim_fn = jax.jit(jprune.slim(net.fn, groups, masks), compiler_options=QUICK)
     small = jprune.slim_params(groups, masks, variables)
     difference = lambda values: float(
         jnp.abs(slim_fn(values, x) - expected).max() / jnp.abs(expected).max()

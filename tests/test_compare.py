@@ -464,7 +464,7 @@ def test_a_sweep_goes_on_where_it_stopped(swept):
 def test_a_run_that_diverges_is_noted(swept, tmp_path, monkeypatch):
     _, plan, _, _ = swept
 
-    def diverge(*_):
+    def diverge(*_, **__):
         raise errors.DivergenceError("the loss was inf")
 
     monkeypatch.setattr(sweep.jobs, "prune", diverge)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.mechanisms import e07_dns
 from jprune import errors, masks_of, recipes, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks, density
@@ -274,3 +275,12 @@ def test_equal_weights_go_by_index_and_what_cannot_be_is_refused(lenet):
     with pytest.raises(errors.BudgetError, match="cut all of params/fc1/kernel"):
         Settle(None)(after, task, KEY)
     assert density(Settle(Budget(density=0.3))(after, task, KEY)[0].masks) > 0.299
+
+
+@pytest.mark.slow
+def test_e07_has_a_row_an_arm():
+    found = e07_dns.main(e07_dns.Settings(smoke=True))
+    assert [row["arm"] for row in found] == ["dense", "dns", "no_splice", "iterative"]
+    assert all(row["density"] == pytest.approx(0.02, abs=1e-3) for row in found[1:3])
+    assert found[3]["density"] <= 0.02  # units that are cut off go too
+    assert found[1]["spliced"] >= found[2]["spliced"] == 0

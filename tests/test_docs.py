@@ -95,6 +95,15 @@ def test_the_page_on_the_engine(rules):
     assert "fft" in graph_rules.RULES
 
 
+def test_the_page_on_comparisons(monkeypatch, capsys):
+    if not (DOCS.parent / "experiments/results/first_comparison").exists():
+        pytest.skip("the rows of experiments/configs/first_comparison are not measured yet")
+    monkeypatch.chdir(DOCS.parent)
+    for _, code in sections("compare.md").items():
+        run("compare.md", code, {})
+    assert "accuracy" in capsys.readouterr().out
+
+
 def test_every_page_is_in_the_index_and_no_link_is_broken():
     pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
     index = (DOCS / "README.md").read_text()

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import jprune
+from experiments.mechanisms import e04_han
 from jprune import criteria, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
@@ -280,7 +281,7 @@ def test_a_net_that_is_cut_is_refused(lenet):
 
 def test_rounds_keep_trained_values_and_rise_in_q(lenet5):
     (task, start), rounds = lenet5, 2
-    recipe = han(Budget(density=0.1), None, SHORT, rounds=rounds, q="0.5:1:1:1")
+    recipe = han(Budget(density=0.1), None, SHORT, rounds=rounds, q="0.5:1:1:1", std_over="all")
     pruned, multipliers = start, []
     for number, stage in enumerate(recipe):
         before = pruned
@@ -378,3 +379,12 @@ def test_what_cannot_be_is_refused(lenet):
     nothing = task._replace(split=lambda variables: ({}, variables), merge=lambda _, rest: rest)
     with pytest.raises(errors.ArgumentError, match="nothing of lenet300 is prunable"):
         Sensitivity(Budget(density=0.5), "1")(start, nothing, KEY)
+
+
+@pytest.mark.slow
+def test_e04_has_a_row_an_arm():
+    found = e04_han.main(e04_han.Settings(smoke=True))
+    arms = ["dense", "iterative", "one_shot", "reinit", "l1", "l1", "l2", "l2"]
+    assert [row["arm"] for row in found] == arms
+    assert all(0 <= row["accuracy"] <= 1 for row in found)
+    assert all(0.7 * row["kept"] < row["density"] <= row["kept"] + 1e-4 for row in found)

@@ -1,10 +1,13 @@
 """The run directory and the main job: done once, whatever kills it."""
 
+import errno
 import functools
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +20,7 @@ import pytest
 import jprune
 from jprune import Budget, errors, recipes, report
 from jprune.base import Pruned
+from jprune.cli import main
 from jprune.export import load_stablehlo, run_tflite, stablehlo_text
 from jprune.graph.plans import replay
 from jprune.recipes import Train
@@ -172,7 +176,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, stage, s
     assert all("versions" not in record for record in found[1:])
 
 
-def shoot(call, out, appears):
+def shoot(call, out, appears, before=lambda process: None):
     """Runs a call in a process of its own, and kills it as soon as a file appears."""
     code = f"import sys\nfrom tests.test_run import *\nloop.EVERY = 2\n{call}"
     # Nothing shared with this process: a cache could be torn by the kill.
@@ -182,6 +186,7 @@ def shoot(call, out, appears):
         while not list(out.glob(appears)):
             assert process.poll() is None, f"the process ended, and {appears} never appeared"
             time.sleep(0.0005)
+        before(process)
         process.send_signal(signal.SIGKILL)
 
 
@@ -200,6 +205,61 @@ def test_a_run_that_is_shot_goes_on_bit_for_bit(tmp_path, undisturbed, appears):
     assert equal(pruned._asdict(), expected._asdict())
     found = [files.read_lines(d.records).records for d in (directory, whole)]
     assert timeless(found[0]) == timeless(found[1])
+
+
+def test_a_second_run_leaves_at_once_and_a_shot_one_keeps_nobody_out(tmp_path, capsys):
+    out = tmp_path / "a"
+    words = "prune --model tests.toys:tiny --data digits --method l1 --macs 0.5 --out".split()
+
+    def second(process):
+        for more in ([], ["--overwrite"]):
+            assert main([*words, str(out), *more]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            holder = rf"a is in use by another run: process {process.pid} on {socket.gethostname()}"
+            assert re.search(rf"{holder}, since 20\d\d-.*Wait until.*choose another --out", line)
+
+    hold = "with files.locked(sys.argv[1]): (Path(sys.argv[1]) / 'held').touch(); time.sleep(600)"
+    shoot(hold, out, "held", second)
+    assert (out / ".lock").exists()  # the file is left, the lock is not
+    with files.locked(out):
+        pass
+    assert [f.name for f in out.iterdir()] == ["held"]
+
+
+def test_a_folder_is_kept_while_it_is_held(tmp_path):
+    with run.held(tmp_path / "a", {"seed": 0}, {}, {}):
+        with pytest.raises(errors.CheckpointError, match=f"in use by another .*{os.getpid()}"):
+            with run.held(tmp_path / "a", {"seed": 1}, {}, {}, overwrite=True):
+                pass
+        (tmp_path / "a" / ".lock").write_text("{")  # as while it is written
+        with pytest.raises(errors.CheckpointError, match="by another run: a process that has onl"):
+            with files.locked(tmp_path / "a"):
+                pass
+    with run.held(tmp_path / "a", {"seed": 0}, {}, {}) as directory:
+        assert directory.path == tmp_path / "a"
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
+    def without(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", without)
+    with files.locked(tmp_path), files.locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_was_removed_under_its_hands_is_taken_anew(tmp_path, monkeypatch):
+    taken = files.fcntl.flock
+
+    def slow(*arguments):
+        taken(*arguments)
+        if not seen:  # whoever had it lets go between our opening of the file and our lock
+            seen.append((tmp_path / ".lock").unlink())
+
+    seen = []
+    monkeypatch.setattr(files.fcntl, "flock", slow)
+    with files.locked(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
 def test_what_is_done_is_not_done_again(tmp_path, undisturbed):
@@ -223,6 +283,30 @@ def test_a_stage_that_was_deleted_is_done_again_with_all_behind_it(tmp_path, und
     assert left == ["01-train", "02-save", "03-dense"]
     again, _ = executed(tmp_path / "a", task)
     assert equal(again._asdict(), expected._asdict())
+
+
+def test_a_net_that_is_missing_is_not_replaced_by_an_older_one(tmp_path, undisturbed):
+    task, _, whole = undisturbed
+    shutil.copytree(whole.path, tmp_path / "a")
+    shutil.rmtree(tmp_path / "a" / "stages" / "08-finetune" / "state")
+    with pytest.raises(errors.CheckpointError, match=r"08-finetune/state is missing: .*Delete the"):
+        executed(tmp_path / "a", task)
+
+
+def test_what_another_recipe_has_left_is_removed(tmp_path, undisturbed):
+    task, expected, whole = undisturbed
+    shutil.copytree(whole.path, tmp_path / "a")
+    (tmp_path / "a" / "stages" / "09-finetune-2").mkdir()
+    files.write_json(tmp_path / "a" / "stages" / "09-finetune-2" / "DONE", {"wall_s": 1})
+    again, directory = executed(tmp_path / "a", task)
+    assert equal(again._asdict(), expected._asdict())
+    assert [*directory.outcomes()][-1] == "finetune"
+
+
+def test_settings_compare_as_json_has_them(tmp_path):
+    settings = {"options": {"widths": ((8, 16), (32,))}, "rate": float("inf")}
+    for _ in range(2):
+        opened(tmp_path / "a", settings)
 
 
 def test_a_checkpoint_of_another_net_is_refused(tmp_path, undisturbed):

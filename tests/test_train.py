@@ -15,7 +15,7 @@ from rich.console import Console
 
 import jprune
 from jprune import Budget, errors, recipes, train, zoo
-from jprune.base import Pruned
+from jprune.base import Learner, Pruned
 from jprune.recipes import (
     Evaluate,
     Prune,
@@ -78,6 +78,10 @@ def test_lines_survive_a_torn_end(tmp_path):
     assert files.read_lines(path).dropped == '{"a": 3'
     path.write_bytes(whole + b'{"a": 3}')  # the beginning of a longer line, for all we know
     assert files.read_lines(path) == (files.read_lines(path).records[:2], '{"a": 3}')
+    for strange in (b"3\n", b"[]\n", b'"\xff"\n'):
+        path.write_bytes(strange + whole)
+        with pytest.raises(errors.CheckpointError, match=r"records\.jsonl, line 1, is no record"):
+            files.read_lines(path)
     path.write_bytes(b"{torn}\n" + whole)
     with pytest.raises(errors.CheckpointError, match=r"records\.jsonl, line 1, is no record"):
         files.read_lines(path)
@@ -340,6 +344,25 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
     with pytest.raises(errors.DivergenceError, match="weight is not finite after step 1; none was"):
         loop.fit(broken, loop.Restored(0, None, 0.0), tmp_path / "steps", KEY, hooks())
     assert not (tmp_path / "steps").exists()
+
+
+def test_infinite_scores_are_no_divergence_and_a_nan_is(tmp_path):
+    learner = Learner(
+        steps=2,
+        epoch=2,
+        init=lambda: {"w": jnp.zeros(2), "scores": jnp.array([1.0, jnp.inf])},
+        batches=lambda start: itertools.repeat({"image": np.zeros(2)}),
+        step=lambda state, batch: (state, {"reward": jnp.ones(())}),
+        variables=lambda state: {"w": state["w"]},
+        finish=lambda state: Pruned({"w": state["w"]}, None),
+    )
+    nothing = loop.Restored(0, None, 0.0)
+    records = []
+    loop.fit(learner, nothing, tmp_path / "steps", KEY, hooks(records))
+    assert records == [(2, {"reward": 1.0, "validation_loss": 0.0})]
+    broken = learner._replace(init=lambda: {"w": jnp.zeros(2), "scores": jnp.array([jnp.nan])})
+    with pytest.raises(errors.DivergenceError, match="the state has a NaN after step 2"):
+        loop.fit(broken, nothing, tmp_path / "steps", KEY, hooks())
 
 
 def test_records_come_every_so_often_and_at_the_end_of_an_epoch(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@
 - `compile`: XLA's time for slim nets and dense ones;
 - `depthwise`: depthwise convolutions as shifted multiply-adds;
 - `hold`: a training step under masks;
-- `obs`: deletions by optimal brain surgeon.
+- `obs`: deletions by optimal brain surgeon;
+- `runner`: what sweeps cost, how busy they keep the cores, and vmapped seeds (twenty minutes).
 
 Every module says what it expects, prints what it finds, and adds rows with versions, device,
 command and commit to a file of its name in `results/engine`. Both sides of a ratio are timed in

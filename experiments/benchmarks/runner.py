@@ -28,7 +28,6 @@ from jprune.base import Pruned, Task
 from jprune.measure.provenance import usable_cores
 from jprune.recipes import Train
 from jprune.train.job import Job, task_for
-from jprune.train.progress import Silent
 from jprune.train.run import RunDirectory
 
 OUT = rows.RESULTS / "engine" / "runner.jsonl"

@@ -16,9 +16,9 @@ import numpy as np
 
 from experiments import rows
 from jprune import data, train, zoo
-from jprune.base import Problem, Pruned, Reconstructor, Task, Variables
+from jprune.base import Budget, Problem, Pruned, Reconstructor, Task, Variables
 from jprune.recipes import Train
-from jprune.recipes._layerwise import Choose, LayerWise, Walk
+from jprune.recipes._layerwise import Choose, LayerWise, Refit, Walk
 from jprune.recipes._steps import Step, steps_of
 from jprune.reconstruct import relative_error
 from jprune.reconstruct._moments import best
@@ -94,19 +94,16 @@ class Layers:
         return self.walk.variables, relative_error(problem, weight, bias)
 
 
-def layerwise(settings: Settings, choose: Choose, refit: Any, **options: Any) -> LayerWise:
-    """The stage that prunes all layers, with this calibration."""
-    from jprune.base import Budget
-
-    given = {"budget": Budget(density=0.5), **options}
+def layerwise(settings: Settings, choose: Choose, refit: Refit | None) -> LayerWise:
+    """The stage that prunes all layers by half of their inputs, with this calibration."""
     size = 50 if settings.smoke else 125
     return LayerWise(
-        choose=choose,
-        refit=refit,
+        Budget(density=0.5),
+        choose,
+        refit,
         batches=1 if settings.smoke else settings.images // size,
         batch_size=size,
         points=settings.points,
-        **given,
     )
 
 

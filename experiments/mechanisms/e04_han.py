@@ -7,10 +7,10 @@ after it. The surviving weights of the first layer see the middle of the image (
 
     python -m experiments.mechanisms.e04_han --seeds 0 1 2
 
-writes a line a net into `experiments/results/mechanisms/e04.jsonl`: `arm` is dense, iterative (after
-every round), one_shot (at once, then as many epochs), reinit (the masks of the last round, from new
-initial values), or l1 and l2 (a dense net with that penalty, 60 % pruned at once); `before` is the
-test accuracy before retraining, `accuracy` that after it, `middle` the fraction of the first
+writes a line a net into `experiments/results/mechanisms/e04.jsonl`: `arm` is dense, iterative
+(after every round), one_shot (at once, then as many epochs), reinit (the masks of the last round,
+from new initial values), or l1 and l2 (a dense net with that penalty, pruned at once); `before` is
+the test accuracy before retraining, `accuracy` that after it, `middle` the fraction of the first
 layer's weights that see the central 20 x 20 pixels.
 """
 
@@ -229,7 +229,8 @@ def main(settings: Settings) -> list[dict[str, Any]]:
     for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
         for name in ("lenet300",) if settings.smoke else NETS:
             images = data.load("digits" if settings.smoke else "mnist")
-            task = train.task(zoo.build(name, shape=images.shape), images)
+            height, width, channels = images.shape
+            task = train.task(zoo.build(name, shape=(height, width, channels)), images)
             for arm, kept, before, pruned in Nets(settings, name, task, seed):
                 seen = {} if pruned.masks is None else fractions(task, pruned.masks)
                 row = {

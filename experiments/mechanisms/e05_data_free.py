@@ -93,7 +93,7 @@ class Nets:
         return self.without(mapped, np.array([step.gone for step in steps], int))
 
     def twins(self) -> tuple[Variables, set[int]]:
-        """The dense net with the second half of the neurons copied from the first, at half weight."""
+        """The dense net with one half of the neurons copied from the other, and the copies."""
         half, other = np.arange(self.size // 2), np.arange(self.size // 2) + self.size // 2
         copies = np.eye(self.size)
         copies[other] = copies[half]

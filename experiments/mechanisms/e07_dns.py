@@ -193,9 +193,8 @@ CLAIM = Claim(
     findings,
     draw,
     "Surgery takes 8 epochs of 430 steps where the paper has 25,000 steps (LeNet-5: 3.2 epochs for "
-    "16,000), so gamma is 1e-3. The c of every layer are such that the first cut leaves the paper's "
-    "fractions by layer, scaled to the budget; surgery drifts from it and is settled on it at the "
-    "end.",
+    "16,000), so gamma is 1e-3. The c of every layer is such that the first cut leaves the paper's "
+    "fraction, scaled to the budget; surgery drifts from it and is settled on it at the end.",
 )
 
 
@@ -205,7 +204,8 @@ def main(settings: Settings) -> list[dict[str, Any]]:
     for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
         for name in ("lenet300",) if settings.smoke else NETS:
             images = data.load("digits" if settings.smoke else "mnist")
-            task = train.task(zoo.build(name, shape=images.shape), images)
+            height, width, channels = images.shape
+            task = train.task(zoo.build(name, shape=(height, width, channels)), images)
             for arm, pruned, seen in nets(settings, name, task, seed):
                 row = {
                     "claim": "E7",

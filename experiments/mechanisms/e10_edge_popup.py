@@ -16,6 +16,7 @@ subset sums meet within 0.01.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 from statistics import stdev
@@ -70,7 +71,7 @@ class Dense(nnx.Module):
         self.names = layers.number(
             self,
             "fc",
-            [layers.dense(n, m, jnp.dtype("float32"), rngs) for n, m in zip(widths, widths[1:])],
+            [layers.dense(n, m, jnp.dtype("float32"), rngs) for n, m in itertools.pairwise(widths)],
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,17 +83,18 @@ class Dense(nnx.Module):
 
 def tasks_of(images: Data) -> dict[str, Task]:
     """By name of the net."""
-    pixels = int(np.prod(images.shape))
+    height, width, channels = images.shape
+    shape, pixels = (height, width, channels), height * width * channels
     dense = lambda name, *hidden: zoo.from_module(
-        name, lambda rngs: Dense((pixels, *hidden, images.classes), rngs), images.shape
+        name, lambda rngs: Dense((pixels, *hidden, images.classes), rngs), shape
     )
     found = {
-        "lenet300": zoo.build("lenet300", shape=images.shape),
+        "lenet300": zoo.build("lenet300", shape=shape),
         "wide": dense("wide", 600, 200),
         "small": dense("small", 50),
     }
-    if min(images.shape[:2]) >= 16:
-        found["lenet5"] = zoo.build("lenet5", shape=images.shape, conv_relu=True)
+    if min(height, width) >= 16:
+        found["lenet5"] = zoo.build("lenet5", shape=shape, conv_relu=True)
     return {name: train.task(net, images) for name, net in found.items()}
 
 

@@ -201,7 +201,7 @@ class Walk:
         return left
 
     def write(self, path: str, index: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
-        """Puts a consumer's weights for the units of a step, and what its bias gains, into the net."""
+        """Puts a consumer's weights for some units, and what its bias gains, into the net."""
         leaves = by_path(self.task, self.variables)
         kernel = leaves[path]
         rows = as_matrix(kernel)

@@ -2,8 +2,8 @@
 
 Every layer loses the weights below q_l standard deviations; what is left goes on from its trained
 values. The q_l say which layer bears more, and come from a scan that prunes one layer at a time;
-one multiplier of all of them meets the budget, and rises from round to round. Masks meet gradients
-*frozen*: a masked weight is exactly 0 and takes no step.
+one multiplier of all of them meets the budget of a round. Masks meet gradients *frozen*: a masked
+weight is exactly 0 and takes no step.
 
 References:
     Han, Pool, Tran, Dally, Learning both weights and connections for efficient neural networks,
