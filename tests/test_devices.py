@@ -153,7 +153,10 @@ def others(tmp_path_factory, reference):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    four = "--xla_force_host_platform_device_count=4"
+    four = (
+        "--xla_force_host_platform_device_count=4"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=600"  # on a busy machine
+    )
     started = [begin(on_four_devices, path / "four", XLA_FLAGS=four)]
     for index in (0, 1):
         variables = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}

@@ -228,13 +228,14 @@ def test_a_second_run_leaves_at_once_and_a_shot_one_keeps_nobody_out(tmp_path, c
 
 def test_a_folder_is_kept_while_it_is_held(tmp_path):
     with run.held(tmp_path / "a", {"seed": 0}, {}, {}):
-        with pytest.raises(errors.CheckpointError, match=f"in use by another .*{os.getpid()}"):
-            with run.held(tmp_path / "a", {"seed": 1}, {}, {}, overwrite=True):
-                pass
+        again = run.held(tmp_path / "a", {"seed": 1}, {}, {}, overwrite=True)
+        message = f"in use by another .*{os.getpid()}"
+        with pytest.raises(errors.CheckpointError, match=message), again:
+            pass
         (tmp_path / "a" / ".lock").write_text("{")  # as while it is written
-        with pytest.raises(errors.CheckpointError, match="by another run: a process that has onl"):
-            with files.locked(tmp_path / "a"):
-                pass
+        message = "by another run: a process that has only just begun"
+        with pytest.raises(errors.CheckpointError, match=message), files.locked(tmp_path / "a"):
+            pass
     with run.held(tmp_path / "a", {"seed": 0}, {}, {}) as directory:
         assert directory.path == tmp_path / "a"
 
@@ -384,6 +385,17 @@ def test_exports_are_the_slim_net(finished):
     text = stablehlo_text((path / "model.stablehlo").read_bytes())
     assert f"tensor<3x3x{stream}x{inner}xf32>" in text
     assert result["achieved"]["density"] == pytest.approx((stream + inner) / 20)
+
+
+def test_the_plan_of_another_net_is_refused(tmp_path, finished, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    config = files.read_json(tmp_path / "run" / "config.json")
+    files.write_json(tmp_path / "run" / "config.json", {**config, "model": "lenet300"})
+    before = (tmp_path / "run" / "model.stablehlo").read_bytes()
+    assert main(["export", str(tmp_path / "run")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the plan is of another net: params/" in line
+    assert (tmp_path / "run" / "model.stablehlo").read_bytes() == before
 
 
 def before_export(path, out):

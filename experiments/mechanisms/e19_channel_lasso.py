@@ -9,7 +9,8 @@ inner channels of its three blocks and, by samplers, their first layers' inputs.
     python -m experiments.mechanisms.e19_channel_lasso --seeds 0 1 2
 
 writes lines into `experiments/results/mechanisms/e19.jsonl`. `part` is layer (one layer pruned:
-`error` of what it says over its size; `accuracy` at half), net (all layers pruned to half of the
+`error` of what it says over its size, on the
+calibration images; `accuracy` at half), net (all layers pruned to half of the
 MACs) or dense; `arm` is lasso, first, weights (largest L1 norm) or random; `refit` says whether
 layers are refitted.
 """
@@ -132,9 +133,9 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
         claim = f"half kept, {arm}: layers whose error the refit lowers"
         listed.append(Finding(claim, "all", f"{helped:.0f} %", helped == 100))
     for other in ("first", "weights", "random"):
-        ahead = share(cells(found, 0.5, "lasso", True), cells(found, 0.5, other, True))
+        won = share(cells(found, 0.5, "lasso", True), cells(found, 0.5, other, True))
         claim = f"half kept, refitted: layers where LASSO's error is at most that of {other}"
-        listed.append(Finding(claim, "all", f"{ahead:.0f} %", ahead >= 80))
+        listed.append(Finding(claim, "all", f"{won:.0f} %", won >= 80))
     ratios = {
         kept: [
             a / b

@@ -291,7 +291,8 @@ def fidelity(found: Sequence[rows.Row], net: str) -> list[float]:
         ]
         mine = [row for row in layers if row["seed"] == seed]
         measured = [row["loss"] - dense for row in mine]
-        values.append(float(stats.spearmanr([row["predicted"] for row in mine], measured)[0]))
+        said = [row["predicted"] for row in mine]
+        values.append(float(np.asarray(stats.spearmanr(said, measured))[0]))
     return values
 
 

@@ -187,8 +187,8 @@ def compared(settings: Settings, case: Case) -> list[dict[str, Any]]:
 
 def of(found: Sequence[rows.Row], net: str, arm: str, what: str) -> list[float]:
     """Values by seed."""
-    mine = [row for row in found if row["net"] == net and row["arm"] == arm]
-    return [row[what] for row in sorted(mine, key=lambda row: row["seed"])]
+    newest = {row["seed"]: row for row in found if row["net"] == net and row["arm"] == arm}
+    return [newest[seed][what] for seed in sorted(newest)]
 
 
 def findings(found: Sequence[rows.Row]) -> list[Finding]:

@@ -17,6 +17,7 @@ References:
     for convolution layers, 2016, arXiv 1602.01407.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -66,6 +67,8 @@ class Layer(NamedTuple):
 class Sums(NamedTuple):
     """Factors so far."""
 
+    key: jax.Array | None
+    """Of drawn labels."""
     batches: jax.Array
     weight: jax.Array
     """Of all examples so far."""
@@ -177,43 +180,7 @@ def kfac(
         ([[4.0, 2.0], [2.0, 1.0]], [[9.0]])
     """
     _check(layers, labels, key, inputs, bias)
-    path_of = {site: path for path, layer in layers.items() for site in layer.sites}
-
-    def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
-        weights, deltas, seen = carry
-        path = path_of.get(site.layer)
-        if path is None:
-            return value, carry
-        if site.kind == "out":
-            return value + deltas[site.layer], carry
-        here = _input_sums(site.patches(value), weights, inputs, bias)
-        seen = {**seen, path: seen[path] + here if path in seen else here}
-        return value, (weights, deltas, seen)
-
-    run = intercept(fn, groups, handler, ("in", "out"))
-    tapped = taps(fn, groups, ("out",))
-
-    def sums(variables: Variables, batch: Batch, key: jax.Array | None) -> dict[str, Factors]:
-        weights, image = weights_of(batch).astype(float), batch["image"]
-        shapes = jax.eval_shape(tapped, variables, image)[1]
-        zeros = {site: jnp.zeros(s.shape, s.dtype) for (site, _), s in shapes.items()}
-
-        def total(deltas: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-            out, (_, _, seen) = run(variables, (weights, deltas, {}), image)
-            given = batch
-            if key is not None:
-                given = with_drawn_labels(jax.lax.stop_gradient(out), batch, key)
-            return loss(out, given).sum(), seen
-
-        gradients, seen = jax.grad(total, has_aux=True)({site: zeros[site] for site in path_of})
-        axes = {site.layer: site.axis for site in groups.sites if site.kind == "out"}
-        return {
-            path: Factors(
-                seen[path] / layer.written,
-                sum(_output_sums(gradients[site], axes[site], weights) for site in layer.sites),
-            )
-            for path, layer in layers.items()
-        }
+    asked = _Asked(fn, loss, _Same(groups), tuple(layers.items()), inputs, bias)
 
     def init(variables: Variables) -> Sums:
         del variables
@@ -223,16 +190,80 @@ def kfac(
             path: Factors(zeros(number(layer) + bias), zeros(layer.outputs))
             for path, layer in layers.items()
         }
-        return Sums(jnp.zeros((), jnp.int32), jnp.zeros(()), factors)
+        return Sums(key, jnp.zeros((), jnp.int32), jnp.zeros(()), factors)
+
+    return Criterion(init, _updated(asked), lambda state, variables: mean_factors(state))
+
+
+class _Same:
+    """Groups as a key of a cache: equal to themselves alone."""
+
+    def __init__(self, groups: Groups):
+        self.groups = groups
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.groups is other.groups
+
+    def __hash__(self) -> int:
+        return id(self.groups)
+
+
+class _Asked(NamedTuple):
+    """All that a pass depends on."""
+
+    fn: Function
+    loss: Function
+    held: _Same
+    layers: tuple[tuple[str, Layer], ...]
+    inputs: str
+    bias: bool
+
+
+@functools.lru_cache(maxsize=8)  # rounds of pruning share what was compiled
+def _updated(asked: _Asked) -> Callable[..., Sums]:
+    groups = asked.held.groups
+    path_of = {site: path for path, layer in asked.layers for site in layer.sites}
+    axes = {site.layer: site.axis for site in groups.sites if site.kind == "out"}
+
+    def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
+        weights, deltas, seen = carry
+        path = path_of.get(site.layer)
+        if path is None:
+            return value, carry
+        if site.kind == "out":
+            return value + deltas[site.layer], carry
+        here = _input_sums(site.patches(value), weights, asked.inputs, asked.bias)
+        seen = {**seen, path: seen[path] + here if path in seen else here}
+        return value, (weights, deltas, seen)
+
+    run = intercept(asked.fn, groups, handler, ("in", "out"))
+    tapped = taps(asked.fn, groups, ("out",))
 
     @jax.jit
     def update(state: Sums, variables: Variables, batch: Batch) -> Sums:
-        drawing = None if key is None else jax.random.fold_in(key, state.batches)
-        here = sums(variables, batch, drawing)
-        factors = jax.tree.map(lambda old, new: old + new.astype(old.dtype), state.factors, here)
-        return Sums(state.batches + 1, state.weight + weights_of(batch).sum(), factors)
+        weights, image = weights_of(batch).astype(float), batch["image"]
+        values = jax.eval_shape(tapped, variables, image)[1]
+        zeros = {site: jnp.zeros_like(values[site, "out"]) for site in path_of}
 
-    return Criterion(init, update, lambda state, variables: mean_factors(state))
+        def total(deltas: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            out, (_, _, seen) = run(variables, (weights, deltas, {}), image)
+            given = batch
+            if state.key is not None:
+                drawing = jax.random.fold_in(state.key, state.batches)
+                given = with_drawn_labels(jax.lax.stop_gradient(out), batch, drawing)
+            return asked.loss(out, given).sum(), seen
+
+        gradients, seen = jax.grad(total, has_aux=True)(zeros)
+        factors = dict(state.factors)
+        for path, layer in asked.layers:
+            before = factors[path]
+            parts = [_output_sums(gradients[site], axes[site], weights) for site in layer.sites]
+            inputs = before.inputs + seen[path].astype(before.inputs.dtype) / layer.written
+            outputs = before.outputs + functools.reduce(jnp.add, parts).astype(before.outputs.dtype)
+            factors[path] = Factors(inputs, outputs)
+        return Sums(state.key, state.batches + 1, state.weight + weights.sum(), factors)
+
+    return update
 
 
 def mean_factors(state: Sums) -> dict[str, Factors]:

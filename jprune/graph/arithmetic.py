@@ -16,8 +16,9 @@ ELEMENTWISE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
     bitcast_convert_type cbrt ceil clamp complex conj convert_element_type copy copy_p cos
     cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag
-    integer_pow igamma igammac is_finite le lgamma log log1p logistic lt max min mul name ne
-    neg nextafter not optimization_barrier or polygamma population_count pow pvary real
+    integer_pow igamma igammac is_finite le lgamma log log1p log2 logistic lt max min mul name
+    ne neg nextafter not one_minus_square optimization_barrier or polygamma polynomial
+    population_count pow pvary real
     reduce_precision regularized_incomplete_beta rem round rsqrt select_n sharding_constraint
     shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
     stop_gradient sub tan tanh xor zeta

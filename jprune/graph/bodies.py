@@ -139,7 +139,7 @@ def while_(step: Step) -> list[Any]:
 def scan(step: Step) -> list[Any]:
     """The same loop over smaller stacked arrays."""
     params = step.equation.params
-    constants, carried = params["num_consts"], params["num_carry"]
+    constants, carried = scan_parts(step.equation)
     fixed, stacked = step.values[:constants], step.values[constants + carried :]
     (body,), (frame,) = step.equation.inner, step.frames
 

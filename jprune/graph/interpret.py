@@ -129,9 +129,9 @@ def while_(context: Context, operands: Sequence[AxisLabels]) -> Nested:
 
 def scan(context: Context, operands: Sequence[AxisLabels]) -> Nested:
     """Stacked layers share their labels; the axis of the stack is fixed."""
-    params, labels = context.equation.params, context.labels
+    labels = context.labels
     (body,) = context.equation.inner
-    constants, carried = params["num_consts"], params["num_carry"]
+    constants, carried = scan_parts(context.equation)
     carry = list(operands[constants : constants + carried])
     stacked = operands[constants + carried :]
     stack = Fixed(context.reason("stacked layers of a scan"))

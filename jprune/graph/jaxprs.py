@@ -205,6 +205,15 @@ def bind(
     return list(results) if equation.primitive.multiple_results else [results]
 
 
+def scan_parts(equation: Equation) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many it carries; the rest is stacked."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()  # JAX >= 0.12
+    return len(constants), len(carried)
+
+
 def describe(program: Program, equation: Equation) -> str:
     """An equation as text: `add f32[2,8] f32[2,8] -> f32[2,8]`."""
 

@@ -50,6 +50,23 @@ def squeeze(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels
     return [tuple(a for position, a in enumerate(operands[0]) if position not in dropped)]
 
 
+@rule("unstack")
+def unstack(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Takes an axis apart, all of whose positions must therefore stay."""
+    gone, axes = context.equation.params["axis"], operands[0]
+    context.freeze(axes[gone], "an axis that is unstacked")
+    left = tuple(axis for position, axis in enumerate(axes) if position != gone)
+    return [left] * len(context.equation.outputs)
+
+
+@rule("stack")
+def stack(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Ties all axes; the new one follows whatever it is combined with."""
+    result = [context.tie_all(axes) for axes in zip(*operands)]
+    result.insert(context.equation.params["axis"], context.labels.fresh(len(operands)))
+    return [tuple(result)]
+
+
 @rule("rev")
 def rev(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Reverses axes."""

@@ -198,7 +198,7 @@ class _Walker:
             )
             return data
         if name == "scan":
-            constants, carried = params["num_consts"], params["num_carry"]
+            constants, carried = scan_parts(equation)
             stacked = [
                 value if value.taint is None else value._replace(axes=value.axes[1:])
                 for value in operands[constants + carried :]

@@ -170,7 +170,7 @@ SHAPELESS = {
     *ELEMENTWISE,
     *REDUCTIONS,
     *WINDOWS,
-    *("transpose", "squeeze", "rev", "concatenate", "dot_general", "sort"),
+    *("transpose", "squeeze", "unstack", "rev", "concatenate", "dot_general", "sort"),
     *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "dynamic_update_slice"),
 }
 
@@ -227,6 +227,14 @@ def slice_(step: Step) -> list[Any]:
             taken = np.arange(len(keep))[slice(*window)]
             value = take_positions(value, new_place[taken[keep[taken]]], axis)
     return [value]
+
+
+@rule("stack")
+def stack(step: Step) -> list[Any]:
+    """Without the operands whose place on the new axis is gone."""
+    keep = step.out_keeps[0][step.equation.params["axis"]]
+    left = step.values if keep is None else list(itertools.compress(step.values, keep))
+    return bind(step.equation, left)
 
 
 @rule("split")

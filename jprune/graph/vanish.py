@@ -108,7 +108,7 @@ class _Walker:
             self.visit(bodies[1], frames[1], [*operands[first : first + second], *carry])
             return carry
         if name == "scan":
-            constants, carried = params["num_consts"], params["num_carry"]
+            constants, carried = scan_parts(equation)
             stacked = constants + carried
             carry = [(False,) * len(zero) for zero in operands[constants:stacked]]
             layers = [zero[1:] for zero in operands[stacked:]]

@@ -12,7 +12,7 @@ from jprune.base import Budget, CostModel, Groups, Masks, Pruned, Task, Variable
 from jprune.cost import cost_model
 from jprune.granularity import lift
 from jprune.graph import slim, slim_params, trace
-from jprune.masks import intersect, is_none
+from jprune.masks import is_none
 from jprune.units import expand, ones
 
 
@@ -65,11 +65,7 @@ def unit_masks(task: Task, pruned: Pruned) -> dict[str, Any]:
     masks = {} if pruned.masks is None else pruned.masks
     if are_units(groups, masks):
         return {**ones(groups), **masks}
-    units, more = ones(groups), lift(groups, masks)
-    while any((units[name] != kept).any() for name, kept in more.items()):
-        units = {**units, **more}  # what only a unit that went was reading goes too
-        more = lift(groups, intersect(masks, expand(groups, units)))
-    return units
+    return {**ones(groups), **lift(groups, masks)}
 
 
 def prunable_weights(task: Task, masks: Masks, budget: Budget) -> Masks:
