@@ -13,7 +13,7 @@ PACKAGE = Path(jprune.__file__).parent
 ROWS = (
     {"errors", "base"},
     {"graph"},
-    {"cost", "curvature", "masks", "units"},
+    {"cost", "curvature", "masks", "topk", "units"},
     {
         "criteria",
         "allocate",

@@ -6,14 +6,14 @@ pruned), count exactly, and meet budgets in parameters or MACs by asking the cos
 masks themselves.
 
 Read `uniform.py` first. What allocators share stands in files with an underscore: `_counts.py` (how
-many are kept), `_select.py` (which ones), `_budgets.py` (until the budget is met); methods with a
-rule of their own use `keep_best` and `price_of`.
+many are kept), `_budgets.py` (until the budget is met), and in `jprune/topk.py` (which ones); methods
+with a rule of their own use `keep_best` and `price_of`.
 """
 
 from jprune.allocate._budgets import price_of
-from jprune.allocate._select import keep_best
 from jprune.allocate.global_topk import global_topk
 from jprune.allocate.normalize import normalized
 from jprune.allocate.uniform import uniform
+from jprune.topk import keep_best
 
 __all__ = ["global_topk", "keep_best", "normalized", "price_of", "uniform"]

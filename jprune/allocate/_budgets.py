@@ -13,9 +13,9 @@ from jax.core import Tracer
 
 from jprune import errors
 from jprune.allocate._counts import floor_of, step_of, widths
-from jprune.allocate._select import best, keep_best
 from jprune.base import Budget, Cost, CostModel, Masks, Scores
 from jprune.masks import is_none
+from jprune.topk import best, keep_best
 
 NEAR = 0.95
 """Of a budget: masks that cost less are compared with those found from above it."""

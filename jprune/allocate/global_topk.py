@@ -9,8 +9,8 @@ from jax.core import Tracer
 
 from jprune.allocate._budgets import allocated, map_named
 from jprune.allocate._counts import floor_of, kept, rounded, step_of
-from jprune.allocate._select import best, keep_best
 from jprune.base import Budget, CostModel, Masks, Scores
+from jprune.topk import best, keep_best
 
 
 def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = None) -> Masks:

@@ -6,8 +6,8 @@ import numpy as np
 
 from jprune.allocate._budgets import allocated, map_named
 from jprune.allocate._counts import floor_of, kept, rounded, step_of
-from jprune.allocate._select import keep_best
 from jprune.base import Budget, CostModel, Masks, Scores
+from jprune.topk import keep_best
 
 
 def uniform(scores: Scores, budget: Budget, cost_model: CostModel | None = None) -> Masks:

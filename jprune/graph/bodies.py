@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.graph.interpret import interpret
-from jprune.graph.jaxprs import REMAT, bind, program_of
+from jprune.graph.jaxprs import REMAT, bind, program_of, scan_parts
 from jprune.graph.labels import Fixed, Labels
 from jprune.graph.shrink import Alive, Keep, Step, rule, run
 from jprune.graph.spread import spread

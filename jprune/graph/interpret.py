@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from jprune.graph import arithmetic, moves
-from jprune.graph.jaxprs import Equation, Program
+from jprune.graph.jaxprs import Equation, Program, scan_parts
 from jprune.graph.labels import AxisLabels, Fixed, Labels
 from jprune.graph.rules import CONSTANT, DATA, PARAMETER, RULES, Context, unknown
 

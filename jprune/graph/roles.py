@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from jprune.graph.interpret import Frame
-from jprune.graph.jaxprs import NESTED, Equation, Program
+from jprune.graph.jaxprs import NESTED, Equation, Program, scan_parts
 from jprune.graph.labels import AxisLabels, Fixed, Flags, Indices, Labels
 from jprune.graph.rules import PARAMETER, RULES, Context, unknown
 from jprune.graph.solve import solve

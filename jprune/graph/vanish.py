@@ -12,7 +12,7 @@ import numpy as np
 
 from jprune.graph.arithmetic import ELEMENTWISE
 from jprune.graph.interpret import Frame
-from jprune.graph.jaxprs import Equation, Program, describe, user_line
+from jprune.graph.jaxprs import Equation, Program, describe, scan_parts, user_line
 from jprune.graph.labels import Axis, AxisLabels, Fixed, Labels, Reason
 from jprune.graph.moves import aligned
 from jprune.graph.roles import CONTRACTIONS, Uses, contracted_axes

@@ -16,9 +16,9 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune import errors
-from jprune.allocate import keep_best
 from jprune.base import Masks, PyTree, Scores, Task, Variables
 from jprune.masks import is_none, ste
+from jprune.topk import keep_best
 
 
 def kept_of(size: int, k: float) -> int:
