@@ -172,7 +172,7 @@ def test_the_small_net_is_the_masked_one(stream):
     jax.tree.map(np.testing.assert_array_equal, apply_masks(done.variables, masks), done.variables)
     x = jax.random.uniform(KEY, (5, *task.example.shape[1:]))
     fn, small = slim_net(task, done)
-    a, b = task.fn(done.variables, x), fn(small, x)
+    a, b = jax.jit(task.fn)(done.variables, x), jax.jit(fn)(small, x)
     assert float(jnp.abs(a - b).max() / jnp.abs(a).max()) < 1e-5
     units = unit_masks(task, done)
     assert units["params/conv1/kernel"].all() == (stream != "joint")
@@ -187,12 +187,13 @@ def test_the_refit_beats_no_refit_and_sums_come_out_right():
     task = task_of()
     start = Pruned(drawn(task), None)
     x = jax.random.uniform(KEY, (64, *task.example.shape[1:]))
-    dense = task.fn(start.variables, x)
+    fn = jax.jit(task.fn)
+    dense = fn(start.variables, x)
     errors_of = {}
     for name, refit in (("refit", by_least_squares), ("none", None)):
         stage = LayerWise(Budget(density=0.6), ByLasso(), refit, batch_size=32)
         done, (seen,) = stage(start, task, KEY)
-        far = jnp.linalg.norm(task.fn(done.variables, x) - dense) / jnp.linalg.norm(dense)
+        far = jnp.linalg.norm(fn(done.variables, x) - dense) / jnp.linalg.norm(dense)
         errors_of[name] = float(far), seen["metrics"]["reconstruction_error"]
     assert errors_of["refit"][0] < 0.6 * errors_of["none"][0]
     assert errors_of["refit"][1] < 0.5 * errors_of["none"][1]

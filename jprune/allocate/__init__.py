@@ -6,8 +6,8 @@ pruned), count exactly, and meet budgets in parameters or MACs by asking the cos
 masks themselves.
 
 Read `uniform.py` first. What allocators share stands in files with an underscore: `_counts.py` (how
-many are kept), `_budgets.py` (until the budget is met), and in `jprune/topk.py` (which ones); methods
-with a rule of their own use `keep_best` and `price_of`.
+many are kept), `_budgets.py` (until the budget is met), and in `jprune/topk.py` (which ones);
+methods with a rule of their own use `keep_best` and `price_of`.
 """
 
 from jprune.allocate._budgets import price_of
