@@ -2,12 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from rich import progress as bars
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 import jprune
 from experiments.sweep import Run
@@ -226,20 +227,28 @@ class Show:
             self._bars.update(self._lines[worker], description=f"  {title}", stage="")
 
 
+class _Bars(bars.Progress):
+    """The first task with its bar, the others as lines of text."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks[:1])
+        for line in self.tasks[1:]:
+            yield Text(f"{line.description}  {line.fields['stage']}")
+
+
 def _bars(
     console: Console, total: int, workers: int
 ) -> tuple[bars.Progress, bars.TaskID, list[bars.TaskID]]:
     """A bar for all, and a line a worker."""
-    made = bars.Progress(
+    made = _Bars(
         bars.TextColumn("{task.description}"),
-        bars.TextColumn("{task.fields[stage]}"),
         bars.BarColumn(bar_width=20),
         bars.MofNCompleteColumn(),
         bars.TextColumn("{task.fields[left]}"),
         console=console,
     )
-    bar = made.add_task("runs", total=total, stage="", left="")
-    lines = [made.add_task("", total=1, stage="", left="") for _ in range(workers)]
+    bar = made.add_task("runs", total=total, left="")
+    lines = [made.add_task("", stage="") for _ in range(workers)]
     made.start()
     return made, bar, lines
 

@@ -101,6 +101,8 @@ def plan(groups: dict[str, Any] | None = None) -> dict[str, Any]:
         "sha256": "ab" * 32,
         "groups": {name: entry(name, *rest) for name, rest in (groups or GROUPS).items()},
         "branches": [],
+        "leaf_types": {},
+        "leaves": {},
         "frozen": [
             frozen(
                 "params/conv1/kernel",

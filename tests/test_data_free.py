@@ -247,6 +247,14 @@ def test_bad_words_and_weights():
         next(merges(np.full((2, 3), np.nan), np.ones((2, 1))))
 
 
+def test_masked_weights_are_not_filled_again():
+    task = task_of()
+    variables = drawn(task)
+    masks = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), variables)
+    with pytest.raises(errors.ArgumentError, match="single weights are masked"):
+        MergeUnits(Budget(density=0.5))(Pruned(variables, masks), task, KEY)
+
+
 def test_nothing_mergeable():
     task = task_of()
     alone = task._replace(

@@ -262,7 +262,7 @@ def test_equal_weights_go_by_index_and_what_cannot_be_is_refused(lenet):
         assert density(settled[-1].masks) == pytest.approx(budget.density, abs=1e-4)
     broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), start.variables)
     with pytest.raises(errors.ArgumentError, match="hold NaN"):
-        Surgery(TRAIN, Budget(density=0.3)).learner(Pruned(broken, None), task, KEY)
+        Surgery(TRAIN, Budget(density=0.3), 1.0).learner(Pruned(broken, None), task, KEY)
     with pytest.raises(errors.ArgumentError, match="c_rate='1:2'; write one number, or 3"):
         Surgery(TRAIN, Budget(density=0.3), "1:2").learner(start, task, KEY)
     with pytest.raises(errors.ArgumentError, match=r"stop is in \(0, 1\)"):

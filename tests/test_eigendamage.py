@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jprune
+from experiments.mechanisms import e28_eigendamage as e28
 from jprune import data, errors, recipes, train
 from jprune.base import Budget, Pruned
 from jprune.cost import cost
@@ -307,3 +308,20 @@ def test_the_exported_net_is_the_factored_one(run):
     before = {name: (out / name).read_bytes() for name in ("model.stablehlo", "model.tflite")}
     export_again(out)
     assert before == {name: (out / name).read_bytes() for name in before}
+
+
+def test_the_claim_runs_and_compares_nets_of_one_size():
+    found = e28.main(e28.Settings(smoke=True, nets=("lenet300",)))
+    assert {row["part"] for row in found} == {"dense", "macs", "size", "layer"}
+    size = {row["arm"]: row["params"] for row in found if row["part"] == "size"}
+    assert set(size) == {"eigendamage", *METHODS}
+    assert all(size["c_obd"] - 0.02 < each <= size["c_obd"] + 1e-9 for each in size.values())
+    assert all(0.45 < row["macs"] <= 0.5 for row in found if row["part"] == "macs")
+    # Another net's name, so that the findings see it.
+    renamed = [{**row, "net": "lenet5", "density": row["density"] and 0.5} for row in found]
+    claims = e28.findings(renamed)
+    assert [finding.claim.partition(":")[0] for finding in claims][1:4] == [
+        "lenet5, size of C-OBD at 0.5",
+        "lenet5, there",
+        "lenet5, there",
+    ]

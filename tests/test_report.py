@@ -254,7 +254,7 @@ def test_page_of_a_run_that_measured_nothing(tmp_path):
         result[name] = report.measured()
     result["achieved"] = dict.fromkeys(result["achieved"])
     result |= {"law_max_rel_err": None, "commit": None, "refs": []}
-    plan = {"groups": {}, "frozen": []}
+    plan = {"groups": {}, "frozen": [], "leaf_types": {}, "leaves": {}}
     run_fixture.write(tmp_path, result=result, plan=plan, records=[], config={})
     read = Reader(report.html(tmp_path).read_text())
     assert read.row("Accuracy")[:4] == ["not measured"] * 4

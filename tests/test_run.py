@@ -209,7 +209,8 @@ def test_a_run_that_is_shot_goes_on_bit_for_bit(tmp_path, undisturbed, appears):
 
 def test_a_second_run_leaves_at_once_and_a_shot_one_keeps_nobody_out(tmp_path, capsys):
     out = tmp_path / "a"
-    words = "prune --model tests.toys:tiny --data digits --method l1 --macs 0.5 --out".split()
+    words = "prune --model tests.toys:tiny --data digits --method l1 --macs 0.5".split()
+    words += ["--multiple-of", "4", "--out"]
 
     def second(process):
         for more in ([], ["--overwrite"]):

@@ -77,6 +77,7 @@ def test_two_comparisons_of_one_name_are_refused(tmp_path):
 def test_the_zoo_has_its_own_table(tmp_path):
     row = {
         "net": "LeNet",
+        "passed": True,
         "equations": 7,
         "trace_s": {"ours": 0.25, "library": 0.5},
         "groups": 2,
@@ -87,4 +88,6 @@ def test_the_zoo_has_its_own_table(tmp_path):
     }
     compare_rows.write(tmp_path / "rows/engine/keras_zoo.jsonl", [row])
     (text,) = made(tmp_path, tmp_path / "rows").values()
-    assert "| LeNet | 7 | 0.25 | 0.50 | 2 | 70 | 2e-07 | 3e-01 | 2 tied to a network o" in text
+    assert (
+        "| LeNet | yes | 7 | 0.25 | 0.50 | 2 | 70 | 2e-07 | 3e-01 | 2 tied to a network o" in text
+    )

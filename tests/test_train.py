@@ -198,7 +198,7 @@ def test_rounds_share_what_was_compiled():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schedule": "step"}, "one of one_cycle, cosine, constant"),
+        ({"schedule": "stairs"}, "one of one_cycle, cosine, constant, step"),
         ({"epochs": 0}, "all three are above 0"),
         ({"learning_rate": -1.0}, "all three are above 0"),
         ({"max_steps": 0}, "at least 1"),

@@ -256,9 +256,11 @@ def draw(found: Sequence[rows.Row], axes: Axes) -> None:
     axes.plot(deleted, said, color=PRINT.ink, linewidth=0.8, label="predicted by Gauss-Newton")
     axes.axhline(dense, color=PRINT.line, linewidth=0.8, label="dense")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(top=20)  # room for the legend
     axes.set_xlabel("weights deleted, %, without training")
     axes.set_ylabel("training loss, nats")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
 
 
 CLAIM = Claim(

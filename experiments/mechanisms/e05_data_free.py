@@ -31,9 +31,8 @@ from jprune import data, train, zoo
 from jprune.base import Budget, Pruned, Task, Variables
 from jprune.masks import apply_masks
 from jprune.recipes import Train, cost_of, evaluate, groups_of
-from jprune.recipes.data_free import MergeUnits, mergeable
+from jprune.recipes.data_free import MergeUnits, affines_of, sets_of
 from jprune.reconstruct import Merge, merges
-from jprune.reconstruct._folded import affines
 from jprune.reconstruct.merge import matrix
 from jprune.report.figures import PRINT
 from jprune.units import expand, map_units
@@ -76,8 +75,8 @@ class Nets:
 
     def steps(self, variables: Variables) -> list[Merge]:
         """All merges of the group."""
-        behind = affines(self.task.fn, self.groups, variables, self.task.example)
-        return list(merges(*mergeable(self.task, variables, *behind)[self.group]))
+        behind = affines_of(self.task, variables)
+        return list(merges(*sets_of(self.groups, variables, [self.group], behind)[self.group]))
 
     def without(self, variables: Variables, gone: np.ndarray) -> Pruned:
         """The net without some neurons."""

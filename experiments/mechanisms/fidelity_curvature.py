@@ -221,6 +221,8 @@ def draw(found: Sequence[rows.Row], axes: Axes) -> None:
     axes.axline((1e-3, 1e-3), slope=1, color=PRINT.line, linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("increase of the loss that OBD predicts, nats")
     axes.set_ylabel("measured (at least 1e-6)")
     axes.legend(frameon=False, fontsize=9)

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jprune import errors
-from jprune.base import Masks, PyTree, Task
+from jprune.base import Masks, PyTree, Task, Variables
 from jprune.recipes._nets import groups_of
 
 
@@ -62,6 +64,21 @@ def per_kernel(text: str, kernels: tuple[str, ...], option: str) -> dict[str, fl
             f"{', '.join(kernels)}."
         )
     return dict(zip(kernels, numbers))
+
+
+def refuse_nan(task: Task, variables: Variables, kernels: tuple[str, ...]) -> None:
+    """Refuses kernels that hold something that is not finite.
+
+    Raises:
+        ArgumentError: one does.
+    """
+    leaves = by_path(task, variables)
+    broken = [path for path in kernels if not np.isfinite(np.asarray(leaves[path])).all()]
+    if broken:
+        raise errors.ArgumentError(
+            f"the weights {broken[0]} hold NaN or infinity: training has diverged. Write a "
+            "smaller --learning-rate."
+        )
 
 
 def as_tree(task: Task, by_path: Mapping[str, Any]) -> PyTree:

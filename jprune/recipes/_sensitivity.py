@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune import criteria
 from jprune.base import Budget, Pruned, Records, Task
 from jprune.recipes._layers import as_tree, by_path, kernels_in_order, per_kernel
 from jprune.recipes._nets import prunable_weights
@@ -58,10 +59,12 @@ class Sensitivity:
         few = task._replace(data=task.data._replace(batches=some))
         accuracy = lambda variables: evaluate(few, variables, "validation")["accuracy"]
         leaves = by_path(task, pruned.variables)
+        rule = criteria.std_rule(1.0, "all")
+        scores = by_path(task, rule.score((), pruned.variables))
         least = accuracy(pruned.variables) - self.tolerance
         found = {}
         for path in kernels:
-            sizes = np.abs(leaves[path]) / np.std(leaves[path])
+            sizes = scores[path]
             found[path] = STEP / 2
             for q in np.arange(STEP, MOST + STEP, STEP):
                 cut = jnp.where(sizes > q, leaves[path], 0)

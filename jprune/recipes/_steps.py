@@ -9,7 +9,7 @@ from jprune import errors
 from jprune.base import Groups, Masks, Pruned, Task
 from jprune.graph.windows import plain_kernels
 from jprune.recipes._layers import as_tree, by_path
-from jprune.recipes._nets import are_units, groups_of, shapes_of, unit_masks
+from jprune.recipes._nets import are_units, groups_of, shapes_of, unit_masks, weight_masks
 from jprune.reconstruct._sites import sites_of
 from jprune.units import expand, places_of
 
@@ -115,11 +115,8 @@ def per_step(ratios: str, steps: Sequence[Step]) -> dict[str, float]:
 def alive_of(task: Task, pruned: Pruned, steps: Sequence[Step]) -> dict[str, np.ndarray]:
     """{step: bool [units]}: what masks have left so far."""
     units = unit_masks(task, pruned)
-    single = (
-        {}
-        if pruned.masks is None or are_units(groups_of(task), pruned.masks)
-        else (by_path(task, pruned.masks))
-    )
+    masks = weight_masks(task, pruned.masks)
+    single = {} if masks is None else by_path(task, masks)
     found = {}
     for step in steps:
         if step.sampler:

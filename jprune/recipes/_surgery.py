@@ -13,7 +13,7 @@ from jprune.base import Budget, Learner, Masks, Pruned, PyTree, Records, Task
 from jprune.learners import to_the_end
 from jprune.masks import apply_masks, is_none
 from jprune.recipes._distill import distilled
-from jprune.recipes._layers import as_tree, by_path, kernels_in_order, per_kernel
+from jprune.recipes._layers import as_tree, by_path, kernels_in_order, per_kernel, refuse_nan
 from jprune.recipes._nets import cost_of, of_single_weights, prunable_weights, shapes_of
 from jprune.recipes._training import Sgd, TrainState, plain
 from jprune.recipes.stages import Train, fractions, record, saved
@@ -105,6 +105,7 @@ class Surgery:
     def rates(self, task: Task, pruned: Pruned, start: Masks) -> PyTree:
         """The c of every leaf that may be cut."""
         kernels = kernels_in_order(task, prunable_weights(task, pruned.masks, self.budget))
+        refuse_nan(task, pruned.variables, kernels)
         if self.c_rate is None:
             c = dict.fromkeys(kernels, self.solved(task, pruned, start))
         else:

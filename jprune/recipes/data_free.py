@@ -9,15 +9,15 @@ References:
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from jprune import allocate, errors
-from jprune.base import Budget, Pruned, Recipe, Records, Task, Variables
+from jprune.base import Budget, Groups, Pruned, Recipe, Records, Task, Variables
 from jprune.masks import apply_masks
-from jprune.recipes._nets import cost_of, groups_of, unit_masks, weight_masks
+from jprune.recipes._nets import are_units, cost_of, groups_of, unit_masks, weight_masks
 from jprune.recipes._steps import consumers_of, seen_kernels
 from jprune.recipes._widths import widths
 from jprune.recipes.stages import Evaluate, Save, Train, fractions, record
@@ -26,8 +26,11 @@ from jprune.reconstruct._folded import Affine, affines, weight_sets
 from jprune.reconstruct.merge import distances, matrix
 from jprune.units import map_units, rows
 
+ALLOCATORS, STOPS = ("uniform", "global_topk"), ("budget", "cutoff")
 Sets = dict[str, tuple[np.ndarray, np.ndarray]]
 """{group: (weight sets [units, fan], outgoing weights [units, k])}."""
+Affines = tuple[dict[str, Affine], frozenset[str]]
+"""{site: what stands behind it}, and the leaves that it is made of."""
 
 
 def data_free(
@@ -102,10 +105,7 @@ class MergeUnits:
     name: str = "prune"
 
     def __post_init__(self):
-        if self.allocator not in ("uniform", "global_topk") or self.stop not in (
-            "budget",
-            "cutoff",
-        ):
+        if self.allocator not in ALLOCATORS or self.stop not in STOPS:
             raise errors.ArgumentError(
                 f"data_free with allocator={self.allocator!r}, stop={self.stop!r}; write 'uniform' "
                 "or 'global_topk', and 'budget' or 'cutoff'."
@@ -119,15 +119,20 @@ class MergeUnits:
             BudgetError: a budget that cannot be met.
         """
         del key
-        groups, masks = groups_of(task), unit_masks(task, pruned)
-        behind = affines(task.fn, groups, pruned.variables, task.example)
-        sets = mergeable(task, pruned.variables, *behind)
+        groups = groups_of(task)
+        if pruned.masks is not None and not are_units(groups, pruned.masks):
+            raise errors.ArgumentError(
+                "data_free merges units, and came to a net of which single weights are masked: "
+                "the sums would fill them again. Merge first."
+            )
+        masks, behind = unit_masks(task, pruned), affines_of(task, pruned.variables)
+        sets = sets_of(groups, pruned.variables, mergeable(task), behind)
         alive = {name: np.asarray(masks[name], bool) for name in sets}
         kept = self.widths(task, sets, masks, alive)
         variables, done = pruned.variables, []
         for name in [name for name in sets if kept[name] < alive[name].sum()]:
             # Merges before have changed what this group's producers read.
-            now = mergeable(task, variables, *behind)[name]
+            now = sets_of(groups, variables, [name], behind)[name]
             steps = self.steps(*now, alive[name], int(alive[name].sum()) - kept[name])
             mapped = {name: matrix(groups.sizes[name], steps)}
             variables = map_units(groups, variables, mapped, ("in",))
@@ -172,16 +177,26 @@ class MergeUnits:
         return {name: int(np.sum(mask)) for name, mask in chosen.items()}
 
 
-def mergeable(
-    task: Task, variables: Variables, behind: Mapping[str, Affine], made_of: frozenset[str]
-) -> Sets:
-    """Weight sets and outgoing weights of all groups whose units can be merged."""
+def mergeable(task: Task) -> list[str]:
+    """Groups whose readers can add what a merged unit said, in execution order."""
     groups, seen = groups_of(task), seen_kernels(task)
-    sets = weight_sets(groups, variables, behind, made_of)
-    return {
-        name: (sets[name], np.asarray(rows(groups, variables, name, ("in",)), np.float64))
+    return [
+        name
         for name, size in groups.sizes.items()
-        if name in sets and groups.exact[name] and consumers_of(groups, name, size, seen)
+        if groups.exact[name] and consumers_of(groups, name, size, seen)
+    ]
+
+
+def affines_of(task: Task, variables: Variables) -> Affines:
+    """What stands behind every layer; merging leaves it as it is."""
+    return affines(task.fn, groups_of(task), variables, task.example)
+
+
+def sets_of(groups: Groups, variables: Variables, names: Sequence[str], behind: Affines) -> Sets:
+    """Weight sets and outgoing weights of some groups; those without a set are left out."""
+    return {
+        name: (incoming, np.asarray(rows(groups, variables, name, ("in",)), np.float64))
+        for name, incoming in weight_sets(groups, variables, *behind, names).items()
     }
 
 

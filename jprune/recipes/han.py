@@ -187,8 +187,9 @@ def _only(part: str) -> SparsifierOf:
             for path, leaf in jax.tree.leaves_with_path(params)
             if leaf.ndim > 1
         }
-        moves = lambda path, leaf: (ranks.get(path[:-1], 3) > 2) != conv
-        return jax.tree_util.tree_map_with_path(moves, params)
+        # Norms have no kernel of their own and go with the convolutions.
+        rests = lambda path, leaf: (ranks.get(path[:-1], 3) > 2) != conv
+        return jax.tree_util.tree_map_with_path(rests, params)
 
     return lambda *_: lambda rate: optax.masked(optax.set_to_zero(), still)
 

@@ -23,7 +23,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import Budget, Pruned, Recipe, Records, Task
 from jprune.graph import Site, intercept
-from jprune.recipes._layers import as_tree, by_path, kernels_in_order
+from jprune.recipes._layers import as_tree, by_path, kernels_in_order, refuse_nan
 from jprune.recipes._nets import groups_of, prunable_weights
 from jprune.recipes._subset_sums import best_subsets
 from jprune.recipes._training import stream
@@ -158,9 +158,7 @@ def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.
             f"subset_sum fits nets of dense layers alone, such as lenet300; {task.name} has "
             f"{others[0] if others else 'norms'}."
         )
-    broken = [path for path in kernels if not bool(jnp.isfinite(leaves[path]).all())]
-    if broken:
-        raise errors.ArgumentError(f"the weights {broken[0]} hold NaN; train with a smaller rate.")
+    refuse_nan(task, pruned.variables, kernels)
     least: dict[str, float] = {}
 
     def look(site: Site, value: jax.Array, carry: None) -> tuple[jax.Array, None]:

@@ -1,6 +1,6 @@
 """The incoming weights of units with biases and norms folded in, read off the net without data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -77,7 +77,11 @@ def affines(
 
 
 def weight_sets(
-    groups: Groups, variables: Variables, found: Mapping[str, Affine], made_of: frozenset[str]
+    groups: Groups,
+    variables: Variables,
+    found: Mapping[str, Affine],
+    made_of: frozenset[str],
+    names: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """{group: [units, fan]}: all that makes a unit what it is, float64.
 
@@ -91,10 +95,12 @@ def weight_sets(
         variables: of the net.
         found: from `affines`, of these variables.
         made_of: from there too.
+        names: of groups; None: all.
     """
     leaves = leaves_by_path(groups, variables)
     sets: dict[str, np.ndarray] = {}
-    for name, size in groups.sizes.items():
+    for name in groups.names if names is None else names:
+        size = groups.sizes[name]
         parts: list[np.ndarray] | None = []
         for _, place in places_of(groups, ("kernel",), (name,)):
             here = _producer(groups, leaves, place, found, size)

@@ -25,8 +25,8 @@ def moments_of(params: Params, masks: Masks) -> tuple[PyTree, PyTree]:
     Example:
         >>> w = jnp.array([0.2, -0.4, 0.6, -0.8, 1, -1.2, 1.4, -2.4])
         >>> mean, std = moments_of({"w": w}, {"w": jnp.ones(8, bool)})
-        >>> print(mean["w"], std["w"])
-        1.0 0.64807403
+        >>> print(round(float(mean["w"]), 3), round(float(std["w"]), 3))
+        1.0 0.648
     """
     structure = jax.tree.structure(masks, is_leaf=is_none)
     flat_masks = structure.flatten_up_to(masks)
