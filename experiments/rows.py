@@ -34,7 +34,9 @@ def provenance(*packages: str) -> Row:
         **{name: importlib.metadata.version(name) for name in packages},
     }
     # Relative to the repository: a row tells nothing about the machine's folders.
-    script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "python"
+    script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "-"
+    if script.startswith("experiments"):
+        script = f"-m {script.removesuffix('.py').replace(os.sep, '.')}"
     return {
         "versions": versions,
         "device": measure.device(),

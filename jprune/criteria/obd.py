@@ -40,7 +40,7 @@ def obd(
         key: of the draws, where the estimator draws.
         negative: what to do where h_kk < 0, off a minimum: "clip" it at 0, "keep" it (the saliency
             is negative: the second-order term alone says that the loss falls), or "refuse" it. With
-            `hutchinson` and `exact` many weights are so, and clipped they go first, large or not;
+            `hutchinson` and `exact` many weights can be so; clipped they go first, large or not;
             `gauss_newton`, `fisher` and `recursion(levenberg_marquardt=True)` have none.
         weight_decay: lambda of a penalty lambda w^2 / 2 that is not in the loss; added to h_kk.
 
