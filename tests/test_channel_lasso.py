@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.mechanisms import e19_channel_lasso
 from jprune import errors, recipes
 from jprune.base import Budget, Problem, Pruned
 from jprune.masks import apply_masks
@@ -264,3 +265,13 @@ def test_the_recipe_runs_by_name():
     assert list(by_stage) == ["dense", "prune", "before_finetune", "finetune"]
     masks = weight_masks(task, done.masks)
     jax.tree.map(np.testing.assert_array_equal, apply_masks(done.variables, masks), done.variables)
+
+
+@pytest.mark.slow
+def test_the_claim_runs_through():
+    found = e19_channel_lasso.main(e19_channel_lasso.Settings(smoke=True))
+    assert [row["part"] for row in found] == ["dense", *["layer"] * 16, "net"]
+    by = {(row["layer"], row["arm"], row["refit"]): row["error"] for row in found[1:-1]}
+    for (layer, arm, refit), error in by.items():
+        assert refit or by[layer, arm, True] < error
+    assert 0.4 < found[-1]["kept"] <= 0.5

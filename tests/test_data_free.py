@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jprune
+from experiments.mechanisms import e05_data_free
 from jprune import errors
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
@@ -263,3 +264,21 @@ def test_nothing_mergeable():
     )
     with pytest.raises(errors.ArgumentError, match="is prunable by this method"):
         MergeUnits(Budget(density=0.5))(Pruned({"w": jnp.ones((8, 8, 1))}, None), alone, KEY)
+
+
+def test_the_claim_runs_through():
+    found = e05_data_free.main(e05_data_free.Settings(smoke=True))
+    assert [row["arm"] for row in found] == [
+        "dense",
+        "merge",
+        "delete",
+        "random",
+        "cutoff",
+        "twins",
+    ]
+    dense, merged, deleted, _, _, twins = found
+    assert merged["kept"] == deleted["kept"] == 0.5
+    assert merged["drift"] != deleted["drift"]
+    assert twins["found"] == 50
+    assert twins["drift"] < 1e-5
+    assert dense["drift"] == 0

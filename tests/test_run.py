@@ -167,7 +167,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, stage, s
     with pytest.raises(Killed):
         executed(tmp_path / "a", task, KillAt(stage, step), save_seconds)
     with (tmp_path / "a" / "records.jsonl").open("ab") as records:
-        records.write(b'{"stage": "train", "st')  # torn
+        records.write(b'{"strange": 1}\n{"stage": "train", "st')  # torn
     pruned, directory = executed(tmp_path / "a", task)
     assert equal(pruned._asdict(), expected._asdict())
     found = files.read_lines(directory.records).records
@@ -183,11 +183,13 @@ def shoot(call, out, appears, before=lambda process: None):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     arguments = [sys.executable, "-c", code, str(out)]
     with subprocess.Popen(arguments, cwd=ROOT, env=environment) as process:
-        while not list(out.glob(appears)):
-            assert process.poll() is None, f"the process ended, and {appears} never appeared"
-            time.sleep(0.0005)
-        before(process)
-        process.send_signal(signal.SIGKILL)
+        try:
+            while not list(out.glob(appears)):
+                assert process.poll() is None, f"the process ended, and {appears} never appeared"
+                time.sleep(0.0005)
+            before(process)
+        finally:
+            process.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_a_second_run_leaves_at_once_and_a_shot_one_keeps_nobody_out(tmp_path, c
             holder = rf"a is in use by another run: process {process.pid} on {socket.gethostname()}"
             assert re.search(rf"{holder}, since 20\d\d-.*Wait until.*choose another --out", line)
 
-    hold = "with files.locked(sys.argv[1]): (Path(sys.argv[1]) / 'held').touch(); time.sleep(600)"
+    hold = "with files.locked(sys.argv[1]): (Path(sys.argv[1]) / 'held').touch(); signal.pause()"
     shoot(hold, out, "held", second)
     assert (out / ".lock").exists()  # the file is left, the lock is not
     with files.locked(out):

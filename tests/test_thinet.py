@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.mechanisms import e20_thinet
 from jprune import errors, recipes
 from jprune.base import Budget, Problem, Pruned
 from jprune.recipes import Train, run
@@ -171,3 +172,11 @@ def test_bad_words():
             thinet(Budget(density=0.5), None, FINE, **options)
     with pytest.raises(errors.ArgumentError, match="greedy='best'"):
         chosen([problem_of()], 2, KEY, "best")
+
+
+@pytest.mark.slow
+def test_the_claim_runs_through():
+    found = e20_thinet.main(e20_thinet.Settings(smoke=True))
+    assert [row["part"] for row in found] == ["dense", *["layer"] * 12, "net"]
+    assert [row["arm"] for row in found[1:7]] == list(e20_thinet.ARMS)
+    assert all(np.isfinite(row["error"]) for row in found[1:])

@@ -129,7 +129,11 @@ class LayerWise:
 
 
 class Walk:
-    """The net on its way through the steps; `variables` are those of now."""
+    """A net on its way through steps.
+
+    `variables` are those of now, `images` and `points` the calibration, `dense` what the layers
+    said at the start (empty where targets are those of now), `draws` the key of the choices.
+    """
 
     def __init__(
         self, stage: LayerWise, task: Task, key: jax.Array, variables: Variables, todo: list[Step]

@@ -360,7 +360,8 @@ def _keep_records(directory: RunDirectory, done: set[str], stage: str, step: int
     kept = [
         record
         for record in found.records
-        if record["stage"] in done or (record["stage"] == stage and 0 < record["step"] <= step)
+        if (name := record.get("stage")) in done
+        or (name == stage and 0 < record.get("step", 0) <= step)
     ]
     if found.dropped or len(kept) < len(found.records):
         write_lines(directory.records, kept)
