@@ -318,7 +318,11 @@ def test_the_claim_runs_and_compares_nets_of_one_size():
     assert all(size["c_obd"] - 0.02 < each <= size["c_obd"] + 1e-9 for each in size.values())
     assert all(0.45 < row["macs"] <= 0.5 for row in found if row["part"] == "macs")
     # Another net's name, so that the findings see it.
-    renamed = [{**row, "net": "lenet5", "density": row["density"] and 0.5} for row in found]
+    half = lambda row: row["density"] and 0.5
+    renamed = [
+        {**row, "net": "lenet5", "density": half(row), "finetuned": row["accuracy"]}
+        for row in found
+    ]
     claims = e28.findings(renamed)
     assert [finding.claim.partition(":")[0] for finding in claims][1:4] == [
         "lenet5, size of C-OBD at 0.5",

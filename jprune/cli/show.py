@@ -68,7 +68,7 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> None:
     """The methods, a line each, under their places in the survey's taxonomy."""
     console = Console(highlight=False, markup=False)
     line = lambda *cells: console.print(
-        "{:<19}{:<8}{:<25}{}".format(*cells), no_wrap=True, overflow="ellipsis"
+        "{:<19}{:<8}{:<27}{}".format(*cells), no_wrap=True, overflow="ellipsis"
     )
     line("method", "refs", "file", "paper")
     for kind, members in _by(rows, "taxonomy", " / ".join).items():

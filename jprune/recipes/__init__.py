@@ -9,7 +9,8 @@ command line may pass on. Nothing here touches files: `jprune.train` runs recipe
 
 Read `stages.py` first (what recipes are made of), then `three_step.py`. `_training.py` has the
 training step that all of them share, `_nets.py` what they ask about a net, `_distill.py` a teacher
-in the loss, `_controls.py` what experiments are compared with.
+in the loss, `_controls.py` what experiments are compared with, `_forms.py` how nets run whose
+kernels are held in another form.
 """
 
 import inspect
