@@ -66,6 +66,18 @@ def test_every_merge_is_the_least_salient_one(seed, normalize):
     assert len(left) == 1
 
 
+def test_units_nearer_to_nothing_than_to_each_other_are_dropped():
+    """Orthogonal units: merging costs |W_i|^2 + |W_j|^2, dropping |W_j|^2; twins are merged."""
+    weights = np.array([[3.0, 0, 0], [0, 1, 0], [0, 0, 2], [3.0, 0, 0]])
+    outgoing = np.ones((4, 2))
+    first, second, third = merges(weights, outgoing, drop=True)
+    assert (first.into, first.gone, first.saliency) == (0, 3, 0) or (first.into, first.gone) == (3, 0)
+    assert second == (1, 1, 0.0, 1.0)
+    assert third == (2, 2, 0.0, 4.0)
+    moved = matrix(4, [first, second]) @ outgoing
+    assert sorted(moved[:, 0].tolist()) == [0, 0, 1, 2]
+
+
 def test_equal_sets_are_at_zero_exactly():
     """The Gram matrix alone leaves 1e-10 of a set whose squares sum to a million."""
     sets = 1e3 + np.random.default_rng(0).normal(size=(7, 33))

@@ -40,6 +40,7 @@ def data_free(
     *,
     allocator: str = "uniform",
     normalize: bool = False,
+    drop: bool = False,
     stop: str = "budget",
 ) -> Recipe:
     """Of two units with nearly the same incoming weights one goes, and the other speaks for both.
@@ -57,6 +58,8 @@ def data_free(
             groups compete by their saliency.
         normalize: units that are multiples of each other count as equal too; for functions with
             h(c x) = c h(x), c > 0, such as ReLU. An extension.
+        drop: a unit that is nearer to zero than to any other is dropped; for functions with
+            h(0) = 0. An extension, and much better than merging where few units are alike.
         stop: "budget": merge until it is met; "cutoff" (the paper's rule): stop a group before
             where its saliencies reach the low mode of those of all its pairs. The budget is then
             mostly not met.
@@ -76,7 +79,7 @@ def data_free(
         *(() if train is None else (train,)),
         Save("dense"),
         Evaluate("test", name="dense"),
-        MergeUnits(budget, allocator, normalize, stop),
+        MergeUnits(budget, allocator, normalize, drop, stop),
         Evaluate("validation", name="before_finetune"),
         finetune,
     )
@@ -93,6 +96,7 @@ class MergeUnits:
         budget: what may be kept, of the dense net.
         allocator: "uniform" or "global_topk".
         normalize: whether multiples count as equal.
+        drop: whether units may be dropped.
         stop: "budget" or "cutoff".
         name: of the record: fractions kept, how many units were `merged`, and the sum of their
             saliencies.
@@ -101,6 +105,7 @@ class MergeUnits:
     budget: Budget
     allocator: str = "uniform"
     normalize: bool = False
+    drop: bool = False
     stop: str = "budget"
     name: str = "prune"
 
@@ -152,7 +157,7 @@ class MergeUnits:
         if self.stop == "cutoff":
             pairs = distances(sets[alive], self.normalize)[0]
             limit = cutoff(pairs * (outgoing[alive] ** 2).mean(axis=1)[None])
-        found = itertools.islice(merges(sets, outgoing, self.normalize, alive), count)
+        found = itertools.islice(merges(sets, outgoing, self.normalize, alive, self.drop), count)
         return list(itertools.takewhile(lambda step: step.saliency <= limit, found))
 
     def widths(
@@ -168,7 +173,7 @@ class MergeUnits:
             return widths(task, alive, self.budget, every)
         scores = {}
         for name, (incoming, outgoing) in sets.items():
-            steps = list(merges(incoming, outgoing, self.normalize, alive[name]))
+            steps = list(merges(incoming, outgoing, self.normalize, alive[name], self.drop))
             score = np.where(alive[name], np.inf, -np.inf)
             highest = np.maximum.accumulate([step.saliency for step in steps])
             score[[step.gone for step in steps]] = highest

@@ -2,7 +2,7 @@
 
 References:
     Srinivas, Babu, Data-free parameter pruning for deep neural networks, 2015, arXiv 1507.06149
-    [5]. Scales (`normalize`), convolutions, norms and residual streams are ours.
+    [5]. Scales (`normalize`), dropping (`drop`), convolutions, norms and residual streams are ours.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,12 +14,12 @@ from jprune import errors
 
 
 class Merge(NamedTuple):
-    """One step: a unit goes into another one."""
+    """One step: a unit goes into another one, or into none (`into` is the unit itself then)."""
 
     into: int
     gone: int
     factor: float
-    """What the gone unit's outgoing weights are multiplied by before they are added."""
+    """What the gone unit's outgoing weights are multiplied by before they are added; 0: dropped."""
     saliency: float
 
 
@@ -58,6 +58,7 @@ def merges(
     outgoing: np.ndarray,
     normalize: bool = False,
     alive: np.ndarray | None = None,
+    drop: bool = False,
 ) -> Iterator[Merge]:
     """The merges of a layer one after another, the least salient first, until one unit is left.
 
@@ -69,6 +70,8 @@ def merges(
         outgoing: [units, consumers' weights].
         normalize: see `distances`.
         alive: bool [units]: those that are there; None: all.
+        drop: a unit may also go into one that says nothing, s_jj = <a_j^2> ||W_j||^2; for functions
+            with h(0) = 0. Where no two units are alike, that costs half of what merging does.
 
     Raises:
         ArgumentError: weights that are not finite.
@@ -84,15 +87,18 @@ def merges(
             "merging met weights that are not finite. Check the net before pruning."
         )
     distance, factors = distances(weights, normalize)
+    np.fill_diagonal(distance, (np.asarray(weights, np.float64) ** 2).sum(axis=1))
+    np.fill_diagonal(factors, 0)
     outgoing = np.array(outgoing, np.float64)
     saliency = distance * (outgoing**2).mean(axis=1)[None]
-    np.fill_diagonal(saliency, np.inf)
+    if not drop:
+        np.fill_diagonal(saliency, np.inf)
     if alive is not None:
         saliency[~alive], saliency[:, ~alive] = np.inf, np.inf
-    while np.isfinite(least := saliency.min(initial=np.inf)):
+    for _ in range((len(weights) if alive is None else int(alive.sum())) - 1):
         into, gone = (int(n) for n in np.unravel_index(saliency.argmin(), saliency.shape))
         factor = float(factors[into, gone])
-        yield Merge(into, gone, factor, float(least))
+        yield Merge(into, gone, factor, float(saliency[into, gone]))
         outgoing[into] += factor * outgoing[gone]
         saliency[gone], saliency[:, gone] = np.inf, np.inf
         there = np.isfinite(saliency[:, into])
