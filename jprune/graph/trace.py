@@ -1,6 +1,8 @@
 """`trace`: from a function to its groups of units."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +23,22 @@ from jprune.graph.solve import solve
 __all__ = ["Coupling", "check_leaves", "couple", "trace"]
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Puts off the search for reference cycles.
+
+    Tracing makes many objects and few cycles, and the search walks over all that the caller has.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_uncollected()
 def trace(
     fn: Callable[..., Any],
     variables: Any,
