@@ -31,7 +31,7 @@ from jprune.train.job import Job, task_for
 from jprune.train.run import RunDirectory
 
 OUT = rows.RESULTS / "engine" / "runner.jsonl"
-LENET5 = Net("lenet5", "mnist", epochs=4, finetune_epochs=2)
+LENET5 = Net("lenet5", "mnist", train_images=15_000, epochs=4, finetune_epochs=2)
 METHODS = (
     *("dense", "random", "l1", "l2", "taylor", "scratch_e", "scratch_b"),
     *("l1:schedule=iterative", "l2:allocator=global_topk"),

@@ -1,0 +1,25 @@
+"""All filter methods of the library on one task, with equal budgets.
+
+Mittal et al., arXiv 1801.10447 [47], and Liu et al., arXiv 1810.05270 [49]: after fine-tuning, how
+filters were chosen hardly matters, and the pruned shape trained from scratch is as good. The papers
+of the methods say otherwise, each with a task, a budget and a training of its own; here they have
+one. Net, data and training are those of `first_comparison`, whose rows are not run again.
+
+    python -m experiments.run filter_methods --workers 2
+
+writes `experiments/results/filter_methods/filter_methods.jsonl`.
+"""
+
+from experiments.configs import first_comparison
+from experiments.sweep import Sweep
+
+CONFIG = Sweep(
+    nets=first_comparison.CONFIG.nets[1:],
+    methods=(
+        *("dense", "random", "l1", "l2", "taylor", "scratch_e", "scratch_b"),
+        *("data_free", "channel_lasso", "thinet"),
+        *("c_obd", "c_obs", "kron_obd", "kron_obs", "eigendamage"),
+    ),
+    macs=(0.5,),
+    seeds=(0, 1, 2),
+)
