@@ -58,7 +58,7 @@ class Settings:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: float = 4.0
-    learning_rate: float = 0.1
+    learning_rate: float = 0.4
     weight_decay: float = 5e-4
     trained_rate: float = 0.05
     smoke: bool = False
@@ -215,8 +215,9 @@ CLAIM = Claim(
     "E10: pruning is all you need [10]",
     findings,
     draw,
-    "LeNet-300-100 on MNIST, scores trained for 4 epochs (the paper's nets: 14 to 100) with a "
-    "cosine from 0.1; LeNet-5 for 2. Momentum is Nesterov's.",
+    "LeNet-300-100 on MNIST, scores trained for 4 epochs (the authors: 14 to 100) with a cosine "
+    "from 0.4, LeNet-5 for 2. From the paper's 0.1 so few epochs end at 92 %, whatever k is "
+    "(validation, seed 0). Momentum is Nesterov's.",
 )
 
 
