@@ -30,7 +30,7 @@ from jprune import data, train, zoo
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Rewind, Save, Train, evaluate
 from jprune.recipes._controls import Reinitialise, ShuffleMasks
-from jprune.recipes.lottery_ticket import PruneRound, after
+from jprune.recipes._tickets import PruneRound, after
 from jprune.recipes.stages import fractions
 from jprune.report.figures import PRINT
 

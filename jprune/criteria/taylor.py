@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jprune import errors
-from jprune.base import Batch, Criterion, Groups
+from jprune.base import Criterion, Groups
 from jprune.criteria._average import add, start, value_of
 from jprune.criteria._leaves import map_parameters
+from jprune.curvature.products import shares_of
 from jprune.graph import gated
 from jprune.units import to_units
 
@@ -87,7 +88,7 @@ def taylor(
     out_of = (lambda result: result[0]) if has_aux else (lambda result: result)
 
     def mean_loss(variables, batch):
-        return _weights(batch) @ loss(out_of(fn(variables, batch["image"])), batch)
+        return shares_of(batch) @ loss(out_of(fn(variables, batch["image"])), batch)
 
     def products(variables, batch):
         gradient = jax.grad(mean_loss, allow_int=True)(variables, batch)
@@ -148,13 +149,6 @@ def _known(groups: Groups | None) -> Groups:
     return groups
 
 
-def _weights(batch: Batch) -> jax.Array:
-    """[batch]: what an example counts in a mean over the batch."""
-    examples = jax.tree.leaves(batch["image"])[0].shape[0]
-    weight = jnp.asarray(batch.get("weight", jnp.ones(examples)))
-    return weight / weight.sum()
-
-
 def _product(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
     if gradient.dtype == jax.dtypes.float0:
         return jnp.zeros(leaf.shape)
@@ -181,7 +175,7 @@ def _gate_scores(fn, loss, out_of, groups: Groups, at: str, order: int, per_exam
             return loss(out_of(with_gates(variables, gates, batch["image"])), batch)
 
         ones = {name: jnp.ones(groups.sizes[name]) for name in names}
-        weights = _weights(batch)
+        weights = shares_of(batch)
         if per_example:
             wide = {name: jnp.ones((len(weights), *one.shape)) for name, one in ones.items()}
             gradient = jax.grad(lambda gates: losses(gates).sum())(wide)

@@ -15,7 +15,6 @@ References:
     2015, arXiv 1506.02626. Cubic: Zhu and Gupta, 2017, arXiv 1710.01878.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -27,6 +26,7 @@ import numpy as np
 from jprune import allocate, criteria, errors, schedules
 from jprune.base import Allocator, Budget, Criterion, Groups, Recipe, Task
 from jprune.recipes._nets import traced
+from jprune.recipes._rounds import in_rounds
 from jprune.recipes.stages import CriterionOf, Evaluate, Prune, Recalibrate, Save, Train
 
 ALLOCATORS: dict[str, Allocator] = {
@@ -86,8 +86,8 @@ def three_step(
         )
     fractions = kept_after(float(budget.value), schedule, rounds)
     pool = "sum" if allocator == "uniform" else "mean"
-    prune = Prune(criterion, ALLOCATORS[allocator], budget, pool=pool, per=per)
-    pruning, last = _rounds(prune, finetune, fractions)
+    prune = lambda wanted: Prune(criterion, ALLOCATORS[allocator], wanted, pool=pool, per=per)
+    pruning, last = in_rounds(prune, budget, fractions, finetune)
     return (
         *(() if train is None else (train,)),
         Save("dense"),
@@ -97,22 +97,6 @@ def three_step(
         last,
         *((Recalibrate(recalibrate, finetune.batch_size),) if recalibrate else ()),
     )
-
-
-def _rounds(prune: Prune, finetune: Train, fractions: list[float]) -> tuple[Recipe, Train]:
-    """Pruning in rounds with training in between, and the training that is left for the end."""
-    budgets = [
-        dataclasses.replace(prune.budget, **{prune.budget.kind: fraction}) for fraction in fractions
-    ]
-    first, *others = (dataclasses.replace(prune, budget=budget) for budget in budgets)
-    if not others:
-        return (first,), finetune
-    half = finetune.epochs / 2
-    between = dataclasses.replace(
-        finetune, epochs=half / len(others), schedule="constant", name="between"
-    )
-    pruning = (first, *(stage for later in others for stage in (between, later)))
-    return pruning, dataclasses.replace(finetune, epochs=half)
 
 
 def kept_after(fraction: float, schedule: str, rounds: int | None = None) -> list[float]:
