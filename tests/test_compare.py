@@ -422,6 +422,13 @@ def test_a_sweep_leaves_rows(swept):
     assert {c.method for c in comparison.cells} == {"dense", "l1", "random"}
 
 
+def test_a_folder_in_which_another_process_compares_is_left_alone(swept):
+    out, plan, notes, _ = swept
+    message = "in use by another run"
+    with files.locked(out), pytest.raises(errors.InUseError, match=message):
+        sweep.run(plan, out, notes)
+
+
 def test_the_dense_net_of_a_seed_is_trained_once(swept):
     out, _, _, found = swept
     folders = [out / "runs" / made["id"] for made in found.rows]

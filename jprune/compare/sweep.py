@@ -24,7 +24,14 @@ from jprune.compare.rows import Row, row_of
 from jprune.compare.words import budget_text, listed
 from jprune.report import text
 from jprune.train import job as jobs
-from jprune.train.files import PathLike, explained, make_folder, read_lines, write_lines
+from jprune.train.files import (
+    PathLike,
+    explained,
+    locked,
+    make_folder,
+    read_lines,
+    write_lines,
+)
 from jprune.train.job import Job
 from jprune.train.progress import Progress
 from jprune.train.run import open_directory
@@ -90,8 +97,14 @@ def run(sweep: Sweep, out: PathLike, progress: Progress) -> Swept:
         ArgumentError: an unknown name, or settings that do not go together.
         BudgetError: a budget that the net cannot meet; found before anything is trained.
         CheckpointError: the folder holds runs with other settings.
+        InUseError: another process makes a comparison in the folder.
     """
     folder = make_folder(out)
+    with locked(folder):
+        return _run(sweep, folder, progress)
+
+
+def _run(sweep: Sweep, folder: pathlib.Path, progress: Progress) -> Swept:
     task = jobs.task_for(sweep.job)
     for budget in sweep.budgets:
         jobs.check_budget(task, budget)
