@@ -129,6 +129,22 @@ def test_what_is_gone_stays_zero_and_what_is_kept_learns(halved, name):
     assert "dense" in pruned.saved
 
 
+def test_the_small_net_is_trained_as_the_masked_one_would_be(halved):
+    """The same steps, whatever the masks: the law, for a whole training."""
+    task, pruned = halved
+    stage = TrainAnew(TRAIN, "epochs")
+    learner = stage.learner(pruned, task, KEY)
+    params = learner.init().params
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == cost_of(task)(pruned.masks).params
+    found, _ = stage(pruned, task, KEY)
+    expected, _ = TRAIN(pruned, task, KEY)
+    same = lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
+    jax.tree.map(same, slim_net(task, found)[1], slim_net(task, expected)[1])
+    moved = lambda new, old: bool((new != old).any())
+    trained = jax.tree.map(moved, found.variables["params"], pruned.variables["params"])
+    assert all(jax.tree.leaves(trained))
+
+
 def test_a_net_that_was_read_needs_epochs():
     with pytest.raises(errors.ArgumentError, match=r"--set epochs=160,learning_rate=0\.1"):
         METHODS["scratch_e"](Budget(macs=0.5), None, FINETUNE)

@@ -10,8 +10,8 @@ what is expected is their order, within a deviation, not their numbers.
 
 writes `experiments/results/first_comparison/first_comparison.jsonl`. The learning rates of
 fine-tuning are chosen among 0.3, 1 and 3 times the usual one with L1, the first seed and the first
-budget, on the validation split. Half of the time goes to Scratch-B, which trains masked nets at the
-cost of dense ones; trainings are short, so that the whole takes about an hour on two cores.
+budget, on the validation split. Trainings are short, so that the whole takes about an hour on two
+cores.
 """
 
 from experiments.sweep import Net, Sweep

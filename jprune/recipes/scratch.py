@@ -20,10 +20,11 @@ import jax
 
 from jprune import allocate, criteria, errors
 from jprune.base import Budget, Criterion, Groups, Learner, Pruned, Recipe, Records, Task
-from jprune.masks import apply_masks
-from jprune.recipes._nets import are_units, cost_of, groups_of, weight_masks
-from jprune.recipes.stages import Evaluate, Prune, Save, Train
-from jprune.units import expand
+from jprune.learners import to_the_end
+from jprune.recipes._anew import BeginAnew
+from jprune.recipes._nets import are_units, cost_of, groups_of
+from jprune.recipes._small import small
+from jprune.recipes.stages import Evaluate, Prune, Save, Train, record
 
 
 def scratch(
@@ -97,34 +98,8 @@ def l1_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
 
 
 @dataclasses.dataclass(frozen=True)
-class BeginAnew:
-    """New initial values for what is kept, as the small net by itself would draw them.
-
-    Initial kernels have a variance of 1 / fan-in, and the small net's fan-in is smaller: what is
-    drawn for the dense net is multiplied by sqrt(inputs / kept inputs) at every consumer. Under
-    masks of single weights the values are those of the dense net, as in the paper.
-
-    Attributes:
-        name: of the stage.
-    """
-
-    name: str = "begin_anew"
-
-    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """The net under the same masks, with new values."""
-        variables, masks = task.init(key), pruned.masks
-        if masks is not None and are_units(groups_of(task), masks):
-            read = expand(groups_of(task), masks, roles=("in",))
-            widen = lambda kept, leaf: leaf if kept is None else leaf * float(kept.mean()) ** -0.5
-            variables = jax.tree.map(widen, read, variables, is_leaf=lambda node: node is None)
-        if masks is not None:
-            variables = apply_masks(variables, weight_masks(task, masks))
-        return pruned._replace(variables=variables), []
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainAnew:
-    """Trains the net under its masks as long as the dense one was trained.
+    """Trains what is kept as long as the dense net was trained: the small net, at its own cost.
 
     Attributes:
         train: training of the dense net.
@@ -149,12 +124,23 @@ class TrainAnew:
         )
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
-        """Its steps."""
-        return self.settled(pruned, task).learner(pruned, task, key)
+        """Its steps; under masks of single weights they are those of the dense net."""
+        train = self.settled(pruned, task)
+        if not are_units(groups_of(task), pruned.masks):
+            return train.learner(pruned, task, key)
+        net = small(task, pruned)
+        steps = train.learner(Pruned(net.variables, None), net.task, key)
+        variables = lambda state: net.back(steps.variables(state))
+        return steps._replace(
+            variables=variables,
+            finish=lambda state: pruned._replace(variables=variables(state)),
+        )
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory."""
-        return self.settled(pruned, task)(pruned, task, key)
+        learner = self.learner(pruned, task, key)
+        done, metrics = to_the_end(learner)
+        return done, [record(self.name, metrics, learner.steps)]
 
 
 def epochs_of(epochs: float, ratio: float, cap: float | None = None) -> float:
