@@ -13,7 +13,8 @@ from jprune.base import Budget, Pruned
 from jprune.learners import draw_scores, draw_weights, kept_of, popup_task, top_masks
 from jprune.learners.popup import learned_masks
 from jprune.recipes import Train
-from jprune.recipes.edge_popup import Popup, Redraw, edge_popup, fraction_of
+from jprune.recipes._widths import fraction_of
+from jprune.recipes.edge_popup import Popup, Redraw, edge_popup
 from jprune.recipes.stages import fractions
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 

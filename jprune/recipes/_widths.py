@@ -1,14 +1,16 @@
-"""How wide layers become, before anybody knows which units stay."""
+"""How wide layers become, before anybody knows which units or weights stay."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jprune import allocate, errors
 from jprune.base import Budget, Masks, Task
 from jprune.cost.model import Measuring
-from jprune.recipes._nets import cost_of
+from jprune.learners import kept_of
+from jprune.recipes._nets import cost_of, prunable_weights
 
 
 def widths(
@@ -56,3 +58,32 @@ def _ranks(alive: np.ndarray, ratio: float) -> np.ndarray:
     """Scores whose best, over all layers, are the same fraction of each times its ratio."""
     ranks = np.arange(len(alive))
     return np.where(ranks < alive.sum(), -(ranks + 0.5) / (len(alive) * ratio), -np.inf)
+
+
+def fraction_of(task: Task, budget: Budget) -> float:
+    """The k at which a budget of weights is met, every layer keeping the same fraction of its own.
+
+    Raises:
+        BudgetError: it asks for less than one weight a layer.
+    """
+    if budget.kind == "density":
+        return float(budget.value)
+    shapes = prunable_weights(task, None, budget)
+    price = allocate.price_of(shapes, budget, cost_of(task))
+    first = lambda k: price(jax.tree.map(lambda leaf: keep_first(leaf.shape, k), shapes))
+    low, high, goal = 0.0, 1.0, float(budget.value) + 1e-9
+    if (least := first(1e-9)) > goal:
+        raise errors.BudgetError(
+            f"Budget({budget.kind}={budget.value}) cannot be met: one weight in every layer is "
+            f"{least:.4f} of the dense net. Ask for more."
+        )
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if first(middle) > goal else (middle, high)
+    return max(low, 1e-9)
+
+
+def keep_first(shape: tuple[int, ...], k: float) -> np.ndarray:
+    """A mask that keeps the first weights: which ones makes no difference to the cost."""
+    size = int(np.prod(shape))
+    return (np.arange(size) < kept_of(size, k)).reshape(shape)

@@ -14,24 +14,22 @@ References:
 import dataclasses
 
 import jax
-import numpy as np
 
 from jprune import errors
-from jprune.allocate import price_of
 from jprune.base import Budget, Learner, Masks, Pruned, Recipe, Records, Task, Variables
 from jprune.learners import (
     DRAWS,
     draw_scores,
     draw_weights,
-    kept_of,
     popup_task,
     to_the_end,
     top_masks,
 )
 from jprune.masks import apply_masks, is_none
 from jprune.recipes._layers import kernels_in_order
-from jprune.recipes._nets import cost_of, prunable_weights
+from jprune.recipes._nets import prunable_weights
 from jprune.recipes._training import Sgd, TrainState, plain
+from jprune.recipes._widths import fraction_of
 from jprune.recipes.stages import Evaluate, Save, Train, fractions, record
 
 
@@ -90,33 +88,10 @@ def edge_popup(
     )
 
 
-def fraction_of(task: Task, budget: Budget) -> float:
-    """The k at which a budget is met, every layer keeping the same fraction.
-
-    Raises:
-        BudgetError: it asks for less than one weight a layer.
-    """
-    if budget.kind == "density":
-        return float(budget.value)
-    shapes = prunable_weights(task, None, budget)
-    price = price_of(shapes, budget, cost_of(task))
-    first = lambda k: price(jax.tree.map(lambda leaf: keep_first(leaf.shape, k), shapes))
-    low, high, goal = 0.0, 1.0, float(budget.value) + 1e-9
-    if (least := first(1e-9)) > goal:
-        raise errors.BudgetError(
-            f"Budget({budget.kind}={budget.value}) cannot be met: one weight in every layer is "
-            f"{least:.4f} of the dense net. Ask for more."
-        )
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if first(middle) > goal else (middle, high)
-    return max(low, 1e-9)
-
-
-def keep_first(shape: tuple[int, ...], k: float) -> np.ndarray:
-    """A mask that keeps the first weights: which ones makes no difference to the cost."""
-    size = int(np.prod(shape))
-    return (np.arange(size) < kept_of(size, k)).reshape(shape)
+def where_masked(masks: Masks, variables: Variables) -> Variables:
+    """The leaves that have a mask; None for the others."""
+    only = lambda mask, leaf: None if mask is None else leaf
+    return jax.tree.map(only, masks, variables, is_leaf=is_none)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +115,8 @@ class Redraw:
         first, second = jax.random.split(key)
         variables = task.init(first)
         kernels = prunable_weights(task, None, Budget(density=1.0))
-        like = jax.tree.map(
-            lambda mask, leaf: None if mask is None else leaf, kernels, variables, is_leaf=is_none
-        )
         k = fraction_of(task, self.budget) if self.scaled else None
-        drawn = draw_weights(second, like, self.init, k)
+        drawn = draw_weights(second, where_masked(kernels, variables), self.init, k)
         variables = jax.tree.map(
             lambda new, old: old if new is None else new, drawn, variables, is_leaf=is_none
         )
@@ -174,11 +146,8 @@ class Popup:
         """
         kernels = prunable_weights(task, None, self.budget)
         kernels_in_order(task, kernels)  # refuses a net without any
-        weights = jax.tree.map(
-            lambda mask, leaf: None if mask is None else leaf,
-            kernels, pruned.variables, is_leaf=is_none,
-        )  # fmt: skip
         k = fraction_of(task, self.budget)
+        weights = where_masked(kernels, pruned.variables)
         scores = draw_scores(jax.random.fold_in(key, 1), weights)
         given, popup = self.train, popup_task(task, k)
         steps = given.steps(task.data.sizes["train"])

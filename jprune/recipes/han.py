@@ -93,10 +93,7 @@ def han(
     stages: list[Any] = []
     for number in range(1, rounds + 1):
         kept = float(budget.value) ** (number / rounds)
-        goal = dataclasses.replace(
-            budget, **{budget.kind: kept if number < rounds else budget.value}
-        )
-        last = number == rounds
+        goal, last = dataclasses.replace(budget, **{budget.kind: kept}), number == rounds
         stages += _round(goal, between, std_over, alternate, last, finetune.name)
     return (
         *(() if train is None else (train,)),
