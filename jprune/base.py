@@ -306,6 +306,8 @@ class Pruned(NamedTuple):
     """What a method trains beside the weights: gates, a hypernetwork."""
     saved: Mapping[str, Variables] = {}
     """{name: variables}: `init`, `teacher`, `rewind`."""
+    resolution: Any = None
+    """Int [height, width] that images are resized to before the net; None: as they come."""
 
 
 class Learner(NamedTuple):
@@ -328,6 +330,22 @@ class Learner(NamedTuple):
     """`variables(state)`: the net at this point."""
     finish: Callable[[PyTree], Pruned]
     """`finish(state)`: the net as it goes to the next stage."""
+
+
+class Searcher(NamedTuple):
+    """Search in rounds: candidates are asked for, and their scores are told.
+
+    All of it is pure: what is drawn depends on the key of `init` and on the round.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    """`init(key) -> state`, a tree of arrays."""
+    ask: Callable[[PyTree], np.ndarray]
+    """`ask(state) -> candidates`: int [p, genes], none of them asked before; p may be 0."""
+    tell: Callable[[PyTree, np.ndarray, Any], PyTree]
+    """`tell(state, candidates, scores [p]) -> state`; higher is better."""
+    best: Callable[[PyTree], tuple[np.ndarray, float]]
+    """`best(state) -> (candidate [genes], its score)`, of all so far."""
 
 
 class Stage(Protocol):

@@ -75,7 +75,7 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
     branches = [branch for branch in groups.branches if branch.name in unit_masks]
     removed = {leaf: unit_masks[b.name] for b in branches for leaf in b.leaves}
     unit_masks = {k: v for k, v in unit_masks.items() if k not in {b.name for b in branches}}
-    _check_units(groups, unit_masks)
+    check_units(groups, unit_masks)
     unit_masks = {k: m if hasattr(m, "dtype") else np.asarray(m) for k, m in unit_masks.items()}
     real = any(mask.dtype != np.bool_ for mask in unit_masks.values())
     if real and tuple(roles) == ROLES:
@@ -105,8 +105,20 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
     return jax.tree.unflatten(groups.treedef, jax.device_put(whole) if xnp is np else whole)
 
 
-def _check_units(groups: Groups, by_group: Mapping[str, Any]) -> None:
+def check_units(groups: Groups, by_group: Mapping[str, Any]) -> None:
+    """Refuses {group: [..., units]} that are not of this net.
+
+    Raises:
+        StructureError: an unknown group, or a wrong length.
+        FrozenError: the name of something that is frozen.
+    """
     for name, value in by_group.items():
+        frozen = [entry for entry in groups.frozen if entry.leaf == name]
+        if name not in groups.sizes and frozen:
+            raise errors.FrozenError(
+                f"{name!r} is frozen: {frozen[0].reason} ({frozen[0].equation}). Leave it out; the "
+                f"groups are {', '.join(groups.names) or 'none'}."
+            )
         if name not in groups.sizes:
             raise errors.StructureError(
                 f"there is no group {name!r}; the groups are {', '.join(groups.names) or 'none'}."

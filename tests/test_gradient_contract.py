@@ -17,32 +17,57 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jprune import masks_of, recipes, train, zoo
+from jprune import errors, masks_of, recipes, train, zoo
 from jprune.base import Budget, Pruned
-from jprune.learners import top_masks
+from jprune.learners import Terms, top_masks
+from jprune.learners.fbs import Boosting, boosted_task, counts_at, init_gates, prepared
+from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
 from jprune.recipes import LongStage, Train
+from jprune.recipes._admm import Admm, Sets
+from jprune.recipes._adversarial import Adversarial, Soft
+from jprune.recipes._clusters import Pull
+from jprune.recipes._gates import Gate
+from jprune.recipes._shrink import Penalty, Shrink
 from jprune.recipes._surgery import Surgery
 from jprune.recipes.edge_popup import Popup
+from jprune.recipes.fbs import Boost
+from jprune.recipes.metapruning import TrainHypernetwork
 from jprune.recipes.scratch import TrainAnew
-from tests.toys import CLASSES, SHAPE, drawn, toy_data
+from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
 
 FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
         l1 l2 random taylor han lottery_ticket scratch_e scratch_b obd obs eigendamage c_obd c_obs
-        kron_obd kron_obs data_free channel_lasso thinet
+        kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning three_d
         """.split(),
         frozenset({FROZEN}),
     ),
     "dns": frozenset({STRAIGHT, FROZEN}),
     "edge_popup": frozenset({STRAIGHT}),
+    "gal": frozenset({PROX, FROZEN}),
+    "fbs": frozenset({FROZEN}),
+    "ssl": frozenset({PROX, FROZEN}),
+    "struct_admm": frozenset({PROX, FROZEN}),
     "subset_sum": frozenset(),  # trains nothing under masks
 }
-STAGES = {Train: FROZEN, TrainAnew: FROZEN, Surgery: STRAIGHT, Popup: STRAIGHT}
-DENSE = ("train", "early")
-"""Names of stages that train the dense net, before there is a mask."""
+STAGES = {
+    Admm: PROX,
+    Shrink: PROX,
+    Train: FROZEN,
+    TrainAnew: FROZEN,
+    Surgery: STRAIGHT,
+    Popup: STRAIGHT,
+    Adversarial: PROX,
+    Boost: FROZEN,
+    Pull: FROZEN,
+    Gate: FROZEN,
+    TrainHypernetwork: FROZEN,
+}
+DENSE = ("train", "early", "search")
+"""Names of stages that train the dense net, before there is a mask, or no weight at all."""
 
 KEY = jax.random.key(8)
 SHORT = Train(1, 0.05, 16, max_steps=3)
@@ -58,7 +83,8 @@ def net():
 def test_the_stages_of_a_method_are_of_the_way_that_it_names(name):
     assert name in METHODS, f"say in METHODS in which way gradients meet the masks of {name}"
     factory = recipes.find(name)
-    budget = Budget(density=1.0 if name == "subset_sum" else 0.5)
+    of_its_own = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.5)}
+    budget = of_its_own.get(name, Budget(density=0.5))
     given = (budget, Train(2, 0.1), Train(2, 0.1, name="finetune"))
     takes = "finetune" in inspect.signature(factory).parameters
     stages = recipes.unrolled(factory(*given[: 3 if takes else 2]))
@@ -93,7 +119,9 @@ def leaves(tree):
     }
 
 
-@pytest.mark.parametrize("stage", [SHORT, TrainAnew(SHORT, "epochs")], ids=["Train", "TrainAnew"])
+@pytest.mark.parametrize(
+    "stage", [SHORT, TrainAnew(SHORT, "epochs"), Pull(SHORT)], ids=["Train", "TrainAnew", "Pull"]
+)
 @pytest.mark.parametrize("kind", ["weights", "units"])
 def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
     task, start = net
@@ -103,7 +131,9 @@ def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
     else:
         masks = jax.tree.map(lambda w: draw(w.shape) if w.ndim > 1 else None, start.variables)
     of_weights = recipes.weight_masks(task, masks)
-    begun = Pruned(apply_masks(start.variables, of_weights), masks)
+    sizes = recipes.groups_of(task).sizes
+    pairs = {name: np.arange(size) // 2 for name, size in sizes.items()}
+    begun = Pruned(apply_masks(start.variables, of_weights), masks, {"clusters": pairs})
     learner = stage.learner(begun, task, KEY)
     before = leaves(begun.variables)
     for state in steps(learner):
@@ -112,6 +142,30 @@ def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
             assert not after[path][~mask].any()
             if path.endswith("kernel"):
                 assert (after[path] != before[path])[mask].mean() > 0.5
+
+
+def test_frozen_gates_are_exactly_0_and_the_others_move():
+    task = toy_task()
+    names = recipes.groups_of(task).names
+    rule = Rule(mu=1.0, sigma=10.0)  # gates begin at 1: whatever falls is gone
+    stage = Gate(SHORT, Budget(density=1.0), Settings(weight=0.0, rule=rule), log_var=-4.0)
+    gone = {name: np.zeros(size, bool) for name, size in recipes.groups_of(task).sizes.items()}
+    before = None
+    learner = stage.learner(Pruned(drawn(task), None), task, KEY)
+    for state in steps(learner):
+        norms = learner.variables(state)["params"]
+        for name, norm in zip(names, ("norm1", "norm2")):
+            scale = np.asarray(norms[norm]["scale"])
+            assert not scale[gone[name]].any()
+            assert not np.asarray(norms[norm]["bias"])[gone[name]].any()
+            gone[name] = np.asarray(state.rest["alive"][name]) == 0
+            assert not scale[gone[name]].any()
+            assert np.all(scale[~gone[name]] != 0)
+        if before is not None:
+            moved = np.asarray(norms["norm1"]["scale"]) != before
+            assert moved[~gone[names[0]]].all()
+        before = np.asarray(norms["norm1"]["scale"])
+    assert any(mask.any() for mask in gone.values())
 
 
 def test_straight_through_surgery_moves_what_masked_weights_are_worth(net):
@@ -138,3 +192,77 @@ def test_straight_through_scores_move_where_weights_are_masked_and_weights_nowhe
             assert (leaves(state.params)[path] != first[path])[~mask].mean() > 0.5
         for path, weight in leaves(start.variables).items():
             np.testing.assert_array_equal(leaves(state.rest)[path], weight)
+
+
+def test_prox_steps_make_zeros_without_a_mask_and_zeros_come_back(net):
+    task, start = net
+    dead = np.arange(300) % 2 == 0
+    fc1 = {"kernel": start.variables["params"]["fc1"]["kernel"] * ~dead, "bias": jnp.full(300, 0.1)}
+    params = {**start.variables["params"], "fc1": fc1}
+    begun = start._replace(variables={**start.variables, "params": params})
+    for strength, there in (("1e-6", True), ("1e3", False)):
+        penalty = Penalty(("filter",), strength)
+        learner = Shrink(SHORT, Budget(density=1.0), penalty).learner(begun, task, KEY)
+        seen = []
+        for state in steps(learner):
+            seen.append(np.asarray(state.params["fc1"]["kernel"]).any(axis=0))
+            with pytest.raises(errors.StructureError, match="0 sets of masks"):
+                masks_of(state.opt_state)
+        if there:
+            assert seen[-1][dead].mean() > 0.5
+            assert seen[-1][~dead].all()
+        else:
+            assert [now.sum() for now in seen] == [1, 1, 1]  # the last unit of a group stays
+
+
+def test_prox_of_the_constraint_has_the_zeros_and_the_weights_are_dense(net):
+    task, start = net
+    stage = Admm(SHORT, Sets(Budget(density=0.5)), rounds=3)
+    learner = stage.learner(start, task, KEY)
+    before = leaves(start.variables)
+    for state in steps(learner):
+        now = leaves(state.params)
+        assert set(state.opt_state.target) == {"params/fc1/kernel", "params/fc2/kernel"}
+        for path, copy in state.opt_state.target.items():
+            gone = ~np.asarray(copy).any(axis=0)
+            assert gone.sum() == gone.size / 2
+            weight = now[path.removeprefix("params/")]
+            assert (weight != before[path])[:, gone].mean() > 0.5
+
+
+def test_prox_soft_masks_become_0_in_a_step_of_their_own_and_come_from_no_mask(net):
+    task, start = net
+    begun = start._replace(saved={"dense": start.variables})
+    stage = Adversarial(SHORT, Budget(density=0.5), Soft(steps=3), Terms())
+    learner = stage.learner(begun, task, KEY)
+    first = leaves(learner.init().params)
+    *_, state = steps(learner)
+    zeros = {path: mask == 0 for path, mask in leaves(state.masks).items()}
+    assert any(zero.any() for zero in zeros.values())
+    assert not all(zero.all() for zero in zeros.values())
+    for path, after in leaves(state.params).items():  # the weights have no zeros, and all move
+        if path.endswith("kernel"):
+            assert (after != first[path]).mean() > 0.5
+            assert (after != 0).all()
+
+
+def test_frozen_losers_of_an_example_are_exactly_0_and_pass_no_gradient():
+    task = toy_task()
+    stage = Boost(SHORT, Budget(density=0.5), Boosting(lasso=0.0))
+    layers = stage.layers(task)
+    counts = {name: np.array([n]) for name, n in counts_at(layers, 0.5).items()}
+    groups = recipes.groups_of(task)
+    boosted = boosted_task(task, groups, layers, stage.boosting, counts, 3)
+    net, levels = prepared(groups, layers, stage.boosting, drawn(task))
+    gates = init_gates(KEY, layers, levels, 0.3)
+    batch = next(task.data.batches("train", 1))
+    variables = {"net": net, "gates": gates, "step": jnp.zeros((), jnp.int32)}
+
+    def loss(gates):
+        out, _ = boosted.train_fn({**variables, "gates": gates}, batch["image"], KEY)
+        return boosted.loss(out, batch).sum()
+
+    for name, slope in jax.jit(jax.grad(loss))(gates).items():
+        moved = np.asarray(slope["level"]) != 0
+        assert 0 < moved.sum() <= counts[name][0] < len(moved)
+        np.testing.assert_array_equal(np.any(slope["predictor"], axis=0), moved)

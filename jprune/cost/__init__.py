@@ -2,11 +2,13 @@
 
 `cost` counts once; `cost_model` gives a function for allocators and for penalties (jittable,
 differentiable). Read `counts.py` first: how many positions of an axis live; then `model.py`.
+`samples.py` counts example by example, where a net chooses its channels anew for each.
 
 Latency that is measured on a device does not belong here but to `jprune.measure`; a table of it
 can be plugged in as `per_equation`.
 """
 
 from jprune.cost.model import Term, bytes_moved, cost, cost_model, macs
+from jprune.cost.samples import gates_of, sample_macs
 
-__all__ = ["Term", "bytes_moved", "cost", "cost_model", "macs"]
+__all__ = ["Term", "bytes_moved", "cost", "cost_model", "gates_of", "macs", "sample_macs"]

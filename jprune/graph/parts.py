@@ -7,8 +7,12 @@ import jax
 
 from jprune import errors
 from jprune.graph.leaves import Factored, is_leaf_type
+from jprune.graph.winners import Winners
 
-FORMS: dict[str, tuple[Any, tuple[str, ...]]] = {"factored": (Factored, ("left", "core", "right"))}
+FORMS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "factored": (Factored, ("left", "core", "right")),
+    "winners": (Winners, ("kernel", "offset", "bonus", "predictor", "level", "count")),
+}
 """{name: (leaf type, its parts)} of those that are arrays and nothing else."""
 
 

@@ -17,9 +17,16 @@ from jprune.graph.jaxprs import Equation, Program, describe, program_of, user_li
 from jprune.graph.leaves import Factored, Rows, Thin, is_leaf_type
 from jprune.graph.slim import check_masks, dead_branches
 from jprune.graph.trace import trace
+from jprune.graph.winners import Winners
 
 SCHEMA = 1
-FORMS: dict[str, Any] = {"thin": Thin, "rows": Rows, "factored": Factored, "csr": CSR}
+FORMS: dict[str, Any] = {
+    "thin": Thin,
+    "rows": Rows,
+    "factored": Factored,
+    "csr": CSR,
+    "winners": Winners,
+}
 """Leaf types by their names in a plan; each has `plan` and `planned`."""
 # Parameters of primitives that say what is computed; functions and meshes are left out.
 _PLAIN = (int, float, str, bool, type(None), np.dtype, np.integer)

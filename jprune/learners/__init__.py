@@ -8,15 +8,51 @@ whole `Learner` (`jprune.base`). What turns updates into updates is in `jprune.s
 Read `popup.py` first. `to_the_end` runs any learner in memory.
 """
 
+from jprune.learners._norm_gates import fold_gates, gateable, sample_gates
+from jprune.learners.candidates import scorer, settled
+from jprune.learners.fbs import Boosting, as_winners, boosted_task
+from jprune.learners.gal import AdversarialState, Terms, init_judge, judged, told_apart
+from jprune.learners.hypernetwork import (
+    Hypernetwork,
+    Menu,
+    hypernetwork,
+    hypernetwork_task,
+    menu,
+    width_masks,
+)
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
 from jprune.learners.running import to_the_end
+from jprune.learners.variational import PRIORS, kl_gaussian, kl_log_uniform, variational_task
 
 __all__ = [
     "DRAWS",
+    "PRIORS",
+    "AdversarialState",
+    "Boosting",
+    "Hypernetwork",
+    "Menu",
+    "Terms",
+    "as_winners",
+    "boosted_task",
     "draw_scores",
     "draw_weights",
+    "fold_gates",
+    "gateable",
+    "hypernetwork",
+    "hypernetwork_task",
+    "init_judge",
+    "judged",
     "kept_of",
+    "kl_gaussian",
+    "kl_log_uniform",
+    "menu",
     "popup_task",
+    "sample_gates",
+    "scorer",
+    "settled",
     "to_the_end",
+    "told_apart",
     "top_masks",
+    "variational_task",
+    "width_masks",
 ]

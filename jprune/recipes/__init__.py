@@ -10,7 +10,7 @@ command line may pass on. Nothing here touches files: `jprune.train` runs recipe
 Read `stages.py` first (what recipes are made of), then `three_step.py`. `_training.py` has the
 training step that all of them share, `_nets.py` what they ask about a net, `_distill.py` a teacher
 in the loss, `_controls.py` what experiments are compared with, `_forms.py` how nets run whose
-kernels are held in another form.
+kernels are held in another form, `_deformed.py` scores on images that are not as usual.
 """
 
 import inspect
@@ -23,19 +23,27 @@ from jprune import errors
 from jprune.base import Learner, Recipe
 from jprune.recipes import (
     channel_lasso,
+    csgd,
     data_free,
     dns,
     edge_popup,
     eigendamage,
+    fbs,
+    gal,
     han,
     kronecker,
     lottery_ticket,
+    metapruning,
     obd,
     obs,
     scratch,
+    ssl,
+    struct_admm,
     subset_sum,
     thinet,
+    three_dimensions,
     three_step,
+    variational,
 )
 from jprune.recipes._distill import distilled
 from jprune.recipes._nets import (
@@ -46,11 +54,10 @@ from jprune.recipes._nets import (
     unit_masks,
     weight_masks,
 )
-from jprune.recipes._running import Repeat, run, unrolled
+from jprune.recipes._running import CheckedStage, LongStage, Repeat, run, unrolled
 from jprune.recipes._training import Sgd, evaluate, plain
 from jprune.recipes.stages import (
     Evaluate,
-    LongStage,
     Prune,
     Recalibrate,
     Rewind,
@@ -66,6 +73,8 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     **subset_sum.METHODS,
     **lottery_ticket.METHODS,
     **scratch.METHODS,
+    **metapruning.METHODS,
+    **three_dimensions.METHODS,
     **obd.METHODS,
     **obs.METHODS,
     **eigendamage.METHODS,
@@ -73,6 +82,12 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     **data_free.METHODS,
     **channel_lasso.METHODS,
     **thinet.METHODS,
+    **ssl.METHODS,
+    **struct_admm.METHODS,
+    **gal.METHODS,
+    **fbs.METHODS,
+    **csgd.METHODS,
+    **variational.METHODS,
 }
 
 
@@ -160,6 +175,7 @@ def _read_option(method: str, taken: dict[str, Any], text: str) -> tuple[str, An
 
 __all__ = [
     "METHODS",
+    "CheckedStage",
     "Evaluate",
     "Learner",
     "LongStage",

@@ -13,6 +13,7 @@ from jprune.cost import cost_model
 from jprune.granularity import lift
 from jprune.graph import slim, slim_params, trace
 from jprune.masks import is_none
+from jprune.recipes._resolution import seen_at
 from jprune.units import expand, ones
 
 
@@ -116,4 +117,5 @@ def of_single_weights(budget: Budget) -> Budget:
 def slim_net(task: Task, pruned: Pruned) -> tuple[Callable[..., Any], Variables]:
     """The small net: `(fn, variables)`; single weights that are masked stay in it as zeros."""
     groups, masks = groups_of(task), unit_masks(task, pruned)
-    return slim(task.fn, groups, masks), slim_params(groups, masks, pruned.variables)
+    fn = seen_at(slim(task.fn, groups, masks), pruned.resolution)
+    return fn, slim_params(groups, masks, pruned.variables)

@@ -34,3 +34,14 @@ def in_rounds(
     )
     stages = (first, *(stage for later in others for stage in (between, later)))
     return stages, dataclasses.replace(finetune, epochs=half)
+
+
+def evenly(budget: Budget, rounds: int) -> list[Budget]:
+    """Budgets of rounds that each keep the same fraction of what is left; the last is the budget.
+
+    Example:
+        >>> [each.macs for each in evenly(Budget(macs=0.25), 2)]
+        [0.5, 0.25]
+    """
+    kept = [float(budget.value) ** (number / rounds) for number in range(1, rounds)]
+    return [*(dataclasses.replace(budget, **{budget.kind: fraction}) for fraction in kept), budget]

@@ -1,11 +1,35 @@
-"""Stages one after the other, in memory, and stages that are repeated."""
+"""Kinds of stages that are asked more, stages one after the other, stages that are repeated."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 
-from jprune.base import Pruned, Records, Stage, Task
+from jprune.base import Learner, Pruned, Records, Stage, Task
+
+
+@runtime_checkable
+class LongStage(Stage, Protocol):
+    """A stage that can be taken apart into steps."""
+
+    @property
+    def name(self) -> str:
+        """Of its records."""
+        ...
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """Its steps."""
+        ...
+
+
+@runtime_checkable
+class CheckedStage(Stage, Protocol):
+    """A stage that knows nets or budgets which it cannot take; asked before anything is trained."""
+
+    def check(self, task: Task) -> None:
+        """Raises what it would raise when its turn comes."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,6 +65,16 @@ def seen_kernels(task: Task) -> dict[str, tuple[str, ...]]:
     return dict(sorted(found.items(), key=lambda item: order.index(item[1][0])))
 
 
+def mergeable(task: Task) -> list[str]:
+    """Groups whose readers can add what a merged unit said, in execution order."""
+    groups, seen = groups_of(task), seen_kernels(task)
+    return [
+        name
+        for name, size in groups.sizes.items()
+        if groups.exact[name] and consumers_of(groups, name, size, seen)
+    ]
+
+
 def consumers_of(
     groups: Groups, name: str, size: int, seen: Mapping[str, tuple[str, ...]]
 ) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from jprune import allocate, errors
 from jprune.base import Budget, Groups, Pruned, Recipe, Records, Task, Variables
 from jprune.masks import apply_masks
 from jprune.recipes._nets import are_units, cost_of, groups_of, unit_masks, weight_masks
-from jprune.recipes._steps import consumers_of, seen_kernels
+from jprune.recipes._steps import mergeable
 from jprune.recipes._widths import widths
 from jprune.recipes.stages import Evaluate, Save, Train, fractions, record
 from jprune.reconstruct import Merge, cutoff, merges
@@ -180,16 +180,6 @@ class MergeUnits:
             scores[name] = score
         chosen = allocate.global_topk(scores, self.budget, cost_of(task))
         return {name: int(np.sum(mask)) for name, mask in chosen.items()}
-
-
-def mergeable(task: Task) -> list[str]:
-    """Groups whose readers can add what a merged unit said, in execution order."""
-    groups, seen = groups_of(task), seen_kernels(task)
-    return [
-        name
-        for name, size in groups.sizes.items()
-        if groups.exact[name] and consumers_of(groups, name, size, seen)
-    ]
 
 
 def affines_of(task: Task, variables: Variables) -> Affines:

@@ -25,6 +25,7 @@ from jprune.recipes._dead_units import RemoveDead
 from jprune.recipes._dropout import RescaleDropout
 from jprune.recipes._layers import by_path
 from jprune.recipes._nets import prunable_weights
+from jprune.recipes._rounds import evenly
 from jprune.recipes._sensitivity import Sensitivity
 from jprune.recipes.stages import Evaluate, Prune, Save, SparsifierOf, Train, record
 from jprune.sparsify import l1_decay
@@ -91,10 +92,8 @@ def han(
         train = dataclasses.replace(train, weight_decay=0.0, sparsify=_l1(l1))
     between = dataclasses.replace(finetune, epochs=finetune.epochs / rounds, name="between")
     stages: list[Any] = []
-    for number in range(1, rounds + 1):
-        kept = float(budget.value) ** (number / rounds)
-        goal, last = dataclasses.replace(budget, **{budget.kind: kept}), number == rounds
-        stages += _round(goal, between, std_over, alternate, last, finetune.name)
+    for goal in evenly(budget, rounds):
+        stages += _round(goal, between, std_over, alternate, goal is budget, finetune.name)
     return (
         *(() if train is None else (train,)),
         Save("dense"),

@@ -12,7 +12,7 @@ A stage has a `name`: of its records and of its folder in a run directory.
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,6 @@ from jprune.base import (
     Records,
     Schedule,
     Scores,
-    Stage,
     Task,
     Variables,
     run_criterion,
@@ -49,6 +48,7 @@ from jprune.recipes._nets import (
     unit_masks,
     weight_masks,
 )
+from jprune.recipes._resolution import at_resolution, seen_at
 from jprune.recipes._training import (
     LEARNING_RATES,
     Sgd,
@@ -65,20 +65,6 @@ SparsifierOf = Callable[
     [Task, Groups, jax.Array], Callable[[Schedule], optax.GradientTransformation]
 ]
 """`(task, groups, key) -> (learning rate at a step -> transformation)`."""
-
-
-@runtime_checkable
-class LongStage(Stage, Protocol):
-    """A stage that can be taken apart into steps."""
-
-    @property
-    def name(self) -> str:
-        """Of its records."""
-        ...
-
-    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
-        """Its steps."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +143,7 @@ class Train:
         if self.distill:
             teacher = saved(pruned, "dense", f"Train(distill={self.distill})")
             task = distilled(task, teacher, self.distill, self.temperature)
+        task = at_resolution(task, pruned)
         steps = self.steps(task.data.sizes["train"])
         if not 0 <= self.begin < (steps if self.stop is None else self.stop) <= steps:
             raise errors.ArgumentError(
@@ -396,14 +383,17 @@ class Evaluate:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record."""
         del key
-        fn, variables = slim_net(task, pruned) if self.slim else (task.fn, pruned.variables)
+        seen = seen_at(task.fn, pruned.resolution)
+        fn, variables = slim_net(task, pruned) if self.slim else (seen, pruned.variables)
         params, _ = task.split(variables)
         masks = {} if pruned.masks is None else pruned.masks
         if self.slim and not are_units(groups_of(task), masks):
             masks = intersect(masks, expand(groups_of(task), unit_masks(task, pruned)))
         counts = {
             "params": sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params)),
-            "macs": round(float(cost_as_held(task, pruned, masks).macs)),
+            "macs": round(
+                float(cost_as_held(at_resolution(task, pruned), pruned, masks, self.split).macs)
+            ),
         }
         metrics = evaluate(task, variables, self.split, fn) | counts
         return pruned, [{**record(self.name, metrics), "split": self.split}]

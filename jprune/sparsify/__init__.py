@@ -5,19 +5,49 @@ proximal steps. Read `hold.py` first: masks live in the optimizer state, so a ne
 nothing. Training with more parts than weights and masks is in `jprune.learners`.
 """
 
+from jprune.sparsify.admm import AdmmState, admm, projection
+from jprune.sparsify.centripetal import (
+    CentripetalState,
+    centripetal,
+    contraction,
+    deviation_of,
+    memberships,
+    strength_for,
+)
+from jprune.sparsify.clusters import cluster
 from jprune.sparsify.dns import SurgeryState, dynamic_surgery
+from jprune.sparsify.fista import FistaState, fista
+from jprune.sparsify.group_lasso import Term, group_lasso, group_penalty
+from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.hold import HoldState, hold, masks_of, with_masks
 from jprune.sparsify.l1 import l1_decay
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 
 __all__ = [
+    "AdmmState",
+    "CentripetalState",
+    "FistaState",
+    "GuardState",
     "HoldState",
     "ScheduledState",
     "SurgeryState",
+    "Term",
+    "admm",
+    "centripetal",
+    "cluster",
+    "contraction",
+    "deviation_of",
     "dynamic_surgery",
+    "fista",
+    "group_lasso",
+    "group_penalty",
+    "guarded",
     "hold",
     "l1_decay",
     "masks_of",
+    "memberships",
+    "projection",
     "scheduled_prune",
+    "strength_for",
     "with_masks",
 ]

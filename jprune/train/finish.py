@@ -10,10 +10,13 @@ import jax.numpy as jnp
 
 from jprune import errors, export, measure
 from jprune.base import Pruned, Records, Task, Variables
+from jprune.cost.samples import gates_of
 from jprune.graph import slim, slim_params
 from jprune.graph.parts import dense_of
+from jprune.graph.winners import has_dynamic
 from jprune.masks import apply_masks
 from jprune.recipes import groups_of, slim_net, unit_masks
+from jprune.recipes._resolution import seen_at
 from jprune.recipes._training import EVALUATION_BATCH
 from jprune.recipes.stages import record
 from jprune.train.checkpoint import save_tree
@@ -33,7 +36,8 @@ class Law:
         name: of the record.
 
     The record's `max_rel_err` is max |a - b| / max |a| over all outputs, a being those of the dense
-    net whose consumers' slices are masked, all kernels being arrays.
+    net whose consumers' slices are masked, all kernels being arrays. Where a net chooses its
+    channels for every image, a is that of the dense kernels with gates on what they say.
     """
 
     fn: Function
@@ -46,12 +50,15 @@ class Law:
         del key
         groups, masks = groups_of(task), unit_masks(task, pruned)
         dense = dense_of(pruned.variables)
-        masked = apply_masks(dense, expand(groups, masks, roles=("in",)))
+        masked, fn = apply_masks(dense, expand(groups, masks, roles=("in",))), self.fn
+        if has_dynamic(pruned.variables):
+            run = gates_of(self.fn, groups)
+            masked, fn = pruned.variables, lambda variables, image: run(variables, image)[0]
         small, small_fn = slim_params(groups, masks, pruned.variables), slim(self.fn, groups, masks)
 
         @jax.jit
         def largest(image: jax.Array) -> tuple[jax.Array, jax.Array]:
-            a, b = self.fn(masked, image), small_fn(small, image)
+            a, b = fn(masked, image), small_fn(small, image)
             return jnp.abs(a - b).max(), jnp.abs(a).max()
 
         difference, size = 0.0, 0.0
@@ -91,6 +98,7 @@ class Export:
         del key
         fn, variables = slim_net(task, pruned)
         exact = slim(self.fn, groups_of(task), unit_masks(task, pruned))
+        exact = seen_at(exact, pruned.resolution)
         save_tree(self.folder / "params", variables)
         model = export.stablehlo(fn, variables, task.example)
         atomic_write(self.folder / "model.stablehlo", model)

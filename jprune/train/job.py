@@ -18,7 +18,8 @@ from jprune import allocate, data, errors, measure, recipes
 from jprune.base import Budget, Pruned, Recipe, Task
 from jprune.graph import slim
 from jprune.graph.plans import replay
-from jprune.recipes import Evaluate, Prune, Train, cost_of, groups_of, shapes_of
+from jprune.recipes import CheckedStage, Evaluate, Prune, Train, cost_of, groups_of, shapes_of
+from jprune.recipes._resolution import seen_at
 from jprune.train.checkpoint import load_tree
 from jprune.train.devices import from_first
 from jprune.train.files import PathLike, atomic_write, read_json
@@ -139,6 +140,9 @@ def prune(
     recipe = recipe_of(job, train, finetune)
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
+    for stage in recipes.unrolled(recipe):
+        if isinstance(stage, CheckedStage):
+            stage.check(task)
     provenance = {"versions": measure.versions(), "device": measure.device()}
     config = config_of(job, train, finetune)
     key = jax.random.key(job.seed)
@@ -324,6 +328,6 @@ def export_again(out: PathLike, to: PathLike | None = None) -> list[pathlib.Path
         net = net_for(config["model"], config["data"], dtype)
         shapes = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
         groups, masks = replay(plan, net.fn, shapes, net.example)
-        fn = slim(net.fn, groups, masks)
+        fn = seen_at(slim(net.fn, groups, masks), plan.get("resolution"))
         atomic_write(file, WRITERS[file.suffix](fn, variables, net.example))
     return files

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jprune import measure, report, survey
 from jprune.base import Budget, Pruned, Task
 from jprune.graph import slim_params
@@ -45,6 +47,8 @@ def write_result(
         groups, masks = groups_of(task), unit_masks(task, pruned)
         shapes, small = shapes_of(task), slim_params(groups, masks, pruned.variables)
         plan = plan_of(task.fn, shapes, task.example, groups=groups, masks=masks, small=small)
+        if pruned.resolution is not None:
+            plan["resolution"] = np.asarray(pruned.resolution).tolist()
         write_json(directory.path / "plan.json", plan)
         result = result_of(directory, asked, task, pruned)
         report.check(result)

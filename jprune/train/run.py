@@ -27,6 +27,7 @@ from jprune import errors
 from jprune.base import Pruned, Records, Stage, Task
 from jprune.graph.leaves import is_leaf_type
 from jprune.recipes import LongStage, evaluate, shapes_of, unrolled
+from jprune.recipes._resolution import at_resolution
 from jprune.train import checkpoint, devices, loop
 from jprune.train.files import (
     TEMPORARY,
@@ -304,7 +305,7 @@ def _long(
     place: _Place, stage: LongStage, pruned: Pruned, task: Task, key: jax.Array, save_seconds: float
 ) -> Pruned:
     """Training, on the devices of all processes."""
-    task = devices.spread(task)
+    task = at_resolution(devices.spread(task), pruned)
     steps = place.folder / "steps"
     learner = stage.learner(pruned, task, key)
     restored = loop.restore(steps, learner, key)

@@ -1,0 +1,262 @@
+"""E13 [13]: group lasso takes whole filters, columns, inputs and branches out of nets.
+
+Wen, Wu, Wang, Chen, Li, arXiv 1608.03665: LeNet keeps 5-19 of 20-50 filters (3-12 for 0.1 points),
+or 7-14 of 25-500 columns; an MLP loses inputs on the border of the image and neurons; ResNet-20
+loses layers. Here LeNet-5 and LeNet-300-100 on MNIST and, for branches, ResNet-8 on 10,000 images
+of CIFAR-10.
+
+    python -m experiments.mechanisms.e13_ssl --seeds 0 1 2
+
+writes a line a net into `experiments/results/mechanisms/e13.jsonl`: `families` and `strength` are
+those of the penalty, `arm` is dense, prox, subgradient (with the authors' threshold) or
+subgradient_alone (without), `zeros` the fraction of groups that are exactly 0, `kept` the groups
+that are left by block, `before` the accuracy under the penalty, `accuracy` that after fine-tuning.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from statistics import fmean as mean
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.axes import Axes
+
+from experiments import rows
+from experiments.claims import Claim, Finding, shown
+from jprune import data, train, zoo
+from jprune.base import Budget, Pruned, Task
+from jprune.recipes import Train, cost_of, evaluate
+from jprune.recipes._shrink import Penalty, ReadOff, Shrink
+from jprune.recipes._structures import norms_of
+from jprune.report.figures import PRINT
+
+RESULTS = rows.RESULTS / "mechanisms" / "e13.jsonl"
+WHOLE = Budget(macs=1.0)
+SWEEP = ("0.001", "0.003", "0.005", "0.01")
+RUNS: dict[str, dict[str, tuple[str, ...]]] = {
+    "lenet5": {"filter+channel": SWEEP, "shape": SWEEP},
+    "lenet300": {"filter+shape": ("0.0003", "0.001")},
+    "resnet8": {"depth": ("0.007", "0.02", "0.05")},
+}
+"""{net: {families: strengths}}."""
+COMPARED = ("lenet5", "filter+channel", "0.005")
+"""Where the proximal step is compared with the subgradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the numbers depend on.
+
+    Attributes:
+        seeds: of initial values and order of the data.
+        epochs: of the dense nets.
+        shrink: epochs under the penalty; LeNet-5: 12 are 5,200 steps of 128 images.
+        finetune: epochs under the masks.
+        learning_rate: the largest one of LeNets; ResNet-8 has five times as much.
+        train_images: of CIFAR-10.
+        smoke: two steps a training, on digits; writes nothing.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: float = 5.0
+    shrink: float = 12.0
+    finetune: float = 4.0
+    learning_rate: float = 0.02
+    train_images: int = 10_000
+    smoke: bool = False
+
+
+def task_of(settings: Settings, net: str) -> Task:
+    """LeNets on MNIST, ResNet-8 on a part of CIFAR-10."""
+    if settings.smoke:
+        images = data.load("digits")
+    elif net == "resnet8":
+        images = data.load("cifar10", subset=settings.train_images)
+    else:
+        images = data.load("mnist")
+    height, width, channels = images.shape
+    return train.task(zoo.build(net, shape=(height, width, channels)), images)
+
+
+def penalties(settings: Settings, net: str) -> Iterator[tuple[str, Penalty]]:
+    """(arm, penalty) of a net."""
+    for families, strengths in RUNS[net].items():
+        kinds = tuple(families.split("+"))
+        for strength in strengths[:1] if settings.smoke else strengths:
+            # As in the paper, norms have no part in it.
+            yield "prox", Penalty(kinds, strength, scales=False)
+            if (net, families, strength) == COMPARED:
+                for arm, threshold in (("subgradient", 1e-4), ("subgradient_alone", 0.0)):
+                    yield arm, Penalty(kinds, strength, None, "subgradient", threshold, False)
+
+
+def nets(settings: Settings, net: str, task: Task, seed: int) -> Iterator[rows.Row]:
+    """A row a net."""
+    key, most = jax.random.key(seed), 2 if settings.smoke else None
+    rate = (5 if net == "resnet8" else 1) * settings.learning_rate
+    start = Pruned(task.init(jax.random.fold_in(key, 0)), None)
+    of = lambda epochs, rate: Train(epochs, rate, max_steps=most)
+    dense, _ = of(settings.epochs, rate)(start, task, jax.random.fold_in(key, 1))
+    reached = evaluate(task, dense.variables, "test")["accuracy"]
+    yield {"arm": "dense", "families": "", "strength": 0.0, "accuracy": reached, "zeros": 0.0}
+    for arm, penalty in penalties(settings, net):
+        stage = Shrink(of(settings.shrink, rate), WHOLE, penalty)
+        shrunk, _ = stage(dense, task, jax.random.fold_in(key, 2))
+        blocks = {kind: term.blocks for kind, term in penalty.terms(task, WHOLE).items()}
+        norms = norms_of(task, blocks, shrunk.variables)
+        read, (seen,) = ReadOff(WHOLE, penalty, correct=False)(shrunk, task, key)
+        tuned, _ = of(settings.finetune, rate / 2)(read, task, jax.random.fold_in(key, 3))
+        yield {
+            "arm": arm,
+            "families": "+".join(penalty.families),
+            "strength": float(penalty.strength),
+            "zeros": seen["metrics"]["zeros"],
+            "macs": float(cost_of(task)(read.masks).macs) / float(cost_of(task)({}).macs),
+            "kept": {
+                f"{kind} {short(name)}": int(np.count_nonzero(norm))
+                for kind, of_kind in norms.items()
+                for name, norm in of_kind.items()
+            },
+            "border": border(task, norms) if net == "lenet300" else None,
+            "before": evaluate(task, shrunk.variables, "test")["accuracy"],
+            "accuracy": evaluate(task, tuned.variables, "test")["accuracy"],
+        }
+
+
+def short(name: str) -> str:
+    """A block's name without what all have."""
+    return name.replace("params/", "").replace("/kernel", "").replace("branch/", "")
+
+
+def border(task: Task, norms: dict[str, dict[str, np.ndarray]]) -> list[float]:
+    """Fractions that lie within four pixels of the border: of the zero inputs, and of all."""
+    (height, width, _), first = task.data.shape, norms["shape"]["params/fc1/kernel"]
+    row, column = np.indices((height, width))
+    away = np.minimum.reduce([row, column, height - 1 - row, width - 1 - column])
+    near = (away < height / 7).ravel()
+    zero = first == 0
+    return [float(near[zero].mean()) if zero.any() else 0.0, float(near.mean())]
+
+
+def of(found: Sequence[rows.Row], net: str, **wanted: Any) -> list[rows.Row]:
+    """Rows by seed."""
+    mine = [r for r in found if r["net"] == net and all(r[k] == v for k, v in wanted.items())]
+    return sorted(mine, key=lambda row: row["seed"])
+
+
+def lost(found: Sequence[rows.Row], net: str, **wanted: Any) -> list[float]:
+    """Points of accuracy below dense, by seed."""
+    dense = {row["seed"]: row["accuracy"] for row in of(found, net, arm="dense")}
+    return [100 * (dense[row["seed"]] - row["accuracy"]) for row in of(found, net, **wanted)]
+
+
+def strongest(
+    found: Sequence[rows.Row], net: str, families: str, most: float
+) -> tuple[float, list[rows.Row], list[float]]:
+    """The largest strength that costs at most so many points in the mean, else the smallest."""
+    chosen = None
+    for strength in sorted({r["strength"] for r in found if r.get("families") == families}):
+        wanted = {"arm": "prox", "families": families, "strength": strength}
+        points = lost(found, net, **wanted)
+        if chosen is None or mean(points) <= most:
+            chosen = strength, of(found, net, **wanted), points
+    assert chosen is not None
+    return chosen
+
+
+def findings(found: Sequence[rows.Row]) -> list[Finding]:
+    """Groups that are left where accuracy allows, seed by seed."""
+    listed = []
+    for families, blocks, paper, most in (
+        ("filter+channel", ("filter conv1", "filter conv2"), "5-19; 3-12", (6, 20)),
+        ("shape", ("shape conv1", "shape conv2"), "7-14", (10, 60)),
+    ):
+        strength, mine, points = strongest(found, "lenet5", families, 0.1)
+        counts = [[row["kept"][block] for row in mine] for block in blocks]
+        claim = f"LeNet-5, {families} {strength}: left in conv1 and conv2 for 0.1 points"
+        text = f"{shown(counts[0], 1)}; {shown(counts[1], 1)}; {shown(points)} points"
+        holds = all(mean(c) <= m for c, m in zip(counts, most)) and mean(points) <= 0.1
+        listed.append(Finding(claim, paper, text, holds))
+    net, families, strength = COMPARED
+    for arm, paper in (("prox", "-"), ("subgradient", "many"), ("subgradient_alone", "none")):
+        mine = of(found, net, arm=arm, families=families, strength=float(strength))
+        share = [100 * row["zeros"] for row in mine]
+        holds = mean(share) == 0 if arm == "subgradient_alone" else mean(share) > 20
+        claim = f"{arm}, {families} {strength}: groups that are exactly 0, %"
+        listed.append(Finding(claim, paper, shown(share, 1), holds))
+    strength, mine, points = strongest(found, "lenet300", "filter+shape", 0.1)
+    inputs = [row["kept"]["shape fc1"] for row in mine]
+    text = f"{shown(inputs, 0)}; {shown(points)} points"
+    claim = f"LeNet-300-100, filter+shape {strength}: inputs left of 784"
+    listed.append(Finding(claim, "434", text, mean(inputs) <= 500 and mean(points) <= 0.2))
+    near = [row["border"][0] / row["border"][1] for row in mine]
+    claim = "zero inputs on the border, over the border's share"
+    listed.append(Finding(claim, "above 1", shown(near), mean(near) > 1.2))
+    strength, mine, points = strongest(found, "resnet8", "depth", 0.5)
+    gone = [sum(count == 0 for count in row["kept"].values()) for row in mine]
+    claim = f"ResNet-8, depth {strength}: branches that vanish for 0.5 points"
+    text = f"{shown(gone, 1)}; {shown(points)} points"
+    listed.append(Finding(claim, "1 of 9", text, mean(gone) >= 1 and mean(points) <= 0.5))
+    return listed
+
+
+def draw(found: Sequence[rows.Row], axes: Axes) -> None:
+    """Accuracy over the MACs that are left, a family a line."""
+    lines = (
+        ("lenet5", "filter+channel", "slim"), ("lenet5", "shape", "second"),
+        ("lenet300", "filter+shape", "muted"), ("resnet8", "depth", "ink"),
+    )  # fmt: skip
+    for net, families, colour in lines:
+        strengths = sorted({r["strength"] for r in of(found, net, arm="prox", families=families)})
+        wanted = [{"arm": "prox", "families": families, "strength": s} for s in strengths]
+        axes.plot(
+            [mean(100 * row["macs"] for row in of(found, net, **each)) for each in wanted],
+            [mean(lost(found, net, **each)) for each in wanted],
+            color=getattr(PRINT, colour), marker="o", markersize=3, linewidth=1.2,
+            label=f"{net}, {families}",
+        )  # fmt: skip
+    axes.axhline(0, color=PRINT.line, linewidth=0.8)
+    axes.set_xlabel("MACs left, %")
+    axes.set_ylabel("test accuracy lost, points")
+    axes.legend(frameon=False, fontsize=8)
+
+
+CLAIM = Claim(
+    "E13: structured sparsity learning [13]",
+    findings,
+    draw,
+    "LeNet-300-100 stands for the paper's 784-500-300-10, ResNet-8 with three branches for "
+    "ResNet-20. Filters and channels are those of coupled units; scales of norms have no part in "
+    "the penalty.",
+)
+
+
+def main(settings: Settings) -> list[dict[str, Any]]:
+    """Runs all seeds and returns the rows."""
+    found = []
+    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+        for net in ("lenet300", "resnet8") if settings.smoke else RUNS:
+            task = task_of(settings, net)
+            for seen in nets(settings, net, task, seed):
+                row = {
+                    "claim": "E13",
+                    "refs": [13],
+                    "net": net,
+                    "seed": seed,
+                    **seen,
+                    **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
+                    **rows.provenance(),
+                }
+                found.append(row)
+                about = f"{net:<9} {row['arm']:<17} {row['families']:<14} {row['strength']:<7}"
+                numbers = f"zeros {row['zeros']:.3f}  accuracy {row['accuracy']:.4f}"
+                print(f"seed {seed}  {about} {numbers}", flush=True)
+                if not settings.smoke:
+                    rows.append(RESULTS, row)
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,123 @@
+"""What nets cost whose channels are chosen for every example: counted example by example.
+
+A contraction costs an example
+
+    positions * window * (input channels that are there) * (output channels that are there)
+
+and a gated one also its predictor (inputs * outputs) and a multiplication for every value that it
+says. An input channel is not there if every gated layer that could put something into it was
+suppressed; one that a ReLU happens to leave empty counts as there.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jprune.base import Groups, Variables
+from jprune.graph.coupling import leaf_paths
+from jprune.graph.intercept import Site, intercept
+from jprune.graph.parts import dense_of
+from jprune.graph.winners import Winners, is_dynamic
+
+
+def dynamic_leaves(variables: Variables) -> dict[str, Winners]:
+    """{path: leaf} of the kernels whose outputs are chosen."""
+    return {path: leaf for path, leaf in leaf_paths(variables).items() if is_dynamic(leaf)}
+
+
+def gates_of(fn: Callable[..., Any], groups: Groups) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """`run(variables, x) -> (out, {layer: [batch, outputs]})` of a net with gated kernels.
+
+    It runs the dense kernels and puts the gates on what they say.
+
+    Args:
+        fn: the network that was traced, in inference mode.
+        groups: from `trace`.
+    """
+
+    def run(variables: Variables, x: jax.Array) -> tuple[Any, dict[str, Any]]:
+        leaves = dynamic_leaves(variables)
+
+        def handler(site: Site, value: Any, carry: dict[str, Any]) -> tuple[Any, Any]:
+            leaf = leaves.get(site.layer)
+            if leaf is None:
+                return value, carry
+            if site.kind == "in":
+                return value, {**carry, site.layer: leaf.gates(value, site.axis)}
+            return leaf.boosted(value, carry[site.layer], site.axis), carry
+
+        return intercept(fn, groups, handler, ("in", "out"))(dense_of(variables), {}, x)
+
+    return run
+
+
+def sample_macs(
+    fn: Callable[..., Any], groups: Groups, whole_joins: bool = False
+) -> Callable[..., jax.Array]:
+    """`macs(variables, supports, x) -> [batch]`: MACs of every example.
+
+    Args:
+        fn: the network that was traced, in inference mode.
+        groups: from `trace`.
+        whole_joins: count what comes out of a sum of two activations as there, always: the most
+            that supports of these sizes can cost.
+
+    Returns:
+        A function of the dense variables (values do not matter), of supports {layer: [batch,
+        outputs], above 0 where an output is there} of the gated layers, and of inputs. Contractions
+        inside loops are not counted.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2))}
+        >>> x = jnp.ones((2, 3))
+        >>> groups = jprune.trace(fn, variables, x)
+        >>> there = jnp.array([[1.0, 1, 1, 1, 1], [1, 0, 0, 0, 1]])
+        >>> predictor, multiplications = 3 * 5, there.sum(axis=1)
+        >>> macs = sample_macs(fn, groups)(variables, {"first": there}, x)
+        >>> (macs - predictor - multiplications).tolist()
+        [25.0, 10.0]
+    """
+    kinds = ("in", "out", "norm", *(("join",) if whole_joins else ()))
+
+    def macs(variables: Variables, supports: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+        def handler(site: Site, value: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            total, inputs = carry
+            if site.kind == "join":
+                return jnp.ones_like(value), carry
+            support = supports.get(site.layer)
+            if site.kind == "in":
+                return value, (total, {**inputs, site.layer: _there(value, site.axis)})
+            if site.kind == "norm":
+                if support is None:
+                    return jnp.ones_like(value), carry
+                shape = [len(value), *[1] * (value.ndim - 1)]
+                shape[site.axis] = -1
+                alive = (support > 0).reshape(shape)
+                return jnp.broadcast_to(alive, value.shape).astype(value.dtype), carry
+            read, size = inputs[site.layer], value.shape[site.axis]
+            leaf = groups.leaves[site.layer.partition("@")[0]]
+            positions = math.prod(value.shape) // (len(value) * size)
+            alive = jnp.ones((len(value), size)) if support is None else (support > 0).astype(float)
+            parts = read.shape[1] // leaf.shape[-2]  # of a grouped convolution
+            per_part = lambda there: there.reshape(len(value), parts, -1).sum(axis=-1)
+            both = (per_part(read) * per_part(alive)).sum(axis=-1)
+            total = total + positions * math.prod(leaf.shape[:-2]) * both
+            if support is not None:
+                total = total + read.shape[1] * size + positions * alive.sum(axis=-1)
+            return value, (total, inputs)
+
+        start = (jnp.zeros(len(x)), {})
+        return intercept(fn, groups, handler, kinds)(variables, start, jnp.ones_like(x))[1][0]
+
+    return macs
+
+
+def _there(value: jax.Array, axis: int) -> jax.Array:
+    """[batch, channels], 1 where a channel is other than 0 somewhere."""
+    last = jnp.moveaxis(value, axis, -1)
+    return (last != 0).any(axis=tuple(range(1, last.ndim - 1))).astype(jnp.float32)

@@ -1,0 +1,186 @@
+"""A distribution over the scales of batch norms: which channels are surely zero.
+
+The norm of a gated unit says gamma (x + beta), its shift inside the product, so that gamma = 0
+removes it. All norms that write a residual stream share the gamma of a unit. Gamma is drawn from
+N(mu, sigma^2), once a unit and step; mu and log sigma^2 are learned.
+
+References:
+    Zhao, Ni, Zhang, Zhao, Zhang, Tian, Variational convolutional neural network pruning, 2019 [43].
+    Drawing: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv 1312.6114. The
+    log-uniform prior: Molchanov, Ashukha, Vetrov, Variational dropout sparsifies deep neural
+    networks, 2017, arXiv 1701.05369.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jprune.base import Batch, Groups, Task, Variables
+from jprune.learners._norm_gates import Gates, fold_gates, sample_gates
+
+K1, K2, K3 = 0.63576, 1.87320, 1.48695
+"""Molchanov et al.'s fit of the divergence from a log-uniform prior."""
+
+
+def kl_gaussian(mu: jax.Array, log_var: jax.Array) -> jax.Array:
+    """KL(N(mu, sigma^2) || N(0, sigma^2)) = mu^2 / (2 sigma^2), in nats.
+
+    Example:
+        >>> print(kl_gaussian(jnp.array(3.0), jnp.array(0.0)))
+        4.5
+    """
+    return 0.5 * mu**2 * jnp.exp(-log_var)
+
+
+def kl_log_uniform(mu: jax.Array, log_var: jax.Array) -> jax.Array:
+    """KL(N(mu, sigma^2) || p(|gamma|) ~ 1 / |gamma|) up to a constant, in nats.
+
+    With alpha = sigma^2 / mu^2 it is k1 - k1 sigmoid(k2 + k3 log alpha) + log(1 + 1 / alpha) / 2,
+    which falls to 0 as alpha grows; the fit is within 0.01 of the exact divergence.
+
+    Example:
+        >>> print(kl_log_uniform(jnp.array(1.0), jnp.array(0.0)).round(4))
+        0.4312
+    """
+    log_alpha = log_ratio(mu, log_var)
+    fitted = K1 * jax.nn.sigmoid(-(K2 + K3 * log_alpha))
+    return fitted + 0.5 * jax.nn.softplus(-log_alpha)
+
+
+def log_ratio(mu: jax.Array, log_var: jax.Array) -> jax.Array:
+    """Log alpha = log(sigma^2 / mu^2); finite, with a gradient of 0, at mu = 0."""
+    return log_var - jnp.log(mu**2 + 1e-12)
+
+
+class Prior(NamedTuple):
+    """What pulls gates towards zero, and when one is there."""
+
+    divergence: Callable[[jax.Array, jax.Array], jax.Array]
+    """`(mu, log sigma^2) -> nats`, elementwise."""
+    worth: Callable[[Any, Any, "Rule"], Any]
+    """`(mu, log sigma^2, rule) -> scores`, elementwise: at most 1 where the rule prunes."""
+
+
+class Rule(NamedTuple):
+    """When a unit is surely zero."""
+
+    mu: float = 0.02
+    """Largest |mu|, with the Gaussian prior."""
+    sigma: float = 0.01
+    """Largest sigma, with the Gaussian prior: an uncertain unit is not a zero one."""
+    log_alpha: float = 3.0
+    """Smallest log(sigma^2 / mu^2), with the log-uniform prior."""
+
+
+PRIORS: dict[str, Prior] = {
+    "gaussian": Prior(
+        kl_gaussian,
+        lambda mu, log_var, rule: jnp.maximum(
+            jnp.abs(mu) / rule.mu, jnp.exp(0.5 * log_var) / rule.sigma
+        ),
+    ),
+    "log_uniform": Prior(
+        kl_log_uniform,
+        lambda mu, log_var, rule: jnp.exp(rule.log_alpha - log_ratio(mu, log_var)),
+    ),
+}
+
+
+class Settings(NamedTuple):
+    """What variational training depends on."""
+
+    prior: str = "gaussian"
+    """A name of `PRIORS`."""
+    weight: float = 1.0
+    """Of the divergence; 1 is the evidence lower bound."""
+    warmup: int = 1
+    """Steps in which the weight grows in a line."""
+    rule: Rule = Rule()
+    masks: bool = True
+    """Whether a unit that the rule prunes is gone at once, and for good."""
+
+
+def variational_task(
+    task: Task, groups: Groups, settings: Settings, examples: int, least: Mapping[str, int]
+) -> Task:
+    """The same task with gates: variables {"net", "gates", "alive", "step"}.
+
+    Trained are the net's parameters and the gates {"mu", "log_var"}; gated scales of the net are
+    not read. The loss of an example is the task's, plus weight * KL / examples: KL counts once for
+    the data set. Its outputs are for its own `loss` and `metrics`, which has `kl` in nats.
+
+    Args:
+        task: of the net.
+        groups: of the net.
+        settings: prior, weight, rule.
+        examples: N, of the training split.
+        least: {group: units that stay, however sure the rule is}.
+    """
+    prior = PRIORS[settings.prior]
+
+    def gamma_of(variables: Variables, values: Gates) -> Gates:
+        return {name: values[name] * alive for name, alive in variables["alive"].items()}
+
+    def train_fn(variables: Variables, x: Any, key: jax.Array) -> Any:
+        first, second = jax.random.split(key)
+        mu, log_var = variables["gates"]["mu"], variables["gates"]["log_var"]
+        net = fold_gates(
+            groups, variables["net"], gamma_of(variables, sample_gates(first, mu, log_var))
+        )
+        out, new = task.train_fn(net, x, second)
+        parts = gamma_of(variables, jax.tree.map(prior.divergence, mu, log_var))
+        divergence = sum((jnp.sum(part) for part in parts.values()), jnp.zeros(()))
+        ramp = jnp.minimum(1.0, (variables["step"] + 1) / settings.warmup)
+        return (out, divergence, settings.weight * ramp * divergence / examples), new
+
+    def metrics(outs: tuple[Any, ...], batch: Batch) -> dict[str, jax.Array]:
+        return {
+            **task.metrics(outs[0], batch),
+            "kl": jnp.full_like(batch["weight"], outs[1]),
+        }
+
+    def update(variables: Variables, new: Any) -> Variables:
+        gates, alive = variables["gates"], variables["alive"]
+        if settings.masks:
+            alive = {
+                name: _pruned(mask, gates["mu"][name], gates["log_var"][name], least.get(name, 1))
+                for name, mask in alive.items()
+            }
+        mu = {name: gates["mu"][name] * mask for name, mask in alive.items()}
+        return {
+            "net": task.update(variables["net"], new),
+            "gates": {**gates, "mu": mu},
+            "alive": alive,
+            "step": variables["step"] + 1,
+        }
+
+    def _pruned(alive: Any, mu: Any, log_var: Any, least: int) -> Any:
+        left = alive * (prior.worth(mu, log_var, settings.rule) > 1)
+        return jnp.where(left.sum() >= least, left, alive)
+
+    def split(variables: Variables) -> tuple[Any, Any]:
+        params, rest = task.split(variables["net"])
+        trained = {"net": params, "gates": variables["gates"]}
+        return trained, {"net": rest, "alive": variables["alive"], "step": variables["step"]}
+
+    return task._replace(
+        fn=lambda variables, x: task.fn(inference(groups, variables), x),
+        train_fn=train_fn,
+        loss=lambda outs, batch: task.loss(outs[0], batch) + outs[2],
+        metrics=metrics,
+        split=split,
+        merge=lambda trained, rest: {
+            **rest,
+            "net": task.merge(trained["net"], rest["net"]),
+            "gates": trained["gates"],
+        },
+        update=update,
+    )
+
+
+def inference(groups: Groups, variables: Variables) -> Variables:
+    """The net without noise: gamma is mu, and 0 where a unit is gone."""
+    mu, alive = variables["gates"]["mu"], variables["alive"]
+    return fold_gates(groups, variables["net"], {name: mu[name] * alive[name] for name in mu})

@@ -1,0 +1,121 @@
+"""Nets that see smaller images: resizing, tasks of another size, sizes that a net cannot take."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import Batch, Pruned, Task, Variables
+
+Size = tuple[int, int]
+
+
+def resize(images: Any, size: Size) -> Any:
+    """Images of another size: weighted means under a triangle, as wide as one pixel of the result.
+
+    Args:
+        images: [batch, h, w, c], NumPy or JAX.
+        size: (height, width).
+
+    Example:
+        >>> resize(np.arange(8.0).reshape(1, 2, 4, 1), (1, 2))[0, 0, :, 0].round(2)
+        array([2.71, 4.29])
+    """
+    if tuple(images.shape[1:3]) == tuple(size):
+        return images
+    xnp = jnp if isinstance(images, jax.Array) else np
+    rows, columns = (_weights(old, new) for old, new in zip(images.shape[1:3], size))
+    return xnp.einsum("bhwc,ih,jw->bijc", images, rows, columns)
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(old: int, new: int) -> np.ndarray:
+    """Float32 [new, old]: what every old pixel counts in a new one; rows sum to 1."""
+    wide = max(1.0, old / new)
+    centres = (np.arange(new) + 0.5) * old / new
+    apart = np.abs(np.arange(old) + 0.5 - centres[:, None]) / wide
+    weights = np.maximum(0.0, 1.0 - apart)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def seen_at(fn: Callable[..., Any], resolution: Any) -> Callable[..., Any]:
+    """A net that resizes its images first; the net itself where the resolution is None.
+
+    Args:
+        fn: `fn(variables, x) -> out`.
+        resolution: [height, width], or None.
+    """
+    return fn if resolution is None else _seen_at(fn, size_of(resolution))
+
+
+def size_of(resolution: Any) -> Size:
+    """A resolution as plain numbers."""
+    height, width = np.asarray(resolution).tolist()
+    return int(height), int(width)
+
+
+@functools.lru_cache(maxsize=8)  # the same function for the same net: it is what JAX compiles for
+def _seen_at(fn: Callable[..., Any], size: Size) -> Callable[..., Any]:
+    def resized(variables: Variables, x: Any) -> Any:
+        return fn(variables, resize(jnp.asarray(x), size))
+
+    return resized
+
+
+def at_resolution(task: Task, pruned: Pruned) -> Task:
+    """The task whose images have the resolution of the net; the task itself where that is None."""
+    return task if pruned.resolution is None else at_size(task, size_of(pruned.resolution))
+
+
+def at_size(task: Task, size: Size) -> Task:
+    """The task with images of another size; its cost is that of the net on these."""
+    *_, channels = task.data.shape
+    batches = functools.partial(_batches, task.data.batches, size)
+    shape = (*size, channels)
+    return task._replace(
+        example=jax.ShapeDtypeStruct((1, *shape), task.example.dtype),
+        data=task.data._replace(shape=shape, batches=batches),
+    )
+
+
+def _batches(
+    batches: Callable[..., Iterator[Batch]],
+    size: Size,
+    split: str,
+    batch_size: int,
+    seed: int | None = None,
+    epoch: int = 0,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """As `base.Data.batches`, resized."""
+    for batch in batches(split, batch_size, seed=seed, epoch=epoch, start=start):
+        yield {**batch, "image": resize(batch["image"], size)}
+
+
+def check_size(task: Task, size: Size, instead: str) -> None:
+    """Refuses images that a net cannot take.
+
+    Args:
+        task: of the net.
+        size: (height, width).
+        instead: what to write instead, for the message.
+
+    Raises:
+        ArgumentError: the net does not run on such images, or nothing is left of them inside it.
+    """
+    variables = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+    example = at_size(task, size).example
+    try:
+        program = jax.make_jaxpr(task.fn)(variables, example)
+        why = "its layers leave no pixel of them"
+    except (TypeError, ValueError) as error:  # what layers raise whose weights fit one size
+        program, why = None, str(error).splitlines()[0]
+    values = [] if program is None else [v for e in program.eqns for v in e.outvars]
+    if program is None or any(0 in getattr(v.aval, "shape", ()) for v in values):
+        raise errors.ArgumentError(
+            f"{task.name} cannot take images of {size[0]} x {size[1]}: {why}. {instead}"
+        )

@@ -1,0 +1,105 @@
+"""Structured sparsity learning: group lasso while training, then what is exactly 0 is taken away.
+
+    E(W) = E_D(W) + lambda R(W) + sum_f lambda_f sum_g ||w_g||
+
+Families f of groups: filters, channels, shapes (one tap of one input, over all filters of a kernel)
+and depth (all that a branch of a residual sum has). Filters and channels are those of units, over
+all producers or consumers that are coupled. Masks meet gradients *prox* while groups vanish: there
+is no mask, the step makes exact zeros, and a group can come back. Then the zeros are read off as
+masks and fine-tuning is *frozen*.
+
+References:
+    Wen, Wu, Wang, Chen, Li, Learning structured sparsity in deep neural networks, 2016, arXiv
+    1608.03665 [13]; details as in the authors' Caffe code, which takes the subgradient and zeroes
+    weights below 1e-4. The proximal step: Parikh, Boyd, Proximal algorithms, 2014.
+"""
+
+import dataclasses
+
+from jprune import errors
+from jprune.base import Budget, Recipe
+from jprune.recipes._shrink import FAMILIES, Penalty, ReadOff, Shrink
+from jprune.recipes._structures import kinds_of
+from jprune.recipes.stages import Evaluate, Save, Train
+
+STRENGTHS = {"shape": 0.003, "filter": 0.003, "channel": 0.003, "depth": 0.007}
+"""The paper's, for CIFAR-10 (ConvNet, ResNet-20)."""
+
+
+def ssl(
+    budget: Budget,
+    train: Train | None,
+    finetune: Train,
+    *,
+    families: str = "filter+channel",
+    strength: float | str | None = None,
+    names: str | None = None,
+    how: str = "prox",
+    threshold: float | None = None,
+    scales: bool = True,
+    stop: float = 0.6,
+    correct: bool = True,
+) -> Recipe:
+    """Training under group lasso, then training under the masks that it made.
+
+    The paper has strengths and no budget. Here the groups that are 0 are counted first; where they
+    are too few, `correct` says what happens.
+
+    Args:
+        budget: what may be kept. A floor of its whole size leaves a group without a penalty.
+        train: training of the dense net; None where it is trained already.
+        finetune: the training under the penalty and the one after it.
+        families: "filter", "channel", "shape" or "depth", or several with "+" between: they add.
+            "filter+shape" are the paper's rows and columns, "depth" its ResNet's. Shapes make masks
+            of weights, the others of units or branches.
+        strength: lambda of all; "0.003+0.005" of each family; "0.003:0.001:0.01+0.005" of each
+            block (group, kernel, branch) of the first. None: 0.003, and 0.007 for depth. The
+            paper's are tuned by hand.
+        names: of groups, kernels or branches that are penalised, with "+" between; None: all.
+        how: "prox", whose step makes groups exactly 0, or "subgradient", the authors'.
+        threshold: weights below it become 0 after every step; None: 0 for "prox", and the authors'
+            1e-4 for "subgradient", which makes no zeros by itself.
+        scales: whether the norm of a filter or branch has the scales of its batch norms in it. The
+            paper's has kernels alone; but a norm divides by the kernel's size, so that shrinking it
+            takes nothing from what the unit says, and zeros come late if at all.
+        stop: fraction of the fine-tuning epochs under the penalty (the authors' AlexNet: a half of
+            the dense training's steps, and a third after it).
+        correct: True cuts the groups with the smallest norms until the budget is met; the record
+            of the stage `prune` says what the penalty alone had `reached`. False is the paper's:
+            only what is 0 goes, and a budget out of reach is an error.
+
+    Returns:
+        The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).
+
+    Raises:
+        ArgumentError: another word, or a number out of range.
+
+    Example:
+        >>> recipe = ssl(Budget(macs=0.5), None, Train(10, 0.01, name="finetune"))
+        >>> [(stage.name, getattr(stage, "epochs", None)) for stage in recipe][2:]
+        [('shrink', None), ('prune', None), ('before_finetune', None), ('finetune', 4.0)]
+    """
+    given = kinds_of(families, FAMILIES, "families")
+    if not 0 < stop < 1:
+        raise errors.ArgumentError(f"ssl(stop={stop}); it is in (0, 1).")
+    penalty = Penalty(
+        given,
+        "+".join(str(STRENGTHS[kind]) for kind in given) if strength is None else str(strength),
+        None if names is None else tuple(names.split("+")),
+        how,
+        (1e-4 if how == "subgradient" else 0.0) if threshold is None else threshold,
+        scales,
+    )
+    during = dataclasses.replace(finetune, epochs=stop * finetune.epochs)
+    return (
+        *(() if train is None else (train,)),
+        Save("dense"),
+        Evaluate("test", name="dense"),
+        Shrink(during, budget, penalty),
+        ReadOff(budget, penalty, correct),
+        Evaluate("validation", name="before_finetune"),
+        dataclasses.replace(finetune, epochs=(1 - stop) * finetune.epochs),
+    )
+
+
+METHODS = {"ssl": ssl}

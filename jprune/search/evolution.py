@@ -1,0 +1,167 @@
+"""Evolutionary search under a hard budget; without parents it is random search.
+
+References:
+    Liu, Mu, Zhang, Guo, Yang, Cheng, Sun, MetaPruning: meta learning for automatic neural network
+    channel pruning, 2019, arXiv 1903.10258, algorithm 1, with the numbers of the authors' code.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import Searcher
+from jprune.search._space import Space, check, draw
+
+TRIES = 40
+"""Blocks of offspring that are drawn before the places that are left go to random candidates."""
+
+
+class SearchState(NamedTuple):
+    """All that was tried so far."""
+
+    seed: jax.Array
+    """[k] bits of the key."""
+    round: jax.Array
+    tried: jax.Array
+    """How many candidates have a score."""
+    genes: jax.Array
+    """Int [all that may be tried, genes]."""
+    scores: jax.Array
+    """[the same]; -inf where there is none yet."""
+
+
+def evolution(
+    space: Space,
+    generations: int = 20,
+    population: int = 50,
+    parents: int = 10,
+    mutants: int = 25,
+    crossovers: int = 25,
+    probability: float = 0.1,
+) -> Searcher:
+    """Mutants and crossovers of the best so far, and random members where places are left.
+
+    A mutant is a parent whose genes are each shifted, with a probability, by 1 .. options - 1
+    (round the end), so a mutated gene is another one. A crossover takes every gene from one of two
+    parents. Offspring outside of the window, or tried before, is drawn again.
+
+    Args:
+        space: where is searched.
+        generations: rounds that the state has room for.
+        population: candidates in a round.
+        parents: the best so far that have offspring.
+        mutants: how many in a round, at most.
+        crossovers: the same.
+        probability: that a gene of a mutant is shifted.
+
+    Returns:
+        The searcher. With no mutants and no crossovers it is random search under the same window.
+
+    Raises:
+        ArgumentError: a number out of range.
+        BudgetError: the space has no member.
+
+    Example:
+        >>> space = Space((10, 10), lambda genes: genes.sum(axis=1) / 18, high=0.5)
+        >>> searcher = evolution(space, 9, population=8, parents=3, mutants=4, crossovers=2)
+        >>> state = searcher.init(jax.random.key(0))
+        >>> for _ in range(9):
+        ...     genes = searcher.ask(state)
+        ...     state = searcher.tell(state, genes, genes[:, 0] - genes[:, 1])
+        >>> searcher.best(state)[0].tolist()
+        [9, 0]
+    """
+    if min(generations, population, parents) < 1 or min(mutants, crossovers) < 0:
+        raise errors.ArgumentError(
+            f"evolution(generations={generations}, population={population}, parents={parents}, "
+            f"mutants={mutants}, crossovers={crossovers}); the first three are at least 1, the "
+            "others at least 0."
+        )
+    if mutants + crossovers > population or not 0 < probability <= 1:
+        raise errors.ArgumentError(
+            f"evolution(mutants={mutants}, crossovers={crossovers}, population={population}, "
+            f"probability={probability}); offspring is at most the population, and the "
+            "probability is in (0, 1]."
+        )
+    check(space)
+    options = np.asarray(space.options)
+
+    def init(key: jax.Array) -> SearchState:
+        size = generations * population
+        zero = jnp.zeros((), jnp.int32)
+        genes, scores = jnp.zeros((size, len(options)), jnp.int32), jnp.full(size, -jnp.inf)
+        return SearchState(jnp.ravel(jax.random.key_data(key)), zero, zero, genes, scores)
+
+    def ask(state: SearchState) -> np.ndarray:
+        genes, scores, count = np.asarray(state.genes), np.asarray(state.scores), int(state.tried)
+        room = min(population, len(genes) - count)
+        rng = np.random.default_rng([*np.asarray(state.seed).tolist(), int(state.round)])
+        taken = {tuple(row) for row in genes[:count].tolist()}
+        best = genes[np.argsort(-scores[:count], kind="stable")[:parents]]
+        found: list[list[int]] = []
+
+        def take(draws: Callable[[], np.ndarray], wanted: int) -> None:
+            goal = min(room, len(found) + wanted)
+            for _ in range(TRIES):
+                if len(found) >= goal:
+                    return
+                block = draws()
+                for row in block[space.inside(block)].tolist():
+                    if len(found) < goal and tuple(row) not in taken:
+                        taken.add(tuple(row))
+                        found.append(row)
+
+        if count:
+            take(lambda: mutated(best, options, probability, rng, 2 * population), mutants)
+            take(lambda: crossed(best, rng, 2 * population), crossovers)
+        take(lambda: draw(space, rng, 2 * population), room)
+        return np.asarray(found, int).reshape(-1, len(options))
+
+    return Searcher(init, ask, _told, _best)
+
+
+def mutated(
+    parents: np.ndarray,
+    options: np.ndarray,
+    probability: float,
+    rng: np.random.Generator,
+    count: int,
+) -> np.ndarray:
+    """Parents [n, genes], drawn evenly, whose genes are shifted with a probability.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> bool((mutated(np.array([[3, 0]]), np.array([4, 2]), 1.0, rng, 9) != [3, 0]).all())
+        True
+    """
+    chosen = parents[rng.integers(0, len(parents), count)]
+    shift = rng.integers(1, np.maximum(options, 2), chosen.shape)
+    return np.where(rng.random(chosen.shape) < probability, (chosen + shift) % options, chosen)
+
+
+def crossed(parents: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
+    """Every gene from one of two parents [n, genes], both drawn evenly."""
+    pairs = parents[rng.integers(0, len(parents), (2, count))]
+    return np.where(rng.random(pairs[0].shape) < 0.5, *pairs)
+
+
+def _told(state: SearchState, candidates: np.ndarray, scores: np.ndarray) -> SearchState:
+    """A score that is not a number is the worst."""
+    count, new = int(state.tried), len(candidates)
+    values = jnp.nan_to_num(jnp.asarray(scores, jnp.float32), nan=-jnp.inf, neginf=-jnp.inf)
+    return state._replace(
+        round=state.round + 1,
+        tried=state.tried + new,
+        genes=state.genes.at[count : count + new].set(jnp.asarray(candidates, jnp.int32)),
+        scores=state.scores.at[count : count + new].set(values),
+    )
+
+
+def _best(state: SearchState) -> tuple[np.ndarray, float]:
+    """The first of the best."""
+    place = int(np.argmax(np.asarray(state.scores)))
+    return np.asarray(state.genes)[place], float(state.scores[place])

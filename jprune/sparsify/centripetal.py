@@ -1,0 +1,226 @@
+"""Centripetal SGD: the units of a cluster are pulled together until they are one.
+
+References:
+    Ding, Ding, Guo, Han, Centripetal SGD for pruning very deep convolutional networks with
+    complicated structure, 2019, arXiv 1904.03837 [41]; details as in the authors' code.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import errors
+from jprune.base import Groups, Params, PyTree
+from jprune.units import check_units, places_of
+
+PRODUCERS = ("kernel", "shift", "scale")
+"""Roles of the places that make a unit what it is, statistics aside."""
+
+
+class CentripetalState(NamedTuple):
+    """State of `centripetal`."""
+
+    members: PyTree
+    """See `memberships`: arrays, so that other clusters do not recompile."""
+    deviation: jax.Array
+    """Sum of the squared differences of weights from the means of their clusters."""
+
+
+def memberships(groups: Groups, clusters: Mapping[str, Any]) -> PyTree:
+    """Which weights are pulled together, leaf by leaf.
+
+    Args:
+        groups: from `trace`.
+        clusters: {group: int [units]}, the cluster of every unit. A residual stream has one
+            clustering for all its producers; a group that is not named is left alone.
+
+    Returns:
+        A tree like the variables. A leaf has a tuple with an entry an axis: the cluster of every
+        position, int32 [axis length], or None where no producer's units stand.
+
+    Raises:
+        StructureError: an unknown group, or a wrong length.
+        FrozenError: the name of something frozen.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 1))}
+        >>> groups = jprune.trace(fn, variables, jnp.ones((1, 2)))
+        >>> memberships(groups, {"first": np.array([7, 4, 7])})
+        {'first': (None, Array([0, 1, 0], dtype=int32)), 'second': (None, None)}
+    """
+    check_units(groups, clusters)
+    names: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
+    for group, place in places_of(groups, PRODUCERS, tuple(clusters)):
+        axis = names.setdefault((place.leaf, place.axis), [() for _ in place.units])
+        seen: Counter[int] = Counter()
+        for position, unit in enumerate(place.units.tolist()):
+            if unit >= 0:
+                # The k-th position of a unit is like the k-th of another.
+                axis[position] += (group, int(clusters[group][unit]), seen[unit])
+                seen[unit] += 1
+    members = [
+        tuple(
+            _numbered(names[path, axis]) if (path, axis) in names else None
+            for axis in range(len(leaf.shape))
+        )
+        for path, leaf in groups.leaves.items()
+    ]
+    return groups.treedef.unflatten(members)
+
+
+def _numbered(names: list[tuple[Any, ...]]) -> jax.Array:
+    """Numbers for names; positions without a name are alone."""
+    numbers: dict[Any, int] = {}
+    alone = [name or (position,) for position, name in enumerate(names)]
+    return jnp.array([numbers.setdefault(name, len(numbers)) for name in alone], jnp.int32)
+
+
+def centripetal(
+    members: PyTree, strength: float, of_vectors: float = 0.1
+) -> optax.GradientTransformation:
+    """Gradients with which clusters contract; stands in front of weight decay and momentum.
+
+    With H the cluster of unit j, its weights F_j get the gradient
+
+        mean over k in H of dL/dF_k + strength (F_j - mean over k in H of F_k).
+
+    With weight decay eta and learning rate tau behind it, that is the paper's step, in which the
+    differences of a cluster shrink by 1 - tau (eta + strength) whatever the loss is, while its mean
+    takes plain SGD steps. See `contraction` for momentum.
+
+    Args:
+        members: from `memberships`, of the trained parameters.
+        strength: the paper's epsilon.
+        of_vectors: factor of the strength for leaves with one axis (scales and biases).
+
+    Raises:
+        ArgumentError: a negative number; `update` without parameters.
+
+    Example:
+        >>> members = {"w": (jnp.array([0, 0, 1]), None)}
+        >>> params = {"w": jnp.array([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])}
+        >>> gradient = {"w": jnp.array([[0.2, 0.0], [0.4, 1.0], [1.0, 1.0]])}
+        >>> tx = optax.chain(centripetal(members, 0.1), optax.add_decayed_weights(0.01),
+        ...                  optax.sgd(0.5))
+        >>> updates, _ = tx.update(gradient, tx.init(params), params)
+        >>> print(optax.apply_updates(params, updates)["w"])
+        [[ 0.895 -0.2  ]
+         [ 2.785  1.69 ]
+         [ 4.475  4.475]]
+    """
+    if strength < 0 or of_vectors < 0:
+        raise errors.ArgumentError(
+            f"centripetal(strength={strength}, of_vectors={of_vectors}); both are 0 or more."
+        )
+
+    def init(params: Params) -> CentripetalState:
+        return CentripetalState(members, deviation_of(params, members))
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        if params is None:
+            raise errors.ArgumentError(
+                "centripetal needs the parameters: call tx.update(gradients, state, params)."
+            )
+
+        def one(gradient: jax.Array, away: jax.Array, own: tuple[Any, ...]) -> jax.Array:
+            pull = strength * (of_vectors if jnp.ndim(gradient) == 1 else 1.0)
+            return cluster_means(gradient, own) + pull * away
+
+        away = jax.tree.map(_away, params, state.members)
+        moved = jax.tree.map(one, updates, away, state.members)
+        return moved, CentripetalState(state.members, _squares(away))
+
+    return optax.GradientTransformation(init, update)
+
+
+def cluster_means(values: jax.Array, own: tuple[Any, ...]) -> jax.Array:
+    """Every position has the mean of its cluster; `own` is a leaf of `memberships`."""
+    for axis, ids in enumerate(own):
+        if ids is not None:
+            along = jnp.moveaxis(values, axis, 0)
+            sums = jax.ops.segment_sum(along, ids, len(along))
+            counts = jax.ops.segment_sum(jnp.ones(len(along), along.dtype), ids, len(along))
+            shape = (-1, *[1] * (along.ndim - 1))
+            means = sums / jnp.maximum(counts, 1).reshape(shape)
+            values = jnp.moveaxis(means[ids], 0, axis)
+    return values
+
+
+def _away(values: jax.Array, own: tuple[Any, ...]) -> jax.Array:
+    return values - cluster_means(values, own)
+
+
+def _squares(tree: PyTree) -> jax.Array:
+    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
+
+
+def deviation_of(params: Params, members: PyTree) -> jax.Array:
+    """Sum of the squared differences of weights from the means of their clusters."""
+    return _squares(jax.tree.map(_away, params, members))
+
+
+def contraction(rates: np.ndarray, momentum: float, pull: Any) -> np.ndarray:
+    """What is left of a cluster's differences at the end of a training, over what there was.
+
+    Nesterov momentum m as in `optax.trace`. Where tau pull is small, a step leaves
+    1 - tau pull / (1 - m); from about (1 - sqrt(m))^2 on the differences swing, and a step leaves
+    sqrt(m (1 - tau pull)), which hardly depends on the pull. For that swinging, the largest over
+    the last tenth of the steps is taken.
+
+    Args:
+        rates: learning rates tau of all steps.
+        momentum: in [0, 1).
+        pull: strength + weight decay; a number or an array.
+
+    Returns:
+        Of the shape of `pull`.
+
+    Example:
+        >>> print(contraction(np.full(100, 0.1), 0.0, 0.051).round(4))  # 0.9949^91
+        0.628
+    """
+    pull = np.asarray(pull, float)
+    left, velocity, most = np.ones_like(pull), np.zeros_like(pull), np.zeros_like(pull)
+    late = len(rates) - max(1, len(rates) // 10)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step, rate in enumerate(np.asarray(rates, float)):
+            gradient = pull * left
+            velocity = gradient + momentum * velocity
+            left = left - rate * (gradient + momentum * velocity)
+            if step >= late:
+                most = np.fmax(most, np.abs(left))
+    return most
+
+
+def strength_for(rates: np.ndarray, momentum: float, goal: float, of_vectors: float) -> float:
+    """The gentlest strength with which all differences shrink to `goal` in a training.
+
+    Args:
+        rates: learning rates of all steps.
+        momentum: in [0, 1).
+        goal: what is left of differences.
+        of_vectors: factor of the strength for scales and biases, which are last; 0: they are not
+            pulled, and not looked at.
+
+    Returns:
+        A strength between 1e-4 and 10; where none is enough, the one that leaves least.
+
+    Example:
+        >>> rates = np.full(2000, 0.03)
+        >>> found = strength_for(rates, 0.9, 1e-6, 0.1)
+        >>> bool(contraction(rates, 0.9, 0.1 * found) <= 1e-6), 0.2 < found < 0.3
+        (True, True)
+    """
+    tried = np.geomspace(1e-4, 10, 201)
+    slowest = min(1.0, of_vectors) if of_vectors else 1.0
+    left = np.nan_to_num(contraction(rates, momentum, slowest * tried), nan=np.inf)
+    left = np.maximum(left, np.nan_to_num(contraction(rates, momentum, tried), nan=np.inf))
+    enough = np.flatnonzero(left <= goal)
+    return float(tried[enough[0] if enough.size else left.argmin()])

@@ -1,0 +1,39 @@
+"""Training stops at the first update that is not finite, and keeps what it had."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class GuardState(NamedTuple):
+    """State of `guarded`."""
+
+    good: jax.Array
+    """False once an update was not finite."""
+    inner: Any
+
+
+def guarded(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Stops for good at the first update that is not finite: parameters keep their last state.
+
+    Example:
+        >>> tx = guarded(optax.sgd(0.1))
+        >>> state = tx.init(jnp.ones(2))
+        >>> updates, state = tx.update(jnp.array([1.0, jnp.nan]), state)
+        >>> updates.tolist(), bool(state.good)
+        ([0.0, 0.0], False)
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        moves, after = inner.update(updates, state.inner, params, **extra)
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(moves)]
+        good = state.good & jnp.stack(finite).all()
+        moves = jax.tree.map(lambda move: jnp.where(good, move, jnp.zeros_like(move)), moves)
+        return moves, GuardState(good, after)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: GuardState(jnp.ones((), bool), inner.init(params)), update
+    )

@@ -1,0 +1,334 @@
+"""FBS: gates for every image, winners among them, and MACs counted image by image."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.mechanisms import p32_fbs
+from jprune import errors, recipes, trace
+from jprune.base import Budget, Pruned
+from jprune.cost.samples import gates_of, sample_macs
+from jprune.graph.affine import affine_of
+from jprune.graph.parts import read_back, written_out
+from jprune.graph.winners import Winners, saliences, winners
+from jprune.learners.fbs import (
+    Boosting,
+    as_winners,
+    boosted_task,
+    chosen_layers,
+    counts_at,
+    init_gates,
+    layers_of,
+    prepared,
+)
+from jprune.recipes import Train, cost_of, groups_of, shapes_of
+from jprune.recipes._deformed import EvaluateDeformed, deformed, mosaic, occlusion
+from jprune.recipes.fbs import Boost, density_for, fbs
+from tests.toys import drawn, toy_data, toy_task
+
+KEY = jax.random.key(32)
+TRAIN = Train(10, 0.05, 16, name="finetune")  # 30 steps
+CONVS = tuple(f"params/conv{number}/kernel" for number in (1, 2, 3))
+
+
+@functools.cache
+def net():
+    """A task, and a net whose norms do something: scales of both signs, shifts, statistics."""
+    task, rng = toy_task(), np.random.default_rng(3)
+
+    def moved(path, leaf):
+        name = path[-1].key
+        draws = {"scale": (0.5, 1.5), "var": (0.5, 2), "bias": (-0.3, 0.3), "mean": (-0.3, 0.3)}
+        if leaf.ndim > 1 or name not in draws:
+            return leaf
+        values = rng.uniform(*draws[name], leaf.shape)
+        flips = np.where(np.arange(len(values)) % 5 == 2, -1, 1) if name == "scale" else 1
+        return jnp.asarray(values * flips, leaf.dtype)
+
+    return task, jax.tree.map_with_path(moved, drawn(task))
+
+
+def images(count=6):
+    return jax.random.normal(KEY, (count, 8, 8, 1))
+
+
+def begun(boosting, std=None):
+    task, variables = net()
+    groups = groups_of(task)
+    layers = layers_of(task, groups, shapes_of(task))
+    start, levels = prepared(groups, layers, boosting, variables)
+    gates = init_gates(KEY, layers, levels, boosting.std if std is None else std)
+    return task, groups, layers, {"net": start, "gates": gates, "step": jnp.zeros((), jnp.int32)}
+
+
+def test_the_gate_of_the_worked_case():
+    """Checks [32] P1."""
+    x = jnp.array([[[1.5, -0.5], [-0.5, 0.5]]])  # two positions: mean |x| is (1, 0.5)
+    predictor = jnp.array([[0.2, -1, 0.4, 0], [0.2, 0.2, 1, -0.6]])
+    g = saliences(x, predictor, jnp.array([1, 1, 0, 0.1]))
+    np.testing.assert_allclose(g, [[1.3, 0.1, 0.9, 0]], atol=1e-6)
+    pi = winners(g, 2)
+    np.testing.assert_allclose(pi, [[1.3, 0, 0.9, 0]], atol=1e-6)
+    np.testing.assert_allclose([g.sum(), pi.sum()], [2.3, 2.2], rtol=1e-6)
+    h, beta = jnp.array([[0.5, -1, 2, 3]]), jnp.full(4, 0.1)
+    for offset, bonus, expected in (
+        (beta, 0 * beta, [0.78, 0, 1.89, 0]),
+        (0 * beta, beta, [0.75, 0, 1.9, 0]),
+    ):
+        leaf = Winners(jnp.eye(4), offset, bonus, jnp.eye(4), beta, 2)
+        np.testing.assert_allclose(jax.nn.relu(leaf.boosted(h, pi)), [expected], atol=1e-6)
+
+
+def test_winners_are_the_largest_with_ties_by_index_and_pass_the_gradient_alone():
+    rng = np.random.default_rng(0)
+    g = jnp.asarray(rng.integers(0, 4, (50, 7)), jnp.float32)
+    for count in (1, 3, 7):
+        expected = np.zeros(g.shape, np.float32)
+        for row, values in zip(expected, np.asarray(g)):
+            first = np.argsort(-values, kind="stable")[:count]
+            row[first] = values[first]
+        np.testing.assert_array_equal(winners(g, count), expected)
+        np.testing.assert_array_equal(jax.jit(winners)(g, count), expected)
+    slope = jax.grad(lambda g: (winners(g, 2) * jnp.arange(4.0)).sum())(jnp.array([[4.0, 1, 3, 2]]))
+    np.testing.assert_array_equal(slope, [[0, 0, 2, 0]])
+
+
+@pytest.mark.parametrize("shift_first", [True, False])
+def test_a_neutral_start_is_the_dense_net(shift_first):
+    """Checks [32] P2, for scales of both signs."""
+    boosting = Boosting(start="scale", shift_first=shift_first)
+    task, groups, layers, variables = begun(boosting, std=0.0)
+    assert tuple(layers) == CONVS
+    full = counts_at(layers, 1.0)
+    held = jax.jit(lambda v: as_winners(task, groups, layers, shift_first, v, full))(variables)
+    wanted = task.fn(net()[1], images())
+    got = task.fn(held, images())
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("shift_first", [True, False])
+def test_the_kernels_that_are_handed_over_are_the_net_that_was_trained(shift_first):
+    """Gates behind the norm, in inference mode, against gates folded into kernels."""
+    boosting = Boosting(shift_first=shift_first)
+    task, groups, layers, variables = begun(boosting, std=0.5)
+    counts = counts_at(layers, 0.5)
+    still = task._replace(train_fn=lambda v, x, key: (task.fn(v, x), v["stats"]))
+    table = {name: np.array([count]) for name, count in counts.items()}
+    boosted = boosted_task(still, groups, layers, boosting, table, 1)
+    (logits, penalty, is_open), _ = jax.jit(boosted.train_fn)(variables, images(), KEY)
+    held = jax.jit(lambda v: as_winners(task, groups, layers, shift_first, v, counts))(variables)
+    np.testing.assert_allclose(task.fn(held, images()), logits, atol=1e-5 * np.abs(logits).max())
+    run = jax.jit(gates_of(task.fn, groups))
+    out, gates = run(held, images())
+    np.testing.assert_allclose(out, logits, atol=1e-5 * np.abs(logits).max())
+    alive = np.mean([(np.asarray(gates[name]) > 0).mean(axis=1) for name in layers], axis=0)
+    np.testing.assert_allclose(is_open, alive, rtol=1e-5)
+    assert (np.asarray(penalty) > 0).all()
+    factor, offset = affine_of(task.fn, groups)(read_kernels(held), images(1))[CONVS[1]]
+    np.testing.assert_allclose(factor, np.ones(12), rtol=1e-6)  # the norm does nothing any more
+    np.testing.assert_array_equal(offset, np.zeros(12))
+
+
+def read_kernels(held):
+    plain = lambda node: node.dense() if isinstance(node, Winners) else node
+    return jax.tree.map(plain, held, is_leaf=lambda node: isinstance(node, Winners))
+
+
+def test_gates_belong_to_their_image():
+    """Checks [32] P3."""
+    task, groups, layers, variables = begun(Boosting(), std=0.5)
+    counts = counts_at(layers, 0.3)
+    held = jax.jit(lambda v: as_winners(task, groups, layers, True, v, counts))(variables)
+    run = jax.jit(gates_of(task.fn, groups))
+    gates = run(held, images())[1]
+    exchanged = run(held, images()[::-1])[1]
+    for name, layer in layers.items():
+        there = np.asarray(gates[name]) > 0
+        assert there.shape == (6, layer.outputs)
+        assert there.sum(axis=1).max() <= counts[name] == int(np.ceil(0.3 * layer.outputs))
+        np.testing.assert_allclose(exchanged[name], gates[name][::-1], rtol=1e-6)
+    assert len({row.tobytes() for row in np.asarray(gates[CONVS[2]]) > 0}) > 1
+    back = read_back(written_out(held))
+    np.testing.assert_array_equal(task.fn(back, images()), task.fn(held, images()))
+
+
+def test_macs_are_counted_image_by_image_with_inputs_and_outputs_left_out():
+    task, variables = net()
+    groups, rng = groups_of(task), np.random.default_rng(1)
+    widths = {CONVS[0]: 8, CONVS[1]: 12, CONVS[2]: 8}
+    there = {name: rng.random((6, width)) < 0.4 for name, width in widths.items()}
+    there = {
+        name: jnp.asarray(mask | (np.arange(mask.shape[1]) == 1)) for name, mask in there.items()
+    }
+    a, b, c = (np.asarray(there[name]).sum(axis=1) for name in CONVS)
+    stream = np.asarray(there[CONVS[0]] | there[CONVS[2]]).sum(axis=1)  # one of both is enough
+    contractions = 16 * 9 * (1 * a + a * b + b * c)
+    extra = 1 * 8 + 8 * 12 + 12 * 8 + 16 * (a + b + c)
+    count = jax.jit(sample_macs(task.fn, groups))
+    np.testing.assert_array_equal(
+        count(variables, there, images()), contractions + 3 * stream + extra
+    )
+    most = jax.jit(sample_macs(task.fn, groups, whole_joins=True))(variables, there, images())
+    np.testing.assert_array_equal(most, contractions + 3 * 8 + extra)
+    np.testing.assert_array_equal(
+        count(variables, {}, images()), np.full(6, float(cost_of(task)({}).macs))
+    )
+
+
+def test_macs_of_grouped_convolutions():
+    numbers = ("NHWC", "HWIO", "NHWC")
+    conv = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME",
+        dimension_numbers=numbers,
+    )  # fmt: skip
+
+    def fn(v, x):
+        x = jax.nn.relu(conv(x, v["a"]))
+        x = jax.nn.relu(conv(x, v["b"], feature_group_count=3))
+        return x.mean(axis=(1, 2)) @ v["c"]
+
+    variables = {"a": jnp.ones((1, 1, 2, 6)), "b": jnp.ones((3, 3, 2, 9)), "c": jnp.ones((9, 4))}
+    x = jnp.ones((2, 5, 4, 2))
+    groups = trace(fn, variables, x)
+    there = jnp.array([[1, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    macs = sample_macs(fn, groups)(variables, {"a": there}, x)
+    outside = 2 * 6 + 20 * there.sum(axis=1)
+    expected = 20 * 2 * there.sum(axis=1) + 20 * 9 * 3 * there.sum(axis=1) + 9 * 4
+    np.testing.assert_array_equal(macs, expected + outside)
+
+
+@functools.cache
+def boosted_net():
+    task, variables = net()
+    recipe = fbs(Budget(macs=0.6), None, TRAIN, drop=0.25, std=1.0)
+    return task, recipes.run(recipe, Pruned(variables, None), task, KEY)
+
+
+def test_a_run_meets_its_budget_on_every_image_and_gates_differ_between_images():
+    task, (pruned, records) = boosted_net()
+    seen = {entry["stage"]: entry["metrics"] for entry in records}
+    assert list(seen) == ["dense", "boost", "mosaic", "occlusion"]
+    assert pruned.masks is None  # nothing is removed: all parameters stay
+    weights = seen["mosaic"]["params"] - seen["dense"]["params"]
+    assert weights >= 1 * 8 + 8 * 12 + 12 * 8  # and the predictors come on top
+    assert 0.3 < seen["boost"]["gates_open"] < 0.9
+    groups = groups_of(task)
+    batch = next(task.data.batches("test", 12))
+    _, gates = jax.jit(gates_of(task.fn, groups))(pruned.variables, batch["image"])
+    macs = sample_macs(task.fn, groups)(read_kernels(pruned.variables), gates, batch["image"])
+    assert float(macs.max()) <= 0.6 * seen["dense"]["macs"]
+    found = recipes.run((recipes.Evaluate("test", slim=True),), pruned, task, KEY)[1][0]["metrics"]
+    assert found["macs"] == round(float(macs.mean()))
+    apart = [mean_distance(np.asarray(gate) > 0) for gate in gates.values()]
+    assert max(apart) > 0.05  # P32 asks it of half of the layers, on real images
+    fn, small = recipes.slim_net(task, pruned)
+    expected = task.fn(pruned.variables, batch["image"])
+    np.testing.assert_allclose(fn(small, batch["image"]), expected, atol=1e-5)
+
+
+def mean_distance(supports):
+    """Mean Jaccard distance of all pairs."""
+    pairs = itertools.combinations(supports, 2)
+    return np.mean([1 - (a & b).sum() / max(1, (a | b).sum()) for a, b in pairs])
+
+
+def test_scales_of_gated_layers_are_1_and_stay_so():
+    pruned, _ = boosted_net()[1]
+    for number, width in ((1, 8), (2, 12), (3, 8)):
+        leaf = pruned.variables["params"][f"conv{number}"]["kernel"]
+        assert isinstance(leaf, Winners)
+        assert leaf.plan() == {"outputs": int(leaf.count)}
+        norm, stats = (pruned.variables[k][f"norm{number}"] for k in ("params", "stats"))
+        factor = norm["scale"] / jnp.sqrt(stats["var"] + 1e-5)
+        np.testing.assert_allclose(factor, np.ones(width), rtol=1e-5)
+        assert not norm["bias"].any()
+    with pytest.raises(errors.StructureError, match="a plan cannot make gates"):
+        Winners.planned(leaf.kernel, leaf.plan())
+
+
+def test_densities_are_solved_for_budgets():
+    task, _ = net()
+    layers = layers_of(task, groups_of(task), shapes_of(task))
+    assert density_for(task, layers, Budget(density=0.3)) == 0.3
+    found = [density_for(task, layers, Budget(macs=share)) for share in (0.3, 0.5, 0.8)]
+    assert found == sorted(found)
+    with pytest.raises(errors.BudgetError, match=r"with one winner a layer an image costs up to"):
+        Boost(TRAIN, Budget(macs=0.01), Boosting()).check(task)
+
+
+def test_a_gate_on_a_frozen_group_is_refused():
+    task, _ = net()
+    groups = groups_of(task)
+    known = layers_of(task, groups, shapes_of(task))
+    with pytest.raises(errors.FrozenError, match="params/fc/kernel, which is frozen: its axis 1"):
+        chosen_layers(groups, known, "params/fc/*")
+    with pytest.raises(errors.ArgumentError, match=r"did you mean params/conv2/kernel\?"):
+        chosen_layers(groups, known, "params/conv2/kern")
+    frozen = Budget(macs=0.9, floors={"params/conv2/kernel": 12})
+    with pytest.raises(errors.FrozenError, match="the budget's floor leaves it whole"):
+        Boost(TRAIN, frozen, Boosting(), "params/conv2/*").check(task)
+    assert tuple(Boost(TRAIN, frozen, Boosting()).layers(task)) == (CONVS[0], CONVS[2])
+    with pytest.raises(errors.ArgumentError, match="no convolution of this net can have gates"):
+        Boost(TRAIN, Budget(macs=0.5), Boosting()).check(toy_task("lenet300"))
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "message"),
+    [
+        (Budget(params=0.5), {}, r"fbs came with Budget\(params=0.5\): it keeps all parameters"),
+        (Budget(macs=0.5), {"drop": 0.0}, r"fbs\(drop=0.0\); it is in \(0, 1\)"),
+        (Budget(macs=0.5), {"over": "all"}, "over is gates or winners"),
+        (Budget(macs=0.5), {"lasso": -1.0}, "both are 0 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused(budget, options, message):
+    with pytest.raises(errors.ArgumentError, match=message):
+        fbs(budget, None, TRAIN, **options)
+
+
+def test_distillation_is_refused():
+    with pytest.raises(errors.ArgumentError, match="fbs learns from labels alone"):
+        fbs(Budget(macs=0.5), None, dataclasses.replace(TRAIN, distill=0.5))
+
+
+def test_mosaics_are_means_of_tiles_and_occlusions_a_square():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 8, 6, 2)).astype(np.float32)
+    tiles = mosaic(x, rng, parts=2)
+    expected = x.reshape(3, 2, 4, 2, 3, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(tiles[:, ::4, ::3], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(tiles, np.repeat(np.repeat(tiles[:, ::4, ::3], 4, 1), 3, 2))
+    hidden = occlusion(x, rng)
+    changed = (hidden != x).any(axis=-1)
+    assert changed.sum(axis=(1, 2)).tolist() == [4 * 3] * 3
+    for image, before, where in zip(hidden, x, changed):
+        np.testing.assert_allclose(image[where], np.tile(before.mean(axis=(0, 1)), (12, 1)))
+    data = deformed(toy_data(), occlusion)
+    once, again = (next(data.batches("test", 12)) for _ in range(2))
+    plain = next(toy_data().batches("test", 12))
+    np.testing.assert_array_equal(once["image"], again["image"])
+    np.testing.assert_array_equal(once["label"], plain["label"])
+    assert (once["image"] != plain["image"]).any()
+    with pytest.raises(errors.ArgumentError, match="write one of mosaic, occlusion"):
+        EvaluateDeformed("blur")
+
+
+def test_resnets_are_gated_at_every_convolution():
+    task = toy_task("resnet8")
+    layers = layers_of(task, groups_of(task), shapes_of(task))
+    assert len(layers) == 7
+    assert {len(layer.scales) for layer in layers.values()} == {1}
+
+
+@pytest.mark.slow
+def test_p32_has_a_row_an_arm():
+    found = p32_fbs.main(p32_fbs.Settings(smoke=True))
+    assert [row["arm"] for row in found] == ["dense", *p32_fbs.ARMS]
+    assert found[1]["macs"] < 0.35 * found[0]["macs"]
+    assert found[1]["params"] > found[0]["params"]
+    assert len(found[1]["apart"]) == len(p32_fbs.WIDTHS)
