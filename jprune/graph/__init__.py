@@ -10,8 +10,9 @@ Read in this order: `jaxprs` (the equations), `labels` and `solve` (ties, and wh
 loop), `roles` (what each leaf does), `vanish` (units without a consumer), `coupling` (all of that
 for one function), `groups` and `trace` (units, groups, reasons). Then `slim`, `shrink`, `bodies`
 and `divisors` (the smaller net), `sites` and `intercept` (where methods look and act), `branches`,
-`leaves`, `windows` and `csr` (more than channels), `parts` (trees with leaf types, written out),
-`plans` (what was removed, as JSON), `depthwise` (a rewrite that makes CPUs fast).
+`leaves`, `windows`, `csr` and `winners` (more than channels), `affine` (what stands behind a
+contraction), `parts` (trees with leaf types, written out), `plans` (what was removed, as JSON),
+`depthwise` (a rewrite that makes CPUs fast).
 
 Nothing here knows a neural-network library, a training loop or a criterion.
 """

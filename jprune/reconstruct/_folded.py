@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.base import Groups, Place, Variables
-from jprune.graph import Site, intercept
+from jprune.graph.affine import affine_leaves, affine_of
 from jprune.reconstruct._sites import kernel_of
 from jprune.units import leaves_by_path, places_of
 
@@ -29,8 +29,7 @@ def affines(
 ) -> tuple[dict[str, Affine], frozenset[str]]:
     """Scale and shift behind every layer, and the leaves that they are made of.
 
-    The net runs with 0 and with 1 in place of every layer's outputs. So no name, layout or epsilon
-    of a norm need be known, and no data.
+    No name, layout or epsilon of a norm need be known, and no data: see `jprune.graph.affine`.
 
     Args:
         fn: the function that was traced.
@@ -50,30 +49,13 @@ def affines(
         >>> found["w"].scale.tolist(), found["w"].shift.tolist(), sorted(leaves)
         ([3.0, 3.0], [4.0, 5.0], ['b'])
     """
-
-    def handler(site: Site, value: Any, seen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if site.kind == "out":
-            probe = jnp.arange(2, dtype=value.dtype).reshape(2, *[1] * (value.ndim - 1))
-            value = jnp.broadcast_to(probe, value.shape)
-        rows = jnp.moveaxis(value, site.axis, -1).reshape(2, -1, value.shape[site.axis])[:, 0]
-        return value, {**seen, site.layer: rows}
-
-    run = intercept(fn, groups, handler, ("out", "norm"))
-    x = jnp.zeros((2, *example.shape[1:]), example.dtype)
-
-    def probe(variables: Variables) -> dict[str, Affine]:
-        seen = run(variables, {}, x)[1]
-        return {site: Affine(rows[1] - rows[0], rows[0]) for site, rows in seen.items()}
-
-    def mixed(variables: Variables) -> Any:
-        parts = jax.tree.leaves(probe(variables))
-        mixes = (jnp.vdot(part, jnp.cos(jnp.arange(part.size) + 1.0)) for part in parts)
-        return sum(mixes, jnp.zeros(()))
-
-    found, slopes = jax.jit(lambda v: (probe(v), jax.grad(mixed)(v)))(variables)
-    read = leaves_by_path(groups, slopes)
-    made_of = frozenset(path for path, slope in read.items() if np.any(np.asarray(slope) != 0))
-    return jax.tree.map(np.asarray, found), made_of
+    x = jnp.zeros((1, *example.shape[1:]), example.dtype)
+    found = jax.jit(affine_of(fn, groups))(variables, x)
+    made_of = affine_leaves(fn, groups, variables, x)
+    return (
+        {site: Affine(*map(np.asarray, parts)) for site, parts in found.items()},
+        frozenset(path for paths in made_of.values() for path in paths),
+    )
 
 
 def weight_sets(
