@@ -19,6 +19,7 @@ CONFIG = Sweep(
         *("dense", "random", "l1", "l2", "taylor", "scratch_e", "scratch_b"),
         *("data_free", "channel_lasso", "thinet"),
         *("c_obd", "c_obs", "kron_obd", "kron_obs", "eigendamage"),
+        *("ssl", "struct_admm", "csgd", "variational", "gal", "fbs", "metapruning", "three_d"),
     ),
     macs=(0.5,),
     seeds=(0, 1, 2),
