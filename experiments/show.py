@@ -151,7 +151,7 @@ class Show:
         self._total = len(todo)
         self._workers = workers
         self._current: dict[str, float] = {}
-        self._forecast = Forecast(work_of(todo) if todo else lambda run: 1.0)
+        self._forecast = Forecast(work_of(planned) if todo else lambda run: 1.0)
         for run in planned if todo else ():
             if run.id in done:
                 self._forecast.add(run, seconds_of(done[run.id]))

@@ -330,6 +330,14 @@ def test_time_left_is_from_runs_of_the_same_kind():
     assert resumed.left() == "about 6.0 s left"
 
 
+def test_a_net_that_is_done_tells_how_long_another_one_takes():
+    nets = (Net("lenet300", "digits"), Net("resnet8", "digits"))
+    planned = sweep.runs(Sweep(nets, ("l1",), macs=(0.5,), seeds=(0,)))
+    row = {"method": "l1", "wall_s": {"train": 30.0, "prune": 1.0, "finetune": 5.0}}
+    shown = show.Show(planned, planned[-1:], {planned[1].id: row}, workers=1, quiet=True)
+    assert shown.left().endswith("left")
+
+
 # The runs themselves, short: what is not about numbers is left out.
 
 
