@@ -27,8 +27,9 @@ from jprune.learners.fbs import (
     prepared,
 )
 from jprune.recipes import Train, cost_of, groups_of, shapes_of
+from jprune.recipes._boost import Boost, density_for
 from jprune.recipes._deformed import EvaluateDeformed, deformed, mosaic, occlusion
-from jprune.recipes.fbs import Boost, density_for, fbs
+from jprune.recipes.fbs import fbs
 from tests.toys import drawn, toy_data, toy_task
 
 KEY = jax.random.key(32)

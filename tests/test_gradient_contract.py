@@ -26,13 +26,13 @@ from jprune.masks import apply_masks
 from jprune.recipes import LongStage, Train
 from jprune.recipes._admm import Admm, Sets
 from jprune.recipes._adversarial import Adversarial, Soft
+from jprune.recipes._boost import Boost
 from jprune.recipes._clusters import Pull
 from jprune.recipes._gates import Gate
+from jprune.recipes._hypernet import TrainHypernetwork
 from jprune.recipes._shrink import Penalty, Shrink
 from jprune.recipes._surgery import Surgery
 from jprune.recipes.edge_popup import Popup
-from jprune.recipes.fbs import Boost
-from jprune.recipes.metapruning import TrainHypernetwork
 from jprune.recipes.scratch import TrainAnew
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
 

@@ -21,8 +21,9 @@ from jprune.learners import (
     width_masks,
 )
 from jprune.recipes import CheckedStage, Train, groups_of
+from jprune.recipes._hypernet import Rounds, Search, TrainHypernetwork, stacked
 from jprune.recipes._width_space import Widths
-from jprune.recipes.metapruning import Rounds, Search, TrainHypernetwork, metapruning, stacked
+from jprune.recipes.metapruning import metapruning
 from jprune.search import Space, evolution
 from jprune.search.evolution import crossed, mutated
 from tests.law import QUICK, quick, relative_error

@@ -13,8 +13,9 @@ from jprune import errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.recipes import Evaluate, Rewind, Train, cost_of, groups_of
 from jprune.recipes._dimensions import Narrow, fewer_blocks, sizes_of, where
+from jprune.recipes._optimum import Observe, Optimum
 from jprune.recipes._resolution import at_resolution, at_size, check_size, resize, seen_at
-from jprune.recipes.three_dimensions import Observe, Optimum, three_dimensions
+from jprune.recipes.three_dimensions import three_dimensions
 from jprune.search import Polynomial, fit, optimum
 from tests.law import relative_error
 from tests.toys import CLASSES, drawn, toy_data, toy_task

@@ -3,7 +3,8 @@
 Mittal et al., arXiv 1801.10447 [47], and Liu et al., arXiv 1810.05270 [49]: after fine-tuning, how
 filters were chosen hardly matters, and the pruned shape trained from scratch is as good. The papers
 of the methods say otherwise, each with a task, a budget and a training of its own; here they have
-one. Net, data and training are those of `first_comparison`, whose rows are not run again.
+one. Expected by the first two: all methods within a deviation of Scratch-B, and random not far
+below. Net, data and training are those of `first_comparison`, whose rows are not run again.
 
     python -m experiments.run filter_methods --workers 2
 

@@ -32,10 +32,11 @@ from experiments.claims import Claim, Finding, shown
 from jprune import data, train, zoo
 from jprune.base import Budget, Pruned, Task
 from jprune.cost.samples import gates_of
+from jprune.learners import Boosting
 from jprune.masks import apply_masks
 from jprune.recipes import Evaluate, Train, groups_of
+from jprune.recipes._boost import Boost
 from jprune.recipes._deformed import DEFORMATIONS, EvaluateDeformed
-from jprune.recipes.fbs import Boost, Boosting
 from jprune.report.figures import PRINT
 from jprune.units import expand
 from jprune.zoo import layers

@@ -31,8 +31,8 @@ from jprune.learners import hypernetwork, width_masks
 from jprune.masks import apply_masks
 from jprune.recipes import Train, cost_of, evaluate, groups_of, weight_masks
 from jprune.recipes._anew import BeginAnew
+from jprune.recipes._hypernet import Rounds, Search, TrainHypernetwork
 from jprune.recipes._width_space import Widths
-from jprune.recipes.metapruning import Rounds, Search, TrainHypernetwork
 from jprune.report.figures import PRINT
 from jprune.search._space import draw
 

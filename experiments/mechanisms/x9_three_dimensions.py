@@ -28,8 +28,8 @@ from jprune import data, errors, train, zoo
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Evaluate, Save, Train, cost_of, run
 from jprune.recipes._dimensions import DIMENSIONS, Narrow, fewer_units, where
+from jprune.recipes._optimum import Observe, Optimum, seen_of
 from jprune.recipes._resolution import at_resolution
-from jprune.recipes.three_dimensions import Observe, Optimum, seen_of
 from jprune.report.figures import PRINT
 from jprune.search import fit
 

@@ -15,29 +15,12 @@ References:
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from jprune import errors
-from jprune.base import Budget, Learner, Pruned, Recipe, Records, Task
-from jprune.cost.samples import sample_macs
-from jprune.learners import to_the_end
-from jprune.learners.fbs import (
-    Boosting,
-    Gated,
-    as_winners,
-    boosted_task,
-    chosen_layers,
-    counts_at,
-    init_gates,
-    layers_of,
-    prepared,
-)
+from jprune.base import Budget, Recipe
+from jprune.learners.fbs import Boosting
+from jprune.recipes._boost import Boost
 from jprune.recipes._deformed import DEFORMATIONS, EvaluateDeformed
-from jprune.recipes._nets import cost_of, groups_of, shapes_of
-from jprune.recipes._training import Sgd, TrainState, plain
-from jprune.recipes.stages import Evaluate, Save, Train, record
+from jprune.recipes.stages import Evaluate, Save, Train
 
 
 def fbs(
@@ -96,133 +79,6 @@ def fbs(
         Boost(dataclasses.replace(finetune, name="boost"), budget, boosting, gates, drop),
         *(EvaluateDeformed(name) for name in DEFORMATIONS),
     )
-
-
-def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
-    """The largest density that meets a budget.
-
-    Raises:
-        BudgetError: one winner a layer costs too much.
-    """
-    if budget.kind == "density":
-        return float(budget.value)
-    groups, x = groups_of(task), jnp.zeros(task.example.shape, task.example.dtype)
-    dense = float(cost_of(task)({}).macs)
-    shapes = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes_of(task))
-    count = jax.jit(sample_macs(task.fn, groups, whole_joins=True))
-
-    def fraction(density: float) -> float:
-        first = {
-            name: jnp.arange(layers[name].outputs)[None] < kept
-            for name, kept in counts_at(layers, density).items()
-        }
-        return float(count(shapes, first, x)[0]) / dense
-
-    goal = float(budget.value) + 1e-9
-    if (least := fraction(1e-6)) > goal:
-        raise errors.BudgetError(
-            f"Budget(macs={budget.value}) cannot be met by fbs: with one winner a layer an image "
-            f"costs up to {least:.4f} of the dense net. Ask for {np.ceil(least * 1e3) / 1e3:.3f} "
-            "or more, or give gates to more layers."
-        )
-    low, high = 1e-6, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fraction(middle) <= goal else (low, middle)
-    return 1.0 if fraction(1.0) <= goal else low
-
-
-@dataclasses.dataclass(frozen=True)
-class Boost:
-    """Trains a net with gates; afterwards its kernels are held as `Winners`.
-
-    Attributes:
-        train: how long, and how.
-        budget: of MACs, or a density.
-        boosting: the gates.
-        gates: patterns of the layers that have them.
-        drop: see `fbs`.
-        name: of the records.
-    """
-
-    train: Train
-    budget: Budget
-    boosting: Boosting
-    gates: str = ""
-    drop: float = 0.1
-    name: str = "boost"
-
-    def check(self, task: Task) -> None:
-        """Refuses gates and budgets that this net cannot have."""
-        density_for(task, self.layers(task), self.budget)
-
-    def layers(self, task: Task) -> dict[str, Gated]:
-        """The layers that get gates."""
-        groups = groups_of(task)
-        known = layers_of(task, groups, shapes_of(task))
-        whole = {n for n, floor in self.budget.floors.items() if floor >= groups.sizes[n]}
-        free = {}
-        for name, layer in known.items():
-            on = {n for site in groups.sites if site.layer == name and site.kind == "out"
-                  for n in site.groups}  # fmt: skip
-            if not on & whole:
-                free[name] = layer
-            elif self.gates and name in chosen_layers(groups, known, self.gates):
-                raise errors.FrozenError(
-                    f"gates={self.gates!r} puts a gate on {name}, which is frozen: the budget's "
-                    "floor leaves it whole. Leave it out of gates, or out of --freeze."
-                )
-        return chosen_layers(groups, free, self.gates)
-
-    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
-        """The training in steps.
-
-        Raises:
-            ArgumentError: a gate on nothing.
-            FrozenError: a gate on something frozen.
-            BudgetError: one winner a layer costs too much.
-        """
-        groups, layers, given = groups_of(task), self.layers(task), self.train
-        last = density_for(task, layers, self.budget)
-        steps = given.steps(task.data.sizes["train"])
-        densities = densities_down_to(last, self.drop, steps)
-        tables = [counts_at(layers, density) for density in densities]
-        counts = {name: np.array([table[name] for table in tables]) for name in layers}
-        boosted = boosted_task(task, groups, layers, self.boosting, counts, steps)
-        net, levels = prepared(groups, layers, self.boosting, pruned.variables)
-        gates = init_gates(jax.random.fold_in(key, 1), layers, levels, self.boosting.std)
-        begun = {"net": net, "gates": gates, "step": jnp.zeros((), jnp.int32)}
-        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
-        learner = plain(boosted, pruned._replace(variables=begun), None, sgd, key, given.batch_size)
-        first = self.boosting.shift_first
-        held = jax.jit(lambda v, kept: as_winners(task, groups, layers, first, v, kept))
-
-        def variables(state: TrainState):
-            phase = min(int(state.step) * len(tables) // steps, len(tables) - 1)
-            return held(boosted.merge(state.params, state.rest), tables[phase])
-
-        return learner._replace(
-            variables=variables,
-            finish=lambda state: pruned._replace(variables=variables(state)),
-        )
-
-    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """Trains to the end, in memory; the last step's metrics."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics, learner.steps)]
-
-
-def densities_down_to(last: float, drop: float, steps: int) -> list[float]:
-    """1, 1 - drop, 1 - 2 drop, ..., last; the first ones are left out where steps are few.
-
-    Example:
-        >>> densities_down_to(0.65, 0.1, 100), densities_down_to(0.65, 0.1, 2)
-        ([1.0, 0.9, 0.8, 0.7, 0.65], [0.7, 0.65])
-    """
-    count = int(np.ceil((1 - last) / drop - 1e-9))
-    above = [round(1 - drop * number, 9) for number in range(count)]
-    return [*above, last][-steps:]
 
 
 METHODS = {"fbs": fbs}
