@@ -11,7 +11,7 @@ import jprune
 PACKAGE = Path(jprune.__file__).parent
 # Every room may import what stands in an earlier row, and nothing of its own row but itself.
 ROWS = (
-    {"errors", "base"},
+    {"errors", "base", "collector"},
     {"graph"},
     {"cost", "curvature", "masks", "topk", "units"},
     {

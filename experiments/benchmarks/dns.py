@@ -14,45 +14,24 @@ import numpy as np
 import tyro
 
 from experiments import rows
-from jprune import data, measure, train, zoo
-from jprune.base import Budget, Learner, Pruned
+from experiments.benchmarks.hold import NETS, step_of, task_of
+from jprune import measure
+from jprune.base import Budget, Pruned
 from jprune.recipes._surgery import Surgery
 from jprune.recipes.stages import Train
 
 OUT = rows.RESULTS / "benchmarks" / "dns.jsonl"
-NETS = {"lenet5": (28, 28, 1), "resnet8": (32, 32, 3)}
 
 
 def steps_of(model: str, batch_size: int) -> dict[str, Any]:
-    """{name: call}: one training step each, from states of their own."""
-    digits = data.load("digits")
-    # Timing needs batches of the net's shape only; what is in them does not matter.
-    net = zoo.build(model, shape=NETS[model])
-    task = train.task(net, digits._replace(shape=NETS[model]))
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.normal(size=(batch_size, *NETS[model])).astype(np.float32),
-        "label": rng.integers(0, 10, batch_size).astype(np.int32),
-        "weight": np.ones(batch_size, np.float32),
-    }
-    batch = jax.device_put(batch)
-    dense = Pruned(net.init(jax.random.key(0)), None)
+    """{name: call}: one training step each."""
+    task, batch = task_of(model, batch_size)
+    dense, key = Pruned(task.init(jax.random.key(0)), None), jax.random.key(1)
     plain = Train(epochs=1000, learning_rate=1e-3, batch_size=batch_size, schedule="constant")
     every = Surgery(plain, Budget(density=0.1), gamma=0.0)
     fixed = dataclasses.replace(every, gamma=1e9)
-
-    def call_of(learner: Learner):
-        state = [learner.init()]
-
-        def call() -> None:
-            state[0], seen = learner.step(state[0], batch)
-            jax.block_until_ready((state[0], seen))
-
-        return call
-
-    key = jax.random.key(1)
     stages = {"dense": plain, "every": every, "fixed": fixed}
-    return {name: call_of(stage.learner(dense, task, key)) for name, stage in stages.items()}
+    return {name: step_of(stage.learner(dense, task, key), batch) for name, stage in stages.items()}
 
 
 def revised() -> float:

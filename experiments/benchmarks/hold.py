@@ -5,6 +5,7 @@
 Expected: at most 1.05 of the dense step.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +13,54 @@ import jax
 import numpy as np
 import tyro
 
-import jprune
 from experiments import rows
 from jprune import data, measure, train, zoo
-from jprune.base import Pruned
+from jprune.base import Batch, Learner, Pruned, Task
+from jprune.recipes import groups_of
 from jprune.recipes.stages import Train
 
 OUT = rows.RESULTS / "engine" / "hold.jsonl"
 NETS = {"lenet5": (28, 28, 1), "resnet8": (32, 32, 3)}
 
 
-def steps_of(model: str, batch_size: int) -> dict[str, Any]:
-    """{"dense": call, "held": call}: one training step each, from states of their own."""
-    digits = data.load("digits")
-    # Timing needs batches of the net's shape only; what is in them does not matter.
-    net = zoo.build(model, shape=NETS[model])
-    task = train.task(net, digits._replace(shape=NETS[model]))
-    groups = jprune.trace(net.fn, jax.eval_shape(net.init, jax.random.key(0)), net.example)
+def task_of(model: str, batch_size: int) -> tuple[Task, Batch]:
+    """A net's task, and a batch of its shape: what is in the images does not matter to a clock."""
+    shape = NETS[model]
+    task = train.task(zoo.build(model, shape=shape), data.load("digits")._replace(shape=shape))
     rng = np.random.default_rng(0)
-    masks = {name: rng.random(size) < 0.5 for name, size in groups.sizes.items()}
-    for mask in masks.values():
-        mask[0] = True
     batch = {
-        "image": rng.normal(size=(batch_size, *NETS[model])).astype(np.float32),
+        "image": rng.normal(size=(batch_size, *shape)).astype(np.float32),
         "label": rng.integers(0, 10, batch_size).astype(np.int32),
         "weight": np.ones(batch_size, np.float32),
     }
-    batch = jax.device_put(batch)
-    variables = net.init(jax.random.key(0))
+    return task, jax.device_put(batch)
 
-    def call_of(chosen: dict[str, np.ndarray] | None):
-        stage = Train(epochs=1, learning_rate=0.01, batch_size=batch_size)
-        learner = stage.learner(Pruned(variables, chosen), task, jax.random.key(1))
-        state = [learner.init()]
 
-        def call() -> None:
-            state[0], seen = learner.step(state[0], batch)
-            jax.block_until_ready((state[0], seen))
+def step_of(learner: Learner, batch: Batch) -> Callable[[], None]:
+    """A training step as a call, on states of its own."""
+    state = [learner.init()]
 
-        return call
+    def call() -> None:
+        state[0], seen = learner.step(state[0], batch)
+        jax.block_until_ready((state[0], seen))
 
-    return {"dense": call_of(None), "held": call_of(masks)}
+    return call
+
+
+def steps_of(model: str, batch_size: int) -> dict[str, Any]:
+    """{"dense": call, "held": call}: one training step each."""
+    task, batch = task_of(model, batch_size)
+    rng = np.random.default_rng(0)
+    masks = {name: rng.random(size) < 0.5 for name, size in groups_of(task).sizes.items()}
+    for mask in masks.values():
+        mask[0] = True
+    variables, key = task.init(jax.random.key(0)), jax.random.key(1)
+    stage = Train(epochs=1, learning_rate=0.01, batch_size=batch_size)
+    learner = lambda chosen: stage.learner(Pruned(variables, chosen), task, key)
+    return {
+        name: step_of(learner(chosen), batch)
+        for name, chosen in {"dense": None, "held": masks}.items()
+    }
 
 
 def main(

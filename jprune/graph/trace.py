@@ -1,8 +1,6 @@
 """`trace`: from a function to its groups of units."""
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +8,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Frozen, Groups, Place
+from jprune.collector import uncollected
 from jprune.graph.branches import find_branches
 from jprune.graph.coupling import Coupling, check_arguments, check_leaves, couple, leaf_paths
 from jprune.graph.groups import Found, find_units
@@ -23,22 +22,7 @@ from jprune.graph.solve import solve
 __all__ = ["Coupling", "check_leaves", "couple", "trace"]
 
 
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Puts off the search for reference cycles.
-
-    Tracing makes many objects and few cycles, and the search walks over all that the caller has.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@_uncollected()
+@uncollected()  # many objects are made and few cycles: the search walks over the caller's heap
 def trace(
     fn: Callable[..., Any],
     variables: Any,

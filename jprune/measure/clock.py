@@ -1,14 +1,14 @@
 """One timing loop for everything: in turns, with the garbage collector off."""
 
-import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import numpy as np
 
 from jprune import errors
+from jprune.collector import uncollected
 
 MINIMUM_REPEATS = 10
 """Fewer timings than these have no 10th and no 90th percentile."""
@@ -62,7 +62,8 @@ def interleaved(
         )
     names = list(calls)
     times: dict[str, list[int]] = {name: [] for name in names}
-    with _garbage_collector_off():
+    gc.collect()
+    with uncollected():
         for _ in range(warmup):
             for call in calls.values():
                 call()
@@ -75,18 +76,6 @@ def interleaved(
                 times[name].append(time.perf_counter_ns() - before)
             rounds += 1
     return {name: _percentiles(times[name]) for name in names}
-
-
-@contextlib.contextmanager
-def _garbage_collector_off() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _percentiles(nanoseconds: list[int]) -> Latency:

@@ -12,7 +12,6 @@ import optax
 
 from jprune import errors
 from jprune.base import Batch, Budget, Learner, Masks, Params, Pruned, PyTree, Records, Task
-from jprune.learners import to_the_end
 from jprune.masks import apply_masks
 from jprune.recipes._layers import by_path, refuse_nan
 from jprune.recipes._nets import weight_masks
@@ -29,7 +28,7 @@ from jprune.recipes._structures import (
     paths_of,
 )
 from jprune.recipes._training import Optimizer, Sgd, TrainState, plain
-from jprune.recipes.stages import Train, fractions, record
+from jprune.recipes.stages import Train, fractions, record, trained
 from jprune.sparsify import admm, hold, projection
 from jprune.sparsify._groups import Blocks
 from jprune.sparsify.admm import Projection
@@ -264,9 +263,7 @@ class Admm:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics, learner.steps)]
+        return trained(self.learner(pruned, task, key), self.name)
 
 
 @dataclasses.dataclass(frozen=True)

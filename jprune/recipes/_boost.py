@@ -9,7 +9,6 @@ import numpy as np
 from jprune import errors
 from jprune.base import Budget, Learner, Pruned, Records, Task
 from jprune.cost.samples import sample_macs
-from jprune.learners import to_the_end
 from jprune.learners.fbs import (
     Boosting,
     Gated,
@@ -23,7 +22,7 @@ from jprune.learners.fbs import (
 )
 from jprune.recipes._nets import cost_of, groups_of, shapes_of
 from jprune.recipes._training import Sgd, TrainState, plain
-from jprune.recipes.stages import Train, record
+from jprune.recipes.stages import Train, trained
 
 
 def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
@@ -136,9 +135,7 @@ class Boost:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; the last step's metrics."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics, learner.steps)]
+        return trained(self.learner(pruned, task, key), self.name)
 
 
 def densities_down_to(last: float, drop: float, steps: int) -> list[float]:

@@ -21,14 +21,13 @@ from jprune.base import (
     Task,
     Variables,
 )
-from jprune.learners import to_the_end
 from jprune.masks import apply_masks
 from jprune.recipes._distill import distilled
 from jprune.recipes._nets import are_units, groups_of, unit_masks, weight_masks
 from jprune.recipes._steps import mergeable
 from jprune.recipes._training import LEARNING_RATES, Sgd, TrainState, plain
 from jprune.recipes._widths import widths
-from jprune.recipes.stages import Train, fractions, record, saved
+from jprune.recipes.stages import Train, fractions, record, saved, trained
 from jprune.reconstruct import Merge
 from jprune.reconstruct.merge import matrix
 from jprune.sparsify import centripetal, cluster, deviation_of, memberships, strength_for
@@ -166,9 +165,7 @@ class Pull:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Pulls to the end, in memory; one record of the last step's metrics."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics, learner.steps)]
+        return trained(self.learner(pruned, task, key), self.name)
 
     def factors(self, groups: Groups) -> PyTree:
         """The factor of every leaf's learning rate."""

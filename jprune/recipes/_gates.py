@@ -10,12 +10,12 @@ import optax
 
 from jprune import allocate, errors
 from jprune.base import Allocator, Budget, Learner, Masks, Pruned, Records, Task, Variables
-from jprune.learners import gateable, to_the_end
+from jprune.learners import gateable
 from jprune.learners.variational import PRIORS, Rule, Settings, inference, variational_task
 from jprune.masks import apply_masks
 from jprune.recipes._nets import cost_of, groups_of, shapes_of, unit_masks, weight_masks
 from jprune.recipes._training import LEARNING_RATES, Sgd, TrainState, plain
-from jprune.recipes.stages import Train, fractions, record
+from jprune.recipes.stages import Train, fractions, record, trained
 from jprune.sparsify import guarded
 
 ALLOCATORS: dict[str, Allocator] = {
@@ -149,9 +149,7 @@ class Gate:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics, learner.steps)]
+        return trained(self.learner(pruned, task, key), self.name)
 
     def check(self, task: Task) -> None:
         """Refuses a net without norms to gate."""

@@ -19,7 +19,7 @@ from jprune.learners import (
 )
 from jprune.recipes._training import Sgd, TrainState, plain, stream
 from jprune.recipes._width_space import Widths
-from jprune.recipes.stages import Train, fractions, record
+from jprune.recipes.stages import Train, fractions, record, trained
 from jprune.search import SearchState, Space, evolution
 
 
@@ -72,9 +72,7 @@ class TrainHypernetwork:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics, learner.steps)]
+        return trained(self.learner(pruned, task, key), self.name)
 
 
 def stacked(

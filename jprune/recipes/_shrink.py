@@ -8,7 +8,6 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Budget, Groups, Learner, Pruned, Records, Schedule, Task
-from jprune.learners import to_the_end
 from jprune.masks import apply_masks
 from jprune.recipes._nets import weight_masks
 from jprune.recipes._structures import (
@@ -23,7 +22,7 @@ from jprune.recipes._structures import (
     numbers_of,
     paths_of,
 )
-from jprune.recipes.stages import Train, fractions, record
+from jprune.recipes.stages import Train, fractions, record, trained
 from jprune.sparsify import Term, group_lasso
 
 FAMILIES = ("shape", "filter", "channel", "depth")
@@ -113,9 +112,7 @@ class Shrink:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics, learner.steps)]
+        return trained(self.learner(pruned, task, key), self.name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,13 +10,12 @@ import optax
 
 from jprune import allocate, errors
 from jprune.base import Budget, Learner, Masks, Pruned, PyTree, Records, Task
-from jprune.learners import to_the_end
 from jprune.masks import apply_masks, is_none
 from jprune.recipes._distill import distilled
 from jprune.recipes._layers import as_tree, by_path, kernels_in_order, per_kernel, refuse_nan
 from jprune.recipes._nets import cost_of, of_single_weights, prunable_weights, shapes_of
 from jprune.recipes._training import Sgd, TrainState, plain
-from jprune.recipes.stages import Train, fractions, record, saved
+from jprune.recipes.stages import Train, fractions, record, saved, trained
 from jprune.sparsify import dynamic_surgery, masks_of
 from jprune.sparsify._thresholds import moments_of
 from jprune.sparsify.dns import CUT
@@ -86,9 +85,7 @@ class Surgery:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Operates to the end, in memory; one record of the last step's metrics."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics, learner.steps)]
+        return trained(self.learner(pruned, task, key), self.name)
 
     def start(self, task: Task, masks: Masks) -> Masks:
         """Masks of what may be cut, all True unless something was pruned before."""

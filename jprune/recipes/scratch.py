@@ -20,11 +20,10 @@ import jax
 
 from jprune import allocate, criteria, errors
 from jprune.base import Budget, Criterion, Groups, Learner, Pruned, Recipe, Records, Task
-from jprune.learners import to_the_end
 from jprune.recipes._anew import BeginAnew
 from jprune.recipes._nets import are_units, cost_of, groups_of
 from jprune.recipes._small import small
-from jprune.recipes.stages import Evaluate, Prune, Save, Train, record
+from jprune.recipes.stages import Evaluate, Prune, Save, Train, trained
 
 
 def scratch(
@@ -138,9 +137,7 @@ class TrainAnew:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics, learner.steps)]
+        return trained(self.learner(pruned, task, key), self.name)
 
 
 def epochs_of(epochs: float, ratio: float, cap: float | None = None) -> float:

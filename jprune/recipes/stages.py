@@ -35,6 +35,7 @@ from jprune.base import (
     Variables,
     run_criterion,
 )
+from jprune.learners import to_the_end
 from jprune.masks import apply_masks, density, intersect, is_none
 from jprune.recipes._distill import distilled
 from jprune.recipes._forms import cost_as_held
@@ -49,13 +50,7 @@ from jprune.recipes._nets import (
     weight_masks,
 )
 from jprune.recipes._resolution import at_resolution, seen_at
-from jprune.recipes._training import (
-    LEARNING_RATES,
-    Sgd,
-    evaluate,
-    plain,
-    stream,
-)
+from jprune.recipes._training import LEARNING_RATES, Sgd, evaluate, plain, stream
 from jprune.units import expand, to_units
 
 CriterionOf = Callable[[Task, Groups, jax.Array], Criterion]
@@ -164,17 +159,18 @@ class Train:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""
-        learner = self.learner(pruned, task, key)
-        state, seen = learner.init(), {}
-        for batch in itertools.islice(learner.batches(0), learner.steps):
-            state, seen = learner.step(state, batch)
-        metrics = {name: float(value) for name, value in seen.items()}
-        return learner.finish(state), [record(self.name, metrics, learner.steps)]
+        return trained(self.learner(pruned, task, key), self.name)
 
 
 def record(stage: str, metrics: dict[str, Any], step: int = 0) -> dict[str, Any]:
     """A record; whoever keeps it adds where it comes from."""
     return {"stage": stage, "step": step, "metrics": metrics}
+
+
+def trained(learner: Learner, name: str) -> tuple[Pruned, Records]:
+    """A learner run to its end, in memory; one record of the last step's metrics."""
+    done, metrics = to_the_end(learner)
+    return done, [record(name, metrics, learner.steps)]
 
 
 @dataclasses.dataclass(frozen=True)
