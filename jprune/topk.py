@@ -1,5 +1,6 @@
 """Exact top-k with ties by index, on the host and jitted, without sorting."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,19 +54,24 @@ def _ordered_bits(scores: jax.Array) -> jax.Array:
 
 def _best_traced(scores: jax.Array, count: Any) -> jax.Array:
     bits = _ordered_bits(scores)
-    width = 8 * bits.dtype.itemsize
+    # The largest threshold that at least `count` scores reach, then the first place up to which
+    # there are enough of those that are equal to it. Passes over the scores need no memory.
+    threshold = _largest(lambda bound: (bits >= bound).sum() >= count, bits.dtype)
+    missing = count - (bits > threshold).sum()
+    ties = lambda end: (bits == threshold) & (jax.lax.iota(jnp.uint32, scores.size) < end)
+    end = _largest(lambda end: ties(end).sum() <= missing, jnp.uint32)
+    return ((bits > threshold) | ties(end)) & (scores > -jnp.inf) & (jnp.asarray(count) > 0)
 
-    def lower(place, threshold):
-        """Sets one bit of the largest threshold that at least `count` scores reach."""
-        one = jnp.array(1, bits.dtype) << (width - 1 - place).astype(bits.dtype)
-        candidate = threshold | one
-        return jnp.where((bits >= candidate).sum() >= count, candidate, threshold)
 
-    threshold = jax.lax.fori_loop(0, width, lower, jnp.zeros((), bits.dtype))
-    above = bits > threshold
-    ties = bits == threshold
-    kept_ties = ties & (jnp.cumsum(ties) <= count - above.sum())
-    return (above | kept_ties) & (scores > -jnp.inf) & (jnp.asarray(count) > 0)
+def _largest(holds: Callable[[jax.Array], jax.Array], dtype: Any) -> jax.Array:
+    """The largest integer of which something holds that holds of all smaller ones."""
+    width = 8 * jnp.dtype(dtype).itemsize
+
+    def lower(bit: Any, known: jax.Array) -> jax.Array:
+        candidate = known | (jnp.array(1, dtype) << (width - 1 - bit).astype(dtype))
+        return jnp.where(holds(candidate), candidate, known)
+
+    return jax.lax.fori_loop(0, width, lower, jnp.zeros((), dtype))
 
 
 def keep_best(leaf: Any, count: Any) -> Any:
