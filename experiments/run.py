@@ -27,7 +27,7 @@ from experiments import configs, rows
 from experiments.perform import Place
 from experiments.show import Reports, Show
 from experiments.sweep import Run, Sweep, code_version, runs
-from experiments.work import Kept, Worker, claimed, left
+from experiments.work import Kept, Worker, claimed, left, share_rows
 from jprune import errors
 from jprune.compare.rows import Row
 from jprune.measure.provenance import usable_cores
@@ -41,6 +41,8 @@ class Given:
     """What is run."""
     workers: int = 1
     """Processes, each with its share of the cores: 2 for small nets on two cores."""
+    only: tuple[str, ...] = ()
+    """Names of nets: the others of the sweep are left for another day."""
     runs: Path = Path("runs/sweeps")
     """Folder of the run directories."""
     results: Path = rows.RESULTS
@@ -100,11 +102,12 @@ def run(given: Given, config: str, command: str) -> int:
         raise errors.ArgumentError(
             f"workers={given.workers} for {cores} cores; write a number from 1 to {cores}."
         )
-    planned = runs(given.sweep)
+    planned = _chosen(runs(given.sweep), given.only)
     place = Place(config, given.sweep.family or config, given.runs, given.results, command)
     kept = Kept(place.results)
     done = kept.rows()
     todo = left(planned, place, done)
+    share_rows(planned, place, done)
     show = Show(planned, todo, done, given.workers, quiet=given.quiet)
     with contextlib.closing(show):
         if todo and given.workers == 1:
@@ -113,6 +116,22 @@ def run(given: Given, config: str, command: str) -> int:
         elif todo:
             _employ(given, planned, place, show)
     return _ended(planned, place, kept.rows(), show)
+
+
+def _chosen(planned: list[Run], only: Sequence[str]) -> list[Run]:
+    """The runs of some nets.
+
+    Raises:
+        ArgumentError: the sweep has no such net.
+    """
+    known = sorted({each.job.model for each in planned})
+    for name in only:
+        if name not in known:
+            raise errors.ArgumentError(
+                f"only={name!r}; {errors.nearest(name, known)}the nets of this sweep are "
+                f"{', '.join(known)}."
+            )
+    return [each for each in planned if not only or each.job.model in only]
 
 
 def _employ(given: Given, planned: Sequence[Run], place: Place, show: Show) -> None:

@@ -84,6 +84,22 @@ def left(runs: Sequence[Run], place: Place, done: dict[str, Row]) -> list[Run]:
     return found[::-1]
 
 
+def share_rows(runs: Sequence[Run], place: Place, done: dict[str, Row]) -> None:
+    """Copies the rows that other sweeps have of these runs, so that this one's file is whole.
+
+    Args:
+        runs: of the sweep.
+        place: where its rows go.
+        done: all rows by id.
+    """
+    for run in runs:
+        if run.kept and run.id in done:
+            with contextlib.suppress(errors.InUseError), claimed(run, place):
+                mine = rows.read(place.rows) if place.rows.exists() else []
+                if all(row.get("id") != run.id for row in mine):
+                    rows.append(place.rows, done[run.id])
+
+
 def _check_same(run: Run, row: Row) -> None:
     differing = [
         f"{name} is {row.get(name)!r} there and {value!r} here"

@@ -185,6 +185,24 @@ def test_every_run_is_done_once(tmp_path, fake):
     assert run.run(wider, "other", COMMAND) == 0
     assert fake.done[6:] == [("dense", "dense", 2), ("method", "l1", 2), ("method", "scratch_b", 2)]
     assert list(tmp_path.rglob(".claims/*")) == []
+    # Every sweep has all of its rows, those of another one once.
+    other = rows.read(tmp_path / "results" / "other" / "other.jsonl")
+    assert run.run(wider, "other", COMMAND) == 0
+    assert other == rows.read(tmp_path / "results" / "other" / "other.jsonl")
+    assert [row["seed"] for row in other] == [1, 1, 1, 2, 2, 2]
+    assert other[:3] == result(tmp_path)[3:]
+
+
+def test_one_net_of_a_sweep(tmp_path, fake, capsys):
+    other = dataclasses.replace(SMALL, model="lenet5")
+    of = dataclasses.replace(SHORT, nets=(SMALL, other))
+    assert run.run(given(tmp_path, of, only=("lenet5",)), "short", COMMAND) == 0
+    assert {row["model"] for row in result(tmp_path)} == {"lenet5"}
+    assert run.run(given(tmp_path, of), "short", COMMAND) == 0
+    assert {row["model"] for row in result(tmp_path)} == {"lenet5", SMALL.model}
+    words = ("smoke", "--only", "lenet30", "--results", str(tmp_path / "none"))
+    assert run.main(words) == 2
+    assert "only='lenet30'; did you mean" in capsys.readouterr().err
 
 
 def test_a_net_whose_row_is_there_is_made_again_where_it_is_needed(tmp_path, fake):
@@ -289,7 +307,7 @@ def test_a_rate_may_diverge(tmp_path, fake):
 
 
 def test_words_that_cannot_be(tmp_path, capsys):
-    there = "filter_methods, first_comparison, smoke"
+    there = "filter_methods, first_comparison, smoke, weight_methods"
     for words, message in {
         ("first_comparision",): f"did you mean first_comparison? experiments/configs has {there}",
         ("smoke", "--workers", "0"): "workers=0 for",
