@@ -194,12 +194,12 @@ def test_every_run_is_done_once(tmp_path, fake):
 
 
 def test_one_net_of_a_sweep(tmp_path, fake, capsys):
-    other = dataclasses.replace(SMALL, model="lenet5")
+    other = dataclasses.replace(SMALL, model="resnet8")
     of = dataclasses.replace(SHORT, nets=(SMALL, other))
-    assert run.run(given(tmp_path, of, only=("lenet5",)), "short", COMMAND) == 0
-    assert {row["model"] for row in result(tmp_path)} == {"lenet5"}
+    assert run.run(given(tmp_path, of, only=("resnet8",)), "short", COMMAND) == 0
+    assert {row["model"] for row in result(tmp_path)} == {"resnet8"}
     assert run.run(given(tmp_path, of), "short", COMMAND) == 0
-    assert {row["model"] for row in result(tmp_path)} == {"lenet5", SMALL.model}
+    assert {row["model"] for row in result(tmp_path)} == {"resnet8", SMALL.model}
     words = ("smoke", "--only", "lenet30", "--results", str(tmp_path / "none"))
     assert run.main(words) == 2
     assert "only='lenet30'; did you mean" in capsys.readouterr().err
