@@ -4,12 +4,15 @@ Such a module defines `CLAIM`; its rows are in `results/mechanisms/<first part o
 `make tables` makes the pages.
 """
 
+import dataclasses
 import importlib
 import io
 import pkgutil
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -66,9 +69,75 @@ def shown(values: Iterable[float], digits: int = 2, unit: str = "") -> str:
     return f"{mean} ± {statistics.stdev(known):.{digits}f}{unit}" if known[1:] else mean + unit
 
 
+class Given(Protocol):
+    """The settings of a module, a dataclass."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of everything that is drawn."""
+        ...
+
+    @property
+    def smoke(self) -> bool:
+        """Whether it is only tried out: one seed, and nothing is written."""
+        ...
+
+
+def seeds_of(settings: Given) -> tuple[int, ...]:
+    """The seeds that are run."""
+    return settings.seeds[:1] if settings.smoke else settings.seeds
+
+
+IN_ROWS = ("seeds", "nets", "macs")
+"""Settings that rows say themselves, each its own."""
+
+
+def collect(path: Path, about: rows.Row, settings: Any, made: Iterable[rows.Row]) -> list[rows.Row]:
+    """Shows rows as they come, and adds them to a file, with all that their numbers depend on.
+
+    Args:
+        path: the file.
+        about: what all rows have in front: the claim, and the numbers of the papers.
+        settings: a `Given`, whose values are in every row.
+        made: the rows, each when it is known.
+
+    Returns:
+        The rows, whole.
+    """
+    given = {k: v for k, v in dataclasses.asdict(settings).items() if k not in IN_ROWS}
+    found = []
+    for row in made:
+        print(*(f"{name} {_short(v)} " for name, v in row.items() if _plain(v)), flush=True)
+        found.append({**about, **given, **row, **rows.provenance()})
+        if not settings.smoke:
+            rows.append(path, found[-1])
+    return found
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def finished(found: Sequence[rows.Row]) -> tuple[list[rows.Row], list[int]]:
+    """Rows of seeds that are done, and the seeds that are not: those with fewer rows than most.
+
+    Example:
+        >>> finished([{"seed": 0}, {"seed": 0}, {"seed": 1}, {"seed": 1}, {"seed": 2}])[1]
+        [2]
+    """
+    counts = Counter(row["seed"] for row in found)
+    usual = statistics.mode(counts.values())
+    short = sorted(seed for seed, count in counts.items() if count < usual)
+    return [row for row in found if row["seed"] not in short], short
+
+
 def page(stem: str, found: Sequence[rows.Row]) -> str:
     """The page of a claim in Markdown."""
-    claim = find(stem)
+    claim, (found, short) = find(stem), finished(found)
     lines = [
         (finding.claim, finding.paper, finding.ours, "holds" if finding.holds else "does not hold")
         for finding in claim.findings(found)
@@ -83,6 +152,7 @@ def page(stem: str, found: Sequence[rows.Row]) -> str:
             rows.markdown(("claim", "paper", "here", ""), lines),
             *([claim.remarks + "\n"] if claim.remarks else []),
             f"{len({row['seed'] for row in found})} seeds; mean and standard deviation.\n",
+            *(f"Seed {seed} is not finished, and was left out.\n" for seed in short),
             f"Device: {device_text(last['device'])}. Versions: {versions}. Commit: {commits}.\n",
             f"```sh\n{last['command']}\n```\n",
         ]
@@ -91,7 +161,7 @@ def page(stem: str, found: Sequence[rows.Row]) -> str:
 
 def svg(stem: str, found: Sequence[rows.Row]) -> str:
     """The figure of a claim; equal rows give equal bytes."""
-    claim, file = find(stem), io.StringIO()
+    claim, file, (found, _) = find(stem), io.StringIO(), finished(found)
     with settings(stem):
         figure = Figure(figsize=(7, 4), layout="constrained", facecolor=PRINT.paper)
         axes = figure.subplots()

@@ -184,9 +184,10 @@ def index(made: dict[str, Sequence[Comparison]], tested: dict[str, Sequence[file
     ]
     again = []
     for name, rows in sorted(tested.items()):
-        held = [finding.holds for finding in claims.find(name).findings(rows)]
+        done, _ = claims.finished(rows)
+        held = [finding.holds for finding in claims.find(name).findings(done)]
         link = f"[{claims.find(name).title}]({name}.md)"
-        again.append((link, sum(held), len(held) - sum(held), len({row["seed"] for row in rows})))
+        again.append((link, sum(held), len(held) - sum(held), len({row["seed"] for row in done})))
     comparisons = ("comparison", "net and data", "methods", "seeds:", "fair")
     parts = [
         "# Results\n\nMade by `make tables` from `experiments/results`.\n",

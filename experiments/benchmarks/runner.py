@@ -58,7 +58,7 @@ def given(sweep: Sweep, workers: int = 1) -> Iterator[run.Given]:
     """A sweep in folders of its own."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        yield run.Given(sweep, workers, place / "runs", place / "results", quiet=True)
+        yield run.Given(sweep, workers, runs=place / "runs", results=place / "results", quiet=True)
 
 
 def overhead(sweep: Sweep) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import rows
-from jprune import data, train, zoo
+from experiments.claims import seeds_of
+from experiments.mechanisms._nets import cifar10, task_of
 from jprune.base import Budget, Problem, Pruned, Reconstructor, Task, Variables
 from jprune.recipes import Train
 from jprune.recipes._layerwise import Choose, LayerWise, Refit, Walk
@@ -47,14 +48,6 @@ class Settings:
     images: int = 1_000
     points: int = 10
     smoke: bool = False
-
-
-def task_of(settings: Settings) -> Task:
-    """ResNet-8 on a part of CIFAR-10."""
-    if settings.smoke:
-        return train.task(zoo.build("resnet8", shape=(8, 8, 1)), data.load("digits", subset=200))
-    images = data.load("cifar10", subset=settings.train_images)
-    return train.task(zoo.build("resnet8", shape=(32, 32, 3)), images)
 
 
 def dense_net(settings: Settings, task: Task, key: jax.Array) -> Pruned:
@@ -169,13 +162,17 @@ def of(found: Sequence[rows.Row], what: str, **wanted: Any) -> list[float]:
     return [mean(row[what] for row in mine if row["seed"] == seed) for seed in seeds]
 
 
-def keep_row(settings: Settings, path: Any, row: rows.Row) -> rows.Row:
-    """A row with all that its numbers depend on, written and shown."""
-    given = {k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"}
-    row = {**row, **given, **rows.provenance()}
-    if not settings.smoke:
-        rows.append(path, row)
-    shown = {k: row[k] for k in ("seed", "part", "layer", "arm", "refit", "kept") if k in row}
-    numbers = {k: round(row[k], 4) for k in ("error", "accuracy", "finetuned") if row.get(k)}
-    print(*shown.values(), numbers, flush=True)
-    return row
+Part = Callable[[Settings, Task, Pruned, jax.Array], Iterator[rows.Row]]
+
+
+def rows_of(settings: Settings, parts: Sequence[Part]) -> Iterator[rows.Row]:
+    """The dense net of every seed, and what the parts make of it."""
+    task = task_of("resnet8", cifar10(settings))
+    for seed in seeds_of(settings):
+        key = jax.random.key(seed)
+        dense = dense_net(settings, task, key)
+        reached = accuracy(settings, task, dense.variables)
+        yield {"seed": seed, "part": "dense", "arm": "dense", "kept": 1.0, "accuracy": reached}
+        for number, part in enumerate(parts, start=2):
+            for row in part(settings, task, dense, jax.random.fold_in(key, number)):
+                yield {"seed": seed, **row}

@@ -20,7 +20,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 from statistics import geometric_mean, stdev
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,8 +27,9 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import allocate, criteria, curvature, data, run_criterion, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import mnist, task_of
+from jprune import allocate, criteria, curvature, run_criterion
 from jprune.base import Budget, Criterion, Groups, Pruned, Scores, Task
 from jprune.masks import apply_masks, is_none
 from jprune.recipes import Prune, Train, evaluate
@@ -279,35 +279,24 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    name, shape = ("digits", (8, 8, 1)) if settings.smoke else ("mnist", (28, 28, 1))
-    task = train.task(zoo.build("lenet300", shape=shape), data.load(name))
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    task = task_of("lenet300", mnist(settings))
+    for seed in seeds_of(settings):
         for arm, kept, pruned, predicted in Nets(settings, task, seed):
-            row = {
-                "claim": "E1",
-                "refs": [1],
+            yield {
                 "arm": arm,
                 "kept": kept,
                 "seed": seed,
-                **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
                 "predicted": predicted,
                 "loss": evaluate(task, pruned.variables, "train")["loss"],
                 "accuracy": evaluate(task, pruned.variables, "test")["accuracy"],
-                **rows.provenance(),
             }
-            found.append(row)
-            said = "" if predicted is None else f"  predicted {predicted:.4f}"
-            print(
-                f"seed {seed}  {arm:<15} {kept:.3f}  loss {row['loss']:.4f}"
-                f"  accuracy {row['accuracy']:.4f}{said}",
-                flush=True,
-            )
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "E1", "refs": [1]}, settings, made(settings))
 
 
 if __name__ == "__main__":

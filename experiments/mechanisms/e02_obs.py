@@ -16,7 +16,7 @@ is how many weights every net lost before its training error rose, `losses` the 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 from typing import Any
 
@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from scipy import optimize
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from jprune import criteria, run_criterion
 from jprune.base import Batch, Masks, Variables
 from jprune.curvature import gauss_newton, mean_loss
@@ -264,36 +264,30 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a problem and method."""
+    for seed in seeds_of(settings):
+        for number, problem in enumerate(("xor",) if settings.smoke else HIDDEN):
+            rng = np.random.default_rng([seed, number])
+            count = 1 if settings.smoke else settings.nets
+            sets = [examples(problem, rng) for _ in range(count)]
+            nets = [trained(problem, batch, settings.decay, rng) for batch in sets]
+            for method in METHODS:
+                curves = [curve(method, *pair, settings.decay) for pair in zip(nets, sets)]
+                yield {
+                    "problem": problem,
+                    "arm": method,
+                    "seed": seed,
+                    "weights": len(curves[0][1]),
+                    "removed": [removed for removed, _ in curves],
+                    "losses": [[float(f"{v:.4g}") for v in losses] for _, losses in curves],
+                }
+
+
+def main(settings: Settings) -> list[rows.Row]:
     """Runs all seeds and returns the rows."""
-    found = []
-    kept = {k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"}
     with jax.enable_x64(True):
-        for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
-            for number, problem in enumerate(("xor",) if settings.smoke else HIDDEN):
-                rng = np.random.default_rng([seed, number])
-                count = 1 if settings.smoke else settings.nets
-                sets = [examples(problem, rng) for _ in range(count)]
-                nets = [trained(problem, batch, settings.decay, rng) for batch in sets]
-                for method in METHODS:
-                    curves = [curve(method, *pair, settings.decay) for pair in zip(nets, sets)]
-                    row = {
-                        "claim": "E2",
-                        "refs": [2],
-                        "problem": problem,
-                        "arm": method,
-                        "seed": seed,
-                        "weights": len(curves[0][1]),
-                        "removed": [removed for removed, _ in curves],
-                        "losses": [[float(f"{v:.4g}") for v in losses] for _, losses in curves],
-                        **kept,
-                        **rows.provenance(),
-                    }
-                    found.append(row)
-                    print(f"seed {seed}  {problem:<6} {method:<10} {row['removed']}", flush=True)
-                    if not settings.smoke:
-                        rows.append(RESULTS, row)
-    return found
+        return collect(RESULTS, {"claim": "E2", "refs": [2]}, settings, made(settings))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 from statistics import stdev
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,8 +25,8 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Stage, Task
 from jprune.recipes import Save, Train, evaluate
 from jprune.recipes._controls import Reinitialise
@@ -223,39 +222,28 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    for seed in seeds_of(settings):
         for name in ("lenet300",) if settings.smoke else NETS:
-            images = data.load("digits" if settings.smoke else "mnist")
-            height, width, channels = images.shape
-            task = train.task(zoo.build(name, shape=(height, width, channels)), images)
+            task = task_of(name, mnist(settings))
             for arm, kept, before, pruned in Nets(settings, name, task, seed):
                 seen = {} if pruned.masks is None else fractions(task, pruned.masks)
-                row = {
-                    "claim": "E4",
-                    "refs": [4],
+                yield {
                     "net": name,
                     "arm": arm,
                     "kept": kept,
                     "density": seen.get("density", 1.0),
                     "seed": seed,
-                    **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
                     "before": before,
                     "accuracy": evaluate(task, pruned.variables, "test")["accuracy"],
                     "middle": middle(pruned),
-                    **rows.provenance(),
                 }
-                found.append(row)
-                said = "" if before is None else f"  before {before:.4f}"
-                print(
-                    f"seed {seed}  {name:<9} {arm:<10} {kept:.3f}  {row['accuracy']:.4f}{said}",
-                    flush=True,
-                )
-                if not settings.smoke:
-                    rows.append(RESULTS, row)
-    return found
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "E4", "refs": [4]}, settings, made(settings))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task, Variables
 from jprune.masks import apply_masks
 from jprune.recipes import Train, cost_of, evaluate, groups_of
@@ -214,35 +214,19 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    if settings.smoke:
-        net, images, group = zoo.build("lenet300", shape=(8, 8, 1)), data.load("digits"), None
-    else:
-        net, images, group = zoo.build("lenet5", shape=(28, 28, 1)), data.load("mnist"), GROUP
-    task = train.task(net, images)
-    group = group or groups_of(task).names[-1]
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    task = task_of("lenet300" if settings.smoke else "lenet5", mnist(settings))
+    group = groups_of(task).names[-1] if settings.smoke else GROUP
+    for seed in seeds_of(settings):
         for arm, pruned, before, more in Nets(settings, task, group, seed):
-            row = {
-                "claim": "E5",
-                "refs": [5],
-                "arm": arm,
-                "seed": seed,
-                **measured(task, pruned, before, group),
-                **more,
-                **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
-                **rows.provenance(),
-            }
-            found.append(row)
-            print(
-                f"seed {seed}  {arm:<7} {row['kept']:.3f}  accuracy {row['accuracy']:.4f}",
-                flush=True,
-            )
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+            seen = measured(task, pruned, before, group)
+            yield {"arm": arm, "seed": seed, **seen, **more}
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "E5", "refs": [5]}, settings, made(settings))
 
 
 if __name__ == "__main__":

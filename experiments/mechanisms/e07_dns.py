@@ -25,8 +25,9 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, masks_of, recipes, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import mnist, task_of
+from jprune import masks_of, recipes
 from jprune.base import Budget, Pruned, Task
 from jprune.masks import density
 from jprune.recipes import Save, Train, evaluate
@@ -198,37 +199,25 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    for seed in seeds_of(settings):
         for name in ("lenet300",) if settings.smoke else NETS:
-            images = data.load("digits" if settings.smoke else "mnist")
-            height, width, channels = images.shape
-            task = train.task(zoo.build(name, shape=(height, width, channels)), images)
+            task = task_of(name, mnist(settings))
             for arm, pruned, seen in nets(settings, name, task, seed):
-                row = {
-                    "claim": "E7",
-                    "refs": [7],
+                yield {
                     "net": name,
                     "arm": arm,
                     "density": density(pruned.masks),
                     "seed": seed,
-                    **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
                     "accuracy": evaluate(task, pruned.variables, "test")["accuracy"],
                     **{name: seen.get(name) for name in ("found", "spliced", "changes")},
-                    **rows.provenance(),
                 }
-                found.append(row)
-                said = f"  found {seen['found']:.4f}" if seen else ""
-                print(
-                    f"seed {seed}  {name:<9} {arm:<10} {row['density']:.4f}"
-                    f"  {row['accuracy']:.4f}{said}",
-                    flush=True,
-                )
-                if not settings.smoke:
-                    rows.append(RESULTS, row)
-    return found
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "E7", "refs": [7]}, settings, made(settings))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ or random_mask, `kept` the fraction of weights, `accuracy` that of the test set 
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 from statistics import stdev
 from typing import Any
@@ -25,8 +25,8 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Rewind, Save, Train, evaluate
 from jprune.recipes._controls import Reinitialise, ShuffleMasks
@@ -176,31 +176,25 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    images = data.load("mnist")
-    task = train.task(zoo.build("lenet300", shape=(28, 28, 1)), images)
-    found = []
-    for seed in settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    task = task_of("lenet300", mnist(settings))
+    for seed in seeds_of(settings):
         for arm, number, pruned, best in nets(settings, task, seed):
             seen = {} if pruned.masks is None else fractions(task, pruned.masks)
-            row = {
-                "claim": "E9",
-                "refs": [9],
+            yield {
                 "arm": arm,
                 "round": number,
                 "kept": seen.get("density", 1.0),
                 "seed": seed,
-                **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
                 "accuracy": evaluate(task, pruned.variables, "test")["accuracy"],
                 "best_step": best,
-                **rows.provenance(),
             }
-            found.append(row)
-            print(f"seed {seed}  {arm:<12} {row['kept']:.3f}  {row['accuracy']:.4f}  {best}")
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "E9", "refs": [9]}, settings, made(settings))
 
 
 if __name__ == "__main__":

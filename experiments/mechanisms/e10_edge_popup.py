@@ -30,8 +30,9 @@ from flax import nnx
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import mnist
+from jprune import train, zoo
 from jprune.base import Budget, Data, Pruned, Task
 from jprune.recipes import Train, evaluate
 from jprune.recipes.edge_popup import Popup, Redraw
@@ -221,29 +222,24 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    tasks = tasks_of(data.load("digits" if settings.smoke else "mnist"))
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    tasks = tasks_of(mnist(settings))
+    for seed in seeds_of(settings):
         for name, arm, k, pruned, more in nets(settings, tasks, seed):
-            row = {
-                "claim": "E10",
-                "refs": [10],
+            yield {
                 "net": name,
                 "arm": arm,
                 "k": k,
                 "seed": seed,
-                **{key: v for key, v in dataclasses.asdict(settings).items() if key != "seeds"},
                 "accuracy": evaluate(tasks[name], pruned.variables, "test")["accuracy"],
                 **{key: more.get(key) for key in ("moved", "within")},
-                **rows.provenance(),
             }
-            found.append(row)
-            print(f"seed {seed}  {name:<9} {arm:<16} {k}  {row['accuracy']:.4f}", flush=True)
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "E10", "refs": [10]}, settings, made(settings))
 
 
 if __name__ == "__main__":

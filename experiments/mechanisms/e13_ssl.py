@@ -24,8 +24,8 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import cifar10, mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Train, cost_of, evaluate
 from jprune.recipes._shrink import Penalty, ReadOff, Shrink
@@ -66,18 +66,6 @@ class Settings:
     learning_rate: float = 0.02
     train_images: int = 10_000
     smoke: bool = False
-
-
-def task_of(settings: Settings, net: str) -> Task:
-    """LeNets on MNIST, ResNet-8 on a part of CIFAR-10."""
-    if settings.smoke:
-        images = data.load("digits")
-    elif net == "resnet8":
-        images = data.load("cifar10", subset=settings.train_images)
-    else:
-        images = data.load("mnist")
-    height, width, channels = images.shape
-    return train.task(zoo.build(net, shape=(height, width, channels)), images)
 
 
 def penalties(settings: Settings, net: str) -> Iterator[tuple[str, Penalty]]:
@@ -233,29 +221,18 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    for seed in seeds_of(settings):
         for net in ("lenet300", "resnet8") if settings.smoke else RUNS:
-            task = task_of(settings, net)
-            for seen in nets(settings, net, task, seed):
-                row = {
-                    "claim": "E13",
-                    "refs": [13],
-                    "net": net,
-                    "seed": seed,
-                    **seen,
-                    **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
-                    **rows.provenance(),
-                }
-                found.append(row)
-                about = f"{net:<9} {row['arm']:<17} {row['families']:<14} {row['strength']:<7}"
-                numbers = f"zeros {row['zeros']:.3f}  accuracy {row['accuracy']:.4f}"
-                print(f"seed {seed}  {about} {numbers}", flush=True)
-                if not settings.smoke:
-                    rows.append(RESULTS, row)
-    return found
+            images = cifar10(settings) if net == "resnet8" else mnist(settings)
+            for seen in nets(settings, net, task_of(net, images), seed):
+                yield {"net": net, "seed": seed, **seen}
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "E13", "refs": [13]}, settings, made(settings))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ layers are refitted.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 from typing import Any
 
@@ -26,20 +26,18 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
+from experiments.claims import Claim, Finding, collect, shown
 from experiments.mechanisms._layers import (
     Layers,
     Settings,
     accuracy,
     at_random,
     by_weights,
-    dense_net,
     first,
-    keep_row,
     layer_name,
     layerwise,
     of,
-    task_of,
+    rows_of,
 )
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes._layerwise import Choose
@@ -210,22 +208,11 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
+def main(settings: Settings) -> list[rows.Row]:
     """Runs all seeds and returns the rows."""
-    task = task_of(settings)
-    found = []
-    parts: tuple[Callable[..., Iterator[rows.Row]], ...] = (layers, nets)
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
-        key = jax.random.key(seed)
-        about = {"claim": "E19", "refs": [19], "seed": seed}
-        dense = dense_net(settings, task, key)
-        reached = accuracy(settings, task, dense.variables)
-        whole = {**about, "part": "dense", "arm": "dense", "kept": 1.0, "accuracy": reached}
-        found.append(keep_row(settings, RESULTS, whole))
-        for number, part in enumerate(parts, start=2):
-            for row in part(settings, task, dense, jax.random.fold_in(key, number)):
-                found.append(keep_row(settings, RESULTS, {**about, **row}))
-    return found
+    return collect(
+        RESULTS, {"claim": "E19", "refs": [19]}, settings, rows_of(settings, (layers, nets))
+    )
 
 
 if __name__ == "__main__":

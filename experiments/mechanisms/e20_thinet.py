@@ -14,7 +14,7 @@ zeros) or random.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 from statistics import stdev
 from typing import Any
@@ -25,7 +25,7 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
+from experiments.claims import Claim, Finding, collect, shown
 from experiments.mechanisms._layers import (
     Layers,
     Settings,
@@ -33,12 +33,10 @@ from experiments.mechanisms._layers import (
     at_random,
     by_weights,
     by_zeros,
-    dense_net,
-    keep_row,
     layer_name,
     layerwise,
     of,
-    task_of,
+    rows_of,
 )
 from jprune.base import Pruned, Task
 from jprune.recipes import Train
@@ -167,22 +165,11 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
+def main(settings: Settings) -> list[rows.Row]:
     """Runs all seeds and returns the rows."""
-    task = task_of(settings)
-    found = []
-    parts: tuple[Callable[..., Iterator[rows.Row]], ...] = (layers, nets)
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
-        key = jax.random.key(seed)
-        about = {"claim": "E20", "refs": [20], "seed": seed}
-        dense = dense_net(settings, task, key)
-        reached = accuracy(settings, task, dense.variables)
-        whole = {**about, "part": "dense", "arm": "dense", "kept": 1.0, "accuracy": reached}
-        found.append(keep_row(settings, RESULTS, whole))
-        for number, part in enumerate(parts, start=2):
-            for row in part(settings, task, dense, jax.random.fold_in(key, number)):
-                found.append(keep_row(settings, RESULTS, {**about, **row}))
-    return found
+    return collect(
+        RESULTS, {"claim": "E20", "refs": [20]}, settings, rows_of(settings, (layers, nets))
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from jprune import allocate, criteria, curvature, data, run_criterion, train, zoo
 from jprune.base import Batch, Budget, Criterion, Groups, Pruned, Scores, Task
 from jprune.graph.parts import dense_of
@@ -226,40 +226,30 @@ def arms(case: Case) -> Iterator[Arm]:
     yield from of_single_layers(pruner)
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    found = []
-    seeds = settings.seeds[:1] if settings.smoke else settings.seeds
-    for seed, net in itertools.product(seeds, settings.nets):
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    for seed, net in itertools.product(seeds_of(settings), settings.nets):
         case = Case(settings, net, seed)
         for part, arm, density, pruned, record in arms(case):
             five = arm.partition(",")[0] in ("eigendamage", *METHODS)
             tune = net == "lenet5" and (part == "dense" or (part == "macs" and five))
-            row = {
-                "claim": "E28",
-                "refs": [28],
+            yield {
                 "net": net,
                 "part": part,
                 "arm": arm,
                 "density": density,
                 "seed": seed,
-                "images": settings.images,
                 "params": record.get("params"),
                 "macs": record.get("macs"),
                 "predicted": record.get("damage"),
                 **case.looked(pruned),
                 "finetuned": case.tuned(pruned) if tune else None,
-                **rows.provenance(),
             }
-            found.append(row)
-            print(
-                f"seed {seed}  {net:<8} {part:<6} {arm:<24} {density or '':<4}"
-                f" loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}",
-                flush=True,
-            )
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "E28", "refs": [28]}, settings, made(settings))
 
 
 def of(found: Sequence[rows.Row], net: str, part: str, arm: str, what: str, density=None):

@@ -14,7 +14,7 @@ writes a line a net, criterion and seed into `experiments/results/mechanisms/fid
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean as mean
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from jprune import criteria, curvature, data, run_criterion, to_units, train, zoo
 from jprune.base import Batch, Criterion, Groups, Pruned, Task, Variables
 from jprune.curvature import mean_loss
@@ -237,33 +237,17 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all nets and seeds and returns the rows."""
-    found = []
-    nets, seeds = settings.nets, settings.seeds
-    if settings.smoke:
-        nets, seeds = ("resnet8",), seeds[:1]
-    kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("seeds", "nets")}
-    for net, seed in itertools.product(nets, seeds):
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net and criterion."""
+    nets = ("resnet8",) if settings.smoke else settings.nets
+    for net, seed in itertools.product(nets, seeds_of(settings)):
         for values in compared(settings, trained(settings, net, seed)):
-            row = {
-                "claim": "fidelity",
-                "refs": [1, 18],
-                "net": net,
-                "seed": seed,
-                **values,
-                **kept,
-                **rows.provenance(),
-            }
-            found.append(row)
-            print(
-                f"{net}  seed {seed}  {row['arm']:<16} rank {row['rank']:.2f}"
-                f"  within {row['within']:.2f}  sets {row['sets']:.2f}",
-                flush=True,
-            )
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+            yield {"net": net, "seed": seed, **values}
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "fidelity", "refs": [1, 18]}, settings, made(settings))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from jprune import data, train, zoo
 from jprune.base import Budget, Pruned, Task
 from jprune.learners import Terms
@@ -199,38 +199,30 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
     if settings.smoke:
         net, images = zoo.build("lenet300", shape=(8, 8, 1)), data.load("digits", subset=200)
         settings = dataclasses.replace(settings, mask_steps=4)
     else:
         net, images = zoo.build("lenet5", shape=(28, 28, 1)), data.load("mnist")
-    task, found = train.task(net, images), []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+    task = train.task(net, images)
+    for seed in seeds_of(settings):
         nets, gal = Nets(settings, task, seed), None
         for arm, strength, pruned in nets:
             gal = pruned if arm == "gal" else gal
-            row = {
-                "claim": "P30",
-                "refs": [30],
+            yield {
                 "arm": arm,
                 "seed": seed,
                 "strength": strength,
                 "same": arm == "labels" and gal is not None and _equal(gal, pruned),
                 **measured(nets, arm, pruned),
-                **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
-                **rows.provenance(),
             }
-            found.append(row)
-            print(
-                f"seed {seed}  {arm:<7} {row['kept']:.3f}  accuracy {row['accuracy']:.4f}, "
-                f"{row['finetuned']:.4f} after fine-tuning",
-                flush=True,
-            )
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "P30", "refs": [30]}, settings, made(settings))
 
 
 def _equal(one: Pruned, other: Pruned) -> bool:

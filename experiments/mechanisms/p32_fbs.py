@@ -18,7 +18,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 from statistics import stdev
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,9 @@ from flax import nnx
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import cifar10
+from jprune import train, zoo
 from jprune.base import Budget, Pruned, Task
 from jprune.cost.samples import gates_of
 from jprune.learners import Boosting
@@ -236,39 +236,27 @@ CLAIM = Claim(
 
 def task_of(settings: Settings) -> Task:
     """CifarNet on its images."""
-    if settings.smoke:
-        images, shape = data.load("digits", subset=200), (8, 8, 1)
-    else:
-        images, shape = data.load("cifar10", subset=settings.train_images), (32, 32, 3)
-    net = zoo.from_module("cifarnet", lambda rngs: CifarNet(10, shape[2], rngs), shape)
+    images = cifar10(settings)
+    height, width, channels = images.shape
+    net = zoo.from_module(
+        "cifarnet", lambda rngs: CifarNet(10, channels, rngs), (height, width, channels)
+    )
     return train.task(net, images)
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    task, found = task_of(settings), []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    task = task_of(settings)
+    for seed in seeds_of(settings):
         nets = Nets(settings, task, seed)
         for arm, pruned in nets:
-            row = {
-                "claim": "P32",
-                "refs": [32],
-                "arm": arm,
-                "seed": seed,
-                "apart": nets.apart if arm == "fbs" else {},
-                **measured(nets, pruned),
-                **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
-                **rows.provenance(),
-            }
-            found.append(row)
-            print(
-                f"seed {seed}  {arm:<6} {row['macs']:>10} MACs  accuracy {row['accuracy']:.4f}  "
-                f"mosaic {row['mosaic']:.4f}  occlusion {row['occlusion']:.4f}",
-                flush=True,
-            )
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+            apart = nets.apart if arm == "fbs" else {}
+            yield {"arm": arm, "seed": seed, "apart": apart, **measured(nets, pruned)}
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "P32", "refs": [32]}, settings, made(settings))
 
 
 if __name__ == "__main__":

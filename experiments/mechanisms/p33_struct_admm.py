@@ -25,8 +25,8 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.masks import density
 from jprune.recipes import Train, evaluate
@@ -169,29 +169,17 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    images = data.load("digits" if settings.smoke else "mnist")
-    height, width, channels = images.shape
-    name = "lenet300" if settings.smoke else "lenet5"
-    task = train.task(zoo.build(name, shape=(height, width, channels)), images)
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    task = task_of("lenet300" if settings.smoke else "lenet5", mnist(settings))
+    for seed in seeds_of(settings):
         for seen in nets(settings, task, seed):
-            row = {
-                "claim": "P33",
-                "refs": [33],
-                "seed": seed,
-                **seen,
-                **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
-                **rows.provenance(),
-            }
-            found.append(row)
-            about = f"{row['part']:<6} {row['arm']:<10} density {row['density']:.4f}"
-            print(f"seed {seed}  {about}  accuracy {row['accuracy']:.4f}", flush=True)
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+            yield {"seed": seed, **seen}
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "P33", "refs": [33]}, settings, made(settings))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import allocate, data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import cifar10, task_of
+from jprune import allocate
 from jprune.base import Budget, Pruned, Task
 from jprune.learners import hypernetwork, width_masks
 from jprune.masks import apply_masks
@@ -214,25 +215,17 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    if settings.smoke:
-        task = train.task(zoo.build("resnet8", shape=(8, 8, 1)), data.load("digits", subset=200))
-    else:
-        images = data.load("cifar10", subset=settings.train_images)
-        task = train.task(zoo.build("resnet8", shape=(32, 32, 3)), images)
-    given = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("seeds", "macs")}
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    task = task_of("resnet8", cifar10(settings))
+    for seed in seeds_of(settings):
         for part in Arms(settings, task, seed):
-            about = {"claim": "P39", "refs": [39], "seed": seed, "budget": {"macs": settings.macs}}
-            row: rows.Row = {**about, **part, **given, **rows.provenance()}
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-            found.append(row)
-            numbers = {k: round(row[k], 4) for k in ("score", "unsettled", "accuracy") if k in row}
-            print(seed, row["part"], row["arm"], numbers, flush=True)
-    return found
+            yield {"seed": seed, "budget": {"macs": settings.macs}, **part}
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "P39", "refs": [39]}, settings, made(settings))
 
 
 if __name__ == "__main__":

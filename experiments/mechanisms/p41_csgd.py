@@ -26,8 +26,9 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import allocate, data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import cifar10, mnist, task_of
+from jprune import allocate
 from jprune.base import Budget, Pruned, Task, Variables
 from jprune.recipes import Prune, Train, evaluate
 from jprune.recipes._anew import BeginAnew
@@ -197,40 +198,32 @@ CLAIM = Claim(
 def cases(settings: Settings) -> Iterator[tuple[Task, Budget]]:
     """Nets, and what is kept of them."""
     if settings.smoke:
-        net, images = zoo.build("lenet300", shape=(8, 8, 1)), data.load("digits", subset=200)
-        yield train.task(net, images), Budget(density=5 / 8)
+        yield task_of("lenet300", cifar10(settings)), Budget(density=5 / 8)
         return
     dense = Budget(density=0.5, floors={"params/fc1/kernel": 500})
-    yield train.task(zoo.build(LENET, shape=(28, 28, 1)), data.load("mnist")), dense
-    images = data.load("cifar10", subset=settings.train_images)
-    yield train.task(zoo.build(RESNET, shape=(32, 32, 3)), images), Budget(density=5 / 8)
+    yield task_of(LENET, mnist(settings)), dense
+    yield task_of(RESNET, cifar10(settings)), Budget(density=5 / 8)
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    found = []
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
     for task, budget in cases(settings):
-        for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+        for seed in seeds_of(settings):
             for arm, pruned, more in Nets(settings, task, budget, seed):
-                row = {
-                    "claim": "P41",
-                    "refs": [41],
+                yield {
                     "model": task.name,
                     "arm": arm,
                     "seed": seed,
                     "strength": None,
-                    **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
                     "accuracy": evaluate(task, pruned.variables, "test")["accuracy"],
                     **fractions(task, pruned.masks or {}),
                     **more,
-                    **rows.provenance(),
                 }
-                found.append(row)
-                print(f"seed {seed}  {task.name} {arm:<8} {row['strength']} {row['accuracy']:.4f}",
-                      flush=True)  # fmt: skip
-                if not settings.smoke:
-                    rows.append(RESULTS, row)
-    return found
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "P41", "refs": [41]}, settings, made(settings))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ the test split for the last two.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,8 +22,9 @@ import tyro
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, errors, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import cifar10, task_of
+from jprune import errors
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Evaluate, Save, Train, cost_of, run
 from jprune.recipes._dimensions import DIMENSIONS, Narrow, fewer_units, where
@@ -209,25 +209,17 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
-    if settings.smoke:
-        task = train.task(zoo.build("resnet8", shape=(8, 8, 1)), data.load("digits", subset=200))
-    else:
-        images = data.load("cifar10", subset=settings.train_images)
-        task = train.task(zoo.build("resnet8", shape=(32, 32, 3)), images)
-    given = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("seeds", "macs")}
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
+    task = task_of("resnet8", cifar10(settings))
+    for seed in seeds_of(settings):
         for part in Arms(settings, task, seed):
-            about = {"claim": "X9", "refs": [52], "seed": seed, "budget": {"macs": settings.macs}}
-            row: rows.Row = {**about, **part, **given, **rows.provenance()}
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-            found.append(row)
-            numbers = [round(row[name], 3) for name in (*DIMENSIONS, "accuracy")]
-            print(seed, row["part"], row.get("arm", ""), *numbers, flush=True)
-    return found
+            yield {"seed": seed, "budget": {"macs": settings.macs}, **part}
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "X9", "refs": [52]}, settings, made(settings))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from flax import nnx
 from matplotlib.axes import Axes
 
 from experiments import rows
-from experiments.claims import Claim, Finding, shown
-from jprune import data, train, zoo
+from experiments.claims import Claim, Finding, collect, seeds_of, shown
+from experiments.mechanisms._nets import mnist
+from jprune import train, zoo
 from jprune.base import Budget, Pruned, Task
 from jprune.learners.variational import PRIORS, Rule
 from jprune.learners.variational import Settings as GateSettings
@@ -82,7 +83,7 @@ class Normed(nnx.Module):
 
 def task_of(settings: Settings) -> Task:
     """LeNet-5 with norms on MNIST."""
-    images = data.load("digits" if settings.smoke else "mnist")
+    images = mnist(settings)
     height, width, channels = images.shape
     shape = (height, width, channels)
     make = lambda rngs: Normed(shape, images.classes, rngs)
@@ -179,33 +180,25 @@ CLAIM = Claim(
 )
 
 
-def main(settings: Settings) -> list[dict[str, Any]]:
-    """Runs all seeds and returns the rows."""
+def made(settings: Settings) -> Iterator[rows.Row]:
+    """A row a net."""
     task = task_of(settings)
-    found = []
-    for seed in settings.seeds[:1] if settings.smoke else settings.seeds:
+    for seed in seeds_of(settings):
         for arm, prior, pruned, more in nets(settings, task, seed):
-            row = {
-                "claim": "X9",
-                "refs": [43],
+            yield {
                 "arm": arm,
                 "prior": prior,
                 "seed": seed,
                 "kept": 1.0,
-                **{k: v for k, v in dataclasses.asdict(settings).items() if k != "seeds"},
                 "accuracy": evaluate(task, pruned.variables, "test")["accuracy"],
                 **fractions(task, pruned.masks or {}),
                 **more,
-                **rows.provenance(),
             }
-            found.append(row)
-            print(
-                f"seed {seed}  {prior or '-':<11} {arm:<6} {row['kept']:.3f} {row['accuracy']:.4f}",
-                flush=True,
-            )
-            if not settings.smoke:
-                rows.append(RESULTS, row)
-    return found
+
+
+def main(settings: Settings) -> list[rows.Row]:
+    """Runs all seeds and returns the rows."""
+    return collect(RESULTS, {"claim": "X9", "refs": [43]}, settings, made(settings))
 
 
 if __name__ == "__main__":
