@@ -57,7 +57,8 @@ def gal(
             from where a mask falls from 1 to 0 in all mask steps to 1000 times that.
         mu: weight of the mean squared difference of logits (0.1 for VGG-16, GoogLeNet, DenseNet).
         adversarial: weight of the discriminator's verdict; 0: no adversary.
-        regulariser: of the discriminator: "adversarial" (the paper's best), "l1", "l2", "none".
+        regulariser: of the discriminator: "adversarial" (the paper's best), "l1", "l2" (with a
+            weight of 1e-3, which the paper does not give), "none".
         init: of the masks, "ones", or "normal" as in the authors' code, where the first step of
             the masks removes half of everything at random.
         mask_steps: how many steps of the masks lie in the training, evenly (the authors' 100).

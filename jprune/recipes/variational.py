@@ -61,7 +61,9 @@ def variational(
             prior. The log-uniform one has a gradient of 1 / (2 N), with which SGD hardly moves in
             300 epochs: None takes the factor with which it alone would add 40 in the training.
         mu_threshold: with the Gaussian prior a unit is surely zero if |mu| is at most this
-        sigma_threshold: and sigma at most this.
+        sigma_threshold: and sigma at most this. With fewer than 25,000 images sigma begins above
+            0.01 (see `log_var`) and hardly falls: `select="rule"` then wants a larger one, about
+            twice sqrt(2.5 / N).
         log_alpha_threshold: with the log-uniform prior, if log(sigma^2 / mu^2) is at least this.
         masks: whether a unit that is surely zero in training is gone for good.
         select: "budget": in the order of their sureness, until the budget is met, past the
