@@ -320,6 +320,8 @@ RUNS = ("--model", "lenet300", "--data", "digits", "--methods", "l1", "--macs", 
         ((*RUNS[:-1], "0.5,2"), "2 is outside (0, 1]"),
         ((*RUNS[:5], "l1,tailor", *RUNS[6:]), "did you mean taylor?"),
         ((*RUNS[:-1], "0.5,0.0001"), "Ask for"),
+        ((*RUNS, "--set", "rounds=3"), "--set rounds=3: write METHOD.OPTION=VALUE with one of l1"),
+        ((*RUNS, "--set", "l1.round=3"), "no option 'round=3'; did you mean rounds?"),
     ],
 )
 def test_bad_arguments(unfair, tmp_path, capsys, words, says):
@@ -445,7 +447,7 @@ def test_the_dense_net_of_a_seed_is_trained_once(swept):
 
 def test_a_shared_training_changes_no_number(swept, tmp_path):
     out, plan, _, found = swept
-    job = sweep._job(plan.job, "random", plan.budgets[0], 3)
+    job = sweep._job(plan, "random", plan.budgets[0], 3)
     sweep.jobs.prune(job, tmp_path / "alone")
     alone = rows.row_of(tmp_path / "alone")
     for name in ("dense", "before_finetune", "pruned"):
@@ -455,6 +457,25 @@ def test_a_shared_training_changes_no_number(swept, tmp_path):
     for file in ("plan.json", "model.tflite", "config.json"):
         shared = out / "runs" / found.rows[1]["id"] / file
         assert (tmp_path / "alone" / file).read_bytes() == shared.read_bytes()
+
+
+def test_options_of_methods_and_settings_of_all(tmp_path, capsys):
+    words = "compare --model lenet300 --data digits --methods l2 --macs 0.5 --seeds 3 --steps 2"
+    more = "--finetune-learning-rate 0.02 --set l2.allocator=global_topk --freeze params/fc1/*"
+    given = [*words.split(), *more.split(), "--distill", "0.5", "--out", str(tmp_path), "--json"]
+    assert cli.main(given) == 0
+    (found,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert "l2 was run with allocator=global_topk." in found["notes"]
+    assert "params/fc1/* stayed whole." in found["notes"]
+    settings = {
+        name: json.loads((tmp_path / "runs" / f"{name}-macs0.5-seed3" / "config.json").read_text())
+        for name in ("l1", "l2")
+    }
+    assert (settings["l1"]["options"], settings["l2"]["options"]) == (
+        {}, {"allocator": "global_topk"}
+    )  # fmt: skip
+    assert all(each["budget"]["floors"] == {"params/fc1/kernel": 300} for each in settings.values())
+    assert all(each["finetune"]["distill"] == 0.5 for each in settings.values())
 
 
 def test_a_sweep_goes_on_where_it_stopped(swept):

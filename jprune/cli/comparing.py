@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -79,16 +80,36 @@ def _swept(given: Compare, words: Sequence[str], out: str) -> comparisons.Read:
         learning_rate=given.learning_rate,
         finetune_learning_rate=given.finetune_learning_rate,
         max_steps=given.steps,
+        distill=given.distill,
+        freeze=given.freeze,
         weights=given.weights,
         data_dir=given.data_dir,
     )
     methods = sweeps.with_baselines(given.methods)
-    sweep = sweeps.Sweep(job, methods, budgets, given.seeds, shlex.join(["jprune", *words]))
+    command = shlex.join(["jprune", *words])
+    options = _options(given.set, methods)
+    sweep = sweeps.Sweep(job, methods, budgets, given.seeds, command, options)
     progress = Silent() if given.quiet else Bars() if sys.stderr.isatty() else Lines()
     try:
         return comparisons.Read(*sweeps.run(sweep, out, progress))
     finally:
         progress.close()
+
+
+def _options(texts: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{method: options} of METHOD.OPTION=VALUE each."""
+    from jprune import recipes
+
+    found: dict[str, dict[str, Any]] = {}
+    for given in texts:
+        method, dot, option = given.partition(".")
+        if not dot or method not in methods:
+            raise errors.ArgumentError(
+                f"--set {given}: write METHOD.OPTION=VALUE with one of "
+                f"{', '.join(methods)}, such as {methods[0]}.rounds=3."
+            )
+        found.setdefault(method, {}).update(recipes.read_options(method, [option]))
+    return found
 
 
 def _budgets(given: Compare) -> tuple[Budget, ...]:

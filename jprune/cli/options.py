@@ -231,6 +231,8 @@ class Compare:
     """Data set: digits, mnist, fashion_mnist or cifar10."""
     methods: Names = ()
     """Methods, such as l2,taylor; random, l1, scratch_e and scratch_b are added."""
+    set: Settings = ()
+    """Options of methods, such as taylor.rounds=3,l2.allocator=uniform."""
     macs: Fractions = ()
     """Fractions of the multiply-accumulates to keep, such as 0.5,0.25."""
     params: Fractions = ()
@@ -251,6 +253,10 @@ class Compare:
     """Peak learning rate of the dense net, per step. Default: by net."""
     finetune_learning_rate: MaybeNumber = None
     """The same for fine-tuning. Default: the best of three with L1, by validation."""
+    freeze: Names = ()
+    """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
+    distill: Share = 0.0
+    """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
     multiple_of: Count = 8
     """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
     min_units: Count = 1

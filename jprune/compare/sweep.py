@@ -14,8 +14,8 @@ import dataclasses
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jprune import errors, measure, recipes
 from jprune.base import Budget, Task
@@ -54,6 +54,8 @@ class Sweep(NamedTuple):
     seeds: tuple[int, ...]
     command: str
     """How it was called."""
+    options: Mapping[str, Mapping[str, Any]] = {}
+    """{method: its options}, where they are not the usual ones."""
 
 
 class Swept(NamedTuple):
@@ -105,13 +107,15 @@ def run(sweep: Sweep, out: PathLike, progress: Progress) -> Swept:
 
 
 def _run(sweep: Sweep, folder: pathlib.Path, progress: Progress) -> Swept:
-    task = jobs.task_for(sweep.job)
+    task, said = jobs.task_for(sweep.job), tuple(_said(sweep))
+    whole = tuple(jobs.with_frozen(task, each, sweep.job.freeze) for each in sweep.budgets)
+    sweep = sweep._replace(budgets=whole, job=dataclasses.replace(sweep.job, freeze=()))
     for budget in sweep.budgets:
         jobs.check_budget(task, budget)
     chosen = _learning_rate(sweep, task, folder, progress)
-    notes = [chosen.note]
+    notes = [chosen.note, *said]
     settled = dataclasses.replace(sweep.job, finetune_learning_rate=chosen.rate)
-    planned = [_job(settled, *each) for each in _each(sweep)]
+    planned = [_job(sweep._replace(job=settled), *each) for each in _each(sweep)]
     rows: list[Row] = []
     first = {CHOOSING[1]: chosen.trained} if chosen.trained else {}
     clock = _Clock(len(planned), progress)
@@ -139,8 +143,20 @@ def _each(sweep: Sweep) -> Iterator[tuple[str, Budget, int]]:
                 yield method, budget, seed
 
 
-def _job(job: Job, method: str, budget: Budget, seed: int) -> Job:
-    return dataclasses.replace(job, method=method, budget=budget, seed=seed)
+def _job(sweep: Sweep, method: str, budget: Budget, seed: int) -> Job:
+    options = sweep.options.get(method, {})
+    return dataclasses.replace(sweep.job, method=method, budget=budget, seed=seed, options=options)
+
+
+def _said(sweep: Sweep) -> Iterator[str]:
+    """Settings that are not the usual ones, for people."""
+    for method, options in sweep.options.items():
+        given = listed(f"{name}={value}" for name, value in options.items())
+        yield f"{method} was run with {given}."
+    if sweep.job.freeze:
+        yield f"{listed(sweep.job.freeze)} stayed whole."
+    if sweep.job.distill:
+        yield f"Fine-tuning learned from the dense net's outputs too, by {sweep.job.distill:g}."
 
 
 def _name(job: Job) -> str:
@@ -225,7 +241,7 @@ def _learning_rate(sweep: Sweep, task: Task, folder: pathlib.Path, progress: Pro
     if given is not None:
         note = f"The learning rate of fine-tuning, {given:g}, was given, not chosen."
         return _Chosen(given, note, None)
-    job = _job(sweep.job, CHOOSING[0], sweep.budgets[0], CHOOSING[1])
+    job = _job(sweep, CHOOSING[0], sweep.budgets[0], CHOOSING[1])
     usual = jobs.trainings(job, task)[1].learning_rate
     tried: dict[float, float] = {}
     first: pathlib.Path | None = None
