@@ -16,9 +16,9 @@ class OfPart(Given, Protocol):
         ...
 
 
-def mnist(settings: Given) -> Data:
-    """All of MNIST."""
-    return data.load("digits" if settings.smoke else "mnist")
+def mnist(settings: Given, images: int | None = None) -> Data:
+    """So many training images of MNIST; None: all."""
+    return data.load("digits") if settings.smoke else data.load("mnist", subset=images)
 
 
 def cifar10(settings: OfPart) -> Data:

@@ -2,8 +2,8 @@
 
 Wen, Wu, Wang, Chen, Li, arXiv 1608.03665: LeNet keeps 5-19 of 20-50 filters (3-12 for 0.1 points),
 or 7-14 of 25-500 columns; an MLP loses inputs on the border of the image and neurons; ResNet-20
-loses layers. Here LeNet-5 and LeNet-300-100 on MNIST and, for branches, ResNet-8 on 10,000 images
-of CIFAR-10.
+loses layers. Here LeNet-5 and LeNet-300-100 on 20,000 images of MNIST and, for branches, ResNet-8
+on 5,000 of CIFAR-10.
 
     python -m experiments.mechanisms.e13_ssl --seeds 0 1 2
 
@@ -34,11 +34,11 @@ from jprune.report.figures import PRINT
 
 RESULTS = rows.RESULTS / "mechanisms" / "e13.jsonl"
 WHOLE = Budget(macs=1.0)
-SWEEP = ("0.001", "0.003", "0.005", "0.01")
+SWEEP = ("0.002", "0.005", "0.01")
 RUNS: dict[str, dict[str, tuple[str, ...]]] = {
     "lenet5": {"filter+channel": SWEEP, "shape": SWEEP},
     "lenet300": {"filter+shape": ("0.0003", "0.001")},
-    "resnet8": {"depth": ("0.007", "0.02", "0.05")},
+    "resnet8": {"depth": ("0.007", "0.05")},
 }
 """{net: {families: strengths}}."""
 COMPARED = ("lenet5", "filter+channel", "0.005")
@@ -52,9 +52,10 @@ class Settings:
     Attributes:
         seeds: of initial values and order of the data.
         epochs: of the dense nets.
-        shrink: epochs under the penalty; LeNet-5: 12 are 5,200 steps of 128 images.
+        shrink: epochs under the penalty; LeNet-5: 12 are 1,680 steps of 128 images.
         finetune: epochs under the masks.
         learning_rate: the largest one of LeNets; ResNet-8 has five times as much.
+        lenet_images: of MNIST.
         train_images: of CIFAR-10.
         smoke: two steps a training, on digits; writes nothing.
     """
@@ -64,7 +65,8 @@ class Settings:
     shrink: float = 12.0
     finetune: float = 4.0
     learning_rate: float = 0.02
-    train_images: int = 10_000
+    lenet_images: int = 20_000
+    train_images: int = 5_000
     smoke: bool = False
 
 
@@ -225,7 +227,8 @@ def made(settings: Settings) -> Iterator[rows.Row]:
     """A row a net."""
     for seed in seeds_of(settings):
         for net in ("lenet300", "resnet8") if settings.smoke else RUNS:
-            images = cifar10(settings) if net == "resnet8" else mnist(settings)
+            small = mnist(settings, settings.lenet_images)
+            images = cifar10(settings) if net == "resnet8" else small
             for seen in nets(settings, net, task_of(net, images), seed):
                 yield {"net": net, "seed": seed, **seen}
 

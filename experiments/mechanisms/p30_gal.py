@@ -1,9 +1,9 @@
 """P30 [30]: GAL's masks, with and without its adversary.
 
 Lin et al. (arXiv 1903.09291): soft masks under an L1 penalty, a discriminator and no labels remove
-whole structures; fine-tuning brings the accuracy back. Here LeNet-5 on MNIST, channels of all three
-layers: a sweep of the penalty, the budget of 30 % of the MACs with and without discriminator, and
-the same number of channels removed at random.
+whole structures; fine-tuning brings the accuracy back. Here LeNet-5 on 20,000 images of MNIST,
+channels of all three layers: a sweep of the penalty, the budget of 30 % of the MACs with and
+without discriminator, and the same number of channels removed at random.
 
     python -m experiments.mechanisms.p30_gal --seeds 0 1 2
 
@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 
 from experiments import rows
 from experiments.claims import Claim, Finding, collect, seeds_of, shown
-from jprune import data, train, zoo
+from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.learners import Terms
 from jprune.masks import apply_masks
@@ -52,6 +52,7 @@ class Settings:
         finetune_epochs: with labels, after it.
         learning_rate: the largest one of all three.
         mask_steps: steps of the masks.
+        train_images: of MNIST.
         smoke: a few steps of LeNet-300-100 on digits; writes nothing.
     """
 
@@ -61,6 +62,7 @@ class Settings:
     finetune_epochs: float = 2.0
     learning_rate: float = 0.02
     mask_steps: int = 100
+    train_images: int = 20_000
     smoke: bool = False
 
 
@@ -195,18 +197,17 @@ CLAIM = Claim(
     "P30: GAL [30]",
     findings,
     draw,
-    "LeNet-5 on MNIST, masks start at 1; with a budget the penalty rises until it is met.",
+    "LeNet-5 on 20,000 images of MNIST, masks start at 1; with a budget the penalty rises until it "
+    "is met.",
 )
 
 
 def made(settings: Settings) -> Iterator[rows.Row]:
     """A row a net."""
+    images = mnist(settings, settings.train_images)
+    task = task_of("lenet300" if settings.smoke else "lenet5", images)
     if settings.smoke:
-        net, images = zoo.build("lenet300", shape=(8, 8, 1)), data.load("digits", subset=200)
         settings = dataclasses.replace(settings, mask_steps=4)
-    else:
-        net, images = zoo.build("lenet5", shape=(28, 28, 1)), data.load("mnist")
-    task = train.task(net, images)
     for seed in seeds_of(settings):
         nets, gal = Nets(settings, task, seed), None
         for arm, strength, pruned in nets:

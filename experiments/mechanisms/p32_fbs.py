@@ -98,11 +98,11 @@ class Settings:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: float = 12.0
-    finetune_epochs: float = 12.0
+    epochs: float = 8.0
+    finetune_epochs: float = 8.0
     learning_rate: float = 0.05
     density: float = 0.5
-    train_images: int = 10_000
+    train_images: int = 5_000
     smoke: bool = False
 
 

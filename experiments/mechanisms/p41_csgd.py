@@ -1,9 +1,9 @@
 """P41 [41]: filters that grow equal are merged without loss.
 
 Ding, Ding, Guo, Han (arXiv 1904.03837): merging changes nothing; ResNet-56 keeps its accuracy at
-5/8 of its width; C-SGD beats the narrow net trained from scratch. Here LeNet-5 on MNIST with half
-of its filters, and ResNet-8 on 10,000 images of CIFAR-10 with 5/8 of all its channels, residual
-streams included.
+5/8 of its width; C-SGD beats the narrow net trained from scratch. Here LeNet-5 on 20,000
+images of MNIST with half of its filters, and ResNet-8 on 5,000 of CIFAR-10 with 5/8 of all its
+channels, residual streams included.
 
     python -m experiments.mechanisms.p41_csgd --seeds 0 1 2
 
@@ -53,6 +53,7 @@ class Settings:
         epochs: of the dense ResNet-8, and of its C-SGD.
         learning_rate: the largest one of dense nets of ResNet-8; of LeNet-5 it is a fifth.
         pull_rate: the largest one of C-SGD.
+        lenet_images: of MNIST.
         train_images: of CIFAR-10.
         smoke: two steps a training, LeNet-300-100 on digits; writes nothing.
     """
@@ -62,7 +63,8 @@ class Settings:
     epochs: float = 8.0
     learning_rate: float = 0.1
     pull_rate: float = 0.03
-    train_images: int = 10_000
+    lenet_images: int = 20_000
+    train_images: int = 5_000
     smoke: bool = False
 
 
@@ -201,7 +203,7 @@ def cases(settings: Settings) -> Iterator[tuple[Task, Budget]]:
         yield task_of("lenet300", cifar10(settings)), Budget(density=5 / 8)
         return
     dense = Budget(density=0.5, floors={"params/fc1/kernel": 500})
-    yield task_of(LENET, mnist(settings)), dense
+    yield task_of(LENET, mnist(settings, settings.lenet_images)), dense
     yield task_of(RESNET, cifar10(settings)), Budget(density=5 / 8)
 
 

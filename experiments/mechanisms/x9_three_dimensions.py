@@ -56,9 +56,9 @@ class Settings:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: float = 20.0
+    epochs: float = 12.0
     probe_epochs: float = 2.0
-    finetune_epochs: float = 8.0
+    finetune_epochs: float = 5.0
     learning_rate: float = 0.1
     train_images: int = 10_000
     macs: float = 0.5
