@@ -48,9 +48,16 @@ def main(steps: int | None = None, repeats: int = 10, out: Path = OUT) -> None:
         out: file of the rows.
     """
     sweep = dataclasses.replace(SWEEP, steps=steps)
-    for found in (overhead(sweep), busy(sweep), *together(repeats)):
+    for found in measured(sweep, repeats):
         print(found, flush=True)
         rows.append(out, {**found, "steps": steps, "repeats": repeats, **rows.provenance()})
+
+
+def measured(sweep: Sweep, repeats: int) -> Iterator[dict[str, Any]]:
+    """All questions, one after the other."""
+    yield overhead(sweep)
+    yield busy(sweep)
+    yield from together(repeats)
 
 
 @contextlib.contextmanager
