@@ -30,7 +30,8 @@ from scipy import stats
 
 from experiments import rows
 from experiments.claims import Claim, Finding, collect, seeds_of, shown
-from jprune import allocate, criteria, curvature, data, run_criterion, train, zoo
+from experiments.mechanisms._nets import task_of
+from jprune import allocate, criteria, curvature, data, run_criterion
 from jprune.base import Batch, Budget, Criterion, Groups, Pruned, Scores, Task
 from jprune.graph.parts import dense_of
 from jprune.masks import apply_masks
@@ -80,9 +81,7 @@ class Case:
 
     def __init__(self, settings: Settings, net: str, seed: int):
         name, steps, rate = ("digits", 2, 0.05) if settings.smoke else NETS[net]
-        images = data.load(name)
-        height, width, channels = images.shape
-        self.task = train.task(zoo.build(net, shape=(height, width, channels)), images)
+        self.task = task_of(net, data.load(name))
         self.net, self.seed, self.key = net, seed, jax.random.key(seed)
         self.count = 1 if settings.smoke else settings.images // BATCH
         self.rate, self.smoke = rate, settings.smoke

@@ -27,7 +27,8 @@ from scipy import stats
 
 from experiments import rows
 from experiments.claims import Claim, Finding, collect, seeds_of, shown
-from jprune import criteria, curvature, data, run_criterion, to_units, train, zoo
+from experiments.mechanisms._nets import task_of
+from jprune import criteria, curvature, data, run_criterion, to_units
 from jprune.base import Batch, Criterion, Groups, Pruned, Task, Variables
 from jprune.curvature import mean_loss
 from jprune.graph import gated
@@ -105,8 +106,7 @@ def trained(settings: Settings, net: str, seed: int) -> Case:
     """A net that learned its data."""
     name, epochs, rate = ("digits", 1.0, 0.1) if settings.smoke else NETS[net]
     images = data.load(name)
-    height, width, channels = images.shape
-    task = train.task(zoo.build(net, shape=(height, width, channels)), images)
+    task = task_of(net, images)
     key = jax.random.key(seed)
     stage = Train(epochs, rate, 64, max_steps=2 if settings.smoke else None)
     start = Pruned(task.init(jax.random.fold_in(key, 0)), None)
