@@ -74,6 +74,12 @@ def test_costs_are_those_of_the_three_parts():
     assert form.now().tolist() == [180, 16 * 180]
     left, core, right = 4 * 2, 9 * 2 * 3, 3 * 5
     assert form.cost(2, 3).tolist() == [left + core + right, 64 * left + 16 * (core + right)]
+    assert form.each("params") == (4 + 9 * 5, 9 * 4 + 5)
+    assert form.each("macs") == (64 * 4 + 16 * 9 * 5, 16 * (9 * 4 + 5))
+    plain = Rotate(Budget(macs=0.5)).scores({"a": form})
+    divided = Rotate(Budget(macs=0.5), per_cost=True).scores({"a": form})
+    for name, cost_of_one in zip(plain, form.each("macs"), strict=True):
+        np.testing.assert_allclose(divided[name] * cost_of_one, plain[name], rtol=1e-12)
 
     def fn(v, x):
         dims = ("NHWC", "HWIO", "NHWC")
@@ -324,7 +330,7 @@ def test_the_claim_runs_and_compares_nets_of_one_size():
         for row in found
     ]
     claims = e28.findings(renamed)
-    assert [finding.claim.partition(":")[0] for finding in claims][1:4] == [
+    assert [finding.claim.partition(":")[0] for finding in claims][2:5] == [
         "lenet5, size of C-OBD at 0.5",
         "lenet5, there",
         "lenet5, there",

@@ -24,6 +24,8 @@ CORE = "/factored/core"
 """Ends the path of a factored kernel's core in the opened net."""
 COLUMNS, ROWS = " columns", " rows"
 """Behind a kernel's path: its inputs and outputs in the eigenbasis, as groups of scores."""
+UNITS = {"params": 0, "macs": 1}
+"""Places of budgets in a cost; a density's is that of parameters."""
 
 
 class Form(NamedTuple):
@@ -41,6 +43,15 @@ class Form(NamedTuple):
         left, core, right = inputs * columns, self.layer.window * columns * rows, rows * outputs
         read, written = self.layer.read, self.layer.written
         return np.array([left + core + right, read * left + written * (core + right)], float)
+
+    def each(self, kind: str) -> tuple[float, float]:
+        """What one column and one row cost beside all others, in parameters or MACs."""
+        (*_, columns, rows), unit = self.layer.shape, UNITS.get(kind, 0)
+        whole = self.cost(columns, rows)[unit]
+        return (
+            whole - self.cost(columns - 1, rows)[unit],
+            whole - self.cost(columns, rows - 1)[unit],
+        )
 
     def now(self) -> np.ndarray:
         """(parameters, MACs) of the layer as it stands."""
@@ -70,6 +81,7 @@ class Rotate:
         limit: the largest fraction of a layer's rows, or columns, that may go.
         labels: "model" or "data".
         normalize: divide the scores of each layer by their sum.
+        per_cost: divide scores by what the row or column costs, in the budget's unit.
         last: the last layer is pruned too.
         batches: that the factors are made of; None: one pass over the training images.
         batch_size: examples in one.
@@ -80,6 +92,7 @@ class Rotate:
     limit: float = 0.95
     labels: str = "model"
     normalize: bool = False
+    per_cost: bool = False
     last: bool = False
     batches: int | None = None
     batch_size: int = 64
@@ -173,13 +186,17 @@ class Rotate:
         for path, form in forms.items():
             theta = form.turned.damage
             theta = theta / max(theta.sum(), np.finfo(float).tiny) if self.normalize else theta
-            scores |= {path + COLUMNS: theta.sum(axis=1), path + ROWS: theta.sum(axis=0)}
+            column, row = form.each(self.budget.kind) if self.per_cost else (1.0, 1.0)
+            scores |= {
+                path + COLUMNS: theta.sum(axis=1) / column,
+                path + ROWS: theta.sum(axis=0) / row,
+            }
         return scores
 
     def pays(self, form: Form, columns: np.ndarray, rows: np.ndarray) -> bool:
         """Whether a layer's parts are smaller than the layer."""
-        kind = 1 if self.budget.kind == "macs" else 0
-        return bool(form.cost(int(columns.sum()), int(rows.sum()))[kind] < form.now()[kind])
+        unit = UNITS.get(self.budget.kind, 0)
+        return bool(form.cost(int(columns.sum()), int(rows.sum()))[unit] < form.now()[unit])
 
     def chosen(
         self,

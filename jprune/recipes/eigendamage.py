@@ -36,6 +36,7 @@ def eigendamage(
     limit: float | None = None,
     labels: str = "model",
     normalize: bool = False,
+    per_cost: bool = False,
     last: bool = False,
     fix_rotation: bool = False,
     recalibrate: int = 50,
@@ -54,6 +55,9 @@ def eigendamage(
         labels: "model": drawn from the net, the true Fisher information; "data": the empirical one.
         normalize: divide the scores of each layer by their sum (off in the paper's settings; what
             is divided by what is our reading).
+        per_cost: divide the score of a row or column by what it costs, in parameters or, for a
+            budget of MACs, in MACs (not in the paper, whose budgets are of rows and columns: under
+            one of MACs the scores alone empty layers that are large and cheap).
         last: the last layer is pruned too; in the paper it is not.
         fix_rotation: fine-tune the cores alone.
         recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
@@ -75,7 +79,7 @@ def eigendamage(
     floors_of({}, limit)
     if fix_rotation:
         finetune = dataclasses.replace(finetune, sparsify=cores_only)
-    rotate = Rotate(budget, limit, labels, normalize, last, batches, batch_size)
+    rotate = Rotate(budget, limit, labels, normalize, per_cost, last, batches, batch_size)
     prune = lambda wanted: dataclasses.replace(rotate, budget=wanted)
     return recipe_of(prune, budget, train, finetune, rounds, recalibrate)
 
