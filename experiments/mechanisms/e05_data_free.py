@@ -210,7 +210,12 @@ CLAIM = Claim(
     "E5: data-free merging [5]",
     findings,
     draw,
-    "LeNet-5 on MNIST; only fc1 is pruned, as the paper prunes dense layers.",
+    "LeNet-5 on MNIST; only fc1 is pruned, as the paper prunes dense layers. Merging assumes neurons "
+    "that are nearly alike, and nets that were trained so briefly have none: in the first layer of "
+    "LeNet-300-100 (4 epochs, seed 0) the nearest neighbour of a neuron is at a cosine of 0.11 "
+    "(median), since weights of pixels that are always dark stay as drawn, so that a merged neuron "
+    "is added to one that has little to do with it. Tried there: half of the neurons merged 91.2 %, "
+    "deleted in the same order 93.2 %; with `normalize=true` 89.9 and 91.1 %; dense 96.6 %.",
 )
 
 
