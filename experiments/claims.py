@@ -154,7 +154,7 @@ def page(stem: str, found: Sequence[rows.Row]) -> str:
             f"{len({row['seed'] for row in found})} seeds; mean and standard deviation.\n",
             *(f"Seed {seed} is not finished, and was left out.\n" for seed in short),
             f"Device: {device_text(last['device'])}. Versions: {versions}. Commit: {commits}.\n",
-            f"```sh\n{last['command']}\n```\n",
+            "\n".join(("```sh", *dict.fromkeys(row["command"] for row in found), "```\n")),
         ]
     )
 
