@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 
 from experiments import rows
 from experiments.claims import Claim, Finding, collect, seeds_of, shown
-from experiments.mechanisms._nets import mnist, task_of
+from experiments.mechanisms._nets import mnist, task_of, thresholds
 from jprune import masks_of, recipes
 from jprune.base import Budget, Pruned, Task
 from jprune.masks import density
@@ -71,17 +71,11 @@ class Settings:
 
 
 def rates(net: Pruned, kept: dict[str, float], budget: float) -> str:
-    """The c of every layer at which the first cut leaves the paper's fraction, times the budget.
-
-    The fractions are scaled by one factor, so that together they meet the budget.
-    """
-    sizes = {n: np.abs(np.asarray(net.variables["params"][n]["kernel"])).ravel() for n in kept}
-    paper = sum(kept[n] * sizes[n].size for n in kept)
-    factor = budget * sum(size.size for size in sizes.values()) / paper
+    """The c of every layer at which the first cut leaves the paper's fraction, for the budget."""
     found = []
-    for name, size in sizes.items():
-        least = np.quantile(size, 1 - min(1.0, factor * kept[name]))
-        found.append(f"{(least / CUT - size.mean()) / size.std():.4f}")
+    for name, least in thresholds(net.variables, kept, budget).items():
+        sizes = np.abs(np.asarray(net.variables["params"][name]["kernel"]))
+        found.append(f"{(least / CUT - sizes.mean()) / sizes.std():.4f}")
     return ":".join(found)
 
 
