@@ -44,7 +44,7 @@ class Settings:
     epochs: float = 5.0
     learning_rate: float = 0.1
     train_images: int = 10_000
-    test_images: int = 2_000
+    test_images: int = 1_000
     images: int = 1_000
     points: int = 10
     smoke: bool = False

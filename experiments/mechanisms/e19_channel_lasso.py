@@ -202,7 +202,7 @@ CLAIM = Claim(
     "E19: channel pruning by LASSO and least squares [19]",
     findings,
     draw,
-    "ResNet-8 on 10,000 images of CIFAR-10, accuracy on 2,000 test images, where the paper has "
+    "ResNet-8 on 10,000 images of CIFAR-10, accuracy on 1,000 test images, where the paper has "
     "VGG-16 on ImageNet; nothing is trained after pruning. In blocks the last layer aims at the "
     "sum, the first one reads a part of the stream.",
 )

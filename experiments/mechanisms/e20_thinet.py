@@ -160,7 +160,7 @@ CLAIM = Claim(
     "E20: ThiNet [20]",
     findings,
     draw,
-    "ResNet-8 on 10,000 images of CIFAR-10, accuracy on 2,000 test images, where the paper has "
+    "ResNet-8 on 10,000 images of CIFAR-10, accuracy on 1,000 test images, where the paper has "
     "VGG-16 on ImageNet; layers are those of E19.",
 )
 

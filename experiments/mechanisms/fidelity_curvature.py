@@ -1,7 +1,7 @@
 """Fidelity: how well criteria tell what the loss does when a filter goes, or many at once.
 
 No paper shows it. For every single filter of LeNet-5 (MNIST) and ResNet-8 (CIFAR-10) the loss on
-1,000 training images is measured with the filter gated away, and so is that of 200 random sets of
+500 training images is measured with the filter gated away, and so is that of 100 random sets of
 10 % of all filters; a criterion predicts the first by its score and the second by the sum of its
 scores, but EigenDamage by its curvature of the whole set: filters act together. No net is trained
 afterwards.
@@ -43,7 +43,7 @@ NETS = {"lenet5": ("mnist", 2.0, 0.02), "resnet8": ("cifar10", 5.0, 0.1)}
 """{net: (data, epochs, largest learning rate)}."""
 TRAINED_ON = 10_000
 """Images."""
-SETS, FRACTION = 200, 0.1
+SETS, FRACTION = 100, 0.1
 Damages = Mapping[str, Any]
 """{group: [units], or [units, units] whose sum over all pairs of a set is the set's}."""
 
@@ -64,7 +64,7 @@ def _pooled(criterion: Criterion, case: Case, within: str = "sum") -> Damages:
 
 
 def _obd(case: Case) -> Damages:
-    estimator = curvature.gauss_newton(probes=64)
+    estimator = curvature.gauss_newton(probes=32)
     return _pooled(criteria.obd(case.task.fn, case.task.loss, estimator, case.key), case)
 
 
@@ -136,7 +136,7 @@ class Settings:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     nets: tuple[str, ...] = tuple(NETS)
-    images: int = 1000
+    images: int = 500
     smoke: bool = False
 
 
