@@ -61,14 +61,14 @@ class Settings:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    meta_epochs: float = 20.0
+    meta_epochs: float = 16.0
     epochs: float = 20.0
     rank_epochs: float = 5.0
-    nets: int = 12
+    nets: int = 10
     learning_rate: float = 0.1
     train_images: int = 5_000
     macs: float = 0.265
-    generations: int = 10
+    generations: int = 6
     population: int = 20
     images: int = 500
     smoke: bool = False

@@ -2,7 +2,7 @@
 
 Wang et al. (arXiv 2010.04879): a polynomial of low rank, fitted along the axes, says how good nets
 off the axes are, and its optimum under a budget beats pruning in one dimension. Here ResNet-8, with
-three blocks, on 10,000 images of CIFAR-10, images of 32 to 16 pixels, half of the MACs.
+three blocks, on 5,000 images of CIFAR-10, images of 32 to 16 pixels, half of the MACs.
 
     python -m experiments.mechanisms.x9_three_dimensions --seeds 0 1 2
 
@@ -60,7 +60,7 @@ class Settings:
     probe_epochs: float = 2.0
     finetune_epochs: float = 5.0
     learning_rate: float = 0.1
-    train_images: int = 10_000
+    train_images: int = 5_000
     macs: float = 0.5
     degree: int = 2
     smoke: bool = False
@@ -75,7 +75,7 @@ class Arms:
         self.multiple = 2 if settings.smoke else 4
 
     def training(self, epochs: float, rate: float = 0.1) -> Train:
-        most, size = (2, 64) if self.settings.smoke else (None, 128)
+        most, size = (2, 64) if self.settings.smoke else (None, 64)
         return Train(epochs, rate * self.settings.learning_rate, size, max_steps=most)
 
     def narrow(self, axis: str, level: float, anew: bool) -> Narrow:
@@ -205,7 +205,7 @@ CLAIM = Claim(
     "X9: three dimensions [52]",
     findings,
     draw,
-    "ResNet-8 on 10,000 images of CIFAR-10; the polynomial has rank 1 and degree 2.",
+    "ResNet-8 on 5,000 images of CIFAR-10; the polynomial has rank 1 and degree 2.",
 )
 
 

@@ -1,7 +1,7 @@
 """X9 [43]: channels whose scale is surely zero go, and nothing is trained afterwards.
 
 Zhao et al. (CVPR 2019): 62 % of VGG-16's channels go on CIFAR-10 for 0.1 points, without
-fine-tuning. Here LeNet-5 with batch norms on MNIST, with both priors.
+fine-tuning. Here LeNet-5 with batch norms on 10,000 images of MNIST, with both priors.
 
     python -m experiments.mechanisms.x9v_variational --seeds 0 1 2
 
@@ -49,6 +49,8 @@ class Settings:
         epochs: of every training.
         learning_rate: the largest one.
         warmup: fraction of the steps in which the weight of the divergence grows.
+        train_images: of MNIST.
+        batch_size: of every training.
         smoke: two steps a training, on digits; writes nothing.
     """
 
@@ -56,19 +58,23 @@ class Settings:
     epochs: float = 6.0
     learning_rate: float = 0.1
     warmup: float = 0.5
+    train_images: int = 10_000
+    batch_size: int = 64
     smoke: bool = False
 
 
 class Normed(nnx.Module):
-    """LeNet-5 with a batch norm and ReLU behind every hidden layer."""
+    """LeNet-5 with a batch norm and ReLU behind every hidden layer; small images are padded."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int, rngs: nnx.Rngs):
         dtype = jnp.dtype("float32")
-        self.conv1 = layers.conv(shape[2], 20, 5, dtype, rngs)
+        padding = None if min(shape[:2]) < 16 else 0
+        self.conv1 = layers.conv(shape[2], 20, 5, dtype, rngs, padding=padding)
         self.norm1 = layers.norm(20, rngs)
-        self.conv2 = layers.conv(20, 50, 5, dtype, rngs)
+        self.conv2 = layers.conv(20, 50, 5, dtype, rngs, padding=padding)
         self.norm2 = layers.norm(50, rngs)
-        pixels = (shape[0] // 4) * (shape[1] // 4)
+        after = lambda size: size // 4 if padding is None else ((size - 4) // 2 - 4) // 2
+        pixels = after(shape[0]) * after(shape[1])
         self.fc1 = layers.dense(50 * pixels, 500, dtype, rngs)
         self.norm3 = layers.norm(500, rngs)
         self.fc2 = layers.dense(500, classes, dtype, rngs)
@@ -83,7 +89,7 @@ class Normed(nnx.Module):
 
 def task_of(settings: Settings) -> Task:
     """LeNet-5 with norms on MNIST."""
-    images = mnist(settings)
+    images = mnist(settings, settings.train_images)
     height, width, channels = images.shape
     shape = (height, width, channels)
     make = lambda rngs: Normed(shape, images.classes, rngs)
@@ -95,9 +101,8 @@ def nets(
 ) -> Iterator[tuple[str, str | None, Pruned, dict[str, Any]]]:
     """(arm, prior, net, more) for every net of a seed."""
     key = jax.random.key(seed)
-    training = Train(
-        settings.epochs, settings.learning_rate, max_steps=2 if settings.smoke else None
-    )
+    most = 2 if settings.smoke else None
+    training = Train(settings.epochs, settings.learning_rate, settings.batch_size, max_steps=most)
     start = Pruned(task.init(jax.random.fold_in(key, 0)), None)
     order = jax.random.fold_in(key, 1)
     yield "dense", None, training(start, task, order)[0], {}
