@@ -27,6 +27,7 @@ class Sensitivity:
         q: "scan", or numbers in execution order.
         tolerance: validation accuracy that pruning one layer may cost.
         examples: of the validation split.
+        std_over: "alive" or "all" weights, as in `criteria.std_rule`.
         name: of the record: q by kernel.
     """
 
@@ -34,6 +35,7 @@ class Sensitivity:
     q: str = "scan"
     tolerance: float = 0.01
     examples: int = 1024
+    std_over: str = "alive"
     name: str = "scan"
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
@@ -59,7 +61,7 @@ class Sensitivity:
         few = task._replace(data=task.data._replace(batches=some))
         accuracy = lambda variables: evaluate(few, variables, "validation")["accuracy"]
         leaves = by_path(task, pruned.variables)
-        rule = criteria.std_rule(1.0, "all")
+        rule = criteria.std_rule(1.0, self.std_over)
         scores = by_path(task, rule.score((), pruned.variables))
         least = accuracy(pruned.variables) - self.tolerance
         found = {}

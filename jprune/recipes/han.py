@@ -1,9 +1,9 @@
 """Learning both weights and connections: prune by size within the layer, retrain, again.
 
 Every layer loses the weights below q_l standard deviations; what is left goes on from its trained
-values. The q_l say which layer bears more, and come from a scan that prunes one layer at a time;
-one multiplier of all of them meets the budget of a round. Masks meet gradients *frozen*: a masked
-weight is exactly 0 and takes no step.
+values. The q_l say which layer bears more, and come from a scan that prunes one layer at a time,
+anew in every round; one multiplier of all of them meets the budget of a round. Masks meet gradients
+*frozen*: a masked weight is exactly 0 and takes no step.
 
 References:
     Han, Pool, Tran, Dally, Learning both weights and connections for efficient neural networks,
@@ -54,9 +54,10 @@ def han(
         finetune: all of the retraining, a round getting its share. The paper's learning rate is a
             tenth (LeNets) or a hundredth (AlexNet) of the original one.
         rounds: how often is pruned (the paper: 5 on VGG-16); each keeps the same fraction.
-        q: "scan" (the largest q at which pruning this layer alone costs at most `tolerance` of
-            validation accuracy; the first convolution gets at most the smallest of the others), or
-            relative ones by hand in execution order, "0.4:1:1:0.7"; "1" is the same for all.
+        q: "scan" (before every round, the largest q at which pruning this layer alone costs at most
+            `tolerance` of validation accuracy; the first convolution gets at most the smallest of
+            the others), or relative ones by hand in execution order, "0.4:1:1:0.7"; "1" is the same
+            for all.
         std_over: "alive" or "all" weights; see `criteria.std_rule`.
         tolerance: of the scan.
         examples: of the validation split that the scan looks at.
@@ -91,14 +92,16 @@ def han(
     if train is not None and l1:
         train = dataclasses.replace(train, weight_decay=0.0, sparsify=_l1(l1))
     between = dataclasses.replace(finetune, epochs=finetune.epochs / rounds, name="between")
+    scan = Sensitivity(budget, q, tolerance, examples, std_over)
     stages: list[Any] = []
-    for goal in evenly(budget, rounds):
+    for number, goal in enumerate(evenly(budget, rounds)):
+        if q == "scan" or number == 0:
+            stages.append(scan)
         stages += _round(goal, between, std_over, alternate, goal is budget, finetune.name)
     return (
         *(() if train is None else (train,)),
         Save("dense"),
         Evaluate("test", name="dense"),
-        Sensitivity(budget, q, tolerance, examples),
         *stages,
     )
 
