@@ -240,7 +240,8 @@ CLAIM = Claim(
     "half of the retraining, 12 times fewer weights): q by one scan of single layers, multiplied "
     "by one factor from round to round, keep 3 % of LeNet-300-100's last layer where the paper "
     "keeps 26 %, and end at 96.5 %; by a scan in every round, as `han` has it now, 97.2 %; by the "
-    "paper's shares, 97.5 %.",
+    "paper's shares, 97.5 %. L1 is 2e-5; of 5e-5, 1e-4, 2e-4 and 4e-4 (seed 0) the last does what "
+    "the paper says: 87.7 % before retraining where L2 has 83.3, 97.1 after it where L2 has 97.2.",
 )
 
 
