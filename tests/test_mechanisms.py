@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from experiments.mechanisms import e01_obd, e02_obs, fidelity_curvature
+from experiments.mechanisms import e01_obd, e02_obs, e13_ssl, fidelity_curvature, p33_struct_admm
 
 
 def finite(row, *names):
@@ -38,3 +38,20 @@ def test_fidelity_has_a_row_a_criterion():
     assert all(finite(row, "rank", "within", "sets") for row in found)
     assert len({tuple(row["measured"]) for row in found}) == 1
     assert {len(row["predicted"]) for row in found} == {len(found[0]["measured"])}
+
+
+@pytest.mark.slow
+def test_e13_has_a_row_a_net():
+    found = e13_ssl.main(e13_ssl.Settings(smoke=True))
+    arms = [(row["net"], row["arm"]) for row in found]
+    assert arms[:2] == [("lenet300", "dense"), ("lenet300", "prox")]
+    assert arms[-2:] == [("resnet8", "dense"), ("resnet8", "prox")]
+    assert all(0 <= row["zeros"] <= 1 and 0 <= row["accuracy"] <= 1 for row in found)
+
+
+@pytest.mark.slow
+def test_p33_has_a_row_a_net():
+    found = p33_struct_admm.main(p33_struct_admm.Settings(smoke=True))
+    pairs = [("P33a", "admm"), ("P33a", "magnitude"), ("P33b", "admm"), ("P33b", "magnitude")]
+    assert [(row["part"], row["arm"]) for row in found] == [("dense", "dense"), *pairs]
+    assert all(row["law"] < 1e-4 and row["density"] < 0.6 for row in found[1:])
