@@ -10,7 +10,7 @@ from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Evaluate, Prune, Save, Train
 from jprune.recipes._distill import distilled
-from jprune.recipes.three_step import l1_of, taylor_of, three_step
+from jprune.recipes.three_step import METHODS, l1_of, taylor_of, three_step
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,16 @@ def test_units_that_nothing_reads_go_and_so_does_what_only_they_read(task, start
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-6 * np.abs(expected).max())
     _, (record,) = Evaluate("validation", slim=True)(pruned, task, jax.random.key(0))
     assert record["metrics"]["macs"] == 64 * 180 + 180 * 40 + 40 * 10
+
+
+def test_random_weights_are_drawn_one_by_one(task, start):
+    recipe = METHODS["random"](Budget(density=0.3), None, Train(1, 0.01), per="weight")
+    (prune,) = (stage for stage in recipe if isinstance(stage, Prune))
+    pruned, _ = prune(start, task, jax.random.key(1))
+    for layer in pruned.masks["params"].values():
+        by_unit = np.asarray(layer["kernel"]).mean(axis=0)
+        assert layer["kernel"].mean() == pytest.approx(0.3, abs=1e-3)  # uniform, layer by layer
+        assert 0.05 < by_unit.min() and by_unit.max() < 0.65  # and of no unit all or nothing
 
 
 def test_a_criterion_of_units_is_refused(task, start):

@@ -64,7 +64,8 @@ def three_step(
             "cubic" (early rounds remove more).
         rounds: how often is pruned; None is 1 for "one_shot" and 5 for the others.
         recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
-        per: "unit" or "weight"; single weights need a criterion that scores them.
+        per: "unit" or "weight"; single weights need a criterion that scores them, as l1, l2 and
+            random do.
 
     Returns:
         The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).
@@ -86,6 +87,7 @@ def three_step(
         )
     fractions = kept_after(float(budget.value), schedule, rounds)
     pool = "sum" if allocator == "uniform" else "mean"
+    criterion = OF_WEIGHTS.get(criterion, criterion) if per == "weight" else criterion
     prune = lambda wanted: Prune(criterion, ALLOCATORS[allocator], wanted, pool=pool, per=per)
     pruning, last = in_rounds(prune, budget, fractions, finetune)
     return (
@@ -149,6 +151,16 @@ def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     drawn = criteria.random(key)
     units = {name: jnp.zeros(size) for name, size in groups.sizes.items()}
     return drawn._replace(score=lambda state, variables: drawn.score(state, units))
+
+
+def random_weights_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+    """One number a weight."""
+    del task, groups
+    return criteria.random(key)
+
+
+OF_WEIGHTS: dict[CriterionOf, CriterionOf] = {random_of: random_weights_of}
+"""What stands for a criterion of units where single weights are pruned."""
 
 
 def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
