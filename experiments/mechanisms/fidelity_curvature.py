@@ -212,7 +212,7 @@ def compared(settings: Settings, case: Case) -> list[dict[str, Any]]:
                 "arm": name,
                 "rank": rank(scores, true),
                 "within": mean(rank(*pair) for pair in pairs),
-                "sets": rank(sum(of_blocks), of_sets),
+                "sets": rank(np.sum(of_blocks, axis=0), of_sets),
                 "predicted": [float(f"{value:.3g}") for value in scores],
                 "measured": [float(f"{value:.3g}") for value in true],
             }
