@@ -71,6 +71,7 @@ class Layers:
 
     def __iter__(self) -> Iterator[tuple[Step, Problem]]:
         for step in self.steps:
+            self.walk.variables = self.dense.variables  # not the last arm's of the layer before
             (problem,) = self.walk.problems(step, np.ones(step.units, bool))
             yield step, problem
 
