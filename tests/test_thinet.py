@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.mechanisms import e20_thinet
+from experiments.mechanisms import _layers, e20_thinet
 from jprune import errors, recipes
 from jprune.base import Budget, Problem, Pruned
 from jprune.recipes import Train, run
 from jprune.recipes._layerwise import LayerWise
 from jprune.recipes.thinet import ByThiNet, thinet
-from jprune.reconstruct import greedy
+from jprune.reconstruct import greedy, relative_error
 from jprune.reconstruct import thinet as chosen
 from tests.toys import drawn, toy_task
 
@@ -180,3 +180,14 @@ def test_the_claim_runs_through():
     assert [row["part"] for row in found] == ["dense", *["layer"] * 12, "net"]
     assert [row["arm"] for row in found[1:7]] == list(e20_thinet.ARMS)
     assert all(np.isfinite(row["error"]) for row in found[1:])
+
+
+@pytest.mark.slow
+def test_layers_of_the_claims_are_seen_in_the_dense_net():
+    settings = _layers.Settings(smoke=True)
+    task = _layers.task_of("resnet8", _layers.cifar10(settings))
+    dense = _layers.dense_net(settings, task, KEY)
+    layers = _layers.Layers(settings, task, dense, KEY)
+    for number, (step, problem) in enumerate(layers):
+        assert relative_error(problem, problem.weight) < 1e-6, number
+        layers.with_weights(step, problem, np.arange(step.units) < 1, None)
