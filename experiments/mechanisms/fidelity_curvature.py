@@ -39,7 +39,7 @@ from jprune.report.figures import PRINT
 from jprune.units import leaves_by_path
 
 RESULTS = rows.RESULTS / "mechanisms" / "fidelity.jsonl"
-NETS = {"lenet5": ("mnist", 2.0, 0.02), "resnet8": ("cifar10", 5.0, 0.1)}
+NETS = {"lenet5": ("mnist", 2.0, 0.02), "resnet8": ("cifar10", 3.0, 0.1)}
 """{net: (data, epochs, largest learning rate)}."""
 TRAINED_ON = 10_000
 """Images."""
@@ -64,7 +64,7 @@ def _pooled(criterion: Criterion, case: Case, within: str = "sum") -> Damages:
 
 
 def _obd(case: Case) -> Damages:
-    estimator = curvature.gauss_newton(probes=32)
+    estimator = curvature.gauss_newton(probes=16)
     return _pooled(criteria.obd(case.task.fn, case.task.loss, estimator, case.key), case)
 
 
