@@ -225,6 +225,8 @@ def draw(found: Sequence[rows.Row], axes: Axes) -> None:
     axes.set_xscale("log")
     axes.invert_xaxis()
     axes.set_xticks([50, 30, 18, 12, 8.3, 4], ["50", "30", "18", "12", "8.3", "4"])
+    axes.xaxis.set_minor_formatter("")
+    axes.set_ylim(-4, 0.5)  # what is cut and not retrained soon leaves it
     axes.set_xlabel("weights kept, %")
     axes.set_ylabel("test accuracy over that of the dense net, points")
     axes.legend(frameon=False, fontsize=9)
