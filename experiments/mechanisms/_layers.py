@@ -71,7 +71,6 @@ class Layers:
 
     def __iter__(self) -> Iterator[tuple[Step, Problem]]:
         for step in self.steps:
-            self.walk.variables = self.dense.variables  # not the last arm's of the layer before
             (problem,) = self.walk.problems(step, np.ones(step.units, bool))
             yield step, problem
 
@@ -80,12 +79,13 @@ class Layers:
     ) -> tuple[Variables, float]:
         """The net with one layer pruned, and the relative error of what the layer says."""
         weight, bias = np.asarray(problem.weight) * mask[:, None, None], None
-        self.walk.variables = self.dense.variables
         if refit is not None:
             weight, bias = refit(problem._replace(keep=mask))
         zeros = np.zeros(weight.shape[-1])
         self.walk.write(step.path, step.kernels[step.path], weight, zeros if bias is None else bias)
-        return self.walk.variables, relative_error(problem, weight, bias)
+        # The walk stays at the dense net, where the next layer is looked at.
+        pruned, self.walk.variables = self.walk.variables, self.dense.variables
+        return pruned, relative_error(problem, weight, bias)
 
 
 def layerwise(settings: Settings, choose: Choose, refit: Refit | None) -> LayerWise:

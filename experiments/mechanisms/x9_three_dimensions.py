@@ -75,8 +75,8 @@ class Arms:
         self.multiple = 2 if settings.smoke else 4
 
     def training(self, epochs: float, rate: float = 0.1) -> Train:
-        most, size = (2, 64) if self.settings.smoke else (None, 64)
-        return Train(epochs, rate * self.settings.learning_rate, size, max_steps=most)
+        most = 2 if self.settings.smoke else None
+        return Train(epochs, rate * self.settings.learning_rate, 64, max_steps=most)
 
     def narrow(self, axis: str, level: float, anew: bool) -> Narrow:
         return Narrow(axis, level, self.budget, self.multiple, anew)
