@@ -11,7 +11,7 @@ writes a line a net into `experiments/results/mechanisms/e13.jsonl`: `families` 
 those of the penalty, `arm` is dense (trained as long as the others), prox, subgradient (with the
 authors' threshold) or subgradient_alone (without), `zeros` the fraction of groups that are exactly
 0, `kept` the groups that are left by block, `before` the accuracy under the penalty, `accuracy`
-that after fine-tuning.
+that after fine-tuning, and `validation` that on the split that chooses a strength.
 """
 
 import dataclasses
@@ -93,8 +93,8 @@ def nets(settings: Settings, net: str, task: Task, seed: int) -> Iterator[rows.R
     dense, _ = of(settings.epochs, rate)(start, task, jax.random.fold_in(key, 1))
     longer, _ = of(settings.shrink, rate)(dense, task, jax.random.fold_in(key, 2))
     longer, _ = of(settings.finetune, rate / 2)(longer, task, jax.random.fold_in(key, 3))
-    reached = evaluate(task, longer.variables, "test")["accuracy"]
-    yield {"arm": "dense", "families": "", "strength": 0.0, "accuracy": reached, "zeros": 0.0}
+    seen = accuracies(task, longer)
+    yield {"arm": "dense", "families": "", "strength": 0.0, "zeros": 0.0, **seen}
     for arm, penalty in penalties(settings, net):
         stage = Shrink(of(settings.shrink, rate), WHOLE, penalty)
         shrunk, _ = stage(dense, task, jax.random.fold_in(key, 2))
@@ -115,8 +115,16 @@ def nets(settings: Settings, net: str, task: Task, seed: int) -> Iterator[rows.R
             },
             "border": border(task, norms) if net == "lenet300" else None,
             "before": evaluate(task, shrunk.variables, "test")["accuracy"],
-            "accuracy": evaluate(task, tuned.variables, "test")["accuracy"],
+            **accuracies(task, tuned),
         }
+
+
+def accuracies(task: Task, pruned: Pruned) -> rows.Row:
+    """On the split that chooses a strength, and on that which is reported."""
+    return {
+        name: evaluate(task, pruned.variables, split)["accuracy"]
+        for name, split in (("validation", "validation"), ("accuracy", "test"))
+    }
 
 
 def short(name: str) -> str:
@@ -140,22 +148,24 @@ def of(found: Sequence[rows.Row], net: str, **wanted: Any) -> list[rows.Row]:
     return sorted(mine, key=lambda row: row["seed"])
 
 
-def lost(found: Sequence[rows.Row], net: str, **wanted: Any) -> list[float]:
-    """Points of accuracy below dense, by seed."""
-    dense = {row["seed"]: row["accuracy"] for row in of(found, net, arm="dense")}
-    return [100 * (dense[row["seed"]] - row["accuracy"]) for row in of(found, net, **wanted)]
+def lost(found: Sequence[rows.Row], net: str, what: str = "accuracy", **wanted: Any) -> list[float]:
+    """Points below dense, by seed: of test accuracy, or of `validation`."""
+    dense = {row["seed"]: row[what] for row in of(found, net, arm="dense")}
+    return [100 * (dense[row["seed"]] - row[what]) for row in of(found, net, **wanted)]
 
 
 def strongest(
     found: Sequence[rows.Row], net: str, families: str, most: float
 ) -> tuple[float, list[rows.Row], list[float]]:
-    """The largest strength that costs at most so many points in the mean, else the smallest."""
+    """The largest strength that costs at most `most` points in the mean, else the smallest.
+
+    Validation accuracy chooses. Returns (strength, its rows, points of test accuracy lost).
+    """
     chosen = None
     for strength in sorted({r["strength"] for r in found if r.get("families") == families}):
         wanted = {"arm": "prox", "families": families, "strength": strength}
-        points = lost(found, net, **wanted)
-        if chosen is None or mean(points) <= most:
-            chosen = strength, of(found, net, **wanted), points
+        if chosen is None or mean(lost(found, net, "validation", **wanted)) <= most:
+            chosen = strength, of(found, net, **wanted), lost(found, net, **wanted)
     assert chosen is not None
     return chosen
 

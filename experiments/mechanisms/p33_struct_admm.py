@@ -8,10 +8,10 @@ of fc1's rows and 30 % of conv2's columns.
     python -m experiments.mechanisms.p33_struct_admm --seeds 0 1 2
 
 writes a line a net into `experiments/results/mechanisms/p33.jsonl`: `part` is P33a or P33b, `arm`
-is dense (trained on as the others are after the cut), admm or magnitude (cut at once, the same
-groups by count, the same training after it); `gaps` are ||W - Z|| / ||W|| round by round, `before`
-the accuracy at the cut, `law` the largest relative difference of the masked and the small net on
-the test set.
+is dense, admm or magnitude (trained on without ADMM, then cut at once, the same groups by count,
+and the same training after it); all are trained for as many epochs (P33b's ADMM for ten fewer).
+`gaps` are ||W - Z|| / ||W|| round by round, `before` the accuracy at the cut, `law` the largest
+relative difference of the masked and the small net on the test set.
 """
 
 import dataclasses
@@ -91,13 +91,15 @@ def nets(settings: Settings, task: Task, seed: int) -> Iterator[rows.Row]:
     start = Pruned(task.init(jax.random.fold_in(key, 0)), None)
     dense, _ = of(settings.epochs, settings.learning_rate)(start, task, jax.random.fold_in(key, 1))
     after = of(settings.retrain, settings.learning_rate)
-    longer, _ = after(dense, task, jax.random.fold_in(key, 9))
+    instead = of(settings.rounds * settings.per_round, settings.learning_rate)
+    longer, _ = instead(dense, task, jax.random.fold_in(key, 8))
+    longest, _ = after(longer, task, jax.random.fold_in(key, 9))
     yield {
         "part": "dense",
         "arm": "dense",
         "density": 1.0,
-        "before": evaluate(task, dense.variables, "test")["accuracy"],
-        "accuracy": evaluate(task, longer.variables, "test")["accuracy"],
+        "before": evaluate(task, longer.variables, "test")["accuracy"],
+        "accuracy": evaluate(task, longest.variables, "test")["accuracy"],
     }
     for number, (part, (kinds, keep)) in enumerate(SETS.items(), start=2):
         here = jax.random.fold_in(key, number)
@@ -106,8 +108,8 @@ def nets(settings: Settings, task: Task, seed: int) -> Iterator[rows.Row]:
         during = of(rounds * settings.per_round, settings.learning_rate)
         split = Admm(during, sets, rounds, settings.rho, growth=1.0)
         done, gaps = gaps_of(split.learner(dense, task, here), rounds)
-        counts = {"counts": sets.counts(task, dense), "stopped": 0}
-        for arm, begun in (("admm", done), ("magnitude", dense._replace(extra=counts))):
+        counts = {"counts": sets.counts(task, longer), "stopped": 0}
+        for arm, begun in (("admm", done), ("magnitude", longer._replace(extra=counts))):
             pruned, (seen,) = Cut(sets)(begun, task, here)
             tuned, _ = after(pruned, task, jax.random.fold_in(here, 1))
             _, (law,) = Law(task.fn)(tuned, task, here)
