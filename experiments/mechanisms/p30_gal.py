@@ -50,7 +50,8 @@ class Settings:
         epochs: of the dense net.
         pruning_epochs: of the adversarial part.
         finetune_epochs: with labels, after it.
-        learning_rate: the largest one of all three.
+        learning_rate: the largest one of the dense net and of fine-tuning.
+        pruning_rate: of the adversarial part; the authors' 0.01 diverges without norms.
         mask_steps: steps of the masks.
         train_images: of MNIST.
         batch_size: of all trainings.
@@ -62,6 +63,7 @@ class Settings:
     pruning_epochs: float = 3.0
     finetune_epochs: float = 2.0
     learning_rate: float = 0.02
+    pruning_rate: float = 0.005
     mask_steps: int = 100
     train_images: int = 10_000
     batch_size: int = 64
@@ -77,16 +79,17 @@ class Nets:
         dense, _ = self.training(settings.epochs)(start, task, jax.random.fold_in(self.key, 1))
         self.dense = dense._replace(saved={"dense": dense.variables})
 
-    def training(self, epochs: float, **options: Any) -> Train:
+    def training(self, epochs: float, rate: float | None = None, **options: Any) -> Train:
         """So many epochs."""
-        most = 4 if self.settings.smoke else None
-        given = self.settings
-        return Train(epochs, given.learning_rate, given.batch_size, max_steps=most, **options)
+        given, most = self.settings, 4 if self.settings.smoke else None
+        rate = rate or given.learning_rate
+        return Train(epochs, rate, given.batch_size, max_steps=most, **options)
 
     def pruned(self, budget: Budget | None, strength: float | None, terms: Terms = ALL) -> Pruned:
         """After the adversarial part, its masks settled."""
-        train = self.training(self.settings.pruning_epochs, schedule="constant")
-        soft = Soft(strength=strength, steps=self.settings.mask_steps)
+        given = self.settings
+        train = self.training(given.pruning_epochs, given.pruning_rate, schedule="constant")
+        soft = Soft(strength=strength, steps=given.mask_steps)
         stage = Adversarial(train, budget, soft, terms)
         done, _ = stage(self.dense, self.task, jax.random.fold_in(self.key, 2))
         return Settle(budget)(done, self.task, self.key)[0]

@@ -40,6 +40,8 @@ from jprune.report.figures import PRINT
 RESULTS = rows.RESULTS / "mechanisms" / "p41.jsonl"
 STRENGTHS = (0.03, 0.3, 3.0)
 """Of ResNet-8: ten times those of 20 epochs on all images, which have fifteen times the steps."""
+PULL = 0.3
+"""Of LeNet-5: three times that of 8 epochs on all images, which have three times the steps."""
 LENET, RESNET = "lenet5", "resnet8"
 
 
@@ -49,6 +51,7 @@ class Settings:
 
     Attributes:
         seeds: of initial values, order of the data and clusters.
+        nets: lenet5, resnet8.
         lenet_epochs: of the dense LeNet-5, and of its C-SGD.
         epochs: of the dense ResNet-8, and of its C-SGD.
         learning_rate: the largest one of dense nets of ResNet-8; of LeNet-5 it is a fifth.
@@ -60,6 +63,7 @@ class Settings:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
+    nets: tuple[str, ...] = (LENET, RESNET)
     lenet_epochs: float = 8.0
     epochs: float = 6.0
     learning_rate: float = 0.1
@@ -106,7 +110,7 @@ class Nets:
 
     def __iter__(self) -> Iterator[tuple[str, Pruned, dict[str, Any]]]:
         yield "dense", self.trained(self.dense, 3, rate=self.settings.pull_rate), {}
-        for strength in (0.1,) if self.small else STRENGTHS[-1 if self.settings.smoke else 0 :]:
+        for strength in (PULL,) if self.small else STRENGTHS[-1 if self.settings.smoke else 0 :]:
             yield "csgd", *self.merged(strength)
         prune = Prune(l1_of, allocate.uniform, self.budget)
         cut, _ = prune(self.dense, self.task, self.key)
@@ -152,11 +156,11 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
         one = of(found, "accuracy", arm, model, strengths[0])
         return [100 * (a - b) for a, b in zip(one, of(found, "accuracy", other, model))]
 
-    off = of(found, "deviation", "csgd", LENET, 0.1)
+    off = of(found, "deviation", "csgd", LENET, PULL)
     add("LeNet-5, half of the filters: squared deviation", "0", f"{max(off):.0e}", max(off) < 1e-8)
-    same = [100 * value for value in of(found, "same", "csgd", LENET, 0.1)]
+    same = [100 * value for value in of(found, "same", "csgd", LENET, PULL)]
     add("LeNet-5: classes that merging keeps, %", "100", shown(same), min(same) == 100)
-    lost = points("csgd", "dense", LENET, 0.1)
+    lost = points("csgd", "dense", LENET, PULL)
     add("LeNet-5: merged - dense, points", "about 0", shown(lost), mean(lost) >= -0.3)
     gaps = {s: max(of(found, "drift", "csgd", strength=s)) for s in STRENGTHS}
     wanted = {0.03: "a gap", 0.3: "a smaller gap", 3.0: "100; 0"}
@@ -207,8 +211,10 @@ def cases(settings: Settings) -> Iterator[tuple[Task, Budget]]:
         yield task_of("lenet300", cifar10(settings)), Budget(density=5 / 8)
         return
     dense = Budget(density=0.5, floors={"params/fc1/kernel": 500})
-    yield task_of(LENET, mnist(settings, settings.lenet_images)), dense
-    yield task_of(RESNET, cifar10(settings)), Budget(density=5 / 8)
+    if LENET in settings.nets:
+        yield task_of(LENET, mnist(settings, settings.lenet_images)), dense
+    if RESNET in settings.nets:
+        yield task_of(RESNET, cifar10(settings)), Budget(density=5 / 8)
 
 
 def made(settings: Settings) -> Iterator[rows.Row]:
