@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.mechanisms import p30_gal
+from experiments.mechanisms import p30_gal, p30b_gal_blocks
 from jprune import errors, gated, recipes, slim, slim_params, trace
 from jprune.base import Budget, Pruned
 from jprune.learners import init_judge, judged, told_apart
@@ -349,3 +349,12 @@ def test_p30_has_a_row_an_arm():
     assert [row["arm"] for row in found] == ["dense", "sweep", "gal", "mse", "random", "labels"]
     assert found[-1]["same"]
     assert all(row["kept"] <= 0.3 for row in found[2:])
+
+
+@pytest.mark.slow
+def test_p30b_removes_each_block_once():
+    found = p30b_gal_blocks.main(p30b_gal_blocks.Settings(smoke=True))
+    assert [row["arm"] for row in found] == ["dense", "gal", "other", "other"]
+    assert len({row["block"] for row in found[1:]}) == 3
+    assert all(0.5 < row["kept"] < 0.9 for row in found[1:])
+    assert found[2]["accuracy"] != found[3]["accuracy"]

@@ -71,10 +71,11 @@ class Settings:
 
 
 class Nets:
-    """The nets of one seed."""
+    """The nets of one seed, and the kind of their masks."""
 
-    def __init__(self, settings: Settings, task: Task, seed: int):
+    def __init__(self, settings: Settings, task: Task, seed: int, masks: str = "channel"):
         self.settings, self.task, self.key = settings, task, jax.random.key(seed)
+        self.masks = masks
         start = Pruned(task.init(jax.random.fold_in(self.key, 0)), None)
         dense, _ = self.training(settings.epochs)(start, task, jax.random.fold_in(self.key, 1))
         self.dense = dense._replace(saved={"dense": dense.variables})
@@ -89,7 +90,7 @@ class Nets:
         """After the adversarial part, its masks settled."""
         given = self.settings
         train = self.training(given.pruning_epochs, given.pruning_rate, schedule="constant")
-        soft = Soft(strength=strength, steps=given.mask_steps)
+        soft = Soft(self.masks, strength=strength, steps=given.mask_steps)
         stage = Adversarial(train, budget, soft, terms)
         done, _ = stage(self.dense, self.task, jax.random.fold_in(self.key, 2))
         return Settle(budget)(done, self.task, self.key)[0]
