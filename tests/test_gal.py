@@ -185,7 +185,7 @@ def test_masks_fall_to_exact_zeros_by_the_proximal_step_alone():
     """More with a stronger penalty; the subgradient, fed by hand, makes none."""
     task, pruned = dense()
     zeros = []
-    for strength in (0.6, 1.3):
+    for strength in (1.15, 1.3):
         soft = Soft(strength=strength, steps=24)
         *_, (state, _) = run(stage(soft=soft).learner(pruned, task, KEY))
         zeros.append(sum(int((m == 0).sum()) for m in state.masks.values()))

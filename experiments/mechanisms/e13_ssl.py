@@ -38,7 +38,7 @@ WHOLE = Budget(macs=1.0)
 SWEEP = ("0.002", "0.005", "0.01")
 RUNS: dict[str, dict[str, tuple[str, ...]]] = {
     "lenet5": {"filter+channel": SWEEP, "shape": SWEEP},
-    "lenet300": {"filter+shape": ("0.0003", "0.001")},
+    "lenet300": {"filter+shape": ("0.005", "0.01")},
     "resnet8": {"depth": ("0.007", "0.05")},
 }
 """{net: {families: strengths}}."""
@@ -52,6 +52,7 @@ class Settings:
 
     Attributes:
         seeds: of initial values and order of the data.
+        nets: of `RUNS`.
         epochs: of the nets that the penalty begins with.
         shrink: epochs under the penalty.
         finetune: epochs under the masks.
@@ -62,6 +63,7 @@ class Settings:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
+    nets: tuple[str, ...] = tuple(RUNS)
     epochs: float = 4.0
     shrink: float = 6.0
     finetune: float = 2.0
@@ -241,7 +243,7 @@ CLAIM = Claim(
 def made(settings: Settings) -> Iterator[rows.Row]:
     """A row a net."""
     for seed in seeds_of(settings):
-        for net in ("lenet300", "resnet8") if settings.smoke else RUNS:
+        for net in ("lenet300", "resnet8") if settings.smoke else settings.nets:
             small = mnist(settings, settings.lenet_images)
             images = cifar10(settings) if net == "resnet8" else small
             for seen in nets(settings, net, task_of(net, images), seed):

@@ -93,7 +93,9 @@ class Settings:
         finetune_epochs: of gates or masks.
         learning_rate: the largest one.
         density: of winners.
+        drop: of the density, from one part of the training to the next.
         train_images: of the training split.
+        batch_size: of all trainings.
         smoke: three steps a training, on digits; writes nothing.
     """
 
@@ -102,7 +104,9 @@ class Settings:
     finetune_epochs: float = 8.0
     learning_rate: float = 0.05
     density: float = 0.5
+    drop: float = 0.5
     train_images: int = 5_000
+    batch_size: int = 32
     smoke: bool = False
 
 
@@ -116,8 +120,8 @@ class Nets:
 
     def training(self, epochs: float) -> Train:
         """So many epochs."""
-        size, most = (64, 3) if self.settings.smoke else (128, None)
-        return Train(epochs, self.settings.learning_rate, size, max_steps=most)
+        given, most = self.settings, 3 if self.settings.smoke else None
+        return Train(epochs, given.learning_rate, given.batch_size, max_steps=most)
 
     def masked(self, start: Pruned, masks: dict[str, np.ndarray], epochs: float) -> Pruned:
         """A net of fixed channels, trained."""
@@ -141,9 +145,8 @@ class Nets:
         )
         again = self.training(settings.finetune_epochs)
         yield "dense", again(dense, self.task, jax.random.fold_in(self.key, 3))[0]
-        stage = Boost(
-            self.training(settings.finetune_epochs), Budget(density=settings.density), Boosting()
-        )
+        budget = Budget(density=settings.density)
+        stage = Boost(again, budget, Boosting(start="scale"), drop=settings.drop)
         boosted, _ = stage(dense, self.task, jax.random.fold_in(self.key, 2))
         gates = self.mean_gates(boosted)
         yield "fbs", boosted
@@ -231,7 +234,10 @@ CLAIM = Claim(
     "P32: FBS [32]",
     findings,
     draw,
-    "M-CifarNet with a quarter of its widths and without dropout, on 5,000 images of CIFAR-10.",
+    "M-CifarNet with a quarter of its widths, without dropout, on 5,000 images of CIFAR-10. Half "
+    "of FBS's training is at density 1 and half at 0.5, and gates begin where the dense net is "
+    "itself. With the paper's parts of 0.1, little more than an epoch each, seed 0 ends at 58.3 %, "
+    "and with the authors' gates, which begin at 1, at 56.8 % (at 58.8 % in two parts).",
 )
 
 

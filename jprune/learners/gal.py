@@ -14,7 +14,7 @@ References:
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,9 @@ def step_of(
 ) -> Callable[..., tuple[AdversarialState, dict[str, jax.Array]]]:
     """`step(state, batch, key) -> state, metrics`, jitted: the discriminator first.
 
-    Labels are not looked at. Weights and masks share one backward pass, so the masks' gradient is
+    Labels are not looked at. The discriminator sees logits over the root mean square of the dense
+    net's, batch by batch; theirs differs by an order of magnitude from net to net. Weights and
+    masks share one backward pass, so the masks' gradient is
     taken at m_k, as in the authors' code. A step that is not finite leaves the state as it was, and
     so do all that follow; their `loss` is NaN.
 
@@ -167,14 +169,14 @@ def step_of(
     penalty = REGULARISERS[terms.regulariser]
     of_weights, of_masks, of_judge = optimizers
 
-    def judge_loss(judge: PyTree, real: jax.Array, fake: jax.Array, weight: jax.Array):
-        ours, theirs = judged(judge, real), judged(judge, fake)
+    def judge_loss(judge: PyTree, pair: tuple[jax.Array, jax.Array], weight: jax.Array):
+        ours, theirs = (judged(judge, logits) for logits in pair)
         verdicts = weight @ (jax.nn.softplus(-ours) + jax.nn.softplus(theirs))
         return verdicts + penalty(judge, theirs, weight), told_apart(ours, theirs, weight)
 
-    def net_loss(fake: jax.Array, judge: PyTree, real: jax.Array, weight: jax.Array):
+    def net_loss(fake: jax.Array, judge: PyTree, real: jax.Array, unit: Any, weight: jax.Array):
         apart = weight @ jnp.square(fake - real).mean(axis=-1)
-        fooled = weight @ jax.nn.softplus(-judged(judge, fake))
+        fooled = weight @ jax.nn.softplus(-judged(judge, fake / unit))
         return terms.mu * apart + terms.adversarial * fooled, apart
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -182,17 +184,18 @@ def step_of(
         weight, x = batch["weight"] / batch["weight"].sum(), batch["image"]
         here = jax.random.fold_in(key, state.step)
         real = task.fn(teacher, x)
+        unit = jnp.sqrt(weight @ jnp.square(real).mean(axis=-1)) + 1e-6
 
         def forward(params: Params, masks: dict[str, jax.Array]):
             return task.train_fn(masked(masks, task.merge(params, state.rest)), x, here)
 
         fake, backward, new = jax.vjp(forward, state.params, state.masks, has_aux=True)
         losses = jax.value_and_grad(judge_loss, has_aux=True)
-        (judge_value, accuracy), slope = losses(state.judge, real, fake, weight)
+        (judge_value, accuracy), slope = losses(state.judge, (real / unit, fake / unit), weight)
         changes, judge_state = of_judge.update(slope, state.opt_states[2], state.judge)
         judge = optax.apply_updates(state.judge, changes)
         losses = jax.value_and_grad(net_loss, has_aux=True)
-        (net_value, apart), slope = losses(fake, judge, real, weight)
+        (net_value, apart), slope = losses(fake, judge, real, unit, weight)
         of_params, slope_of_masks = backward(slope)
         changes, params_state = of_weights.update(of_params, state.opt_states[0], state.params)
         params = optax.apply_updates(state.params, changes)
