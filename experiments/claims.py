@@ -31,7 +31,11 @@ class Finding(NamedTuple):
     """Its figure."""
     ours: str
     """Our figure, with its standard deviation over seeds."""
-    holds: bool
+    holds: bool | None
+    """None: it is told, and nothing was expected of it."""
+
+
+WORDS = {True: "holds", False: "does not hold", None: "told"}
 
 
 class Claim(NamedTuple):
@@ -139,7 +143,7 @@ def page(stem: str, found: Sequence[rows.Row]) -> str:
     """The page of a claim in Markdown."""
     claim, (found, short) = find(stem), finished(found)
     lines = [
-        (finding.claim, finding.paper, finding.ours, "holds" if finding.holds else "does not hold")
+        (finding.claim, finding.paper, finding.ours, WORDS[finding.holds])
         for finding in claim.findings(found)
     ]
     last = found[-1]

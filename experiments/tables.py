@@ -185,7 +185,8 @@ def index(made: dict[str, Sequence[Comparison]], tested: dict[str, Sequence[file
     again = []
     for name, rows in sorted(tested.items()):
         done, _ = claims.finished(rows)
-        held = [finding.holds for finding in claims.find(name).findings(done)]
+        found = [finding.holds for finding in claims.find(name).findings(done)]
+        held = [holds for holds in found if holds is not None]
         link = f"[{claims.find(name).title}]({name}.md)"
         again.append((link, sum(held), len(held) - sum(held), len({row["seed"] for row in done})))
     comparisons = ("comparison", "net and data", "methods", "seeds:", "fair")

@@ -93,7 +93,7 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
     lost, ahead = points("dense", "finetuned"), points("other", "finetuned")
     before = points("other", "accuracy")
     return [
-        Finding("one block of three removed: MACs kept, %", "62.4", shown(kept, 1), True),
+        Finding("one block of three removed: MACs kept, %", "62.4", shown(kept, 1), None),
         Finding("gal - dense >= -1.5, points after fine-tuning", "+0.1", shown(lost),
                 mean(lost) >= -1.5),
         Finding("gal - other blocks > 0, points before fine-tuning", "-", shown(before, 1),
