@@ -38,7 +38,7 @@ WHOLE = Budget(macs=1.0)
 SWEEP = ("0.002", "0.005", "0.01")
 RUNS: dict[str, dict[str, tuple[str, ...]]] = {
     "lenet5": {"filter+channel": SWEEP, "shape": SWEEP},
-    "lenet300": {"filter+shape": ("0.005", "0.01")},
+    "lenet300": {"filter+shape": ("0.002", "0.003")},
     "resnet8": {"depth": ("0.007", "0.05")},
 }
 """{net: {families: strengths}}."""

@@ -53,7 +53,8 @@ class Settings:
         rounds: of ADMM: P33a; P33b has two thirds of them.
         per_round: epochs of a round.
         retrain: epochs under the masks.
-        rho: of rho / 2 ||W - Z + U||^2; the authors' 1e-4 without the half.
+        rho: of rho / 2 ||W - Z + U||^2; the authors' 2e-4 has fifteen times as many steps a round.
+        growth: of rho from round to round.
         batch_size: examples in a step (authors: 64).
         train_images: of MNIST.
         smoke: two rounds of a step, LeNet-300-100 on digits; writes nothing.
@@ -65,7 +66,8 @@ class Settings:
     rounds: int = 15
     per_round: float = 2.0
     retrain: float = 8.0
-    rho: float = 2e-4
+    rho: float = 3e-2
+    growth: float = 1.1
     batch_size: int = 64
     train_images: int = 10_000
     smoke: bool = False
@@ -106,7 +108,7 @@ def nets(settings: Settings, task: Task, seed: int) -> Iterator[rows.Row]:
         sets = Sets(Budget(macs=1.0), tuple(kinds.split("+")), "0.5" if settings.smoke else keep)
         rounds = 2 if settings.smoke else round(settings.rounds / (1.5 if part == "P33b" else 1))
         during = of(rounds * settings.per_round, settings.learning_rate)
-        split = Admm(during, sets, rounds, settings.rho, growth=1.0)
+        split = Admm(during, sets, rounds, settings.rho, settings.growth)
         done, gaps = gaps_of(split.learner(dense, task, here), rounds)
         counts = {"counts": sets.counts(task, longer), "stopped": 0}
         for arm, begun in (("admm", done), ("magnitude", longer._replace(extra=counts))):
@@ -176,8 +178,9 @@ CLAIM = Claim(
     findings,
     draw,
     "LeNet-5 on 10,000 images of MNIST; 15 and 10 rounds of 2 epochs where the authors have 30 of "
-    "5 with all images, batches of 64, AMSGrad at 1e-3 as theirs, SGD before "
-    "ADMM and after the cut.",
+    "5 with all images, batches of 64, AMSGrad at 1e-3 as theirs, SGD before ADMM and after the "
+    "cut. With the authors' rho of 2e-4 weights do not come near Z in 312 steps a round: seed 0 "
+    "ends P33a at a gap of 0.87, and at 34.3 % right after the cut.",
 )
 
 

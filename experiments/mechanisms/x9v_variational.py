@@ -181,9 +181,9 @@ CLAIM = Claim(
     "LeNet-5 with batch norms on MNIST for 2 epochs, where the paper has CIFAR-10 and 300. The "
     "prior and the thresholds are those of a re-implementation (the authors' are not known); "
     "log sigma^2 begins at log(2.5 / N), and its learning rate with the log-uniform prior is such "
-    "that the divergence alone would add 40. The latter hardly moves a mean (by 1 / (mu N) a step), so "
-    "that by its algebra a channel goes only where the loss bends by less than 1 / (20 N) over "
-    "log mu: after two epochs none is so idle.",
+    "that the divergence alone would add 40. The latter hardly moves a mean (by 1 / (mu N) "
+    "a step), so that by its algebra a channel goes only where the loss bends by less than "
+    "1 / (20 N) over log mu: after two epochs none is so idle.",
 )
 
 

@@ -24,7 +24,7 @@ INITS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "ones": lambda key, size: jnp.ones(size),
     "normal": lambda key, size: jax.random.normal(key, (size,)),
 }
-RISE = 1000.0
+RISE = 100.0
 """By how much the penalty rises where no strength is given."""
 
 

@@ -54,7 +54,7 @@ def gal(
         gates: patterns of what gets masks, with ":" between; none: everything.
         strength: the paper's lambda (0.6 and 0.8 for ResNet-56's blocks, 1e-3 to 1e-2 for
             channels); the budget is then an error if lambda is too weak for it. None: it rises
-            from where a mask falls from 1 to 0 in all mask steps to 1000 times that.
+            from where a mask falls from 1 to 0 in all mask steps to 100 times that.
         mu: weight of the mean squared difference of logits (0.1 for VGG-16, GoogLeNet, DenseNet).
         adversarial: weight of the discriminator's verdict; 0: no adversary.
         regulariser: of the discriminator: "adversarial" (the paper's best), "l1", "l2" (with a
