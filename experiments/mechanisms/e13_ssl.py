@@ -39,7 +39,7 @@ SWEEP = ("0.002", "0.005", "0.01")
 RUNS: dict[str, dict[str, tuple[str, ...]]] = {
     "lenet5": {"filter+channel": SWEEP, "shape": SWEEP},
     "lenet300": {"filter+shape": ("0.002", "0.003")},
-    "resnet8": {"depth": ("0.007", "0.05")},
+    "resnet8": {"depth": ("0.1", "0.3")},
 }
 """{net: {families: strengths}}."""
 COMPARED = ("lenet5", "filter+channel", "0.005")
@@ -197,9 +197,12 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
     text = f"{shown(inputs, 0)}; {shown(points)} points"
     claim = f"LeNet-300-100, filter+shape {strength}: inputs left of 784"
     listed.append(Finding(claim, "434", text, mean(inputs) <= 500 and mean(points) <= 0.2))
+    strength, mine, points = strongest(found, "lenet300", "filter+shape", 100)
     near = [row["border"][0] / row["border"][1] for row in mine]
-    claim = "zero inputs on the border, over the border's share"
-    listed.append(Finding(claim, "above 1", shown(near), mean(near) > 1.2))
+    inputs = [row["kept"]["shape fc1"] for row in mine]
+    claim = f"strength {strength}, {shown(inputs, 0)} inputs left: zero inputs on the border"
+    text = f"{shown(near)} times the border's share; {shown(points)} points"
+    listed.append(Finding(claim, "mostly", text, mean(near) > 1.2))
     strength, mine, points = strongest(found, "resnet8", "depth", 0.5)
     gone = [sum(count == 0 for count in row["kept"].values()) for row in mine]
     claim = f"ResNet-8, depth {strength}: branches that vanish for 0.5 points"
