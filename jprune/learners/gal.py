@@ -14,7 +14,7 @@ References:
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,9 +145,9 @@ def step_of(
 
     Labels are not looked at. The discriminator sees logits over the root mean square of the dense
     net's, batch by batch; theirs differs by an order of magnitude from net to net. Weights and
-    masks share one backward pass, so the masks' gradient is
-    taken at m_k, as in the authors' code. A step that is not finite leaves the state as it was, and
-    so do all that follow; their `loss` is NaN.
+    masks share one backward pass, so the masks' gradient is taken at m_k, as in the authors' code.
+    A step that is not finite leaves the state as it was, and so do all that follow; their `loss` is
+    NaN.
 
     Args:
         task: of the net.
@@ -174,7 +174,9 @@ def step_of(
         verdicts = weight @ (jax.nn.softplus(-ours) + jax.nn.softplus(theirs))
         return verdicts + penalty(judge, theirs, weight), told_apart(ours, theirs, weight)
 
-    def net_loss(fake: jax.Array, judge: PyTree, real: jax.Array, unit: Any, weight: jax.Array):
+    def net_loss(
+        fake: jax.Array, judge: PyTree, real: jax.Array, unit: jax.Array, weight: jax.Array
+    ):
         apart = weight @ jnp.square(fake - real).mean(axis=-1)
         fooled = weight @ jax.nn.softplus(-judged(judge, fake / unit))
         return terms.mu * apart + terms.adversarial * fooled, apart

@@ -6,8 +6,9 @@ fine-tuned with labels. Masks meet gradients by *prox*: while they are soft ther
 and the zeros are made by the masks' own step; fine-tuning is *frozen*.
 
 Other than in the authors' code, the L1 term is in the proximal step alone (theirs adds its
-subgradient too, which doubles it), the discriminator's sigmoid is taken once and ReLU stands
-between its layers, and the dense net is in inference mode.
+subgradient too, which doubles it), the discriminator's sigmoid is taken once, ReLU stands between
+its layers, it sees logits over the root mean square of the dense net's, and the dense net is in
+inference mode.
 
 References:
     Lin, Ji, Yan, Zhang, Cao, Ye, Huang, Doermann, Towards optimal structured CNN pruning via
