@@ -30,10 +30,9 @@ from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.learners import Terms
 from jprune.masks import apply_masks
-from jprune.recipes import Train, cost_of, evaluate, groups_of
+from jprune.recipes import Train, cost_of, evaluate, weight_masks
 from jprune.recipes._adversarial import Adversarial, Settle, Soft
 from jprune.report.figures import PRINT
-from jprune.units import expand
 
 RESULTS = rows.RESULTS / "mechanisms" / "p30.jsonl"
 STRENGTHS = (0.1, 0.3, 1.0)
@@ -72,14 +71,21 @@ class Settings:
 
 
 class Nets:
-    """The nets of one seed, and the kind of their masks."""
+    """The nets of one seed."""
 
-    def __init__(self, settings: Settings, task: Task, seed: int, masks: str = "channel"):
+    masks = "channel"
+    """Their kind."""
+
+    def __init__(self, settings: Settings, task: Task, seed: int):
         self.settings, self.task, self.key = settings, task, jax.random.key(seed)
-        self.masks = masks
-        start = Pruned(task.init(jax.random.fold_in(self.key, 0)), None)
-        dense, _ = self.training(settings.epochs)(start, task, jax.random.fold_in(self.key, 1))
+        dense = self.trained()
         self.dense = dense._replace(saved={"dense": dense.variables})
+
+    def trained(self) -> Pruned:
+        """The dense net."""
+        start = Pruned(self.task.init(jax.random.fold_in(self.key, 0)), None)
+        train = self.training(self.settings.epochs)
+        return train(start, self.task, jax.random.fold_in(self.key, 1))[0]
 
     def training(self, epochs: float, rate: float | None = None, **options: Any) -> Train:
         """So many epochs."""
@@ -107,7 +113,7 @@ class Nets:
         for number, (name, mask) in enumerate((pruned.masks or {}).items()):
             key = jax.random.fold_in(self.key, 100 + number)
             masks[name] = np.asarray(jax.random.permutation(key, np.sort(mask)))
-        variables = apply_masks(self.dense.variables, expand(groups_of(self.task), masks))
+        variables = apply_masks(self.dense.variables, weight_masks(self.task, masks))
         return self.dense._replace(variables=variables, masks=masks)
 
     def __iter__(self) -> Iterator[tuple[str, float | None, Pruned]]:
