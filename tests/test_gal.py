@@ -357,4 +357,4 @@ def test_p30b_draws_as_many_blocks_as_gal_removes():
     assert [row["arm"] for row in found] == ["dense", "gal", "random", "random"]
     assert [len(row["blocks"]) for row in found] == [0, 1, 1, 1]
     assert all(0.5 < row["kept"] < 0.9 for row in found[1:])
-    assert all(row["accuracy"] != found[0]["accuracy"] for row in found[1:])
+    assert len({(row["accuracy"], row["finetuned"]) for row in found}) > 1
