@@ -211,8 +211,8 @@ CLAIM = Claim(
     "P30: GAL [30]",
     findings,
     draw,
-    "LeNet-5 on 10,000 images of MNIST, masks start at 1; with a budget the penalty rises until it "
-    "is met.",
+    "LeNet-5 on 10,000 images of MNIST, 3 epochs for GAL and 2 of fine-tuning; masks start at 1, "
+    "and with a budget the penalty rises until it is met.",
 )
 
 
