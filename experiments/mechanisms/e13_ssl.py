@@ -226,7 +226,7 @@ def draw(found: Sequence[rows.Row], axes: Axes) -> None:
             color=getattr(PRINT, colour), marker="o", markersize=3, linewidth=1.2,
             label=f"{net}, {families}",
         )  # fmt: skip
-    axes.axhline(0, color=PRINT.line, linewidth=0.8)
+    axes.axhline(0, color=PRINT.line, linewidth=0.8, label="dense")
     axes.set_xlabel("MACs left, %")
     axes.set_ylabel("test accuracy lost, points")
     axes.legend(frameon=False, fontsize=8)

@@ -201,7 +201,8 @@ def draw(found: Sequence[rows.Row], axes: Axes) -> None:
                 color=getattr(PRINT, colour), marker="o", markersize=4, capsize=2,
                 label=None if number else arm,
             )  # fmt: skip
-    axes.axhline(100 * mean(of(found, "dense", "finetuned")), color=PRINT.line, linewidth=0.8)
+    dense = 100 * mean(of(found, "dense", "finetuned"))
+    axes.axhline(dense, color=PRINT.line, linewidth=0.8, label="dense")
     axes.set_xlabel("MACs kept, %")
     axes.set_ylabel("test accuracy after fine-tuning, %")
     axes.legend(frameon=False, fontsize=8)
