@@ -39,7 +39,7 @@ SWEEP = ("0.002", "0.005", "0.01")
 RUNS: dict[str, dict[str, tuple[str, ...]]] = {
     "lenet5": {"filter+channel": SWEEP, "shape": SWEEP},
     "lenet300": {"filter+shape": ("0.002", "0.003")},
-    "resnet8": {"depth": ("0.05", "0.1", "0.2")},
+    "resnet8": {"depth": ("0.05", "0.1")},
 }
 """{net: {families: strengths}}."""
 COMPARED = ("lenet5", "filter+channel", "0.005")
