@@ -11,11 +11,21 @@ below. Net, data and training are those of `first_comparison`, whose rows are no
 writes `experiments/results/filter_methods/filter_methods.jsonl`.
 """
 
-from experiments.configs import first_comparison
-from experiments.sweep import Sweep
+from experiments.sweep import Net, Sweep
 
 CONFIG = Sweep(
-    nets=first_comparison.CONFIG.nets[1:],
+    nets=(
+        Net(
+            "resnet8",
+            "cifar10",
+            train_images=5000,
+            epochs=10,
+            finetune_epochs=4,
+            batch_size=32,
+            learning_rate=0.05,
+            rates=(0.005, 0.015, 0.05),
+        ),
+    ),
     methods=(
         *("dense", "random", "l1", "l2", "taylor", "scratch_e", "scratch_b"),
         *("data_free", "channel_lasso", "thinet"),
