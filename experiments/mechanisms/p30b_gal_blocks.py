@@ -1,20 +1,19 @@
-"""P30b [30]: GAL removes residual blocks.
+"""P30b [30]: GAL removes a residual block.
 
 Lin et al. (arXiv 1903.09291): ResNet-56 without 37.6 % of its FLOPs, whole blocks of it, errs at
-7.02 % instead of 6.74 %, and at 6.62 % after fine-tuning. Here the published ResNet-20 loses two
-of its nine blocks, on 10,000 images of CIFAR-10, against as many that are drawn.
+7.02 % instead of 6.74 %, and at 6.62 % after fine-tuning. Here ResNet-8 on 5,000 images of
+CIFAR-10 loses one block of three, against the removal of each other block.
 
     python -m experiments.mechanisms.p30b_gal_blocks --seeds 0 1 2
 
-writes a line a net into `experiments/results/mechanisms/p30b.jsonl`: `arm` is dense, gal or random;
-`blocks` are those removed, `accuracy` is that before fine-tuning, which is the same for all.
+writes a line a net into `experiments/results/mechanisms/p30b.jsonl`: `arm` is dense, gal or other;
+`block` is the one removed, `accuracy` is that before fine-tuning, which is the same for all.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 
-import jax
 import numpy as np
 import tyro
 from matplotlib.axes import Axes
@@ -27,7 +26,6 @@ from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import cost_of, evaluate, groups_of, weight_masks
 from jprune.report.figures import PRINT
-from jprune.zoo import pretrained
 
 RESULTS = rows.RESULTS / "mechanisms" / "p30b.jsonl"
 
@@ -37,22 +35,16 @@ class Settings(p30_gal.Settings):
     """What the numbers depend on; words as in `p30_gal`.
 
     Attributes:
-        epochs: none: the net is trained.
-        learning_rate: of fine-tuning.
         pruning_rate: the authors'.
         density: of the blocks.
-        draws: sets of blocks that are drawn.
         train_images: of CIFAR-10.
     """
 
-    epochs: float = 0.0
-    pruning_epochs: float = 2.0
-    finetune_epochs: float = 1.0
-    learning_rate: float = 0.01
+    epochs: float = 5.0
+    learning_rate: float = 0.1
     pruning_rate: float = 0.01
-    density: float = 0.78
-    draws: int = 2
-    train_images: int = 10_000
+    density: float = 0.67
+    train_images: int = 5_000
 
 
 class Nets(p30_gal.Nets):
@@ -60,33 +52,21 @@ class Nets(p30_gal.Nets):
 
     masks = "block"
 
-    def trained(self) -> Pruned:
-        """The published net; an untrained one where it is a try."""
-        if self.settings.smoke:
-            return Pruned(self.task.init(jax.random.fold_in(self.key, 0)), None)
-        return Pruned(pretrained.load("resnet20", "pretrained"), None)
-
-    def without(self, blocks: Sequence[str]) -> Pruned:
-        """The dense net without some blocks."""
-        masks = {block: np.zeros(1, bool) for block in blocks}
+    def without(self, block: str) -> Pruned:
+        """The dense net without a block."""
+        masks = {block: np.zeros(1, bool)}
         variables = apply_masks(self.dense.variables, weight_masks(self.task, masks))
         return self.dense._replace(variables=variables, masks=masks)
 
-    def arms(self, budget: Budget, draws: int) -> Iterator[tuple[str, Pruned]]:
-        """(arm, net before fine-tuning)."""
-        yield "dense", self.dense
+    def arms(self, budget: Budget) -> Iterator[tuple[str, str | None, Pruned]]:
+        """(arm, block, net before fine-tuning)."""
+        yield "dense", None, self.dense
         gal = self.pruned(budget, None)
-        yield "gal", gal
-        blocks = [branch.name for branch in groups_of(self.task).branches]
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(self.key)).tolist())
-        for _ in range(draws):
-            drawn = rng.choice(len(blocks), len(removed(gal)), replace=False)
-            yield "random", self.without([blocks[number] for number in sorted(drawn)])
-
-
-def removed(pruned: Pruned) -> list[str]:
-    """Names of the blocks that are gone."""
-    return [name for name, mask in (pruned.masks or {}).items() if not np.any(mask)]
+        (gone,) = (name for name, mask in (gal.masks or {}).items() if not np.any(mask))
+        yield "gal", gone, gal
+        for branch in groups_of(self.task).branches:
+            if branch.name != gone:
+                yield "other", branch.name, self.without(branch.name)
 
 
 def by_seed(found: Sequence[rows.Row], arm: str, what: str) -> list[float]:
@@ -102,26 +82,25 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
     def points(other: str, what: str) -> list[float]:
         return [a - b for a, b in zip(by_seed(found, "gal", what), by_seed(found, other, what))]
 
-    lost, ahead = points("dense", "finetuned"), points("random", "finetuned")
-    gone = [row["blocks"] for row in found if row["arm"] == "gal"]
+    lost, ahead = points("dense", "finetuned"), points("other", "finetuned")
+    gone = [row["block"] for row in found if row["arm"] == "gal"]
     return [
-        Finding("blocks that GAL removes, seed by seed", "-",
-                "; ".join(", ".join(blocks) for blocks in gone), None),
+        Finding("the block that GAL removes, seed by seed", "-", ", ".join(gone), None),
         Finding("MACs kept, %", "62.4", shown(by_seed(found, "gal", "kept"), 1), None),
         Finding("gal - dense, points before fine-tuning", "-0.28",
                 shown(points("dense", "accuracy")), None),
         Finding("gal - dense >= -1.5, points after fine-tuning", "+0.12", shown(lost),
                 mean(lost) >= -1.5),
-        Finding("gal - random blocks, points before fine-tuning", "-",
-                shown(points("random", "accuracy"), 1), None),
-        Finding("gal - random blocks > 0, points after fine-tuning", "-", shown(ahead),
+        Finding("gal - other blocks, points before fine-tuning", "-",
+                shown(points("other", "accuracy"), 1), None),
+        Finding("gal - other blocks > 0, points after fine-tuning", "-", shown(ahead),
                 mean(ahead) > 0),
     ]  # fmt: skip
 
 
 def draw(found: Sequence[rows.Row], axes: Axes) -> None:
     """Accuracy before and after fine-tuning, a line a net."""
-    for arm, colour in (("dense", "ink"), ("random", "muted"), ("gal", "slim")):
+    for arm, colour in (("dense", "ink"), ("other", "muted"), ("gal", "slim")):
         for number, row in enumerate(r for r in found if r["arm"] == arm):
             axes.plot(
                 [0, 1], [100 * row["accuracy"], 100 * row["finetuned"]], "o-", markersize=4,
@@ -137,26 +116,28 @@ CLAIM = Claim(
     "P30b: GAL on residual blocks [30]",
     findings,
     draw,
-    "The published ResNet-20, whose training saw all 50,000 images; 2 epochs of 10,000 images for "
-    "GAL, without labels, and 1 of fine-tuning for all nets. The penalty rises until two masks of "
-    "nine are 0.",
+    "ResNet-8 on 5,000 images of CIFAR-10: 5 epochs, 3 for GAL, without labels, and 2 of fine- "
+    "tuning for all nets. The penalty rises until one mask of three is 0. With the published "
+    "ResNet-20 (seed 0) all masks but that of the last block fall together, since weights scale "
+    "against them: after 156 steps with a lambda of 1 they are between 0.2 and 0.4 and none is 0, "
+    "and a rising one takes two only when all are below 0.2.",
 )
 
 
 def made(settings: Settings) -> Iterator[rows.Row]:
     """A row a net."""
-    task = task_of("resnet8" if settings.smoke else "resnet20", cifar10(settings))
+    task = task_of("resnet8", cifar10(settings))
     if settings.smoke:
         settings = dataclasses.replace(settings, mask_steps=4)
     cost = cost_of(task)
     for seed in seeds_of(settings):
         nets = Nets(settings, task, seed)
-        for arm, pruned in nets.arms(Budget(density=settings.density), settings.draws):
+        for arm, block, pruned in nets.arms(Budget(density=settings.density)):
             tuned = nets.tuned(pruned)
             yield {
                 "arm": arm,
                 "seed": seed,
-                "blocks": removed(pruned),
+                "block": block,
                 "kept": float(cost(pruned.masks or {}).macs) / float(cost({}).macs),
                 "accuracy": evaluate(task, pruned.variables, "test")["accuracy"],
                 "finetuned": evaluate(task, tuned.variables, "test")["accuracy"],
