@@ -121,8 +121,8 @@ CLAIM = Claim(
     "P30b: GAL on residual blocks [30]",
     findings,
     draw,
-    "ResNet-8 on 5,000 images of CIFAR-10: 5 epochs, 3 for GAL, without labels, and 2 of fine- "
-    "tuning for all nets. The penalty rises until one mask of three is 0. With the published "
+    "ResNet-8 on 5,000 images of CIFAR-10: 5 epochs, 3 for GAL, without labels, and 2 of "
+    "fine-tuning for all nets. The penalty rises until one mask of three is 0. With the published "
     "ResNet-20 (seed 0) all masks but that of the last block fall together, since weights scale "
     "against them: after 156 steps with a lambda of 1 they are between 0.2 and 0.4 and none is 0, "
     "and a rising one takes two only when all are below 0.2.",
