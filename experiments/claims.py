@@ -146,8 +146,8 @@ def page(stem: str, found: Sequence[rows.Row]) -> str:
         (finding.claim, finding.paper, finding.ours, WORDS[finding.holds])
         for finding in claim.findings(found)
     ]
-    last = found[-1]
-    versions = ", ".join(f"{name} {v}" for name, v in last["versions"].items() if v)
+    devices = "; ".join(sorted({device_text(row["device"]) for row in found}))
+    versions = ", ".join(f"{name} {v}" for name, v in found[-1]["versions"].items() if v)
     commits = ", ".join(sorted({row["commit"][:10] for row in found}))
     return "\n".join(
         [
@@ -157,7 +157,7 @@ def page(stem: str, found: Sequence[rows.Row]) -> str:
             *([claim.remarks + "\n"] if claim.remarks else []),
             f"{len({row['seed'] for row in found})} seeds; mean and standard deviation.\n",
             *(f"Seed {seed} is not finished, and was left out.\n" for seed in short),
-            f"Device: {device_text(last['device'])}. Versions: {versions}. Commit: {commits}.\n",
+            f"Device: {devices}. Versions: {versions}. Commit: {commits}.\n",
             "\n".join(("```sh", *dict.fromkeys(row["command"] for row in found), "```\n")),
         ]
     )

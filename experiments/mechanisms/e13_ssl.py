@@ -15,6 +15,7 @@ that after fine-tuning, and `validation` that on the split that chooses a streng
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
 from typing import Any
@@ -194,7 +195,8 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
         ("filter+channel", ("filter conv1", "filter conv2"), "5-19; 3-12", (6, 20)),
         ("shape", ("shape conv1", "shape conv2"), "7-14", (10, 60)),
     ):
-        for limit in (0.1, 2.0):
+        limits = {strongest(found, "lenet5", families, limit)[0]: limit for limit in (2, 0.1)}
+        for limit in sorted(limits.values()):
             strength, mine, points = strongest(found, "lenet5", families, limit)
             counts = [[row["kept"][block] for row in mine] for block in blocks]
             claim = f"LeNet-5, {families} {strength}: left in conv1 and conv2 for {limit} points"
@@ -214,7 +216,7 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
     text = f"{shown(inputs, 0)}; {shown(points)} points"
     claim = f"LeNet-300-100, filter+shape {strength}: inputs left of 784"
     listed.append(Finding(claim, "434", text, mean(inputs) <= 500 and mean(points) <= 0.2))
-    strength, mine, points = strongest(found, "lenet300", "filter+shape", 100)
+    strength, mine, points = strongest(found, "lenet300", "filter+shape", math.inf)
     near = [row["border"][0] / row["border"][1] for row in mine]
     inputs = [row["kept"]["shape fc1"] for row in mine]
     claim = f"strength {strength}, {shown(inputs, 0)} inputs left: zero inputs on the border"

@@ -53,6 +53,7 @@ class Settings:
         pruning_rate: of the adversarial part; the authors' 0.01 diverges on LeNet-5, and 0.003
             with one seed of three.
         mask_steps: steps of the masks.
+        mask_rate: their size.
         train_images: of MNIST.
         batch_size: of all trainings.
         smoke: a few steps of LeNet-300-100 on digits; writes nothing.
@@ -65,6 +66,7 @@ class Settings:
     learning_rate: float = 0.02
     pruning_rate: float = 0.001
     mask_steps: int = 100
+    mask_rate: float = 0.01
     train_images: int = 10_000
     batch_size: int = 64
     smoke: bool = False
@@ -97,7 +99,7 @@ class Nets:
         """After the adversarial part, its masks settled."""
         given = self.settings
         train = self.training(given.pruning_epochs, given.pruning_rate, schedule="constant")
-        soft = Soft(self.masks, strength=strength, steps=given.mask_steps)
+        soft = Soft(self.masks, "", strength, steps=given.mask_steps, rate=given.mask_rate)
         stage = Adversarial(train, budget, soft, terms)
         done, _ = stage(self.dense, self.task, jax.random.fold_in(self.key, 2))
         return Settle(budget)(done, self.task, self.key)[0]

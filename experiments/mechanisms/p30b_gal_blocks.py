@@ -43,12 +43,17 @@ class Settings(p30_gal.Settings):
         train_images: of CIFAR-10.
     """
 
-    epochs: float = 5.0
-    learning_rate: float = 0.1
+    epochs: float = 10.0
+    pruning_epochs: float = 4.0
+    finetune_epochs: float = 3.0
+    learning_rate: float = 0.05
     pruning_rate: float = 0.01
-    mu: float = 0.1
+    mask_steps: int = 1_000
+    mask_rate: float = 0.5
+    mu: float = 1.0
     density: float = 0.67
     train_images: int = 5_000
+    batch_size: int = 32
 
 
 class Nets(p30_gal.Nets):
