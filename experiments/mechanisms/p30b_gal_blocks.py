@@ -2,11 +2,11 @@
 
 Lin et al. (arXiv 1903.09291): ResNet-56 without 37.6 % of its FLOPs, whole blocks of it, errs at
 7.02 % instead of 6.74 %, and at 6.62 % after fine-tuning. Here ResNet-8 on 5,000 images of
-CIFAR-10 loses one block of three, against the removal of each other block.
+CIFAR-10 loses one block of three, against each block cut out of the dense net.
 
     python -m experiments.mechanisms.p30b_gal_blocks --seeds 0 1 2
 
-writes a line a net into `experiments/results/mechanisms/p30b.jsonl`: `arm` is dense, gal or other;
+writes a line a net into `experiments/results/mechanisms/p30b.jsonl`: `arm` is dense, gal or cut;
 `block` is the one removed, `accuracy` is that before fine-tuning, which is the same for all.
 """
 
@@ -37,8 +37,9 @@ class Settings(p30_gal.Settings):
 
     Attributes:
         pruning_rate: the authors'.
-        mu: weight of the logits' difference; with 1, as for the authors' ResNets, no mask of seed 2
-            came to 0.
+        mask_steps: in all; more than there are steps is one a step.
+        mask_rate: their size; with the authors' 0.01 all masks fall together.
+        mu: weight of the logits' difference, the authors' for ResNets.
         density: of the blocks.
         train_images: of CIFAR-10.
     """
@@ -75,42 +76,45 @@ class Nets(p30_gal.Nets):
         (gone,) = (name for name, mask in (gal.masks or {}).items() if not np.any(mask))
         yield "gal", gone, gal
         for branch in groups_of(self.task).branches:
-            if branch.name != gone:
-                yield "other", branch.name, self.without(branch.name)
+            yield "cut", branch.name, self.without(branch.name)
 
 
-def by_seed(found: Sequence[rows.Row], arm: str, what: str) -> list[float]:
-    """Values by seed, in percent; the mean of a seed's nets."""
-    seeds = sorted({row["seed"] for row in found})
-    mine = [[r[what] for r in found if (r["seed"], r["arm"]) == (seed, arm)] for seed in seeds]
-    return [100 * mean(values) for values in mine]
+def by_seed(found: Sequence[rows.Row], arm: str, same: bool = False) -> list[list[rows.Row]]:
+    """Rows of an arm, a list a seed; `same`: of those, the net without the block that GAL chose."""
+    gone = {row["seed"]: row["block"] for row in found if row["arm"] == "gal"}
+    mine = [r for r in found if r["arm"] == arm and not (same and r["block"] != gone[r["seed"]])]
+    return [[row for row in mine if row["seed"] == seed] for seed in sorted(gone)]
 
 
 def findings(found: Sequence[rows.Row]) -> list[Finding]:
     """Points of test accuracy, seed by seed."""
+    gal = [row for (row,) in by_seed(found, "gal")]
 
-    def points(other: str, what: str) -> list[float]:
-        return [a - b for a, b in zip(by_seed(found, "gal", what), by_seed(found, other, what))]
+    def points(arm: str, what: str, same: bool = False) -> list[float]:
+        others = by_seed(found, arm, same)
+        return [100 * (a[what] - mean(row[what] for row in b)) for a, b in zip(gal, others)]
 
-    lost, ahead = points("dense", "finetuned"), points("other", "finetuned")
-    gone = [row["block"] for row in found if row["arm"] == "gal"]
+    gone, kept = (row["block"].split("/")[2] for row in gal), [100 * row["kept"] for row in gal]
+    lost, ahead = points("dense", "finetuned"), points("cut", "finetuned")
     return [
         Finding("the block that GAL removes, seed by seed", "-", ", ".join(gone), None),
-        Finding("MACs kept, %", "62.4", shown(by_seed(found, "gal", "kept"), 1), None),
+        Finding("MACs kept, %", "62.4", shown(kept, 1), None),
         Finding("gal - dense, points before fine-tuning", "-0.28",
                 shown(points("dense", "accuracy")), None),
         Finding("gal - dense >= -1.5, points after fine-tuning", "+0.12", shown(lost),
                 mean(lost) >= -1.5),
-        Finding("gal - other blocks, points before fine-tuning", "-",
-                shown(points("other", "accuracy"), 1), None),
-        Finding("gal - other blocks > 0, points after fine-tuning", "-", shown(ahead),
+        Finding("gal - a block cut at random, points before fine-tuning", "-",
+                shown(points("cut", "accuracy"), 1), None),
+        Finding("gal - a block cut at random > 0, points after fine-tuning", "-", shown(ahead),
                 mean(ahead) > 0),
+        Finding("gal - the same block cut, points after fine-tuning", "-",
+                shown(points("cut", "finetuned", True)), None),
     ]  # fmt: skip
 
 
 def draw(found: Sequence[rows.Row], axes: Axes) -> None:
     """Accuracy before and after fine-tuning, a line a net."""
-    for arm, colour in (("dense", "ink"), ("other", "muted"), ("gal", "slim")):
+    for arm, colour in (("dense", "ink"), ("cut", "muted"), ("gal", "slim")):
         for number, row in enumerate(r for r in found if r["arm"] == arm):
             axes.plot(
                 [0, 1], [100 * row["accuracy"], 100 * row["finetuned"]], "o-", markersize=4,
@@ -126,11 +130,13 @@ CLAIM = Claim(
     "P30b: GAL on residual blocks [30]",
     findings,
     draw,
-    "ResNet-8 on 5,000 images of CIFAR-10: 5 epochs, 3 for GAL, without labels, and 2 of "
-    "fine-tuning for all nets. The penalty rises until one mask of three is 0. With the published "
-    "ResNet-20 (seed 0) all masks but that of the last block fall together, since weights scale "
-    "against them: after 156 steps with a lambda of 1 they are between 0.2 and 0.4 and none is 0, "
-    "and a rising one takes two only when all are below 0.2.",
+    "ResNet-8 on 5,000 images of CIFAR-10, batches of 32: 10 epochs, 4 for GAL, without labels, "
+    "and 3 of fine-tuning for all nets. The penalty rises until one mask of three is 0. With the "
+    "authors' mask rate of 0.01 (seeds 0, 1 and 2; batches of 64, 5, 3 and 2 epochs) GAL lost 4.4 "
+    "and 5.5 points to dense and no mask of seed 2 came to 0; on the published ResNet-20 (seed 0) "
+    "all masks but that of the last block fall together with it, since weights scale against them. "
+    "With 0.5 the masks follow the loss: theirs is a difference of logits, and the block that it "
+    "misses least (seed 0: the last) need not be the one that fine-tuning misses least.",
 )
 
 
