@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.mechanisms import x9_three_dimensions
-from jprune import errors, recipes, train, zoo
+from jprune import data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.recipes import Evaluate, Rewind, Train, cost_of, groups_of
 from jprune.recipes._dimensions import Narrow, fewer_blocks, sizes_of, where
@@ -262,6 +262,13 @@ def test_the_optimum_is_pruned_to_whole_numbers_under_the_budget():
     assert 0.5 < seen["predicted"] < 0.95
     with pytest.raises(errors.BudgetError, match="lowest corner costs"):
         Optimum(Budget(macs=0.01), multiple=2)(known, task, KEY)
+
+
+def test_a_process_of_several_sees_its_own_rows_smaller():
+    smaller = at_size(task_of()._replace(data=data.load("digits")), (4, 4)).data.batches
+    (whole, *_), (mine, *_) = smaller("test", 6), smaller("test", 6, rows=slice(2, 5))
+    assert mine["image"].shape == (3, 4, 4, 1)
+    np.testing.assert_array_equal(mine["image"], whole["image"][2:5])
 
 
 def test_points_are_kept_once():

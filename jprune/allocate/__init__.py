@@ -7,13 +7,13 @@ masks themselves.
 
 Read `uniform.py` first. What allocators share stands in files with an underscore: `_counts.py` (how
 many are kept), `_budgets.py` (until the budget is met), and in `jprune/topk.py` (which ones);
-methods with a rule of their own use `keep_best` and `price_of`.
+methods with a rule of their own use `keep_best`, `price_of` and `largest`.
 """
 
-from jprune.allocate._budgets import price_of
+from jprune.allocate._budgets import largest, price_of
 from jprune.allocate.global_topk import global_topk
 from jprune.allocate.normalize import normalized
 from jprune.allocate.uniform import uniform
 from jprune.topk import keep_best
 
-__all__ = ["global_topk", "keep_best", "normalized", "price_of", "uniform"]
+__all__ = ["global_topk", "keep_best", "largest", "normalized", "price_of", "uniform"]

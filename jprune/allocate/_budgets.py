@@ -82,6 +82,26 @@ def allocated(
     return search(lambda density: masks_at(scores, density), scores, budget, model)
 
 
+def largest(price: Callable[[float], float], goal: float) -> float:
+    """The largest x in [0, 1] whose price is at most the goal, to 2^-40; 0 where none is.
+
+    Args:
+        price: rises with x; it is not asked at 0.
+        goal: the most that may be paid.
+
+    Example:
+        >>> round(largest(lambda x: x**2, 0.25), 6), largest(lambda x: x, 2.0)
+        (0.5, 1.0)
+    """
+    if price(1.0) <= goal:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if price(middle) <= goal else (low, middle)
+    return low
+
+
 def search(
     masks_at: Callable[[float], Masks],
     scores: Scores,

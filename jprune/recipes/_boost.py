@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
+from jprune.allocate import largest
 from jprune.base import Budget, Learner, Pruned, Records, Task
 from jprune.cost.samples import sample_macs
 from jprune.learners.fbs import (
@@ -52,11 +53,7 @@ def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
             f"costs up to {least:.4f} of the dense net. Ask for {np.ceil(least * 1e3) / 1e3:.3f} "
             "or more, or give gates to more layers."
         )
-    low, high = 1e-6, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fraction(middle) <= goal else (low, middle)
-    return 1.0 if fraction(1.0) <= goal else low
+    return max(largest(fraction, goal), 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,16 +83,10 @@ def at_size(task: Task, size: Size) -> Task:
 
 
 def _batches(
-    batches: Callable[..., Iterator[Batch]],
-    size: Size,
-    split: str,
-    batch_size: int,
-    seed: int | None = None,
-    epoch: int = 0,
-    start: int = 0,
+    batches: Callable[..., Iterator[Batch]], size: Size, *args: Any, **options: Any
 ) -> Iterator[Batch]:
     """As `base.Data.batches`, resized."""
-    for batch in batches(split, batch_size, seed=seed, epoch=epoch, start=start):
+    for batch in batches(*args, **options):
         yield {**batch, "image": resize(batch["image"], size)}
 
 

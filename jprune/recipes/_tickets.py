@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jprune import errors
-from jprune.allocate import keep_best, price_of
+from jprune.allocate import keep_best, largest, price_of
 from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task
 from jprune.masks import apply_masks, density, intersect, is_none
 from jprune.recipes._nets import cost_of, groups_of, prunable_weights, weight_masks
@@ -97,16 +97,13 @@ class PruneRound:
             shaped = [mask.reshape(layer.scores.shape) for mask, layer in zip(first, layers)]
             return cost(as_masks(shaped))
 
-        goal, low, high = float(self.budget.value) + 1e-9, 0.0, 1.0
+        goal = float(self.budget.value) + 1e-9
         if (least := price(1.0)) > goal:
             raise errors.BudgetError(
                 f"Budget({self.budget.kind}={self.budget.value}) cannot be met: one weight in "
                 f"every layer that loses some is {least:.4f} of the dense net. Ask for more."
             )
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if price(middle) > goal else (low, middle)
-        return high
+        return 1.0 - largest(lambda left: price(1.0 - left), goal)
 
     def _kept(self, layers: list[Layer], p: float) -> list[np.ndarray]:
         """Masks of the layers: the best of each, or of all that lose the full fraction."""

@@ -71,16 +71,13 @@ def fraction_of(task: Task, budget: Budget) -> float:
     shapes = prunable_weights(task, None, budget)
     price = allocate.price_of(shapes, budget, cost_of(task))
     first = lambda k: price(jax.tree.map(lambda leaf: keep_first(leaf.shape, k), shapes))
-    low, high, goal = 0.0, 1.0, float(budget.value) + 1e-9
+    goal = float(budget.value) + 1e-9
     if (least := first(1e-9)) > goal:
         raise errors.BudgetError(
             f"Budget({budget.kind}={budget.value}) cannot be met: one weight in every layer is "
             f"{least:.4f} of the dense net. Ask for more."
         )
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if first(middle) > goal else (middle, high)
-    return max(low, 1e-9)
+    return max(allocate.largest(first, goal), 1e-9)
 
 
 def keep_first(shape: tuple[int, ...], k: float) -> np.ndarray:

@@ -305,7 +305,7 @@ def _long(
     place: _Place, stage: LongStage, pruned: Pruned, task: Task, key: jax.Array, save_seconds: float
 ) -> Pruned:
     """Training, on the devices of all processes."""
-    task = at_resolution(devices.spread(task), pruned)
+    task = devices.spread(at_resolution(task, pruned))
     steps = place.folder / "steps"
     learner = stage.learner(pruned, task, key)
     restored = loop.restore(steps, learner, key)
