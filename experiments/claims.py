@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import mechanisms, rows
-from jprune.compare.words import device_text
+from jprune.compare.words import counted, device_text
 from jprune.report.figures import PRINT, bare, settings
 from jprune.report.markup import Markup
 
@@ -146,6 +146,7 @@ def page(stem: str, found: Sequence[rows.Row]) -> str:
         (finding.claim, finding.paper, finding.ours, WORDS[finding.holds])
         for finding in claim.findings(found)
     ]
+    seeds = {row["seed"] for row in found}
     devices = "; ".join(sorted({device_text(row["device"]) for row in found}))
     versions = ", ".join(f"{name} {v}" for name, v in found[-1]["versions"].items() if v)
     commits = ", ".join(sorted({row["commit"][:10] for row in found}))
@@ -155,7 +156,7 @@ def page(stem: str, found: Sequence[rows.Row]) -> str:
             f"![{claim.title}]({stem}.svg)\n",
             rows.markdown(("claim", "paper", "here", ""), lines),
             *([claim.remarks + "\n"] if claim.remarks else []),
-            f"{len({row['seed'] for row in found})} seeds; mean and standard deviation.\n",
+            f"{counted(len(seeds), 'seed')}; mean and standard deviation.\n",
             *(f"Seed {seed} is not finished, and was left out.\n" for seed in short),
             f"Device: {devices}. Versions: {versions}. Commit: {commits}.\n",
             "\n".join(("```sh", *dict.fromkeys(row["command"] for row in found), "```\n")),
