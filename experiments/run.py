@@ -56,6 +56,18 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
 
 
+def remarks(name: str) -> str:
+    """What a configuration says of what came out, for its page: its `REMARKS`, or nothing.
+
+    Example:
+        >>> remarks("smoke")
+        ''
+    """
+    if name not in names():
+        return ""
+    return getattr(importlib.import_module(f"experiments.configs.{name}"), "REMARKS", "")
+
+
 def find(name: str) -> Sweep:
     """A configuration.
 

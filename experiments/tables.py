@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import claims
+from experiments import claims, run
 from experiments import rows as files
 from jprune import compare, errors
 from jprune.compare import METRICS, Comparison, figures
@@ -81,7 +81,9 @@ OTHERS: dict[str, Callable[[Path], list[Path]]] = {"engine": _zoo, "benchmarks":
 def write_page(pages: Path, name: str, comparisons: Sequence[Comparison]) -> list[Path]:
     """Writes the page of a comparison, and its figure."""
     files.write(pages / f"{name}.svg", figures.svg(comparisons))
-    parts = [f"# {name}\n", f"![Curves]({name}.svg)\n", *map(section, comparisons)]
+    said = run.remarks(name)
+    head = [f"# {name}\n", f"![Curves]({name}.svg)\n", *([f"{said}\n"] if said else [])]
+    parts = [*head, *map(section, comparisons)]
     files.write(pages / f"{name}.md", "\n".join(parts))
     return [pages / f"{name}.svg", pages / f"{name}.md"]
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from experiments import tables
+from experiments.configs import smoke
 from experiments.rows import RESULTS
 from jprune import errors
 from tests import compare_rows
@@ -47,6 +48,14 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
         "pages/made_up.md",
         "pages/README.md",
     ]
+
+
+def test_a_configuration_says_what_came_out(tmp_path, monkeypatch):
+    compare_rows.write(tmp_path / "rows/smoke/smoke.jsonl", compare_rows.rows())
+    monkeypatch.setattr(smoke, "REMARKS", "Nothing of note.", raising=False)
+    files = made(tmp_path, tmp_path / "rows")
+    (page,) = (text for file, text in files.items() if file.name == "smoke.md")
+    assert page.index("Nothing of note.") < page.index("\n## ")
 
 
 def test_a_page_has_numbers_labels_and_commands(tmp_path):
