@@ -136,7 +136,14 @@ def test_methods(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert rows == json.loads(json.dumps(survey.rows()))
     assert cli.main(["methods"]) == 0
-    assert "taylor" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    start = lines[0].index("paper")
+    papers = {row["name"]: row["paper"] for row in rows}
+    named = {
+        line.split()[0]: line for line in lines if line.split()[:1] and line.split()[0] in papers
+    }
+    assert named.keys() == papers.keys()
+    assert all(papers[name].startswith(line[start : start + 9]) for name, line in named.items())
 
 
 def test_inspect(capsys):

@@ -67,15 +67,17 @@ def _milliseconds(latency: Mapping[str, float] | None) -> str:
 def methods(rows: Sequence[Mapping[str, Any]]) -> None:
     """The methods, a line each, under their places in the survey's taxonomy."""
     console = Console(highlight=False, markup=False)
+    files = {row["name"]: (row["file"] or "not yet").removeprefix("jprune/") for row in rows}
+    wide = max(map(len, files.values())) + 1
     line = lambda *cells: console.print(
-        "{:<19}{:<8}{:<27}{}".format(*cells), no_wrap=True, overflow="ellipsis"
+        "{:<19}{:<8}{:<{wide}}{}".format(*cells, wide=wide), no_wrap=True, overflow="ellipsis"
     )
     line("method", "refs", "file", "paper")
     for kind, members in _by(rows, "taxonomy", " / ".join).items():
         console.print(f"\n{kind}", style="bold")
         for row in members:
-            file = "not yet" if row["file"] is None else row["file"].removeprefix("jprune/")
-            line(row["name"], ", ".join(map(str, row["refs"])) or "-", file, row["paper"])
+            refs = ", ".join(map(str, row["refs"])) or "-"
+            line(row["name"], refs, files[row["name"]], row["paper"])
     here = sum(row["implemented"] for row in rows)
     console.print(f"\n{here} of {len(rows)} methods are here. Whole titles: methods --json")
 
