@@ -62,7 +62,9 @@ def gal(
             weight of 1e-3, which the paper does not give), "none".
         init: of the masks, "ones", or "normal" as in the authors' code, where the first step of
             the masks removes half of everything at random.
-        mask_steps: how many steps of the masks lie in the training, evenly (the authors' 100).
+        mask_steps: how many steps of the masks lie in the training, evenly (the authors' 100, with
+            some 390 steps of the weights between two). Blocks want 20 or more in between: with
+            fewer they fall together (`experiments/mechanisms/p30b_gal_blocks.py`).
         mask_rate: step size of the masks.
         judge_rate: learning rate of the discriminator.
         judge_std: of its initial weights; None is He's. The authors' 0.01 needs their 39,000 steps.
