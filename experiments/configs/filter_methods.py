@@ -5,9 +5,10 @@ filters were chosen hardly matters, and the pruned shape trained from scratch is
 of the methods say otherwise, each with a task, a budget and a training of its own; here they have
 one. Expected by the first two: all methods within a deviation of Scratch-B, and random not far
 below. Batches are small: what trains its structure (ADMM's duals, GAL's masks, gates) needs steps,
-and with batches of 128 the fine-tuning had 117, in which ADMM's duals move once. GAL has options
-for so short a training, found on the validation split of seed 0: with its own, all masks fall
-together to a few hundredths of what they were, and what is left learns badly.
+and with batches of 128 the fine-tuning had 117, in which ADMM's duals move once. GAL's
+masks take larger steps than its own, on the validation split of seed 0 (44.7 %): with a step of the
+masks in every step of the weights and a rate of 0.5 they do not reach the budget at the learning
+rate that L1 chooses.
 
     python -m experiments.run filter_methods --workers 2
 
@@ -34,8 +35,17 @@ CONFIG = Sweep(
         *("data_free", "channel_lasso", "thinet"),
         *("c_obd", "c_obs", "kron_obd", "kron_obs", "eigendamage"),
         *("ssl", "struct_admm", "csgd", "variational"),
-        *("gal:mask_steps=1000,mask_rate=0.5", "fbs", "metapruning", "three_d"),
+        *("gal:mask_rate=0.1", "fbs", "metapruning", "three_d"),
     ),
     macs=(0.5,),
     seeds=(0, 1, 2),
+)
+
+REMARKS = (
+    "Not finished: seed 2 and GAL are to come. What shows so far: Scratch-B, which trains the small "
+    "net for twice as many epochs, is 4 points above everything, as Liu et al. [49] say; L1, L2, "
+    "merging, ThiNet and random filters lie within two points after fine-tuning, as Mittal "
+    "et al. [47] say, whatever lay between them before it. Against their papers: SSL, StructADMM "
+    "and variational pruning are below random filters. They have to learn a structure in a share of "
+    "624 steps here, of the authors' tens of thousands."
 )
