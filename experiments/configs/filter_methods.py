@@ -42,10 +42,10 @@ CONFIG = Sweep(
 )
 
 REMARKS = (
-    "Not finished: seed 2 and GAL are to come. What shows so far: Scratch-B, which trains the small "
-    "net for twice as many epochs, is 4 points above everything, as Liu et al. [49] say; L1, L2, "
-    "merging, ThiNet and random filters lie within two points after fine-tuning, as Mittal "
-    "et al. [47] say, whatever lay between them before it. Against their papers: SSL, StructADMM "
-    "and variational pruning are below random filters. They have to learn a structure in a share of "
-    "624 steps here, of the authors' tens of thousands."
+    "Not finished: seed 2 and GAL are to come. What shows so far: Scratch-B, which trains the "
+    "small net for twice as many epochs, is 4 points above everything, as Liu et al. [49] say; "
+    "L1, L2, merging, ThiNet and random filters lie within two points after fine-tuning, as "
+    "Mittal et al. [47] say, whatever lay between them before it. Against their papers: SSL, "
+    "StructADMM and variational pruning are below random filters. They have to learn a structure "
+    "in a share of 624 steps here, of the authors' tens of thousands."
 )
