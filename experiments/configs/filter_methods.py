@@ -5,10 +5,10 @@ filters were chosen hardly matters, and the pruned shape trained from scratch is
 of the methods say otherwise, each with a task, a budget and a training of its own; here they have
 one. Expected by the first two: all methods within a deviation of Scratch-B, and random not far
 below. Batches are small: what trains its structure (ADMM's duals, GAL's masks, gates) needs steps,
-and with batches of 128 the fine-tuning had 117, in which ADMM's duals move once. GAL's
-masks take larger steps than its own, on the validation split of seed 0 (44.7 %): with a step of the
-masks in every step of the weights and a rate of 0.5 they do not reach the budget at the learning
-rate that L1 chooses.
+and with batches of 128 the fine-tuning had 117, in which ADMM's duals move once. GAL's masks
+take larger steps than its own, chosen on the validation split of seed 0 (44.7 %): with a step of
+the masks in every step of the weights and a rate of 0.5 they do not reach the budget at the
+learning rate that L1 chooses.
 
     python -m experiments.run filter_methods --workers 2
 

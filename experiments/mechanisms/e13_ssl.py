@@ -195,9 +195,11 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
         ("filter+channel", ("filter conv1", "filter conv2"), "5-19; 3-12", (6, 20)),
         ("shape", ("shape conv1", "shape conv2"), "7-14", (10, 60)),
     ):
-        limits = {strongest(found, "lenet5", families, limit)[0]: limit for limit in (2, 0.1)}
-        for limit in sorted(limits.values()):
-            strength, mine, points = strongest(found, "lenet5", families, limit)
+        chosen = {}  # by strength: told once where both limits choose the same
+        for limit in (2, 0.1):
+            strength, *seen = strongest(found, "lenet5", families, limit)
+            chosen[strength] = limit, *seen
+        for strength, (limit, mine, points) in sorted(chosen.items()):
             counts = [[row["kept"][block] for row in mine] for block in blocks]
             claim = f"LeNet-5, {families} {strength}: left in conv1 and conv2 for {limit} points"
             text = f"{shown(counts[0], 1)}; {shown(counts[1], 1)}; {shown(points)} points"

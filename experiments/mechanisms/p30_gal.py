@@ -99,7 +99,8 @@ class Nets:
         """After the adversarial part, its masks settled."""
         given = self.settings
         train = self.training(given.pruning_epochs, given.pruning_rate, schedule="constant")
-        soft = Soft(self.masks, "", strength, steps=given.mask_steps, rate=given.mask_rate)
+        steps, rate = given.mask_steps, given.mask_rate
+        soft = Soft(self.masks, strength=strength, steps=steps, rate=rate)
         stage = Adversarial(train, budget, soft, terms)
         done, _ = stage(self.dense, self.task, jax.random.fold_in(self.key, 2))
         return Settle(budget)(done, self.task, self.key)[0]
