@@ -148,7 +148,10 @@ def page(stem: str, found: Sequence[rows.Row]) -> str:
     ]
     seeds = {row["seed"] for row in found}
     devices = "; ".join(sorted({device_text(row["device"]) for row in found}))
-    versions = ", ".join(f"{name} {v}" for name, v in found[-1]["versions"].items() if v)
+    stacks = (
+        ", ".join(f"{name} {v}" for name, v in each["versions"].items() if v) for each in found
+    )
+    versions = "; ".join(dict.fromkeys(stacks))
     commits = ", ".join(sorted({row["commit"][:10] for row in found}))
     return "\n".join(
         [
