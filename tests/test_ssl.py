@@ -12,7 +12,7 @@ import jprune
 from jprune import errors, granularity, recipes
 from jprune.base import Budget, Pruned
 from jprune.recipes import Train
-from jprune.recipes._shrink import Penalty, ReadOff, Shrink
+from jprune.recipes._shrink import Penalty, ReadOff, Shrink, scores_of
 from jprune.sparsify import Term, group_lasso, group_penalty
 from jprune.sparsify._groups import (
     Block,
@@ -196,9 +196,79 @@ def test_weights_below_the_threshold_are_cleared_and_others_are_not():
 
 
 def test_the_last_groups_of_a_block_stay():
-    term = Term(PAIRS, {"w": 100.0}, least=2)
+    term = Term(PAIRS, {"w": 100.0}, least={"w": 2})
     after = np.asarray(shrunk([term], {"w": jnp.array(PULLED)}, 1.0)["w"])
     np.testing.assert_allclose(after, [3, 4, 0, 0, -1, 1])
+
+
+def test_the_last_units_are_the_same_by_filter_and_by_channel():
+    """By filters 0 and 1 are the largest, by channels 2 and 1: unit 1 has the largest smaller one.
+
+    Zeros stay: unit 3 has a filter of 0.
+    """
+    rows = lambda path: Block(4, (Member(path, (0,), None),))
+    leaves = {"a": jnp.array([[5.0], [4], [3], [0]]), "b": jnp.array([[1.0], [4], [5], [9]])}
+    terms = [Term({"unit": rows(path)}, {"unit": 100.0}, {"unit": 2}) for path in "ab"]
+    after = shrunk(terms, leaves, 1.0)
+    assert after["a"][:, 0].tolist() == [0, 4, 3, 0]
+    assert after["b"][:, 0].tolist() == [0, 4, 5, 0]
+
+
+def test_floors_hold_under_a_penalty_that_takes_everything(net):
+    task, start = net
+    budget = Budget(macs=1.0, min_units=3, floors={"params/conv2/kernel": 5})
+    penalty = Penalty(("filter", "channel"), "30")
+    stage = Shrink(Train(10, 0.05, 16, max_steps=6), budget, penalty)
+    pruned, _ = ReadOff(budget, penalty)(stage(start, task, KEY)[0], task, KEY)
+    assert {name: int(mask.sum()) for name, mask in pruned.masks.items()} == {
+        "params/conv1/kernel": 3, "params/conv2/kernel": 5
+    }  # fmt: skip
+
+
+def test_a_zero_channel_comes_back_and_a_zero_filter_does_not(net):
+    task, start = net
+    params = start.variables["params"]
+    for kind, axis, name in (("channel", 2, "conv3"), ("filter", 3, "conv2")):
+        kernel = params[name]["kernel"]
+        gone = {**params, name: {"kernel": kernel.at[(slice(None),) * axis + (0,)].set(0)}}
+        begun = start._replace(variables={**start.variables, "params": gone})
+        penalty = Penalty((kind,), "1e-9", ("params/conv2/kernel",))
+        after = trained((task, begun), penalty)
+        found = np.asarray(after.variables["params"][name]["kernel"])
+        assert np.take(found, 0, axis).any() == (kind == "channel")
+
+
+def test_the_correction_compares_what_is_left_of_the_dense_net():
+    blocks = {name: Block(2, ()) for name in ("wide", "narrow")}
+    terms = {"filter": Term(blocks, {"wide": 0.1, "narrow": 0.1}),
+             "channel": Term({"wide": blocks["wide"]}, {"wide": 0.1})}  # fmt: skip
+    norms = {"filter": {"wide": np.array([8.0, 4]), "narrow": np.array([0.9, 0])},
+             "channel": {"wide": np.array([1.0, 3])}}  # fmt: skip
+    dense = {"filter": {"wide": np.array([10.0, 10]), "narrow": np.array([1.0, 1])},
+             "channel": {"wide": np.array([4.0, 4])}}  # fmt: skip
+    (units,) = scores_of(norms, dense, terms).values()
+    np.testing.assert_allclose(units["wide"], [0.25, 0.4])  # a unit goes when either does
+    assert units["narrow"].tolist() == [0.9, -np.inf]
+    free = terms | {"filter": Term(blocks, {"wide": 0.0, "narrow": 0.1})}
+    (units,) = scores_of({"filter": norms["filter"]}, dense, free).values()
+    assert list(units) == ["narrow"]  # a strength of 0 leaves a block alone
+    none = {"filter": Term(blocks, dict.fromkeys(blocks, 0.0))}
+    (units,) = scores_of({"filter": norms["filter"]}, dense, none).values()
+    assert set(units) == {"wide", "narrow"}
+
+
+def test_kinds_take_the_names_that_they_know(net):
+    task, _ = net
+    (branch,) = recipes.groups_of(task).branches
+    mixed = Penalty(("filter", "depth"), "0.1", ("params/conv2/kernel", branch.name))
+    terms = mixed.terms(task, Budget(macs=0.5))
+    assert {kind: list(term.blocks) for kind, term in terms.items()} == {
+        "filter": ["params/conv2/kernel"], "depth": [branch.name]
+    }  # fmt: skip
+    with pytest.raises(errors.StructureError, match="branches"):
+        Penalty(("filter", "depth"), "0.1", ("params/conv2/kernel",)).terms(task, Budget(macs=0.5))
+    with pytest.raises(errors.StructureError, match="no group 'conv7'"):
+        Penalty(("filter", "depth"), "0.1", ("conv7", branch.name)).terms(task, Budget(macs=0.5))
 
 
 @pytest.fixture(scope="module")

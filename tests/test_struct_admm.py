@@ -1,5 +1,6 @@
 """StructADMM [33]: projections, the analytic case, residuals that fall, duals that diverge."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -157,6 +158,55 @@ def test_the_primal_residual_falls_and_the_cut_costs_little(net, kinds):
     recipes.slim_net(task, pruned)
 
 
+def test_behind_batch_norms_a_cut_is_free_only_if_scales_and_shifts_fall_too(net):
+    """A norm divides by the size of a filter: kernels near 0 say what they said."""
+    task, start = net
+    dense, _ = Train(40, 0.05, 16, max_steps=100)(start, task, KEY)
+    image = next(task.data.batches("test", 12))["image"]
+    outputs = lambda variables: np.asarray(task.fn(variables, image))
+    changes = {}
+    for affine in (True, False):
+        split, _ = stage(("filter",), steps=300)
+        sets = dataclasses.replace(split.sets, affine=affine)
+        done, _ = dataclasses.replace(split, sets=sets)(dense, task, KEY)
+        cut, _ = Cut(sets)(done, task, KEY)
+        whole = outputs(done.variables)
+        changes[affine] = np.abs(outputs(cut.variables) - whole).max() / np.abs(whole).max()
+    assert changes[True] < 0.1
+    assert changes[False] > 0.4
+
+
+def test_the_cut_keeps_the_support_of_the_projection(net):
+    """Columns are ranked by the filters that stay."""
+    task, start = net
+    sets = Sets(Budget(macs=1.0), ("filter", "column"), "0.5+0.5")
+    pruned, _ = Cut(sets)(
+        start._replace(extra={"counts": sets.counts(task, start), "stopped": 0}), task, KEY
+    )
+    blocks, counts = sets.blocks(task), sets.counts(task, start)
+    leaves = leaves_by_path(recipes.groups_of(task), start.variables)
+    near = projection([(blocks[kind], counts[kind]) for kind in sets.kinds])(leaves)
+    masks = leaves_by_path(recipes.groups_of(task), pruned.masks)
+    for before, here in (("conv1", "conv2"), ("conv2", "conv3")):
+        read = np.asarray(near[f"params/{before}/kernel"]).any((0, 1, 2))
+        expected = (np.asarray(near[f"params/{here}/kernel"]) != 0) & read[:, None]
+        np.testing.assert_array_equal(masks[f"params/{here}/kernel"], expected)
+        assert 0 < expected.mean() < 0.25
+
+
+def test_distillation_is_a_part_of_the_loss_under_admm(net):
+    task, start = net
+    split, _ = stage(("filter",), steps=4)
+    alone, _ = split(start, task, KEY)
+    taught = dataclasses.replace(split, train=dataclasses.replace(split.train, distill=1.0))
+    with pytest.raises(errors.ArgumentError, match="distill"):
+        taught.learner(start, task, KEY)
+    other = start._replace(saved={"dense": task.init(jax.random.key(77))})
+    done, _ = taught(other, task, KEY)
+    leaf = lambda pruned: np.asarray(pruned.variables["params"]["fc"]["kernel"])
+    assert np.abs(leaf(done) - leaf(alone)).max() > 1e-4
+
+
 def test_what_was_masked_before_stays_so(net):
     """As in progressive pruning: the next ADMM begins under the last masks."""
     task, start = net
@@ -222,13 +272,22 @@ def test_a_frozen_group_is_refused_before_anything_is_trained(net):
     split = Admm(Train(1, 0.1, 16), Sets(Budget(macs=0.5), names=("params/fc/kernel",)))
     with pytest.raises(errors.FrozenError, match="'params/fc/kernel' is frozen: axis 1"):
         split.check(task)
+    for keep in ("0.1:0.2:0.3", "abc", "1.5"):
+        split = Admm(Train(1, 0.1, 16), Sets(Budget(macs=0.5), keep=keep))
+        with pytest.raises(errors.ArgumentError, match="keep="):
+            split.check(task)
 
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"groups": "row"}, "groups='row'; write one of filter, channel"),
     ({"groups": "filter+channel"}, "kept twice"),
     ({"optimizer": "lion"}, "one of adam, sgd"),
-    ({"progressive": 0}, "progressive are 1 or more"),
+    ({"progressive": 0}, "progressive is 1 or more"),
+    ({"rho": -1.0}, r"rho=-1.0\); rho is above 0"),
+    ({"growth": 0.5}, "growth is 1 or more"),
+    ({"limit": 0.0}, "limit is above 0"),
+    ({"rate": 0.0}, "rate is above 0"),
+    ({"weight_decay": -1e-4}, "weight_decay is 0 or more"),
     ({"keep": 0.5, "progressive": 2}, "Leave one of the two out"),
 ])  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(options, message):
@@ -242,6 +301,9 @@ def test_numbers_of_the_transformation_are_checked(net):
         admm(optax.sgd(0.1), projection([]), {}, rho=0.0, every=1)
     split, _ = stage(("filter",), steps=3, rounds=5)
     with pytest.raises(errors.ArgumentError, match="rounds=5 in 3 steps"):
+        split.learner(start, task, KEY)
+    split, _ = stage(("filter",), steps=59, rounds=30)  # rounds of one step would be 59
+    with pytest.raises(errors.ArgumentError, match="rounds=30 in 59 steps"):
         split.learner(start, task, KEY)
 
 

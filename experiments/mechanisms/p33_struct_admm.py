@@ -105,7 +105,8 @@ def nets(settings: Settings, task: Task, seed: int) -> Iterator[rows.Row]:
     }
     for number, (part, (kinds, keep)) in enumerate(SETS.items(), start=2):
         here = jax.random.fold_in(key, number)
-        sets = Sets(Budget(macs=1.0), tuple(kinds.split("+")), "0.5" if settings.smoke else keep)
+        fractions = "0.5" if settings.smoke else keep  # of kernels alone, as in the paper
+        sets = Sets(Budget(macs=1.0), tuple(kinds.split("+")), fractions, affine=False)
         rounds = 2 if settings.smoke else round(settings.rounds / (1.5 if part == "P33b" else 1))
         during = of(rounds * settings.per_round, settings.learning_rate)
         split = Admm(during, sets, rounds, settings.rho, settings.growth)

@@ -16,12 +16,14 @@ from jprune.masks import apply_masks
 from jprune.recipes._layers import by_path, refuse_nan
 from jprune.recipes._nets import weight_masks
 from jprune.recipes._structures import (
+    AFFINE,
     ALLOCATORS,
     Alive,
     Scores,
     allocated,
-    blocks_of,
+    blocks_by_kind,
     fraction_kept,
+    least_of,
     masks_of,
     norms_of,
     numbers_of,
@@ -31,8 +33,7 @@ from jprune.recipes._training import Optimizer, Sgd, TrainState, plain
 from jprune.recipes.stages import Train, fractions, record, trained
 from jprune.sparsify import admm, hold, projection
 from jprune.sparsify._groups import Blocks
-from jprune.sparsify.admm import Projection
-from jprune.topk import best
+from jprune.sparsify.admm import Projection, supports
 
 ROUNDS = 30
 """The authors' number of rounds."""
@@ -50,6 +51,7 @@ class Sets:
         keep: fractions; None: what meets the budget.
         names: of groups or kernels; None: all.
         spread: of the budget, "uniform" or "global_topk".
+        affine: filters have their scales and shifts in them.
     """
 
     budget: Budget
@@ -57,6 +59,7 @@ class Sets:
     keep: str | None = None
     names: tuple[str, ...] | None = None
     spread: str = "uniform"
+    affine: bool = True
 
     def blocks(self, task: Task) -> dict[str, Blocks]:
         """{kind: its groups}.
@@ -65,7 +68,22 @@ class Sets:
             FrozenError: a name is frozen.
             StructureError: a kind or name that the net does not have.
         """
-        return {kind: blocks_of(task, kind, self.budget, self.names) for kind in self.kinds}
+        beside = AFFINE if self.affine else ()
+        return blocks_by_kind(task, self.kinds, self.budget, self.names, beside)
+
+    def fractions(self, blocks: Mapping[str, Blocks]) -> dict[str, dict[str, float]]:
+        """{kind: {block: fraction kept}}, as `keep` says.
+
+        Raises:
+            ArgumentError: not as many fractions as blocks, or one outside (0, 1].
+        """
+        asked = numbers_of(self.keep or "1", self.kinds, blocks, "keep")
+        for of_kind in asked.values():
+            if not all(0 < fraction <= 1 for fraction in of_kind.values()):
+                raise errors.ArgumentError(
+                    f"keep={self.keep!r}; each is the fraction of groups kept, in (0, 1]."
+                )
+        return asked
 
     def counts(self, task: Task, pruned: Pruned) -> dict[str, dict[str, int]]:
         """{kind: {block: groups kept}}.
@@ -75,28 +93,22 @@ class Sets:
             BudgetError: no counts meet the budget, or those asked for do not.
         """
         blocks = self.blocks(task)
-        norms = norms_of(task, blocks, pruned.variables)
         if self.keep is None:
+            norms = norms_of(task, blocks, pruned.variables)
             alive = {k: {n: norm > 0 for n, norm in of.items()} for k, of in norms.items()}
             allocator, scores = ALLOCATORS[self.spread], scored(norms, alive)
             alive = allocated(task, scores, self.budget, allocator, pruned.masks)
             return {k: {n: int(np.sum(m)) for n, m in of.items()} for k, of in alive.items()}
-        asked = numbers_of(self.keep, self.kinds, blocks, "keep")
-        for of_kind in asked.values():
-            if not all(0 < fraction <= 1 for fraction in of_kind.values()):
-                raise errors.ArgumentError(
-                    f"keep={self.keep!r}; each is the fraction of groups kept, in (0, 1]."
-                )
+        asked = self.fractions(blocks)
         counts = {
             kind: {
-                name: max(self.budget.min_units, n - round((1 - asked[kind][name]) * n))
+                name: max(least_of(self.budget, name), n - round((1 - asked[kind][name]) * n))
                 for name, n in ((name, block.size) for name, block in of_kind.items())
             }
             for kind, of_kind in blocks.items()
         }
-        kept = fraction_kept(
-            task, masks_of(task, largest(norms, counts), pruned.masks), self.budget
-        )
+        _, alive = nearest(task, blocks, counts, pruned.variables)
+        kept = fraction_kept(task, masks_of(task, alive, pruned.masks), self.budget)
         if kept > float(self.budget.value) + 1e-9:
             raise errors.BudgetError(
                 f"keep={self.keep!r} keeps {self.budget.kind}={kept:.4f} of the dense net, and "
@@ -106,14 +118,23 @@ class Sets:
         return counts
 
 
-def largest(
-    norms: Mapping[str, Mapping[str, np.ndarray]], counts: Mapping[str, Mapping[str, int]]
-) -> Alive:
-    """The groups with the largest norms, so many of every block."""
-    return {
-        kind: {name: best(norm, counts[kind][name]) for name, norm in of_kind.items()}
-        for kind, of_kind in norms.items()
+def nearest(
+    task: Task,
+    blocks: Mapping[str, Blocks],
+    counts: Mapping[str, Mapping[str, int]],
+    variables: PyTree,
+) -> tuple[Scores, Alive]:
+    """Norms as the projection sees them, of each kind after those before it, and what it keeps."""
+    seen = supports([(blocks[kind], counts[kind]) for kind in blocks], by_path(task, variables))
+    norms = {
+        kind: {name: np.sqrt(np.asarray(square, float)) for name, square in each.squares.items()}
+        for kind, each in zip(blocks, seen)
     }
+    alive = {
+        kind: {name: np.asarray(mask) for name, mask in each.kept.items()}
+        for kind, each in zip(blocks, seen)
+    }
+    return norms, alive
 
 
 def scored(norms: Mapping[str, Mapping[str, np.ndarray]], alive: Alive) -> Scores:
@@ -209,23 +230,27 @@ class Admm:
     name: str = "admm"
 
     def check(self, task: Task) -> None:
-        """Raises what `Sets.blocks` does."""
-        self.sets.blocks(task)
+        """Raises what `Sets.blocks` and `Sets.fractions` do."""
+        self.sets.fractions(self.sets.blocks(task))
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.
 
         Raises:
-            ArgumentError: fewer steps than rounds, weights that are not finite, other fractions.
+            ArgumentError: too few steps for the rounds, weights that are not finite, other
+                fractions; what `Train.taught` raises.
             BudgetError: no counts meet the budget.
         """
         train, steps = self.train, self.train.steps(task.data.sizes["train"])
         most = max(1, min(ROUNDS, steps // LEAST)) if self.rounds is None else self.rounds
-        if most > steps:
+        every = steps // most
+        if not every or steps // every != most:
             raise errors.ArgumentError(
-                f"ADMM with rounds={most} in {steps} steps; a round takes a step or more, and some "
-                f"{LEAST} for the weights to follow. Write fewer rounds or more epochs."
+                f"ADMM with rounds={most} in {steps} steps: they do not make so many rounds of "
+                f"equal length, and a round needs some {LEAST} for the weights to follow. Write "
+                "fewer rounds or more epochs."
             )
+        task = train.taught(task, pruned)
         blocks, counts = self.sets.blocks(task), self.sets.counts(task, pruned)
         touched = {m.path for of in blocks.values() for b in of.values() for m in b.members}
         refuse_nan(task, pruned.variables, tuple(sorted(touched)))
@@ -240,7 +265,7 @@ class Admm:
             projection([(blocks[kind], counts[kind]) for kind in self.sets.kinds]),
             (tuple(paths[0]), paths[1]),
             self.rho,
-            steps // most,
+            every,
             self.growth,
             self.limit,
         )
@@ -297,8 +322,7 @@ class Cut:
                 "where the rounds cycled, or a larger limit."
             )
         blocks = self.sets.blocks(task)
-        norms = norms_of(task, blocks, pruned.variables)
-        alive = largest(norms, counts)
+        norms, alive = nearest(task, blocks, counts, pruned.variables)
         if self.purify:
             alive = {
                 kind: {name: self.pure(norms[kind][name], mask) for name, mask in of.items()}

@@ -22,12 +22,11 @@ from jprune.base import (
     Variables,
 )
 from jprune.masks import apply_masks
-from jprune.recipes._distill import distilled
 from jprune.recipes._nets import are_units, groups_of, unit_masks, weight_masks
 from jprune.recipes._steps import mergeable
 from jprune.recipes._training import LEARNING_RATES, Sgd, TrainState, plain
 from jprune.recipes._widths import widths
-from jprune.recipes.stages import Train, fractions, record, saved, trained
+from jprune.recipes.stages import Train, fractions, record, trained
 from jprune.reconstruct import Merge
 from jprune.reconstruct.merge import matrix
 from jprune.sparsify import centripetal, cluster, deviation_of, memberships, strength_for
@@ -144,9 +143,7 @@ class Pull:
         groups, masks = groups_of(task), weight_masks(task, pruned.masks)
         members = task.split(memberships(groups, clusters_in(pruned)))[0]
         given, steps = self.train, self.train.steps(task.data.sizes["train"])
-        if given.distill:
-            teacher = saved(pruned, "dense", f"Train(distill={given.distill})")
-            task = distilled(task, teacher, given.distill, given.temperature)
+        task = given.taught(task, pruned)
         sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
         rates = np.asarray(LEARNING_RATES[sgd.schedule](sgd.learning_rate, steps)(np.arange(steps)))
         strength = self.strength

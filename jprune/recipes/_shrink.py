@@ -1,7 +1,7 @@
 """The stages of SSL: training under group lasso, and the masks that it has made."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,8 +15,9 @@ from jprune.recipes._structures import (
     UNITS,
     Scores,
     allocated,
-    blocks_of,
+    blocks_by_kind,
     fraction_kept,
+    least_of,
     masks_of,
     norms_of,
     numbers_of,
@@ -27,6 +28,8 @@ from jprune.sparsify import Term, group_lasso
 
 FAMILIES = ("shape", "filter", "channel", "depth")
 """In the order in which they act: small groups first."""
+TINY = np.finfo(float).tiny
+"""Above 0, for a block that was 0 in the dense net."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +62,17 @@ class Penalty:
             StructureError: a family or name that the net does not have.
             ArgumentError: not as many strengths as blocks, or a negative one.
         """
-        blocks = {
-            kind: blocks_of(task, kind, budget, self.names, self.scales) for kind in self.families
-        }
+        beside = ("scale",) if self.scales else ()
+        blocks = blocks_by_kind(task, self.families, budget, self.names, beside)
         numbers = numbers_of(self.strength, self.families, blocks, "strength")
         lowest = min(value for of_kind in numbers.values() for value in of_kind.values())
         if not lowest >= 0:
             raise errors.ArgumentError(f"strength={self.strength!r}; each is 0 or more.")
         order = [kind for kind in FAMILIES if kind in self.families]
-        least = {kind: 0 if kind == "depth" else budget.min_units for kind in order}
+        least = {
+            kind: {name: least_of(budget, name) for name in blocks[kind] if kind != "depth"}
+            for kind in order
+        }
         return {kind: Term(blocks[kind], numbers[kind], least[kind]) for kind in order}
 
 
@@ -122,8 +127,8 @@ class ReadOff:
     Attributes:
         budget: what may be kept.
         penalty: what was penalised.
-        correct: cut the groups with the smallest norms, over their strengths, where the penalty
-            has not reached the budget; False: an error says what it has reached.
+        correct: cut the groups with the smallest `scores_of` where the penalty has not reached the
+            budget; False: an error says what it has reached.
         name: of the record: fractions kept, `reached` by the penalty alone, in the budget's unit,
             and `zeros`, the fraction of groups that it has brought to 0.
     """
@@ -154,9 +159,10 @@ class ReadOff:
                     f"of {flat.size} groups are 0. Write a larger strength than "
                     f"{self.penalty.strength}, more epochs, or correct=true."
                 )
-            chosen = allocated(
-                task, scores_of(norms, terms), self.budget, ALLOCATORS["global_topk"], masks
-            )
+            begun = pruned.saved.get("dense", pruned.variables)
+            dense = norms_of(task, {kind: t.blocks for kind, t in terms.items()}, begun)
+            scores = scores_of(norms, dense, terms)
+            chosen = allocated(task, scores, self.budget, ALLOCATORS["global_topk"], masks)
             masks = masks_of(task, chosen, masks)
         variables = apply_masks(pruned.variables, weight_masks(task, masks))
         seen = {"reached": reached, "zeros": float(1 - flat.mean())}
@@ -164,23 +170,30 @@ class ReadOff:
         return after, [record(self.name, fractions(task, masks) | seen)]
 
 
-def scores_of(norms: Scores, terms: dict[str, Term]) -> Scores:
-    """Steps that a group is away from 0: its norm over its strength; -inf where it is there.
+def scores_of(norms: Scores, dense: Scores, terms: Mapping[str, Term]) -> Scores:
+    """How much of a group is left: its norm over the mean norm of its block in the dense net.
 
-    A unit's filter and channel are one group here: it goes when either does.
+    Norms of groups as large as a residual stream and as small as one kernel's are not compared: the
+    latter would always go first. A block of strength 0 is left alone, unless all are. A unit's
+    filter and channel are one group here: it goes when either does.
+
+    Returns:
+        {kind: {block: [groups]}}, -inf where a group is 0.
     """
-    far = {
+    free = not any(strength for term in terms.values() for strength in term.strengths.values())
+    left = {
         kind: {
-            name: np.where(norm > 0, norm / (terms[kind].strengths[name] or 1.0), -np.inf)
+            name: np.where(norm > 0, norm / max(dense[kind][name].mean(), TINY), -np.inf)
             for name, norm in of_kind.items()
+            if free or terms[kind].strengths[name]
         }
         for kind, of_kind in norms.items()
     }
-    if not set(UNITS) <= set(far):
-        return far
-    first, second = (far.pop(kind) for kind in UNITS)
+    if not set(UNITS) <= set(left):
+        return left
+    first, second = (left.pop(kind) for kind in UNITS)
     units = {
-        name: np.asarray(first.get(name, 0.0) + second.get(name, 0.0))
+        name: np.minimum(first.get(name, np.inf), second.get(name, np.inf))
         for name in {**first, **second}
     }
-    return {**far, "filter": units}
+    return {**left, "filter": units}

@@ -39,13 +39,8 @@ Scores = Mapping[str, Mapping[str, np.ndarray]]
 """{kind: {block: [groups]}}, -inf where a group is gone."""
 
 UNITS = ("filter", "channel")
-ROLES_OF = {
-    ("filter", False): (("kernel",), ("scale", "shift")),
-    ("filter", True): (("kernel", "scale"), ("shift",)),
-    ("channel", False): (("in",), ()),
-    ("channel", True): (("in",), ()),
-}
-"""Roles of the places that count, and of those that follow."""
+AFFINE = ("scale", "shift")
+"""Roles of what a filter has beside its kernels."""
 GRAINS = {"shape": ("d", "h", "w", "in"), "column": ("d", "h", "w", "in"),
           "weight": ("d", "h", "w", "in", "out")}  # fmt: skip
 """Axes along which the groups of one kernel differ; "shape" is SSL's word for columns."""
@@ -80,7 +75,7 @@ def blocks_of(
     kind: str,
     budget: Budget,
     names: Sequence[str] | None = None,
-    scales: bool = False,
+    beside: Sequence[str] = (),
 ) -> dict[str, Block]:
     """The groups of a kind, but for those that the budget's floors leave whole.
 
@@ -89,7 +84,8 @@ def blocks_of(
         kind: "filter", "channel", "shape", "column", "weight" or "depth".
         budget: whose floors are read.
         names: of engine groups, branches or kernels; None: all.
-        scales: filters and branches have the scales of their norms in theirs.
+        beside: of `AFFINE`, what counts beside the kernels of a filter (of a branch: "scale"); the
+            rest follows.
 
     Raises:
         FrozenError: a name is frozen.
@@ -97,10 +93,11 @@ def blocks_of(
     """
     groups = groups_of(task)
     if kind == "depth":
-        return branch_blocks(groups, names, scales)
+        return branch_blocks(groups, names, "scale" in beside)
     if kind in UNITS:
-        counted, following = ROLES_OF[kind, scales]
-        found = unit_blocks(groups, names, counted, following)
+        following = tuple(role for role in AFFINE if role not in beside)
+        roles = {"filter": (("kernel", *beside), following), "channel": (("in",), ())}[kind]
+        found = unit_blocks(groups, names, *roles)
         found = {n: b for n, b in found.items() if budget.floors.get(n, 0) < b.size}
     else:
         found = grain_blocks(groups, _kernels(task, kind, budget, names), GRAINS[kind])
@@ -110,6 +107,45 @@ def blocks_of(
             "reasons, and the budget's floors."
         )
     return found
+
+
+def blocks_by_kind(
+    task: Task,
+    kinds: Sequence[str],
+    budget: Budget,
+    names: Sequence[str] | None = None,
+    beside: Sequence[str] = (),
+) -> dict[str, dict[str, Block]]:
+    """{kind: its groups}, as `blocks_of` has them; of the names, a kind takes those it knows.
+
+    Raises:
+        FrozenError: a name is frozen.
+        StructureError: a name that no kind knows, or a kind without one.
+    """
+    if names is None:
+        return {kind: blocks_of(task, kind, budget, None, beside) for kind in kinds}
+    known = {kind: _known(task, kind, budget) for kind in kinds}
+    unknown = [name for name in names if not any(name in mine for mine in known.values())]
+    taken = {kind: [name for name in names if name in mine] for kind, mine in known.items()}
+    return {
+        kind: blocks_of(task, kind, budget, unknown or taken[kind] or names, beside)
+        for kind in kinds
+    }
+
+
+def _known(task: Task, kind: str, budget: Budget) -> tuple[str, ...]:
+    """Names of a kind's blocks."""
+    groups = groups_of(task)
+    if kind in UNITS:
+        return groups.names
+    if kind == "depth":
+        return tuple(branch.name for branch in groups.branches)
+    return _kernels(task, kind, budget, None)
+
+
+def least_of(budget: Budget, name: str) -> int:
+    """How many groups of a block stay whatever happens: its floor, or the least of all."""
+    return max(budget.min_units, budget.floors.get(name, 0))
 
 
 def _kernels(task: Task, kind: str, budget: Budget, names: Sequence[str] | None) -> tuple[str, ...]:

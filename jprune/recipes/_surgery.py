@@ -11,11 +11,10 @@ import optax
 from jprune import allocate, errors
 from jprune.base import Budget, Learner, Masks, Pruned, PyTree, Records, Task
 from jprune.masks import apply_masks, is_none
-from jprune.recipes._distill import distilled
 from jprune.recipes._layers import as_tree, by_path, kernels_in_order, per_kernel, refuse_nan
 from jprune.recipes._nets import cost_of, of_single_weights, prunable_weights, shapes_of
 from jprune.recipes._training import Sgd, TrainState, plain
-from jprune.recipes.stages import Train, fractions, record, saved, trained
+from jprune.recipes.stages import Train, fractions, record, trained
 from jprune.sparsify import dynamic_surgery, masks_of
 from jprune.sparsify._thresholds import moments_of
 from jprune.sparsify.dns import CUT
@@ -57,9 +56,7 @@ class Surgery:
         """
         start = self.start(task, pruned.masks)
         given, steps = self.train, self.train.steps(task.data.sizes["train"])
-        if given.distill:
-            teacher = saved(pruned, "dense", f"Train(distill={given.distill})")
-            task = distilled(task, teacher, given.distill, given.temperature)
+        task = given.taught(task, pruned)
         optimizer = Operating(
             Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay),
             self.gamma, self.power, self.splice,

@@ -5,8 +5,9 @@
 Families f of groups: filters, channels, shapes (one tap of one input, over all filters of a kernel)
 and depth (all that a branch of a residual sum has). Filters and channels are those of units, over
 all producers or consumers that are coupled. Masks meet gradients *prox* while groups vanish: there
-is no mask, the step makes exact zeros, and a group can come back. Then the zeros are read off as
-masks and fine-tuning is *frozen*.
+is no mask, the step makes exact zeros, and a channel or column can come back. (A filter takes its
+shift along, and a ReLU then has no gradient for it: it stays. Wen's code leaves the bias.) Then the
+zeros are read off as masks and fine-tuning is *frozen*.
 
 References:
     Wen, Wu, Wang, Chen, Li, Learning structured sparsity in deep neural networks, 2016, arXiv
@@ -46,7 +47,9 @@ def ssl(
     are too few, `correct` says what happens.
 
     Args:
-        budget: what may be kept. A floor of its whole size leaves a group without a penalty.
+        budget: what may be kept. A floor of its whole size leaves a group without a penalty. Only
+            the correction keeps to `multiple_of`, and only where no shapes are among the families:
+            what the penalty has made 0 goes.
         train: training of the dense net; None where it is trained already.
         finetune: the training under the penalty and the one after it.
         families: "filter", "channel", "shape" or "depth", or several with "+" between: they add.
@@ -64,9 +67,11 @@ def ssl(
             takes nothing from what the unit says, and zeros come late if at all.
         stop: fraction of the fine-tuning epochs under the penalty (the authors' AlexNet: a half of
             the dense training's steps, and a third after it).
-        correct: True cuts the groups with the smallest norms until the budget is met; the record
-            of the stage `prune` says what the penalty alone had `reached`. False is the paper's:
-            only what is 0 goes, and a budget out of reach is an error.
+        correct: True cuts the groups until the budget is met of which the penalty has left least
+            (the norm over the mean norm of its block in the dense net, which is ours; blocks of
+            strength 0 are left alone); the record of the stage `prune` says what the penalty alone
+            had `reached`. False is the paper's: only what is 0 goes, and a budget out of reach is
+            an error.
 
     Returns:
         The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).

@@ -128,6 +128,17 @@ class Train:
         steps = max(1, round(self.epochs * (examples // self.batch_size)))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
+    def taught(self, task: Task, pruned: Pruned) -> Task:
+        """The task with the loss that `distill` asks for; stages that train otherwise take it too.
+
+        Raises:
+            ArgumentError: distillation, and no net was saved as "dense".
+        """
+        if not self.distill:
+            return task
+        teacher = saved(pruned, "dense", f"Train(distill={self.distill})")
+        return distilled(task, teacher, self.distill, self.temperature)
+
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.
 
@@ -135,10 +146,7 @@ class Train:
             ArgumentError: distillation, and no net was saved as "dense"; `begin` or `stop` is
                 not in the schedule.
         """
-        if self.distill:
-            teacher = saved(pruned, "dense", f"Train(distill={self.distill})")
-            task = distilled(task, teacher, self.distill, self.temperature)
-        task = at_resolution(task, pruned)
+        task = at_resolution(self.taught(task, pruned), pruned)
         steps = self.steps(task.data.sizes["train"])
         if not 0 <= self.begin < (steps if self.stop is None else self.stop) <= steps:
             raise errors.ArgumentError(

@@ -35,6 +35,7 @@ def struct_admm(
     keep: str | float | None = None,
     names: str | None = None,
     allocator: str = "uniform",
+    affine: bool = True,
     rounds: int | None = None,
     rho: float = 1e-3,
     growth: float = 1.2,
@@ -57,14 +58,19 @@ def struct_admm(
             "column" (one tap of one input, over all filters of a kernel), "weight", or several with
             "+" between, "filter+column" being the paper's rows and columns: projected one after the
             other, as the authors do, which is not the nearest point of both. Columns and weights
-            make masks of weights: the gain is a smaller matrix, and units that nothing reads.
+            make masks of weights: the gain is a smaller matrix, and units that nothing reads. With
+            them, the budget's `multiple_of` has no meaning.
         keep: fractions kept, instead of those that meet the budget: one number, "0.5+0.3" one of
             each kind, "0.5:0.5:0.25+1:0.3:1:1" one of each block. They have to fit the budget.
         names: of groups or kernels that are pruned, with "+" between; None: all.
         allocator: how the budget is spread: "uniform" (every layer the same fraction) or
             "global_topk" (by the norms of the dense net). The paper's fractions are set by hand.
-        rounds: updates of the duals. Authors: 30, of 5 epochs each. None: 30, or as many as have
-            100 steps: in shorter ones duals grow faster than the weights can follow.
+        affine: whether a filter has its scales and shifts in it. The paper's has kernels alone, in
+            nets with batch norms too; but a norm divides by the kernel's size, so that a filter
+            near 0 says as much as before, and the cut undoes the net however small the gap.
+        rounds: updates of the duals, of equally many steps. Authors: 30, of 5 epochs each. None:
+            30, or as many as have 100 steps: in shorter ones duals grow faster than the weights can
+            follow.
         rho: of rho/2 ||W - Z + U||^2; of order 1e-3 (authors' LeNet-5: 1e-4 without the half).
         growth: rho grows by this factor a round (1: the authors' LeNet-5). Above 1 it ends cycles
             that a small rho leaves.
@@ -92,7 +98,27 @@ def struct_admm(
         ['admm', 'prune', 'between', 'admm', 'prune', 'before_finetune', 'finetune']
     """
     kinds = kinds_of(groups, KINDS, "groups")
-    _check(kinds, groups, allocator, optimizer, stop, rounds, progressive, purify)
+    if {"filter", "channel"} <= set(kinds):
+        raise errors.ArgumentError(
+            f"groups={groups!r}: a unit would have to be kept twice, as a filter and as a channel, "
+            "and the two supports differ. Write one of them."
+        )
+    if allocator not in ALLOCATORS or optimizer not in OPTIMIZERS:
+        raise errors.ArgumentError(
+            f"struct_admm(allocator={allocator!r}, optimizer={optimizer!r}); write one of "
+            f"{', '.join(ALLOCATORS)}, and one of {', '.join(OPTIMIZERS)}."
+        )
+    _check_numbers(
+        ("stop", stop, 0 < stop < 1, "in (0, 1)"),
+        ("rounds", rounds, rounds is None or rounds >= 1, "1 or more"),
+        ("rho", rho, rho > 0, "above 0"),
+        ("growth", growth, growth >= 1, "1 or more"),
+        ("limit", limit, limit > 0, "above 0"),
+        ("rate", rate, rate > 0, "above 0"),
+        ("weight_decay", weight_decay, weight_decay >= 0, "0 or more"),
+        ("progressive", progressive, progressive >= 1, "1 or more"),
+        ("purify", purify, 0 <= purify < 1, "in [0, 1)"),
+    )
     given = None if keep is None else str(keep)
     if given is not None and progressive > 1:
         raise errors.ArgumentError(
@@ -106,7 +132,7 @@ def struct_admm(
     adam = (rate, weight_decay) if optimizer == "adam" else None
     stages = []
     for here in evenly(budget, progressive):
-        sets = Sets(here, kinds, given, chosen, allocator)
+        sets = Sets(here, kinds, given, chosen, allocator, affine)
         split = Admm(during, sets, rounds, rho, growth, limit, adam)
         stages += [split, Cut(sets, purify), dataclasses.replace(after, name="between")]
     return (
@@ -119,34 +145,11 @@ def struct_admm(
     )
 
 
-def _check(
-    kinds: tuple[str, ...],
-    groups: str,
-    allocator: str,
-    optimizer: str,
-    stop: float,
-    rounds: int | None,
-    progressive: int,
-    purify: float,
-) -> None:
-    if {"filter", "channel"} <= set(kinds):
-        raise errors.ArgumentError(
-            f"groups={groups!r}: a unit would have to be kept twice, as a filter and as a channel, "
-            "and the two supports differ. Write one of them."
-        )
-    if allocator not in ALLOCATORS or optimizer not in OPTIMIZERS:
-        raise errors.ArgumentError(
-            f"struct_admm(allocator={allocator!r}, optimizer={optimizer!r}); write one of "
-            f"{', '.join(ALLOCATORS)}, and one of {', '.join(OPTIMIZERS)}."
-        )
-    if not (
-        0 < stop < 1 and (rounds is None or rounds >= 1) and progressive >= 1 and 0 <= purify < 1
-    ):
-        raise errors.ArgumentError(
-            f"struct_admm(stop={stop}, rounds={rounds}, progressive={progressive}, "
-            f"purify={purify}); stop is in (0, 1), rounds and progressive are 1 or more, purify is "
-            "in [0, 1)."
-        )
+def _check_numbers(*given: tuple[str, float | None, bool, str]) -> None:
+    """(option, value, whether it is right, what is) of each."""
+    for name, value, right, expected in given:
+        if not right:
+            raise errors.ArgumentError(f"struct_admm({name}={value}); {name} is {expected}.")
 
 
 METHODS = {"struct_admm": struct_admm}

@@ -76,15 +76,34 @@ def projection(sets: Sequence[tuple[Blocks, Mapping[str, int]]]) -> Projection:
 
     def project(leaves: Leaves) -> Leaves:
         found = {path: leaf for path, leaf in leaves.items() if path in touched}
-        for blocks, counts in sets:
-            kept = {
-                name: jnp.asarray(best(square, counts[name])).astype(square.dtype)
-                for name, square in squares(blocks, found).items()
-            }
-            found = scaled(blocks, found, kept)
-        return found
+        return found if not sets else supports(sets, found)[-1].left
 
     return project
+
+
+class Support(NamedTuple):
+    """What a set keeps of leaves that the sets before it have left."""
+
+    squares: Mapping[str, Any]
+    """{block: [groups]}: the squared norms that it has seen."""
+    kept: Mapping[str, Any]
+    """{block: bool [groups]}."""
+    left: Leaves
+    """The leaves with zeros at all other groups."""
+
+
+def supports(
+    sets: Sequence[tuple[Blocks, Mapping[str, int]]], leaves: Mapping[str, Any]
+) -> list[Support]:
+    """What `projection` keeps, set by set."""
+    found = []
+    for blocks, counts in sets:
+        seen = squares(blocks, leaves)
+        kept = {name: jnp.asarray(best(square, counts[name])) for name, square in seen.items()}
+        factors = {name: kept[name].astype(square.dtype) for name, square in seen.items()}
+        leaves = scaled(blocks, leaves, factors)
+        found.append(Support(seen, kept, leaves))
+    return found
 
 
 def norm(leaves: Leaves) -> jax.Array:

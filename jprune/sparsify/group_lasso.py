@@ -7,6 +7,7 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +25,12 @@ class Term(NamedTuple):
     blocks: Blocks
     strengths: Mapping[str, float]
     """{block: lambda}."""
-    least: int = 0
-    """Groups of a block that are left: the largest of them stay as they are when they would go."""
+    least: Mapping[str, int] = MappingProxyType({})
+    """{block: groups that are left}: the largest of them stay as they are when they would go.
+
+    Those of a block that stands in several terms are the same for all: the largest by the smaller
+    norm.
+    """
 
 
 def group_penalty(terms: Sequence[Term], leaves: Mapping[str, Any]) -> jax.Array:
@@ -74,23 +79,36 @@ def shrunk(
         Array([[2.4, 3.2],
                [0. , 0. ]], dtype=float32)
     """
-    found = dict(leaves)
-    for blocks, strengths, least in terms:
+    found, last = dict(leaves), _last(terms, leaves) if how == "prox" else {}
+    for blocks, strengths, _ in terms:
         factors = {}
         for name, square in squares(blocks, found).items():
             norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
             factor = jnp.where(square > 0, 1.0 - step_size * strengths[name] / norm, 0.0)
-            factors[name] = _stopped(factor, square, least) if how == "prox" else factor
+            factors[name] = _stopped(factor, last.get(name)) if how == "prox" else factor
         found = scaled(blocks, found, factors) if how == "prox" else _moved(blocks, found, factors)
     return found
 
 
-def _stopped(factor: jax.Array, square: jax.Array, least: int) -> jax.Array:
+def _last(terms: Sequence[Term], leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """{block: bool [groups]}: those that are not taken, where `Term.least` leaves some."""
+    least = {name: count for _, _, counts in terms for name, count in counts.items() if count}
+    smaller: dict[str, jax.Array] = {}
+    for blocks, *_ in terms:
+        mine = {name: block for name, block in blocks.items() if name in least}
+        for name, square in squares(mine, leaves).items():
+            smaller[name] = jnp.minimum(smaller.get(name, square), square)
+    return {
+        name: (square >= jax.lax.top_k(square, min(least[name], square.size))[0][-1]) & (square > 0)
+        for name, square in smaller.items()
+    }
+
+
+def _stopped(factor: jax.Array, last: jax.Array | None) -> jax.Array:
     """Factors of at least 0, and of 1 for groups that would go and are among the last ones."""
-    if not least:
+    if last is None:
         return jnp.maximum(factor, 0.0)
-    last = square >= jax.lax.top_k(square, min(least, square.size))[0][-1]
-    return jnp.where(factor > 0, factor, jnp.where(last & (square > 0), 1.0, 0.0))
+    return jnp.where(factor > 0, factor, jnp.where(last, 1.0, 0.0))
 
 
 def _moved(blocks: Blocks, leaves: Mapping[str, Any], factors: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +144,8 @@ def group_lasso(
     Stands behind the step of the optimizer, where momentum does not gather it. With momentum m and
     rate = learning rate / (1 - m) the weights at which nothing moves any more are those of loss +
     penalty. Nothing is masked: a group that is 0 comes back once its gradient is longer than
-    lambda.
+    lambda, if it has one. Followers of a group go with it, so the output of a whole filter is 0
+    then, where a ReLU has no gradient: channels and columns come back, such filters do not.
 
     Args:
         terms: families of groups, see `shrunk` for their order.
