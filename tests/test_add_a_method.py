@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jprune import data, recipes, train, zoo
+from jprune import data, recipes, survey, train, zoo
 from jprune.base import Pruned
-from jprune.recipes import Train
+from jprune.recipes import Train, three_step
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "add_a_method.md"
 
@@ -34,6 +34,16 @@ def test_the_page_ends_in_rows_of_both_methods(page):
     assert any("fewer than 3 seeds" in breach.says for breach in page["comparison"].breaches)
     assert 0.4 < page["result"]["achieved"]["macs"] <= 0.5
     assert page["result"]["law_max_rel_err"] < 1e-5
+
+
+def test_what_lists_methods_by_hand(monkeypatch):
+    """The two places that the page names know nothing of a method until they are told."""
+    assert "`jprune/recipes/__init__.py`" in PAGE.read_text()
+    assert "`jprune/survey.bib`" in PAGE.read_text()
+    monkeypatch.setattr(three_step, "METHODS", {**three_step.METHODS, "distance": None})
+    assert "distance" not in recipes.METHODS
+    assert survey.implementations()["distance"] == "jprune/recipes/three_step.py"
+    assert "distance" not in {row["name"] for row in survey.rows()}
 
 
 def test_the_unit_in_the_middle_has_the_least_distance(page):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,22 @@ def test_imports_go_one_way():
             survey = room in ("survey", "citation") and row_of(other) <= row_of("survey")
             if not (first_rows or leaf_to_leaf or survey):
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {other}")
+    assert not wrong
+
+
+def test_the_page_lists_rooms_in_the_order_of_imports():
+    """A room imports only rooms that stand above it in the table of docs/architecture.md."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    assert "A room imports only rooms that stand above it in this table" in page
+    cells = re.findall(r"^\| (`[^|]*`) \|", page, re.MULTILINE)
+    table = [re.findall(r"\w+(?=\.py|/)", cell) for cell in cells]
+    order = [room for row in table for room in row]
+    leaves = next(row for row in table if "train" in row)
+    wrong = []
+    for room, path in ((room_of(path), path) for path in PACKAGE.rglob("*.py")):
+        later = order[order.index(room) + 1 :] if room in order else ()
+        others = imported_rooms(path) & {*later} - ({*leaves} if room in leaves else set())
+        wrong += [f"{path.relative_to(PACKAGE)} imports {other}" for other in others]
     assert not wrong
 
 

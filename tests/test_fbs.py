@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments.mechanisms import p32_fbs
-from jprune import errors, recipes, trace
+from jprune import errors, recipes, slim, trace, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.cost.samples import gates_of, sample_macs
-from jprune.graph.affine import affine_of
+from jprune.graph.affine import affine_leaves, affine_of
 from jprune.graph.parts import read_back, written_out
 from jprune.graph.winners import Winners, saliences, winners
 from jprune.learners.fbs import (
@@ -30,17 +31,55 @@ from jprune.recipes import Train, cost_of, groups_of, shapes_of
 from jprune.recipes._boost import Boost, density_for
 from jprune.recipes._deformed import EvaluateDeformed, deformed, mosaic, occlusion
 from jprune.recipes.fbs import fbs
-from tests.toys import drawn, toy_data, toy_task
+from jprune.zoo import layers as parts
+from tests.toys import CLASSES, SHAPE, drawn, tiny, toy_data, toy_task
 
 KEY = jax.random.key(32)
 TRAIN = Train(10, 0.05, 16, name="finetune")  # 30 steps
 CONVS = tuple(f"params/conv{number}/kernel" for number in (1, 2, 3))
 
 
+class Other(nnx.Module):
+    """Three convolutions in another arrangement.
+
+    biased: every convolution has a bias before its norm. preactivation: norms stand before the
+    convolutions, and the stem is read by a norm and by the sum. concatenated: like a DenseNet.
+    """
+
+    def __init__(self, kind, rngs):
+        conv = functools.partial(parts.conv, size=3, dtype=jnp.float32, rngs=rngs)
+        self.kind = kind
+        bias, widths = kind == "biased", (8, 12, 8) if kind != "concatenated" else (8, 20, 8)
+        self.conv1 = conv(1, 8, stride=2, bias=bias)
+        self.conv2 = conv(8, 12, bias=bias)
+        self.conv3 = conv(widths[1], 8, bias=bias)
+        if kind == "concatenated":
+            widths = (8, 20, 28)
+        self.norm1, self.norm2, self.norm3 = (parts.norm(width, rngs) for width in widths)
+        self.fc = parts.dense(widths[2], CLASSES, jnp.float32, rngs)
+
+    def __call__(self, x):
+        if self.kind == "biased":
+            x = nnx.relu(self.norm1(self.conv1(x)))
+            y = nnx.relu(self.norm2(self.conv2(x)))
+            x = nnx.relu(x + self.norm3(self.conv3(y)))
+            return self.fc(parts.global_average(x))
+        join = jnp.add if self.kind == "preactivation" else lambda *xs: jnp.concatenate(xs, -1)
+        x = self.conv1(x)
+        y = self.conv2(nnx.relu(self.norm1(x)))
+        y = join(x, y) if self.kind == "concatenated" else y
+        x = join(y if self.kind == "concatenated" else x, self.conv3(nnx.relu(self.norm2(y))))
+        return self.fc(parts.global_average(nnx.relu(self.norm3(x))))
+
+
 @functools.cache
-def net():
+def net(kind="tiny"):
     """A task, and a net whose norms do something: scales of both signs, shifts, statistics."""
-    task, rng = toy_task(), np.random.default_rng(3)
+    if kind in ("tiny", "bfloat16"):
+        made = tiny(CLASSES, SHAPE, jnp.dtype("float32" if kind == "tiny" else kind))
+    else:
+        made = zoo.from_module(kind, lambda rngs: Other(kind, rngs), SHAPE)
+    task, rng = train.task(made, toy_data()), np.random.default_rng(3)
 
     def moved(path, leaf):
         name = path[-1].key
@@ -58,8 +97,8 @@ def images(count=6):
     return jax.random.normal(KEY, (count, 8, 8, 1))
 
 
-def begun(boosting, std=None):
-    task, variables = net()
+def begun(boosting, std=None, kind="tiny"):
+    task, variables = net(kind)
     groups = groups_of(task)
     layers = layers_of(task, groups, shapes_of(task))
     start, levels = prepared(groups, layers, boosting, variables)
@@ -99,40 +138,71 @@ def test_winners_are_the_largest_with_ties_by_index_and_pass_the_gradient_alone(
     np.testing.assert_array_equal(slope, [[0, 0, 2, 0]])
 
 
+@pytest.mark.parametrize("kind", ["tiny", "biased"])
 @pytest.mark.parametrize("shift_first", [True, False])
-def test_a_neutral_start_is_the_dense_net(shift_first):
+def test_a_neutral_start_is_the_dense_net(shift_first, kind):
     """Checks [32] P2, for scales of both signs."""
     boosting = Boosting(start="scale", shift_first=shift_first)
-    task, groups, layers, variables = begun(boosting, std=0.0)
+    task, groups, layers, variables = begun(boosting, std=0.0, kind=kind)
     assert tuple(layers) == CONVS
     full = counts_at(layers, 1.0)
     held = jax.jit(lambda v: as_winners(task, groups, layers, shift_first, v, full))(variables)
-    wanted = task.fn(net()[1], images())
+    wanted = task.fn(net(kind)[1], images())
     got = task.fn(held, images())
     np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("shift_first", [True, False])
-def test_the_kernels_that_are_handed_over_are_the_net_that_was_trained(shift_first):
+@pytest.mark.parametrize(
+    ("kind", "shift_first", "rtol"),
+    [
+        ("tiny", True, 1e-5),
+        ("tiny", False, 1e-5),
+        ("biased", True, 1e-5),
+        ("biased", False, 1e-5),
+        ("preactivation", True, 1e-5),
+        ("concatenated", True, 1e-5),
+        ("bfloat16", True, 0.03),
+    ],
+)
+def test_the_kernels_that_are_handed_over_are_the_net_that_was_trained(kind, shift_first, rtol):
     """Gates behind the norm, in inference mode, against gates folded into kernels."""
     boosting = Boosting(shift_first=shift_first)
-    task, groups, layers, variables = begun(boosting, std=0.5)
+    task, groups, layers, variables = begun(boosting, std=0.5, kind=kind)
+    # Something beside reads what the stems of the other two say.
+    assert tuple(layers) == (CONVS[1:] if kind in ("preactivation", "concatenated") else CONVS)
     counts = counts_at(layers, 0.5)
     still = task._replace(train_fn=lambda v, x, key: (task.fn(v, x), v["stats"]))
     table = {name: np.array([count]) for name, count in counts.items()}
     boosted = boosted_task(still, groups, layers, boosting, table, 1)
     (logits, penalty, is_open), _ = jax.jit(boosted.train_fn)(variables, images(), KEY)
     held = jax.jit(lambda v: as_winners(task, groups, layers, shift_first, v, counts))(variables)
-    np.testing.assert_allclose(task.fn(held, images()), logits, atol=1e-5 * np.abs(logits).max())
+    close = functools.partial(np.testing.assert_allclose, atol=rtol * np.abs(logits).max())
+    close(task.fn(held, images()), logits)
     run = jax.jit(gates_of(task.fn, groups))
     out, gates = run(held, images())
-    np.testing.assert_allclose(out, logits, atol=1e-5 * np.abs(logits).max())
+    close(out, logits)
     alive = np.mean([(np.asarray(gates[name]) > 0).mean(axis=1) for name in layers], axis=0)
-    np.testing.assert_allclose(is_open, alive, rtol=1e-5)
+    np.testing.assert_allclose(is_open, alive, rtol=max(rtol, 1e-5))
     assert (np.asarray(penalty) > 0).all()
     factor, offset = affine_of(task.fn, groups)(read_kernels(held), images(1))[CONVS[1]]
-    np.testing.assert_allclose(factor, np.ones(12), rtol=1e-6)  # the norm does nothing any more
+    np.testing.assert_allclose(factor, np.ones(12), rtol=rtol)  # the norm does nothing any more
     np.testing.assert_array_equal(offset, np.zeros(12))
+
+
+def test_a_gated_kernel_is_cast_with_its_gates_and_loses_them_nowhere():
+    leaf = Winners(jnp.ones((3, 4)), *jnp.zeros((2, 4)), jnp.eye(3, 4), jnp.ones(4), 1)
+    x = jnp.array([[1.0, 0, 4], [0, 2, 0]])
+
+    def run(change):
+        fn = lambda v, x: x @ change(v["a"]) @ v["b"]
+        variables = {"a": leaf.kernel, "b": jnp.ones((4, 2))}
+        groups = trace(fn, variables, x)
+        return slim(fn, groups, {})({**variables, "a": leaf}, x)
+
+    cast = run(lambda kernel: kernel.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_allclose(cast, [[25, 25], [6, 6]])
+    with pytest.raises(errors.StructureError, match=r"a gated kernel met 'mul' .* out of gates"):
+        run(lambda kernel: 2 * kernel)
 
 
 def read_kernels(held):
@@ -258,8 +328,43 @@ def test_densities_are_solved_for_budgets():
     assert density_for(task, layers, Budget(density=0.3)) == 0.3
     found = [density_for(task, layers, Budget(macs=share)) for share in (0.3, 0.5, 0.8)]
     assert found == sorted(found)
-    with pytest.raises(errors.BudgetError, match=r"with one winner a layer an image costs up to"):
+    floored = Budget(density=0.1, min_units=2, floors={CONVS[1]: 5})
+    few = Boost(TRAIN, floored, Boosting()).layers(task)
+    assert counts_at(few, 0.1) == dict(zip(CONVS, (2, 5, 2)))
+    with pytest.raises(errors.BudgetError, match=r"with the fewest winners an image costs up to"):
         Boost(TRAIN, Budget(macs=0.01), Boosting()).check(task)
+
+
+def test_budgets_are_kept_where_norms_read_what_is_suppressed():
+    """Behind a concatenation and a norm a channel of zeros is there all the same."""
+    task, variables = net("concatenated")
+    groups = groups_of(task)
+    layers = layers_of(task, groups, shapes_of(task))
+    density = density_for(task, layers, Budget(macs=0.6))
+    counts = counts_at(layers, density)
+    there = {n: jnp.arange(layers[n].outputs)[None] < kept for n, kept in counts.items()}
+    macs = sample_macs(task.fn, groups)(variables, there, images(1))
+    dense = float(cost_of(task)({}).macs)
+    assert density < 1
+    assert 0.4 * dense < float(macs[0]) <= 0.6 * dense
+
+
+def test_a_sum_of_two_activations_ends_a_chain_at_one_position():
+    """At one position an activation of one image is a number a channel, as a bias is."""
+
+    def fn(v, x):
+        stream = jax.nn.relu(x @ v["a"] * v["s1"])
+        return (stream + (stream @ v["b"]) * v["s2"]) * v["s3"] @ v["c"]
+
+    shapes = {"a": (3, 5), "b": (5, 5), "c": (5, 2), "s1": 5, "s2": 5, "s3": 5}
+    variables = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    seen = []
+    for x in (jnp.ones((1, 1, 1, 3)), jnp.ones((1, 2, 2, 3))):
+        sites = trace(fn, variables, x).sites
+        seen.append([(site.kind, site.layer) for site in sites])
+        assert ("join", "b") in seen[-1]
+        assert affine_leaves(fn, trace(fn, variables, x), variables, x)["b"] == ("s2",)
+    assert seen[0] == seen[1]
 
 
 def test_a_gate_on_a_frozen_group_is_refused():

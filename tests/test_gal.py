@@ -146,6 +146,22 @@ def test_folded_masks_are_gates_and_a_block_at_0_is_a_block_that_is_gone():
     np.testing.assert_allclose(task.fn(zero, x), without, atol=1e-6)
 
 
+def test_a_bias_before_the_norm_is_no_end_of_a_block():
+    def fn(v, x):
+        x = jax.nn.relu(x @ v["stem"])
+        y = (x @ v["inner"] + v["early"] - v["mean"]) / jnp.sqrt(v["var"] + 1e-5)
+        return jax.nn.relu(x + (y * v["scale"] + v["late"])) @ v["out"]
+
+    shapes = {"stem": (3, 5), "inner": (5, 5), "out": (5, 2)}
+    shapes |= dict.fromkeys(("early", "mean", "var", "scale", "late"), (5,))
+    rng = np.random.default_rng(0)
+    variables = {name: jnp.asarray(rng.uniform(0.5, 1.5, shapes[name])) for name in shapes}
+    x = jnp.ones((1, 3))
+    task, groups = dense()[0]._replace(fn=fn, example=x), trace(fn, variables, x)
+    (block,) = (branch.name for branch in groups.branches)
+    assert ends_of(task, groups, [block], variables) == {block: ("late", "scale")}
+
+
 def test_the_judge_learns_to_tell_and_the_net_learns_to_be_taken_for_the_dense_one():
     """The accuracy of the discriminator over time: from chance to all, and back under attack."""
     task, pruned = dense()
@@ -254,6 +270,44 @@ def test_branches_of_a_concatenation_and_blocks_have_one_mask():
     done, _ = Settle(Budget(macs=0.5))(both.finish(state), task, KEY)
     assert BLOCK in done.masks
     assert price(task, Budget(macs=0.5), state.masks) <= 0.5
+    floored = Budget(density=0.5, min_units=2, floors={INNER: 7})
+    assert [int(mask.sum()) for mask in kept_units(task, floored, soft).values()] == [8, 7, 0]
+
+
+@pytest.mark.parametrize("budget", [Budget(macs=0.5), Budget(params=0.5)])
+def test_channels_are_rounded_to_what_blocks_leave_of_the_budget(budget):
+    task, pruned = residual()
+    budget = dataclasses.replace(budget, multiple_of=4)
+    ramp = lambda size: np.linspace(0.5, 1, size)
+    soft = {STREAM: ramp(8), INNER: ramp(12), BLOCK: np.zeros(1)}
+    assert price(task, budget, soft) <= float(budget.value)
+    settled = lambda soft, budget: Settle(budget)(
+        pruned._replace(extra={"soft_masks": soft}), task, KEY
+    )
+    done, _ = settled(soft, budget)
+    # The block is most of the net: without it all channels have their place.
+    assert {name: int(mask.sum()) for name, mask in done.masks.items()} == {
+        STREAM: 8, INNER: 12, BLOCK: 0}  # fmt: skip
+    soft[STREAM] = np.where(np.arange(8) < 2, 0, soft[STREAM])
+    tight = dataclasses.replace(budget, **{budget.kind: price(task, budget, soft)})
+    done, (seen,) = settled(soft, tight)
+    assert int(done.masks[STREAM].sum()) == 4  # 6 are as many as the budget allows
+    assert 0 < seen["metrics"][budget.kind] <= tight.value
+    assert not done.masks[BLOCK].any()
+
+
+def test_masks_that_are_drawn_fall_below_the_budget_and_none_is_left_negative():
+    """A mask below 0 is at work until the first step makes a zero of it."""
+    task, pruned = dense()
+    learner = stage(Budget(macs=0.8), Soft(init="normal", steps=24)).learner(pruned, task, KEY)
+    first = jax.tree.map(np.array, learner.init().masks)
+    assert price(task, Budget(macs=0.8), first) == 1
+    *_, (state, seen) = run(learner)
+    masks = {name: np.asarray(mask) for name, mask in state.masks.items()}
+    assert all((mask >= 0).all() for mask in masks.values())
+    assert all(not masks[name][first[name] < 0].any() for name in masks)
+    assert 0.3 < seen["masks_alive"] < 0.7
+    assert price(task, Budget(macs=0.8), masks) < 0.8
 
 
 def test_the_judge_is_a_net_of_three_hidden_layers_and_ties_count_a_half():

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from experiments.mechanisms import p39_metapruning
 from jprune import errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import (
+    Menu,
     hypernetwork,
     hypernetwork_task,
     menu,
@@ -20,6 +22,7 @@ from jprune.learners import (
     settled,
     width_masks,
 )
+from jprune.learners.candidates import check_settles
 from jprune.recipes import CheckedStage, Train, groups_of
 from jprune.recipes._hypernet import Rounds, Search, TrainHypernetwork, stacked
 from jprune.recipes._width_space import Widths
@@ -30,6 +33,7 @@ from tests.law import QUICK, quick, relative_error
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 
 KEY = jax.random.key(3)
+CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 SHORT = Train(4, 0.05, 16, max_steps=12)
 FREE = Widths(Budget(macs=0.5), options=7, hidden=5, window=0.2)
 
@@ -176,6 +180,111 @@ def test_what_is_no_statistic_of_a_batch_stays():
     assert equal(settled(task, variables, images_of(), KEY), variables)
 
 
+def with_stats(train_fn, params, stats):
+    """A task whose variables are {"params", "stats"}, and its variables."""
+    task = task_of()._replace(
+        name="other",
+        init=lambda key: {"params": params, "stats": stats},
+        train_fn=train_fn,
+        split=lambda variables: (variables["params"], variables["stats"]),
+        merge=lambda params, stats: {"params": params, "stats": stats},
+        update=lambda variables, new: {**variables, "stats": new},
+    )
+    return task, task.init(KEY)
+
+
+@pytest.mark.parametrize(("decay", "steps"), [(0.9, 0), (0.9, 3), (0.99, 40)])
+def test_averages_that_are_divided_by_their_age(decay, steps):
+    """Haiku's: `average` is `hidden` / (1 - decay^counter), at a young and at an old counter."""
+
+    def net(x):
+        x = hk.Conv2D(4, 3, with_bias=False)(x)
+        return hk.BatchNorm(True, True, decay)(x, is_training=True)
+
+    images = images_of(3)
+    run = hk.without_apply_rng(hk.transform_with_state(net))
+    params, stats = run.init(KEY, images[0])
+    train_fn = lambda variables, x, key: run.apply(variables["params"], variables["stats"], x)
+    task, variables = with_stats(train_fn, params, stats)
+    step = jax.jit(train_fn)
+    for number in range(steps):
+        variables = task.update(variables, step(variables, 3 * images[number % 3] - 2, KEY)[1])
+    found = quick(lambda net: settled(task, net, images, KEY), variables)["stats"]
+    kernel = variables["params"]["conv2_d"]["w"]
+    outputs = [
+        jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=CHANNELS_LAST)
+        for x in images
+    ]
+    for name, of in (("mean_ema", np.mean), ("var_ema", np.var)):
+        expected = np.mean([of(out, axis=(0, 1, 2)) for out in outputs], axis=0)
+        for leaf in ("average", "hidden"):
+            kept = np.ravel(found[f"batch_norm/~/{name}"][leaf])
+            np.testing.assert_allclose(kept, expected, rtol=1e-4)
+    # Behind very many steps, one more moves them by 1 - decay and no further.
+    _, moved = step({"params": params, "stats": found}, images[0], KEY)
+    ema, own = moved["batch_norm/~/mean_ema"], np.mean(outputs[0], axis=(0, 1, 2))
+    before = np.ravel(found["batch_norm/~/mean_ema"]["average"])
+    np.testing.assert_allclose(np.ravel(ema["average"]), decay * before + (1 - decay) * own, 1e-4)
+    check_settles(task, variables, images[0], KEY)
+
+
+def test_kernels_that_are_divided_by_their_norms():
+    """Zeros for weights would be 0 / 0: the old statistics stayed."""
+
+    def train_fn(variables, x, key):
+        weight = variables["params"]["w"]
+        mean = (x @ (weight / jnp.linalg.norm(weight, axis=0))).mean((0, 1, 2))
+        return x, {"m": 0.9 * variables["stats"]["m"] + 0.1 * mean}
+
+    task, variables = with_stats(train_fn, {"w": jnp.ones((1, 4))}, {"m": jnp.full(4, 7.0)})
+    images = images_of(3)
+    found = quick(lambda net: settled(task, net, images, KEY), variables)
+    np.testing.assert_allclose(found["stats"]["m"], np.full(4, np.mean(images)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (lambda old, own: jnp.maximum(old, own), "the largest so far"),
+        (lambda old, own: old / (1e-3 + jnp.linalg.norm(old)), "a vector of the power method"),
+        (lambda old, own: 1.5 * old + own, "more stays than there was"),
+        (lambda old, own: old / 0 * own, "not finite"),
+    ],
+)
+def test_statistics_of_another_kind_are_refused(rule, says):
+    def train_fn(variables, x, key):
+        own = (x @ variables["params"]["w"]).mean((0, 1, 2))
+        return x, {"odd": rule(variables["stats"]["odd"], own), "still": jnp.ones(3)}
+
+    stats = {"odd": jnp.ones(4), "still": jnp.ones(3)}
+    task, variables = with_stats(train_fn, {"w": jnp.ones((1, 4))}, stats)
+    message = r"the statistics odd of other do not follow.*Write --set recalibrate=0"
+    with pytest.raises(errors.ArgumentError, match=message):
+        check_settles(task, variables, images_of(1)[0], KEY)
+    with pytest.raises(errors.ArgumentError, match=message):
+        settled(task, variables, images_of(1), KEY)
+
+
+def test_odd_statistics_are_refused_before_training():
+    base = task_of()
+    real = lambda variables: {**variables, "stats": variables["stats"]["real"]}
+    with_odd = lambda variables, odd: {
+        **variables,
+        "stats": {"real": variables["stats"], "odd": odd},
+    }
+    task = base._replace(
+        init=lambda key: with_odd(base.init(key), jnp.ones(4)),
+        fn=lambda variables, x: base.fn(real(variables), x),
+        train_fn=lambda variables, x, key: base.train_fn(real(variables), x, key),
+        update=lambda variables, new: with_odd(
+            base.update(real(variables), new), jnp.sqrt(variables["stats"]["odd"])
+        ),
+    )
+    with pytest.raises(errors.ArgumentError, match="the statistics odd of tiny do not follow"):
+        recipes.run(metapruning(Budget(macs=0.5), SHORT), Pruned(None, None), task, KEY)
+    TrainHypernetwork(FREE, SHORT, recalibrate=0).check(task)
+
+
 def test_a_step_reaches_the_hypernetwork_alone():
     task = task_of()
     for vectors in ("fixed", "shared", "each"):
@@ -201,6 +310,36 @@ def test_a_step_reaches_the_hypernetwork_alone():
             table = np.asarray(gradient["tables"]["params/norm2/bias"])
             assert table.shape == (7, 12)
             assert np.any(table, axis=1).sum() == 1
+
+
+def test_vectors_that_have_a_kernel_s_rank_and_low_precision():
+    """A bias [1, 1, C] is a vector, a kernel [1, 1, 1, C] is none; types are those of the net."""
+
+    def fn(variables, x):
+        p = variables["params"]
+        x = jax.lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", dimension_numbers=CHANNELS_LAST)
+        return (jax.nn.relu(x + p["b"])).mean((1, 2)) @ p["f"]
+
+    half = lambda *shape: jax.random.normal(KEY, shape).astype(jnp.bfloat16)
+    params = {"k": half(1, 1, 1, 8), "b": half(1, 1, 8), "f": half(8, CLASSES)}
+    task, variables = with_stats(lambda v, x, key: (fn(v, x), {}), params, {})
+    example = jax.ShapeDtypeStruct((1, *SHAPE), jnp.bfloat16)
+    task = task._replace(fn=fn, example=example)
+    groups = groups_of(task)
+    free = Menu(groups.names, np.array([8]), np.array([[2, 4, 8]]))
+    for vectors, place in (("fixed", None), ("shared", "direct"), ("each", "tables")):
+        hyper = hypernetwork(task, groups, free, 4, vectors)
+        given = jax.eval_shape(hyper.init, KEY, variables)
+        assert {*given["made"]} == {"params/k", "params/f"}
+        held = {name for name in ("direct", "tables") if "params/b" in given[name]}
+        assert held == ({place} - {None})
+    given = jax.jit(hyper.init)(KEY, variables)
+    bent = given["tables"]["params/b"].at[1].multiply(2)  # the second of three options
+    given = {**given, "tables": {"params/b": bent}}
+    net = jax.jit(hyper.net)(given, variables, jnp.array([4]))["params"]
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(net))
+    assert fn({"params": net}, jnp.ones((1, *SHAPE), jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(net["b"], jnp.where(jnp.arange(8) < 4, 2 * params["b"], 0))
 
 
 def test_smoothed_labels():

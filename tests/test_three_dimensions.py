@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from experiments.mechanisms import x9_three_dimensions
 from jprune import data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
-from jprune.recipes import Evaluate, Rewind, Train, cost_of, groups_of
-from jprune.recipes._dimensions import Narrow, fewer_blocks, sizes_of, where
+from jprune.recipes import CheckedStage, Evaluate, Rewind, Train, cost_of, groups_of
+from jprune.recipes._dimensions import Narrow, fewer_blocks, fewer_units, sizes_of, where
 from jprune.recipes._optimum import Observe, Optimum
 from jprune.recipes._resolution import at_resolution, at_size, check_size, resize, seen_at
 from jprune.recipes.three_dimensions import three_dimensions
@@ -215,6 +216,21 @@ def test_images_that_a_net_cannot_take_are_refused():
         check_size(pools, (4, 4), "Write 8.")
 
 
+def test_every_library_says_in_its_way_that_images_do_not_fit():
+    """Linen raises a type of its own, which is no ValueError."""
+
+    class Flat(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(CLASSES)(x.reshape(x.shape[0], -1))
+
+    init = lambda key: Flat().init(key, jnp.ones((1, 8, 8, 1)))
+    flat = toy_task()._replace(name="flat", init=init, fn=Flat().apply)
+    check_size(flat, (8, 8), "")
+    with pytest.raises(errors.ArgumentError, match=r"flat cannot take images of 4 x 4: .* Write 8"):
+        check_size(flat, (4, 4), "Write 8.")
+
+
 def test_the_block_goes_that_costs_least():
     """Least training loss, which here are 4 batches of all training images."""
     task, gone = task_of(), set()
@@ -262,6 +278,75 @@ def test_the_optimum_is_pruned_to_whole_numbers_under_the_budget():
     assert 0.5 < seen["predicted"] < 0.95
     with pytest.raises(errors.BudgetError, match="lowest corner costs"):
         Optimum(Budget(macs=0.01), multiple=2)(known, task, KEY)
+
+
+def test_units_inside_removed_blocks_are_no_width():
+    """Without block b the net has the stem and the units of a; b's are neither kept nor counted."""
+    task = task_of()
+    gone = {"branch/params/b/out": np.zeros(1, bool)}
+    left = float(cost_of(task)(gone).macs) / float(cost_of(task)({}).macs)
+    net = Pruned(net_of(task), None)
+    masks = fewer_units(task, net, HALF, gone)  # half of what the block leaves
+    kept = {name: int(np.sum(masks[name])) for name in groups_of(task).names}
+    assert kept["params/b/in"] == 8  # untouched
+    assert kept["params/stem"] < 10
+    width = (kept["params/stem"] + kept["params/a/in"]) / (10 + 6)
+    assert where(task, net._replace(masks=masks)) == (0.5, width, 1.0)
+    macs = float(cost_of(task)(masks).macs) / float(cost_of(task)({}).macs)
+    assert 0.4 * left < macs <= 0.5 * left
+
+
+def known_of(task, points, accuracy):
+    """What `Optimum` finds: the dense net, and points with accuracies."""
+    dense = net_of(task)
+    return Pruned(dense, None, np.c_[points, accuracy], {"dense": dense})
+
+
+@pytest.mark.parametrize("budget", [0.45, 0.5, 0.6, 0.8])
+def test_a_dimension_that_is_left_out_stays_whole(budget):
+    """Widths of no point: nets over the budget are left out, and none is made narrower."""
+    task = task_of()
+    points = np.array([[1, 1, 1], [0.5, 1, 1], [1, 1, 0.75], [1, 1, 0.5]])
+    known = known_of(task, points, [0.9, 0.89, 0.8, 0.6])
+    net, (found,) = Optimum(Budget(macs=budget), multiple=2)(known, task, KEY)
+    assert found["metrics"]["width"] == 1.0
+    assert found["metrics"]["macs"] <= budget
+    assert all(np.all(net.masks[name]) for name in groups_of(task).names)
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.12, 0.15, 0.2])
+def test_no_net_is_taken_that_is_smaller_than_every_point(budget):
+    """Depth is whole here; neighbours of the optimum would need widths below a half."""
+    task = task_of()
+    points = np.array([[1, 1, 1], [1, 0.75, 1], [1, 0.5, 1], [1, 1, 0.75], [1, 1, 0.5]])
+    law = lambda width, side: 0.9 * (0.7 + 0.3 * width) * (0.4 + 0.6 * side)
+    known = known_of(task, points, law(points[:, 1], points[:, 2]))
+    net, (found,) = Optimum(Budget(macs=budget), multiple=2)(known, task, KEY)
+    seen = found["metrics"]
+    assert (np.array(where(task, net)) >= [1, 0.5, 0.5]).all()
+    assert seen["macs"] <= budget
+    assert seen["predicted"] == pytest.approx(law(seen["width"], seen["resolution"]), abs=1e-6)
+
+
+def test_a_budget_that_no_net_of_the_box_meets_is_refused_before_training():
+    task = task_of()
+    ask = lambda macs, **options: recipes.run(
+        three_dimensions(Budget(macs=macs), None, FINE, multiple=2, **options),
+        Pruned(None, None),  # nothing is trained or looked at
+        task,
+        KEY,
+    )
+    with pytest.raises(
+        errors.BudgetError, match=r"\(depth 0\.5, width 1, res.*smaller --set lowest="
+    ):
+        ask(0.4, dimensions="depth")
+    with pytest.raises(errors.BudgetError, match=r"\(depth 1, width 0\.5, resolution 0\.5\)"):
+        ask(0.05, dimensions="width:resolution")
+    stage = three_dimensions(Budget(macs=0.05), None, FINE, multiple=2)[-3]
+    assert isinstance(stage, CheckedStage)
+    stage.check(task)  # with all three it can be met
+    smallest = where(task, stage.smallest(task))
+    assert smallest == (0.5, 0.5, 0.5)
 
 
 def test_a_process_of_several_sees_its_own_rows_smaller():

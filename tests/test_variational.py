@@ -15,6 +15,7 @@ from experiments.mechanisms import x9v_variational
 from jprune import errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import fold_gates, gateable, kl_gaussian, kl_log_uniform, sample_gates
+from jprune.learners._norm_gates import early_shifts
 from jprune.learners.variational import PRIORS, Rule, Settings, variational_task
 from jprune.recipes import Train, groups_of
 from jprune.recipes._gates import Gate, Select
@@ -135,6 +136,29 @@ def test_a_stream_without_norms_of_its_own_is_left_whole():
     groups = jprune.trace(preactivation, variables, x)
     assert groups.names == ("first", "stem")
     assert gateable(preactivation, groups, variables, x) == ["first"]
+
+
+def test_a_bias_before_a_norm_is_gated_with_it():
+    """Of gamma (conv x + early - mean) + gamma late the early bias stays as it is."""
+
+    def fn(v, x):
+        x = (x @ v["w"] + v["early"] - v["mean"]) / jnp.sqrt(v["var"] + 1e-5)
+        return jnp.maximum(x * v["scale"] + v["late"], 0) @ v["out"]
+
+    shapes = {"w": (2, 3), "out": (3, 1)}
+    shapes |= dict.fromkeys(("early", "mean", "var", "scale", "late"), (3,))
+    rng = np.random.default_rng(0)
+    v = {name: jnp.asarray(rng.uniform(0.5, 1.5, shapes[name])) for name in shapes}
+    x = jnp.ones((1, 2))
+    groups = jprune.trace(fn, v, x)
+    assert gateable(fn, groups, v, x) == ["w"]
+    early = early_shifts(fn, groups, v, x)["w"]
+    assert early == ("early",)
+    alone = [jprune.gated(fn, groups)(v, {"w": np.eye(3)[unit]}, x) for unit in range(3)]
+    v["scale"], gamma = jnp.ones(3), {"w": v["scale"]}
+    v["late"] = v["late"] / gamma["w"]
+    folded = fold_gates(groups, v, gamma, early)
+    np.testing.assert_allclose(fn(folded, x), sum(alone), rtol=1e-5)
 
 
 def start_of(task, names, mu, log_var):
@@ -337,6 +361,16 @@ def test_guarded_training_stops_for_good():
     for gradient in (jnp.array([np.inf, 0.0]), jnp.ones(2)):
         moved, state = tx.update({"w": gradient}, state, params)
         assert not moved["w"].any()
+
+
+def test_x9_expects_nothing_of_a_rule_that_prunes_nothing():
+    shared = {"seed": 0, "accuracy": 0.99, "kl_kept": 2.0, "kl_pruned": 1.0}
+    row = lambda arm, prior, kept: {**shared, "arm": arm, "prior": prior, "kept": kept}
+    found = [row("dense", None, 1.0)]
+    for prior, kept in (("gaussian", 0.8), ("log_uniform", 1.0)):
+        found += [row("gated", prior, 1.0), row("rule", prior, kept), row("half", prior, 0.5)]
+    verdicts = [finding.holds for finding in x9v_variational.findings(found)]
+    assert verdicts == [True] * 5 + [False, None, None, True, True]
 
 
 @pytest.mark.slow

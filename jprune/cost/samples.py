@@ -66,9 +66,10 @@ def sample_macs(
             that supports of these sizes can cost.
 
     Returns:
-        A function of the dense variables (values do not matter), of supports {layer: [batch,
-        outputs], above 0 where an output is there} of the gated layers, and of inputs. Contractions
-        inside loops are not counted.
+        A function of the dense variables, of supports {layer: [batch, outputs], above 0 where an
+        output is there} of the gated layers, and of inputs. The variables' values matter where a
+        norm reads what was suppressed (behind a concatenation): a channel that it makes other than
+        0 is there. Contractions inside loops are not counted.
 
     Example:
         >>> import jprune

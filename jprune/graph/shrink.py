@@ -23,6 +23,7 @@ from jprune.graph.labels import AxisLabels, Fixed, Flags, Indices, Solution
 from jprune.graph.leaves import is_leaf_type
 from jprune.graph.moves import gather_of
 from jprune.graph.roles import CONTRACTIONS
+from jprune.graph.winners import is_dynamic
 
 Keep: TypeAlias = tuple[Flags | None, ...]
 """Per axis: which positions live, None where all do."""
@@ -136,6 +137,8 @@ def shrunk(step: Step) -> list[Any]:
         kernel = step.values[1] if equation.name in CONTRACTIONS else None
         if kernel is not None and is_leaf_type(kernel) and not is_leaf_type(step.values[0]):
             return [kernel.apply(step.values[0], equation)]
+        if any(is_dynamic(value) for value in step.values):
+            return [_cast(step)]
         plain = [value.dense() if is_leaf_type(value) else value for value in step.values]
         return shrunk(step._replace(values=plain))
     touched = any(k is not None for keep in (*step.in_keeps, *step.out_keeps) for k in keep)
@@ -154,6 +157,23 @@ def shrunk(step: Step) -> list[Any]:
         "array that has shrunk, and has no rule for it. Add one to jprune.graph.shrink, or freeze "
         "the group."
     )
+
+
+def _cast(step: Step) -> Any:
+    """A gated kernel in another type, its gates as they are.
+
+    Raises:
+        StructureError: anything but a cast, on which a kernel would lose its gates.
+    """
+    equation = step.equation
+    if equation.name != "convert_element_type":
+        raise errors.StructureError(
+            f"a gated kernel met {equation.name!r} ({describe(step.program, equation)}), which has "
+            "no place for its gates; it may be cast, and contracted with data. Leave this layer "
+            "out of gates."
+        )
+    (kernel, *gates), static = step.values[0].tree_flatten()
+    return type(step.values[0]).tree_unflatten(static, (*bind(equation, [kernel]), *gates))
 
 
 def _inner_touched(step: Step) -> bool:

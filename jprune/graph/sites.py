@@ -79,6 +79,13 @@ class _Flow:
         rank = len(self.program.shape(value))
         return rank == 0 or set(range(rank)) - {axis} <= self._along(value)
 
+    def is_beside(self, operand: int, equation: Equation, axis: int) -> bool:
+        """Whether an operand is a number a channel to an equation, and no activation in a sum.
+
+        Of one image with one position an activation is a number a channel too.
+        """
+        return self.per_channel(operand, axis) and not self.is_sum(equation)
+
     def is_sum(self, equation: Equation) -> bool:
         """A sum of two activations: both depend on data and vary along more than the channels."""
         shape = self.program.shape(equation.outputs[0])
@@ -106,7 +113,7 @@ class _Flow:
                     and len(others) == len(equation.inputs) - 1
                     and not (equation.name == "div" and equation.inputs[0] != value)
                     and self.program.shape(equation.outputs[0]) == shape
-                    and all(self.per_channel(other, axis) for other in others)
+                    and all(self.is_beside(other, equation, axis) for other in others)
                 ):
                     chain = [value, *self._longest(equation.outputs[0], axis, known)]
                     best = max(best, chain, key=len)
@@ -126,7 +133,7 @@ class _Flow:
             if rest or result in inside or equation.name not in _ELEMENTWISE:
                 continue
             if self.program.shape(result) != shape or not all(
-                operand == value or operand in inside or self.per_channel(operand, axis)
+                operand == value or operand in inside or self.is_beside(operand, equation, axis)
                 for operand in equation.inputs
             ):
                 continue

@@ -1,6 +1,7 @@
 """Gates on batch norms: one number a unit, for the scales of all norms that write it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import jax
@@ -10,6 +11,10 @@ import numpy as np
 from jprune import errors
 from jprune.base import Groups, Variables
 from jprune.graph import Site, intercept
+from jprune.graph.branches import dependencies
+from jprune.graph.coupling import couple
+from jprune.graph.jaxprs import Equation
+from jprune.graph.sites import find_spots
 from jprune.units import check_units, leaves_by_path, places_of
 
 Gates = dict[str, jax.Array]
@@ -31,13 +36,68 @@ def sample_gates(key: jax.Array, mu: Gates, log_var: Gates) -> Gates:
     }
 
 
-def fold_gates(groups: Groups, variables: Variables, gamma: Mapping[str, Any]) -> Variables:
+def early_shifts(
+    fn: Callable[..., Any], groups: Groups, variables: Variables, example: Any
+) -> dict[str, tuple[str, ...]]:
+    """{call site: shifts that come in before its first scale}, such as a bias before a norm.
+
+    Call sites are left out whose values something beside reads on the way to `norm`: what is done
+    at `norm` is then not done to all that the contraction says.
+
+    Args:
+        fn: the network, in inference mode.
+        groups: from `trace`.
+        variables: or their shapes.
+        example: the input, or its shape and type.
+
+    Example:
+        >>> import jprune
+        >>> act = lambda v, x: jnp.maximum((x @ v["a"] + v["early"]) * v["s"] + v["late"], 0)
+        >>> fn = lambda v, x: act(v, x) @ v["b"]
+        >>> shapes = {"a": (3, 5), "early": 5, "s": 5, "late": 5, "b": (5, 2)}
+        >>> v, x = {name: jnp.ones(shape) for name, shape in shapes.items()}, jnp.ones((1, 3))
+        >>> early_shifts(fn, jprune.trace(fn, v, x), v, x)
+        {'a': ('early',), 'b': ()}
+    """
+    coupling = couple(fn, variables, example, inline_remat=True, groups=groups)
+    program, paths = coupling.program, coupling.paths
+    bits = dependencies(program, len(paths))
+    roles = {place.leaf: place.roles for name in groups.names for place in groups.places[name]}
+    readers: dict[int, list[Equation]] = {}
+    for equation in program.equations:
+        for value in equation.inputs:
+            readers.setdefault(value, []).append(equation)
+    spots = {(s.layer, s.kind): s.value for s in find_spots(program, coupling.uses, paths)}
+    found = {}
+    for layer in (layer for layer, kind in spots if kind == "out"):
+        value, early, scaled = spots[layer, "out"], list[str](), False
+        while value != spots[layer, "norm"]:
+            if len(readers[value]) > 1 or value in program.outputs:
+                break
+            (after,) = readers[value][0].outputs
+            met = [p for n, p in enumerate(paths) if (bits[after] & ~bits[value]) >> n & 1]
+            scaled |= any("scale" in roles.get(path, ()) for path in met)
+            if not scaled:
+                early += [path for path in met if "shift" in roles.get(path, ())]
+            value = after
+        else:
+            found[layer] = tuple(early) if scaled else ()
+    return found
+
+
+def fold_gates(
+    groups: Groups,
+    variables: Variables,
+    gamma: Mapping[str, Any],
+    early: Collection[str] = (),
+) -> Variables:
     """Writes gates into norms: the scale becomes gamma, the shift gamma times what it was.
 
     Args:
         groups: from `trace`.
         variables: of the net; shifts stand inside the product.
         gamma: {group: [units]}; groups that are not named keep their norms.
+        early: shifts that stay as they are, since the scale comes after them; see `early_shifts`.
 
     Raises:
         StructureError: an unknown group, or a wrong length.
@@ -46,6 +106,8 @@ def fold_gates(groups: Groups, variables: Variables, gamma: Mapping[str, Any]) -
     check_units(groups, gamma)
     leaves = leaves_by_path(groups, variables)
     for name, place in places_of(groups, ("scale", "shift"), tuple(gamma)):
+        if place.leaf in early:
+            continue
         old = leaves[place.leaf]
         shape = [-1 if axis == place.axis else 1 for axis in range(old.ndim)]
         along = jnp.asarray(gamma[name])[np.maximum(place.units, 0)].reshape(shape)
@@ -59,7 +121,7 @@ def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example:
     """Groups that gates remove: whatever makes a unit ends in gamma (x + beta).
 
     Every producer is asked what stands behind it, for gates of 1 and of 2: both its slope and its
-    shift must double.
+    shift must double. A bias before the norm belongs to x.
 
     Args:
         fn: the function that was traced.
@@ -86,7 +148,8 @@ def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example:
         for name in groups.names
         if any("scale" in place.roles for place in groups.places[name])
     ]
-    behind = jax.jit(_behind(fn, groups, names, example))
+    early = early_shifts(fn, groups, shapes, example)
+    behind = jax.jit(_behind(fn, groups, names, example, {*chain(*early.values())}))
     filled = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1.5, leaf.dtype), shapes)
     once, twice = (jax.tree.map(np.asarray, behind(filled, gate)) for gate in (1.0, 2.0))
     found = []
@@ -109,7 +172,11 @@ def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example:
 
 
 def _behind(
-    fn: Callable[..., Any], groups: Groups, names: Sequence[str], example: Any
+    fn: Callable[..., Any],
+    groups: Groups,
+    names: Sequence[str],
+    example: Any,
+    early: Collection[str],
 ) -> Callable[..., dict[str, Any]]:
     """`(variables, gate) -> {layer: [2, outputs]}`: what stands behind outputs of 0 and of 1."""
 
@@ -125,6 +192,6 @@ def _behind(
 
     def behind(variables: Variables, gate: Any) -> dict[str, Any]:
         gates = {name: jnp.full(groups.sizes[name], gate) for name in names}
-        return run(fold_gates(groups, variables, gates), {}, x)[1]
+        return run(fold_gates(groups, variables, gates, early), {}, x)[1]
 
     return behind

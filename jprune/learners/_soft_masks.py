@@ -17,6 +17,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import Groups, Task, Variables
 from jprune.graph import gated
+from jprune.learners._norm_gates import early_shifts
 from jprune.units import expand, leaves_by_path
 
 KINDS = ("channel", "branch", "block")
@@ -100,7 +101,8 @@ def scaled(
 
     Args:
         groups: of the net.
-        masks: {group: [units] or [1], residual branch: [1]}, real and not negative.
+        masks: {group: [units] or [1], residual branch: [1]}, real; of one below 0 the consumers
+            see the negative, which is not what a mask behind the ReLU would do.
         ends: from `ends_of`.
         tree: the variables.
     """
@@ -125,12 +127,14 @@ def ends_of(
     """{residual branch: leaves whose product with a mask is the branch's product with it}.
 
     They are the last norm's scale and shift, or the last kernel and bias where no norm follows;
-    which of the two is asked of the net itself.
+    which of the two is asked of the net itself. A bias before the norm is none of them.
 
     Raises:
         StructureError: a branch that ends otherwise.
     """
     found, run = {}, jax.jit(task.fn)
+    shapes = groups.treedef.unflatten(list(groups.leaves.values()))
+    early = early_shifts(task.fn, groups, shapes, task.example)
     noise = np.random.default_rng(0).normal(size=(2, *task.example.shape[1:]))
     x = jnp.asarray(noise, task.example.dtype)
     for branch in (branch for branch in groups.branches if branch.name in set(names)):
@@ -140,7 +144,10 @@ def ends_of(
              for p in places if p.leaf == layer and "kernel" in p.roles), None,
         )  # fmt: skip
         inside = [p for p in groups.places.get(group or "", ()) if p.leaf in branch.leaves]
-        norms = tuple(p.leaf for p in inside if {"scale", "shift"} & set(p.roles))
+        inner = early.get(layer, ())
+        norms = tuple(
+            p.leaf for p in inside if {"scale", "shift"} & set(p.roles) and p.leaf not in inner
+        )
         plain = tuple(p.leaf for p in inside if p.leaf == layer or "shift" in p.roles)
         mask = {branch.name: jnp.full(1, 0.7)}
         wanted = jax.jit(gated(task.fn, groups, "join"))(variables, mask, x)

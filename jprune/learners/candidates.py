@@ -1,12 +1,19 @@
 """How good a net is that was never trained as it is: statistics anew, then held-out images."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
+from jprune import errors
 from jprune.base import Task, Variables
+
+LATE = 2**30
+"""Steps after which an average that is divided by 1 - m^steps is divided by 1."""
+PROBES = ((False, 0.0), (False, 1.0), (True, 0.0), (True, 1.0), (True, 1024.0))
+"""(with parameters or with zeros, old statistics): passes that say how much of the old stays."""
 
 
 def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Variables:
@@ -14,7 +21,8 @@ def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Va
 
     Statistics that forget, new = m old + (1 - m) batch, keep m^n of what they were reset to after n
     batches (12 % at m = 0.9, n = 20). The mean does not. A batch's own are (new from 0) / (1 - m),
-    and m is new(1) - new(0), whatever library the norm is from.
+    and m is new(1) - new(0), whatever library the norm is from. Where a library (Haiku, Equinox)
+    divides averages by 1 - m^steps, its counters come out as after very many steps.
 
     Args:
         task: whose `train_fn` gives new statistics.
@@ -23,7 +31,11 @@ def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Va
         key: for what the net draws.
 
     Returns:
-        The variables; what does not forget (a rate of dropout, a counter) is as it was. Jittable.
+        The variables; what does not forget (a rate of dropout) is as it was. Jittable; statistics
+        of another kind, which only `check_settles` refuses, are then as they were too.
+
+    Raises:
+        ArgumentError: what `check_settles` raises, where nothing is traced.
 
     References:
         Liu et al., MetaPruning, 2019, arXiv 1903.10258, re-calibrate every candidate; the
@@ -40,38 +52,120 @@ def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Va
     """
     if not len(images):
         return variables
-    params, rest = task.split(variables)
-    leaves, structure = jax.tree.flatten(rest)
-    moving = [jnp.ndim(leaf) > 0 and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-
-    def of_batch(old: list[Any], image: Any, key: jax.Array, params: Any = params) -> list[Any]:
-        """New statistics from old ones, of those that may move."""
-        given = iter(old)
-        filled = [next(given) if moves else leaf for moves, leaf in zip(moving, leaves)]
-        whole = task.merge(params, structure.unflatten(filled))
-        new = task.split(task.update(whole, task.train_fn(whole, image, key)[1]))[1]
-        return [leaf for moves, leaf in zip(moving, jax.tree.leaves(new)) if moves]
-
-    blank = [jnp.zeros_like(leaf) for moves, leaf in zip(moving, leaves) if moves]
-    ones = [jnp.ones_like(leaf) for leaf in blank]
-    # Not a derivative: Flax stops gradients here. Without weights nothing is lost by rounding.
-    zeros, two = jax.tree.map(jnp.zeros_like, params), images[0][:2]
-    apart = zip(of_batch(ones, two, key, zeros), of_batch(blank, two, key, zeros))
-    kept = [one - zero for one, zero in apart]
+    parts = _apart(task, variables, images[0][:2], key)
+    kept, odd = _kept(parts, images[0][:2], key)
+    if not any(isinstance(found, Tracer) for found in odd.values()):
+        _refuse(task, odd)
+    blank = [jnp.where(m < 1, jnp.zeros_like(old), old) for m, old in zip(kept, parts.old)]
 
     def look(sums: list[Any], item: Any) -> tuple[list[Any], None]:
-        return [a + b for a, b in zip(sums, of_batch(blank, *item))], None
+        return [a + b for a, b in zip(sums, parts.update(parts.params, blank, *item))], None
 
     keys = jax.random.split(key, len(images))
-    sums, _ = jax.lax.scan(look, blank, (images, keys))
-    means = iter(
-        (total / len(images) / jnp.where(m < 1, 1 - m, 1), m) for total, m in zip(sums, kept)
-    )
-    done = []
-    for moves, leaf in zip(moving, leaves):
-        mean, m = next(means) if moves else (leaf, None)
-        done.append(leaf if m is None else jnp.where(m < 1, mean, leaf))
-    return task.merge(params, structure.unflatten(done))
+    sums, _ = jax.lax.scan(look, [jnp.zeros_like(old) for old in parts.old], (images, keys))
+    means = [total / len(images) / jnp.where(m < 1, 1 - m, 1) for total, m in zip(sums, kept)]
+    done = [jnp.where(m < 1, mean, old) for mean, m, old in zip(means, kept, parts.old)]
+    return parts.whole(parts.params, done)
+
+
+def check_settles(task: Task, variables: Variables, image: Any, key: jax.Array) -> None:
+    """Refuses a net whose statistics are not of the kind that `settled` takes anew.
+
+    Args:
+        task: of the net.
+        variables: of the net, at hand and not traced.
+        image: a batch [batch, h, w, c].
+        key: for what the net draws.
+
+    Raises:
+        ArgumentError: some do not follow new = m old + (1 - m) batch, 0 <= m <= 1, or are not
+            finite; the message names them.
+    """
+
+    @jax.jit
+    def odd(variables: Variables, image: Any) -> dict[str, jax.Array]:
+        return _kept(_apart(task, variables, image, key), image, key)[1]
+
+    _refuse(task, odd(variables, image[:2]))
+
+
+def _refuse(task: Task, odd: dict[str, jax.Array]) -> None:
+    names = [name for name, found in odd.items() if bool(found)]
+    if names:
+        raise errors.ArgumentError(
+            f"the statistics {', '.join(names)} of {task.name} do not follow new = m old + (1 - m) "
+            "batch with 0 <= m <= 1, or are not finite, so that they cannot be taken anew from a "
+            "few batches. Write --set recalibrate=0 to leave all statistics as they are."
+        )
+
+
+class _Apart(NamedTuple):
+    """A net, its statistics (arrays of floats that are no parameters) apart from the others."""
+
+    names: list[str]
+    old: list[Any]
+    params: Any
+    update: Callable[..., list[Any]]
+    """`update(params, old, image, key) -> new`."""
+    whole: Callable[..., Variables]
+    """`whole(params, statistics) -> variables`."""
+
+
+def _apart(task: Task, variables: Variables, image: Any, key: jax.Array) -> _Apart:
+    params, rest = task.split(variables)
+    structure = jax.tree.structure(rest)
+    after = lambda given, image, key: task.split(
+        task.update(given, task.train_fn(given, image, key)[1])
+    )[1]
+    leaves = jax.tree.leaves(rest)
+    if any(_counts(leaf) for leaf in leaves):
+        new = jax.tree.leaves(after(variables, image, key))
+        late = lambda old, new: jnp.where(new == old + 1, LATE, old) if _counts(old) else old
+        leaves = [late(*pair) for pair in zip(leaves, new)]
+    moving = [jnp.ndim(leaf) > 0 and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    pick = lambda values: [value for moves, value in zip(moving, values) if moves]
+
+    def whole(params: Any, statistics: list[Any]) -> Variables:
+        given = iter(statistics)
+        filled = [next(given) if moves else leaf for moves, leaf in zip(moving, leaves)]
+        return task.merge(params, structure.unflatten(filled))
+
+    def update(params: Any, old: list[Any], image: Any, key: jax.Array) -> list[Any]:
+        return pick(jax.tree.leaves(after(whole(params, old), image, key)))
+
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(rest)
+    ]
+    return _Apart(pick(paths), pick(leaves), params, update, whole)
+
+
+def _counts(leaf: Any) -> bool:
+    """Whether a leaf may be a counter of steps; those of draws have no sign."""
+    return getattr(leaf, "dtype", None) in (jnp.int32, jnp.int64)
+
+
+def _kept(parts: _Apart, image: Any, key: jax.Array) -> tuple[list[Any], dict[str, jax.Array]]:
+    """How much stays of each statistic (m, elementwise), and {its name: whether it is odd}."""
+
+    def probe(how: tuple[jax.Array, jax.Array]) -> list[Any]:
+        known, start = how
+        params = jax.tree.map(lambda p: jnp.where(known, p, jnp.zeros_like(p)), parts.params)
+        old = [jnp.full_like(leaf, start) for leaf in parts.old]
+        return parts.update(params, old, image, key)
+
+    known, starts = (jnp.array(column) for column in zip(*PROBES))
+    kept, odd = [], {}
+    for name, new in zip(parts.names, jax.lax.map(probe, (known, starts))):
+        # Not a derivative: Flax stops gradients here. Without weights nothing is lost by rounding,
+        # but a kernel that is divided by its norm is not finite; then a large start serves.
+        exact, far = new[1] - new[0], (new[4] - new[2]) / PROBES[4][1]
+        m = jnp.where(jnp.isfinite(exact), exact, far)
+        near = 1e-3 + 8 * jnp.finfo(new.dtype).eps * (1 + abs(new[2]))
+        fine = (abs(new[3] - new[2] - m) <= near) & (abs(far - m) <= near) & (m >= 0) & (m <= 1)
+        kept.append(m)
+        odd[name] = ~fine.all()
+    return kept, odd
 
 
 def scorer(

@@ -27,6 +27,7 @@ from jprune.graph.affine import affine_leaves, affine_of
 from jprune.graph.intercept import Site, intercept, taps
 from jprune.graph.windows import plain_kernels
 from jprune.graph.winners import Winners, saliences, winners
+from jprune.learners._norm_gates import early_shifts
 from jprune.units import leaves_by_path
 
 STARTS = ("one", "scale")
@@ -41,6 +42,10 @@ class Gated(NamedTuple):
     """Leaves that the gate takes the place of."""
     shifts: tuple[str, ...]
     means: tuple[str, ...]
+    early: tuple[str, ...] = ()
+    """Shifts that the scale multiplies, such as a convolution's bias before its norm."""
+    least: int = 1
+    """Outputs that win at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,25 +84,32 @@ def layers_of(task: Task, groups: Groups, shapes: Variables) -> dict[str, Gated]
     """{kernel: what its gates need} of all convolutions whose outputs can be suppressed.
 
     Dense layers have none: a predictor would cost what the layer costs. Nor have grouped
-    convolutions, kernels that are used twice, and outputs that are frozen.
+    convolutions, kernels that are used twice, outputs that are frozen, and layers of whose raw
+    outputs their norm is not the only reader (the stem of a pre-activation ResNet or a DenseNet):
+    behind a gate that is folded into such a kernel the other reader would see another value.
     """
     between = affine_leaves(task.fn, groups, shapes, task.example)
     values = jax.eval_shape(taps(task.fn, groups, ("in", "out")), shapes, task.example)[1]
     axes = {(site.layer, site.kind): site.axis for site in groups.sites}
     plain = plain_kernels(task.fn, shapes, task.example, casts=True)
     roles = {p.leaf: p.roles for name in groups.names for p in groups.places[name]}
+    early = early_shifts(task.fn, groups, shapes, task.example)
     found = {}
     for site in groups.sites:
         layer = site.layer
-        usable = site.kind == "norm" and site.groups and layer in plain and layer in between
+        usable = site.kind == "norm" and site.groups and layer in plain and layer in early
         if not usable or len(groups.leaves[layer].shape) < 3 or f"{layer}@2" in between:
             continue
         widths = (values[layer, k].shape[axes[layer, k]] for k in ("in", "out"))
         by_role = (
-            tuple(path for path in between[layer] if role in roles.get(path, ()))
+            tuple(
+                path
+                for path in between[layer]
+                if role in roles.get(path, ()) and path not in early[layer]
+            )
             for role in ("scale", "shift", "mean")
         )
-        found[layer] = Gated(*widths, *by_role)
+        found[layer] = Gated(*widths, *by_role, early=early[layer])
     return found
 
 
@@ -133,14 +145,15 @@ def chosen_layers(groups: Groups, known: Mapping[str, Gated], patterns: str) -> 
 
 
 def counts_at(layers: Mapping[str, Gated], density: float) -> dict[str, int]:
-    """How many outputs of a layer win: ceil(d C), at least 1.
+    """How many outputs of a layer win: ceil(d C), and no fewer than its `least`.
 
     Example:
         >>> counts_at({"a": Gated(3, 16, (), (), ())}, 0.3)
         {'a': 5}
     """
     return {
-        name: max(1, math.ceil(density * layer.outputs - 1e-6)) for name, layer in layers.items()
+        name: max(layer.least, math.ceil(density * layer.outputs - 1e-6))
+        for name, layer in layers.items()
     }
 
 
@@ -166,7 +179,8 @@ def prepared(
     """The net with scales of 1 at its gated layers, and the levels of the gates.
 
     With `start="scale"` the levels are the scales' sizes; a shift is then divided by them (where it
-    stands inside the gate), and the sign of a scale moves into the kernel.
+    stands inside the gate), and the sign of a scale moves into the kernel and what is added before
+    the scale.
     """
     leaves, levels = leaves_by_path(groups, variables), {}
     for name, layer in layers.items():
@@ -174,7 +188,7 @@ def prepared(
         if boosting.start == "scale" and layer.scales:
             scale = math.prod((leaves[path] for path in layer.scales), start=size)
             sign, size = jnp.where(scale < 0, -1.0, 1.0), jnp.maximum(jnp.abs(scale), 1e-3)
-            for path in (name, *layer.means):
+            for path in (name, *layer.means, *layer.early):
                 leaves[path] = leaves[path] * sign
             if boosting.shift_first:
                 leaves |= {path: leaves[path] / size for path in layer.shifts}
@@ -297,7 +311,7 @@ def as_winners(
     for name, layer in layers.items():
         shift = sum((leaves[path] for path in layer.shifts), jnp.zeros(layer.outputs))
         bonuses[name] = jnp.zeros_like(shift) if shift_first else shift
-        for path in (*layer.shifts, *layer.means):
+        for path in (*layer.shifts, *layer.means, *layer.early):
             leaves[path] = jnp.zeros_like(leaves[path])
     rest = affine(groups.treedef.unflatten(list(leaves.values())), x)
     for name, layer in layers.items():

@@ -222,7 +222,7 @@ def step_of(
             "difference": apart,
             "discriminator_loss": judge_value,
             "discriminator_accuracy": accuracy,
-            "masks_alive": _total(kept.masks, lambda mask: mask > 0) / entries,
+            "masks_alive": _total(kept.masks, lambda mask: mask != 0) / entries,
         }
         return kept._replace(good=good), metrics
 

@@ -141,8 +141,8 @@ def hypernetwork(
         )
     trained = _trained(task, groups)
     on_leaf = {path: _groups_on(groups, menu, path) for path in groups.leaves}
-    made = [p for p in groups.leaves if p in trained and on_leaf[p] and _rank(groups, p) > 1]
-    tables = [p for p in trained if on_leaf[p] and _rank(groups, p) == 1]
+    made = [p for p in groups.leaves if p in trained and on_leaf[p] and not _is_vector(groups, p)]
+    tables = [p for p in trained if on_leaf[p] and _is_vector(groups, p)]
     direct = [p for p in trained if not on_leaf[p] or (p in tables and vectors == "shared")]
     tables = tables if vectors == "each" else []
 
@@ -152,7 +152,7 @@ def hypernetwork(
         options = menu.widths.shape[1]
         return {
             "made": {p: _start(k, leaves[p], len(on_leaf[p]), hidden) for p, k in zip(made, keys)},
-            "tables": {p: jnp.tile(leaves[p], (options, 1)) for p in tables},
+            "tables": {p: jnp.tile(leaves[p].ravel(), (options, 1)) for p in tables},
             "direct": {p: leaves[p] for p in direct},
         }
 
@@ -163,12 +163,14 @@ def hypernetwork(
         for path, layers in hyper["made"].items():
             given = encoding[np.asarray(on_leaf[path])]
             inner = jax.nn.relu(given @ layers["first"] + layers["shift"])
-            leaves[path] = jnp.tensordot(inner, layers["second"], 1) + layers["kernel"]
+            kernel = jnp.tensordot(inner, layers["second"], 1) + layers["kernel"]
+            leaves[path] = kernel.astype(layers["kernel"].dtype)  # encodings are float32
         rows = (jnp.asarray(menu.widths) < widths[:, None]).sum(axis=1)
         for path, table in hyper["tables"].items():
             places = _group_at(groups, menu, path)
             row = jnp.where(places < 0, 0, rows[np.maximum(places, 0)])
-            leaves[path] = table[row, np.arange(table.shape[1])]
+            vector = table[row, np.arange(table.shape[1])]
+            leaves[path] = vector.reshape(groups.leaves[path].shape)
         leaves |= hyper["direct"]
         whole = jax.tree.unflatten(groups.treedef, list(leaves.values()))
         return apply_masks(whole, expand(groups, width_masks(menu, widths)))
@@ -183,8 +185,15 @@ def _trained(task: Task, groups: Groups) -> set[str]:
     return {path for number, path in enumerate(groups.leaves) if number in numbers}
 
 
-def _rank(groups: Groups, path: str) -> int:
-    return len(groups.leaves[path].shape)
+def _is_vector(groups: Groups, path: str) -> bool:
+    """Whether a leaf is a bias, scale or shift: of one axis, others having length 1 ([1, 1, C]).
+
+    A kernel may look alike ([1, 1, 1, C] sees one channel); its roles tell.
+    """
+    shape = groups.leaves[path].shape
+    places = [place for found in groups.places.values() for place in found if place.leaf == path]
+    contracted = any({"kernel", "in"} & {*place.roles} for place in places)
+    return len(shape) == 1 or (math.prod(shape) == max(shape) and not contracted)
 
 
 def _groups_on(groups: Groups, menu: Menu, path: str) -> list[int]:
@@ -197,13 +206,13 @@ def _groups_on(groups: Groups, menu: Menu, path: str) -> list[int]:
 
 
 def _group_at(groups: Groups, menu: Menu, path: str) -> np.ndarray:
-    """Int [length]: the free group at every position of a vector, -1 where there is none."""
+    """Int [positions]: the free group at every position of a vector, -1 where there is none."""
     found = np.full(groups.leaves[path].shape, -1)
     for number, name in enumerate(menu.names):
         for place in groups.places[name]:
             if place.leaf == path:
-                found[place.units >= 0] = number
-    return found
+                np.moveaxis(found, place.axis, 0)[place.units >= 0] = number
+    return found.ravel()
 
 
 def _start(key: jax.Array, kernel: jax.Array, inputs: int, hidden: int) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ References:
     networks, 2017, arXiv 1701.05369.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -103,7 +103,12 @@ class Settings(NamedTuple):
 
 
 def variational_task(
-    task: Task, groups: Groups, settings: Settings, examples: int, least: Mapping[str, int]
+    task: Task,
+    groups: Groups,
+    settings: Settings,
+    examples: int,
+    least: Mapping[str, int],
+    early: Collection[str] = (),
 ) -> Task:
     """The same task with gates: variables {"net", "gates", "alive", "step"}.
 
@@ -117,6 +122,7 @@ def variational_task(
         settings: prior, weight, rule.
         examples: N, of the training split.
         least: {group: units that stay, however sure the rule is}.
+        early: shifts that stand before their scale; see `early_shifts`.
     """
     prior = PRIORS[settings.prior]
 
@@ -126,9 +132,8 @@ def variational_task(
     def train_fn(variables: Variables, x: Any, key: jax.Array) -> Any:
         first, second = jax.random.split(key)
         mu, log_var = variables["gates"]["mu"], variables["gates"]["log_var"]
-        net = fold_gates(
-            groups, variables["net"], gamma_of(variables, sample_gates(first, mu, log_var))
-        )
+        gamma = gamma_of(variables, sample_gates(first, mu, log_var))
+        net = fold_gates(groups, variables["net"], gamma, early)
         out, new = task.train_fn(net, x, second)
         parts = gamma_of(variables, jax.tree.map(prior.divergence, mu, log_var))
         divergence = sum((jnp.sum(part) for part in parts.values()), jnp.zeros(()))
@@ -166,7 +171,7 @@ def variational_task(
         return trained, {"net": rest, "alive": variables["alive"], "step": variables["step"]}
 
     return task._replace(
-        fn=lambda variables, x: task.fn(inference(groups, variables), x),
+        fn=lambda variables, x: task.fn(inference(groups, variables, early), x),
         train_fn=train_fn,
         loss=lambda outs, batch: task.loss(outs[0], batch) + outs[2],
         metrics=metrics,
@@ -180,7 +185,8 @@ def variational_task(
     )
 
 
-def inference(groups: Groups, variables: Variables) -> Variables:
+def inference(groups: Groups, variables: Variables, early: Collection[str] = ()) -> Variables:
     """The net without noise: gamma is mu, and 0 where a unit is gone."""
     mu, alive = variables["gates"]["mu"], variables["alive"]
-    return fold_gates(groups, variables["net"], {name: mu[name] * alive[name] for name in mu})
+    gamma = {name: mu[name] * alive[name] for name in mu}
+    return fold_gates(groups, variables["net"], gamma, early)

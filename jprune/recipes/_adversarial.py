@@ -41,14 +41,18 @@ class Soft(NamedTuple):
 
 
 def kept_units(task: Task, budget: Budget, masks: dict[str, Any], xnp: Any = np) -> dict[str, Any]:
-    """Masks {group: [units], residual branch: [1]} of what soft masks leave."""
+    """Masks {group: [units], residual branch: [1]} of what soft masks leave: all but exact zeros.
+
+    Masks that are drawn may be below 0 until the first step makes zeros of them.
+    """
     sizes = groups_of(task).sizes
 
     def one(name: str, mask: Any) -> Any:
         size = sizes.get(name, 1)
-        kept = xnp.broadcast_to(mask > 0, (size,))
+        kept = xnp.broadcast_to(mask != 0, (size,))
         single = name in sizes and mask.shape != (size,)  # of a whole group: some channels stay
-        return kept | (np.arange(size) < budget.min_units) if single else kept
+        least = max(budget.min_units, budget.floors.get(name, 0))
+        return kept | (np.arange(size) < least) if single else kept
 
     return {name: one(name, mask) for name, mask in masks.items()}
 
@@ -60,7 +64,7 @@ def price(task: Task, budget: Budget, masks: dict[str, Any], xnp: Any = np) -> A
         ArgumentError: a budget in something that the cost model does not count.
     """
     if budget.kind == "density":
-        return sum(xnp.sum(m > 0) for m in masks.values()) / sum(m.size for m in masks.values())
+        return sum(xnp.sum(m != 0) for m in masks.values()) / sum(m.size for m in masks.values())
     if budget.kind not in ("macs", "params"):
         raise errors.ArgumentError(
             f"gal cannot meet Budget({budget.kind}={budget.value}) while it trains; write "
@@ -255,14 +259,37 @@ class Settle:
                 f"{budget.value}) is asked for: the penalty is too weak, or trains too short. "
                 "Write a larger strength or mask_rate, more epochs, or leave strength out."
             )
-        masks = kept_units(task, budget, soft)
-        if budget.multiple_of > 1:
-            groups = groups_of(task)
-            scores = {n: m for n, m in soft.items() if n in groups.sizes and m.size > 1}
-            masks |= global_topk(scores, budget, cost_of(task)) if scores else {}
+        masks = rounded(task, budget, soft, kept_units(task, budget, soft))
         masks = {**unit_masks(task, pruned), **{n: np.asarray(m, bool) for n, m in masks.items()}}
         variables = apply_masks(pruned.variables, weight_masks(task, masks))
         seen = fractions(task, masks) | {"reached": reached}
         return pruned._replace(variables=variables, masks=masks, extra=None), [
             record(self.name, seen)
         ]
+
+
+def rounded(
+    task: Task, budget: Budget, soft: dict[str, np.ndarray], masks: dict[str, Any]
+) -> dict[str, Any]:
+    """Masks whose widths are the budget's multiples, the highest soft masks being kept.
+
+    Blocks and branches stay as they are: channels get what these leave of the budget.
+    """
+    sizes = groups_of(task).sizes
+    scores = {n: m for n, m in soft.items() if n in sizes and m.size > 1}
+    if budget.multiple_of == 1 or not scores:
+        return masks
+    single = {n: m for n, m in masks.items() if n not in scores}
+    if not single:
+        return global_topk(scores, budget, cost_of(task))
+    if budget.kind == "density":
+        units = sum(m.size for m in scores.values())
+        entries = units + sum(soft[name].size for name in single)
+        kept = sum(int((soft[name] != 0).sum()) for name in single)
+        left = (float(budget.value) * entries - kept) / units
+    else:
+        whole = {n: np.ones(soft[n].size, bool) for n in scores}
+        left = float(budget.value) / float(price(task, budget, {**whole, **single}))
+    asked = dataclasses.replace(budget, **{budget.kind: min(1.0, left)})
+    model = cost_of(task)
+    return masks | global_topk(scores, asked, lambda channels: model({**single, **channels}))

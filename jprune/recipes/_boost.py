@@ -27,16 +27,21 @@ from jprune.recipes.stages import Train, trained
 
 
 def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
-    """The largest density that meets a budget.
+    """The largest density that meets a budget, whatever the weights are.
+
+    Parameters of 1 and statistics of 0 leave no channel empty behind a norm that reads what gates
+    have suppressed (of a concatenation): at most as many are there in a net of other weights.
 
     Raises:
-        BudgetError: one winner a layer costs too much.
+        BudgetError: the fewest winners allowed cost too much.
     """
     if budget.kind == "density":
         return float(budget.value)
     groups, x = groups_of(task), jnp.zeros(task.example.shape, task.example.dtype)
     dense = float(cost_of(task)({}).macs)
-    shapes = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes_of(task))
+    filled = lambda value: lambda leaf: jnp.full(leaf.shape, value, leaf.dtype)
+    params, rest = task.split(shapes_of(task))
+    variables = task.merge(jax.tree.map(filled(1), params), jax.tree.map(filled(0), rest))
     count = jax.jit(sample_macs(task.fn, groups, whole_joins=True))
 
     def fraction(density: float) -> float:
@@ -44,14 +49,15 @@ def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
             name: jnp.arange(layers[name].outputs)[None] < kept
             for name, kept in counts_at(layers, density).items()
         }
-        return float(count(shapes, first, x)[0]) / dense
+        return float(count(variables, first, x)[0]) / dense
 
     goal = float(budget.value) + 1e-9
     if (least := fraction(1e-6)) > goal:
         raise errors.BudgetError(
-            f"Budget(macs={budget.value}) cannot be met by fbs: with one winner a layer an image "
+            f"Budget(macs={budget.value}) cannot be met by fbs: with the fewest winners an image "
             f"costs up to {least:.4f} of the dense net. Ask for {np.ceil(least * 1e3) / 1e3:.3f} "
-            "or more, or give gates to more layers."
+            f"or more, give gates to more layers, or lower min_units={budget.min_units} and the "
+            "floors."
         )
     return max(largest(fraction, goal), 1e-6)
 
@@ -81,16 +87,17 @@ class Boost:
         density_for(task, self.layers(task), self.budget)
 
     def layers(self, task: Task) -> dict[str, Gated]:
-        """The layers that get gates."""
-        groups = groups_of(task)
+        """The layers that get gates, with the winners that the budget's floors ask for."""
+        groups, budget = groups_of(task), self.budget
         known = layers_of(task, groups, shapes_of(task))
-        whole = {n for n, floor in self.budget.floors.items() if floor >= groups.sizes[n]}
+        whole = {n for n, floor in budget.floors.items() if floor >= groups.sizes[n]}
         free = {}
         for name, layer in known.items():
             on = {n for site in groups.sites if site.layer == name and site.kind == "out"
                   for n in site.groups}  # fmt: skip
             if not on & whole:
-                free[name] = layer
+                asked = max([budget.min_units, *(budget.floors.get(n, 0) for n in on)])
+                free[name] = layer._replace(least=min(asked, layer.outputs))
             elif self.gates and name in chosen_layers(groups, known, self.gates):
                 raise errors.FrozenError(
                     f"gates={self.gates!r} puts a gate on {name}, which is frozen: the budget's "
@@ -104,7 +111,7 @@ class Boost:
         Raises:
             ArgumentError: a gate on nothing.
             FrozenError: a gate on something frozen.
-            BudgetError: one winner a layer costs too much.
+            BudgetError: the fewest winners allowed cost too much.
         """
         groups, layers, given = groups_of(task), self.layers(task), self.train
         last = density_for(task, layers, self.budget)

@@ -1,14 +1,16 @@
 """Nets that are smaller in one of three dimensions: depth, width, resolution."""
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from jprune import allocate, criteria, errors
-from jprune.base import Budget, Pruned, Records, Task, run_criterion
+from jprune.base import Budget, Groups, Pruned, Records, Task, run_criterion
 from jprune.cost.model import Measuring
 from jprune.masks import apply_masks
 from jprune.recipes._nets import cost_of, groups_of, unit_masks, weight_masks
@@ -21,13 +23,32 @@ DIMENSIONS: tuple[str, ...] = ("depth", "width", "resolution")
 
 
 def where(task: Task, pruned: Pruned) -> tuple[float, float, float]:
-    """Depth, width and resolution of a net, as fractions of the dense one."""
+    """Depth, width and resolution of a net, as fractions of the dense one.
+
+    Units inside a removed block are no part of the width: the net has none of them, kept or not.
+    """
     masks, groups = unit_masks(task, pruned), groups_of(task)
     blocks = [float(np.all(masks.get(branch.name, True))) for branch in groups.branches]
-    units = np.concatenate([np.asarray(masks[name], bool) for name in groups.names])
+    there = [np.asarray(masks[name], float) for name in standing(groups, masks)]
     full = task.data.shape[0]
     side = full if pruned.resolution is None else size_of(pruned.resolution)[0]
-    return float(np.mean(blocks or [1.0])), float(units.mean()), side / full
+    width = np.concatenate([*there, [] if there else [1.0]]).mean()
+    return float(np.mean(blocks or [1.0])), float(width), side / full
+
+
+def standing(groups: Groups, masks: Mapping[str, Any]) -> tuple[str, ...]:
+    """Groups with a place outside the branches that masks remove."""
+    removed = {
+        leaf
+        for branch in groups.branches
+        if not np.all(masks.get(branch.name, True))
+        for leaf in branch.leaves
+    }
+    return tuple(
+        name
+        for name in groups.names
+        if any(place.leaf not in removed for place in groups.places[name])
+    )
 
 
 def sizes_of(task: Task, multiple: int) -> list[Size]:
@@ -50,9 +71,7 @@ def fewer_blocks(task: Task, pruned: Pruned, count: int, key: jax.Array) -> dict
     groups, masks = groups_of(task), unit_masks(task, pruned)
     batch_size = min(128, task.data.sizes["train"])
     batches = [*itertools.islice(stream(task.data, batch_size, key), 4)]
-    mean = jax.jit(
-        lambda variables, batch: task.loss(task.fn(variables, batch["image"]), batch).mean()
-    )
+    mean = _mean_loss(task.fn, task.loss)
 
     def loss(gone: dict[str, Any]) -> float:
         variables = apply_masks(pruned.variables, weight_masks(task, {**masks, **gone}))
@@ -67,17 +86,32 @@ def fewer_blocks(task: Task, pruned: Pruned, count: int, key: jax.Array) -> dict
     return found
 
 
+@functools.lru_cache(maxsize=8)  # compiled once for all counts of blocks
+def _mean_loss(fn: Callable[..., Any], loss: Callable[..., Any]) -> Callable[..., jax.Array]:
+    return jax.jit(lambda variables, batch: loss(fn(variables, batch["image"]), batch).mean())
+
+
 def fewer_units(
     task: Task, pruned: Pruned, budget: Budget, blocks: dict[str, Any]
 ) -> dict[str, Any]:
-    """Masks of the groups, the same fraction of each by the L1 norm, under some branches."""
+    """Masks of the groups, the same fraction of each by the L1 norm, under some branches.
+
+    Groups inside removed blocks stay as they are: they cost nothing, and nothing is known of them.
+
+    Raises:
+        ArgumentError: no group stands outside the removed blocks.
+        BudgetError: no widths meet the budget.
+    """
     groups, cost = groups_of(task), cost_of(task)
     scores = to_units(groups, run_criterion(criteria.magnitude(1), pruned.variables, ()))
-    alive = unit_masks(task, pruned)
-    scores = {n: np.where(np.asarray(alive[n]), np.asarray(s), -np.inf) for n, s in scores.items()}
+    alive = {**unit_masks(task, pruned), **blocks}
+    scores = {
+        name: np.where(np.asarray(alive[name]), np.asarray(scores[name]), -np.inf)
+        for name in standing(groups, alive)
+    }
     model = Measuring(lambda given: cost({**blocks, **given}), "macs")
     chosen: Any = allocate.uniform(scores, budget, model)
-    return {**alive, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}, **blocks}
+    return {**alive, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
 
 
 @dataclasses.dataclass(frozen=True)

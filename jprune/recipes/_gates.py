@@ -1,6 +1,7 @@
 """The stages of variational pruning: train gates, and choose the units that stay."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import optax
 from jprune import allocate, errors
 from jprune.base import Allocator, Budget, Learner, Masks, Pruned, Records, Task, Variables
 from jprune.learners import gateable
+from jprune.learners._norm_gates import early_shifts
 from jprune.learners.variational import PRIORS, Rule, Settings, inference, variational_task
 from jprune.masks import apply_masks
 from jprune.recipes._nets import cost_of, groups_of, shapes_of, unit_masks, weight_masks
@@ -99,13 +101,15 @@ class Gate:
         steps = given.steps(examples)
         settings = self.settings._replace(warmup=max(1, round(self.warmup * steps)))
         least = {name: least_of(self.budget, name) for name in names}
-        gated = variational_task(task, groups, settings, examples, least)
+        shifts = early_shifts(task.fn, groups, shapes_of(task), task.example)
+        early = {*itertools.chain(*shifts.values())}
+        gated = variational_task(task, groups, settings, examples, least, early)
         sizes = {name: groups.sizes[name] for name in names}
         start = pruned._replace(variables=self.start(pruned.variables, sizes, examples))
         sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
         optimizer = Gating(sgd, self.rate(sgd, examples))
         learner = plain(gated, start, None, optimizer, key, given.batch_size)
-        net = lambda state: inference(groups, gated.merge(state.params, state.rest))
+        net = lambda state: inference(groups, gated.merge(state.params, state.rest), early)
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
             state, seen = learner.step(state, batch)

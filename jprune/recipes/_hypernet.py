@@ -17,6 +17,7 @@ from jprune.learners import (
     to_the_end,
     width_masks,
 )
+from jprune.learners.candidates import check_settles
 from jprune.recipes._training import Sgd, TrainState, plain, stream
 from jprune.recipes._width_space import Widths
 from jprune.recipes.stages import Train, fractions, record, trained
@@ -42,12 +43,21 @@ class TrainHypernetwork:
     name: str = "hypernetwork"
 
     def check(self, task: Task) -> None:
-        """Refuses, before anything is trained, what the search would refuse; see `Widths.check`."""
+        """Refuses, before anything is trained, what the search would refuse.
+
+        Raises:
+            JpruneError: what `Widths.check` and, with batches to recalibrate on, `check_settles`
+                raise.
+        """
         self.widths.check(task)
+        if self.recalibrate:
+            key = jax.random.key(0)
+            image = stacked(task, "train", 2, 1, key)["image"][0]
+            check_settles(task, task.init(key), image, key)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps."""
-        self.check(task)
+        self.widths.check(task)
         hyper, given = self.widths.hypernetwork(task), self.train
         fresh, start, draws = jax.random.split(key, 3)
         net = task.init(fresh)

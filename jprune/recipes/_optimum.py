@@ -1,30 +1,35 @@
 """The stages of pruning in three dimensions: write points down, go to the optimum of their fit."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from jprune import errors
+from jprune import allocate, errors
 from jprune.base import Budget, Pruned, Records, Task
 from jprune.masks import apply_masks
 from jprune.recipes._dimensions import (
     DIMENSIONS,
+    Narrow,
     fewer_blocks,
     fewer_units,
     resolution_of,
     sizes_of,
+    standing,
     where,
 )
-from jprune.recipes._nets import cost_of, groups_of, weight_masks
-from jprune.recipes._resolution import at_resolution
+from jprune.recipes._nets import cost_of, groups_of, unit_masks, weight_masks
+from jprune.recipes._resolution import Size, at_resolution
 from jprune.recipes._training import evaluate
 from jprune.recipes.stages import record
 from jprune.search import fit, optimum
 
 POWERS = (1, 2, 2)
 """Of depth, width and resolution in the cost of a convolutional net."""
+GONE = np.zeros(1, bool)
+"""The mask of a block that is removed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +71,16 @@ class Optimum:
 
     The optimum is that of the cost depth * width^2 * resolution^2. Blocks and sides of images are
     whole numbers: of the neighbours on both sides, each with the width that the budget then allows
-    by the net's own cost, the one is taken that the polynomial says most of.
+    by the net's own cost, the one is taken that the polynomial says most of. It says nothing of
+    nets outside the box of its points: where no neighbour is inside and under the budget, all
+    numbers of blocks and sides in the box are looked at. What no point has less of stays whole.
 
     Attributes:
         budget: in MACs.
         multiple: of the sides of images.
         degree: of the polynomial.
         rank: of the polynomial.
+        lowest: depth, width and resolution down to which there will be points, for `check`.
         name: of the record.
     """
 
@@ -80,7 +88,42 @@ class Optimum:
     multiple: int = 4
     degree: int = 3
     rank: int = 1
+    lowest: tuple[float, float, float] = (0.5, 0.5, 0.5)
     name: str = "optimum"
+
+    def check(self, task: Task) -> None:
+        """Refuses a budget that not even the smallest net of the box meets.
+
+        Raises:
+            BudgetError: it costs more, by its own cost or by that of which the optimum is sought.
+        """
+        smallest = self.smallest(task)
+        cost = _cost(task, smallest)
+        corner = where(task, smallest)
+        least = max(cost, math.prod(part**power for part, power in zip(corner, POWERS)))
+        if least > float(self.budget.value) * (1 + 1e-9):
+            named = ", ".join(f"{name} {part:.3g}" for name, part in zip(DIMENSIONS, corner))
+            raise errors.BudgetError(
+                f"three_d knows no net under Budget(macs={self.budget.value}): the smallest "
+                f"({named}) costs {least:.4f} of the dense one. Ask for "
+                f"{math.ceil(least * 1000) / 1000:.3f} or more, write a smaller --set lowest=..., "
+                "or more --set dimensions=..."
+            )
+
+    def smallest(self, task: Task) -> Pruned:
+        """The lower corner of the box, without variables: of the blocks the dearest go."""
+        groups, (depth, width, resolution) = groups_of(task), self.lowest
+        size = Narrow("resolution", resolution, self.budget, self.multiple).size(task)
+        masks = unit_masks(task, Pruned(None, None))
+        if width < 1 and groups.sizes:
+            density = {**dict.fromkeys(Budget.KINDS), "density": width}
+            blank = {name: np.zeros(count) for name, count in groups.sizes.items()}
+            masks = dict(allocate.uniform(blank, dataclasses.replace(self.budget, **density)))
+        net = Pruned(None, masks, resolution=resolution_of(task, size))
+        without = lambda *names: net._replace(masks={**masks, **dict.fromkeys(names, GONE)})
+        names = [branch.name for branch in groups.branches]
+        names.sort(key=lambda name: _cost(task, without(name)))
+        return without(*names[: len(names) - round(depth * len(names))])
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The pruned net; the record has the points, the optimum, and what is predicted there.
@@ -94,46 +137,81 @@ class Optimum:
         lowest = points[:, :3].min(axis=0)
         best = optimum(model, POWERS, float(self.budget.value), lowest)
         dense = Pruned(pruned.saved["dense"], None, None, pruned.saved)
-        nets = list(self.neighbours(dense, task, best, lowest, key))
+        sizes, blocks = self.box(task, lowest)
+        near = sorted(beside(blocks, best[0] * blocks[-1]))
+        sides = beside([size[0] for size in sizes], best[2] * task.data.shape[0])
+        closest = [size for size in sizes if size[0] in sides]
+        nets = [*self.inside(dense, task, lowest, closest, near, key)]
+        nets = nets or [*self.inside(dense, task, lowest, sizes, blocks, key)]
         if not nets:
             raise errors.BudgetError(
-                f"no net near depth, width, resolution {np.round(best, 3).tolist()} is under "
-                f"Budget(macs={self.budget.value}). Ask for more, or write a smaller --set lowest."
+                f"no net from depth, width, resolution {np.round(lowest, 3).tolist()} upwards is "
+                f"under Budget(macs={self.budget.value}). Ask for more, write a smaller --set "
+                "lowest=..., or more --set dimensions=..."
             )
-        inside = lambda net: np.maximum(where(task, net), lowest)
-        predicted = [points[0, 3] * float(model(inside(net)[None])[0]) for net in nets]
+        predicted = [points[0, 3] * float(model(np.array([where(task, n)]))[0]) for n in nets]
         chosen = nets[int(np.argmax(predicted))]
         metrics = dict(zip(DIMENSIONS, where(task, chosen))) | {
             "predicted": max(predicted),
             "optimum": best.tolist(),
             "points": points.tolist(),
-            "macs": float(cost_of(at_resolution(task, chosen))(chosen.masks).macs)
-            / float(cost_of(task)({}).macs),
+            "macs": _cost(task, chosen),
         }
         return chosen, [record(self.name, metrics)]
 
-    def neighbours(
-        self, dense: Pruned, task: Task, best: np.ndarray, lowest: np.ndarray, key: jax.Array
+    def box(self, task: Task, lowest: np.ndarray) -> tuple[list[Size], list[int]]:
+        """Sizes of images and numbers of blocks that are no smaller than every point's; rising."""
+        height, count = task.data.shape[0], len(groups_of(task).branches)
+        sizes = sizes_of(task, self.multiple)
+        return (
+            [size for size in sizes if size[0] >= lowest[2] * height - 1e-6],
+            [number for number in range(count + 1) if number >= lowest[0] * count - 1e-6],
+        )
+
+    def inside(
+        self,
+        dense: Pruned,
+        task: Task,
+        lowest: np.ndarray,
+        sizes: list[Size],
+        blocks: list[int],
+        key: jax.Array,
     ) -> Iterator[Pruned]:
-        """The nets around the optimum that are under the budget."""
-        count = len(groups_of(task).branches)
-        wanted = best[0] * count
-        blocks = {int(np.floor(wanted + 1e-6)), int(np.ceil(wanted - 1e-6))}
-        side = best[2] * task.data.shape[0]
-        sizes = sizes_of(task, self.multiple) if lowest[2] < 1 else [task.data.shape[:2]]
-        below = [size for size in sizes if size[0] <= side + 1e-6]
-        above = [size for size in sizes if size[0] >= side - 1e-6]
-        for size in {*below[-1:], *above[:1]}:
-            for number in blocks:
-                net = dense._replace(resolution=resolution_of(task, (int(size[0]), int(size[1]))))
-                smaller = at_resolution(task, net)
-                gone = fewer_blocks(smaller, net, number, key)
-                left = float(cost_of(smaller)(gone).macs) / float(cost_of(task)({}).macs)
-                allowed = min(1.0, float(self.budget.value) / left)
-                try:
-                    budget = dataclasses.replace(self.budget, macs=allowed)
-                    masks = fewer_units(smaller, net, budget, gone)
-                except errors.BudgetError:
+        """The nets of these sizes and numbers that are in the box and under the budget."""
+        for size in sizes:
+            net, gone = dense._replace(resolution=resolution_of(task, size)), {}
+            smaller = at_resolution(task, net)
+            for number in reversed(blocks):
+                gone = fewer_blocks(smaller, net._replace(masks=gone), number, key)
+                masks = {**unit_masks(task, net), **gone}
+                left = float(self.budget.value) / _cost(task, net._replace(masks=masks))
+                if lowest[1] < 1 and standing(groups_of(task), masks):
+                    try:
+                        allowed = dataclasses.replace(self.budget, macs=min(1.0, left))
+                        masks = fewer_units(smaller, net, allowed, gone)
+                    except errors.BudgetError:
+                        continue
+                elif left < 1 - 1e-9:
                     continue
-                variables = apply_masks(net.variables, weight_masks(task, masks))
-                yield net._replace(variables=variables, masks=masks)
+                found = net._replace(masks=masks)
+                if (np.array(where(task, found)) >= lowest - 1e-6).all():
+                    variables = apply_masks(net.variables, weight_masks(task, masks))
+                    yield found._replace(variables=variables)
+
+
+def beside(options: list[int], wanted: float) -> set[int]:
+    """The nearest of some rising numbers on both sides; one that is the same stands for both.
+
+    Example:
+        >>> beside([4, 8, 12], 8.0), beside([4, 8, 12], 9.5)
+        ({8}, {8, 12})
+    """
+    below = [number for number in options if number <= wanted + 1e-6]
+    above = [number for number in options if number >= wanted - 1e-6]
+    return {*below[-1:], *above[:1]}
+
+
+def _cost(task: Task, net: Pruned) -> float:
+    """MACs of a net, as a fraction of the dense one's."""
+    macs = cost_of(at_resolution(task, net))(net.masks or {}).macs
+    return float(macs) / float(cost_of(task)({}).macs)

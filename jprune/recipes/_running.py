@@ -61,6 +61,17 @@ def unrolled(recipe: Sequence[Stage]) -> Iterator[Stage]:
             yield stage
 
 
+def check(recipe: Sequence[Stage], task: Task) -> None:
+    """Asks all stages that have a `check` whether they can take a net.
+
+    Raises:
+        JpruneError: what the first raises that cannot.
+    """
+    for stage in unrolled(recipe):
+        if isinstance(stage, CheckedStage):
+            stage.check(task)
+
+
 def run(
     recipe: Sequence[Stage] | Iterator[Stage], pruned: Pruned, task: Task, key: jax.Array
 ) -> tuple[Pruned, Records]:
@@ -74,9 +85,14 @@ def run(
 
     Returns:
         The last state and all records.
+
+    Raises:
+        JpruneError: what a stage raises; what its `check` raises comes before the first one runs.
     """
+    stages = tuple(recipe)
+    check(stages, task)
     records: Records = []
-    for number, stage in enumerate(unrolled(tuple(recipe))):
+    for number, stage in enumerate(unrolled(stages)):
         pruned, added = stage(pruned, task, jax.random.fold_in(key, number))
         records += added
     return pruned, records

@@ -115,7 +115,7 @@ def blocks_by_kind(
     budget: Budget,
     names: Sequence[str] | None = None,
     beside: Sequence[str] = (),
-) -> dict[str, dict[str, Block]]:
+) -> dict[str, Blocks]:
     """{kind: its groups}, as `blocks_of` has them; of the names, a kind takes those it knows.
 
     Raises:

@@ -41,6 +41,8 @@ def fbs(
     Args:
         budget: in MACs: the largest density d is taken at which no image can cost more, sums of two
             activations being counted as whole; or a density: d itself, the same for all layers.
+            `min_units` and `floors` are winners of a layer; `multiple_of` has no meaning where
+            every image has winners of its own.
         train: training of the dense net; None where it is trained already.
         finetune: training of net and gates, evenly divided among the densities 1, 1 - drop, ..., d.
         gates: patterns of the kernels that get gates, with ":" between; none: all convolutions.

@@ -50,8 +50,8 @@ def gal(
         train: training of the dense net; None where it is trained already.
         finetune: adversarial training and fine-tuning after it.
         masks: "channel", "branch" (one mask for all that a layer puts into a concatenation; of such
-            a branch `min_units` channels stay, as zeros), "block" (residual blocks, as in the
-            paper's ResNets), or "channel+block" (its GAL-joint).
+            a branch `min_units` channels stay as zeros, or as many as its floor asks for), "block"
+            (residual blocks, as in the paper's ResNets), or "channel+block" (its GAL-joint).
         gates: patterns of what gets masks, with ":" between; none: everything.
         strength: the paper's lambda (0.6 and 0.8 for ResNet-56's blocks, 1e-3 to 1e-2 for
             channels); the budget is then an error if lambda is too weak for it. None: it rises
@@ -61,7 +61,7 @@ def gal(
         regulariser: of the discriminator: "adversarial" (the paper's best), "l1", "l2" (with a
             weight of 1e-3, which the paper does not give), "none".
         init: of the masks, "ones", or "normal" as in the authors' code, where the first step of
-            the masks removes half of everything at random.
+            the masks removes what is below 0: half of everything at random, whatever the budget.
         mask_steps: how many steps of the masks lie in the training, evenly (the authors' 100, with
             some 390 steps of the weights between two). Blocks want 20 or more in between: with
             fewer they fall together (`experiments/mechanisms/p30b_gal_blocks.py`).

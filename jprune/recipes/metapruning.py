@@ -12,7 +12,9 @@ References:
     Liu, Mu, Zhang, Guo, Yang, Cheng, Sun, MetaPruning: meta learning for automatic neural network
     channel pruning, 2019, arXiv 1903.10258 [39]; details as in the authors' code. There the
     encoding of a layer has the three widths of its block, here those of the groups on its kernel;
-    classifiers, whose inputs they leave whole, shrink here too unless they are frozen.
+    classifiers, whose inputs they leave whole, shrink here too unless they are frozen. Random
+    candidates come there from widths 12 to 23 of the 31, and are drawn until one costs what it may;
+    here from all different widths of a group, and are then moved into the window.
 """
 
 import dataclasses

@@ -47,9 +47,10 @@ def three_dimensions(
         train: training of the dense net; None where it is trained already.
         finetune: training of the pruned net. (The paper's CIFAR nets are fine-tuned for 100 epochs
             and more.)
-        dimensions: which may shrink, with ":" between.
+        dimensions: which may shrink, with ":" between; the others stay whole.
         points: nets that are trained along each, beside the dense one. (The paper has some five.)
-        lowest: of every dimension; the polynomial says nothing of what lies below.
+        lowest: of every dimension; the polynomial says nothing of what lies below, so a budget
+            that needs less is refused.
         multiple: sides of images are multiples of this: of the net's total stride.
         probe_epochs: training of each such net; None is a quarter of `finetune`.
         degree: of the polynomial, in every dimension.
@@ -86,6 +87,7 @@ def three_dimensions(
     epochs = finetune.epochs / 4 if probe_epochs is None else probe_epochs
     probe = dataclasses.replace(finetune, epochs=epochs, name="probe")
     levels = [1 - (1 - lowest) * (number + 1) / points for number in range(points)]
+    depth, width, resolution = (lowest if name in asked else 1.0 for name in DIMENSIONS)
     steps = [
         (Narrow(axis, level, budget, multiple, anew=not number), probe, Observe())
         for axis in asked
@@ -96,7 +98,7 @@ def three_dimensions(
         Save("dense"),
         Evaluate("test", name="dense"),
         *itertools.chain(*steps),
-        Optimum(budget, multiple, degree, rank),
+        Optimum(budget, multiple, degree, rank, (depth, width, resolution)),
         Evaluate("validation", name="before_finetune"),
         finetune,
     )

@@ -66,8 +66,12 @@ def variational(
             twice sqrt(2.5 / N).
         log_alpha_threshold: with the log-uniform prior, if log(sigma^2 / mu^2) is at least this.
         masks: whether a unit that is surely zero in training is gone for good.
-        select: "budget": in the order of their sureness, until the budget is met, past the
-            thresholds too; "rule": the thresholds alone, and an error where the budget is not met.
+        select: "budget": in the order of their sureness, max(|mu| / mu_threshold, sigma /
+            sigma_threshold) with the Gaussian prior, until the budget is met, past the thresholds
+            too. Sigma begins at sqrt(2.5 / N) and hardly falls: of 5,000 images it is 0.022, and
+            decides wherever |mu| is below 0.045; of 50,000 it is 0.007 and decides below 0.014.
+            "rule": the thresholds alone, without the budget's multiples, and an error where the
+            budget is not met.
         allocator: of "budget": "global_topk" (all groups compete) or "uniform".
 
     Returns:

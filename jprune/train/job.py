@@ -18,8 +18,9 @@ from jprune import allocate, data, errors, measure, recipes
 from jprune.base import Budget, Pruned, Recipe, Task
 from jprune.graph import slim
 from jprune.graph.plans import replay
-from jprune.recipes import CheckedStage, Evaluate, Prune, Train, cost_of, groups_of, shapes_of
+from jprune.recipes import Evaluate, Prune, Train, cost_of, groups_of, shapes_of
 from jprune.recipes._resolution import seen_at
+from jprune.recipes._running import check
 from jprune.train.checkpoint import load_tree
 from jprune.train.devices import from_first
 from jprune.train.files import PathLike, atomic_write, read_json
@@ -140,9 +141,7 @@ def prune(
     recipe = recipe_of(job, train, finetune)
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
-    for stage in recipes.unrolled(recipe):
-        if isinstance(stage, CheckedStage):
-            stage.check(task)
+    check(recipe, task)
     provenance = {"versions": measure.versions(), "device": measure.device()}
     config = config_of(job, train, finetune)
     key = jax.random.key(job.seed)
