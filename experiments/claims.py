@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments import mechanisms, rows
 from jprune.compare.words import counted, device_text
-from jprune.report.figures import PRINT, bare, settings
+from jprune.report.figures import PRINT, bare, numbered, settings
 from jprune.report.markup import Markup
 
 
@@ -176,4 +176,4 @@ def svg(stem: str, found: Sequence[rows.Row]) -> str:
         bare(axes, claim.title, PRINT)
         claim.draw(found, axes)
         figure.savefig(file, format="svg", metadata={"Date": None})
-    return Markup(file.getvalue())
+    return Markup(numbered(file.getvalue()))

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFor
 from jprune.compare.protocol import BASELINES
 from jprune.compare.summary import FRONTS, METRICS, Cell, Comparison, Spread
 from jprune.compare.words import capital, counted
-from jprune.report.figures import PRINT, SCREEN, Palette, bare, for_page, settings
+from jprune.report.figures import PRINT, SCREEN, Palette, bare, for_page, numbered, settings
 from jprune.report.markup import Markup
 
 # Readable on white and on black, apart for the colour-blind; baselines are set back.
@@ -46,7 +46,7 @@ def png(comparisons: Sequence[Comparison]) -> bytes:
 
 def svg(comparisons: Sequence[Comparison]) -> str:
     """The same as a drawing; equal rows give equal bytes."""
-    return _drawn(comparisons, "svg", PRINT, titled=True).getvalue().decode()
+    return numbered(_drawn(comparisons, "svg", PRINT, titled=True).getvalue().decode())
 
 
 def curves(comparison: Comparison, name: str) -> Markup | None:

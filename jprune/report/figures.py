@@ -61,6 +61,24 @@ def curve(records: Sequence[Mapping[str, Any]], ending: str) -> Markup | None:
     return for_page(file.getvalue(), ending)
 
 
+def numbered(svg: str) -> str:
+    """A picture with identifiers in the order in which they come.
+
+    Matplotlib makes those of markers and clips from all bits of their coordinates, of which the
+    last ones differ from processor to processor.
+
+    Args:
+        svg: as Matplotlib writes it.
+
+    Example:
+        >>> numbered('<use href="#m0123456789"/><path id="m0123456789"/>')
+        '<use href="#m0"/><path id="m0"/>'
+    """
+    made = dict.fromkeys(re.findall(r'id="([mp][0-9a-f]{10})"', svg))
+    names = {old: f"{old[0]}{number}" for number, old in enumerate(made)}
+    return re.sub(r"\b[mp][0-9a-f]{10}\b", lambda found: names.get(found[0], found[0]), svg)
+
+
 def for_page(svg: str, name: str) -> Markup:
     """A picture in the colours of `SCREEN` as part of a page, whose colours and font it takes.
 
@@ -71,7 +89,7 @@ def for_page(svg: str, name: str) -> Markup:
     Returns:
         The `<svg>` element.
     """
-    svg = svg[svg.index("<svg") :]
+    svg = numbered(svg[svg.index("<svg") :])
     for colour, value in SCREEN._asdict().items():
         svg = svg.replace(value, f"var(--{colour})")
     svg = re.sub(r"'DejaVu Sans'[^;\"<]*sans-serif", "var(--sans)", svg)
