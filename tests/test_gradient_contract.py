@@ -222,12 +222,16 @@ def test_prox_of_the_constraint_has_the_zeros_and_the_weights_are_dense(net):
     before = leaves(start.variables)
     for state in steps(learner):
         now = leaves(state.params)
-        assert set(state.opt_state.target) == {"params/fc1/kernel", "params/fc2/kernel"}
-        for path, copy in state.opt_state.target.items():
-            gone = ~np.asarray(copy).any(axis=0)
+        copies = state.opt_state.target
+        assert set(copies) == {
+            f"params/fc{n}/{leaf}" for n in (1, 2) for leaf in ("kernel", "bias")
+        }
+        for layer in ("fc1", "fc2"):
+            gone = ~np.asarray(copies[f"params/{layer}/kernel"]).any(axis=0)
             assert gone.sum() == gone.size / 2
-            weight = now[path.removeprefix("params/")]
-            assert (weight != before[path])[:, gone].mean() > 0.5
+            assert not np.asarray(copies[f"params/{layer}/bias"])[gone].any()
+            moved = now[f"{layer}/kernel"] != before[f"params/{layer}/kernel"]
+            assert moved[:, gone].mean() > 0.5
 
 
 def test_prox_soft_masks_become_0_in_a_step_of_their_own_and_come_from_no_mask(net):

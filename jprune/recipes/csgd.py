@@ -51,7 +51,8 @@ def csgd(
             what is right depends on how long is trained. None takes the gentlest strength with
             which all of them shrink to `goal`.
         of_vectors: factor of the strength for scales and biases.
-        bias_rate: factor of the learning rate of biases, as in the authors' code.
+        bias_rate: factor of the learning rate of biases, as in the authors' code; the classifier's
+            belongs to no unit and has none.
         clusters: "kmeans" of the kernels, "even" (neighbours) or "imbalanced" (one large cluster).
         producers: whose kernels k-means sees where several layers write a stream: the first one
             ("pacesetter", the paper's) or "all".
