@@ -208,10 +208,14 @@ def test_the_last_units_are_the_same_by_filter_and_by_channel():
     """
     rows = lambda path: Block(4, (Member(path, (0,), None),))
     leaves = {"a": jnp.array([[5.0], [4], [3], [0]]), "b": jnp.array([[1.0], [4], [5], [9]])}
-    terms = [Term({"unit": rows(path)}, {"unit": 100.0}, {"unit": 2}) for path in "ab"]
+    terms = [Term({"unit": rows(path)}, {"unit": 100.0}, {"unit": 2}, True) for path in "ab"]
     after = shrunk(terms, leaves, 1.0)
     assert after["a"][:, 0].tolist() == [0, 4, 3, 0]
     assert after["b"][:, 0].tolist() == [0, 4, 5, 0]
+    # Groups of other kinds may have the same name.
+    after = shrunk([term._replace(units=False) for term in terms], leaves, 1.0)
+    assert after["a"][:, 0].tolist() == [5, 4, 0, 0]
+    assert after["b"][:, 0].tolist() == [0, 0, 5, 9]
 
 
 def test_floors_hold_under_a_penalty_that_takes_everything(net):

@@ -102,7 +102,7 @@ class Sets:
         asked = self.fractions(blocks)
         counts = {
             kind: {
-                name: max(least_of(self.budget, name), n - round((1 - asked[kind][name]) * n))
+                name: max(least_of(self.budget, kind, name), n - round((1 - asked[kind][name]) * n))
                 for name, n in ((name, block.size) for name, block in of_kind.items())
             }
             for kind, of_kind in blocks.items()

@@ -70,10 +70,12 @@ class Penalty:
             raise errors.ArgumentError(f"strength={self.strength!r}; each is 0 or more.")
         order = [kind for kind in FAMILIES if kind in self.families]
         least = {
-            kind: {name: least_of(budget, name) for name in blocks[kind] if kind != "depth"}
+            kind: {name: least_of(budget, kind, name) for name in blocks[kind] if kind != "depth"}
             for kind in order
         }
-        return {kind: Term(blocks[kind], numbers[kind], least[kind]) for kind in order}
+        return {
+            kind: Term(blocks[kind], numbers[kind], least[kind], kind in UNITS) for kind in order
+        }
 
 
 @dataclasses.dataclass(frozen=True)

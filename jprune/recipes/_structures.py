@@ -143,9 +143,9 @@ def _known(task: Task, kind: str, budget: Budget) -> tuple[str, ...]:
     return _kernels(task, kind, budget, None)
 
 
-def least_of(budget: Budget, name: str) -> int:
-    """How many groups of a block stay whatever happens: its floor, or the least of all."""
-    return max(budget.min_units, budget.floors.get(name, 0))
+def least_of(budget: Budget, kind: str, name: str) -> int:
+    """How many groups of a block stay whatever happens; floors are those of units."""
+    return max(budget.min_units, budget.floors.get(name, 0) if kind in UNITS else 0)
 
 
 def _kernels(task: Task, kind: str, budget: Budget, names: Sequence[str] | None) -> tuple[str, ...]:

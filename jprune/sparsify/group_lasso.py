@@ -6,6 +6,7 @@ References:
     sparsity in deep neural networks, 2016, arXiv 1608.03665 [13].
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -26,11 +27,10 @@ class Term(NamedTuple):
     strengths: Mapping[str, float]
     """{block: lambda}."""
     least: Mapping[str, int] = MappingProxyType({})
-    """{block: groups that are left}: the largest of them stay as they are when they would go.
-
-    Those of a block that stands in several terms are the same for all: the largest by the smaller
-    norm.
-    """
+    """{block: groups that are left}: the largest of them stay as they are when they would go."""
+    units: bool = False
+    """Whether groups are units. In terms of units the same ones are left: those whose smallest norm
+    of all such terms is the largest."""
 
 
 def group_penalty(terms: Sequence[Term], leaves: Mapping[str, Any]) -> jax.Array:
@@ -50,7 +50,7 @@ def group_penalty(terms: Sequence[Term], leaves: Mapping[str, Any]) -> jax.Array
          [0.   0.  ]]
     """
     total = jnp.zeros(())
-    for blocks, strengths, _ in terms:
+    for blocks, strengths, *_ in terms:
         for name, square in squares(blocks, leaves).items():
             positive = square > 0  # the root's gradient at 0 is not finite, and 0 of it is NaN
             norm = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
@@ -79,8 +79,8 @@ def shrunk(
         Array([[2.4, 3.2],
                [0. , 0. ]], dtype=float32)
     """
-    found, last = dict(leaves), _last(terms, leaves) if how == "prox" else {}
-    for blocks, strengths, _ in terms:
+    found, lasts = dict(leaves), _last(terms, leaves)
+    for (blocks, strengths, *_), last in zip(terms, lasts):
         factors = {}
         for name, square in squares(blocks, found).items():
             norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
@@ -90,18 +90,21 @@ def shrunk(
     return found
 
 
-def _last(terms: Sequence[Term], leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """{block: bool [groups]}: those that are not taken, where `Term.least` leaves some."""
-    least = {name: count for _, _, counts in terms for name, count in counts.items() if count}
-    smaller: dict[str, jax.Array] = {}
-    for blocks, *_ in terms:
-        mine = {name: block for name, block in blocks.items() if name in least}
-        for name, square in squares(mine, leaves).items():
-            smaller[name] = jnp.minimum(smaller.get(name, square), square)
-    return {
-        name: (square >= jax.lax.top_k(square, min(least[name], square.size))[0][-1]) & (square > 0)
-        for name, square in smaller.items()
-    }
+def _last(terms: Sequence[Term], leaves: Mapping[str, Any]) -> list[dict[str, jax.Array]]:
+    """{block: bool [groups]} of every term: what is not taken, where `Term.least` leaves some."""
+    found = []
+    for term in terms:
+        beside = [other for other in terms if other.units] if term.units else [term]
+        found.append({})
+        for name, least in ((name, least) for name, least in term.least.items() if least):
+            square = functools.reduce(
+                jnp.minimum,
+                (squares({name: other.blocks[name]}, leaves)[name]
+                 for other in beside if name in other.blocks),
+            )  # fmt: skip
+            smallest = jax.lax.top_k(square, min(least, square.size))[0][-1]
+            found[-1][name] = (square >= smallest) & (square > 0)
+    return found
 
 
 def _stopped(factor: jax.Array, last: jax.Array | None) -> jax.Array:
