@@ -138,7 +138,7 @@ class Optimum:
         best = optimum(model, POWERS, float(self.budget.value), lowest)
         dense = Pruned(pruned.saved["dense"], None, None, pruned.saved)
         sizes, blocks = self.box(task, lowest)
-        near = sorted(beside(blocks, best[0] * blocks[-1]))
+        near = beside(blocks, best[0] * blocks[-1])
         sides = beside([size[0] for size in sizes], best[2] * task.data.shape[0])
         closest = [size for size in sizes if size[0] in sides]
         nets = [*self.inside(dense, task, lowest, closest, near, key)]
@@ -199,16 +199,16 @@ class Optimum:
                     yield found._replace(variables=variables)
 
 
-def beside(options: list[int], wanted: float) -> set[int]:
+def beside(options: list[int], wanted: float) -> list[int]:
     """The nearest of some rising numbers on both sides; one that is the same stands for both.
 
     Example:
         >>> beside([4, 8, 12], 8.0), beside([4, 8, 12], 9.5)
-        ({8}, {8, 12})
+        ([8], [8, 12])
     """
     below = [number for number in options if number <= wanted + 1e-6]
     above = [number for number in options if number >= wanted - 1e-6]
-    return {*below[-1:], *above[:1]}
+    return list(dict.fromkeys((*below[-1:], *above[:1])))
 
 
 def _cost(task: Task, net: Pruned) -> float:
