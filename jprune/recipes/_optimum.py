@@ -203,8 +203,8 @@ def beside(options: list[int], wanted: float) -> list[int]:
     """The nearest of some rising numbers on both sides; one that is the same stands for both.
 
     Example:
-        >>> beside([4, 8, 12], 8.0), beside([4, 8, 12], 9.5)
-        ([8], [8, 12])
+        >>> [beside([4, 8, 12], wanted) for wanted in (8.0, 9.5)]
+        [[8], [8, 12]]
     """
     below = [number for number in options if number <= wanted + 1e-6]
     above = [number for number in options if number >= wanted - 1e-6]
