@@ -3,17 +3,17 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from jprune import allocate, criteria, errors
-from jprune.base import Budget, Groups, Pruned, Records, Task, run_criterion
+from jprune.base import Budget, Pruned, Records, Task, run_criterion
 from jprune.cost.model import Measuring
 from jprune.masks import apply_masks
-from jprune.recipes._nets import cost_of, groups_of, unit_masks, weight_masks
+from jprune.recipes._nets import cost_of, groups_of, standing, unit_masks, weight_masks
 from jprune.recipes._resolution import Size, check_size, size_of
 from jprune.recipes._training import stream
 from jprune.recipes.stages import record, saved
@@ -34,21 +34,6 @@ def where(task: Task, pruned: Pruned) -> tuple[float, float, float]:
     side = full if pruned.resolution is None else size_of(pruned.resolution)[0]
     width = np.concatenate([*there, [] if there else [1.0]]).mean()
     return float(np.mean(blocks or [1.0])), float(width), side / full
-
-
-def standing(groups: Groups, masks: Mapping[str, Any]) -> tuple[str, ...]:
-    """Groups with a place outside the branches that masks remove."""
-    removed = {
-        leaf
-        for branch in groups.branches
-        if not np.all(masks.get(branch.name, True))
-        for leaf in branch.leaves
-    }
-    return tuple(
-        name
-        for name in groups.names
-        if any(place.leaf not in removed for place in groups.places[name])
-    )
 
 
 def sizes_of(task: Task, multiple: int) -> list[Size]:

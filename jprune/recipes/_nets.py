@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -107,6 +107,21 @@ def prunable_weights(task: Task, masks: Masks, budget: Budget) -> Masks:
         return kernels
     alive = lambda kernel, mask: kernel if kernel is None or mask is None else kernel & mask
     return jax.tree.map(alive, kernels, before, is_leaf=is_none)
+
+
+def standing(groups: Groups, masks: Mapping[str, Any]) -> tuple[str, ...]:
+    """Groups with a place outside the branches that masks remove."""
+    removed = {
+        leaf
+        for branch in groups.branches
+        if not np.all(masks.get(branch.name, True))
+        for leaf in branch.leaves
+    }
+    return tuple(
+        name
+        for name in groups.names
+        if any(place.leaf not in removed for place in groups.places[name])
+    )
 
 
 def of_single_weights(budget: Budget) -> Budget:

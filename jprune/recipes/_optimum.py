@@ -17,10 +17,9 @@ from jprune.recipes._dimensions import (
     fewer_units,
     resolution_of,
     sizes_of,
-    standing,
     where,
 )
-from jprune.recipes._nets import cost_of, groups_of, unit_masks, weight_masks
+from jprune.recipes._nets import cost_of, groups_of, standing, unit_masks, weight_masks
 from jprune.recipes._resolution import Size, at_resolution
 from jprune.recipes._training import evaluate
 from jprune.recipes.stages import record

@@ -20,6 +20,7 @@ from jprune.recipes._nets import (
     groups_of,
     of_single_weights,
     prunable_weights,
+    standing,
 )
 from jprune.recipes._steps import seen_kernels
 from jprune.sparsify._groups import (
@@ -224,10 +225,8 @@ def _units(groups: Groups, alive: Alive) -> dict[str, np.ndarray]:
                 "fewer epochs, or a floor for this group."
             )
         gone[min(around, key=lambda branch: len(branch.leaves)).name] = np.zeros(1, bool)
-    inside = {leaf for b in groups.branches if not gone.get(b.name, True) for leaf in b.leaves}
-    for name, places in groups.places.items():
-        if all(place.leaf in inside for place in places):
-            units[name] = np.ones(groups.sizes[name], bool)
+    for name in {*groups.names} - {*standing(groups, gone)}:
+        units[name] = np.ones(groups.sizes[name], bool)
     return units | {name: np.asarray(mask, bool) for name, mask in gone.items()}
 
 
