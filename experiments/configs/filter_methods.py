@@ -47,7 +47,8 @@ REMARKS = (
     "random filters and FBS lie within two points after fine-tuning, as Mittal et al. [47] say, "
     "whatever lay between them before it. Against their papers: SSL, StructADMM, GAL and "
     "variational pruning are below random filters. They have to learn a structure in a share of "
-    "624 steps here (variational: of 1560), of the authors' tens of thousands; GAL's seeds lie ten "
-    "points apart. So are MetaPruning, whose net from scratch has the dense net's 10 epochs, and "
-    "EigenDamage and its kin [28], which keep a fifth of the parameters where others keep a half."
+    "624 steps here (variational: of 1560), of the authors' tens of thousands; GAL's seeds lie "
+    "eleven points apart. MetaPruning, whose net from scratch has the dense net's 10 epochs, and "
+    "EigenDamage and its kin [28], which keep a fifth of the parameters where others keep a half, "
+    "are below random filters too."
 )
