@@ -49,6 +49,6 @@ REMARKS = (
     "variational pruning are below random filters. They have to learn a structure in a share of "
     "624 steps here (variational: of 1560), of the authors' tens of thousands; GAL's seeds lie "
     "eleven points apart. MetaPruning, whose net from scratch has the dense net's 10 epochs, and "
-    "EigenDamage and its kin [28], which keep a fifth of the parameters where others keep a half, "
+    "EigenDamage and its kin [28], which keep a fifth of the parameters where most keep a half, "
     "are below random filters too."
 )
