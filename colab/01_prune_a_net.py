@@ -42,7 +42,8 @@ import numpy as np
 import jprune
 from jprune import allocate, criteria, data, train, zoo
 from jprune.base import Budget, Pruned
-from jprune.recipes.stages import Train, evaluate
+from jprune.stages.prune import evaluate
+from jprune.stages.train import Train
 
 # %% [markdown]
 # ## A trained net

@@ -14,16 +14,17 @@ from jprune import measure
 from jprune.base import Pruned, Stage, Task
 from jprune.compare.rows import Row, row_of
 from jprune.compare.sweep import TRAINING, best_rate, copy_training, share_training
+from jprune.job import main as jobs
+from jprune.job.finish import Export, Measure
+from jprune.job.main import Job
+from jprune.job.nets import net_for
+from jprune.job.result import Asked, write_result
 from jprune.recipes import Evaluate
-from jprune.train import checkpoint
-from jprune.train import job as jobs
-from jprune.train.files import make_folder, write_json
-from jprune.train.finish import Export, Measure
-from jprune.train.job import Job
-from jprune.train.nets import net_for
-from jprune.train.progress import Progress
-from jprune.train.result import Asked, write_result
-from jprune.train.run import execute, held, open_directory
+from jprune.runs import checkpoint
+from jprune.runs.directory import held, open_directory
+from jprune.runs.execution import execute
+from jprune.runs.files import make_folder, write_json
+from jprune.runs.progress import Progress
 from jprune.zoo import pretrained
 
 

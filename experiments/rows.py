@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jprune import errors, measure
-from jprune.train.files import append_line, atomic_write, explained, make_folder, read_lines
+from jprune.runs.files import append_line, atomic_write, explained, make_folder, read_lines
 
 Row = dict[str, Any]
 

@@ -17,9 +17,9 @@ import numpy as np
 from jprune import errors
 from jprune.base import Batch, Pruned, PyTree, Records, Task
 from jprune.recipes import Train, evaluate
-from jprune.recipes.stages import record
-from jprune.train.loop import EVERY
-from jprune.train.progress import Progress
+from jprune.runs.loop import EVERY
+from jprune.runs.progress import Progress
+from jprune.stages.evaluate import record
 
 
 class Trained(NamedTuple):

@@ -14,10 +14,10 @@ import jprune
 from experiments.sweep import Run
 from jprune.compare.rows import Row
 from jprune.data.table import find
+from jprune.job import main as jobs
+from jprune.job.nets import net_for
 from jprune.report import text
-from jprune.train import job as jobs
-from jprune.train.nets import net_for
-from jprune.train.progress import Silent
+from jprune.runs.progress import Silent
 
 OFTEN = 0.5
 """Seconds between two reports of steps."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jprune
 from jprune import errors, recipes
 from jprune.base import Budget
-from jprune.train.job import Job, finetunes
+from jprune.job.main import Job, finetunes
 
 DENSE = "dense"
 KINDS = ("macs", "params", "density")

@@ -16,8 +16,8 @@ from experiments.perform import Place, perform
 from experiments.sweep import Run
 from jprune import errors
 from jprune.compare.rows import Row
-from jprune.train.files import locked_name, make_folder
-from jprune.train.progress import Progress
+from jprune.runs.files import locked_name, make_folder
+from jprune.runs.progress import Progress
 
 PATIENCE = 0.2
 """Seconds between two looks at what other processes have done."""

@@ -25,7 +25,7 @@ import tyro
 import jprune
 from experiments import rows
 from experiments.keras_nets import QUICK, KerasNet, build, draw, names
-from jprune.graph.jaxprs import program_of
+from jprune.jaxprs import program_of
 
 OUT = rows.RESULTS / "engine" / "keras_zoo.jsonl"
 BOUND = 1e-4

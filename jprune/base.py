@@ -359,6 +359,11 @@ class Stage(Protocol):
 Recipe = tuple[Stage, ...]
 
 
+def is_none(leaf: Any) -> bool:
+    """For `is_leaf` of tree functions: None means "not prunable" and is a leaf."""
+    return leaf is None
+
+
 def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[Batch]) -> Scores:
     """Scores of a criterion after all batches.
 

@@ -11,13 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Masks, PyTree, Variables
-from jprune.graph.concrete import at_hand, put_back
-
-
-def is_none(leaf: Any) -> bool:
-    """For `is_leaf` of tree functions: None means "not prunable" and is a leaf."""
-    return leaf is None
+from jprune.base import Masks, PyTree, Variables, is_none
+from jprune.graph.shrink.concrete import at_hand, put_back
 
 
 def _map_masks(function: Callable[..., Any], masks: Masks, *trees: PyTree) -> PyTree:

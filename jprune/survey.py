@@ -10,7 +10,6 @@ References:
 
 import functools
 import importlib
-import pkgutil
 import re
 from importlib import resources
 from typing import NamedTuple, TypedDict
@@ -114,12 +113,11 @@ def implementations() -> dict[str, str]:
         >>> implementations()["l1"]
         'jprune/recipes/three_step.py'
     """
-    recipes = importlib.import_module("jprune.recipes")
-    found = {}
-    for module in pkgutil.iter_modules(recipes.__path__, "jprune.recipes."):
-        methods = getattr(importlib.import_module(module.name), "METHODS", {})
-        found |= dict.fromkeys(methods, module.name.replace(".", "/") + ".py")
-    return found
+    methods = importlib.import_module("jprune.recipes.methods")
+    return {
+        name: module.__name__.replace(".", "/") + ".py"
+        for name, module in methods.modules().items()
+    }
 
 
 def rows() -> list[Row]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import ROLES, Groups, Masks, Place, PyTree, Scores, Variables
-from jprune.graph.concrete import at_hand, is_traced, put_back
+from jprune.graph.shrink.concrete import at_hand, is_traced, put_back
 
 
 def ones(groups: Groups) -> dict[str, np.ndarray]:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import jprune
-from jprune.graph.leaves import Factored, Rows, Thin
+from jprune.forms.factored import Factored
+from jprune.forms.rows import Rows
+from jprune.forms.thin import Thin
 from tests.nets import FIRST_CUT, Net, conv, draw, head, head_shapes
 from tests.test_law import relative_error
 

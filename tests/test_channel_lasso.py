@@ -13,12 +13,12 @@ from jprune import errors, recipes
 from jprune.base import Budget, Problem, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Train, groups_of, run, weight_masks
-from jprune.recipes._layerwise import LayerWise, as_kernel, as_matrix
-from jprune.recipes._nets import are_units, cost_of, slim_net, unit_masks
-from jprune.recipes._steps import steps_of
-from jprune.recipes.channel_lasso import ByLasso, by_least_squares, channel_lasso
+from jprune.recipes.channel_lasso import channel_lasso
 from jprune.reconstruct import lasso, least_squares
 from jprune.reconstruct.lasso import Path, search
+from jprune.stages.layer_wise import ByLasso, LayerWise, as_kernel, as_matrix, by_least_squares
+from jprune.stages.walk import steps_of
+from jprune.train.net import are_units, cost_of, slim_net, unit_masks
 from tests.toys import drawn, toy_task
 
 KEY = jax.random.key(0)

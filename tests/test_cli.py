@@ -13,8 +13,8 @@ from jprune import cli, report, survey
 from jprune.cli import options, verbs
 from jprune.cli.parse import sentence
 from jprune.export import load_stablehlo, run_tflite
-from jprune.train import files
-from jprune.train.progress import Lines
+from jprune.runs import files
+from jprune.runs.progress import Lines
 
 PRUNE = "prune --model tests.toys:tiny --data digits --method l1 --macs 0.5 --multiple-of 4"
 # What `import jprune` brings is allowed; these take seconds.
@@ -237,7 +237,7 @@ def test_progress_is_lines_where_there_is_no_terminal(monkeypatch):
         made.append(type(progress))
         raise jprune.errors.CheckpointError("stop here")
 
-    monkeypatch.setattr("jprune.train.job.prune", stop)
+    monkeypatch.setattr("jprune.job.main.prune", stop)
     assert cli.main(PRUNE.split()) == 1
     assert made == [Lines]
     assert os.isatty(2) is False or not sys.stderr.isatty()

@@ -8,9 +8,9 @@ import pytest
 from jprune import cli, compare, errors
 from jprune.base import Budget
 from jprune.compare import figures, page, rows, sweep
-from jprune.train import files
-from jprune.train.job import Job
-from jprune.train.progress import Silent
+from jprune.job.main import Job
+from jprune.runs import files
+from jprune.runs.progress import Silent
 from tests import compare_rows
 from tests.compare_rows import row
 

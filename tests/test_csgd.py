@@ -14,11 +14,11 @@ from jprune import errors, recipes
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Train, groups_of
-from jprune.recipes._clusters import Cluster, MergeClusters, Pull, deviation, first_of, merge_map
-from jprune.recipes._nets import slim_net
 from jprune.recipes.csgd import csgd
 from jprune.sparsify import centripetal, cluster, contraction, memberships, strength_for
 from jprune.sparsify.centripetal import cluster_means
+from jprune.stages.centripetal import Cluster, MergeClusters, Pull, deviation, first_of, merge_map
+from jprune.train.net import slim_net
 from jprune.units import expand, map_units
 from tests.nets import FIRST_CUT, draw
 from tests.toys import drawn, toy_task

@@ -15,10 +15,11 @@ from jprune import errors
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Train, groups_of
-from jprune.recipes._nets import slim_net
-from jprune.recipes.data_free import MergeUnits, data_free
+from jprune.recipes.data_free import data_free
 from jprune.reconstruct._folded import affines, weight_sets
 from jprune.reconstruct.merge import cutoff, distances, matrix, merges
+from jprune.stages.merge import MergeUnits
+from jprune.train.net import slim_net
 from jprune.units import expand
 from tests.nets import FIRST_CUT, conv, draw, head, norm, norm_shapes
 from tests.toys import drawn, toy_task

@@ -9,7 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import jprune
-from jprune.graph.depthwise import MAXIMUM_TAPS, shift_depthwise
+from jprune.graph.shrink.depthwise import MAXIMUM_TAPS, shift_depthwise
 from tests.nets import Net, conv, draw, head, head_shapes, norm, norm_shapes
 
 LAYOUTS = (

@@ -18,9 +18,11 @@ from jprune.base import Pruned
 from jprune.data.batches import Split, feed
 from jprune.data.table import Spec
 from jprune.recipes import Train, slim_net
-from jprune.recipes import _training as training
-from jprune.train import devices, files, run
-from jprune.train.progress import Silent
+from jprune.runs import devices, files
+from jprune.runs import directory as run
+from jprune.runs.progress import Silent
+from jprune.train import step as training
+from jprune.train.optimizers import Sgd
 from tests.toys import CLASSES, SHAPE, drawn, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +79,7 @@ def on_four_devices(path):
     batch = devices.place(next(learner.batches(0)))
     state, _ = learner.step(state, batch)
     functions = training.Functions(*(getattr(task, name) for name in training.Functions._fields))
-    step = training._step(functions, training.Sgd(0.05, "one_cycle", 8, 0.9, 5e-4), True)
+    step = training._step(functions, Sgd(0.05, "one_cycle", 8, 0.9, 5e-4), True)
     odd = next(spread.data.batches("validation", 6))
     with pytest.raises(errors.ArgumentError) as caught:
         devices.place(odd)
@@ -120,7 +122,7 @@ def begin(function, path, **variables):
     """Starts a function of this file in a process of its own; it prints what it found."""
     code = (
         "import sys, json\n"
-        "from jprune.train.devices import connect\n"
+        "from jprune.runs.devices import connect\n"
         "connect()\n"
         f"from tests.test_devices import {function.__name__} as function\n"
         "print('FOUND', json.dumps(function(sys.argv[1])), flush=True)\n"

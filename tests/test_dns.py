@@ -13,10 +13,10 @@ from jprune import errors, masks_of, recipes, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks, density
 from jprune.recipes import Train
-from jprune.recipes._surgery import Settle, Surgery
 from jprune.recipes.dns import dns
 from jprune.sparsify import dynamic_surgery
-from jprune.sparsify._thresholds import moments_of, thresholds_of
+from jprune.sparsify.thresholds import moments_of, thresholds_of
+from jprune.stages.surgery import Settle, Surgery
 from tests.toys import CLASSES, SHAPE, drawn, toy_data
 
 KEY = jax.random.key(5)

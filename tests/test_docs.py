@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from jprune.graph import rules as graph_rules
-from jprune.graph import shrink
+from jprune.graph.couple import rules as graph_rules
+from jprune.graph.shrink import rules as shrink
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported, here or elsewhere
 

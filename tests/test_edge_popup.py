@@ -13,9 +13,9 @@ from jprune.base import Budget, Pruned
 from jprune.learners import draw_scores, draw_weights, kept_of, popup_task, top_masks
 from jprune.learners.popup import learned_masks
 from jprune.recipes import Train
-from jprune.recipes._widths import fraction_of
-from jprune.recipes.edge_popup import Popup, Redraw, edge_popup
-from jprune.recipes.stages import fractions
+from jprune.recipes.edge_popup import edge_popup
+from jprune.stages.popup import Popup, Redraw, fraction_kept
+from jprune.stages.prune import fractions
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 
 KEY = jax.random.key(6)
@@ -104,7 +104,7 @@ def test_budgets_are_met_by_one_fraction_of_every_layer():
     task = toy_task()
     scores = jax.tree.map(lambda leaf: leaf if leaf.ndim > 1 else None, drawn(task))
     for kind in ("params", "macs"):
-        k = fraction_of(task, Budget(**{kind: 0.4}))
+        k = fraction_kept(task, Budget(**{kind: 0.4}))
         seen = fractions(task, top_masks(scores, k))
         assert seen[kind] == pytest.approx(0.4, abs=2e-3)
         assert seen[kind] <= 0.4 + 1e-6

@@ -14,18 +14,22 @@ from jprune.base import Budget, Pruned
 from jprune.cost import cost
 from jprune.curvature import Factors, Layer, rotated
 from jprune.export import load_stablehlo, run_tflite, stablehlo_text
-from jprune.graph.leaves import Factored, is_leaf_type
-from jprune.graph.parts import dense_of, opened, read_back, written_out
-from jprune.recipes._forms import cost_as_held
-from jprune.recipes._rotate import Form, Rotate
+from jprune.forms.factored import Factored
+from jprune.forms.leaf_type import is_leaf_type
+from jprune.forms.opened import dense_of, opened, read_back, written_out
+from jprune.job.export import export_again
+from jprune.job.main import Job, prune
+from jprune.job.nets import net_for
 from jprune.recipes.eigendamage import eigendamage
-from jprune.recipes.kronecker import METHODS, PruneFilters
-from jprune.train import loop
-from jprune.train.checkpoint import load_tree
-from jprune.train.job import Job, export_again, prune
-from jprune.train.nets import net_for
-from jprune.train.progress import Silent
-from jprune.train.run import execute, open_directory
+from jprune.recipes.kronecker import METHODS
+from jprune.runs import loop
+from jprune.runs.checkpoint import load_tree
+from jprune.runs.directory import open_directory
+from jprune.runs.execution import execute
+from jprune.runs.progress import Silent
+from jprune.stages.eigenbasis import Form, Rotate
+from jprune.stages.kronecker import PruneFilters
+from jprune.train.net import cost_as_held
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(0)

@@ -14,10 +14,11 @@ from experiments.mechanisms import p32_fbs
 from jprune import errors, recipes, slim, trace, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.cost.samples import gates_of, sample_macs
-from jprune.graph.affine import affine_leaves, affine_of
-from jprune.graph.parts import read_back, written_out
-from jprune.graph.winners import Winners, saliences, winners
-from jprune.learners.fbs import (
+from jprune.data.deformed import mosaic, occlusion
+from jprune.forms.opened import read_back, written_out
+from jprune.forms.winners import Winners, saliences, winners
+from jprune.graph.look.affine import affine_leaves, affine_of
+from jprune.learners.feature_boosting import (
     Boosting,
     as_winners,
     boosted_task,
@@ -28,9 +29,9 @@ from jprune.learners.fbs import (
     prepared,
 )
 from jprune.recipes import Train, cost_of, groups_of, shapes_of
-from jprune.recipes._boost import Boost, density_for
-from jprune.recipes._deformed import EvaluateDeformed, deformed, mosaic, occlusion
 from jprune.recipes.fbs import fbs
+from jprune.stages.deformed import EvaluateDeformed, deformed
+from jprune.stages.feature_boosting import Boost, density_for
 from jprune.zoo import layers as parts
 from tests.toys import CLASSES, SHAPE, drawn, tiny, toy_data, toy_task
 

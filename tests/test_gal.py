@@ -14,14 +14,14 @@ from experiments.mechanisms import p30_gal, p30b_gal_blocks
 from jprune import errors, gated, recipes, slim, slim_params, trace
 from jprune.base import Budget, Pruned
 from jprune.learners import init_judge, judged, told_apart
-from jprune.learners._soft_masks import chosen, ends_of, scaled, sizes_of
-from jprune.learners.gal import Terms, start, step_of
+from jprune.learners.adversarial import Terms, start, step_of
+from jprune.learners.soft_masks import chosen, ends_of, scaled, sizes_of
 from jprune.recipes import Train, groups_of
-from jprune.recipes._adversarial import Adversarial, Settle, Soft, kept_units, price
 from jprune.recipes.gal import gal
+from jprune.runs import loop
+from jprune.runs.progress import Silent
 from jprune.sparsify import fista
-from jprune.train import loop
-from jprune.train.progress import Silent
+from jprune.stages.adversarial import Adversarial, Settle, Soft, kept_units, price
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(30)

@@ -20,20 +20,20 @@ import pytest
 from jprune import errors, masks_of, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import Terms, top_masks
-from jprune.learners.fbs import Boosting, boosted_task, counts_at, init_gates, prepared
+from jprune.learners.feature_boosting import Boosting, boosted_task, counts_at, init_gates, prepared
 from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
 from jprune.recipes import LongStage, Train
-from jprune.recipes._admm import Admm, Sets
-from jprune.recipes._adversarial import Adversarial, Soft
-from jprune.recipes._boost import Boost
-from jprune.recipes._clusters import Pull
-from jprune.recipes._gates import Gate
-from jprune.recipes._hypernet import TrainHypernetwork
-from jprune.recipes._shrink import Penalty, Shrink
-from jprune.recipes._surgery import Surgery
-from jprune.recipes.edge_popup import Popup
-from jprune.recipes.scratch import TrainAnew
+from jprune.stages.admm import Admm, Sets
+from jprune.stages.adversarial import Adversarial, Soft
+from jprune.stages.centripetal import Pull
+from jprune.stages.feature_boosting import Boost
+from jprune.stages.group_lasso import Penalty, Shrink
+from jprune.stages.hypernetwork import TrainHypernetwork
+from jprune.stages.popup import Popup
+from jprune.stages.reinitialise import TrainAnew
+from jprune.stages.surgery import Surgery
+from jprune.stages.variational import Gate
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
 
 FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jprune
-from jprune import allocate, errors, granularity
+from jprune import allocate, errors
 from jprune.base import Budget
+from jprune.blocks import grains as granularity
 from tests.law import quick, relative_error
 from tests.nets import FIRST_CUT, draw
 from tests.patterns.attention import ATTENTION

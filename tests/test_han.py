@@ -12,10 +12,11 @@ from jprune import criteria, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Train
-from jprune.recipes._dead_units import RemoveDead
-from jprune.recipes._dropout import RescaleDropout
-from jprune.recipes._sensitivity import Sensitivity
-from jprune.recipes.han import StdPrune, han
+from jprune.recipes.han import han
+from jprune.stages.dead_units import RemoveDead
+from jprune.stages.dropout import RescaleDropout
+from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.std_rule import StdPrune
 from tests.toys import drawn, toy_data, toy_task
 
 KEY = jax.random.key(3)
@@ -121,7 +122,7 @@ def test_the_scan_prunes_one_layer_at_a_time(lenet5, monkeypatch):
         cut = [np.abs(dense[n])[kernels(variables)[n] == 0].max() / dense[n].std() for n in changed]
         return {"accuracy": 0.5 if changed and cut[0] > bears[changed[0]] else 0.9}
 
-    monkeypatch.setattr("jprune.recipes._sensitivity.evaluate", accuracy)
+    monkeypatch.setattr("jprune.stages.sensitivity.evaluate", accuracy)
     _, (said,) = Sensitivity(Budget(density=0.5))(start, task, KEY)
     found = {path.split("/")[1]: q for path, q in said["metrics"].items()}
     assert list(found) == ["conv1", "conv2", "fc1", "fc2"]

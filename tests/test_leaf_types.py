@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jprune
-from jprune import errors, granularity
-from jprune.graph.csr import CSR
-from jprune.graph.leaves import Factored, Rows, Thin, is_leaf_type
+from jprune import errors, forms
+from jprune.blocks import grains as granularity
+from jprune.forms.csr import CSR
+from jprune.forms.factored import Factored
+from jprune.forms.leaf_type import is_leaf_type
+from jprune.forms.rows import Rows
+from jprune.forms.thin import Thin
 from tests.law import quick, relative_error
 from tests.nets import Net, conv, draw
 
@@ -214,7 +218,7 @@ PATTERNS = {
 def test_which_form_a_pattern_gets(pattern):
     mask, form = PATTERNS[pattern]
     kernel = jnp.arange(1.0, 121).reshape(3, 2, 4, 5)
-    leaf = granularity.leaf_of(kernel, mask)
+    leaf = forms.leaf_of(kernel, mask)
     assert isinstance(leaf, form)
     dense = leaf.dense() if is_leaf_type(leaf) else leaf
     np.testing.assert_array_equal(dense, kernel * mask)
@@ -223,8 +227,8 @@ def test_which_form_a_pattern_gets(pattern):
 def test_single_weights_only_below_the_density_that_is_asked_for():
     kernel, mask = jnp.ones((4, 5)), np.arange(20).reshape(4, 5) % 3 == 0
     assert mask.mean() == 0.35
-    assert isinstance(granularity.leaf_of(kernel, mask), CSR)
-    assert not is_leaf_type(granularity.leaf_of(kernel, mask, csr_below=0.35))
+    assert isinstance(forms.leaf_of(kernel, mask), CSR)
+    assert not is_leaf_type(forms.leaf_of(kernel, mask, csr_below=0.35))
 
 
 def mixed(v, x):
@@ -264,7 +268,7 @@ def test_compact_converts_what_can_be_converted_and_changes_nothing(float64):
     units = granularity.lift(groups, masks)
     small_fn = jprune.slim(MIXED.fn, groups, units)
     small, left = (jprune.slim_params(groups, units, tree) for tree in (masked, masks))
-    held = granularity.compact(small_fn, small, left, *inputs)
+    held = forms.compact(small_fn, small, left, *inputs)
     kinds = {name: type(leaf).__name__ for name, leaf in held.items() if is_leaf_type(leaf)}
     assert kinds == {"plain": "Thin", "out": "CSR"}
     both = lambda masked, held: (MIXED.fn(masked, *inputs), small_fn(held, *inputs))
@@ -290,7 +294,7 @@ def test_errors_say_what_to_write():
     with pytest.raises(errors.StructureError, match=r"bool \[2\] and \[4\]"):
         Rows.of(kernel, np.ones(3, bool), np.ones(4, bool))
     with pytest.raises(errors.StructureError, match="two axes or more"):
-        granularity.leaf_of(jnp.ones(3), np.ones(3, bool))
+        forms.leaf_of(jnp.ones(3), np.ones(3, bool))
     grouped = lambda v, x: conv(x, v["kernel"], groups=2)
     x = jnp.ones((1, 5, 5, 4))
     with pytest.raises(errors.StructureError, match=r"feature groups. Use leaf.dense\(\)"):

@@ -10,8 +10,8 @@ from jprune import data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Rewind, Train
-from jprune.recipes._tickets import PruneRound, after
 from jprune.recipes.lottery_ticket import lottery_ticket
+from jprune.stages.tickets import PruneRound, after
 
 SHORT = Train(1, 0.05, 64, max_steps=3)
 KEY = jax.random.key(4)

@@ -24,11 +24,11 @@ from jprune.learners import (
 )
 from jprune.learners.candidates import check_settles
 from jprune.recipes import CheckedStage, Train, groups_of
-from jprune.recipes._hypernet import Rounds, Search, TrainHypernetwork, stacked
-from jprune.recipes._width_space import Widths
 from jprune.recipes.metapruning import metapruning
 from jprune.search import Space, evolution
 from jprune.search.evolution import crossed, mutated
+from jprune.search.widths import Widths
+from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork, stacked
 from tests.law import QUICK, quick, relative_error
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 
@@ -56,7 +56,7 @@ def net_of():
 @functools.cache
 def hyper_of(vectors="fixed"):
     task = task_of()
-    net = hypernetwork(task, groups_of(task), FREE.menu(task), 5, vectors)
+    net = hypernetwork(task, groups_of(task), FREE.menu(groups_of(task)), 5, vectors)
     params = net.init(KEY, net_of())
     # As if trained: encodings matter, and norms have scales of their own.
     bend = lambda leaf: leaf + 0.3 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape)
@@ -81,7 +81,7 @@ def test_menus_keep_to_floors_and_multiples():
     task = task_of()
     stream, inner = groups_of(task).names
     budget = Budget(macs=0.5, multiple_of=4, floors={stream: 8, inner: 6})
-    found = Widths(budget, options=5).menu(task)
+    found = Widths(budget, options=5).menu(groups_of(task))
     assert found.names == (inner,)  # the other is whole
     assert found.widths.tolist() == [[8, 8, 8, 8, 12]]
 

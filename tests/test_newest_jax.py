@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jprune
-from jprune.graph.jaxprs import program_of, scan_parts
+from jprune.jaxprs import program_of, scan_parts
 from tests.law import check_law
 
 

@@ -14,9 +14,9 @@ from jprune.base import Budget, Pruned
 from jprune.curvature import Rows, blocks_of
 from jprune.masks import apply_masks
 from jprune.recipes import Train
-from jprune.recipes.obs import Surgery
 from jprune.recipes.obs import obs as obs_recipe
 from jprune.reconstruct.obs import obs
+from jprune.stages.obs import Surgery
 from tests.toys import drawn, toy_task
 
 KEY = jax.random.key(0)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import jprune
-from jprune.graph.csr import CSR
-from jprune.graph.leaves import Factored, Rows, Thin
-from jprune.graph.plans import held, plan_of, replay
+from jprune.forms.csr import CSR
+from jprune.forms.factored import Factored
+from jprune.forms.rows import Rows
+from jprune.forms.thin import Thin
+from jprune.graph.shrink.plans import held, plan_of, replay
 from tests.law import random_masks, relative_error
 from tests.nets import FIRST_CUT, Net, conv, draw, head, head_shapes
 from tests.test_open import NORMS, net_with

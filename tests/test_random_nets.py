@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 import jprune
-from jprune.graph.jaxprs import program_of
+from jprune.jaxprs import program_of
 from tests.law import check_law, random_masks
 from tests.nets import draw
 from tests.random_nets import KINDS, Step, build

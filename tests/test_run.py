@@ -22,11 +22,13 @@ from jprune import Budget, errors, recipes, report
 from jprune.base import Pruned
 from jprune.cli import main
 from jprune.export import load_stablehlo, run_tflite, stablehlo_text
-from jprune.graph.plans import replay
+from jprune.graph.shrink.plans import replay
+from jprune.job import main as job
+from jprune.job.nets import net_for
 from jprune.recipes import Train
-from jprune.train import checkpoint, files, job, loop, run
-from jprune.train.nets import net_for
-from jprune.train.progress import Silent
+from jprune.runs import checkpoint, files, loop
+from jprune.runs import directory as run
+from jprune.runs.progress import Silent
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(0)
@@ -451,7 +453,7 @@ def test_without_the_extra_there_is_a_note_and_null(tmp_path, finished, monkeypa
     def missing(*_, **__):
         raise errors.MissingExtraError("install the extra: pip install 'jprune[tflite]'")
 
-    monkeypatch.setattr("jprune.train.finish.export.tflite", missing)
+    monkeypatch.setattr("jprune.job.finish.export.tflite", missing)
     before_export(finished[0], tmp_path / "run")
     result = job.prune(JOB, tmp_path / "run", "command", Notes(), measure_seconds=0.0)
     assert result["pruned"]["bytes"] is None

@@ -21,10 +21,10 @@ from experiments import configs, perform, rows, run, seeds, show, sweep, work
 from experiments.sweep import Net, Sweep
 from jprune import compare, errors
 from jprune.base import Pruned
+from jprune.job import main as jobs
 from jprune.recipes import Train
-from jprune.recipes.stages import record
-from jprune.train import job as jobs
-from jprune.train.progress import Silent
+from jprune.runs.progress import Silent
+from jprune.stages.evaluate import record
 from tests.toys import drawn, toy_task
 
 ROOT = Path(__file__).parents[1]

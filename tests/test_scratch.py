@@ -9,8 +9,9 @@ import pytest
 from jprune import allocate, errors, recipes
 from jprune.base import Budget, Pruned
 from jprune.recipes import Prune, Train, cost_of, slim_net, weight_masks
-from jprune.recipes._training import LEARNING_RATES
-from jprune.recipes.scratch import METHODS, BeginAnew, TrainAnew, epochs_of, l1_of
+from jprune.recipes.scratch import METHODS, BeginAnew, l1_of
+from jprune.stages.reinitialise import TrainAnew, epochs_of
+from jprune.train.rates import LEARNING_RATES
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(5)

@@ -9,12 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jprune
-from jprune import errors, granularity, recipes
+from jprune import errors, forms, recipes
 from jprune.base import Budget, Pruned
-from jprune.recipes import Train
-from jprune.recipes._shrink import Penalty, ReadOff, Shrink, scores_of
-from jprune.sparsify import Term, group_lasso, group_penalty
-from jprune.sparsify._groups import (
+from jprune.blocks.members import (
     Block,
     Member,
     branch_blocks,
@@ -23,7 +20,11 @@ from jprune.sparsify._groups import (
     squares,
     unit_blocks,
 )
+from jprune.forms.opened import dense_of
+from jprune.recipes import Train
+from jprune.sparsify import Term, group_lasso, group_penalty
 from jprune.sparsify.group_lasso import cleared, shrunk
+from jprune.stages.group_lasso import Penalty, ReadOff, Shrink, scores_of
 from tests.nets import FIRST_CUT, draw
 from tests.toys import drawn, toy_task
 
@@ -39,7 +40,7 @@ def traced(name):
 
 
 def one_kernel(shape, along, path="w"):
-    fn = lambda v, x: jprune.graph.parts.dense_of(v)[path]
+    fn = lambda v, x: dense_of(v)[path]
     groups = jprune.trace(fn, {path: jnp.zeros(shape)}, jnp.zeros(1))
     return grain_blocks(groups, [path], along)
 
@@ -74,8 +75,8 @@ def test_zero_filters_and_columns_leave_the_matrix(float64):
         for name in ("filter", "shape")
     }
     mask = alive["shape"].reshape(2, 3, 4)[..., None] & alive["filter"]
-    held = granularity.leaf_of(kernel, mask)
-    assert isinstance(held, granularity.Thin)
+    held = forms.leaf_of(kernel, mask)
+    assert isinstance(held, forms.Thin)
     assert held.weights.shape == (24 - 3, 3)
     fn = lambda v, x: jax.lax.conv_general_dilated(
         x, v["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -12,11 +12,11 @@ import pytest
 import jprune
 from jprune import errors, recipes
 from jprune.base import Budget, Pruned
+from jprune.blocks.members import Block, Member, squares, unit_blocks
 from jprune.masks import apply_masks
 from jprune.recipes import Train
-from jprune.recipes._admm import Admm, Cut, Sets
 from jprune.sparsify import admm, projection
-from jprune.sparsify._groups import Block, Member, squares, unit_blocks
+from jprune.stages.admm import Admm, Cut, Sets
 from jprune.units import leaves_by_path
 from tests.nets import FIRST_CUT, draw
 from tests.test_ssl import ALONG, one_kernel

@@ -10,8 +10,9 @@ import pytest
 from jprune import errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.recipes import Train
-from jprune.recipes._subset_sums import best_subsets, edge, edge_units
-from jprune.recipes.subset_sum import Approximate, products_of, subset_sum
+from jprune.recipes.subset_sum import subset_sum
+from jprune.search.subset_sums import best_subsets, edge, edge_units
+from jprune.stages.subset_sums import Approximate, products_of
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
 
 KEY = jax.random.key(7)

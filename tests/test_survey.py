@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 import jprune
-from jprune import allocate, criteria, errors, granularity, recipes, schedules, survey
+from jprune import allocate, criteria, errors, recipes, schedules, survey
+from jprune.blocks import grains as granularity
 from jprune.citation import citation
 from jprune.zoo import densenet
 

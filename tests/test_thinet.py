@@ -13,10 +13,10 @@ from experiments.mechanisms import _layers, e20_thinet
 from jprune import errors, recipes
 from jprune.base import Budget, Problem, Pruned
 from jprune.recipes import Train, run
-from jprune.recipes._layerwise import LayerWise
-from jprune.recipes.thinet import ByThiNet, thinet
+from jprune.recipes.thinet import thinet
 from jprune.reconstruct import greedy, relative_error
 from jprune.reconstruct import thinet as chosen
+from jprune.stages.layer_wise import ByThiNet, LayerWise
 from tests.toys import drawn, toy_task
 
 KEY = jax.random.key(0)

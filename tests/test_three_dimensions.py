@@ -13,11 +13,18 @@ from experiments.mechanisms import x9_three_dimensions
 from jprune import data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.recipes import CheckedStage, Evaluate, Rewind, Train, cost_of, groups_of
-from jprune.recipes._dimensions import Narrow, fewer_blocks, fewer_units, sizes_of, where
-from jprune.recipes._optimum import Observe, Optimum
-from jprune.recipes._resolution import at_resolution, at_size, check_size, resize, seen_at
 from jprune.recipes.three_dimensions import three_dimensions
 from jprune.search import Polynomial, fit, optimum
+from jprune.stages.dimensions import (
+    Narrow,
+    Observe,
+    Optimum,
+    fewer_blocks,
+    fewer_units,
+    sizes_of,
+    where,
+)
+from jprune.train.resolution import at_resolution, at_size, check_size, resize, seen_at
 from tests.law import relative_error
 from tests.toys import CLASSES, drawn, toy_data, toy_task
 

@@ -28,10 +28,11 @@ from jprune.recipes import (
     three_step,
     weight_masks,
 )
-from jprune.recipes import _training as training
 from jprune.recipes.three_step import kept_after
-from jprune.train import checkpoint, files, loop
-from jprune.train.progress import Bars, Lines, Silent
+from jprune.runs import checkpoint, files, loop
+from jprune.runs.progress import Bars, Lines, Silent
+from jprune.train import step as training
+from jprune.train.optimizers import Sgd
 from tests.toys import drawn, equal, toy_data, toy_task
 
 KEY = jax.random.key(0)
@@ -190,7 +191,7 @@ def test_a_resumed_stream_goes_on_where_it_was():
 def test_rounds_share_what_was_compiled():
     task, settings = toy_task("lenet300"), Train(1, 0.1, 16)
     functions = training.Functions(*(getattr(task, name) for name in training.Functions._fields))
-    sgd = training.Sgd(0.1, "one_cycle", 3, 0.9, 5e-4)
+    sgd = Sgd(0.1, "one_cycle", 3, 0.9, 5e-4)
     assert training._step(functions, sgd, False) is training._step(functions, sgd, False)
     assert settings.learner(Pruned(drawn(task), None), task, KEY).steps == 3
 

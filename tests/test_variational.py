@@ -15,13 +15,13 @@ from experiments.mechanisms import x9v_variational
 from jprune import errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import fold_gates, gateable, kl_gaussian, kl_log_uniform, sample_gates
-from jprune.learners._norm_gates import early_shifts
+from jprune.learners.norm_gates import early_shifts
 from jprune.learners.variational import PRIORS, Rule, Settings, variational_task
 from jprune.recipes import Train, groups_of
-from jprune.recipes._gates import Gate, Select
-from jprune.recipes._nets import slim_net
 from jprune.recipes.variational import variational
 from jprune.sparsify import guarded
+from jprune.stages.variational import Gate, Select
+from jprune.train.net import slim_net
 from tests.nets import FIRST_CUT, draw
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 

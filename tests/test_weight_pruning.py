@@ -9,8 +9,8 @@ from jprune import allocate, criteria, data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Evaluate, Prune, Save, Train
-from jprune.recipes._distill import distilled
 from jprune.recipes.three_step import METHODS, l1_of, taylor_of, three_step
+from jprune.train.distill import distilled
 
 
 @pytest.fixture(scope="module")

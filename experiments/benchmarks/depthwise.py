@@ -14,7 +14,7 @@ import tyro
 from experiments import rows
 from experiments.keras_nets import build, draw
 from jprune import measure
-from jprune.graph.depthwise import shift_depthwise
+from jprune.graph.shrink.depthwise import shift_depthwise
 
 OUT = rows.RESULTS / "engine" / "depthwise.jsonl"
 NETS = ("MobileNetV2", "EfficientNetB0")

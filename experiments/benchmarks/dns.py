@@ -17,8 +17,8 @@ from experiments import rows
 from experiments.benchmarks.hold import NETS, step_of, task_of
 from jprune import measure
 from jprune.base import Budget, Pruned
-from jprune.recipes._surgery import Surgery
-from jprune.recipes.stages import Train
+from jprune.stages.surgery import Surgery
+from jprune.stages.train import Train
 
 OUT = rows.RESULTS / "benchmarks" / "dns.jsonl"
 

@@ -17,7 +17,7 @@ from experiments import rows
 from jprune import data, measure, train, zoo
 from jprune.base import Batch, Learner, Pruned, Task
 from jprune.recipes import groups_of
-from jprune.recipes.stages import Train
+from jprune.stages.train import Train
 
 OUT = rows.RESULTS / "engine" / "hold.jsonl"
 NETS = {"lenet5": (28, 28, 1), "resnet8": (32, 32, 3)}

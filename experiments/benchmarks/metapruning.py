@@ -17,7 +17,8 @@ from experiments import rows
 from jprune import data, train, zoo
 from jprune.base import Budget, Task
 from jprune.learners import scorer
-from jprune.recipes._width_space import Widths
+from jprune.search.widths import Widths
+from jprune.train.net import cost_of, groups_of
 
 OUT = rows.RESULTS / "benchmarks" / "metapruning.jsonl"
 
@@ -50,7 +51,8 @@ def per_second(case: Case, batch_size: int, candidates: int) -> tuple[float, int
     """Candidates a second, and how often they were compiled."""
     task, key = task_of(case), jax.random.key(0)
     widths = Widths(Budget(macs=0.5), window=0.2)
-    hyper, (space, of_genes) = widths.hypernetwork(task), widths.space(task)
+    groups, cost = groups_of(task), cost_of(task)
+    hyper, (space, of_genes) = widths.hypernetwork(task, groups), widths.space(groups, cost)
     variables = task.init(key)
     params = hyper.init(key, variables)
     rng = np.random.default_rng(0)

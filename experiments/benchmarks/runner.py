@@ -25,10 +25,10 @@ from experiments import rows, run, seeds, work
 from experiments.sweep import Net, Sweep
 from jprune import measure
 from jprune.base import Pruned, Task
+from jprune.job.main import Job, task_for
 from jprune.measure.provenance import usable_cores
 from jprune.recipes import Train
-from jprune.train.job import Job, task_for
-from jprune.train.run import RunDirectory
+from jprune.runs.directory import RunDirectory
 
 OUT = rows.RESULTS / "engine" / "runner.jsonl"
 LENET5 = Net("lenet5", "mnist", train_images=15_000, epochs=4, finetune_epochs=2)

@@ -1,6 +1,6 @@
 """What E19 and E20 share: a small residual net, and one layer of it pruned at a time.
 
-A layer is a step of `jprune.recipes._layerwise`: what one consumer reads, the inner channels of a
+A layer is a step of `jprune.stages.layer_wise`: what one consumer reads, the inner channels of a
 block or, by a sampler, its part of a stream.
 """
 
@@ -19,10 +19,10 @@ from experiments.claims import seeds_of
 from experiments.mechanisms._nets import cifar10, task_of
 from jprune.base import Budget, Problem, Pruned, Reconstructor, Task, Variables
 from jprune.recipes import Train
-from jprune.recipes._layerwise import Choose, LayerWise, Refit, Walk
-from jprune.recipes._steps import Step, steps_of
 from jprune.reconstruct import relative_error
 from jprune.reconstruct._moments import best
+from jprune.stages.layer_wise import Choose, LayerWise, Refit, Walk
+from jprune.stages.walk import Step, steps_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,8 +30,8 @@ from experiments import rows
 from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from experiments.mechanisms._nets import mnist, task_of
 from jprune import allocate, criteria, curvature, run_criterion
-from jprune.base import Budget, Criterion, Groups, Pruned, Scores, Task
-from jprune.masks import apply_masks, is_none
+from jprune.base import Budget, Criterion, Groups, Pruned, Scores, Task, is_none
+from jprune.masks import apply_masks
 from jprune.recipes import Prune, Train, evaluate
 from jprune.report.figures import PRINT
 

@@ -30,12 +30,13 @@ from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from experiments.mechanisms._nets import mnist, task_of, thresholds
 from jprune.base import Budget, Pruned, Stage, Task
 from jprune.recipes import Save, Train, evaluate
-from jprune.recipes._controls import Reinitialise
-from jprune.recipes._dead_units import RemoveDead
-from jprune.recipes._sensitivity import Sensitivity
-from jprune.recipes.han import StdPrune, han
-from jprune.recipes.stages import fractions
+from jprune.recipes.han import han
 from jprune.report.figures import PRINT
+from jprune.stages.dead_units import RemoveDead
+from jprune.stages.prune import fractions
+from jprune.stages.reinitialise import Reinitialise
+from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.std_rule import StdPrune
 
 RESULTS = rows.RESULTS / "mechanisms" / "e04.jsonl"
 NETS = {"lenet300": (0.5, 0.3, 0.18, 0.12, 0.083, 0.04), "lenet5": (0.5, 0.3, 0.18, 0.12, 0.083)}

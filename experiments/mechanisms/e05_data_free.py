@@ -33,10 +33,10 @@ from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task, Variables
 from jprune.masks import apply_masks
 from jprune.recipes import Train, cost_of, evaluate, groups_of
-from jprune.recipes.data_free import MergeUnits, affines_of, sets_of
 from jprune.reconstruct import Merge, merges
 from jprune.reconstruct.merge import matrix
 from jprune.report.figures import PRINT
+from jprune.stages.merge import MergeUnits, affines_of, sets_of
 from jprune.units import expand, map_units
 
 RESULTS = rows.RESULTS / "mechanisms" / "e05.jsonl"

@@ -32,10 +32,10 @@ from jprune import masks_of, recipes
 from jprune.base import Budget, Pruned, Task
 from jprune.masks import density
 from jprune.recipes import Save, Train, evaluate
-from jprune.recipes._surgery import Settle, Surgery
 from jprune.recipes.han import han
 from jprune.report.figures import PRINT
-from jprune.sparsify.dns import CUT
+from jprune.sparsify.surgery import CUT
+from jprune.stages.surgery import Settle, Surgery
 
 RESULTS = rows.RESULTS / "mechanisms" / "e07.jsonl"
 NETS = {

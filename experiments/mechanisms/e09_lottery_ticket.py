@@ -29,10 +29,10 @@ from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Rewind, Save, Train, evaluate
-from jprune.recipes._controls import Reinitialise, ShuffleMasks
-from jprune.recipes._tickets import PruneRound, after
-from jprune.recipes.stages import fractions
 from jprune.report.figures import PRINT
+from jprune.stages.prune import fractions
+from jprune.stages.reinitialise import Reinitialise, ShuffleMasks
+from jprune.stages.tickets import PruneRound, after
 
 RESULTS = rows.RESULTS / "mechanisms" / "e09.jsonl"
 ROUNDS = 18

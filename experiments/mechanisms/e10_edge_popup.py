@@ -35,9 +35,9 @@ from experiments.mechanisms._nets import mnist
 from jprune import train, zoo
 from jprune.base import Budget, Data, Pruned, Task
 from jprune.recipes import Train, evaluate
-from jprune.recipes.edge_popup import Popup, Redraw
-from jprune.recipes.subset_sum import Approximate
 from jprune.report.figures import PRINT
+from jprune.stages.popup import Popup, Redraw
+from jprune.stages.subset_sums import Approximate
 from jprune.zoo import layers
 
 RESULTS = rows.RESULTS / "mechanisms" / "e10.jsonl"

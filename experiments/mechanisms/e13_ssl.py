@@ -30,9 +30,9 @@ from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from experiments.mechanisms._nets import cifar10, mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Train, cost_of, evaluate
-from jprune.recipes._shrink import Penalty, ReadOff, Shrink
-from jprune.recipes._structures import norms_of
 from jprune.report.figures import PRINT
+from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
+from jprune.stages.structures import norms_of
 
 RESULTS = rows.RESULTS / "mechanisms" / "e13.jsonl"
 WHOLE = Budget(macs=1.0)

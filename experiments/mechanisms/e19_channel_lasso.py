@@ -40,10 +40,9 @@ from experiments.mechanisms._layers import (
     rows_of,
 )
 from jprune.base import Budget, Pruned, Task
-from jprune.recipes._layerwise import Choose
-from jprune.recipes.channel_lasso import ByLasso, by_least_squares
 from jprune.reconstruct import least_squares
 from jprune.report.figures import PRINT
+from jprune.stages.layer_wise import ByLasso, Choose, by_least_squares
 
 RESULTS = rows.RESULTS / "mechanisms" / "e19.jsonl"
 KEPT = (0.75, 0.5, 0.25)

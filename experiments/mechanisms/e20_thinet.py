@@ -40,9 +40,8 @@ from experiments.mechanisms._layers import (
 )
 from jprune.base import Pruned, Task
 from jprune.recipes import Train
-from jprune.recipes._layerwise import Choose, Refit
-from jprune.recipes.thinet import ByThiNet
 from jprune.report.figures import PRINT
+from jprune.stages.layer_wise import ByThiNet, Choose, Refit
 
 RESULTS = rows.RESULTS / "mechanisms" / "e20.jsonl"
 KEPT = (0.8, 0.5, 0.2)

@@ -34,13 +34,14 @@ from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from experiments.mechanisms._nets import task_of
 from jprune import allocate, criteria, curvature, data, errors, run_criterion
 from jprune.base import Batch, Budget, Criterion, Groups, Pruned, Scores, Task
-from jprune.graph.parts import dense_of
+from jprune.forms.opened import dense_of
 from jprune.masks import apply_masks
 from jprune.recipes import Prune, Train, groups_of, weight_masks
-from jprune.recipes._rotate import COLUMNS, ROWS, Form, Rotate
-from jprune.recipes.kronecker import METHODS, PruneFilters
-from jprune.recipes.stages import fractions
+from jprune.recipes.kronecker import METHODS
 from jprune.report.figures import PRINT
+from jprune.stages.eigenbasis import COLUMNS, ROWS, Form, Rotate
+from jprune.stages.kronecker import PruneFilters
+from jprune.stages.prune import fractions
 
 RESULTS = rows.RESULTS / "mechanisms" / "e28.jsonl"
 NETS = {"lenet5": ("mnist", 600, 0.02), "resnet8": ("cifar10", 400, 0.1)}

@@ -31,8 +31,8 @@ from jprune.base import Budget, Pruned, Task
 from jprune.learners import Terms
 from jprune.masks import apply_masks
 from jprune.recipes import Train, cost_of, evaluate, weight_masks
-from jprune.recipes._adversarial import Adversarial, Settle, Soft
 from jprune.report.figures import PRINT
+from jprune.stages.adversarial import Adversarial, Settle, Soft
 
 RESULTS = rows.RESULTS / "mechanisms" / "p30.jsonl"
 STRENGTHS = (0.1, 0.3, 1.0)

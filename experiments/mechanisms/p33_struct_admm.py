@@ -29,11 +29,11 @@ from experiments import rows
 from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task
+from jprune.job.finish import Law
 from jprune.masks import density
 from jprune.recipes import Train, evaluate
-from jprune.recipes._admm import Admm, Cut, Sets
 from jprune.report.figures import PRINT
-from jprune.train.finish import Law
+from jprune.stages.admm import Admm, Cut, Sets
 
 RESULTS = rows.RESULTS / "mechanisms" / "p33.jsonl"
 SETS = {

@@ -32,12 +32,11 @@ from jprune.base import Budget, Pruned, Task
 from jprune.learners import hypernetwork, width_masks
 from jprune.masks import apply_masks
 from jprune.recipes import Train, cost_of, evaluate, groups_of, weight_masks
-from jprune.recipes._anew import BeginAnew
-from jprune.recipes._hypernet import Rounds, Search, TrainHypernetwork
-from jprune.recipes._width_space import Widths
-from jprune.recipes.scratch import TrainAnew
 from jprune.report.figures import PRINT
 from jprune.search._space import draw
+from jprune.search.widths import Widths
+from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
+from jprune.stages.reinitialise import BeginAnew, TrainAnew
 
 RESULTS = rows.RESULTS / "mechanisms" / "p39.jsonl"
 
@@ -110,11 +109,11 @@ class Arms:
     def ranks(self, meta: Pruned) -> Iterator[rows.Row]:
         """Random widths: by the hypernetwork, and from scratch."""
         given, task, key = self.settings, self.task, jax.random.fold_in(self.key, 3)
-        hyper = hypernetwork(task, groups_of(task), self.widths.menu(task))
+        hyper = hypernetwork(task, groups_of(task), self.widths.menu(groups_of(task)))
         search = Search(self.widths, Rounds(), given.rank_images, self.batches, self.size)
         settled = search.scorer(task, hyper, key)
         stale = dataclasses.replace(search, recalibrate=0).scorer(task, hyper, key)
-        space, widths = self.widths.space(task)
+        space, widths = self.widths.space(groups_of(task), cost_of(task))
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
         count = 2 if given.smoke else given.nets
         genes = draw(space._replace(low=0.0, high=1.0), rng, count)

@@ -28,11 +28,18 @@ from experiments.mechanisms._nets import cifar10, task_of
 from jprune import errors
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Evaluate, Save, Train, cost_of, run
-from jprune.recipes._dimensions import DIMENSIONS, Narrow, fewer_units, where
-from jprune.recipes._optimum import Observe, Optimum, seen_of
-from jprune.recipes._resolution import at_resolution
 from jprune.report.figures import PRINT
 from jprune.search import fit
+from jprune.stages.dimensions import (
+    DIMENSIONS,
+    Narrow,
+    Observe,
+    Optimum,
+    fewer_units,
+    seen_of,
+    where,
+)
+from jprune.train.resolution import at_resolution
 
 RESULTS = rows.RESULTS / "mechanisms" / "x9.jsonl"
 LEVELS = {"depth": (2 / 3, 1 / 3), "width": (0.75, 0.5), "resolution": (0.875, 0.75, 0.625, 0.5)}

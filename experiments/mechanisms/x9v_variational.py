@@ -32,9 +32,9 @@ from jprune.base import Budget, Pruned, Task
 from jprune.learners.variational import PRIORS, Rule
 from jprune.learners.variational import Settings as GateSettings
 from jprune.recipes import Train, evaluate
-from jprune.recipes._gates import Gate, Select
-from jprune.recipes.stages import fractions
 from jprune.report.figures import PRINT
+from jprune.stages.prune import fractions
+from jprune.stages.variational import Gate, Select
 from jprune.zoo import layers
 
 RESULTS = rows.RESULTS / "mechanisms" / "x9v.jsonl"

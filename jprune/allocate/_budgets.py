@@ -13,8 +13,7 @@ from jax.core import Tracer
 
 from jprune import errors
 from jprune.allocate._counts import floor_of, step_of, widths
-from jprune.base import Budget, Cost, CostModel, Masks, Scores
-from jprune.masks import is_none
+from jprune.base import Budget, Cost, CostModel, Masks, Scores, is_none
 from jprune.topk import best, keep_best
 
 NEAR = 0.95

@@ -59,8 +59,8 @@ def _refuse_settings(given: Compare) -> None:
 
 def _swept(given: Compare, words: Sequence[str], out: str) -> comparisons.Read:
     from jprune.compare import sweep as sweeps
-    from jprune.train.job import Job
-    from jprune.train.progress import Bars, Lines, Silent
+    from jprune.job.main import Job
+    from jprune.runs.progress import Bars, Lines, Silent
 
     missing = [name for name in ("model", "data", "methods") if not getattr(given, name)]
     if missing:

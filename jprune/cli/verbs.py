@@ -16,9 +16,9 @@ def prune(given: options.Prune, words: Sequence[str]) -> None:
     """The main job."""
     budget = _budget(given)
     from jprune import recipes
-    from jprune.train import job as jobs
-    from jprune.train.devices import connect
-    from jprune.train.progress import Bars, Lines, Silent
+    from jprune.job import main as jobs
+    from jprune.runs.devices import connect
+    from jprune.runs.progress import Bars, Lines, Silent
 
     if not connect():  # one of several processes is enough to talk
         given = dataclasses.replace(given, quiet=True, json=False)
@@ -84,7 +84,7 @@ def compare(given: options.Compare, words: Sequence[str]) -> None:
 def inspect(given: options.Inspect, words: Sequence[str]) -> None:
     """Groups, sites, frozen axes, cost."""
     del words
-    from jprune.train.inspection import inspected
+    from jprune.job.inspection import inspected
 
     found = inspected(given.model, given.data)
     if given.json:
@@ -104,9 +104,9 @@ def report(given: options.Report, words: Sequence[str]) -> None:
 def export(given: options.Export, words: Sequence[str]) -> None:
     """The exported forms of a finished run."""
     del words
-    from jprune.train import job
+    from jprune.job.export import export_again
 
-    _tell([str(path) for path in job.export_again(given.directory, given.to)], given)
+    _tell([str(path) for path in export_again(given.directory, given.to)], given)
 
 
 def methods(given: options.Methods, words: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from jprune.compare.words import budget_text, capital, counted, device_text
 from jprune.report import text
 from jprune.report.markup import Markup, join, table, tag
 from jprune.report.tables import value
-from jprune.train.files import PathLike, atomic_write, make_folder, write_json
+from jprune.runs.files import PathLike, atomic_write, make_folder, write_json
 
 TABLE_NOTE = (
     "Mean and standard deviation over the seeds. Accuracy is that of the test split, read once at "

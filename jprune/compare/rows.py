@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from jprune import errors
-from jprune.train.files import PathLike, read_json, read_lines
+from jprune.runs.files import PathLike, read_json, read_lines
 
 Row = dict[str, Any]
 SCHEMA = 1

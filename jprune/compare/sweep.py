@@ -22,19 +22,12 @@ from jprune.base import Budget, Task
 from jprune.compare.protocol import BASELINES
 from jprune.compare.rows import Row, row_of
 from jprune.compare.words import budget_text, listed
+from jprune.job import main as jobs
+from jprune.job.main import Job
 from jprune.report import text
-from jprune.train import job as jobs
-from jprune.train.files import (
-    PathLike,
-    explained,
-    locked,
-    make_folder,
-    read_lines,
-    write_lines,
-)
-from jprune.train.job import Job
-from jprune.train.progress import Progress
-from jprune.train.run import open_directory
+from jprune.runs.directory import open_directory
+from jprune.runs.files import PathLike, explained, locked, make_folder, read_lines, write_lines
+from jprune.runs.progress import Progress
 
 RATES = (0.3, 1.0, 3.0)
 """Learning rates that are tried, as multiples of the usual one."""

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.base import Groups
-from jprune.graph.coupling import unit_numbers
-from jprune.graph.labels import Axis, Fixed
+from jprune.graph.couple.coupling import unit_numbers
+from jprune.graph.couple.labels import Axis, Fixed
 from jprune.graph.trace import Coupling
 
 

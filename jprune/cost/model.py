@@ -11,12 +11,12 @@ import numpy as np
 from jprune import errors
 from jprune.base import Cost, CostModel, Groups, Masks
 from jprune.cost.counts import Count, Counter, as_gates
-from jprune.graph.branches import Needs, find_forks
-from jprune.graph.interpret import Frame
-from jprune.graph.jaxprs import Equation, Program
-from jprune.graph.roles import CONTRACTIONS, Uses, contracted_axes
-from jprune.graph.sites import find_spots
+from jprune.graph.couple.interpret import Frame
+from jprune.graph.couple.roles import CONTRACTIONS, Uses, contracted_axes
+from jprune.graph.look.branches import Needs, find_forks
+from jprune.graph.look.sites import find_spots
 from jprune.graph.trace import Coupling, check_leaves, couple, trace
+from jprune.jaxprs import Equation, Program
 
 STATISTICS = {"mean", "var", "state"}
 

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from jprune.base import Groups, Variables
-from jprune.graph.coupling import leaf_paths
-from jprune.graph.intercept import Site, intercept
-from jprune.graph.parts import dense_of
-from jprune.graph.winners import Winners, is_dynamic
+from jprune.forms.opened import dense_of
+from jprune.forms.winners import Winners, is_dynamic
+from jprune.graph.couple.coupling import leaf_paths
+from jprune.graph.look.intercept import Site, intercept
 
 
 def dynamic_leaves(variables: Variables) -> dict[str, Winners]:

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Criterion, Masks, PyTree, Scores, Variables
-from jprune.masks import is_none
+from jprune.base import Criterion, Masks, PyTree, Scores, Variables, is_none
 
 
 def masked(criterion: Criterion, masks: Masks) -> Criterion:

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jprune import errors
-from jprune.base import Criterion, PyTree, Scores, Variables
+from jprune.base import Criterion, PyTree, Scores, Variables, is_none
 from jprune.criteria._leaves import map_parameters
-from jprune.masks import is_none
 
 STD_OVER = ("alive", "all")
 

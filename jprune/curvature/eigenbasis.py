@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.curvature.blocks import Factors, checked
-from jprune.graph.leaves import Factored
+from jprune.forms.factored import Factored
 
 TINY = 1e-10
 """Eigenvalues below it are 0, as in the authors' code: entries there cost nothing."""

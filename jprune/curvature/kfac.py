@@ -30,8 +30,8 @@ from jprune.base import Batch, Criterion, Groups, Variables
 from jprune.curvature.blocks import Factors
 from jprune.curvature.products import Function, weights_of
 from jprune.curvature.rows import check_labels, with_drawn_labels
+from jprune.forms.slide import plain_kernels
 from jprune.graph import Site, intercept, taps
-from jprune.graph.windows import plain_kernels
 
 INPUTS = ("patches", "channels")
 

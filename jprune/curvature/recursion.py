@@ -30,8 +30,8 @@ from jprune import errors
 from jprune.base import Batch, Variables
 from jprune.curvature.diagonal import Estimator
 from jprune.curvature.products import Function, parameters_of, shares_of
-from jprune.graph.arithmetic import ELEMENTWISE
-from jprune.graph.jaxprs import Equation, Program, bind, describe, program_of, user_line
+from jprune.graph.couple.arithmetic import ELEMENTWISE
+from jprune.jaxprs import Equation, Program, bind, describe, program_of, user_line
 
 # The Jacobian of a selection has zeros and ones alone, so that their squares are the same.
 SELECTIONS = (

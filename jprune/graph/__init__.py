@@ -5,23 +5,21 @@ interpreted with labels instead of numbers: one integer per position of every ax
 labels or tie them; connected labels are units. The same list of equations is then run again, on
 smaller arrays.
 
-Read in this order: `jaxprs` (the equations), `labels` and `solve` (ties, and what they mean),
-`rules` (what a rule is), `arithmetic` and `moves` (one short rule per primitive), `interpret` (the
-loop), `roles` (what each leaf does), `vanish` (units without a consumer), `coupling` (all of that
-for one function), `groups` and `trace` (units, groups, reasons). Then `slim`, `shrink`, `bodies`
-and `divisors` (the smaller net), `sites` and `intercept` (where methods look and act), `branches`,
-`leaves`, `windows`, `csr` and `winners` (more than channels), `affine` (what stands behind a
-contraction), `parts` (trees with leaf types, written out), `plans` (what was removed, as JSON),
-`depthwise` (a rewrite that makes CPUs fast).
+Its rooms, in the order in which they stand on each other: `couple/` (what is tied to what), `look/`
+(where methods look and act: sites, handlers, branches), `shrink/` (the smaller net, and plans of
+it). `trace.py` puts the first two together: read it first. Equations come from `jprune.jaxprs`,
+kernels in other forms from `jprune.forms`.
 
 Nothing here knows a neural-network library, a training loop or a criterion.
 """
 
-from jprune.graph.csr import CSR
-from jprune.graph.depthwise import shift_depthwise
-from jprune.graph.intercept import Site, gated, intercept, perturbed, taps
-from jprune.graph.leaves import Factored, Rows, Thin
-from jprune.graph.slim import slim, slim_params
+from jprune.forms.csr import CSR
+from jprune.forms.factored import Factored
+from jprune.forms.rows import Rows
+from jprune.forms.thin import Thin
+from jprune.graph.look.intercept import Site, gated, intercept, perturbed, taps
+from jprune.graph.shrink.depthwise import shift_depthwise
+from jprune.graph.shrink.slim import slim, slim_params
 from jprune.graph.trace import trace
 
 __all__ = [

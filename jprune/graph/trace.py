@@ -9,15 +9,15 @@ import numpy as np
 from jprune import errors
 from jprune.base import Frozen, Groups, Place
 from jprune.collector import uncollected
-from jprune.graph.branches import find_branches
-from jprune.graph.coupling import Coupling, check_arguments, check_leaves, couple, leaf_paths
-from jprune.graph.groups import Found, find_units
-from jprune.graph.interpret import walk
-from jprune.graph.jaxprs import describe, user_line
-from jprune.graph.labels import SPATIAL, Indices, Reason
-from jprune.graph.rules import RULES
-from jprune.graph.sites import find_sites, find_spots
-from jprune.graph.solve import solve
+from jprune.graph.couple.coupling import Coupling, check_arguments, check_leaves, couple, leaf_paths
+from jprune.graph.couple.groups import Found, find_units
+from jprune.graph.couple.interpret import walk
+from jprune.graph.couple.labels import SPATIAL, Indices, Reason
+from jprune.graph.couple.rules import RULES
+from jprune.graph.couple.solve import solve
+from jprune.graph.look.branches import find_branches
+from jprune.graph.look.sites import find_sites, find_spots
+from jprune.jaxprs import describe, user_line
 
 __all__ = ["Coupling", "check_leaves", "couple", "trace"]
 

@@ -16,8 +16,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune import errors
-from jprune.base import Masks, PyTree, Scores, Task, Variables
-from jprune.masks import is_none, ste
+from jprune.base import Masks, PyTree, Scores, Task, Variables, is_none
+from jprune.masks import ste
 from jprune.topk import keep_best
 
 

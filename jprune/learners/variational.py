@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune.base import Batch, Groups, Task, Variables
-from jprune.learners._norm_gates import Gates, fold_gates, sample_gates
+from jprune.learners.norm_gates import Gates, fold_gates, sample_gates
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 """Molchanov et al.'s fit of the divergence from a log-uniform prior."""

@@ -7,48 +7,12 @@ References:
     1707.06168 [19].
 """
 
-import dataclasses
-from collections.abc import Sequence
-
-import jax
-import numpy as np
-
-from jprune import errors
-from jprune.base import Budget, Problem, Recipe
-from jprune.recipes._layerwise import LayerWise
-from jprune.recipes.stages import Evaluate, Recalibrate, Save, Train
-from jprune.reconstruct import lasso, least_squares
-
-
-@dataclasses.dataclass(frozen=True)
-class ByLasso:
-    """Chooses the units of the largest LASSO coefficients.
-
-    Attributes:
-        start: first penalty, over the one that leaves nothing.
-        tolerance: how many more than the width LASSO may leave, over the width.
-    """
-
-    start: float = 1e-3
-    tolerance: float = 0.1
-
-    def __post_init__(self):
-        if not (self.start > 0 and self.tolerance >= 0):
-            raise errors.ArgumentError(
-                f"LASSO with start={self.start}, tolerance={self.tolerance}; the first penalty is "
-                "above 0, the tolerance 0 or more."
-            )
-
-    def __call__(self, problems: Sequence[Problem], width: int, key: jax.Array) -> np.ndarray:
-        """Bool [units]."""
-        del key
-        return lasso(problems, width, self.start, self.tolerance)
-
-
-def by_least_squares(before: np.ndarray, key: jax.Array):
-    """Refits all weights of the units that stay."""
-    del before, key
-    return least_squares
+from jprune.base import Budget, Recipe
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.layer_wise import ByLasso, LayerWise, by_least_squares
+from jprune.stages.recalibrate import Recalibrate
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 
 def channel_lasso(

@@ -17,9 +17,11 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.recipes._clusters import Cluster, MergeClusters, Pull
-from jprune.recipes._rounds import evenly
-from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.stages.centripetal import Cluster, MergeClusters, Pull
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.rounds import evenly
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 
 def csgd(

@@ -14,8 +14,10 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.recipes._surgery import Settle, Surgery
-from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.saving import Save
+from jprune.stages.surgery import Settle, Surgery
+from jprune.stages.train import Train
 
 
 def dns(

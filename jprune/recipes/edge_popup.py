@@ -13,24 +13,15 @@ References:
 
 import dataclasses
 
-import jax
-
 from jprune import errors
-from jprune.base import Budget, Learner, Masks, Pruned, Recipe, Records, Task, Variables
+from jprune.base import Budget, Recipe
 from jprune.learners import (
     DRAWS,
-    draw_scores,
-    draw_weights,
-    popup_task,
-    to_the_end,
-    top_masks,
 )
-from jprune.masks import apply_masks, is_none
-from jprune.recipes._layers import kernels_in_order
-from jprune.recipes._nets import prunable_weights
-from jprune.recipes._training import Sgd, TrainState, plain
-from jprune.recipes._widths import fraction_of
-from jprune.recipes.stages import Evaluate, Save, Train, fractions, record
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.popup import Popup, Redraw
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 
 def edge_popup(
@@ -86,89 +77,6 @@ def edge_popup(
         Popup(budget, scores),
         Evaluate("validation", name="before_finetune"),
     )
-
-
-def where_masked(masks: Masks, variables: Variables) -> Variables:
-    """The leaves that have a mask; None for the others."""
-    only = lambda mask, leaf: None if mask is None else leaf
-    return jax.tree.map(only, masks, variables, is_leaf=is_none)
-
-
-@dataclasses.dataclass(frozen=True)
-class Redraw:
-    """A new random net: kernels drawn as the paper has them, all else as at the beginning.
-
-    Attributes:
-        budget: for `scaled`; layers that its floors leave whole are drawn too.
-        init: see `edge_popup`.
-        scaled: see `edge_popup`.
-        name: of the stage.
-    """
-
-    budget: Budget
-    init: str
-    scaled: bool = False
-    name: str = "redraw"
-
-    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """The random net, nothing pruned."""
-        first, second = jax.random.split(key)
-        variables = task.init(first)
-        kernels = prunable_weights(task, None, Budget(density=1.0))
-        k = fraction_of(task, self.budget) if self.scaled else None
-        drawn = draw_weights(second, where_masked(kernels, variables), self.init, k)
-        variables = jax.tree.map(
-            lambda new, old: old if new is None else new, drawn, variables, is_leaf=is_none
-        )
-        return pruned._replace(variables=variables, masks=None), []
-
-
-@dataclasses.dataclass(frozen=True)
-class Popup:
-    """Trains the scores. Afterwards the net is w * m, and `extra` has the scores.
-
-    Attributes:
-        budget: of weights.
-        train: how long, and how.
-        name: of the records.
-    """
-
-    budget: Budget
-    train: Train
-    name: str = "popup"
-
-    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
-        """The training in steps.
-
-        Raises:
-            ArgumentError: nothing is prunable.
-            BudgetError: the budget asks for less than one weight a layer.
-        """
-        kernels = prunable_weights(task, None, self.budget)
-        kernels_in_order(task, kernels)  # refuses a net without any
-        k = fraction_of(task, self.budget)
-        weights = where_masked(kernels, pruned.variables)
-        scores = draw_scores(jax.random.fold_in(key, 1), weights)
-        given, popup = self.train, popup_task(task, k)
-        steps = given.steps(task.data.sizes["train"])
-        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
-        start = pruned._replace(variables={"scores": scores, "fixed": pruned.variables})
-        learner = plain(popup, start, None, sgd, key, given.batch_size)
-
-        def masked(state: TrainState) -> tuple[Variables, Masks]:
-            masks = top_masks(state.params, k)
-            return apply_masks(state.rest, masks), masks
-
-        def finish(state: TrainState) -> Pruned:
-            return Pruned(*masked(state), state.params, pruned.saved)
-
-        return learner._replace(variables=lambda state: masked(state)[0], finish=finish)
-
-    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """Trains the scores to the end, in memory; the last step's metrics and fractions kept."""
-        learner = self.learner(pruned, task, key)
-        done, metrics = to_the_end(learner)
-        return done, [record(self.name, metrics | fractions(task, done.masks), learner.steps)]
 
 
 METHODS = {"edge_popup": edge_popup}

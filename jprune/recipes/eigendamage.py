@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import optax
 
 from jprune.base import Budget, Groups, Recipe, Schedule, Task
-from jprune.graph.leaves import Factored
-from jprune.recipes._kfac import floors_of, recipe_of
-from jprune.recipes._rotate import Rotate
-from jprune.recipes.stages import Train
+from jprune.forms.factored import Factored
+from jprune.stages.eigenbasis import Rotate
+from jprune.stages.kronecker import floors_of, recipe_of
+from jprune.stages.train import Train
 
 
 def eigendamage(

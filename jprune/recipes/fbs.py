@@ -3,7 +3,7 @@
 A small predictor looks at what a layer reads and gates what it says; only the largest gates of an
 image pass. The density falls from 1 in steps while net and predictors train together. What comes
 out is a net that depends on its input: `slim` removes nothing, the kernels are held as
-`jprune.graph.winners.Winners`, `params` are those of the dense net and of the predictors, and
+`jprune.forms.Winners`, `params` are those of the dense net and of the predictors, and
 `macs` is a mean over the images of a split, with inputs and outputs that are suppressed left out.
 
 A channel that is suppressed is *frozen* for that image: exactly 0, without gradient.
@@ -17,10 +17,13 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.learners.fbs import Boosting
-from jprune.recipes._boost import Boost
-from jprune.recipes._deformed import DEFORMATIONS, EvaluateDeformed
-from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.data.deformed import DEFORMATIONS
+from jprune.learners.feature_boosting import Boosting
+from jprune.stages.deformed import EvaluateDeformed
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.feature_boosting import Boost
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 
 def fbs(

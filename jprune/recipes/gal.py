@@ -20,8 +20,10 @@ import dataclasses
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.learners import Terms
-from jprune.recipes._adversarial import Adversarial, Settle, Soft
-from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.stages.adversarial import Adversarial, Settle, Soft
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 
 def gal(

@@ -15,20 +15,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
-from jprune import allocate, criteria, errors
-from jprune.base import Budget, CostModel, Masks, Pruned, Recipe, Records, Scores, Task
+from jprune import errors
+from jprune.base import Budget, Recipe
 from jprune.criteria.std_rule import STD_OVER
-from jprune.recipes._dead_units import RemoveDead
-from jprune.recipes._dropout import RescaleDropout
-from jprune.recipes._layers import by_path
-from jprune.recipes._nets import prunable_weights
-from jprune.recipes._rounds import evenly
-from jprune.recipes._sensitivity import Sensitivity
-from jprune.recipes.stages import Evaluate, Prune, Save, SparsifierOf, Train, record
 from jprune.sparsify import l1_decay
+from jprune.stages.dead_units import RemoveDead
+from jprune.stages.dropout import RescaleDropout
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.rounds import evenly
+from jprune.stages.saving import Save
+from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.std_rule import StdPrune
+from jprune.stages.train import SparsifierOf, Train
 
 
 def han(
@@ -124,56 +124,6 @@ def _round(
             name=name if final else train.name,
             sparsify=None if part is None else _only(part),
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class StdPrune:
-    """Masks the smallest weights in units of q_l std(W_l).
-
-    Attributes:
-        budget: after this.
-        std_over: see `criteria.std_rule`.
-        only: "dense" prunes dense layers alone, to the share that they have when all are pruned;
-            "conv" then makes the convolutions meet the budget; None prunes all layers at once.
-        name: of the record: fractions kept, and the `multiplier` of all q that meets the budget.
-    """
-
-    budget: Budget
-    std_over: str = "alive"
-    only: str | None = None
-    name: str = "prune"
-
-    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """Masks nested in those before; survivors keep their values.
-
-        Raises:
-            ArgumentError: weights that are NaN; `only` for a net without both kinds of layers.
-            BudgetError: the budget asks for less than one weight a layer.
-        """
-        criterion = criteria.std_rule(pruned.extra, self.std_over)
-        prune = Prune(lambda *_: criterion, self._allocate, self.budget, per="weight")
-        after, (seen,) = prune(pruned, task, key)
-        before = prunable_weights(task, pruned.masks, self.budget)
-        scores = by_path(task, criterion.score((), pruned.variables))
-        masks, alive = by_path(task, after.masks), by_path(task, before)
-        gone = [scores[path][alive[path] & ~np.asarray(masks[path])] for path in alive]
-        multiplier = max((float(score.max()) for score in gone if score.size), default=0.0)
-        return after, [record(self.name, {**seen["metrics"], "multiplier": multiplier})]
-
-    def _allocate(self, scores: Scores, budget: Budget, model: CostModel | None) -> Masks:
-        if self.only is None:
-            return allocate.global_topk(scores, budget, model)
-        kinds = {"conv" if leaf.ndim > 2 else "dense" for leaf in jax.tree.leaves(scores)}
-        if len(kinds) < 2:
-            raise errors.ArgumentError(
-                f"alternate=true prunes convolutions and dense layers in turn, and this net has "
-                f"{kinds.pop()} layers alone. Leave it out."
-            )
-        if self.only == "conv":
-            whole = lambda leaf: np.where(leaf > -np.inf, np.inf, leaf) if leaf.ndim == 2 else leaf
-            return allocate.global_topk(jax.tree.map(whole, scores), budget, model)
-        masks = allocate.global_topk(scores, budget, model)
-        return jax.tree.map(lambda m, s: s > -np.inf if m.ndim > 2 else m, masks, scores)
 
 
 def _only(part: str) -> SparsifierOf:

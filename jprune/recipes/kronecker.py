@@ -14,20 +14,9 @@ References:
 import dataclasses
 from functools import partial
 
-import jax
-
-from jprune import allocate, criteria, errors
-from jprune.base import Budget, Criterion, Groups, Pruned, PyTree, Recipe, Records, Task
-from jprune.criteria.kronecker import check_form
-from jprune.curvature import fisher, layers_of, mean_factors
-from jprune.masks import apply_masks
-from jprune.recipes._kfac import calibration, floors_of, recipe_of
-from jprune.recipes._nets import groups_of, shapes_of, weight_masks
-from jprune.recipes.stages import Prune, Train, fractions, record
-from jprune.reconstruct.kronecker import compensate
-
-ALLOCATORS = {"global_topk": allocate.global_topk, "uniform": allocate.uniform}
-CURVATURES = ("diagonal", "kfac")
+from jprune.base import Budget, Recipe
+from jprune.stages.kronecker import PruneFilters, recipe_of
+from jprune.stages.train import Train
 
 
 def kronecker(
@@ -95,83 +84,6 @@ def kronecker(
     )
     prune = lambda wanted: dataclasses.replace(settings, budget=wanted)
     return recipe_of(prune, budget, train, finetune, rounds, recalibrate)
-
-
-@dataclasses.dataclass(frozen=True)
-class PruneFilters:
-    """Masks filters by one of the four scores, and moves what is kept where the score says so.
-
-    All settings but the `name` of the record are explained in `kronecker`.
-    """
-
-    budget: Budget
-    form: str
-    allocator: str = "global_topk"
-    curvature: str = "diagonal"
-    limit: float = 0.95
-    labels: str = "model"
-    damping: float = 1e-3
-    repo_variant: bool = False
-    batches: int | None = None
-    batch_size: int = 64
-    name: str = "prune"
-
-    def __post_init__(self):
-        check_form(self.form, self.damping, self.repo_variant)
-        floors_of({}, self.limit)
-        if self.allocator not in ALLOCATORS or self.curvature not in CURVATURES:
-            raise errors.ArgumentError(
-                f"allocator={self.allocator!r}, curvature={self.curvature!r}; write one of "
-                f"{', '.join(ALLOCATORS)}, and one of {', '.join(CURVATURES)}."
-            )
-
-    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """Masks, moved and masked variables, and a record of the fractions kept.
-
-        Raises:
-            ArgumentError: no filter has factors, or curvature is not finite.
-            BudgetError: a budget that cannot be met.
-        """
-        drawing, order = jax.random.split(key)
-        criterion = self.criterion(task, groups_of(task), drawing)
-        state = criterion.init(pruned.variables)
-        for batch in calibration(task, order, self.batches, self.batch_size):
-            state = criterion.update(state, pruned.variables, batch)
-        return self.with_state(pruned, task, criterion, state)
-
-    def with_state(
-        self, pruned: Pruned, task: Task, criterion: Criterion, state: PyTree
-    ) -> tuple[Pruned, Records]:
-        """The same with a criterion that has seen its data; one pass serves several budgets."""
-        groups, variables = groups_of(task), pruned.variables
-        floors = floors_of(groups.sizes, self.limit)
-        floors |= {n: max(floors.get(n, 1), size) for n, size in self.budget.floors.items()}
-        budget = dataclasses.replace(self.budget, floors=floors)
-        prune = Prune(self.criterion, ALLOCATORS[self.allocator], budget)
-        masks = prune.of_units(pruned, task, criterion.score(state, variables))
-        if self.form.endswith("obs"):
-            factors = mean_factors(state)
-            variables = compensate(groups, variables, masks, factors, self.form, self.damping)
-        variables = apply_masks(variables, weight_masks(task, masks))
-        pruned = pruned._replace(variables=variables, masks=masks)
-        return pruned, [record(self.name, fractions(task, masks))]
-
-    def criterion(self, task: Task, groups: Groups, key: jax.Array) -> Criterion:
-        """Scores of units; of weights, for the diagonal of c_obd."""
-        if self.form == "c_obd" and self.curvature == "diagonal":
-            return criteria.obd(task.fn, task.loss, fisher(labels=self.labels), key)
-        layers = layers_of(task.fn, groups, shapes_of(task), task.example)
-        return criteria.kronecker(
-            task.fn,
-            task.loss,
-            groups,
-            layers,
-            self.form,
-            key=key if self.labels == "model" else None,
-            labels=self.labels,
-            damping=self.damping,
-            repo_variant=self.repo_variant,
-        )
 
 
 METHODS = {

@@ -17,9 +17,11 @@ import math
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.recipes._controls import Reinitialise, ShuffleMasks
-from jprune.recipes._tickets import PruneRound
-from jprune.recipes.stages import Evaluate, Rewind, Save, Train
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.reinitialise import Reinitialise, ShuffleMasks
+from jprune.stages.saving import Rewind, Save
+from jprune.stages.tickets import PruneRound
+from jprune.stages.train import Train
 
 PER_ROUND = 0.8
 CONTROLS = ("ticket", "reinit", "random_mask")

@@ -21,10 +21,12 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.recipes._anew import BeginAnew
-from jprune.recipes._hypernet import Rounds, Search, TrainHypernetwork
-from jprune.recipes._width_space import Widths
-from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.search.widths import Widths
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
+from jprune.stages.reinitialise import BeginAnew
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 
 def metapruning(

@@ -16,8 +16,11 @@ import jax
 from jprune import allocate, criteria, errors
 from jprune.base import Budget, Criterion, Groups, Recipe, Task
 from jprune.curvature import Estimator, exact, fisher, gauss_newton, hutchinson, recursion
-from jprune.recipes._rounds import in_rounds
-from jprune.recipes.stages import Evaluate, Prune, Save, Train
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.prune import Prune
+from jprune.stages.rounds import in_rounds
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 CURVATURES: dict[str, Callable[[int], Estimator]] = {
     "gauss_newton": gauss_newton,

@@ -13,17 +13,17 @@ References:
 """
 
 import dataclasses
-import math
 from functools import partial
 
 import jax
 
 from jprune import allocate, criteria, errors
-from jprune.base import Budget, Criterion, Groups, Learner, Pruned, Recipe, Records, Task
-from jprune.recipes._anew import BeginAnew
-from jprune.recipes._nets import are_units, cost_of, groups_of
-from jprune.recipes._small import small
-from jprune.recipes.stages import Evaluate, Prune, Save, Train, trained
+from jprune.base import Budget, Criterion, Groups, Recipe, Task
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.prune import Prune
+from jprune.stages.reinitialise import BeginAnew, TrainAnew
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 
 def scratch(
@@ -94,67 +94,6 @@ def l1_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """The L1 norm of a unit's kernels, or of a weight."""
     del task, groups, key
     return criteria.magnitude(1)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainAnew:
-    """Trains what is kept as long as the dense net was trained: the small net, at its own cost.
-
-    Attributes:
-        train: training of the dense net.
-        same: "epochs" or "macs".
-        cap: the largest ratio of MACs that counts.
-        name: of the records.
-    """
-
-    train: Train
-    same: str
-    cap: float | None = None
-    name: str = "scratch"
-
-    def settled(self, pruned: Pruned, task: Task) -> Train:
-        """The training, with the epochs that these masks are worth."""
-        if self.same == "epochs":
-            return self.train
-        model = cost_of(task)
-        dense, small = (float(model(masks).macs) for masks in ({}, pruned.masks or {}))
-        return dataclasses.replace(
-            self.train, epochs=epochs_of(self.train.epochs, dense / small, self.cap)
-        )
-
-    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
-        """Its steps; under masks of single weights they are those of the dense net."""
-        train = self.settled(pruned, task)
-        if not are_units(groups_of(task), pruned.masks):
-            return train.learner(pruned, task, key)
-        net = small(task, pruned)
-        steps = train.learner(Pruned(net.variables, None), net.task, key)
-        variables = lambda state: net.back(steps.variables(state))
-        return steps._replace(
-            variables=variables,
-            finish=lambda state: pruned._replace(variables=variables(state)),
-        )
-
-    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """Trains to the end, in memory."""
-        return trained(self.learner(pruned, task, key), self.name)
-
-
-def epochs_of(epochs: float, ratio: float, cap: float | None = None) -> float:
-    """Epochs of a small net that cost as much as those of the dense one.
-
-    Args:
-        epochs: of the dense net. Whole ones stay whole, rounded down as in the paper.
-        ratio: MACs of the dense net over those of the small one.
-        cap: the largest ratio that counts.
-
-    Example:
-        >>> epochs_of(160, 1 / (1 - 0.342)), epochs_of(90, 3.0, cap=2)
-        (243, 180)
-    """
-    longer = epochs * (ratio if cap is None else min(ratio, cap))
-    # A ratio of 2 comes out of a division a hair below it.
-    return math.floor(longer + 1e-6) if epochs == int(epochs) else longer
 
 
 METHODS = {

@@ -19,9 +19,11 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.recipes._shrink import FAMILIES, Penalty, ReadOff, Shrink
-from jprune.recipes._structures import kinds_of
-from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.group_lasso import FAMILIES, Penalty, ReadOff, Shrink
+from jprune.stages.saving import Save
+from jprune.stages.structures import kinds_of
+from jprune.stages.train import Train
 
 STRENGTHS = {"shape": 0.003, "filter": 0.003, "channel": 0.003, "depth": 0.007}
 """The paper's, for CIFAR-10 (ConvNet, ResNet-20)."""

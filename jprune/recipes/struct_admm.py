@@ -17,10 +17,12 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.recipes._admm import Admm, Cut, Sets
-from jprune.recipes._rounds import evenly
-from jprune.recipes._structures import ALLOCATORS, kinds_of
-from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.stages.admm import Admm, Cut, Sets
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.rounds import evenly
+from jprune.stages.saving import Save
+from jprune.stages.structures import ALLOCATORS, kinds_of
+from jprune.stages.train import Train
 
 KINDS = ("filter", "channel", "column", "weight")
 OPTIMIZERS = ("adam", "sgd")

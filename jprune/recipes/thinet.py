@@ -9,46 +9,13 @@ References:
 """
 
 import dataclasses
-from collections.abc import Sequence
-
-import jax
-import numpy as np
 
 from jprune import errors
-from jprune.base import Budget, Problem, Recipe, Reconstructor
-from jprune.recipes._layerwise import LayerWise
-from jprune.recipes.stages import Evaluate, Save, Train
-from jprune.reconstruct import channel_scales
-from jprune.reconstruct import thinet as chosen
-from jprune.reconstruct.greedy import FILTERS, GREEDY
-
-
-@dataclasses.dataclass(frozen=True)
-class ByThiNet:
-    """Chooses greedily, and gives the units that stay a scale each.
-
-    Attributes:
-        greedy: "remove", "omp" or "grow".
-        filters: "one" output a position, or "all".
-    """
-
-    greedy: str = "remove"
-    filters: str = "one"
-
-    def __post_init__(self):
-        if self.greedy not in GREEDY or self.filters not in FILTERS:
-            raise errors.ArgumentError(
-                f"thinet with greedy={self.greedy!r}, filters={self.filters!r}; write one of "
-                f"{', '.join(GREEDY)}, and one of {', '.join(FILTERS)}."
-            )
-
-    def __call__(self, problems: Sequence[Problem], width: int, key: jax.Array) -> np.ndarray:
-        """Bool [units]."""
-        return chosen(problems, width, key, self.greedy, self.filters)
-
-    def scales(self, before: np.ndarray, key: jax.Array) -> Reconstructor:
-        """The reconstructor that goes with the choice, on the same outputs."""
-        return channel_scales(before, key, self.filters)
+from jprune.base import Budget, Recipe
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.layer_wise import ByThiNet, LayerWise
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 
 def thinet(

@@ -22,9 +22,10 @@ import itertools
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.recipes._dimensions import DIMENSIONS, Narrow
-from jprune.recipes._optimum import Observe, Optimum
-from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.stages.dimensions import DIMENSIONS, Narrow, Observe, Optimum
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
 
 
 def three_dimensions(

@@ -25,9 +25,13 @@ import numpy as np
 
 from jprune import allocate, criteria, errors, schedules
 from jprune.base import Allocator, Budget, Criterion, Groups, Recipe, Task
-from jprune.recipes._nets import traced
-from jprune.recipes._rounds import in_rounds
-from jprune.recipes.stages import CriterionOf, Evaluate, Prune, Recalibrate, Save, Train
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.prune import CriterionOf, Prune
+from jprune.stages.recalibrate import Recalibrate
+from jprune.stages.rounds import in_rounds
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
+from jprune.train.net import traced
 
 ALLOCATORS: dict[str, Allocator] = {
     "uniform": allocate.uniform,

@@ -18,9 +18,11 @@ References:
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.learners.variational import PRIORS, Rule, Settings
-from jprune.recipes._anew import BeginAnew
-from jprune.recipes._gates import ALLOCATORS, SELECTIONS, Gate, Select
-from jprune.recipes.stages import Evaluate, Save, Train
+from jprune.stages.evaluate import Evaluate
+from jprune.stages.reinitialise import BeginAnew
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
+from jprune.stages.variational import ALLOCATORS, SELECTIONS, Gate, Select
 
 
 def variational(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.base import Groups, Place, Variables
-from jprune.graph.affine import affine_leaves, affine_of
-from jprune.reconstruct._sites import kernel_of
+from jprune.graph.look.affine import affine_leaves, affine_of
+from jprune.reconstruct.windows import kernel_of
 from jprune.units import leaves_by_path, places_of
 
 AFFINE_ROLES = ("scale", "shift", "mean", "var")

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Batch, Masks, Variables
+from jprune.base import Batch, Masks, Variables, is_none
 from jprune.curvature import Rows, blocks_of, deletions, inverses, parameters_of
 from jprune.curvature.inverse import Deletion
-from jprune.masks import is_none
 
 Function = Callable[..., Any]
 

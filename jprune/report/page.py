@@ -11,7 +11,7 @@ from jprune.report import figures, structure, tables, text
 from jprune.report.markup import Markup, join, tag
 from jprune.report.read import Run, read_run
 from jprune.report.schema import Result
-from jprune.train.files import atomic_write
+from jprune.runs.files import atomic_write
 
 
 def html(run_dir: str | os.PathLike[str]) -> pathlib.Path:

@@ -15,13 +15,13 @@ from jprune.sparsify.centripetal import (
     strength_for,
 )
 from jprune.sparsify.clusters import cluster
-from jprune.sparsify.dns import SurgeryState, dynamic_surgery
 from jprune.sparsify.fista import FistaState, fista
 from jprune.sparsify.group_lasso import Term, group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.hold import HoldState, hold, masks_of, with_masks
 from jprune.sparsify.l1 import l1_decay
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
+from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 
 __all__ = [
     "AdmmState",

@@ -18,7 +18,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Params, PyTree
-from jprune.sparsify._groups import Blocks, leaves_of, scaled, squares
+from jprune.blocks.members import Blocks, leaves_of, scaled, squares
 from jprune.topk import best
 
 Leaves = Mapping[str, jax.Array]
@@ -63,7 +63,7 @@ def projection(sets: Sequence[tuple[Blocks, Mapping[str, int]]]) -> Projection:
         `project(leaves)`; equal norms go by the lowest index.
 
     Example:
-        >>> from jprune.sparsify._groups import Block, Member
+        >>> from jprune.blocks.members import Block, Member
         >>> rows = {"w": Block(2, (Member("w", (0,), None),))}
         >>> columns = {"w": Block(3, (Member("w", (1,), None),))}
         >>> w = {"w": jnp.array([[3.0, 0.0, 1.0], [0.0, 2.0, 2.0]])}
@@ -146,7 +146,7 @@ def admm(
         ArgumentError: a number out of range; `update` without parameters.
 
     Example:
-        >>> from jprune.sparsify._groups import Block, Member
+        >>> from jprune.blocks.members import Block, Member
         >>> project = projection([({"w": Block(2, (Member("w", (0,), None),))}, {"w": 1})])
         >>> tx = admm(optax.sgd(0.5), project, {"w": "w"}, rho=1.0, every=1)
         >>> params = {"w": jnp.array([2.0, 1.9])}

@@ -17,7 +17,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Params, PyTree, Schedule
-from jprune.sparsify._groups import Blocks, along, leaves_of, scaled, squares
+from jprune.blocks.members import Blocks, along, leaves_of, scaled, squares
 
 
 class Term(NamedTuple):
@@ -41,7 +41,7 @@ def group_penalty(terms: Sequence[Term], leaves: Mapping[str, Any]) -> jax.Array
         leaves: {path: array}.
 
     Example:
-        >>> from jprune.sparsify._groups import Block, Member
+        >>> from jprune.blocks.members import Block, Member
         >>> rows = {"w": Block(2, (Member("w", (0,), None),))}
         >>> term = Term(rows, {"w": 0.1})
         >>> w = jnp.array([[3.0, 4.0], [0.0, 0.0]])
@@ -73,7 +73,7 @@ def shrunk(
             meets it never.
 
     Example:
-        >>> from jprune.sparsify._groups import Block, Member
+        >>> from jprune.blocks.members import Block, Member
         >>> term = Term({"w": Block(2, (Member("w", (0,), None),))}, {"w": 1.0})
         >>> shrunk([term], {"w": jnp.array([[3.0, 4.0], [0.3, 0.4]])}, 1.0)["w"]
         Array([[2.4, 3.2],
@@ -166,7 +166,7 @@ def group_lasso(
             parameters.
 
     Example:
-        >>> from jprune.sparsify._groups import Block, Member
+        >>> from jprune.blocks.members import Block, Member
         >>> term = Term({"w": Block(2, (Member("w", (0,), None),))}, {"w": 1.0})
         >>> tx = group_lasso([term], {"w": "w"}, lambda step: 0.5)
         >>> params = {"w": jnp.array([[3.0, 4.0], [0.3, 0.4]])}

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import errors
-from jprune.base import Masks, Params, PyTree
-from jprune.masks import is_none
+from jprune.base import Masks, Params, PyTree, is_none
 
 
 class HoldState(NamedTuple):

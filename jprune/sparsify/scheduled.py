@@ -7,8 +7,18 @@ import jax.numpy as jnp
 import optax
 
 from jprune import errors
-from jprune.base import Allocator, Batch, Budget, Criterion, Groups, Masks, Params, PyTree, Schedule
-from jprune.masks import is_none
+from jprune.base import (
+    Allocator,
+    Batch,
+    Budget,
+    Criterion,
+    Groups,
+    Masks,
+    Params,
+    PyTree,
+    Schedule,
+    is_none,
+)
 from jprune.sparsify.hold import HoldState, held
 from jprune.units import expand, to_units
 

@@ -8,7 +8,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Batch, Data, Params, PyTree, Task, Variables
-from jprune.recipes._forms import in_any_form
+from jprune.train.net import in_any_form
 
 
 class Net(Protocol):

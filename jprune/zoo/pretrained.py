@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import errors
+from jprune import errors, jaxprs
 from jprune.base import Variables
-from jprune.graph import jaxprs
 from jprune.zoo import torch_files
 from jprune.zoo.net import Net
 from jprune.zoo.table import build

@@ -1,0 +1,1 @@
+"""What lives or dies together: units, branches, and patterns of weights within a kernel."""

@@ -1,0 +1,47 @@
+"""Images that are not as usual: mosaics and occlusions."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Deform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""`(images [batch, h, w, c], source of draws) -> images`."""
+
+
+def mosaic(images: np.ndarray, rng: np.random.Generator, parts: int = 8) -> np.ndarray:
+    """Every image as `parts` x `parts` tiles of one colour, their mean (a side's half at most).
+
+    Example:
+        >>> mosaic(np.arange(4.0).reshape(1, 2, 2, 1), np.random.default_rng(0), 1)[0, :, 0, 0]
+        array([1.5, 1.5])
+    """
+    del rng
+    result = np.asarray(images)
+    for axis in (1, 2):
+        side = result.shape[axis]
+        tiles = np.arange(side) * min(parts, max(1, side // 2)) // side
+        sums = np.add.reduceat(result, np.flatnonzero(np.diff(tiles, prepend=-1)), axis=axis)
+        counts = np.bincount(tiles).reshape([-1 if a == axis else 1 for a in range(result.ndim)])
+        result = np.take(sums / counts, tiles, axis=axis)
+    return result.astype(images.dtype)
+
+
+def occlusion(images: np.ndarray, rng: np.random.Generator, part: float = 0.5) -> np.ndarray:
+    """A square of `part` of the side, anywhere in the image, has the image's mean colour.
+
+    Example:
+        >>> seen = occlusion(np.arange(16.0).reshape(1, 4, 4, 1), np.random.default_rng(0))
+        >>> int((seen == 7.5).sum())
+        4
+    """
+    result = np.array(images)
+    height, width = images.shape[1:3]
+    tall, wide = max(1, round(part * height)), max(1, round(part * width))
+    tops = rng.integers(0, height - tall + 1, len(images))
+    lefts = rng.integers(0, width - wide + 1, len(images))
+    for image, top, left in zip(result, tops, lefts):
+        image[top : top + tall, left : left + wide] = image.mean(axis=(0, 1))
+    return result
+
+
+DEFORMATIONS: dict[str, Deform] = {"mosaic": mosaic, "occlusion": occlusion}

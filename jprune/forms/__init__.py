@@ -1,0 +1,27 @@
+"""Kernels held in another form than an array: leaf types, which slim nets execute as they are.
+
+Here belongs one file a form, and what forms share (`slide.py`). A form has four members: `apply`,
+`dense`, `shape`, `dtype` (`leaf_type.py`: read it first); with `plan` and `planned` it is kept in
+plans. `choose.py` finds the form that fits a mask, `opened.py` takes forms apart into arrays.
+Forms know equations and arrays, no groups and no method.
+"""
+
+from jprune.forms.choose import compact, leaf_of
+from jprune.forms.csr import CSR
+from jprune.forms.factored import Factored
+from jprune.forms.leaf_type import LeafType, is_leaf_type
+from jprune.forms.rows import Rows
+from jprune.forms.thin import Thin
+from jprune.forms.winners import Winners
+
+__all__ = [
+    "CSR",
+    "Factored",
+    "LeafType",
+    "Rows",
+    "Thin",
+    "Winners",
+    "compact",
+    "is_leaf_type",
+    "leaf_of",
+]

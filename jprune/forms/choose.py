@@ -1,0 +1,100 @@
+"""The form that fits a masked kernel's pattern."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import Masks, Variables, is_none
+from jprune.forms.csr import CSR
+from jprune.forms.rows import Rows
+from jprune.forms.slide import plain_kernels
+from jprune.forms.thin import Thin
+
+
+def leaf_of(kernel: jax.Array, mask: Any, csr_below: float = 0.5) -> Any:
+    """A masked kernel in the form that fits its pattern.
+
+    Args:
+        kernel: [window..., inputs, outputs].
+        mask: bool, of its shape.
+        csr_below: density below which an irregular pattern is held as single weights. From a half
+            on, a value and its position take as much memory as the zeros. On CPUs and GPUs a dense
+            convolution is mostly faster than this form at any density; 0 never takes it.
+
+    Returns:
+        The kernel itself where nothing is masked; `Rows` where whole inputs and outputs are;
+        `Thin` where whole columns are (one tap of one input, over all outputs), whole outputs
+        perhaps beside them; else `CSR`, or from `csr_below` on the masked array.
+
+    Raises:
+        StructureError: a mask of another shape, or one that keeps nothing.
+
+    Example:
+        >>> mask = np.ones((3, 3, 2, 4), bool)
+        >>> mask[0, 1, 1] = False
+        >>> type(leaf_of(jnp.ones(mask.shape), mask)).__name__
+        'Thin'
+    """
+    mask = np.asarray(mask, bool)
+    if mask.shape != np.shape(kernel) or mask.ndim < 2 or not mask.any():
+        raise errors.StructureError(
+            f"a mask of shape {mask.shape}, {int(mask.sum())} weights kept, for a kernel of shape "
+            f"{np.shape(kernel)}: the mask has its shape, two axes or more, and keeps a weight."
+        )
+    if mask.all():
+        return kernel
+    window = tuple(range(mask.ndim - 2))
+    inputs, outputs = mask.any(axis=(*window, -1)), mask.any(axis=(*window, -2))
+    if (mask == np.logical_and.outer(inputs, outputs)).all():
+        return Rows.of(kernel, inputs, outputs)
+    taps = mask.any(axis=-1)
+    if (mask == np.logical_and.outer(taps, outputs)).all():
+        return Thin.of(kernel, taps, outputs)
+    return CSR.of(kernel, mask) if mask.mean() < csr_below else kernel * mask
+
+
+def compact(
+    fn: Callable[..., Any], variables: Variables, masks: Masks, *args: Any, csr_below: float = 0.5
+) -> Variables:
+    """Variables whose masked kernels are held in the forms that fit their patterns.
+
+    Kernels are converted where every reader is a plain contraction with a kernel
+    [window..., inputs, outputs]; others (grouped, depthwise, transposed, tied, reshaped) stay
+    arrays, masked. Only the functions that `slim` returns execute such variables: lift first, then
+    slim, then compact.
+
+    Args:
+        fn: the function that will run, from `slim`.
+        variables: its variables, arrays.
+        masks: a tree like them; None leaves are whole.
+        *args: inputs of `fn`, arrays or shapes.
+        csr_below: as in `leaf_of`.
+
+    Returns:
+        The variables with leaf types in place of some arrays.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 2))}
+        >>> masks = {"first": np.array([[True], [False]]) & np.ones((2, 3), bool), "second": None}
+        >>> groups, x = jprune.trace(fn, variables, jnp.ones((1, 2))), jnp.ones((1, 2))
+        >>> small_fn = jprune.slim(fn, groups, {})
+        >>> held = compact(small_fn, variables, masks, x)
+        >>> type(held["first"]).__name__, small_fn(held, x).tolist()
+        ('Rows', [[3.0, 3.0]])
+    """
+    plain = plain_kernels(fn, variables, *args)
+
+    def one(path: Any, mask: Any, leaf: Any) -> Any:
+        if mask is None:
+            return leaf
+        if jax.tree_util.keystr(path, simple=True, separator="/") in plain:
+            return leaf_of(leaf, mask, csr_below)
+        return leaf * jnp.asarray(mask, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, masks, variables, is_leaf=is_none)

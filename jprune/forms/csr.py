@@ -1,0 +1,133 @@
+"""CSR: a kernel of single weights, as many rows as outputs, for any irregular pattern.
+
+    out[n, p, f] = sum over j in row f of values[j] x[n, p * stride + tap_j, channel_j]
+
+Park, Li, Wen, Tang, Li, Chen, Dubey, Faster CNNs with direct sparse convolutions and guided
+pruning, 2017, arXiv 1608.01409 [11]. There the input is read in place through offsets into padded
+planes; here XLA is given the same sums over the columns that some row reads, so that the leaf runs
+on every backend, in every layout, and has a gradient. A dense convolution of the masked kernel is
+mostly faster on CPUs and GPUs: what the form saves for certain is memory, two numbers per weight.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.forms.slide import Static, patches, precision_of, restore_layout
+from jprune.jaxprs import Equation
+
+
+@jax.tree_util.register_pytree_node_class
+class CSR:
+    """A kernel [window..., c, filters] as a sparse matrix [filters, window * c] in rows.
+
+    Args:
+        values: [non-zeros], row after row.
+        columns: int [non-zeros], positions among the taps (window..., c) in row-major order.
+        pointers: int [filters + 1]; row f is `values[pointers[f]:pointers[f + 1]]`.
+        window: (window..., c).
+
+    Example:
+        >>> leaf = CSR.of(jnp.array([[0.0, 2.0], [-1.0, 0.0]]), np.array([[0, 1], [1, 0]], bool))
+        >>> leaf.values.tolist(), leaf.columns.tolist(), leaf.pointers.tolist()
+        ([-1.0, 2.0], [1, 0], [0, 1, 2])
+    """
+
+    def __init__(self, values: jax.Array, columns: Any, pointers: Any, window: Any):
+        self.values = values
+        keep = lambda given: given if isinstance(given, Static) else Static(given)
+        self._columns, self._pointers, self._window = map(keep, (columns, pointers, window))
+
+    def __repr__(self) -> str:
+        weights = int(np.prod(self.shape))
+        return f"CSR({len(self.columns)} of {weights} weights, {self.dtype})"
+
+    @classmethod
+    def of(cls, kernel: jax.Array, mask: np.ndarray) -> "CSR":
+        """The kept weights of a kernel [window..., c, filters].
+
+        Raises:
+            StructureError: a mask of another shape, or one that keeps nothing.
+        """
+        mask = np.asarray(mask, bool)
+        if mask.shape != kernel.shape or not mask.any():
+            raise errors.StructureError(
+                f"a mask of shape {mask.shape}, {int(mask.sum())} weights kept, for a kernel of "
+                f"shape {kernel.shape}: the mask has its shape and keeps at least one weight."
+            )
+        by_row = mask.reshape(-1, mask.shape[-1]).T
+        rows, columns = np.nonzero(by_row)
+        values = kernel.reshape(by_row.shape[::-1])[columns, rows]
+        pointers = np.concatenate([[0], np.cumsum(by_row.sum(axis=1))])
+        return cls(values, columns, pointers, kernel.shape[:-1])
+
+    @classmethod
+    def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "CSR":
+        """Of a dense kernel, by what `plan` returned."""
+        mask = np.zeros((kernel.shape[-1], int(np.prod(kernel.shape[:-1]))), bool)
+        mask[np.repeat(np.arange(len(mask)), np.diff(plan["pointers"])), plan["columns"]] = True
+        return cls.of(kernel, mask.T.reshape(kernel.shape))
+
+    def plan(self) -> dict[str, Any]:
+        """Which weights are kept, as plain data."""
+        return {"columns": self.columns.tolist(), "pointers": self.pointers.tolist()}
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Int [non-zeros]."""
+        return self._columns.values
+
+    @property
+    def pointers(self) -> np.ndarray:
+        """Int [filters + 1]."""
+        return self._pointers.values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense kernel."""
+        return (*(int(n) for n in self._window.values), len(self.pointers) - 1)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the values."""
+        return self.values.dtype
+
+    def dense(self) -> jax.Array:
+        """[window..., c, filters] with zeros elsewhere."""
+        rows = np.repeat(np.arange(self.shape[-1]), np.diff(self.pointers))
+        matrix = jnp.zeros((int(np.prod(self.shape[:-1])), self.shape[-1]), self.dtype)
+        return matrix.at[self.columns, rows].set(self.values).reshape(self.shape)
+
+    def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
+        """Output after output, the sum over its row; a filter without weights gives zeros."""
+        used, column = np.unique(self.columns, return_inverse=True)
+        taps = np.zeros(self.shape[:-1], bool)
+        taps.reshape(-1)[used] = True
+        seen = jnp.moveaxis(patches(x, equation, taps), -1, 0)
+        # Rows of equal length: the places behind a row's end have the value 0.
+        counts = np.diff(self.pointers)
+        place = self.pointers[:-1, None] + np.arange(counts.max())
+        inside = np.arange(counts.max()) < counts[:, None]
+        place = np.where(inside, place, 0)
+        values = jnp.where(inside, self.values[place], 0)
+
+        def row(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+            index, weights = item
+            return jnp.tensordot(weights, seen[index], axes=1, **precision_of(equation))
+
+        # Rematerialised: the gradient would else keep what every single weight sees.
+        result = jax.lax.map(jax.checkpoint(row), (column[place], values))
+        return restore_layout(jnp.moveaxis(result, 0, -1), equation)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """Values are data, the pattern is static."""
+        return (self.values,), (self._columns, self._pointers, self._window)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> "CSR":
+        """Inverse of `tree_flatten`."""
+        return cls(children[0], *static)

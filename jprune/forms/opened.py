@@ -1,0 +1,91 @@
+"""Trees that hold leaf types, as trees of arrays: for files, for tracing, for comparison."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jprune import errors
+from jprune.forms.factored import Factored
+from jprune.forms.leaf_type import is_leaf_type
+from jprune.forms.winners import Winners
+
+FORMS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "factored": (Factored, ("left", "core", "right")),
+    "winners": (Winners, ("kernel", "offset", "bonus", "predictor", "level", "count")),
+}
+"""{name: (leaf type, its parts)} of those that are arrays and nothing else."""
+
+
+def has_leaf_types(tree: Any) -> bool:
+    """Whether some kernel of a tree is held in another form.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> has_leaf_types({"kernel": jnp.ones((3, 2))})
+        False
+    """
+    return any(is_leaf_type(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_leaf_type))
+
+
+def written_out(tree: Any) -> Any:
+    """A tree with `{form: {part: array}}` in place of its leaf types.
+
+    Raises:
+        StructureError: a leaf type that is more than arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> leaf = Factored(jnp.ones((3, 2)), jnp.ones((2, 1)), jnp.ones((1, 4)))
+        >>> plain = written_out({"kernel": leaf})
+        >>> plain["kernel"]["factored"]["left"].shape, read_back(plain)["kernel"].shape
+        ((3, 2), (3, 4))
+    """
+
+    def one(node: Any) -> Any:
+        if not is_leaf_type(node):
+            return node
+        for form, (kind, parts) in FORMS.items():
+            if type(node) is kind:
+                return {form: {part: getattr(node, part) for part in parts}}
+        raise errors.StructureError(
+            f"a kernel held as {type(node).__name__} cannot be written out, only as "
+            f"{', '.join(FORMS)}. Write leaf.dense() in its place."
+        )
+
+    return jax.tree.map(one, tree, is_leaf=is_leaf_type)
+
+
+def read_back(tree: Any) -> Any:
+    """The tree that `written_out` was given."""
+
+    def is_written(node: Any) -> bool:
+        return isinstance(node, dict) and len(node) == 1 and set(node) <= set(FORMS)
+
+    def one(node: Any) -> Any:
+        if not is_written(node):
+            return node
+        ((form, parts),) = node.items()
+        kind, names = FORMS[form]
+        return kind(*(parts[name] for name in names))
+
+    return jax.tree.map(one, tree, is_leaf=is_written)
+
+
+def opened(fn: Callable[..., Any], variables: Any) -> tuple[Callable[..., Any], Any]:
+    """A net whose leaf types are written out: their parts are kernels like any other.
+
+    Args:
+        fn: takes variables with leaf types, such as a function from `slim`.
+        variables: with leaf types, arrays or shapes.
+
+    Returns:
+        `(fn', variables')`, which `trace` and `cost` can read.
+    """
+    return (lambda plain, *args: fn(read_back(plain), *args)), written_out(variables)
+
+
+def dense_of(tree: Any) -> Any:
+    """A tree with the arrays that its leaf types stand for."""
+    plain = lambda node: node.dense() if is_leaf_type(node) else node
+    return jax.tree.map(plain, tree, is_leaf=is_leaf_type)

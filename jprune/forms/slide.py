@@ -1,0 +1,192 @@
+"""A contraction as a window of taps that slides over positions: what leaf types share.
+
+A kernel [window..., inputs, outputs] is read as a matrix [taps, outputs], a tap being a place in
+the window and an input channel; a dense kernel [inputs, outputs] has a window of no axes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.jaxprs import Equation, program_of
+
+
+class Static:
+    """Static integers beside a leaf type's arrays, compared by value."""
+
+    def __init__(self, values: Any):
+        self.values = np.asarray(values)
+        self.key = (self.values.shape, self.values.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def static(values: Any) -> Static:
+    """Flags as static values beside a form's arrays."""
+    return values if isinstance(values, Static) else Static(np.asarray(values, bool))
+
+
+def flags(kept: Sequence[int], count: int) -> np.ndarray:
+    """Bool [count], True at the kept positions."""
+    result = np.zeros(count, bool)
+    result[np.asarray(kept, int)] = True
+    return result
+
+
+class Slide(NamedTuple):
+    """Data with channels last, padded, and how the window moves over it."""
+
+    data: jax.Array
+    """[batch, positions..., channels]; for a dense kernel [..., channels]."""
+    strides: Sequence[int]
+    dilation: Sequence[int]
+
+
+def is_plain(equation: Equation) -> bool:
+    """Whether an equation contracts data with a kernel [window..., inputs, outputs], ungrouped."""
+    if equation.name == "conv_general_dilated":
+        numbers = equation.params["dimension_numbers"]
+        rank = len(numbers.rhs_spec)
+        alone = equation.params["feature_group_count"] == 1 == equation.params["batch_group_count"]
+        return alone and tuple(numbers.rhs_spec[:2]) == (rank - 1, rank - 2)
+    if equation.name != "dot_general":
+        return False
+    (left, right), batch = equation.params["dimension_numbers"]
+    return len(left) == 1 and tuple(right) == (0,) and tuple(map(tuple, batch)) == ((), ())
+
+
+def check_plain(equation: Equation) -> None:
+    """Refuses contractions in another layout.
+
+    Raises:
+        StructureError: a grouped convolution, or a kernel that is not [window..., in, out].
+    """
+    if not is_plain(equation):
+        raise errors.StructureError(
+            f"a leaf type met {equation.name} with dimension numbers "
+            f"{equation.params.get('dimension_numbers')}; its kernel must be "
+            "[window..., inputs, outputs] without feature groups. Use leaf.dense() for this layer."
+        )
+
+
+def plain_kernels(
+    fn: Callable[..., Any], variables: Any, *args: Any, casts: bool = False
+) -> frozenset[str]:
+    """Paths of the leaves that are the kernel of plain contractions and nothing else.
+
+    Args:
+        fn: the function.
+        variables: its first argument; shapes are enough.
+        *args: its other arguments.
+        casts: whether a kernel may be cast to another type on its way.
+    """
+    program, _ = program_of(fn, variables, *args)
+    found = jax.tree_util.tree_leaves_with_path(variables)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
+    readers: dict[int, list[bool]] = {value: [] for value in program.inputs[: len(paths)]}
+    for equation in program.equations:
+        if casts and equation.name == "convert_element_type" and equation.inputs[0] in readers:
+            readers[equation.outputs[0]] = readers[equation.inputs[0]]
+            continue
+        for operand, value in enumerate(equation.inputs):
+            if value in readers:
+                readers[value].append(operand == 1 and is_plain(equation))
+    return frozenset(
+        path
+        for path, value in zip(paths, program.inputs)
+        if readers[value] and all(readers[value]) and value not in program.outputs
+    )
+
+
+def channel_axes(equation: Equation) -> tuple[int, int]:
+    """Channel axis of data and of result, for a plain contraction."""
+    check_plain(equation)
+    numbers = equation.params["dimension_numbers"]
+    if equation.name == "conv_general_dilated":
+        return numbers.lhs_spec[1], numbers.out_spec[1]
+    return numbers[0][0][0], -1
+
+
+def slide_over(x: jax.Array, equation: Equation) -> Slide:
+    """The data of a plain contraction, channels last, with their padding and holes."""
+    check_plain(equation)
+    params, numbers = equation.params, equation.params["dimension_numbers"]
+    if equation.name == "dot_general":
+        return Slide(jnp.moveaxis(x, numbers[0][0][0], -1), (), ())
+    batch, channels, *places = numbers.lhs_spec
+    data = jnp.transpose(x, (batch, *places, channels))
+    inside = [d - 1 for d in params["lhs_dilation"]]
+    edges = [(low, high, gap) for (low, high), gap in zip(params["padding"], inside)]
+    data = jax.lax.pad(data, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return Slide(data, params["window_strides"], params["rhs_dilation"])
+
+
+def patches(x: jax.Array, equation: Equation, taps: np.ndarray) -> jax.Array:
+    """The patch matrix of some taps: what each of them sees at every output position.
+
+    Args:
+        x: the data of the contraction.
+        equation: the contraction.
+        taps: bool [window..., channels].
+
+    Returns:
+        [batch, output positions..., taps that are True], in row-major order of the taps.
+    """
+    slide = slide_over(x, equation)
+    columns = [
+        jnp.take(_seen(slide, place, taps.shape[:-1]), np.flatnonzero(kept), axis=-1)
+        for place, kept in _places(taps)
+    ]
+    return jnp.concatenate(columns, axis=-1)
+
+
+def _places(taps: np.ndarray) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """(place in the window, bool [channels]) where at least one channel is kept."""
+    for place in np.ndindex(*taps.shape[:-1]):
+        if taps[place].any():
+            yield place, taps[place]
+
+
+def _seen(slide: Slide, place: Sequence[int], window: Sequence[int]) -> jax.Array:
+    """The data under one place of the window, at every output position."""
+    data, spatial = slide.data, range(len(window))
+    if not window:
+        return data
+    spans = [(window[axis] - 1) * slide.dilation[axis] + 1 for axis in spatial]
+    lasts = [(data.shape[a + 1] - spans[a]) // slide.strides[a] * slide.strides[a] for a in spatial]
+    starts = [place[axis] * slide.dilation[axis] for axis in spatial]
+    stops = [start + last + 1 for start, last in zip(starts, lasts)]
+    return jax.lax.slice(
+        data, (0, *starts, 0), (data.shape[0], *stops, data.shape[-1]), (1, *slide.strides, 1)
+    )
+
+
+def precision_of(equation: Equation) -> dict[str, Any]:
+    """How exactly a contraction computes, for `jnp.matmul` and its like."""
+    names = ("precision", "preferred_element_type")
+    return {name: equation.params[name] for name in names}
+
+
+def restore_layout(result: jax.Array, equation: Equation) -> jax.Array:
+    """[batch, positions..., outputs] in the layout that the equation has."""
+    if equation.name == "dot_general":
+        return result
+    batch, channels, *places = equation.params["dimension_numbers"].out_spec
+    order = (batch, *places, channels)
+    return jnp.transpose(result, tuple(int(axis) for axis in np.argsort(order)))
+
+
+def scattered(part: jax.Array, kept: np.ndarray) -> jax.Array:
+    """[..., kept] among zeros [..., all]."""
+    if kept.all():
+        return part
+    whole = jnp.zeros((*part.shape[:-1], kept.size), part.dtype)
+    return whole.at[..., np.flatnonzero(kept)].set(part)

@@ -1,0 +1,109 @@
+"""Thin: a kernel of which whole columns are gone, taps of all filters."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.forms.slide import (
+    flags,
+    patches,
+    precision_of,
+    restore_layout,
+    scattered,
+    static,
+)
+from jprune.jaxprs import Equation
+
+
+@jax.tree_util.register_pytree_node_class
+class Thin:
+    """A kernel of which whole columns are gone: taps (h, w, c) of all filters.
+
+    The contraction gathers the kept taps only and multiplies a patch matrix of that many columns
+    (Lebedev and Lempitsky 2016, arXiv 1506.02515). Filters may be gone beside them: their outputs
+    are zeros.
+
+    Args:
+        weights: [kept taps, kept filters].
+        taps: bool [window..., c]; True where a tap is kept.
+        outputs: bool [filters]; all are kept if None.
+
+    Example:
+        >>> kernel, taps = jnp.ones((3, 3, 2, 4)), np.arange(18).reshape(3, 3, 2) % 2 == 0
+        >>> thin = Thin.of(kernel, taps)
+        >>> thin.weights.shape, bool((thin.dense() == kernel * taps[..., None]).all())
+        ((9, 4), True)
+    """
+
+    def __init__(self, weights: jax.Array, taps: Any, outputs: Any = None):
+        self.weights = weights
+        self._taps = static(taps)
+        self._outputs = static(np.ones(weights.shape[-1]) if outputs is None else outputs)
+
+    def __repr__(self) -> str:
+        taps, outputs = self.taps, self._outputs.values
+        kept = f"{taps.sum()} of {taps.size} taps, {outputs.sum()} of {outputs.size} outputs"
+        return f"Thin({kept}, {self.dtype})"
+
+    @classmethod
+    def of(cls, kernel: jax.Array, taps: np.ndarray, outputs: np.ndarray | None = None) -> "Thin":
+        """The kept columns of a kernel [window..., c, filters]."""
+        if np.shape(taps) != kernel.shape[:-1] or not np.any(taps):
+            raise errors.StructureError(
+                f"taps of shape {np.shape(taps)}, {int(np.sum(taps))} of them kept, for a kernel "
+                f"of shape {kernel.shape}: taps are bool {kernel.shape[:-1]} and keep at least one."
+            )
+        weights = kernel[np.asarray(taps, bool)]
+        return cls(weights if outputs is None else weights[:, np.asarray(outputs)], taps, outputs)
+
+    @classmethod
+    def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Thin":
+        """Of a dense kernel, by what `plan` returned."""
+        taps = flags(plan["taps"], int(np.prod(kernel.shape[:-1])))
+        return cls.of(
+            kernel, taps.reshape(kernel.shape[:-1]), flags(plan["outputs"], kernel.shape[-1])
+        )
+
+    def plan(self) -> dict[str, Any]:
+        """Which taps and outputs are kept, as plain data."""
+        taps, outputs = self.taps.reshape(-1), self._outputs.values
+        return {"taps": np.flatnonzero(taps).tolist(), "outputs": np.flatnonzero(outputs).tolist()}
+
+    @property
+    def taps(self) -> np.ndarray:
+        """Bool [window..., c]."""
+        return self._taps.values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense kernel."""
+        return (*self.taps.shape, self._outputs.values.size)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the weights."""
+        return self.weights.dtype
+
+    def dense(self) -> jax.Array:
+        """[window..., c, filters] with zeros where taps are gone."""
+        filters = scattered(self.weights, self._outputs.values)
+        return jnp.zeros(self.shape, self.dtype).at[self.taps].set(filters)
+
+    def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
+        """Patches of the kept taps times the weights."""
+        columns = patches(x, equation, self.taps)
+        result = jnp.matmul(columns, self.weights, **precision_of(equation))
+        return restore_layout(scattered(result, self._outputs.values), equation)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """Weights are data, taps and outputs are static."""
+        return (self.weights,), (self._taps, self._outputs)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> "Thin":
+        """Inverse of `tree_flatten`."""
+        return cls(children[0], *static)

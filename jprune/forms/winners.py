@@ -1,0 +1,163 @@
+"""Winners: a kernel whose outputs are chosen anew for every example.
+
+    s_c = mean over positions of |x_c|,   g = relu(s predictor + level)
+    out_j = g_j (kernel x + offset)_j + 1[g_j > 0] bonus_j   for the k largest g_j, else 0
+
+Gao, Zhao, Dudziak, Mullins, Xu, Dynamic channel pruning: feature boosting and suppression, 2019,
+arXiv 1810.05331 [32]. All channels are computed here and the losers multiplied by 0: XLA has no
+convolution that leaves out other channels for every example; what is saved is counted, not timed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jprune import errors
+from jprune.forms.slide import channel_axes
+from jprune.jaxprs import Equation, bind
+
+
+def saliences(x: jax.Array, predictor: jax.Array, level: jax.Array, axis: int = -1) -> jax.Array:
+    """Gates g [batch, outputs] before any is chosen; s are means of |x| over the positions.
+
+    Args:
+        x: what a layer reads, the batch first.
+        predictor: [inputs, outputs].
+        level: [outputs].
+        axis: the channels of x.
+
+    Example:
+        >>> x = jnp.array([[[1.0, -0.5]], [[1.0, 0.5]]])  # one image, 2 positions
+        >>> saliences(x.reshape(1, 2, 2), jnp.eye(2), jnp.zeros(2)).tolist()
+        [[1.0, 0.5]]
+    """
+    last = jnp.moveaxis(x, axis, -1)
+    sizes = jnp.abs(last).mean(axis=tuple(range(1, last.ndim - 1)))
+    return jax.nn.relu(sizes @ predictor + level)
+
+
+def winners(g: jax.Array, count: Any) -> jax.Array:
+    """Gates where they are among the `count` largest of their example, else 0.
+
+    The gradient goes through these alone, none through the choice.
+
+    Ties go by index. Every entry is compared with every other of its example: for some hundred
+    channels that is less work than a sort, and `count` may be traced.
+
+    Example:
+        >>> winners(jnp.array([[1.3, 0.1, 0.9, 0.0]]), 2).round(2).tolist()
+        [[1.2999999523162842, 0.0, 0.8999999761581421, 0.0]]
+    """
+    order = jnp.arange(g.shape[-1])
+    ahead = g[:, None, :] > g[:, :, None]
+    ties = (g[:, None, :] == g[:, :, None]) & (order[None, :] < order[:, None])
+    rank = jax.lax.stop_gradient((ahead | ties).sum(axis=-1))
+    return jnp.where(rank < count, g, 0)
+
+
+@jax.tree_util.register_pytree_node_class
+class Winners:
+    """A kernel whose outputs are gated by a predictor that looks at its input.
+
+    Args:
+        kernel: [window..., inputs, outputs].
+        offset: [outputs], added before the gate.
+        bonus: [outputs], added to what has won.
+        predictor: [inputs, outputs].
+        level: [outputs].
+        count: how many outputs win in an example, int.
+
+    Example:
+        >>> leaf = Winners(jnp.ones((3, 2)), *jnp.zeros((2, 2)), jnp.eye(3)[:, :2], jnp.ones(2), 1)
+        >>> leaf.gates(jnp.array([[1.0, 0.0, 4.0], [0.0, 2.0, 0.0]])).tolist()
+        [[2.0, 0.0], [0.0, 3.0]]
+    """
+
+    dynamic = True
+    """Which outputs there are depends on the example: no array stands for it."""
+
+    def __init__(
+        self, kernel: Any, offset: Any, bonus: Any, predictor: Any, level: Any, count: Any
+    ):
+        self.kernel, self.offset, self.bonus = kernel, offset, bonus
+        self.predictor, self.level, self.count = predictor, level, count
+
+    def __repr__(self) -> str:
+        return f"Winners({self.count} of {self.shape[-1]} outputs, {self.dtype})"
+
+    def plan(self) -> dict[str, Any]:
+        """How many outputs win, as plain data."""
+        return {"outputs": int(self.count)}
+
+    @classmethod
+    def planned(cls, kernel: Any, plan: Any) -> "Winners":
+        """Refuses: a plan does not hold the predictor.
+
+        Raises:
+            StructureError: always.
+        """
+        raise errors.StructureError(
+            f"a plan cannot make gates ({plan['outputs']} of {kernel.shape[-1]} outputs) of a "
+            "dense kernel: the predictor is trained. Read it with the net, from params/ of its run."
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the kernel."""
+        return self.kernel.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Of the kernel."""
+        return self.kernel.dtype
+
+    def dense(self) -> jax.Array:
+        """The kernel without its gates."""
+        return self.kernel
+
+    def gates(self, x: jax.Array, axis: int = -1) -> jax.Array:
+        """[batch, outputs] for what the layer reads."""
+        return winners(saliences(x, self.predictor, self.level, axis), self.count)
+
+    def boosted(self, result: jax.Array, gates: jax.Array, axis: int = -1) -> jax.Array:
+        """The contraction's result behind the gates; exactly 0 where they are."""
+        others = [place for place in range(result.ndim) if place not in (0, axis % result.ndim)]
+        along = lambda values: jnp.expand_dims(values, others).astype(result.dtype)
+        gate, offset, bonus = along(gates), along(self.offset[None]), along(self.bonus[None])
+        return gate * (result + offset) + (gate > 0) * bonus
+
+    def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
+        """The contraction, then the gates."""
+        in_axis, out_axis = channel_axes(equation)
+        result = bind(equation, (x, self.kernel))[0]
+        return self.boosted(result, self.gates(x, in_axis), out_axis)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """All parts are data."""
+        return (
+            (self.kernel, self.offset, self.bonus, self.predictor, self.level, self.count),
+            None,
+        )
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> "Winners":
+        """Inverse of `tree_flatten`."""
+        del static
+        return cls(*children)
+
+
+def is_dynamic(node: Any) -> bool:
+    """Whether a leaf's outputs depend on the example."""
+    return getattr(node, "dynamic", False) is True
+
+
+def has_dynamic(tree: Any) -> bool:
+    """Whether a tree holds such leaves.
+
+    Example:
+        >>> has_dynamic({"kernel": jnp.ones((3, 2))})
+        False
+    """
+    return any(map(is_dynamic, jax.tree.leaves(tree, is_leaf=is_dynamic)))

@@ -1,0 +1,211 @@
+"""Rules of primitives that compute: elementwise functions, contractions, reductions, windows."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from jax.lax import ConvDimensionNumbers
+
+from jprune.graph.couple.labels import SPATIAL, UNIT, Axis, AxisLabels, Fixed, Reason
+from jprune.graph.couple.rules import CONSTANT, DATA, Context, rule
+
+Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
+
+
+DotDimensionNumbers: TypeAlias = tuple[Pair, Pair]
+"""Contracted axes and batch axes, each for both operands."""
+
+
+ELEMENTWISE = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bitcast_convert_type cbrt ceil clamp complex conj convert_element_type copy copy_p cos
+    cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag
+    integer_pow igamma igammac is_finite le lgamma log log1p log2 logistic lt max min mul name
+    ne neg nextafter not one_minus_square optimization_barrier or polygamma polynomial
+    population_count pow pvary real
+    reduce_precision regularized_incomplete_beta rem round rsqrt select_n sharding_constraint
+    shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor zeta
+""".split()
+
+
+@rule(*ELEMENTWISE)
+def elementwise(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Ties equal axes. Scalars tie nothing; an axis of length one that broadcasts cannot go."""
+    if len(context.equation.outputs) > 1:  # optimization_barrier passes its operands through
+        return list(operands)
+    result: list[Axis] = []
+    for position, length in enumerate(context.out_shape()):
+        joined: Axis | None = None
+        for number, operand in enumerate(operands):
+            if not operand:
+                continue
+            axis = operand[position]
+            if context.in_shape(number)[position] != length:
+                context.freeze(axis, "a single channel that is broadcast over many")
+            elif joined is None:
+                joined = axis
+            else:
+                joined = context.tie(joined, axis)
+        result.append(UNIT if joined is None else joined)
+    return [tuple(result)]
+
+
+@rule("conv_general_dilated")
+def convolution(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Ties the kernel's input axis to the activation; the output has the kernel's output labels.
+
+    With feature groups, rows (whole groups) and columns (the same channel of every group) can go.
+    """
+    params, labels = context.equation.params, context.labels
+    data, kernel = operands
+    numbers: ConvDimensionNumbers = params["dimension_numbers"]
+    for operand, places in ((data, numbers.lhs_spec), (kernel, numbers.rhs_spec)):
+        for position in places[2:]:
+            labels.freeze(operand[position], SPATIAL.reason)
+    batch, channels = data[numbers.lhs_spec[0]], data[numbers.lhs_spec[1]]
+    outputs, inputs = kernel[numbers.rhs_spec[0]], kernel[numbers.rhs_spec[1]]
+    if params["batch_group_count"] > 1:
+        for axis in (batch, channels, outputs, inputs):
+            context.freeze(axis, "convolution with batch groups")
+        batch = Fixed(context.reason("convolution with batch groups"))
+    elif params["feature_group_count"] == 1:
+        contracted(context, channels, inputs)
+    else:
+        outputs = grouped(context, params["feature_group_count"], channels, inputs, outputs)
+    result: list[Axis] = [SPATIAL] * len(numbers.out_spec)
+    result[numbers.out_spec[0]] = batch
+    result[numbers.out_spec[1]] = outputs
+    return [tuple(result)]
+
+
+def grouped(context: Context, groups: int, channels: Axis, inputs: Axis, outputs: Axis) -> Axis:
+    """Rows g and columns of a grouped convolution: input (g, i), kernel input i, output (g, o)."""
+    labels = context.labels
+    data_shape, kernel_shape = context.in_shape(0), context.in_shape(1)
+    numbers: ConvDimensionNumbers = context.equation.params["dimension_numbers"]
+    per_group = kernel_shape[numbers.rhs_spec[1]]
+    out_per_group = kernel_shape[numbers.rhs_spec[0]] // groups
+    whole_in = context.labelled(channels, data_shape[numbers.lhs_spec[1]])
+    whole_out = context.labelled(outputs, groups * out_per_group)
+    rows = labels.fresh(groups)
+    if per_group == 1:
+        context.freeze(inputs, "the only input channel of every group")
+        labels.tie(rows, whole_in)
+    else:
+        context.product(whole_in.reshape(groups, per_group), (rows, inputs))
+        unmasked(context, inputs)
+    if out_per_group == 1:
+        labels.tie(whole_out, rows)
+    else:
+        columns = labels.fresh(out_per_group)
+        context.product(whole_out.reshape(groups, out_per_group), (rows, columns))
+    return whole_out
+
+
+@rule("dot_general")
+def dot_general(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Ties contracted axes and batch axes."""
+    numbers: DotDimensionNumbers = context.equation.params["dimension_numbers"]
+    (left_in, right_in), (left_batch, right_batch) = numbers
+    left, right = operands
+    for one, other in zip(left_in, right_in):
+        contracted(context, left[one], right[other])
+    batch = [context.tie(left[i], right[j]) for i, j in zip(left_batch, right_batch)]
+    free = [
+        axis
+        for operand, used in ((left, (*left_in, *left_batch)), (right, (*right_in, *right_batch)))
+        for position, axis in enumerate(operand)
+        if position not in used
+    ]
+    return [(*batch, *free)]
+
+
+def contracted(context: Context, left: Axis, right: Axis) -> None:
+    """Ties two contracted axes."""
+    unmasked(context, context.tie(left, right))
+
+
+def unmasked(context: Context, axis: Axis) -> None:
+    """A contraction with constants has no weights that a mask could clear."""
+    if sorted(context.levels) == [CONSTANT, DATA]:
+        context.reduce(axis, "contracted with a constant, which no mask reaches")
+
+
+REDUCTIONS = """
+    reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin
+""".split()
+
+
+@rule(*REDUCTIONS)
+def reduction(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Channels that are reduced over without weights must stay, unless they are opened."""
+    name = context.equation.name
+    axes: tuple[int, ...] = context.equation.params["axes"]
+    for axis in axes:
+        if name.startswith("arg"):
+            context.freeze(operands[0][axis], f"{name} over the channels gives their numbers")
+        else:
+            context.reduce(operands[0][axis], f"{name} over the channels, without weights")
+    return [tuple(axis for position, axis in enumerate(operands[0]) if position not in axes)]
+
+
+WINDOWS = """
+    reduce_window reduce_window_max reduce_window_min reduce_window_sum select_and_gather_add
+    select_and_scatter_add
+""".split()
+
+
+@rule(*WINDOWS)
+def window(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Pooling: axes with a window of one pass, the others become positions."""
+    params = context.equation.params
+    lengths = params["window_dimensions"]
+    strides = params.get("window_strides") or (1,) * len(lengths)
+    padding = params.get("padding") or ((0, 0),) * len(lengths)
+    arrays = [operand for operand in operands if operand]
+    result: list[Axis] = []
+    for position, length in enumerate(lengths):
+        axes = [operand[position] for operand in arrays]
+        if (length, strides[position], tuple(padding[position])) == (1, 1, (0, 0)):
+            result.append(context.tie_all(axes))
+        else:
+            for axis in axes:
+                context.freeze(axis, "pooling over the channels")
+            result.append(SPATIAL)
+    return [tuple(result)] * len(context.equation.outputs)
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def cumulative(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """A running sum sees every position before it."""
+    axis: int = context.equation.params["axis"]
+    context.freeze(operands[0][axis], "running sum over the channels")
+    return list(operands)
+
+
+@rule("sort")
+def sort(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Sorting moves positions; the other axes pass."""
+    dimension: int = context.equation.params["dimension"]
+    for operand in operands:
+        context.freeze(operand[dimension], "sorted along the channels")
+    tied = tuple(context.tie_all(axes) for axes in zip(*operands))
+    return [tied] * len(context.equation.outputs)
+
+
+@rule("iota", "random_bits", "random_gamma", "rng_uniform", "empty", "empty2")
+def from_nowhere(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Arrays made from nothing: their positions follow what they are combined with."""
+    return [context.fresh(context.out_shape(i)) for i in range(len(context.equation.outputs))]
+
+
+@rule(
+    "random_wrap", "random_unwrap", "random_seed", "random_fold_in", "random_split", "threefry2x32"
+)
+def keys(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Random keys are no channels."""
+    del operands
+    fixed = Fixed(Reason("random key"))
+    return [
+        tuple(fixed for _ in context.out_shape(i)) for i in range(len(context.equation.outputs))
+    ]

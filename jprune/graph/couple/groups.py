@@ -1,0 +1,149 @@
+"""From atoms to groups of units: which leaves they touch, in which roles, and their names."""
+
+import itertools
+from collections.abc import Container, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jprune.base import ROLES, Place
+from jprune.graph.couple.coupling import Coupling
+from jprune.graph.couple.labels import Fixed, Flags, Indices
+from jprune.graph.couple.products import STAND_INS, ordered_contracted_axes
+from jprune.graph.couple.solve import components
+
+
+class Found(NamedTuple):
+    """A group."""
+
+    places: tuple[Place, ...]
+    atoms: Indices
+    """[units]."""
+
+
+class LeafAxis(NamedTuple):
+    """One axis of a leaf that has atoms."""
+
+    leaf: int
+    axis: int
+    roles: tuple[str, ...]
+    atoms: Indices
+    """[k, length], -1 for none."""
+
+
+def find_units(coupling: Coupling) -> dict[str, Found]:
+    """Groups: atoms that touch the same axes, named after their first producer."""
+    axes = _axes(coupling)
+    count = len(coupling.solution.atoms)
+    present = [np.unique(row.atoms[row.atoms >= 0]) for row in axes]
+    # A random word per axis: atoms that touch the same axes have the same sum of words.
+    words = np.random.default_rng(0).integers(1, 2**62, len(axes))
+    signature = np.zeros(count, np.int64)
+    for word, atoms in zip(words, present):
+        signature[atoms] += word
+    touched: dict[int, list[LeafAxis]] = {}
+    for row, atoms in zip(axes, present):
+        for key in np.unique(signature[atoms]).tolist():
+            touched.setdefault(key, []).append(row)
+    meeting = _meeting(coupling, count)
+    found: list[tuple[tuple[int, ...], str, Found]] = []
+    for key, rows in touched.items():
+        stands_in = not any("in" in row.roles for row in rows)
+        producer = min(rows, key=lambda row: _producer_order(coupling, row))
+        for members in _kinds(rows, np.flatnonzero(signature == key)):
+            atoms, first = _in_order(producer.atoms, members)
+            cleared = stands_in or bool(meeting[atoms].any())
+            places = (place for row in rows for place in _places(coupling, row, atoms, cleared))
+            # Of two groups on one axis the earlier one is first, then the one with longer steps.
+            order = (*_producer_order(coupling, producer), first[0], -first[min(1, len(first) - 1)])
+            found.append((order, coupling.paths[producer.leaf], Found(tuple(places), atoms)))
+    groups: dict[str, Found] = {}
+    for _, path, group in sorted(found, key=lambda item: item[0]):
+        groups[numbered(path, groups)] = group
+    return groups
+
+
+def numbered(name: str, taken: Container[str]) -> str:
+    """`name`, or `name@2`, `name@3` where it is taken."""
+    number = 2
+    result = name
+    while result in taken:
+        result = f"{name}@{number}"
+        number += 1
+    return result
+
+
+def _kinds(rows: Sequence[LeafAxis], atoms: Indices) -> list[Indices]:
+    """Splits atoms into those that never share a position: heads here, head dimensions there."""
+    index = np.full(max(int(row.atoms.max()) for row in rows) + 2, -1)  # the last: that of -1
+    index[atoms] = np.arange(len(atoms))
+    shared = [here for row in rows if ((here := index[row.atoms]) >= 0).sum(axis=0).max() > 1]
+    if not shared:
+        return [atoms]
+    together = np.zeros((len(atoms), len(atoms)), bool)
+    for here in shared:
+        for left, right in itertools.combinations(here, 2):
+            both = (left >= 0) & (right >= 0)
+            together[left[both], right[both]] = together[right[both], left[both]] = True
+    kind = components(np.stack(np.nonzero(~together)), len(atoms))
+    return [atoms[kind == number] for number in range(kind.max() + 1)]
+
+
+def _axes(coupling: Coupling) -> list[LeafAxis]:
+    """All axes with atoms of all leaves that something reads."""
+    rows: list[LeafAxis] = []
+    for leaf in range(len(coupling.paths)):
+        if not coupling.uses.roles[leaf]:
+            continue
+        for number, axis in enumerate(coupling.leaf_axes(leaf)):
+            atoms = coupling.solution.atoms_of(axis)
+            if (atoms >= 0).any():
+                known = coupling.uses.of_axis(leaf, number)
+                roles = tuple(role for role in ROLES if role in known)
+                rows.append(LeafAxis(leaf, number, roles, atoms))
+    return rows
+
+
+def _producer_order(coupling: Coupling, row: LeafAxis) -> tuple[int, int, int]:
+    """Sorts producers first, in execution order."""
+    first = coupling.uses.first
+    return int("kernel" not in row.roles), first.get(row.leaf, len(first)), row.axis
+
+
+def _in_order(rows: Indices, atoms: Indices) -> tuple[Indices, list[int]]:
+    """The atoms in the order in which they first stand in [k, length], and where that is."""
+    flat = rows.T.reshape(-1)
+    values, first = np.unique(flat, return_index=True)
+    place = first[np.searchsorted(values, atoms)] // len(rows)
+    order = np.argsort(place, kind="stable")
+    return atoms[order], place[order].tolist()
+
+
+def _places(coupling: Coupling, row: LeafAxis, atoms: Indices, stand_in: bool) -> list[Place]:
+    """Where the units stand on an axis: one place, or more if positions answer to several."""
+    index = np.full(len(coupling.solution.atoms), -1)
+    index[atoms] = np.arange(len(atoms))
+    units = np.where(row.atoms >= 0, index[row.atoms], -1)
+    units = np.sort(units, axis=0)[::-1]
+    roles = _with_stand_in(row.roles) if stand_in else row.roles
+    path = coupling.paths[row.leaf]
+    return [Place(path, row.axis, roles, here) for here in units if (here >= 0).any()]
+
+
+def _with_stand_in(roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Units that end in a contraction of two activations: their producers stand in for `in`."""
+    return (*roles, "in") if set(roles) & STAND_INS and "in" not in roles else roles
+
+
+def _meeting(coupling: Coupling, count: int) -> Flags:
+    """[atoms] bool: contracted between two activations."""
+    result = np.zeros(count, bool)
+    for meeting in coupling.uses.meetings:
+        equation = meeting.program.equations[meeting.equation]
+        for operand, places in zip(equation.inputs, ordered_contracted_axes(equation)):
+            for place in places:
+                axis = meeting.frame.labels[operand][place]
+                if not isinstance(axis, Fixed):
+                    atoms = coupling.solution.atoms_of(axis)
+                    result[atoms[atoms >= 0]] = True
+    return result

@@ -1,0 +1,212 @@
+"""Whether a unit is gone where two activations are contracted, once its producers are zero.
+
+A head dimension ends in q . k: no parameter of a consumer could be masked there. Its producers
+stand in, which removes it exactly if every function between them and the contraction maps zero to
+zero (scaling, rotation, tanh), and does not if one does not (a softplus feature map).
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from jprune.graph.couple.arithmetic import ELEMENTWISE
+from jprune.graph.couple.interpret import Frame
+from jprune.graph.couple.labels import Axis, AxisLabels, Fixed, Labels, Reason
+from jprune.graph.couple.moves import aligned
+from jprune.graph.couple.roles import CONTRACTIONS, Uses, contracted_axes
+from jprune.graph.couple.rules import CONSTANT, DATA, OPEN
+from jprune.jaxprs import Equation, Program, describe, scan_parts, user_line
+
+STAND_INS = frozenset({"kernel", "shift", "mean"})
+"""Roles whose places are cleared where a unit has no consumer with parameters."""
+
+
+# Elementwise functions that are zero ...
+ANY = {"mul", "and"}  # ... if one operand is
+
+
+ALL = {"add", "add_any", "sub", "max", "min", "or", "xor", "atan2"}  # ... if all operands are
+
+
+FIRST = {"div", "rem", "integer_pow", "shift_left"}  # ... if the first one is
+
+
+ALONE = set(
+    """
+    abs asin asinh atan atanh cbrt ceil convert_element_type copy copy_p device_put erf erf_inv
+    expm1 floor imag log1p name neg optimization_barrier pvary real reduce_precision round
+    sharding_constraint sign sin sinh sqrt square stop_gradient tan tanh
+    """.split()
+)  # ... if their operand is
+
+
+CHANGES = {*ELEMENTWISE, "argmax", "argmin", "iota", "random_bits"} - ALONE
+"""What may turn zeros into something else; whatever only moves or sums them does not."""
+
+
+Zero: TypeAlias = tuple[bool, ...]
+"""Per axis: whether an array is zero at the positions of units whose producers are cleared."""
+
+
+def freeze_survivors(program: Program, frame: Frame, labels: Labels, uses: Uses) -> None:
+    """Freezes units that meet another activation without being zero there."""
+    if not uses.meetings:
+        return
+    inputs = [(False,) * len(program.shape(value)) for value in program.inputs]
+    for leaf in range(len(uses.roles)):
+        roles = (uses.of_axis(leaf, axis) for axis in range(len(inputs[leaf])))
+        inputs[leaf] = tuple(bool(known & {*STAND_INS, "in"}) for known in roles)
+    _Walker(labels).visit(program, frame, inputs)
+
+
+class _Walker:
+    """Carries zeros from the leaves to the contractions of two activations."""
+
+    def __init__(self, labels: Labels):
+        self.labels = labels
+
+    def visit(self, program: Program, frame: Frame, inputs: Sequence[Zero]) -> list[Zero]:
+        """Of the program's outputs."""
+        zeros: list[Zero] = [(False,) * len(program.shape(v)) for v in range(len(program.avals))]
+        for value, zero in zip(program.inputs, inputs):
+            zeros[value] = zero
+        for number, equation in enumerate(program.equations):
+            operands = [zeros[value] for value in equation.inputs]
+            if equation.inner:
+                results = self.nested(equation, frame.inner[number], operands)
+            elif equation.name in CHANGES:
+                results = [elementwise(program, frame, equation, operands)]
+            else:
+                results = moved(program, frame, equation, operands)
+            if equation.name in CONTRACTIONS and all(
+                frame.levels[value] == DATA for value in equation.inputs
+            ):
+                self.meet(program, frame, equation, operands)
+            for value, zero in zip(equation.outputs, results):
+                zeros[value] = zero
+        return [zeros[value] for value in program.outputs]
+
+    def meet(
+        self, program: Program, frame: Frame, equation: Equation, operands: Sequence[Zero]
+    ) -> None:
+        """A contraction of two activations: units that are zero on neither side must stay."""
+        for one, other in zip(*ordered_contracted_axes(equation)):
+            axis = frame.labels[equation.inputs[0]][one]
+            if isinstance(axis, Fixed) or operands[0][one] or operands[1][other]:
+                continue
+            reason = Reason(
+                "contracted with another activation, where it is not zero without its producers",
+                equation.name,
+                describe(program, equation),
+                user_line(equation.traceback),
+                OPEN,
+            )
+            self.labels.reduce(axis, reason)
+
+    def nested(
+        self, equation: Equation, frames: Sequence[Frame], operands: Sequence[Zero]
+    ) -> list[Zero]:
+        """Equations with bodies; what a loop carries is not followed."""
+        name, params, bodies = equation.name, equation.params, equation.inner
+        if name == "cond":
+            branches = [self.visit(b, f, operands[1:]) for b, f in zip(bodies, frames)]
+            return [tuple(map(all, zip(*zeros))) for zeros in zip(*branches)]
+        if name == "while":
+            first, second = params["cond_nconsts"], params["body_nconsts"]
+            carry = [(False,) * len(zero) for zero in operands[first + second :]]
+            self.visit(bodies[1], frames[1], [*operands[first : first + second], *carry])
+            return carry
+        if name == "scan":
+            constants, carried = scan_parts(equation)
+            stacked = constants + carried
+            carry = [(False,) * len(zero) for zero in operands[constants:stacked]]
+            layers = [zero[1:] for zero in operands[stacked:]]
+            results = self.visit(bodies[0], frames[0], [*operands[:constants], *carry, *layers])
+            return [*carry, *((False, *zero) for zero in results[carried:])]
+        return self.visit(bodies[0], frames[0], operands)
+
+
+def elementwise(
+    program: Program, frame: Frame, equation: Equation, operands: Sequence[Zero]
+) -> Zero:
+    """Zeros of an elementwise function of several operands."""
+    name, shape = equation.name, program.shape(equation.outputs[0])
+    operands = list(operands)
+    values = list(equation.inputs)
+    if name == "select_n":
+        values, operands = values[1:], operands[1:]
+    nothing = [is_nothing(program, frame, value) for value in values]
+
+    def zero(number: int, axis: int) -> bool:
+        whole = program.shape(values[number])[axis : axis + 1] == shape[axis : axis + 1]
+        return nothing[number] or (whole and operands[number][axis])
+
+    def result(axis: int) -> bool:
+        zeros = [zero(number, axis) for number in range(len(values))]
+        if name in ANY:
+            return any(zeros)
+        if name in ALL or name == "select_n":
+            return all(zeros)
+        if name == "clamp":
+            low, high = program.known(values[0]), program.known(values[2])
+            inside = low is not None and high is not None and (low <= 0).all() and (high >= 0).all()
+            return bool(zeros[1] and inside)
+        return name in FIRST and zeros[0] and equation.params.get("y", 1) > 0
+
+    return tuple(result(axis) for axis in range(len(shape)))
+
+
+def is_nothing(program: Program, frame: Frame, value: int) -> bool:
+    """Whether a value is the constant zero."""
+    if frame.levels[value] != CONSTANT:
+        return False
+    known = program.known(value)
+    return known is not None and not known.any()
+
+
+def moved(
+    program: Program, frame: Frame, equation: Equation, operands: Sequence[Zero]
+) -> list[Zero]:
+    """Zeros move as labels do: a result's axis has those of the axes it shares labels with."""
+    if equation.name == "reshape":
+        return [reshaped(program, frame, equation, operands[0])]
+    sources = [
+        (axis, zero)
+        for value, zeros in zip(equation.inputs, operands)
+        for axis, zero in zip(frame.labels[value], zeros)
+        if not isinstance(axis, Fixed)
+    ]
+
+    def of_axis(axis: Axis) -> bool:
+        shared = [zero for source, zero in sources if shares(axis, source)]
+        return bool(shared) and all(shared)
+
+    return [tuple(map(of_axis, frame.labels[value])) for value in equation.outputs]
+
+
+def shares(axis: Axis, source: Axis) -> bool:
+    """Whether two axes have a label in common."""
+    if isinstance(axis, Fixed) or isinstance(source, Fixed):
+        return False
+    return axis is source or bool(np.isin(axis, source).any())
+
+
+def reshaped(program: Program, frame: Frame, equation: Equation, zeros: Zero) -> Zero:
+    """A split or merged run of axes is zero where all its labelled axes are."""
+    shapes = program.shape(equation.inputs[0]), program.shape(equation.outputs[0])
+    axes: AxisLabels = frame.labels[equation.inputs[0]]
+    result = [False] * len(shapes[1])
+    for sources, targets in aligned(*shapes):
+        known = [zeros[axis] for axis in sources if not isinstance(axes[axis], Fixed)]
+        for target in targets:
+            result[target] = bool(known) and all(known)
+    return tuple(result)
+
+
+def ordered_contracted_axes(equation: Equation) -> tuple[Sequence[int], Sequence[int]]:
+    """Contracted axes of both operands, in matching order."""
+    if equation.name == "dot_general":
+        return equation.params["dimension_numbers"][0]
+    left, right = contracted_axes(equation)
+    return [*left], [*right]

@@ -1,0 +1,330 @@
+"""What every leaf of the variables does: read off the jaxpr, never off names.
+
+Values that depend on no input are followed from the leaves they come from until they meet data.
+How they meet it is the role: a contraction makes a kernel, a product a scale, a sum a shift; a
+statistic is told by the root it goes through (variance) or by its sign (mean).
+
+On which side of a kernel an axis stands is read off labels too, other ones than those that couple
+the network: these follow parameters only, and end where data begins.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from jprune.graph.couple.interpret import Frame
+from jprune.graph.couple.labels import AxisLabels, Fixed, Flags, Indices, Labels
+from jprune.graph.couple.rules import PARAMETER, RULES, Context, unknown
+from jprune.graph.couple.solve import solve
+from jprune.jaxprs import NESTED, Equation, Program, scan_parts
+
+CONTRACTIONS = ("conv_general_dilated", "dot_general")
+
+
+# What a parameter went through before it met data, as bits.
+PLAIN, MULTIPLIED, NEGATED, ROOT = 0, 1, 2, 4
+
+
+Taint: TypeAlias = dict[int, frozenset[int]] | None
+"""{leaf: bits of every way it came}; None for a value that depends on data."""
+
+
+class Contraction(NamedTuple):
+    """A contraction of data with parameters."""
+
+    program: Program
+    """The whole program, or one nested in it."""
+    equation: int
+    """Number of the equation in that program."""
+    kernel: int
+    """Which operand is the kernel."""
+    leaf: int
+    """The kernel's leaf (the first one, if several make the kernel)."""
+
+
+class Meeting(NamedTuple):
+    """A contraction of two activations."""
+
+    program: Program
+    frame: Frame
+    equation: int
+
+
+class Uses(NamedTuple):
+    """How the leaves are used."""
+
+    roles: list[set[str]]
+    """By leaf: kernel, shift, scale, mean, var, state; empty for a leaf that nothing reads."""
+    sides: dict[tuple[int, int], set[str]]
+    """(leaf, axis) of a kernel -> `in` (contracted), `kernel` (the contraction keeps it), both."""
+    first: dict[int, int]
+    """Leaf -> when it first meets data."""
+    contractions: list[Contraction]
+    """In execution order, those of nested programs included."""
+    meetings: list[Meeting]
+    taints: list[Taint]
+    """By value id of the top-level program."""
+
+    def of_axis(self, leaf: int, axis: int) -> set[str]:
+        """Roles of one axis of a leaf."""
+        if self.roles[leaf] == {"kernel"}:
+            return self.sides.get((leaf, axis), set())
+        return self.roles[leaf]
+
+
+class _Value(NamedTuple):
+    """What is known of a value."""
+
+    taint: Taint
+    axes: AxisLabels
+    """Labels that parameters alone pass on; empty for data."""
+
+
+DATA_VALUE = _Value(None, ())
+
+
+class _Walker:
+    """Follows parameters through a program and its nested programs."""
+
+    def __init__(self, leaves: int):
+        self.roles: list[set[str]] = [set() for _ in range(leaves)]
+        self.labels = Labels()
+        self.contracted: list[Indices] = []
+        self.surviving: list[Indices] = []
+        self.first: dict[int, int] = {}
+        self.contractions: list[Contraction] = []
+        self.meetings: list[Meeting] = []
+
+    def note(self, taint: Taint, role: str) -> None:
+        """These leaves meet data in this role."""
+        for leaf, ways in (taint or {}).items():
+            self.first.setdefault(leaf, len(self.first))
+            if role in ("scale", "shift") and any(way & ROOT for way in ways):
+                self.roles[leaf].add("var")
+            elif role == "shift" and any(way & NEGATED for way in ways):
+                self.roles[leaf].add("mean")
+            elif role == "shift" and any(way & MULTIPLIED for way in ways):
+                self.roles[leaf].add("part")  # a scale's share in a folded shift; see `settled`
+            else:
+                self.roles[leaf].add(role)
+
+    def mark(self, axes: AxisLabels, contracted: set[int]) -> None:
+        """Marks the axes of a kernel operand."""
+        for position, axis in enumerate(axes):
+            if not isinstance(axis, Fixed):
+                (self.contracted if position in contracted else self.surviving).append(axis)
+
+    def visit(
+        self, program: Program, frame: Frame, inputs: Sequence[_Value], live: set[int] | None
+    ) -> list[_Value]:
+        """All values of a program; `live` limits the notes to what reaches the main output."""
+        values = [DATA_VALUE] * len(program.avals)
+        for value in program.constants:
+            axes = tuple(self.labels.axis(length) for length in program.shape(value))
+            values[value] = _Value({}, axes)
+        for value, known in zip(program.inputs, inputs):
+            values[value] = known
+        for number, equation in enumerate(program.equations):
+            operands = [values[value] for value in equation.inputs]
+            noted = live is None or number in live
+            if equation.inner and equation.name in NESTED:
+                results = self.nested(equation, frame.inner[number], operands, noted)
+            elif all(operand.taint is not None for operand in operands):
+                results = self.of_parameters(program, equation, operands)
+            else:
+                if noted:
+                    self.meet(program, frame, number, operands)
+                results = [DATA_VALUE] * len(equation.outputs)
+            for value, known in zip(equation.outputs, results):
+                values[value] = known
+        return values
+
+    def of_parameters(
+        self, program: Program, equation: Equation, operands: Sequence[_Value]
+    ) -> list[_Value]:
+        """Values that parameters alone make."""
+        if equation.name in CONTRACTIONS:
+            contracted = contracted_axes(equation)
+            # Of two parameters the second one is the consumer; constants consume nothing.
+            consumer = 1 if operands[1].taint else 0
+            self.mark(operands[consumer].axes, contracted[consumer])
+            self.mark(operands[1 - consumer].axes, set())
+        context = Context(self.labels, program, equation, [PARAMETER] * len(operands))
+        axes = RULES.get(equation.name, unknown)(context, [operand.axes for operand in operands])
+        taint = combined(equation, [operand.taint for operand in operands])
+        return [_Value(taint, result) for result in axes]
+
+    def meet(self, program: Program, frame: Frame, number: int, operands: Sequence[_Value]) -> None:
+        """An equation in which data takes part."""
+        equation = program.equations[number]
+        name = equation.name
+        if name in CONTRACTIONS:
+            contracted = contracted_axes(equation)
+            for side in (0, 1):
+                taint = operands[side].taint
+                if taint:
+                    self.mark(operands[side].axes, contracted[side])
+                    self.note(taint, "kernel")
+                    self.contractions.append(Contraction(program, number, side, min(taint)))
+            if operands[0].taint is None and operands[1].taint is None:
+                self.meetings.append(Meeting(program, frame, number))
+            return
+        for side, operand in enumerate(operands):
+            self.mark(operand.axes, set())  # a table that is looked up produces its channels
+            if name in ("mul", "div"):
+                self.note(operand.taint, "scale")
+            elif name == "sub" and side == 1:
+                self.note(with_bit(operand.taint, NEGATED), "shift")
+            else:
+                self.note(operand.taint, "shift")
+
+    def nested(
+        self,
+        equation: Equation,
+        frames: Sequence[Frame],
+        operands: Sequence[_Value],
+        noted: bool,
+    ) -> list[_Value]:
+        """Equations with bodies; what a loop carries counts as data."""
+        name, params = equation.name, equation.params
+        live = None if noted else set[int]()
+        data = [DATA_VALUE] * len(equation.outputs)
+        if name == "cond":
+            for body, frame in zip(equation.inner, frames):
+                self.visit(body, frame, operands[1:], live)
+            return data
+        if name == "while":
+            first, second = params["cond_nconsts"], params["body_nconsts"]
+            self.visit(
+                equation.inner[1], frames[1], [*operands[first : first + second], *data], live
+            )
+            return data
+        if name == "scan":
+            constants, carried = scan_parts(equation)
+            stacked = [
+                value if value.taint is None else value._replace(axes=value.axes[1:])
+                for value in operands[constants + carried :]
+            ]
+            inputs = [*operands[:constants], *[DATA_VALUE] * carried, *stacked]
+            self.visit(equation.inner[0], frames[0], inputs, live)
+            return data
+        (body,) = equation.inner
+        values = self.visit(body, frames[0], operands, live)
+        return [values[value] for value in body.outputs]
+
+
+def with_bit(taint: Taint, bit: int) -> Taint:
+    """The taint after one more operation; a second negation undoes the first."""
+    if taint is None:
+        return None
+    return {
+        leaf: frozenset(way ^ bit if bit == NEGATED else way | bit for way in ways)
+        for leaf, ways in taint.items()
+    }
+
+
+def combined(equation: Equation, operands: Sequence[Taint]) -> Taint:
+    """Taint of a value that parameters alone make."""
+    name = equation.name
+    result: dict[int, frozenset[int]] = {}
+    several = sum(bool(operand) for operand in operands) > 1
+    for side, taint in enumerate(operands):
+        if name in ("rsqrt", "sqrt", "pow"):
+            taint = with_bit(taint, ROOT)
+        elif name in ("mul", "div") and several:
+            taint = with_bit(taint, MULTIPLIED)
+        elif name == "neg" or (name == "sub" and side == 1):
+            taint = with_bit(taint, NEGATED)
+        for leaf, ways in (taint or {}).items():
+            result[leaf] = result.get(leaf, frozenset()) | ways
+    return result
+
+
+def contracted_axes(equation: Equation) -> tuple[set[int], set[int]]:
+    """Contracted axes of both operands; channels of a grouped convolution count as contracted."""
+    numbers = equation.params["dimension_numbers"]
+    if equation.name == "dot_general":
+        return set(numbers[0][0]), set(numbers[0][1])
+    return {numbers.lhs_spec[1]}, {numbers.rhs_spec[1]}
+
+
+def reaching(program: Program, outputs: Sequence[int]) -> set[int]:
+    """Numbers of the equations that the outputs depend on."""
+    needed, live = set(outputs), set[int]()
+    for number in range(len(program.equations) - 1, -1, -1):
+        equation = program.equations[number]
+        if any(value in needed for value in equation.outputs):
+            live.add(number)
+            needed.update(equation.inputs)
+    return live
+
+
+def uses_of(program: Program, frame: Frame, leaves: int, main_outputs: int | None = None) -> Uses:
+    """How every leaf is used on the way to the main outputs.
+
+    Args:
+        program: the whole function.
+        frame: its labels.
+        leaves: how many of the inputs are leaves of the variables.
+        main_outputs: how many of the outputs count; None for all.
+    """
+    walker = _Walker(leaves)
+    axes = [
+        tuple(walker.labels.axis(length) for length in program.shape(value))
+        for value in program.inputs[:leaves]
+    ]
+    inputs = [_Value({leaf: frozenset({PLAIN})}, axes[leaf]) for leaf in range(leaves)]
+    inputs += [DATA_VALUE] * (len(program.inputs) - leaves)
+    live = reaching(program, program.outputs[:main_outputs])
+    values = walker.visit(program, frame, inputs, live)
+    read = {value for equation in program.equations for value in equation.inputs}
+    read |= set(program.outputs)
+    for leaf, value in enumerate(program.inputs[:leaves]):
+        walker.roles[leaf] = settled(walker.roles[leaf], value in read)
+    return Uses(
+        walker.roles,
+        _sides(walker, axes),
+        walker.first,
+        walker.contractions,
+        walker.meetings,
+        [value.taint for value in values],
+    )
+
+
+def _sides(walker: _Walker, axes: Sequence[AxisLabels]) -> dict[tuple[int, int], set[str]]:
+    """On which side of its contractions every axis of every kernel stands."""
+    walker.labels.frozen.clear()  # only what belongs together counts here
+    solution = solve(walker.labels, opened=True)
+    marked = {"in": walker.contracted, "kernel": walker.surviving}
+    components: dict[str, Flags] = {}
+    for side, found in marked.items():
+        known = np.zeros(len(solution.atoms), bool)
+        if found:
+            labels = np.concatenate(found)
+            atoms = solution.atoms_of(labels)
+            known[atoms[atoms >= 0]] = True
+            known[solution.component[labels]] = True
+        components[side] = known
+    sides: dict[tuple[int, int], set[str]] = {}
+    for leaf, own in enumerate(axes):
+        for number, axis in enumerate(own):
+            if walker.roles[leaf] == {"kernel"} and not isinstance(axis, Fixed):
+                atoms = solution.atoms_of(axis)
+                all_of_it = np.concatenate([atoms[atoms >= 0], solution.component[axis]])
+                found = {side for side, known in components.items() if known[all_of_it].any()}
+                sides[leaf, number] = found or {"kernel"}
+    return sides
+
+
+def settled(roles: set[str], read: bool) -> set[str]:
+    """The role of a leaf that was met in several ways: the strongest one.
+
+    A batch norm folded into `x * inv + (beta - mean * inv)` meets data three times.
+    """
+    for role in ("kernel", "var", "scale", "mean", "shift"):
+        if role in roles:
+            return {role}
+    if "part" in roles:
+        return {"scale"}
+    return {"state"} if read else set()

@@ -1,0 +1,365 @@
+"""From ties and products to atoms: congruence closure, then expansion.
+
+Every element of a product is a definition: "this component is the conjunction of these". The
+solver alternates between components (ties), what is frozen, products of one axis that is split at
+different places, and these rules, until nothing changes:
+
+- a definition without a factor that can vary freezes, one with a single factor ties;
+- a frozen whole freezes its factors;
+- equal factors make equal wholes;
+- equal wholes make equal factors, and freeze the factors that only one of them has.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from jprune.graph.couple.labels import Flags, Indices, Labels, Product, Reason, Solution
+
+TOGETHER = "all positions of a split axis are one channel"
+
+
+DISAGREE = "reshapes split these channels in ways that do not agree"
+
+
+REMEDY = "reshape them everywhere to the same rows and columns"
+
+
+NONE = -1
+
+
+def solve(labels: Labels, opened: bool = False) -> Solution:
+    """Closes ties and products.
+
+    Args:
+        labels: what the rules said.
+        opened: leave out what only reductions freeze.
+    """
+    return _Solver(labels, opened).run()
+
+
+class _Definitions(NamedTuple):
+    """All elements of all products, flat."""
+
+    whole: Indices
+    """[n] components."""
+    factors: Indices
+    """[k, n] components by slot; -1 beyond the last slot."""
+    alive: Indices
+    """The same, with -1 for factors that are frozen too: they always live."""
+    product: Indices
+    """[n]: which product it is an element of."""
+
+    def sets(self) -> Indices:
+        """[k, n]: the factors that can vary, every column sorted and without doubles."""
+        ordered = np.sort(self.alive, axis=0)
+        ordered[1:][ordered[1:] == ordered[:-1]] = NONE
+        return np.sort(ordered, axis=0)
+
+
+class _Solver:
+    """See the module's text."""
+
+    def __init__(self, labels: Labels, opened: bool):
+        self.count = labels.count
+        self.pairs = [np.stack([left, right]) for left, right in labels.ties]
+        self.frozen = [*labels.frozen, *(() if opened else labels.reduced)]
+        self.products = list(labels.products)
+        self.component: Indices
+        self.first: Indices
+        """[components]: the first entry of `frozen` that freezes it, -1 for none."""
+
+    def run(self) -> Solution:
+        """The fixed point."""
+        self.refresh()
+        while self.products:
+            before = self.state()
+            refined = self.refined()
+            self.products = [product for product in refined if self.varies(product)]
+            if self.products:
+                self.close(self.definitions())
+            self.refresh()
+            if before == self.state() and not self.freeze_cycles():
+                break
+        reasons = tuple(reason for _, reason in self.frozen)
+        return Solution(self.component, self.expand(), self.first, reasons)
+
+    def state(self) -> tuple[int, ...]:
+        """Changes whenever anything changes."""
+        return len(self.first), self.count, len(self.frozen), len(self.products)
+
+    def refresh(self) -> None:
+        """Components of all ties so far, and the first reason that freezes each."""
+        pairs = np.concatenate([np.zeros((2, 0), np.int64), *self.pairs], axis=1)
+        self.component = components(pairs, self.count)
+        self.first = np.full(self.component.max(initial=-1) + 1, NONE)
+        for place in range(len(self.frozen) - 1, -1, -1):
+            self.first[self.component[self.frozen[place][0]]] = place
+
+    def is_frozen(self, labels: Indices) -> Flags:
+        """[like labels]: which of them always live."""
+        return self.first[self.component[labels]] != NONE
+
+    def freeze(self, components: Indices, reason: Reason) -> None:
+        """Freezes components; those that are frozen already keep their reason."""
+        new = np.unique(components[components != NONE])
+        new = new[self.first[new] == NONE]
+        if new.size:
+            self.first[new] = len(self.frozen)
+            self.frozen.append((np.flatnonzero(np.isin(self.component, new)), reason))
+
+    def tie(self, left: Indices, right: Indices) -> None:
+        """Ties components."""
+        differ = left != right
+        if differ.any():
+            label = np.zeros(len(self.first), np.int64)
+            label[self.component] = np.arange(self.count)
+            self.pairs.append(np.stack([label[left[differ]], label[right[differ]]]))
+
+    def new(self, length: int, reason: Reason | None = None) -> Indices:
+        """New labels, frozen if there is a reason; they start as components of their own."""
+        start, top = self.count, len(self.first)
+        self.count += length
+        self.component = np.concatenate([self.component, np.arange(top, top + length)])
+        self.first = np.concatenate([self.first, np.full(length, NONE)])
+        if reason is not None:
+            self.freeze(np.arange(top, top + length), reason)
+        return np.arange(start, self.count)
+
+    def varies(self, product: Product) -> bool:
+        """Whether two factors can vary; with one, the product is a tie and done with."""
+        varying: list[int] = []
+        for axis, factor in enumerate(product.factors):
+            components = self.component[factor]
+            if (components == components[0]).all():
+                # All positions of the axis go together: removing them would remove the whole array.
+                self.freeze(components[:1], product.reason._replace(text=TOGETHER))
+            if not self.is_frozen(factor).all():
+                varying.append(axis)
+        if len(varying) == 1:
+            spread = beside(product.factors[varying[0]], varying[0], product.whole.shape)
+            self.pairs.append(np.stack([product.whole.reshape(-1), spread]))
+        elif not varying:
+            self.freeze(self.component[product.whole].reshape(-1), self.why(product.factors[0][0]))
+        return len(varying) > 1
+
+    def why(self, label: np.int64) -> Reason:
+        """Why a frozen label is frozen."""
+        return self.frozen[self.first[self.component[label]]][1]
+
+    def refined(self) -> list[Product]:
+        """Products of the same whole, split at different places, become one finer product."""
+        by_whole: dict[bytes, list[Product]] = {}
+        for product in self.products:
+            key = self.component[product.whole].reshape(-1).tobytes()
+            by_whole.setdefault(key, []).append(product)
+        result: list[Product] = []
+        for same in by_whole.values():
+            several = len({product.whole.shape for product in same}) > 1
+            result += self.common(same) if several else same
+        return result
+
+    def common(self, same: Sequence[Product]) -> list[Product]:
+        """One product that says what several splits of one axis can say together."""
+        strides = [_strides(product.whole.shape) for product in same]
+        shared = _shared_strides(strides)
+        reason = same[-1].reason
+        disagree = reason._replace(text=DISAGREE, remedy=REMEDY)
+        axes: dict[tuple[int, int], Indices] = {}
+        for above, stride in itertools.pairwise(shared):
+            cut = any(stride < own < above for chain in strides for own in chain)
+            axes[above, stride] = self.new(above // stride, disagree if cut else None)
+        whole = same[0].whole.reshape([above // stride for above, stride in axes])
+        result = [Product(whole, tuple(axes.values()), reason)]
+        for product, chain in zip(same, strides):
+            for (above, stride), factor in zip(itertools.pairwise(chain), product.factors):
+                inside = [above, *(s for s in shared if stride < s < above), stride]
+                steps = list(itertools.pairwise(inside))
+                # A step that is no shared axis lies in one that some split cuts: it is frozen.
+                parts = [
+                    axes[step] if step in axes else self.new(step[0] // step[1], disagree)
+                    for step in steps
+                ]
+                shape = [high // low for high, low in steps]
+                result.append(Product(factor.reshape(shape), tuple(parts), reason))
+        return result
+
+    def definitions(self) -> _Definitions:
+        """All elements of all products."""
+        rank = max(len(product.factors) for product in self.products)
+        slots: list[Indices] = []
+        for product in self.products:
+            rows = np.full((rank, product.whole.size), NONE)
+            for axis, factor in enumerate(product.factors):
+                rows[axis] = beside(self.component[factor], axis, product.whole.shape)
+            slots.append(rows)
+        whole = [self.component[product.whole].reshape(-1) for product in self.products]
+        factors = np.concatenate(slots, axis=1)
+        frozen = (factors != NONE) & (self.first[factors] != NONE)
+        numbers = np.repeat(np.arange(len(whole)), [len(elements) for elements in whole])
+        alive = np.where(frozen, NONE, factors)
+        return _Definitions(np.concatenate(whole), factors, alive, numbers)
+
+    def close(self, known: _Definitions) -> None:
+        """One round of the rules on definitions."""
+        sets = known.sets()
+        varying = (sets != NONE).sum(axis=0)
+        fixed = self.first[known.whole]
+        for place in np.unique(fixed[(fixed != NONE) & (varying > 0)]).tolist():
+            self.freeze(sets[:, fixed == place].reshape(-1), self.frozen[place][1])
+        empty = self.first[known.factors[0]]
+        for place in np.unique(empty[(fixed == NONE) & (varying == 0)]).tolist():
+            self.freeze(known.whole[(varying == 0) & (empty == place)], self.frozen[place][1])
+        single = (fixed == NONE) & (varying == 1)
+        self.tie(known.whole[single], sets[-1, single])
+        several = (fixed == NONE) & (varying > 1)
+        known = _Definitions(*(array[..., several] for array in known))
+        sets = sets[:, several]
+        self.tie(known.whole, known.whole[_first_equal(sets)])
+        partner = _first_equal(known.whole[None])
+        differ = np.flatnonzero((sets != sets[:, partner]).any(axis=0))
+        pairs: dict[tuple[int, int], list[int]] = {}
+        for column in differ.tolist():
+            pair = int(known.product[column]), int(known.product[partner[column]])
+            pairs.setdefault(pair, []).append(column)
+        for (product, _), columns in pairs.items():
+            self.agree(known.alive[:, columns], known.alive[:, partner[columns]], product)
+
+    def agree(self, left: Indices, right: Indices, product: int) -> None:
+        """Makes two definitions [k, n] of the same components say the same."""
+        alone, missing = _only(left, right), _only(right, left)
+        single = [pair for pair in zip(alone, missing) if len(pair[0]) == len(pair[1]) == 1]
+        if single:
+            self.tie(*np.array(single).T.reshape(2, -1))
+        rest = np.array([max(len(a), len(b)) > 1 or not a or not b for a, b in zip(alone, missing)])
+        if not rest.any():
+            return
+        slots = [_slots(side[:, rest]) for side in (left, right)]
+        # Where one side has a factor for all (a part of an axis that the other side splits), that
+        # factor stays, and the others are told apart.
+        more, fewer = sorted(slots, key=lambda found: -len(found[0]))
+        if len(more[0]) > len(fewer[0]) and len(more[1]) <= len(fewer[1]):
+            self.freeze(np.setdiff1d(more[0], fewer[0]), self.disagree(product))
+        elif [len(part) for part in more] == [len(part) for part in fewer]:
+            for one, other in zip(more, fewer):
+                self.tie(one.reshape(-1), other.reshape(-1))
+        else:
+            different = [c for a, b, r in zip(alone, missing, rest) if r for c in (*a, *b)]
+            self.freeze(np.array(different), self.disagree(product))
+
+    def disagree(self, product: int) -> Reason:
+        """The reason for a product that does not agree with another one."""
+        return self.products[product].reason._replace(text=DISAGREE, remedy=REMEDY)
+
+    def rows(self) -> dict[int, tuple[int, ...]]:
+        """Component of a whole -> the components that it is the conjunction of."""
+        if not self.products:
+            return {}
+        known = self.definitions()
+        # A definition with one factor left is a tie, and says nothing more.
+        several = ((known.sets() != NONE).sum(axis=0) > 1) & (self.first[known.whole] == NONE)
+        wholes, first = np.unique(known.whole[several], return_index=True)
+        columns = known.alive[:, np.flatnonzero(several)[first]].T
+        return {
+            whole: tuple(column[column != NONE].tolist())
+            for whole, column in zip(wholes.tolist(), columns)
+        }
+
+    def freeze_cycles(self) -> bool:
+        """A component that is defined by itself leaves nothing to choose."""
+        rows = self.rows()
+        done: set[int] = set()
+        cyclic: set[int] = set()
+
+        def visit(component: int, above: tuple[int, ...]) -> None:
+            if component in above:
+                cyclic.update(above[above.index(component) :])
+            elif component in rows and component not in done:
+                for factor in rows[component]:
+                    visit(factor, (*above, component))
+                done.add(component)
+
+        for component in rows:
+            visit(component, ())
+        if cyclic:
+            factors = {factor for component in cyclic for factor in rows[component]}
+            self.freeze(np.array(sorted(cyclic | factors)), self.disagree(0))
+        return bool(cyclic)
+
+    def expand(self) -> Indices:
+        """[components, k] atoms."""
+        rows = self.rows()
+        known: dict[int, tuple[int, ...]] = {}
+
+        def atoms(component: int) -> tuple[int, ...]:
+            if self.first[component] != NONE:
+                return ()
+            if component not in rows:
+                return (component,)
+            if component not in known:
+                parts = (atom for factor in rows[component] for atom in atoms(factor))
+                known[component] = tuple(dict.fromkeys(parts))
+            return known[component]
+
+        defined = {component: atoms(component) for component in rows}
+        width = max([1, *(len(row) for row in defined.values())])
+        table = np.full((len(self.first), width), NONE)
+        table[:, 0] = np.where(self.first == NONE, np.arange(len(self.first)), NONE)
+        for component, row in defined.items():
+            table[component] = row + (NONE,) * (width - len(row))
+        return table
+
+
+def components(pairs: Indices, count: int) -> Indices:
+    """[count]: connected components of `count` things, [2, n] of them tied."""
+    ones = np.ones(pairs.shape[1], bool)
+    graph = coo_array((ones, (pairs[0], pairs[1])), (max(1, count),) * 2)
+    found: Any = connected_components(graph, directed=False)
+    return found[1][:count].astype(np.int64)
+
+
+def beside(factor: Indices, axis: int, shape: tuple[int, ...]) -> Indices:
+    """A factor beside every element of its whole, flat."""
+    along = [-1 if other == axis else 1 for other in range(len(shape))]
+    return np.broadcast_to(factor.reshape(along), shape).reshape(-1)
+
+
+def _first_equal(columns: Indices) -> Indices:
+    """[n]: the first column of [k, n] that each column equals."""
+    _, first, inverse = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)]
+
+
+def _only(one: Indices, other: Indices) -> list[list[int]]:
+    """What every column of [k, n] has that the same column of another array has not."""
+    columns = zip(one.T.tolist(), other.T.tolist())
+    return [sorted({*mine} - {*theirs, NONE}) for mine, theirs in columns]
+
+
+def _slots(factors: Indices) -> tuple[Indices, Indices]:
+    """The slots of [k, n] with the same factor throughout, [i] of them, and the others [j, n]."""
+    present = factors[(factors != NONE).any(axis=1)]
+    constant = (present == present[:, :1]).all(axis=1)
+    return present[constant, 0], present[~constant]
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Row-major strides, from the whole length to 1."""
+    return tuple(int(np.prod(shape[axis:])) for axis in range(len(shape) + 1))
+
+
+def _shared_strides(chains: Iterable[tuple[int, ...]]) -> list[int]:
+    """Strides at which all splits can be cut, from the whole length to 1.
+
+    (3, 4) and (6, 2) share all of theirs, 12 4 2 1. (4, 6) and (6, 4) share 24 12 2 1: with the
+    strides 6 and 4 of one alone, the other cannot say what goes.
+    """
+    every = {stride for chain in chains for stride in chain}
+    pairs = list(itertools.combinations(every, 2))
+    candidates = every | {int(np.gcd(*pair)) for pair in pairs} | {int(np.lcm(*p)) for p in pairs}
+    fits = (a for a in candidates if all(a % b == 0 or b % a == 0 for b in every))
+    return sorted(fits, reverse=True)

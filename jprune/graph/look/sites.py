@@ -1,0 +1,268 @@
+"""Sites: where a method can look or act, found by data flow and labels, not by names.
+
+`in`: the data operand of a contraction with parameters. `out`: its result. `norm`: the end of the
+per-channel affine chain behind it (bias, batch norm, in inference or training mode), before a
+nonlinearity or join. `act`: the end of the elementwise function behind that, before pooling.
+`join`: the sum of two activations.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jprune.base import Groups, SiteInfo
+from jprune.graph.couple.arithmetic import ELEMENTWISE
+from jprune.graph.couple.coupling import Coupling, unit_numbers
+from jprune.graph.couple.labels import Fixed, Indices
+from jprune.graph.couple.roles import Taint, Uses
+from jprune.jaxprs import Equation, Program
+
+KINDS = ("branch", "in", "out", "norm", "join", "act")
+
+
+AFFINE = {"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type", "copy"}
+
+
+SUMS = {"add", "add_any"}
+
+
+_ELEMENTWISE = {*ELEMENTWISE, "custom_jvp_call", "custom_vjp_call"}
+
+
+class Spot(NamedTuple):
+    """A site in a program."""
+
+    kind: str
+    layer: str
+    value: int
+    """Value id; for `in`, the operand as this one equation reads it."""
+    equation: int
+    """Number of the equation that reads (`in`) or makes the value."""
+    axis: int
+    """Channel axis of the value."""
+
+
+class _Flow:
+    """Who reads a value, and along which axes a value is constant."""
+
+    def __init__(self, program: Program, taints: Sequence[Taint]):
+        self.program = program
+        self.taints = taints
+        self.readers: dict[int, list[int]] = {}
+        self.maker: dict[int, int] = {}
+        self.uniform: dict[int, frozenset[int]] = {}
+        for number, equation in enumerate(program.equations):
+            for value in equation.inputs:
+                self.readers.setdefault(value, []).append(number)
+            for value in equation.outputs:
+                self.maker[value] = number
+            self.uniform[equation.outputs[0]] = self._uniform(equation)
+
+    def _along(self, value: int) -> frozenset[int]:
+        """Axes along which a value is constant."""
+        unit = {axis for axis, length in enumerate(self.program.shape(value)) if length == 1}
+        return self.uniform.get(value, frozenset()) | unit
+
+    def _uniform(self, equation: Equation) -> frozenset[int]:
+        shape = self.program.shape(equation.outputs[0])
+        if equation.name == "broadcast_in_dim":
+            places = equation.params["broadcast_dimensions"]
+            source = self._along(equation.inputs[0])
+            varying = {places[axis] for axis in range(len(places)) if axis not in source}
+            return frozenset(range(len(shape))) - varying
+        if equation.name in _ELEMENTWISE:
+            sets = [
+                self._along(value)
+                for value in equation.inputs
+                if len(self.program.shape(value)) == len(shape) and shape
+            ]
+            return frozenset.intersection(*sets) if sets else frozenset()
+        return frozenset()
+
+    def per_channel(self, value: int, axis: int) -> bool:
+        """Whether a value varies along the channel axis at most."""
+        rank = len(self.program.shape(value))
+        return rank == 0 or set(range(rank)) - {axis} <= self._along(value)
+
+    def is_beside(self, operand: int, equation: Equation, axis: int) -> bool:
+        """Whether an operand is a number a channel to an equation, and no activation in a sum.
+
+        Of one image with one position an activation is a number a channel too.
+        """
+        return self.per_channel(operand, axis) and not self.is_sum(equation)
+
+    def is_sum(self, equation: Equation) -> bool:
+        """A sum of two activations: both depend on data and vary along more than the channels."""
+        shape = self.program.shape(equation.outputs[0])
+        return equation.name in SUMS and all(
+            self.taints[value] is None
+            and self.program.shape(value) == shape
+            and len(shape) - len(self._along(value)) > 1 - (shape[:1] == (1,))
+            for value in equation.inputs
+        )
+
+    def affine_end(self, value: int, axis: int) -> int:
+        """The end of the longest chain of per-channel affine steps from a value."""
+        chain = self._longest(value, axis, {})
+        return chain[-1]
+
+    def _longest(self, value: int, axis: int, known: dict[int, list[int]]) -> list[int]:
+        if value not in known:
+            shape = self.program.shape(value)
+            best = [value]
+            for number in self.readers.get(value, ()):
+                equation = self.program.equations[number]
+                others = [other for other in equation.inputs if other != value]
+                if (
+                    equation.name in AFFINE
+                    and len(others) == len(equation.inputs) - 1
+                    and not (equation.name == "div" and equation.inputs[0] != value)
+                    and self.program.shape(equation.outputs[0]) == shape
+                    and all(self.is_beside(other, equation, axis) for other in others)
+                ):
+                    chain = [value, *self._longest(equation.outputs[0], axis, known)]
+                    best = max(best, chain, key=len)
+            known[value] = best
+        return known[value]
+
+    def activation_end(self, value: int, axis: int) -> tuple[int | None, set[int]]:
+        """The single end of the elementwise function behind a value, and all values inside it."""
+        shape = self.program.shape(value)
+        inside: set[int] = set()
+        nonlinear = False
+        waiting = sorted(set(self.readers.get(value, ())))
+        while waiting:
+            number = waiting.pop(0)
+            equation = self.program.equations[number]
+            (result, *rest) = equation.outputs
+            if rest or result in inside or equation.name not in _ELEMENTWISE:
+                continue
+            if self.program.shape(result) != shape or not all(
+                operand == value or operand in inside or self.is_beside(operand, equation, axis)
+                for operand in equation.inputs
+            ):
+                continue
+            inside.add(result)
+            nonlinear |= equation.name not in AFFINE or equation.inputs.count(value) > 1
+            waiting = sorted({*waiting, *self.readers.get(result, ())})
+        ends = [
+            result
+            for result in sorted(inside)
+            if result in self.program.outputs
+            or any(
+                not set(self.program.equations[number].outputs) & inside
+                for number in self.readers.get(result, ())
+            )
+        ]
+        if nonlinear and len(ends) == 1:
+            return ends[0], inside
+        return None, inside
+
+
+def find_spots(program: Program, uses: Uses, paths: Sequence[str]) -> list[Spot]:
+    """All sites of a program, in execution order."""
+    flow = _Flow(program, uses.taints)
+    finder = _Finder(flow, {})
+    for found in uses.contractions:
+        if found.program is program:
+            finder.contraction(found.equation, 1 - found.kernel, paths[found.leaf])
+    for number, equation in enumerate(program.equations):
+        if flow.is_sum(equation) and equation.outputs[0] not in finder.inside:
+            finder.join(number, equation)
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    return sorted(finder.spots.values(), key=lambda spot: (spot.equation, order[spot.kind]))
+
+
+class _Finder:
+    """Collects spots under unique (layer, kind) keys."""
+
+    def __init__(self, flow: _Flow, spots: dict[tuple[str, str], Spot]):
+        self.flow = flow
+        self.spots = spots
+        self.inside: set[int] = set()
+        """Values inside activation functions: their sums are no joins."""
+        self.origin: dict[int, tuple[str, int]] = {}
+        """Value at the end of a chain -> its layer and channel axis."""
+
+    def add(self, kind: str, layer: str, value: int, equation: int, axis: int) -> None:
+        self.spots[layer, kind] = Spot(kind, layer, value, equation, axis)
+
+    def contraction(self, number: int, data: int, path: str) -> None:
+        """`in`, `out`, and what follows."""
+        equation = self.flow.program.equations[number]
+        in_axis, out_axis = channel_axes(self.flow.program, equation, data)
+        layer, count = path, 2
+        while (layer, "out") in self.spots:
+            layer, count = f"{path}@{count}", count + 1
+        self.add("in", layer, equation.inputs[data], number, in_axis)
+        self.add("out", layer, equation.outputs[0], number, out_axis)
+        self.follow(layer, equation.outputs[0], number, out_axis)
+
+    def follow(self, layer: str, value: int, number: int, axis: int) -> None:
+        """`norm` and `act` behind a value."""
+        end = self.flow.affine_end(value, axis)
+        if (layer, "norm") not in self.spots:
+            self.add("norm", layer, end, self.flow.maker.get(end, number), axis)
+        self.origin[end] = (layer, axis)
+        result, inside = self.flow.activation_end(end, axis)
+        self.inside |= inside
+        if result is not None and (layer, "act") not in self.spots:
+            self.add("act", layer, result, self.flow.maker[result], axis)
+            self.origin[result] = (layer, axis)
+
+    def join(self, number: int, equation: Equation) -> None:
+        """A sum takes the name of its latest branch; what follows it is followed too."""
+        known = [value for value in sorted(equation.inputs) if value in self.origin]
+        if not known:
+            return
+        layer, axis = self.origin[max(known, key=lambda value: self.flow.maker.get(value, -1))]
+        result = equation.outputs[0]
+        name, count = layer, 2
+        while (name, "join") in self.spots:
+            name, count = f"{layer}@{count}", count + 1
+        self.add("join", name, result, number, axis)
+        self.origin[result] = (name, axis)
+        self.follow(name, result, number, axis)
+
+
+def channel_axes(program: Program, equation: Equation, data: int) -> tuple[int, int]:
+    """Channel axis of the data operand and of the result of a contraction."""
+    numbers = equation.params["dimension_numbers"]
+    if equation.name == "conv_general_dilated":
+        return numbers.lhs_spec[1], numbers.out_spec[1]
+    contracted, batch = numbers[0], numbers[1]
+    rank = len(program.shape(equation.outputs[0]))
+    ranks = [len(program.shape(value)) for value in equation.inputs]
+    free = ranks[0] - len(contracted[0]) - len(batch[0])
+    in_axis = contracted[data][-1] if contracted[data] else ranks[data] - 1
+    # Results are ordered: batch axes, free axes of the left operand, free axes of the right one.
+    return in_axis, rank - 1 if data == 0 else len(batch[0]) + max(free - 1, 0)
+
+
+def units_on(
+    coupling: Coupling, groups: Groups, numbers: tuple[Indices, Indices], spot: Spot
+) -> dict[str, np.ndarray]:
+    """{group: [positions] unit at every position of the spot's channel axis, -1 for none}."""
+    axis = coupling.frame.labels[spot.value][spot.axis]
+    if isinstance(axis, Fixed):
+        return {}
+    group_of, unit_of = numbers
+    found: dict[str, np.ndarray] = {}
+    for row in coupling.solution.atoms_of(axis):
+        groups_here = np.where(row >= 0, group_of[row], -1)
+        for number in np.unique(groups_here[groups_here >= 0]).tolist():
+            name = groups.names[number]
+            here = groups_here == number
+            units = found.setdefault(name, np.full(len(axis), -1))
+            units[here] = unit_of[row[here]]
+    return found
+
+
+def find_sites(coupling: Coupling, spots: Sequence[Spot], groups: Groups) -> tuple[SiteInfo, ...]:
+    """The static part of all sites."""
+    numbers = unit_numbers(groups)
+    return tuple(
+        SiteInfo(spot.kind, spot.layer, spot.axis, tuple(units_on(coupling, groups, numbers, spot)))
+        for spot in spots
+    )

@@ -1,0 +1,366 @@
+"""Equations on smaller arrays: a rule for every primitive that has a shape among its parameters.
+
+A program is run again with the labels of its values and the labels that live. An equation whose
+arrays keep their shapes is bound unchanged; others go through a rule here, or are bound unchanged
+too where the primitive reads its shapes off its operands.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.forms.leaf_type import is_leaf_type
+from jprune.forms.winners import is_dynamic
+from jprune.graph.couple.arithmetic import ELEMENTWISE, REDUCTIONS, WINDOWS
+from jprune.graph.couple.divisors import Divisors
+from jprune.graph.couple.interpret import Frame
+from jprune.graph.couple.labels import AxisLabels, Fixed, Flags, Indices, Solution
+from jprune.graph.couple.moves import gather_of
+from jprune.graph.couple.roles import CONTRACTIONS
+from jprune.graph.shrink.concrete import at_hand, put_back
+from jprune.jaxprs import Equation, Program, bind, describe
+
+Keep: TypeAlias = tuple[Flags | None, ...]
+"""Per axis: which positions live, None where all do."""
+
+
+class Alive(NamedTuple):
+    """Which labels live."""
+
+    solution: Solution
+    atoms: Flags
+    """[atoms]."""
+
+    def of(self, labels: Indices) -> Flags:
+        """[like labels]: which of them live."""
+        atoms = self.solution.atoms[self.solution.component[labels]]
+        return np.all(self.atoms[atoms] | (atoms < 0), axis=-1)
+
+    def keep(self, axes: AxisLabels) -> Keep:
+        """Per axis of an array, which positions live."""
+        keeps = (None if isinstance(axis, Fixed) else self.of(axis) for axis in axes)
+        return tuple(None if keep is None or keep.all() else keep for keep in keeps)
+
+
+class Step(NamedTuple):
+    """One equation on smaller arrays."""
+
+    program: Program
+    equation: Equation
+    values: list[Any]
+    in_keeps: list[Keep]
+    out_keeps: list[Keep]
+    frames: tuple[Frame, ...]
+    alive: Alive
+
+    def shape(self, result: int = 0) -> tuple[int, ...]:
+        """The shape that a result must have."""
+        full = self.program.shape(self.equation.outputs[result])
+        return kept_shape(full, self.out_keeps[result])
+
+
+def kept_shape(full: Sequence[int], keep: Keep) -> tuple[int, ...]:
+    """A shape after removal."""
+    return tuple(n if k is None else int(k.sum()) for n, k in zip(full, keep))
+
+
+def take(value: Any, keep: Keep) -> Any:
+    """The kept positions of an array; contiguous runs are sliced, so that no gather is left."""
+    part = cut(value, keep)
+    return put_back(part, value) if isinstance(part, np.ndarray) else part
+
+
+def cut(value: Any, keep: Keep) -> Any:
+    """The same; a NumPy array where the numbers are at hand, which a program has as a constant."""
+    if all(kept is None for kept in keep):
+        return value
+    numbers = at_hand(value)
+    value = value if numbers is None else numbers
+    for axis, kept in enumerate(keep):
+        if kept is not None:
+            value = take_positions(value, np.flatnonzero(kept), axis)
+    return value
+
+
+def take_positions(value: Any, index: Indices, axis: int) -> Any:
+    """Positions of one axis, as few slices as runs; a NumPy array stays one."""
+    if isinstance(value, np.ndarray) or not isinstance(value, jax.Array):
+        return np.take(value, index, axis)
+    breaks = np.flatnonzero(np.diff(index) != 1) + 1
+    runs = np.split(index, breaks)
+    if len(runs) > 8 or not index.size:
+        return jnp.take(value, index, axis)
+    parts = [jax.lax.slice_in_dim(value, int(run[0]), int(run[-1]) + 1, axis=axis) for run in runs]
+    return parts[0] if len(parts) == 1 else jax.lax.concatenate(parts, axis)
+
+
+def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> list[Any]:
+    """Runs a program on the kept part of its arrays; the inputs are cut already.
+
+    Raises:
+        StructureError: a primitive without a rule meets an array that has shrunk.
+    """
+    keeps = [alive.keep(axes) for axes in frame.labels]
+    values: list[Any] = [None] * len(program.avals)
+    for value, constant in program.constants.items():
+        values[value] = cut(constant, keeps[value])
+    for value, array in zip(program.inputs, inputs):
+        values[value] = array
+    divisors = Divisors(program, frame)
+    for number, equation in enumerate(program.equations):
+        operands = divisors.follow(equation, [values[value] for value in equation.inputs])
+        if operands:
+            divisors.note(equation, operands[0])
+        step = Step(
+            program,
+            equation,
+            operands,
+            [keeps[value] for value in equation.inputs],
+            [keeps[value] for value in equation.outputs],
+            frame.inner.get(number, ()),
+            alive,
+        )
+        for value, result in zip(equation.outputs, shrunk(step)):
+            values[value] = result
+    return [values[value] for value in program.outputs]
+
+
+def shrunk(step: Step) -> list[Any]:
+    """Results of one equation."""
+    equation = step.equation
+    if any(is_leaf_type(value) for value in step.values):
+        kernel = step.values[1] if equation.name in CONTRACTIONS else None
+        if kernel is not None and is_leaf_type(kernel) and not is_leaf_type(step.values[0]):
+            return [kernel.apply(step.values[0], equation)]
+        if any(is_dynamic(value) for value in step.values):
+            return [_cast(step)]
+        plain = [value.dense() if is_leaf_type(value) else value for value in step.values]
+        return shrunk(step._replace(values=plain))
+    touched = any(k is not None for keep in (*step.in_keeps, *step.out_keeps) for k in keep)
+    if not touched and not (equation.inner and _inner_touched(step)):
+        return bind(equation, step.values)
+    if equation.name in RULES:
+        return RULES[equation.name](step)
+    if equation.name in SHAPELESS:
+        return bind(equation, step.values)
+    if not any(k is not None for keep in step.in_keeps for k in keep):
+        # Made from nothing that shrinks (random bits, an iota): made whole, so that masked and slim
+        # nets see the same numbers, then cut.
+        return [take(v, keep) for v, keep in zip(bind(equation, step.values), step.out_keeps)]
+    raise errors.StructureError(
+        f"slim met the primitive {equation.name!r} ({describe(step.program, equation)}) on an "
+        "array that has shrunk, and has no rule for it. Add one to jprune.graph.shrink, or freeze "
+        "the group."
+    )
+
+
+def _cast(step: Step) -> Any:
+    """A gated kernel in another type, its gates as they are.
+
+    Raises:
+        StructureError: anything but a cast, on which a kernel would lose its gates.
+    """
+    equation = step.equation
+    if equation.name != "convert_element_type":
+        raise errors.StructureError(
+            f"a gated kernel met {equation.name!r} ({describe(step.program, equation)}), which has "
+            "no place for its gates; it may be cast, and contracted with data. Leave this layer "
+            "out of gates."
+        )
+    (kernel, *gates), static = step.values[0].tree_flatten()
+    return type(step.values[0]).tree_unflatten(static, (*bind(equation, [kernel]), *gates))
+
+
+def _inner_touched(step: Step) -> bool:
+    return any(
+        keep is not None
+        for frame in step.frames
+        for axes in frame.labels
+        for keep in step.alive.keep(axes)
+    )
+
+
+# Primitives that read all shapes off their operands.
+SHAPELESS = {
+    *ELEMENTWISE,
+    *REDUCTIONS,
+    *WINDOWS,
+    *("transpose", "squeeze", "unstack", "rev", "concatenate", "dot_general", "sort"),
+    *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "dynamic_update_slice"),
+}
+
+
+ShrinkRule: TypeAlias = Callable[[Step], list[Any]]
+
+
+RULES: dict[str, ShrinkRule] = {}
+
+
+def rule(*names: str) -> Callable[[ShrinkRule], ShrinkRule]:
+    """Registers a rule for primitives of these names."""
+
+    def register(function: ShrinkRule) -> ShrinkRule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@rule("reshape")
+def reshape(step: Step) -> list[Any]:
+    """To the kept shape: what is left of a merge or split is still row-major."""
+    return [jax.lax.reshape(step.values[0], step.shape())]
+
+
+@rule("broadcast_in_dim")
+def broadcast_in_dim(step: Step) -> list[Any]:
+    """To the kept shape."""
+    places = step.equation.params["broadcast_dimensions"]
+    return [jax.lax.broadcast_in_dim(step.values[0], step.shape(), places)]
+
+
+@rule("conv_general_dilated")
+def convolution(step: Step) -> list[Any]:
+    """The number of groups follows from the widths that are left."""
+    params = dict(step.equation.params)
+    if params["feature_group_count"] > 1:
+        numbers = params["dimension_numbers"]
+        channels = step.values[0].shape[numbers.lhs_spec[1]]
+        params["feature_group_count"] = channels // step.values[1].shape[numbers.rhs_spec[1]]
+    return bind(step.equation, step.values, params)
+
+
+@rule("slice")
+def slice_(step: Step) -> list[Any]:
+    """The kept positions among those that the slice takes."""
+    params = step.equation.params
+    strides = params["strides"] or (1,) * len(params["start_indices"])
+    value = step.values[0]
+    windows = zip(params["start_indices"], params["limit_indices"], strides)
+    for axis, (keep, window) in enumerate(zip(step.in_keeps[0], windows)):
+        if keep is None:
+            value = jax.lax.slice_in_dim(value, *window, axis=axis)
+        else:
+            new_place = np.cumsum(keep) - 1
+            taken = np.arange(len(keep))[slice(*window)]
+            value = take_positions(value, new_place[taken[keep[taken]]], axis)
+    return [value]
+
+
+@rule("stack")
+def stack(step: Step) -> list[Any]:
+    """Without the operands whose place on the new axis is gone."""
+    keep = step.out_keeps[0][step.equation.params["axis"]]
+    left = step.values if keep is None else list(itertools.compress(step.values, keep))
+    return bind(step.equation, left)
+
+
+@rule("split")
+def split(step: Step) -> list[Any]:
+    """Parts as wide as what each keeps."""
+    axis = step.equation.params["axis"]
+    sizes = [step.shape(result)[axis] for result in range(len(step.out_keeps))]
+    offsets = np.cumsum([0, *sizes]).tolist()
+    value = step.values[0]
+    return [
+        jax.lax.slice_in_dim(value, start, stop, axis=axis)
+        for start, stop in itertools.pairwise(offsets)
+    ]
+
+
+@rule("pad")
+def pad(step: Step) -> list[Any]:
+    """As much padding as is kept; a padded axis that also lost channels is put together anew."""
+    value, filling = step.values
+    for axis, config in enumerate(step.equation.params["padding_config"]):
+        keep = step.out_keeps[0][axis]
+        full = step.program.shape(step.equation.inputs[0])[axis]
+        if keep is None and step.in_keeps[0][axis] is None:
+            plain = [(0, 0, 0)] * value.ndim
+            plain[axis] = config
+            value = jax.lax.pad(value, filling, plain)
+        elif config != (0, 0, 0):
+            keep = (
+                np.ones(step.program.shape(step.equation.outputs[0])[axis], bool)
+                if keep is None
+                else keep
+            )
+            value = _pad_kept(value, filling, axis, config, full, keep, step.in_keeps[0][axis])
+    return [value]
+
+
+def _pad_kept(
+    value: Any,
+    filling: Any,
+    axis: int,
+    config: tuple[int, int, int],
+    full: int,
+    keep: Flags,
+    in_keep: Flags | None,
+) -> Any:
+    """Pads one axis of which some positions, old or new, are gone."""
+    low, high, interior = config
+    in_keep = np.ones(full, bool) if in_keep is None else in_keep
+    source = np.full(full + interior * (full - 1), -1)
+    source[:: interior + 1] = np.where(in_keep, np.cumsum(in_keep) - 1, -1)
+    source = source[max(0, -low) : len(source) - max(0, -high)]
+    source = np.concatenate([np.full(max(0, low), -1), source, np.full(max(0, high), -1)])[keep]
+    real = np.flatnonzero(source >= 0)
+    if real.size and real[-1] - real[0] == real.size - 1:
+        part = take_positions(value, source[real], axis)
+        edges = [(0, 0, 0)] * value.ndim
+        edges[axis] = (int(real[0]), int(len(source) - 1 - real[-1]), 0)
+        return jax.lax.pad(part, filling, edges)
+    pieces: list[Any] = []
+    for run_of in np.split(source, np.flatnonzero(np.diff(source >= 0)) + 1):
+        if run_of.size and run_of[0] >= 0:
+            pieces.append(take_positions(value, run_of, axis))
+        elif run_of.size:
+            shape = [run_of.size if i == axis else n for i, n in enumerate(value.shape)]
+            pieces.append(jnp.full(shape, filling, value.dtype))
+    return pieces[0] if len(pieces) == 1 else jax.lax.concatenate(pieces, axis)
+
+
+@rule("dynamic_slice")
+def dynamic_slice(step: Step) -> list[Any]:
+    """Axes that are taken whole are as wide as what is left."""
+    value, *starts = step.values
+    return [jax.lax.dynamic_slice(value, starts, step.shape())]
+
+
+@rule("gather")
+def gather(step: Step) -> list[Any]:
+    """Constant indices are numbered anew; windows are as wide as what is left."""
+    params, value = dict(step.equation.params), step.values[0]
+    full = step.program.shape(step.equation.inputs[0])
+    known = step.program.known(step.equation.inputs[1])
+    how = gather_of(params, known, len(full), len(step.out_keeps[0]))
+    indices = step.values[1]
+    if how.known is not None:
+        (axis,) = how.looked_up
+        index = _index_left(step, how.known, axis, how.batch)
+        if how.known.ndim == 1 and tuple(params["slice_sizes"][:axis]) == full[:axis]:
+            taken = take_positions(value, index, axis)
+            if all(params["slice_sizes"][other] == full[other] for other in how.passed):
+                return [jnp.moveaxis(taken, axis, how.batch[0])]
+        indices = jnp.asarray(index[..., None], step.values[1].dtype)
+    params["slice_sizes"] = tuple(
+        value.shape[axis] if size == full[axis] and axis in how.passed else size
+        for axis, size in enumerate(params["slice_sizes"])
+    )
+    return bind(step.equation, [value, indices], params)
+
+
+def _index_left(step: Step, index: Indices, axis: int, batch: Sequence[int]) -> Indices:
+    """Indices of what is left, into what is left."""
+    for number, target in enumerate(batch):
+        keep = step.out_keeps[0][target]
+        if keep is not None:
+            index = np.compress(keep, index, axis=number)
+    keep = step.in_keeps[0][axis]
+    return index if keep is None else (np.cumsum(keep) - 1)[index]

@@ -1,0 +1,248 @@
+"""Jaxprs as flat lists of equations: the only module that touches `jax.extend`.
+
+JAX nests what a user calls (`jit` around every `jax.numpy` function). `flatten` writes those
+calls out, so that the engine sees one list of equations over integer value ids. Calls that mean
+more than their body (custom derivatives, rematerialisation, control flow) stay one equation with
+`inner` programs.
+"""
+
+import os
+import site
+import sysconfig
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.extend import core as jex
+
+# Primitives whose body can be written out where they stand. Names, since JAX moves the objects.
+INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+
+
+# Primitives that keep their bodies: parameter(s) that hold them.
+NESTED = {
+    "custom_jvp_call": ("call_jaxpr",),
+    "custom_vjp_call": ("call_jaxpr",),
+    "custom_vjp_call_jaxpr": ("call_jaxpr", "fun_jaxpr"),
+    "checkpoint": ("jaxpr",),
+    "remat2": ("jaxpr",),
+    "scan": ("jaxpr",),
+    "while": ("cond_jaxpr", "body_jaxpr"),
+    "cond": ("branches",),
+}
+
+
+REMAT = {"checkpoint", "remat2"}
+
+
+class Equation(NamedTuple):
+    """One primitive applied to values."""
+
+    primitive: Any
+    name: str
+    params: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    inner: tuple["Program", ...]
+    traceback: tuple[Any, ...]
+    """Where it comes from, innermost first: JAX cuts the trace of its own functions short."""
+
+
+class Program(NamedTuple):
+    """A jaxpr without nesting: equations over value ids, in execution order."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    constants: dict[int, Any]
+    """Value id -> array or scalar: closed-over constants and literals."""
+    equations: tuple[Equation, ...]
+    avals: tuple[Any, ...]
+    """Shape and type of every value, by id."""
+    makers: dict[int, Equation]
+    """Value id -> the equation that makes it."""
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        """Shape of a value."""
+        return tuple(getattr(self.avals[value], "shape", ()))
+
+    def known(self, value: int) -> np.ndarray | None:
+        """The number behind a value that constants alone make; None for any other value."""
+        with jax.ensure_compile_time_eval():
+            result = self._evaluated(value)
+        return None if result is None else np.asarray(result)
+
+    def _evaluated(self, value: int) -> Any:
+        if value in self.constants:
+            constant = self.constants[value]
+            return None if isinstance(constant, Tracer) else constant
+        equation = self.makers.get(value)
+        if equation is None:
+            return None
+        operands = [self._evaluated(operand) for operand in equation.inputs]
+        if any(operand is None for operand in operands):
+            return None
+        return bind(equation, operands)[equation.outputs.index(value)]
+
+
+class _Builder:
+    """Collects equations while nested calls are written out."""
+
+    def __init__(self, inline_remat: bool, callers: tuple[Any, ...]):
+        self.inline_remat = inline_remat
+        self.callers = callers
+        self.avals: list[Any] = []
+        self.constants: dict[int, Any] = {}
+        self.equations: list[Equation] = []
+
+    def new(self, aval: Any) -> int:
+        self.avals.append(aval)
+        return len(self.avals) - 1
+
+    def constant(self, aval: Any, value: Any) -> int:
+        number = self.new(aval)
+        self.constants[number] = value
+        return number
+
+    def add(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[int]) -> list[int]:
+        """Appends the equations of `jaxpr` applied to `inputs`; returns the ids of its outputs."""
+        ids: dict[Any, int] = dict(zip(jaxpr.invars, inputs))
+        closed_over = dict(zip(jaxpr.constvars, constants))
+
+        def read(variable: Any) -> int:
+            # A constant gets an id per reader: sharing one does not couple two layers.
+            if isinstance(variable, jex.Literal):
+                return self.constant(variable.aval, variable.val)
+            if variable in closed_over:
+                return self.constant(variable.aval, closed_over[variable])
+            return ids[variable]
+
+        for equation in jaxpr.eqns:
+            name = equation.primitive.name
+            operands = [read(variable) for variable in equation.invars]
+            inlined = INLINED.get(name)
+            if inlined is None and self.inline_remat and name in REMAT:
+                inlined = "jaxpr"
+            if inlined is not None:
+                body, body_constants = opened(equation.params[inlined])
+                outside = self.callers
+                self.callers = (equation.source_info.traceback, *outside)
+                results = self.add(body, body_constants, operands)
+                self.callers = outside
+                ids.update(zip(equation.outvars, results))
+                continue
+            for variable in equation.outvars:
+                ids[variable] = self.new(variable.aval)
+            self.equations.append(
+                Equation(
+                    equation.primitive,
+                    name,
+                    equation.params,
+                    tuple(operands),
+                    tuple(ids[variable] for variable in equation.outvars),
+                    self.bodies(equation),
+                    (equation.source_info.traceback, *self.callers),
+                )
+            )
+        return [read(variable) for variable in jaxpr.outvars]
+
+    def bodies(self, equation: Any) -> tuple[Program, ...]:
+        keys = NESTED.get(equation.primitive.name, ())
+        found = [equation.params[key] for key in keys if key in equation.params]
+        flat = [body for item in found for body in (item if isinstance(item, tuple) else (item,))]
+        callers = (equation.source_info.traceback, *self.callers)
+        return tuple(flatten(body, self.inline_remat, callers) for body in flat)
+
+
+def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants, for closed and open ones (in JAX >= 0.12 they are one type)."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def flatten(jaxpr: Any, inline_remat: bool = False, callers: tuple[Any, ...] = ()) -> Program:
+    """A jaxpr as a `Program`.
+
+    Args:
+        jaxpr: closed or open jaxpr.
+        inline_remat: write out `jax.checkpoint` too (same values, more memory in the backward
+            pass).
+        callers: tracebacks of the calls around it, innermost first.
+    """
+    body, constants = opened(jaxpr)
+    builder = _Builder(inline_remat, callers)
+    inputs = [builder.new(variable.aval) for variable in body.invars]
+    outputs = builder.add(body, constants, inputs)
+    return Program(
+        tuple(inputs),
+        tuple(outputs),
+        builder.constants,
+        tuple(builder.equations),
+        tuple(builder.avals),
+        {value: equation for equation in builder.equations for value in equation.outputs},
+    )
+
+
+def program_of(
+    fn: Callable[..., Any], *args: Any, inline_remat: bool = False
+) -> tuple[Program, Any]:
+    """The program of `fn(*args)` and the shapes of its output tree; `args` may be shapes."""
+    closed, output = jax.make_jaxpr(fn, return_shape=True)(*jax.tree.map(_without_placement, args))
+    return flatten(closed, inline_remat), output
+
+
+def _without_placement(leaf: Any) -> Any:
+    """The shape of an array: how it is sharded is no part of the network."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
+        return leaf
+    weak = getattr(leaf, "weak_type", False)  # random keys have none
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)
+
+
+def bind(
+    equation: Equation, values: Sequence[Any], params: dict[str, Any] | None = None
+) -> list[Any]:
+    """Runs one equation, custom derivatives included."""
+    given = equation.params if params is None else params
+    ready: Any = equation.primitive.get_bind_params(given)
+    results = equation.primitive.bind(*values, **ready)
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def scan_parts(equation: Equation) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many it carries; the rest is stacked."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()  # JAX >= 0.12
+    return len(constants), len(carried)
+
+
+def describe(program: Program, equation: Equation) -> str:
+    """An equation as text: `add f32[2,8] f32[2,8] -> f32[2,8]`."""
+
+    def text(ids: Sequence[int]) -> str:
+        return " ".join(str(program.avals[number].str_short()) for number in ids)
+
+    return f"{equation.name} {text(equation.inputs)} -> {text(equation.outputs)}"
+
+
+_PACKAGES = tuple(
+    {
+        os.path.realpath(folder) + os.sep
+        for folder in (
+            *site.getsitepackages(),
+            sysconfig.get_path("stdlib"),
+            os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        )
+    }
+)
+
+
+def user_line(tracebacks: Sequence[Any]) -> str:
+    """The innermost line outside libraries, `file:line (function)`, or an empty string."""
+    frames = (frame for trace in tracebacks for frame in getattr(trace, "frames", ()))
+    for frame in frames:
+        if not frame.file_name.startswith(_PACKAGES) and not frame.file_name.startswith("<"):
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    return ""

@@ -1,0 +1,153 @@
+"""What follows a recipe in the main job: the law on real data, export, measurements."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jprune import errors, export, measure
+from jprune.base import Pruned, Records, Task, Variables
+from jprune.cost.samples import gates_of
+from jprune.forms.opened import dense_of
+from jprune.forms.winners import has_dynamic
+from jprune.graph import slim, slim_params
+from jprune.masks import apply_masks
+from jprune.recipes import groups_of, slim_net, unit_masks
+from jprune.runs.checkpoint import save_tree
+from jprune.runs.files import atomic_write
+from jprune.stages.evaluate import record
+from jprune.train.evaluate import EVALUATION_BATCH
+from jprune.train.resolution import seen_at
+from jprune.units import expand
+
+Function = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """Compares the masked net with the slim one on real images.
+
+    Attributes:
+        fn: the net in float32, whatever type the task computes in.
+        split: whose images.
+        name: of the record.
+
+    The record's `max_rel_err` is max |a - b| / max |a| over all outputs, a being those of the dense
+    net whose consumers' slices are masked, all kernels being arrays. Where a net chooses its
+    channels for every image, a is that of the dense kernels with gates on what they say.
+    """
+
+    fn: Function
+    split: str = "test"
+    name: str = "law"
+    alone = True
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same net, and the record."""
+        del key
+        groups, masks = groups_of(task), unit_masks(task, pruned)
+        dense = dense_of(pruned.variables)
+        masked, fn = apply_masks(dense, expand(groups, masks, roles=("in",))), self.fn
+        if has_dynamic(pruned.variables):
+            run = gates_of(self.fn, groups)
+            masked, fn = pruned.variables, lambda variables, image: run(variables, image)[0]
+        small, small_fn = slim_params(groups, masks, pruned.variables), slim(self.fn, groups, masks)
+
+        @jax.jit
+        def largest(image: jax.Array) -> tuple[jax.Array, jax.Array]:
+            a, b = fn(masked, image), small_fn(small, image)
+            return jnp.abs(a - b).max(), jnp.abs(a).max()
+
+        difference, size = 0.0, 0.0
+        with jax.default_matmul_precision("highest"):  # GPUs and TPUs round float32 otherwise
+            for batch in task.data.batches(self.split, EVALUATION_BATCH):
+                found = largest(batch["image"])
+                difference, size = max(difference, float(found[0])), max(size, float(found[1]))
+        return pruned, [record(self.name, {"max_rel_err": difference / size if size else 0.0})]
+
+
+WRITERS: dict[str, Callable[[Function, Variables, Any], bytes]] = {
+    ".stablehlo": export.stablehlo,
+    ".tflite": export.tflite,
+}
+"""{suffix: function of (fn, variables, example) that returns what the file holds}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes the slim net: `params/`, `model.stablehlo`, `model.tflite`.
+
+    Attributes:
+        folder: the run directory.
+        fn: the net in float32, for the .tflite.
+        note: is told what could not be written, and why.
+        name: of the stage.
+    """
+
+    folder: pathlib.Path
+    fn: Function
+    note: Callable[[str], None]
+    name: str = "export"
+    alone = True
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same net; the files."""
+        del key
+        fn, variables = slim_net(task, pruned)
+        exact = slim(self.fn, groups_of(task), unit_masks(task, pruned))
+        exact = seen_at(exact, pruned.resolution)
+        save_tree(self.folder / "params", variables)
+        model = export.stablehlo(fn, variables, task.example)
+        atomic_write(self.folder / "model.stablehlo", model)
+        try:
+            model = export.tflite(exact, variables, task.example)
+            atomic_write(self.folder / "model.tflite", model)
+        except (errors.MissingExtraError, errors.ExportError) as error:
+            self.note(f"model.tflite was not written: {error}")
+        return pruned, []
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Times the dense net against the slim one, and weighs their .tflite files.
+
+    Attributes:
+        folder: the run directory, with the slim `model.tflite` where there is one.
+        fn: the net in float32.
+        seconds: to spend on each comparison, at least.
+        name: of the record.
+
+    The record has `dense` and `pruned`, each with `bytes` and the entries of `latency_ms`.
+    """
+
+    folder: pathlib.Path
+    fn: Function
+    seconds: float = 2.0
+    name: str = "measure"
+    alone = True
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same net, and the record."""
+        del key
+        dense = pruned.saved.get("dense", pruned.variables)
+        table: dict[str, Any] = measure.xla_latency(
+            (task.fn, dense), slim_net(task, pruned), task.example, seconds=self.seconds
+        )
+        found = {"dense": dict(table["dense"]), "pruned": dict(table["slim"])}
+        for name, value in self._tflite(dense, task).items():
+            found[name] |= value
+        return pruned, [record(self.name, found)]
+
+    def _tflite(self, dense: Variables, task: Task) -> dict[str, dict[str, Any]]:
+        small = self.folder / "model.tflite"
+        if not small.exists():
+            return {}
+        large = export.tflite(self.fn, dense, task.example)
+        models = {"dense": large, "pruned": small.read_bytes()}
+        times = measure.tflite_latency(models, seconds=self.seconds)
+        return {
+            name: {"bytes": len(model), "tflite_b1": times[name]} for name, model in models.items()
+        }

@@ -1,0 +1,331 @@
+"""Feature boosting and suppression: a task whose net chooses its channels for every example.
+
+    s_c = mean over positions of |x_c|,   g = relu(s predictor + level)
+    y = pi * (norm(conv x) + shift),   pi_j = g_j for the k = ceil(d C) largest g_j, else 0
+
+pi takes the place of the norm's scale, which is 1 and stays so. A loser is *frozen* for that
+example: exactly 0, and no gradient comes through it but that of the penalty on g.
+
+References:
+    Gao, Zhao, Dudziak, Mullins, Xu, Dynamic channel pruning: feature boosting and suppression,
+    2019, arXiv 1810.05331 [32].
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from fnmatch import filter as matching
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import Groups, PyTree, Task, Variables
+from jprune.forms.slide import plain_kernels
+from jprune.forms.winners import Winners, saliences, winners
+from jprune.graph.look.affine import affine_leaves, affine_of
+from jprune.graph.look.intercept import Site, intercept, taps
+from jprune.learners.norm_gates import early_shifts
+from jprune.units import leaves_by_path
+
+STARTS = ("one", "scale")
+
+
+class Gated(NamedTuple):
+    """A layer that gets gates."""
+
+    inputs: int
+    outputs: int
+    scales: tuple[str, ...]
+    """Leaves that the gate takes the place of."""
+    shifts: tuple[str, ...]
+    means: tuple[str, ...]
+    early: tuple[str, ...] = ()
+    """Shifts that the scale multiplies, such as a convolution's bias before its norm."""
+    least: int = 1
+    """Outputs that win at least."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Boosting:
+    """How a net is gated.
+
+    Attributes:
+        lasso: weight of the penalty on g, added to the loss of every example.
+        over: what it sums: "gates" (all g of the paper) or "winners" (as in the authors' code).
+        start: "one": level 1, and the norm's shift as it is; "scale": level and shift such that
+            without the predictor, at density 1, the net says what it said.
+        std: of the predictor's initial normal distribution, cut at two deviations.
+        shift_first: pi * (norm + shift) as in the paper; False: pi * norm + 1[pi > 0] shift, the
+            default of the authors' code.
+    """
+
+    lasso: float = 1e-8
+    over: str = "gates"
+    start: str = "one"
+    std: float = 0.05
+    shift_first: bool = True
+
+    def __post_init__(self):
+        if self.over not in ("gates", "winners") or self.start not in STARTS:
+            raise errors.ArgumentError(
+                f"fbs(over={self.over!r}, start={self.start!r}); over is gates or winners, start "
+                f"one of {', '.join(STARTS)}."
+            )
+        if self.lasso < 0 or self.std < 0:
+            raise errors.ArgumentError(
+                f"fbs(lasso={self.lasso}, std={self.std}); both are 0 or more."
+            )
+
+
+def layers_of(task: Task, groups: Groups, shapes: Variables) -> dict[str, Gated]:
+    """{kernel: what its gates need} of all convolutions whose outputs can be suppressed.
+
+    Dense layers have none: a predictor would cost what the layer costs. Nor have grouped
+    convolutions, kernels that are used twice, outputs that are frozen, and layers of whose raw
+    outputs their norm is not the only reader (the stem of a pre-activation ResNet or a DenseNet):
+    behind a gate that is folded into such a kernel the other reader would see another value.
+    """
+    between = affine_leaves(task.fn, groups, shapes, task.example)
+    values = jax.eval_shape(taps(task.fn, groups, ("in", "out")), shapes, task.example)[1]
+    axes = {(site.layer, site.kind): site.axis for site in groups.sites}
+    plain = plain_kernels(task.fn, shapes, task.example, casts=True)
+    roles = {p.leaf: p.roles for name in groups.names for p in groups.places[name]}
+    early = early_shifts(task.fn, groups, shapes, task.example)
+    found = {}
+    for site in groups.sites:
+        layer = site.layer
+        usable = site.kind == "norm" and site.groups and layer in plain and layer in early
+        if not usable or len(groups.leaves[layer].shape) < 3 or f"{layer}@2" in between:
+            continue
+        widths = (values[layer, k].shape[axes[layer, k]] for k in ("in", "out"))
+        by_role = (
+            tuple(
+                path
+                for path in between[layer]
+                if role in roles.get(path, ()) and path not in early[layer]
+            )
+            for role in ("scale", "shift", "mean")
+        )
+        found[layer] = Gated(*widths, *by_role, early=early[layer])
+    return found
+
+
+def chosen_layers(groups: Groups, known: Mapping[str, Gated], patterns: str) -> dict[str, Gated]:
+    """The layers that patterns name, with ":" between; all without.
+
+    Raises:
+        FrozenError: a pattern names a layer whose outputs are frozen.
+        ArgumentError: a pattern names no layer that can be gated, or there is none at all.
+    """
+    if not known:
+        raise errors.ArgumentError(
+            "no convolution of this net can have gates; fbs suppresses channels of convolutions. "
+            "`jprune inspect` shows what is frozen."
+        )
+    named: dict[str, Gated] = {}
+    for pattern in filter(None, patterns.split(":")):
+        found = matching(known, pattern)
+        frozen = [f for f in groups.frozen if matching([f.leaf], pattern) and not found]
+        if frozen:
+            last = frozen[-1]
+            raise errors.FrozenError(
+                f"gates={pattern!r} puts a gate on {last.leaf}, which is frozen: its axis "
+                f"{last.axis} is {last.reason}. Write one of {', '.join(known)}."
+            )
+        if not found:
+            raise errors.ArgumentError(
+                f"gates={pattern!r} names no layer that can have gates; "
+                f"{errors.nearest(pattern, known)}there are {', '.join(known)}."
+            )
+        named |= {name: known[name] for name in found}
+    return named or dict(known)
+
+
+def counts_at(layers: Mapping[str, Gated], density: float) -> dict[str, int]:
+    """How many outputs of a layer win: ceil(d C), and no fewer than its `least`.
+
+    Example:
+        >>> counts_at({"a": Gated(3, 16, (), (), ())}, 0.3)
+        {'a': 5}
+    """
+    return {
+        name: max(layer.least, math.ceil(density * layer.outputs - 1e-6))
+        for name, layer in layers.items()
+    }
+
+
+def init_gates(
+    key: jax.Array, layers: Mapping[str, Gated], levels: Mapping[str, jax.Array], std: float
+) -> PyTree:
+    """{layer: {"predictor": [inputs, outputs], "level": [outputs]}}."""
+    return {
+        name: {
+            "predictor": std
+            * jax.random.truncated_normal(
+                jax.random.fold_in(key, number), -2.0, 2.0, (layer.inputs, layer.outputs)
+            ),
+            "level": levels[name],
+        }
+        for number, (name, layer) in enumerate(layers.items())
+    }
+
+
+def prepared(
+    groups: Groups, layers: Mapping[str, Gated], boosting: Boosting, variables: Variables
+) -> tuple[Variables, dict[str, jax.Array]]:
+    """The net with scales of 1 at its gated layers, and the levels of the gates.
+
+    With `start="scale"` the levels are the scales' sizes; a shift is then divided by them (where it
+    stands inside the gate), and the sign of a scale moves into the kernel and what is added before
+    the scale.
+    """
+    leaves, levels = leaves_by_path(groups, variables), {}
+    for name, layer in layers.items():
+        size = jnp.ones(layer.outputs)
+        if boosting.start == "scale" and layer.scales:
+            scale = math.prod((leaves[path] for path in layer.scales), start=size)
+            sign, size = jnp.where(scale < 0, -1.0, 1.0), jnp.maximum(jnp.abs(scale), 1e-3)
+            for path in (name, *layer.means, *layer.early):
+                leaves[path] = leaves[path] * sign
+            if boosting.shift_first:
+                leaves |= {path: leaves[path] / size for path in layer.shifts}
+        leaves |= {path: jnp.ones_like(leaves[path]) for path in layer.scales}
+        levels[name] = size
+    return groups.treedef.unflatten(list(leaves.values())), levels
+
+
+def boosted_task(
+    task: Task,
+    groups: Groups,
+    layers: Mapping[str, Gated],
+    boosting: Boosting,
+    counts: Mapping[str, np.ndarray],
+    steps: int,
+) -> Task:
+    """The task for variables {"net", "gates", "step"}: net and gates are trained together.
+
+    Its outputs are (logits, penalty [batch], fraction of the gates that are open [batch]).
+
+    Args:
+        task: of the plain net.
+        groups: of it.
+        layers: from `layers_of`.
+        boosting: the settings.
+        counts: {layer: int [phases], how many outputs win in each}.
+        steps: of the whole training, which the phases divide evenly.
+    """
+    phases = len(next(iter(counts.values())))
+
+    def train_fn(variables: Variables, x: jax.Array, key: jax.Array) -> Any:
+        phase = jnp.minimum(variables["step"] * phases // steps, phases - 1)
+        net = _with_ones(groups, layers, variables["net"])
+        shifts = leaves_by_path(groups, net)
+
+        def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
+            seen, penalty, alive = carry
+            if site.layer not in layers:
+                return value, carry
+            if site.kind == "in":
+                gates = variables["gates"][site.layer]
+                g = saliences(value, gates["predictor"], gates["level"], site.axis)
+                return value, ({**seen, site.layer: g}, penalty, alive)
+            g = seen[site.layer]
+            pi = winners(g, jnp.asarray(counts[site.layer])[phase])
+            penalty = penalty + (g if boosting.over == "gates" else pi).sum(axis=-1)
+            alive = alive + (pi > 0).mean(axis=-1) / len(layers)
+            shape = [1] * value.ndim
+            shape[site.axis] = -1
+            along = pi.reshape(len(value), *shape[1:]).astype(value.dtype)
+            if boosting.shift_first:
+                return along * value, (seen, penalty, alive)
+            paths = layers[site.layer].shifts
+            shift = sum((shifts[path] for path in paths), jnp.zeros(()))
+            shift = jnp.reshape(jnp.broadcast_to(shift, pi.shape[-1:]), shape).astype(value.dtype)
+            return along * (value - shift) + (along > 0) * shift, (seen, penalty, alive)
+
+        run = intercept(task.train_fn, groups, handler, ("in", "norm"))
+        nothing = jnp.zeros(len(x))
+        (logits, new), (_, penalty, alive) = run(net, ({}, nothing, nothing), x, key)
+        return (logits, penalty, alive), (new, variables["step"] + 1)
+
+    def split(variables: Variables) -> tuple[PyTree, PyTree]:
+        params, rest = task.split(variables["net"])
+        return {"net": params, "gates": variables["gates"]}, {
+            "net": rest, "step": variables["step"]
+        }  # fmt: skip
+
+    def merge(params: PyTree, rest: PyTree) -> Variables:
+        net = task.merge(params["net"], rest["net"])
+        return {"net": net, "gates": params["gates"], "step": rest["step"]}
+
+    def update(variables: Variables, new: Any) -> Variables:
+        return {**variables, "net": task.update(variables["net"], new[0]), "step": new[1]}
+
+    return task._replace(
+        train_fn=train_fn,
+        loss=lambda out, batch: task.loss(out[0], batch) + boosting.lasso * out[1],
+        metrics=lambda out, batch: {
+            **task.metrics(out[0], batch), "lasso": out[1], "gates_open": out[2]
+        },
+        split=split,
+        merge=merge,
+        update=update,
+    )  # fmt: skip
+
+
+def _with_ones(groups: Groups, layers: Mapping[str, Gated], net: Variables) -> Variables:
+    """The net whose gated layers have scales of 1, where no gradient gets."""
+    ones = {path for layer in layers.values() for path in layer.scales}
+    leaves = leaves_by_path(groups, net).items()
+    return groups.treedef.unflatten([jnp.ones_like(v) if p in ones else v for p, v in leaves])
+
+
+def as_winners(
+    task: Task,
+    groups: Groups,
+    layers: Mapping[str, Gated],
+    shift_first: bool,
+    variables: Variables,
+    counts: Mapping[str, int],
+) -> Variables:
+    """The trained net as variables that any function of the net runs: gated kernels.
+
+    What stands behind a gated kernel is folded into it, so that its norm changes nothing any more.
+
+    Args:
+        task: of the plain net.
+        groups: of it.
+        layers: that are gated.
+        shift_first: see `Boosting`.
+        variables: {"net", "gates", ...} of the boosted task.
+        counts: {layer: how many outputs win}.
+    """
+    net = _with_ones(groups, layers, variables["net"])
+    affine, x = affine_of(task.fn, groups), jnp.zeros(task.example.shape, task.example.dtype)
+    folded = affine(net, x)
+    leaves = leaves_by_path(groups, net)
+    bonuses = {}
+    for name, layer in layers.items():
+        shift = sum((leaves[path] for path in layer.shifts), jnp.zeros(layer.outputs))
+        bonuses[name] = jnp.zeros_like(shift) if shift_first else shift
+        for path in (*layer.shifts, *layer.means, *layer.early):
+            leaves[path] = jnp.zeros_like(leaves[path])
+    rest = affine(groups.treedef.unflatten(list(leaves.values())), x)
+    for name, layer in layers.items():
+        factor, offset = folded[name]
+        for path in layer.scales[:1]:
+            leaves[path] = leaves[path] / rest[name][0]
+        left = rest[name][0] if not layer.scales else jnp.ones(())
+        gates = variables["gates"][name]
+        leaves[name] = Winners(
+            leaves[name] * (factor / left),
+            (offset - bonuses[name]) / left,
+            bonuses[name] / left,
+            gates["predictor"],
+            gates["level"],
+            jnp.asarray(counts[name], jnp.int32),
+        )
+    return groups.treedef.unflatten(list(leaves.values()))

@@ -1,0 +1,65 @@
+"""The methods by name, discovered: every other file of this room defines some in `METHODS`."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from types import ModuleType
+
+from jprune import errors
+from jprune.base import Recipe
+
+Factory = Callable[..., Recipe]
+"""`factory(budget, train, finetune, **options) -> recipe`."""
+
+
+NO_RECIPES = ("methods", "options")
+"""Files of this room that hold no method."""
+
+
+def modules() -> dict[str, ModuleType]:
+    """{method: the module of its recipe}, in the order of file names.
+
+    Raises:
+        ImportError: two files claim one name.
+    """
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    found: dict[str, ModuleType] = {}
+    for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if info.name.rpartition(".")[2] in NO_RECIPES:
+            continue
+        module = importlib.import_module(info.name)
+        for name in module.METHODS:
+            if name in found:
+                raise ImportError(
+                    f"{module.__name__} and {found[name].__name__} both define the method "
+                    f"{name!r}. Rename one of them in its METHODS."
+                )
+            found[name] = module
+    return found
+
+
+METHODS: dict[str, Factory] = {name: module.METHODS[name] for name, module in modules().items()}
+"""{name on the command line: factory}."""
+
+
+def find(name: str) -> Factory:
+    """The factory of a method.
+
+    Args:
+        name: as on the command line.
+
+    Raises:
+        ArgumentError: there is no such method; the message suggests the nearest.
+
+    Example:
+        >>> find("tailor")
+        Traceback (most recent call last):
+        jprune.errors.ArgumentError: There is no method 'tailor'; did you mean taylor? ...
+    """
+    if name not in METHODS:
+        hint = errors.nearest(name, METHODS)
+        raise errors.ArgumentError(
+            f"There is no method {name!r}; {hint}The methods are {', '.join(METHODS)}; see "
+            "`jprune methods`."
+        )
+    return METHODS[name]

@@ -1,0 +1,23 @@
+"""Recipes in the real world: run directories, checkpoints, progress, many devices.
+
+Here belongs whatever a recipe needs to survive: files that are whole or not there (`files.py`),
+checkpoints (`checkpoint.py`), the loop around a learner's steps (`loop.py`), the folder of a run
+(`directory.py`) and its stages one after another (`execution.py`), arrays on many devices and hosts
+(`devices.py`), what the user sees meanwhile (`progress.py`). Stages are known as a protocol; no
+method is known here. Read `directory.py` first.
+"""
+
+from jprune.runs.checkpoint import Checkpoint
+from jprune.runs.directory import RunDirectory, open_directory
+from jprune.runs.execution import execute
+from jprune.runs.files import append_line, atomic_write, read_lines
+
+__all__ = [
+    "Checkpoint",
+    "RunDirectory",
+    "append_line",
+    "atomic_write",
+    "execute",
+    "open_directory",
+    "read_lines",
+]

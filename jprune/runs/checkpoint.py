@@ -1,0 +1,213 @@
+"""Checkpoints: a tree of arrays and a few plain facts, through Orbax.
+
+A folder holds one checkpoint, the newest. Orbax writes it beside the old one and renames it when it
+is whole, so a kill in the middle of a save leaves the old one; what the kill left behind goes when
+the folder is opened the next time.
+
+Of several processes one alone calls this, with a state that all of them have: what lies on many
+devices is written as if it lay on one, and read on one, so a run can go on with other devices.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jprune import errors
+from jprune.base import PyTree
+from jprune.forms.opened import read_back, written_out
+from jprune.runs.files import PathLike, make_folder
+
+SCHEMA = 1
+
+
+class Checkpoint(NamedTuple):
+    """What `load` found."""
+
+    step: int
+    state: PyTree
+    meta: dict[str, Any]
+    """What `save` was given: data position, key, seconds so far."""
+
+
+def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> None:
+    """Saves a checkpoint and drops the one before.
+
+    Args:
+        folder: of this stage; made if it is not there.
+        step: number of the steps done.
+        state: a tree of arrays; dictionaries, lists, named tuples, None.
+        meta: plain facts, as for JSON.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to; the checkpoint before
+            is untouched.
+    """
+    path = make_folder(folder)
+    state = _of_one_process(written_out(state))
+    try:
+        with _manager(path) as manager:
+            if step in manager.all_steps():  # left by a run that was killed after its last save
+                manager.delete(step)
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    meta=ocp.args.JsonSave({"schema": SCHEMA, **meta}),
+                ),
+            )
+            manager.wait_until_finished()
+    except Exception as error:  # Orbax passes on what its storage raises, of many types
+        raise errors.CheckpointError(
+            f"the checkpoint of step {step} cannot be written to {path} ({_short(error)}). Free "
+            "some space or choose another --out; the same command then goes on."
+        ) from error
+
+
+def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
+    """Reads the newest checkpoint of a folder.
+
+    Args:
+        folder: that `save` wrote to.
+        template: tree with shapes and types of the state; needed where it has named tuples. Without
+            one, the tree is as it was saved.
+
+    Returns:
+        The checkpoint, its arrays on the first device; None if there is none.
+
+    Raises:
+        CheckpointError: it is damaged, of another version or of another net; the message says what
+            to delete.
+    """
+    path = pathlib.Path(folder)
+    if not path.is_dir():
+        return None
+    try:
+        with _manager(path) as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            if template is None:
+                template = manager.item_metadata(step)["state"].tree
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_abstract(written_out(template))),
+                    meta=ocp.args.JsonRestore(),
+                ),
+            )
+    except Exception as error:  # Orbax has no error of its own for damaged or foreign files
+        raise _unreadable(path, _short(error)) from error
+    meta = dict(restored["meta"])
+    if meta.pop("schema", None) != SCHEMA:
+        raise _unreadable(path, f"it is of another version; this one reads schema {SCHEMA}")
+    return Checkpoint(step, read_back(restored["state"]), meta)
+
+
+def save_tree(path: PathLike, tree: PyTree) -> None:
+    """Writes a tree of arrays by itself, for other programs: an Orbax checkpoint.
+
+    Args:
+        path: a folder; replaced if it is there.
+        tree: dictionaries and arrays; leaf types are written as `{form: {part: array}}`.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to.
+    """
+    try:
+        with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
+            writer.save(os.path.abspath(path), _of_one_process(written_out(tree)), force=True)
+    except Exception as error:  # Orbax passes on what its storage raises, of many types
+        raise errors.CheckpointError(
+            f"{path} cannot be written ({_short(error)}). Free some space or choose another --out; "
+            "the same command then goes on."
+        ) from error
+
+
+def load_tree(path: PathLike) -> PyTree:
+    """Reads what `save_tree` wrote, arrays on the first device.
+
+    Raises:
+        CheckpointError: there is no such folder, or it is damaged.
+    """
+    try:
+        with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
+            found = reader.metadata(os.path.abspath(path)).item_metadata
+            return read_back(reader.restore(os.path.abspath(path), _abstract(found.tree)))
+    except Exception as error:  # Orbax has no error of its own for damaged or foreign files
+        raise errors.CheckpointError(
+            f"{path} cannot be read ({_short(error)}). It is written at the end of a run: run the "
+            "command of the run again."
+        ) from error
+
+
+def _unreadable(path: pathlib.Path, why: str) -> errors.CheckpointError:
+    stage = path.parent
+    return errors.CheckpointError(
+        f"the checkpoint in {path} cannot be restored: it is damaged or of another net ({why}). "
+        f"Delete the folder {stage}: the same command then does this stage again. Or start anew "
+        "with --overwrite."
+    )
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _abstract(tree: PyTree) -> PyTree:
+    """Shapes and types, placed on the first device: checkpoints move between machines."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=sharding), tree
+    )
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Keeps Orbax from waiting for other processes."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+
+
+def _of_one_process(tree: PyTree) -> PyTree:
+    """The tree in the host's memory, where its arrays are also on devices of other processes."""
+    return tree if jax.process_count() == 1 else jax.tree.map(np.asarray, tree)
+
+
+@contextlib.contextmanager
+def _manager(path: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1,
+        create=False,
+        multiprocessing_options=_alone(),
+        cleanup_tmp_directories=True,
+        # Training donates its state to the next step: a save has to be done before that.
+        enable_async_checkpointing=False,
+    )
+    # Named here, or a manager cannot say what a checkpoint holds before it has saved one.
+    handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    with (
+        _quiet(),
+        ocp.CheckpointManager(
+            os.path.abspath(path), options=options, item_handlers=handlers
+        ) as manager,
+    ):
+        yield manager
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's own reports out of the progress display; its errors are ours to tell."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,301 @@
+"""Writing files so that a kill at any moment leaves the old file or the new one, whole."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TextIO
+
+from jprune import errors
+
+PathLike = str | os.PathLike[str]
+
+
+TEMPORARY = ".tmp"
+"""End of the names of files that are not whole; they begin with a dot."""
+
+
+LOCK = ".lock"
+"""Name of the file that `locked` keeps in a folder while somebody works in it."""
+
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Lines(NamedTuple):
+    """What `read_lines` found."""
+
+    records: list[dict[str, Any]]
+    dropped: str
+    """The last line where a kill tore it; empty where it is whole."""
+
+
+@contextlib.contextmanager
+def explained(path: pathlib.Path) -> Iterator[None]:
+    """Turns an operating system's refusal into an error that says what to do.
+
+    Raises:
+        CheckpointError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise errors.CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}). Free some space or choose a "
+            "folder that you may write to with --out DIR; the same command then goes on."
+        ) from error
+
+
+def make_folder(path: PathLike) -> pathlib.Path:
+    """Makes a folder and its parents, if they are not there.
+
+    Raises:
+        CheckpointError: it cannot be made, or a file has its name.
+    """
+    folder = pathlib.Path(path)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: PathLike) -> Iterator[None]:
+    """Keeps a folder to this process.
+
+    It is the kernel that holds the lock (`flock`), so a process that dies, however, lets go of it.
+    On a file system without locks (some cluster mounts) nobody is kept out.
+
+    Args:
+        path: the folder; made if it is not there.
+
+    Raises:
+        InUseError: another process has it; the message says which, where, and since when.
+        CheckpointError: the folder cannot be written to.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder, locked(folder):
+        ...     os.listdir(folder)
+        ['.lock']
+    """
+    with locked_name(make_folder(path) / LOCK, str(path)):
+        yield
+
+
+@contextlib.contextmanager
+def locked_name(lock: pathlib.Path, what: str) -> Iterator[None]:
+    """Keeps whatever a file stands for to this process, as `locked` does a folder.
+
+    Args:
+        lock: the file, in a folder that is there; it is removed in the end.
+        what: it stands for, in messages.
+
+    Raises:
+        InUseError: another process has it.
+        CheckpointError: the file cannot be written to.
+    """
+    with explained(lock):
+        file = _take(lock, what)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file.close()
+
+
+def _take(lock: pathlib.Path, what: str) -> TextIO:
+    """The file, locked, with who holds it written in."""
+    while True:
+        file = lock.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise errors.InUseError(
+                f"{what} is in use by another run: {_holder(lock)}. Wait until it is over, "
+                "stop it, or choose another --out."
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                file.close()
+                raise
+        # Whoever held it before has removed the file under our hands: then it locks nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                break
+        file.close()
+    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    file.truncate(0)
+    json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
+    file.flush()
+    return file
+
+
+def _holder(lock: pathlib.Path) -> str:
+    try:
+        found = json.loads(lock.read_text())
+        return f"process {found['pid']} on {found['host']}, since {found['since']}"
+    except (OSError, ValueError, KeyError):  # it is being written, or was removed just now
+        return "a process that has only just begun"
+
+
+def atomic_write(path: PathLike, data: bytes | str) -> None:
+    """Writes a file under a temporary name beside it, then renames it.
+
+    Args:
+        path: what to write; replaced if it is there.
+        data: the content; text is written as UTF-8.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to. What was there before
+            is untouched, and no temporary file is left.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     atomic_write(pathlib.Path(folder) / "note.txt", "kept")
+        ...     os.listdir(folder)
+        ['note.txt']
+    """
+    path = pathlib.Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    with explained(path):
+        descriptor, name = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
+        temporary = pathlib.Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    # The only way to read it is to set it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def append_line(path: PathLike, record: dict[str, Any]) -> None:
+    """Appends a record as one line of JSON, in one write.
+
+    Numbers that JSON does not know (NaN, infinities) become null.
+
+    Args:
+        path: the file; made if it is not there.
+        record: what to append.
+
+    Raises:
+        CheckpointError: the disk is full or the file cannot be written to. Part of the line may
+            have been written: `read_lines` drops it.
+    """
+    path = pathlib.Path(path)
+    line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+    with explained(path):
+        # O_APPEND: two writers do not tear each other's lines.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            written = os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+        if written < len(line):
+            raise OSError(errno.ENOSPC, "no space left for the line")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: tuples as lists, numbers that JSON does not know as None."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
+
+
+def read_lines(path: PathLike) -> Lines:
+    """Reads a file of records, one line of JSON each.
+
+    A kill can tear the last line; it is left out and handed back as `dropped`.
+
+    Args:
+        path: the file; one that is not there has no records.
+
+    Raises:
+        CheckpointError: another line than the last is no record, an object of JSON.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return Lines([], "")
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        last = number == len(lines)  # whole files end in a newline: then the last line is empty
+        if last and not line:
+            break
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"it holds a {type(record).__name__}, no object")
+        except ValueError as error:
+            if last or (number == len(lines) - 1 and not lines[-1]):
+                return Lines(records, line.decode(errors="replace"))
+            raise errors.CheckpointError(
+                f"{path}, line {number}, is no record ({error}). Only the last line can be torn by "
+                "a kill: take that line out, or start anew with --overwrite."
+            ) from error
+        if last:
+            # Without its newline even a line that parses may be the beginning of a longer one.
+            return Lines(records, line.decode(errors="replace"))
+        records.append(record)
+    return Lines(records, "")
+
+
+def write_lines(path: PathLike, records: list[dict[str, Any]]) -> None:
+    """Replaces a file of records.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to.
+    """
+    text = "".join(json.dumps(plain(r), allow_nan=False) + "\n" for r in records)
+    atomic_write(path, text)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes a value as indented JSON, atomically.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written to.
+    """
+    atomic_write(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike) -> dict[str, Any]:
+    """Reads an object of JSON.
+
+    Raises:
+        CheckpointError: the file is missing or no object of JSON.
+    """
+    path = pathlib.Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise errors.CheckpointError(
+            f"{path} cannot be read ({error}). Start the run anew with --overwrite, or choose "
+            "another --out."
+        ) from error
+    if not isinstance(value, dict):
+        raise errors.CheckpointError(
+            f"{path} holds a {type(value).__name__}; an object {{...}} was expected. Start the run "
+            "anew with --overwrite."
+        )
+    return value

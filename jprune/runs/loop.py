@@ -1,0 +1,179 @@
+"""Running a learner step by step: records, checkpoints, progress, and a stop when it diverges.
+
+The state is copied to every device and the batches are split among them, whatever the learner; see
+`devices.py`. With several processes, all of them come here, and the first alone touches files.
+"""
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import Pruned, PyTree, Variables
+from jprune.recipes import Learner
+from jprune.runs import checkpoint, devices
+from jprune.runs.progress import Progress
+
+EVERY = 20
+"""Steps between two looks at the losses, which are then fetched together."""
+
+
+SAVE_SECONDS = 60.0
+
+
+class Restored(NamedTuple):
+    """Where a stage goes on."""
+
+    step: int
+    state: PyTree
+    """None at the beginning."""
+    seconds: float
+    """That the stage has taken so far."""
+
+
+class Hooks(NamedTuple):
+    """What happens around the steps."""
+
+    append: Callable[[int, float, dict[str, float]], None]
+    """`append(step, seconds, metrics)` writes a record."""
+    validate: Callable[[Variables], dict[str, float]]
+    """`validate(variables) -> metrics`, at the end of an epoch."""
+    progress: Progress
+    """Is shown what happens."""
+    save_seconds: float = SAVE_SECONDS
+    """Time between two checkpoints."""
+
+
+def restore(folder: pathlib.Path, learner: Learner, key: jax.Array) -> Restored:
+    """What a stage that was killed has left.
+
+    Args:
+        folder: of the stage's checkpoints.
+        learner: of the stage.
+        key: of the stage.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another net or seed.
+    """
+    shapes = jax.eval_shape(learner.init)
+    found = devices.from_first(lambda: checkpoint.load(folder, shapes))
+    if found is None:
+        return Restored(0, None, 0.0)
+    if found.meta.get("key") != _plain_key(key):
+        raise errors.CheckpointError(
+            f"the checkpoint in {folder} is of a run with another seed. Delete the folder "
+            f"{folder.parent}, or start anew with --overwrite."
+        )
+    return Restored(found.step, found.state, found.meta["seconds"])
+
+
+def _plain_key(key: jax.Array) -> list[int]:
+    return np.asarray(jax.random.key_data(key)).tolist()
+
+
+def fit(
+    learner: Learner,
+    restored: Restored,
+    folder: pathlib.Path,
+    key: jax.Array,
+    hooks: Hooks,
+) -> tuple[Pruned, float]:
+    """Trains to the last step.
+
+    Losses are looked at together every 20 steps and at the end of an epoch, so that the device
+    never waits for the host; a record is written then, and a checkpoint if the last one is old.
+
+    Args:
+        learner: what is trained.
+        restored: from `restore`.
+        folder: for checkpoints.
+        key: of the stage; kept in the checkpoints, so that they are not mistaken.
+        hooks: what happens around the steps.
+
+    Returns:
+        The trained net, and the seconds that all of it took, before a kill included.
+
+    Raises:
+        ArgumentError: the devices do not divide a batch.
+        DivergenceError: a loss or weight that is not finite. The last checkpoint is from before.
+    """
+    start = time.perf_counter() - restored.seconds
+    saved_at = time.perf_counter()
+    state = devices.everywhere(learner.init() if restored.state is None else restored.state)
+    window: list[dict[str, jax.Array]] = []
+    epochs = -(-learner.steps // learner.epoch)
+    batches = learner.batches(restored.step)
+    for step in range(restored.step + 1, learner.steps + 1):
+        state, seen = learner.step(state, devices.place(next(batches)))
+        if window:
+            # One step behind: the device is kept busy, and the bar does not run ahead of it.
+            jax.block_until_ready(window[-1])
+            hooks.progress.advance(step - 1, {})
+        window.append(seen)
+        over = step % learner.epoch == 0 or step == learner.steps
+        if not over and step % EVERY:
+            continue
+        metrics = means(window, step, folder)
+        window = []
+        if over:
+            found = hooks.validate(learner.variables(state))
+            metrics |= {f"validation_{name}": value for name, value in found.items()}
+            hooks.progress.epoch(-(-step // learner.epoch), epochs, metrics)
+        hooks.progress.advance(step, metrics)
+        hooks.append(step, time.perf_counter() - start, metrics)
+        due = time.perf_counter() - saved_at >= hooks.save_seconds
+        if step < learner.steps and devices.from_first(lambda due=due: due):
+            _check_finite(learner, state, step, folder)
+            facts = {"key": _plain_key(key), "seconds": time.perf_counter() - start}
+            # Epoch and batch say where the data stand; the step alone would do.
+            facts |= dict(zip(("epoch", "batch"), divmod(step, learner.epoch)))
+            save = functools.partial(checkpoint.save, folder, step, state, facts)
+            devices.from_first(save)
+            saved_at = time.perf_counter()
+    _check_finite(learner, state, learner.steps, folder)
+    return devices.gathered(learner.finish(state)), time.perf_counter() - start
+
+
+def means(window: list[dict[str, Any]], step: int, folder: pathlib.Path) -> dict[str, float]:
+    """Means of the metrics of the latest steps, the last of them being `step`.
+
+    Raises:
+        DivergenceError: a loss is not finite; the message names its step.
+    """
+    values = jax.device_get(window)
+    for number, metrics in enumerate(values, start=step - len(values) + 1):
+        if not np.isfinite(metrics.get("loss", 0.0)):
+            raise _diverged(f"the loss was {float(metrics['loss'])} in step {number}", folder)
+    return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+
+
+def _check_finite(learner: Learner, state: PyTree, step: int, folder: pathlib.Path) -> None:
+    """Refuses weights that are not finite: the loss before the last update was still good.
+
+    What else the state holds may be infinite (scores of what is never pruned), but no NaN.
+    """
+    if not _everywhere(jnp.isfinite, learner.variables(state)):
+        raise _diverged(f"a weight is not finite after step {step}", folder)
+    if not _everywhere(lambda leaf: ~jnp.isnan(leaf), state):
+        raise _diverged(f"the state has a NaN after step {step}", folder)
+
+
+def _everywhere(holds: Callable[[jax.Array], jax.Array], tree: PyTree) -> bool:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return all(bool(holds(leaf).all()) for leaf in floats)
+
+
+def _diverged(what: str, folder: pathlib.Path) -> errors.DivergenceError:
+    saved = lambda: sorted(int(f.name) for f in folder.glob("*") if f.name.isdigit())
+    steps = devices.from_first(saved)
+    kept = f"the last good checkpoint is {folder / str(steps[-1])}" if steps else "none was saved"
+    return errors.DivergenceError(
+        f"training diverged: {what}; {kept}. Write a smaller --learning-rate or "
+        "--finetune-learning-rate, with another --out or --overwrite."
+    )

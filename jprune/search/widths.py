@@ -1,0 +1,113 @@
+"""Which widths a net may have, and which of them are under a budget: what is searched."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import allocate
+from jprune.base import Budget, CostModel, Groups, Task
+from jprune.learners import Hypernetwork, Menu, hypernetwork, menu
+from jprune.search._space import Space, check
+
+BLOCK = 128
+"""Candidates that are costed at once; a fixed number, for one compilation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """Which widths there are, and which of them are under the budget; see `metapruning`."""
+
+    budget: Budget
+    options: int = 31
+    least: float = 0.1
+    hidden: int = 32
+    vectors: str = "fixed"
+    window: float = 0.05
+
+    def menu(self, groups: Groups) -> Menu:
+        """Widths of all groups that the budget's floors do not leave whole."""
+        found = {
+            name: self._allowed(name, size)
+            for name, size in groups.sizes.items()
+            if size > self.budget.floors.get(name, 0)
+        }
+        sizes = np.array([groups.sizes[name] for name in found], int)
+        widths = np.array([*found.values()], int).reshape(-1, self.options)
+        return Menu(tuple(found), sizes, widths)
+
+    def _allowed(self, name: str, size: int) -> list[int]:
+        """The menu of a group, with the budget's floors and multiples."""
+        among = {name: np.zeros(size)}
+        blank = dict.fromkeys(Budget.KINDS)
+        at = lambda width: dataclasses.replace(self.budget, **{**blank, "density": width / size})
+        wanted = menu(size, self.options, self.least)
+        kept: list[Any] = [allocate.uniform(among, at(width))[name] for width in wanted]
+        return [int(mask.sum()) for mask in kept]
+
+    def hypernetwork(self, task: Task, groups: Groups) -> Hypernetwork:
+        """The hypernetwork of the net."""
+        return hypernetwork(task, groups, self.menu(groups), self.hidden, self.vectors)
+
+    def space(
+        self, groups: Groups, cost: CostModel
+    ) -> tuple[Space, Callable[[np.ndarray], np.ndarray]]:
+        """The space of the search, and `widths(genes)`: a gene is one of a group's widths."""
+        options = self.menu(groups)
+        price = price_of(groups, cost, options, self.budget)
+        choices = [np.unique(row) for row in options.widths]
+        longest = max((len(row) for row in choices), default=0)
+        table = np.array([np.pad(row, (0, longest - len(row)), mode="edge") for row in choices])
+        widths = lambda genes: table[np.arange(len(table)), genes]
+        high = float(self.budget.value)
+        space = Space(
+            tuple(len(row) for row in choices),
+            lambda genes: price(widths(genes)),
+            high,
+            (1 - self.window) * high,
+        )
+        return space, widths
+
+    def check(self, task: Task, groups: Groups, cost: CostModel) -> None:
+        """Refuses a net without a width to choose, and a budget that no candidate meets.
+
+        Raises:
+            ArgumentError: nothing is free.
+            BudgetError: no candidate is in the window.
+        """
+        self.hypernetwork(task, groups)
+        check(self.space(groups, cost)[0])
+
+
+def price_of(
+    groups: Groups, model: CostModel, options: Menu, budget: Budget
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`price(widths [p, groups]) -> [p]`: fractions of the dense net, in the budget's unit.
+
+    Raises:
+        ArgumentError: a budget of latency or energy, which the net's cost model does not know.
+    """
+    sizes = groups.sizes
+    if budget.kind == "density":
+        whole = sum(sizes.values())
+        return lambda widths: (widths.sum(axis=1) + whole - options.sizes.sum()) / whole
+    # Refuses what the model does not measure.
+    allocate.price_of({name: np.ones(size) for name, size in sizes.items()}, budget, model)
+
+    @jax.jit
+    @jax.vmap
+    def cost(widths: jax.Array) -> jax.Array:
+        found = model({name: widths[place] for place, name in enumerate(options.names)})
+        return jnp.asarray(found.params if budget.kind == "params" else found.macs, jnp.float32)
+
+    def costs(widths: np.ndarray) -> np.ndarray:
+        padded = np.resize(widths, (-(-len(widths) // BLOCK) * BLOCK, widths.shape[1]))
+        blocks = padded.astype(np.float32).reshape(-1, BLOCK, widths.shape[1])
+        found = np.concatenate([np.asarray(cost(block), float) for block in blocks])
+        return found[: len(widths)]
+
+    dense = costs(options.sizes[None])[0]
+    return lambda widths: costs(widths) / dense

@@ -1,0 +1,180 @@
+"""Dynamic network surgery: masks that move while the net trains, and weights that come back.
+
+References:
+    Guo, Yao, Chen, Dynamic network surgery for efficient DNNs, 2016, arXiv 1608.04493 [7]; details
+    as in the authors' Caffe code.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune import errors
+from jprune.base import Masks, Params, PyTree, is_none
+from jprune.sparsify.hold import HoldState, as_masks
+from jprune.sparsify.thresholds import layers_of, thresholds_of
+
+CUT, BACK = 0.9, 1.1
+"""A weight goes at |w| <= CUT t and comes back at |w| > BACK t (the paper's a and b)."""
+
+
+class SurgeryState(NamedTuple):
+    """State of `dynamic_surgery`."""
+
+    step: jax.Array
+    key: jax.Array
+    """uint32, so that checkpoints can hold it."""
+    thresholds: PyTree
+    """t of every masked leaf, fixed at the beginning; None elsewhere."""
+    hidden: PyTree
+    """What the masked weights are worth, 0 where one is alive; None where nothing is masked."""
+    hold: HoldState
+    """Where `masks_of` finds the masks."""
+    inner: PyTree
+
+
+def dynamic_surgery(
+    inner: optax.GradientTransformation,
+    masks: Masks,
+    c_rate: PyTree,
+    key: jax.Array,
+    *,
+    gamma: float = 1e-4,
+    power: float = 1.0,
+    stop: int,
+    splice: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer whose parameters are w * m at all times, m being revised as w moves.
+
+    The net runs on w * m, so its gradient is that at the masked weights, and `inner` applies it to
+    *all* weights w (straight-through): those of masked ones are kept in the state. A layer has one
+    threshold t = max(mu + c sd, 0), mu and sd being those of |w| over its weights that are not 0,
+    before the first step. In iteration i < stop, with probability (1 + gamma i)^-power and by
+    layer, weights with |w| <= 0.9 t go and masked ones with |w| > 1.1 t come back. Leaves of one
+    parent in the tree are a layer: a kernel, and its bias if that has a mask.
+
+    The first revision happens in `init`, so begin with `apply_masks(params, masks_of(state))`.
+
+    Args:
+        inner: the optimizer of w; weight decay in it acts on all weights.
+        masks: tree like the parameters, bool, True to begin with; a None leaf is not pruned.
+        c_rate: c of all layers, or a tree like the masks with a number per leaf.
+        key: for the draws.
+        gamma: how fast revisions become rare.
+        power: of the same.
+        stop: iteration from which the masks are fixed.
+        splice: False is the control that never brings a weight back: masked ones take no gradient.
+
+    Returns:
+        An optax transformation, for `tx.update(gradients, state, params)`.
+
+    Raises:
+        ArgumentError: negative `gamma`, `power` or `stop`; `update` without parameters.
+        StructureError: masks that do not fit the parameters (in `init`).
+
+    Example:
+        >>> from jprune import apply_masks, masks_of
+        >>> params = {"w": jnp.array([0.2, 0.5, 1.0, 2.0])}
+        >>> masks = {"w": jnp.ones(4, bool)}
+        >>> tx = dynamic_surgery(optax.sgd(0.1), masks, 0.0, jax.random.key(0), stop=10)
+        >>> state = tx.init(params)
+        >>> apply_masks(params, masks_of(state))["w"]
+        Array([0., 0., 1., 2.], dtype=float32)
+    """
+    if gamma < 0 or power < 0 or stop < 0:
+        raise errors.ArgumentError(
+            f"dynamic_surgery(gamma={gamma}, power={power}, stop={stop}); all three are 0 or more."
+        )
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> SurgeryState:
+        start = as_masks(masks, params)
+        thresholds = thresholds_of(params, start, c_rate)
+        begun = jax.tree.map(_revised, start, params, thresholds, is_leaf=is_none)
+        chosen = begun if stop > 0 else start
+        return SurgeryState(
+            jnp.zeros((), jnp.int32),
+            key if key.dtype == jnp.uint32 else jax.random.key_data(key),
+            thresholds,
+            jax.tree.map(_hidden, chosen, params, is_leaf=is_none),
+            HoldState(chosen),
+            inner.init(params),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if params is None:
+            raise errors.ArgumentError(
+                "dynamic_surgery needs the parameters: call tx.update(gradients, state, params)."
+            )
+        old, step = state.hold.masks, state.step + 1
+        weights = jax.tree.map(
+            lambda m, p, h: p if m is None else jnp.where(m, p, h),
+            old, params, state.hidden, is_leaf=is_none,
+        )  # fmt: skip
+        moves, inner_state = inner.update(updates, state.inner, weights, **extra)
+        moved = optax.apply_updates(weights, moves)
+        if not splice:
+            moved = jax.tree.map(_alone, old, moved, is_leaf=is_none)
+        chance = jnp.where(step < stop, revision_chance(step, gamma, power), 0.0)
+        here = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
+        new = _revise(old, moved, state.thresholds, chance, here)
+
+        def one(mask: Any, before: Any, param: Any, move: Any, weight: Any) -> Any:
+            if mask is None:
+                return move
+            # A weight that stays takes the very step that the optimizer says, to the last bit.
+            return jnp.where(mask, jnp.where(before, move, weight), -param)
+
+        result = jax.tree.map(one, new, old, params, moves, moved, is_leaf=is_none)
+        hidden = jax.tree.map(_hidden, new, moved, is_leaf=is_none)
+        kept = SurgeryState(step, state.key, state.thresholds, hidden, HoldState(new), inner_state)
+        return result, kept
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def revision_chance(step: Any, gamma: float, power: float) -> jax.Array:
+    """sigma(i) = (1 + gamma i)^-power.
+
+    Example:
+        >>> [round(float(revision_chance(i, 1e-4, 1.0)), 6) for i in (0, 1000, 10000, 14000)]
+        [1.0, 0.909091, 0.5, 0.416667]
+    """
+    return (1.0 + gamma * jnp.asarray(step, jnp.float32)) ** -power
+
+
+def _revise(masks: Masks, weights: PyTree, thresholds: PyTree, chance: Any, key: Any) -> Masks:
+    """New masks of the layers that a draw chooses; the others are not even looked at."""
+    structure = jax.tree.structure(masks, is_leaf=is_none)
+    trees = [structure.flatten_up_to(tree) for tree in (masks, weights, thresholds)]
+    found = list(trees[0])
+    for layer, numbers in enumerate(layers_of(masks)):
+        given = [[leaves[number] for leaves in trees] for number in numbers]
+        drawn = jax.random.bernoulli(jax.random.fold_in(key, layer), chance)
+        chosen = jax.lax.cond(
+            drawn,
+            lambda given: [_revised(*leaf) for leaf in given],
+            lambda given: [leaf[0] for leaf in given],
+            given,
+        )
+        for number, mask in zip(numbers, chosen):
+            found[number] = mask
+    return structure.unflatten(found)
+
+
+def _revised(mask: Any, weight: Any, threshold: Any) -> Any:
+    """A leaf's mask with hysteresis: between the two thresholds it stays as it is."""
+    if mask is None:
+        return None
+    size = jnp.abs(weight)
+    return jnp.where(mask, size > CUT * threshold, size > BACK * threshold)
+
+
+def _hidden(mask: Any, weight: Any) -> Any:
+    return None if mask is None else jnp.where(mask, 0, weight)
+
+
+def _alone(mask: Any, weight: Any) -> Any:
+    return weight if mask is None else jnp.where(mask, weight, 0)

@@ -1,0 +1,294 @@
+"""The stages of C-SGD: cluster units, pull clusters together, merge them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import errors
+from jprune.allocate.widths import widths
+from jprune.base import (
+    Budget,
+    Groups,
+    Learner,
+    Masks,
+    Pruned,
+    PyTree,
+    Records,
+    Task,
+    Variables,
+)
+from jprune.masks import apply_masks
+from jprune.reconstruct import Merge
+from jprune.reconstruct.merge import matrix
+from jprune.sparsify import centripetal, cluster, deviation_of, memberships, strength_for
+from jprune.sparsify.clusters import CLUSTERINGS
+from jprune.stages.evaluate import record
+from jprune.stages.prune import fractions
+from jprune.stages.train import Train, trained
+from jprune.stages.walk import mergeable
+from jprune.train.net import are_units, cost_of, groups_of, unit_masks, weight_masks
+from jprune.train.optimizers import Sgd
+from jprune.train.rates import LEARNING_RATES
+from jprune.train.step import TrainState, plain
+from jprune.units import map_units, ones, places_of, rows
+
+PRODUCERS = ("pacesetter", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Puts the units of every group into clusters; `extra` has them.
+
+    Attributes:
+        budget: what is kept when every cluster is one unit, of the dense net.
+        how: see `csgd`.
+        producers: see `csgd`.
+        name: of the record: fractions that will be kept, and the `deviation` of all weights from
+            the means of their clusters (sum of squares).
+    """
+
+    budget: Budget
+    how: str = "kmeans"
+    producers: str = "pacesetter"
+    name: str = "cluster"
+
+    def __post_init__(self):
+        if self.how not in CLUSTERINGS or self.producers not in PRODUCERS:
+            raise errors.ArgumentError(
+                f"csgd with clusters={self.how!r}, producers={self.producers!r}; write one of "
+                f"{', '.join(CLUSTERINGS)}, and one of {', '.join(PRODUCERS)}."
+            )
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same net, with clusters {group: [units]} in `extra`.
+
+        Raises:
+            ArgumentError: nothing is mergeable, weights that are not finite, or masks of weights.
+            BudgetError: a budget that cannot be met.
+        """
+        groups = groups_of(task)
+        if pruned.masks is not None and not are_units(groups, pruned.masks):
+            raise errors.ArgumentError(
+                "csgd merges units, and came to a net of which single weights are masked: the sums "
+                "would fill them again. Merge first."
+            )
+        masks = unit_masks(task, pruned)
+        alive = {name: np.asarray(masks[name], bool) for name in mergeable(task)}
+        kept = widths(alive, self.budget, cost_of(task), lambda chosen: {**masks, **chosen})
+        found = {}
+        for number, (name, there) in enumerate(alive.items()):
+            points = self.points(groups, pruned.variables, name)[there]
+            labels = np.arange(len(there)) + len(there)  # what is gone is alone
+            here = jax.random.fold_in(key, number)
+            labels[there] = cluster(points, min(kept[name], len(points)), here, self.how)
+            found[name] = labels
+        chosen = {name: first_of(labels) & alive[name] for name, labels in found.items()}
+        spread = deviation(task, pruned.variables, found)
+        seen = {**fractions(task, {**masks, **chosen}), "deviation": spread}
+        return pruned._replace(extra={"clusters": found}), [record(self.name, seen)]
+
+    def check(self, task: Task) -> None:
+        """Refuses a net of which nothing is mergeable, and a budget that cannot be met."""
+        masks = ones(groups_of(task))
+        alive = {name: masks[name] for name in mergeable(task)}
+        widths(alive, self.budget, cost_of(task), lambda chosen: {**masks, **chosen})
+
+    def points(self, groups: Groups, variables: Variables, name: str) -> np.ndarray:
+        """[units, fan]: what is clustered."""
+        if self.producers == "pacesetter":  # groups are named after their first producer
+            first = tuple(place for place in groups.places[name] if place.leaf == name)
+            groups = groups._replace(places={name: first})
+        return np.asarray(rows(groups, variables, name), np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pull:
+    """Training in which the units of a cluster become one.
+
+    Every metric comes with `deviation`: the sum of the squared differences of weights from the
+    means of their clusters.
+
+    Attributes:
+        train: how long, and how.
+        strength: see `csgd`.
+        of_vectors: see `csgd`.
+        bias_rate: see `csgd`.
+        goal: see `csgd`.
+        name: of the records.
+    """
+
+    train: Train
+    strength: float | None = None
+    of_vectors: float = 0.1
+    bias_rate: float = 2.0
+    goal: float = 1e-6
+    name: str = "pull"
+
+    def __post_init__(self):
+        numbers = (0.0 if self.strength is None else self.strength, self.of_vectors, self.bias_rate)
+        if min(numbers) < 0 or not 0 < self.goal < 1:
+            raise errors.ArgumentError(
+                f"csgd(strength={self.strength}, of_vectors={self.of_vectors}, "
+                f"bias_rate={self.bias_rate}, goal={self.goal}); goal is in (0, 1), the others are "
+                "0 or more."
+            )
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """The training in steps.
+
+        Raises:
+            ArgumentError: there are no clusters.
+        """
+        groups, masks = groups_of(task), weight_masks(task, pruned.masks)
+        members = task.split(memberships(groups, clusters_in(pruned)))[0]
+        given, steps = self.train, self.train.steps(task.data.sizes["train"])
+        task = given.taught(task, pruned)
+        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
+        rates = np.asarray(LEARNING_RATES[sgd.schedule](sgd.learning_rate, steps)(np.arange(steps)))
+        strength = self.strength
+        if strength is None:
+            strength = strength_for(rates, sgd.momentum, self.goal, self.of_vectors)
+        factors = task.split(self.factors(groups))[0]
+        pulling = Pulling(sgd, strength, self.of_vectors, self.bias_rate, members, factors)
+        learner = plain(task, pruned, masks, pulling, key, given.batch_size)
+
+        def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+            state, seen = learner.step(state, batch)
+            # A copy: the next step gives the state's own array away.
+            return state, {**seen, "deviation": state.opt_state[0].deviation + 0}
+
+        return learner._replace(step=step)
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Pulls to the end, in memory; one record of the last step's metrics."""
+        return trained(self.learner(pruned, task, key), self.name)
+
+    def factors(self, groups: Groups) -> PyTree:
+        """The factor of every leaf's learning rate."""
+        biases = {place.leaf for _, place in places_of(groups, ("shift",))}
+        rates = [self.bias_rate if path in biases else 1.0 for path in groups.leaves]
+        return groups.treedef.unflatten(rates)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pulling:
+    """The optimizer of C-SGD. Equal ones share what was compiled: clusters are in their state."""
+
+    sgd: Sgd
+    strength: float
+    of_vectors: float
+    bias_rate: float
+    members: PyTree = dataclasses.field(compare=False)
+    factors: PyTree = dataclasses.field(compare=False)
+
+    @property
+    def begin(self) -> int:
+        """The step of the schedule at which it begins."""
+        return self.sgd.begin
+
+    @property
+    def taken(self) -> int:
+        """Steps that it takes."""
+        return self.sgd.taken
+
+    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
+        """The optax chain; the first state is that of `centripetal`."""
+        faster = lambda gradients, _: jax.tree.map(jnp.multiply, gradients, self.factors)
+        return optax.chain(
+            centripetal(self.members, self.strength, self.of_vectors),
+            optax.stateless(faster),
+            self.sgd.transformation(masks),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeClusters:
+    """The first unit of every cluster speaks for all, with the sum of their outgoing weights.
+
+    Attributes:
+        name: of the record: fractions kept, how many units were `merged`, the `deviation` of all
+            parameters from the means of their clusters (sum of squares), and `drift`,
+            the largest change of an output over the largest output, on validation images. Both are
+            0 up to rounding where training has pulled long enough.
+    """
+
+    name: str = "merge"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The merged net under its masks.
+
+        Raises:
+            ArgumentError: there are no clusters.
+        """
+        del key
+        groups, clusters, masks = groups_of(task), clusters_in(pruned), unit_masks(task, pruned)
+        left = {
+            name: first_of(labels) & np.asarray(masks[name], bool)
+            for name, labels in clusters.items()
+        }
+        mapped = {name: merge_map(labels) for name, labels in clusters.items()}
+        variables = map_units(groups, pruned.variables, mapped, ("in",))
+        masks = {**masks, **left}
+        variables = apply_masks(variables, weight_masks(task, masks))
+        gone = sum(len(labels) - int(first_of(labels).sum()) for labels in clusters.values())
+        seen = {
+            **fractions(task, masks),
+            "merged": gone,
+            "deviation": deviation(task, pruned.variables, clusters),
+            "drift": drift(task, pruned.variables, variables),
+        }
+        return Pruned(variables, masks, None, pruned.saved), [record(self.name, seen)]
+
+
+def clusters_in(pruned: Pruned) -> dict[str, np.ndarray]:
+    """The clusters of a net on its way through C-SGD.
+
+    Raises:
+        ArgumentError: there are none.
+    """
+    if not (isinstance(pruned.extra, Mapping) and "clusters" in pruned.extra):
+        raise errors.ArgumentError(
+            "the net comes without clusters. Put Cluster(budget) before Pull and MergeClusters."
+        )
+    return {name: np.asarray(labels) for name, labels in pruned.extra["clusters"].items()}
+
+
+def first_of(labels: np.ndarray) -> np.ndarray:
+    """Bool [units]: the first unit of every cluster.
+
+    Example:
+        >>> first_of(np.array([3, 3, 0, 3])).tolist()
+        [True, False, True, False]
+    """
+    return np.isin(np.arange(len(labels)), np.unique(labels, return_index=True)[1])
+
+
+def merge_map(labels: np.ndarray) -> np.ndarray:
+    """[units, units]: outgoing weights after merging are M times those before.
+
+    Example:
+        >>> merge_map(np.array([3, 3, 0])).tolist()
+        [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    firsts = {label: unit for unit, label in reversed([*enumerate(labels.tolist())])}
+    steps = [Merge(firsts[label], unit, 1.0, 0.0) for unit, label in enumerate(labels.tolist())]
+    return matrix(len(labels), [step for step in steps if step.into != step.gone])
+
+
+def deviation(task: Task, variables: Variables, clusters: Mapping[str, np.ndarray]) -> float:
+    """Sum of the squared differences of parameters from the means of their clusters."""
+    members = memberships(groups_of(task), clusters)
+    return float(deviation_of(task.split(variables)[0], task.split(members)[0]))
+
+
+def drift(task: Task, before: Variables, after: Variables) -> float:
+    """The largest change of an output over the largest output, on a batch of validation images."""
+    batch = next(iter(task.data.batches("validation", min(128, task.data.sizes["validation"]))))
+    fn = jax.jit(task.fn)
+    old, new = (np.asarray(fn(variables, batch["image"])) for variables in (before, after))
+    return float(np.abs(new - old).max() / np.abs(old).max())

@@ -1,0 +1,229 @@
+"""Units that single-weight pruning has cut off: taken out, and what they still say with them."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import Groups, Masks, Pruned, Records, Task, Variables, is_none
+from jprune.graph import Site, intercept
+from jprune.graph.couple.coupling import couple
+from jprune.masks import apply_masks
+from jprune.stages.evaluate import record
+from jprune.stages.prune import fractions
+from jprune.train.net import as_tree, by_path, groups_of, shapes_of, unit_masks
+from jprune.units import expand, to_units
+
+Units = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoveDead:
+    """Masks all weights of units without outputs or without inputs.
+
+    A unit without outputs goes as it is. One without inputs still emits f(bias): the engine runs
+    the net and looks at what arrives at the consumers. If it adds the same to every output of a
+    consumer at all positions (it does not where a padded border shows), that is folded into the
+    consumer's bias, or taken off the mean of a norm that follows at once, and the unit goes; else
+    it stays. Both kinds are looked for until none is left.
+
+    Attributes:
+        name: of the record: fractions kept, and how many units were `removed` and `kept_silent`.
+    """
+
+    name: str = "remove_dead"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same function with smaller masks.
+
+        Raises:
+            BudgetError: the net is cut: no path is left from its inputs to its outputs.
+        """
+        groups = groups_of(task)
+        before = unit_count(unit_masks(task, pruned._replace(masks=None)))
+        x = jax.random.normal(key, (2, *task.example.shape[1:]), task.example.dtype)
+        kept_silent = {name: np.zeros(size, bool) for name, size in groups.sizes.items()}
+        while True:
+            alive = unit_masks(task, pruned)
+            masks = narrowed(pruned.masks, expand(groups, alive))
+            pruned = under(masks, pruned.variables, pruned)
+            fed, read = (has_weights(groups, masks, role) for role in ("kernel", "in"))
+            silent = {
+                name: read[name] & ~fed[name] & ~kept_silent[name]
+                for name in groups.names
+                if name in fed and name in read
+            }
+            if not any(units.any() for units in silent.values()):
+                break
+            variables, gone = folded(task, pruned.variables, silent, x)
+            for name, units in silent.items():
+                kept_silent[name] |= units & ~gone[name]
+            out = expand(groups, {name: ~units for name, units in gone.items()}, ("in",))
+            pruned = under(narrowed(masks, out), variables, pruned)
+        refuse_cut(task, pruned.variables, x)
+        metrics = {
+            **fractions(task, pruned.masks),
+            "removed": before - unit_count(alive),
+            "kept_silent": unit_count(kept_silent),
+        }
+        return pruned, [record(self.name, metrics)]
+
+
+def under(masks: Masks, variables: Variables, pruned: Pruned) -> Pruned:
+    """The net with these variables, masked."""
+    return pruned._replace(variables=apply_masks(variables, masks), masks=masks)
+
+
+def unit_count(units: Mapping[str, np.ndarray]) -> int:
+    """How many are True."""
+    return sum(int(np.sum(mask)) for mask in units.values())
+
+
+def refuse_cut(task: Task, variables: Variables, x: jax.Array) -> None:
+    """Refuses a net whose outputs do not depend on its inputs any more.
+
+    Raises:
+        BudgetError: it is one.
+    """
+    out = np.asarray(task.fn(variables, x))
+    if (out[0] == out[1]).all():
+        raise errors.BudgetError(
+            "the budget cuts the net: no path of weights is left from its inputs to its outputs. "
+            "Ask for more, or prune in more rounds."
+        )
+
+
+def has_weights(groups: Groups, masks: Masks, role: str) -> Units:
+    """{group: [units]}: whether a unit has any weight left at its places of a role."""
+    leaves = {
+        path: np.ones(leaf.shape, np.float32) if mask is None else np.asarray(mask, np.float32)
+        for (path, leaf), mask in zip(groups.leaves.items(), groups.treedef.flatten_up_to(masks))
+    }
+    kept = groups.treedef.unflatten(list(leaves.values()))
+    units = to_units(groups, kept, (role,), within="max", across="max")
+    return {name: np.asarray(most) > 0 for name, most in units.items()}
+
+
+def narrowed(masks: Masks, other: Masks) -> Masks:
+    """The masks that both allow; what was not prunable stays so."""
+    both = lambda mask, more: None if mask is None else np.asarray(mask) & np.asarray(more)
+    return jax.tree.map(both, masks, other, is_leaf=is_none)
+
+
+def folded(
+    task: Task, variables: Variables, silent: Units, x: jax.Array
+) -> tuple[Variables, Units]:
+    """Folds what constant units add to their consumers into biases and means.
+
+    Args:
+        task: of the net.
+        variables: under the masks.
+        silent: {group: [units]}, True for a unit without inputs.
+        x: two inputs.
+
+    Returns:
+        The variables under which the units may go, and which of them may.
+    """
+    groups = groups_of(task)
+    targets = bias_of(task)
+    while any(units.any() for units in silent.values()):
+        heard = listen(task, variables, silent, x)
+        failed = {
+            layer
+            for layer, said in heard.items()
+            if not said.constant or (np.any(said.adds) and layer not in targets)
+        }
+        if not failed:
+            break
+        stays = {name for layer in failed for name in heard[layer].groups}
+        quiet = silence(heard, silent)
+        silent = {
+            name: units & quiet[name] if name in stays else units for name, units in silent.items()
+        }
+    else:
+        return variables, silent
+    leaves = by_path(task, variables)
+    for layer, said in heard.items():
+        if np.any(said.adds):
+            path, sign = targets[layer]
+            leaves[path] = leaves[path] + sign * said.adds.astype(leaves[path].dtype)
+    moved = as_tree(task, leaves)
+    out = expand(groups, {name: ~units for name, units in silent.items()}, ("in",))
+    now, then = task.fn(variables, x), task.fn(apply_masks(moved, out), x)
+    if float(jnp.abs(now - then).max()) > 1e-4 * float(jnp.abs(now).max()):
+        return variables, {name: np.zeros_like(units) for name, units in silent.items()}
+    return moved, silent
+
+
+class Said(NamedTuple):
+    """What constant units say to one consumer."""
+
+    groups: tuple[str, ...]
+    """Whose units they are."""
+    constant: bool
+    """Whether all outputs of a channel get the same."""
+    adds: np.ndarray
+    """[outputs]: how much."""
+    loud: Units
+    """{group: [units]}: which of them are not 0 here."""
+
+
+def listen(task: Task, variables: Variables, silent: Units, x: jax.Array) -> dict[str, Said]:
+    """What constant units say, by consumer."""
+    groups = groups_of(task)
+    out_axis = {site.layer: site.axis for site in groups.sites if site.kind == "out"}
+
+    def handler(site: Site, value: Any, heard: dict[str, Said]) -> tuple[Any, dict[str, Said]]:
+        dead = np.zeros(value.shape[site.axis], bool)
+        size = np.abs(np.asarray(value, np.float64)).max(
+            axis=tuple(axis for axis in range(value.ndim) if axis != site.axis)
+        )
+        loud: Units = {}
+        for name, units in site.units.items():
+            if name in silent and silent[name].any():
+                here = (units >= 0) & silent[name][np.maximum(units, 0)]
+                dead |= here
+                loud[name] = np.zeros(groups.sizes[name], bool)
+                loud[name][units[here & (size > 0)]] = True
+        if not dead.any():
+            return value, heard
+        along = dead.reshape([-1 if axis == site.axis else 1 for axis in range(value.ndim)])
+        added = np.asarray(site.apply(jnp.where(along, value, 0)), np.float64)
+        axis = out_axis[site.layer]
+        rows = np.moveaxis(added, axis, -1).reshape(-1, added.shape[axis])
+        spread = np.ptp(rows, axis=0).max(initial=0)
+        constant = bool(spread <= 1e-5 * np.abs(rows).max(initial=0))
+        return value, {**heard, site.layer: Said(tuple(loud), constant, rows.mean(axis=0), loud)}
+
+    return intercept(task.fn, groups, handler)(variables, {}, x)[1]
+
+
+def silence(heard: Mapping[str, Said], silent: Units) -> Units:
+    """{group: [units]}: which are 0 at all consumers."""
+    quiet = {name: np.ones(units.shape, bool) for name, units in silent.items()}
+    for said in heard.values():
+        for name, loud in said.loud.items():
+            quiet[name] = quiet[name] & ~loud
+    return quiet
+
+
+def bias_of(task: Task) -> dict[str, tuple[str, int]]:
+    """{layer: (leaf that takes a constant, sign)}: a bias takes it, a mean takes it off.
+
+    It is the parameter that a layer's result meets first, read off the jaxpr.
+    """
+    coupling = couple(task.fn, shapes_of(task), task.example)
+    uses, paths, groups = coupling.uses, coupling.paths, groups_of(task)
+    order = sorted(uses.first, key=lambda leaf: uses.first[leaf])
+    found = {}
+    for kernel, leaf in itertools.pairwise(order):
+        role = next(iter(uses.roles[leaf]), "")
+        if uses.roles[kernel] == {"kernel"} and role in ("shift", "mean"):
+            found[paths[kernel]] = (paths[leaf], 1 if role == "shift" else -1)
+    shared = {site.layer.partition("@")[0] for site in groups.sites if "@" in site.layer}
+    return {layer: target for layer, target in found.items() if layer not in shared}

@@ -1,0 +1,40 @@
+"""Dropout of a pruned layer: fewer connections overfit less."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune.base import Pruned, Records, Task
+from jprune.stages.evaluate import record
+from jprune.stages.saving import saved
+from jprune.train.net import as_tree, by_path
+
+
+@dataclasses.dataclass(frozen=True)
+class RescaleDropout:
+    """Gives every dropout the rate D_o sqrt(C_r / C_o), its layer having C_r of C_o weights left.
+
+    The rates are scalars `stats/<layer>/dropout` beside the kernels `params/<layer>/kernel`; D_o is
+    that of the net saved as "dense".
+
+    Attributes:
+        name: of the record: the new rates.
+    """
+
+    name: str = "rescale_dropout"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same net with other rates."""
+        del key
+        leaves, masks = by_path(task, pruned.variables), by_path(task, pruned.masks)
+        dense, rates = by_path(task, saved(pruned, "dense", "RescaleDropout")), {}
+        for path in leaves:
+            collection, *layer, last = path.split("/")
+            mask = masks.get("/".join(["params", *layer, "kernel"]))
+            if (collection, last) == ("stats", "dropout") and mask is not None:
+                rates[path] = float(dense[path] * np.sqrt(np.mean(mask)))
+                leaves[path] = jnp.asarray(rates[path], leaves[path].dtype)
+        pruned = pruned._replace(variables=as_tree(task, leaves))
+        return pruned, [record(self.name, rates)]

@@ -1,0 +1,241 @@
+"""The stage of EigenDamage: kernels leave as rotation, core, rotation."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jprune import allocate, errors
+from jprune.base import Budget, Cost, Pruned, Records, Task, Variables
+from jprune.cost.model import Measuring
+from jprune.curvature import Layer, Rotated, layers_of, rotated
+from jprune.forms.factored import Factored
+from jprune.forms.opened import has_leaf_types, opened
+from jprune.graph import trace
+from jprune.graph.couple.coupling import leaf_paths
+from jprune.stages.evaluate import record
+from jprune.stages.kronecker import calibration, factors_of, floors_of
+from jprune.train.net import cost_as_held, cost_of, groups_of
+
+CORE = "/factored/core"
+"""Ends the path of a factored kernel's core in the opened net."""
+
+
+COLUMNS, ROWS = " columns", " rows"
+"""Behind a kernel's path: its inputs and outputs in the eigenbasis, as groups of scores."""
+
+
+UNITS = {"params": 0, "macs": 1}
+"""Places of budgets in a cost; a density's is that of parameters."""
+
+
+class Form(NamedTuple):
+    """A layer in the eigenbasis, and what it costs there."""
+
+    layer: Layer
+    """Of the array that is rotated: the kernel, or the core of a factored one."""
+    held: Factored | None
+    """The kernel, if it is factored already."""
+    turned: Rotated
+
+    def cost(self, columns: int, rows: int) -> np.ndarray:
+        """(parameters, MACs) of left rotation, core and right rotation."""
+        inputs, outputs = self.layer.shape[-2:] if self.held is None else self.held.shape[-2:]
+        left, core, right = inputs * columns, self.layer.window * columns * rows, rows * outputs
+        read, written = self.layer.read, self.layer.written
+        return np.array([left + core + right, read * left + written * (core + right)], float)
+
+    def each(self, kind: str) -> tuple[float, float]:
+        """What one column and one row cost beside all others, in parameters or MACs."""
+        (*_, columns, rows), unit = self.layer.shape, UNITS.get(kind, 0)
+        whole = self.cost(columns, rows)[unit]
+        return (
+            whole - self.cost(columns - 1, rows)[unit],
+            whole - self.cost(columns, rows - 1)[unit],
+        )
+
+    def now(self) -> np.ndarray:
+        """(parameters, MACs) of the layer as it stands."""
+        if self.held is not None:
+            return self.cost(self.layer.inputs, self.layer.outputs)
+        weights = float(np.prod(self.layer.shape))
+        return np.array([weights, self.layer.written * weights])
+
+    def part(self, columns: np.ndarray, rows: np.ndarray, dtype: Any) -> Factored:
+        """The kernel in its new form; a new rotation is multiplied into the old one."""
+        new = self.turned.part(columns, rows, dtype)
+        if self.held is None:
+            return new
+        return Factored(self.held.left @ new.left, new.core, new.right @ self.held.right)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotate:
+    """Keeps the best rows and columns of all layers in their eigenbasis, under a budget.
+
+    A layer whose parts would have more parameters than it has now (in a budget of MACs: take more
+    MACs) stays as it is, as in the paper.
+
+    Attributes:
+        budget: what may be kept, of the dense net; a density is that of all rows and columns.
+            Layers of a group that its floors leave whole are not rotated.
+        limit: the largest fraction of a layer's rows, or columns, that may go.
+        labels: "model" or "data".
+        normalize: divide the scores of each layer by their sum.
+        per_cost: divide scores by what the row or column costs, in the budget's unit.
+        last: the last layer is pruned too.
+        batches: that the factors are made of; None: one pass over the training images.
+        batch_size: examples in one.
+        name: of the record.
+    """
+
+    budget: Budget
+    limit: float = 0.95
+    labels: str = "model"
+    normalize: bool = False
+    per_cost: bool = False
+    last: bool = False
+    batches: int | None = None
+    batch_size: int = 64
+    name: str = "prune"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Variables with factored kernels; `damage` of the record is the loss they should cost.
+
+        Raises:
+            ArgumentError: the net has masks, no layer can be rotated, or curvature is not finite.
+            BudgetError: a budget that cannot be met; the message says the smallest that can.
+        """
+        if pruned.masks is not None:
+            raise errors.ArgumentError(
+                "Rotate came with masks: kernels are rotated whole. Put it before what masks, or "
+                "leave that out."
+            )
+        return self.with_forms(pruned, task, self.forms(pruned.variables, task, key))
+
+    def with_forms(
+        self, pruned: Pruned, task: Task, forms: Mapping[str, Form]
+    ) -> tuple[Pruned, Records]:
+        """The same with layers that are rotated already; one pass serves several budgets."""
+        scores = self.scores(forms)
+        masks = self.chosen(pruned, task, forms, scores)
+        leaves, damage = leaf_paths(pruned.variables), 0.0
+        for path, form in forms.items():
+            columns, rows = masks[path + COLUMNS], masks[path + ROWS]
+            if not self.pays(form, columns, rows):
+                continue
+            damage += form.turned.damage.sum() - form.turned.damage[columns][:, rows].sum()
+            leaves[path] = form.part(columns, rows, leaves[path].dtype)
+        variables = jax.tree.unflatten(groups_of(task).treedef, list(leaves.values()))
+        pruned = pruned._replace(variables=variables)
+        dense, kept = cost_of(task)({}), cost_as_held(task, pruned, {})
+        metrics = {
+            "density": float(np.mean(np.concatenate(list(masks.values())))),
+            "params": float(kept.params) / float(dense.params),
+            "macs": float(kept.macs) / float(dense.macs),
+            "damage": float(damage),
+        }
+        return pruned, [record(self.name, metrics)]
+
+    def forms(self, variables: Variables, task: Task, key: jax.Array) -> dict[str, Form]:
+        """{kernel: its form} of all layers that are rotated."""
+        fn, plain = opened(task.fn, variables)
+        dense = not has_leaf_types(variables)
+        groups = groups_of(task) if dense else trace(fn, plain, task.example)
+        layers = self.layers(layers_of(fn, groups, plain, task.example), task)
+        drawing, order = jax.random.split(key)
+        batches = calibration(task, order, self.batches, self.batch_size)
+        factors = factors_of(
+            fn, plain, groups, layers, task, batches, self.labels, drawing, "channels"
+        )
+        leaves, kernels = leaf_paths(variables), leaf_paths(plain)
+        forms: dict[str, Form] = {}
+        for array, layer in layers.items():
+            path = array.removesuffix(CORE)
+            held = leaves[path] if isinstance(leaves[path], Factored) else None
+            forms[path] = Form(layer, held, rotated(kernels[array], factors[array], path))
+        return forms
+
+    def layers(self, found: Mapping[str, Layer], task: Task) -> dict[str, Layer]:
+        """Those of the opened net that are rotated.
+
+        Raises:
+            ArgumentError: there is none.
+        """
+        groups = groups_of(task)
+        whole = {
+            place.leaf
+            for name, floor in self.budget.floors.items()
+            if floor >= groups.sizes.get(name, np.inf)
+            for place in groups.places[name]
+            if "kernel" in place.roles
+        }
+        rotations = ("/factored/left", "/factored/right")
+        arrays = [path for path in found if not path.endswith(rotations)]
+        arrays = arrays if self.last else arrays[:-1]
+        layers = {path: found[path] for path in arrays if path.removesuffix(CORE) not in whole}
+        if not layers:
+            raise errors.ArgumentError(
+                f"EigenDamage finds no layer to rotate in {task.name}: all are frozen, or the last "
+                "one. Write last=true to rotate that too."
+            )
+        return layers
+
+    def scores(self, forms: Mapping[str, Form]) -> dict[str, np.ndarray]:
+        """Theta summed over rows for every column, and over columns for every row."""
+        scores: dict[str, np.ndarray] = {}
+        for path, form in forms.items():
+            theta = form.turned.damage
+            theta = theta / max(theta.sum(), np.finfo(float).tiny) if self.normalize else theta
+            column, row = form.each(self.budget.kind) if self.per_cost else (1.0, 1.0)
+            scores |= {
+                path + COLUMNS: theta.sum(axis=1) / column,
+                path + ROWS: theta.sum(axis=0) / row,
+            }
+        return scores
+
+    def pays(self, form: Form, columns: np.ndarray, rows: np.ndarray) -> bool:
+        """Whether a layer's parts are smaller than the layer."""
+        unit = UNITS.get(self.budget.kind, 0)
+        return bool(form.cost(int(columns.sum()), int(rows.sum()))[unit] < form.now()[unit])
+
+    def chosen(
+        self,
+        pruned: Pruned,
+        task: Task,
+        forms: Mapping[str, Form],
+        scores: Mapping[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        """{kernel and " rows" or " columns": mask} under one threshold."""
+        now = cost_as_held(task, pruned, {})
+        others = np.array([float(now.params), float(now.macs)])
+        others -= sum(form.now() for form in forms.values())
+
+        def model(masks: Mapping[str, np.ndarray]) -> Cost:
+            total = others.copy()
+            for path, form in forms.items():
+                columns, rows = masks[path + COLUMNS], masks[path + ROWS]
+                pays = self.pays(form, columns, rows)
+                total += form.cost(int(columns.sum()), int(rows.sum())) if pays else form.now()
+            return Cost(total[0], total[1], 0.0, {})
+
+        budget = dataclasses.replace(
+            self.budget,
+            floors=floors_of({name: score.size for name, score in scores.items()}, self.limit),
+            **{self.budget.kind: self.left(task, now, forms)},
+        )
+        return dict(allocate.global_topk(dict(scores), budget, Measuring(model, "macs")))
+
+    def left(self, task: Task, now: Cost, forms: Mapping[str, Form]) -> float:
+        """The budget as a fraction of the net as it stands, which rounds before have pruned."""
+        dense = cost_of(task)({})
+        widths = [form.layer.shape[-2:] for form in forms.values()]
+        whole = [(form.held or form.layer).shape[-2:] for form in forms.values()]
+        grown = {
+            "density": float(np.sum(whole)) / float(np.sum(widths)),
+            "params": float(dense.params) / float(now.params),
+            "macs": float(dense.macs) / float(now.macs),
+        }
+        return min(1.0, float(self.budget.value) * grown.get(self.budget.kind, 1.0))

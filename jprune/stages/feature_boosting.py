@@ -1,0 +1,155 @@
+"""The stage of FBS: gates trained with the net, fewer and fewer of which pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.allocate import largest
+from jprune.base import Budget, Learner, Pruned, Records, Task
+from jprune.cost.samples import sample_macs
+from jprune.learners.feature_boosting import (
+    Boosting,
+    Gated,
+    as_winners,
+    boosted_task,
+    chosen_layers,
+    counts_at,
+    init_gates,
+    layers_of,
+    prepared,
+)
+from jprune.stages.train import Train, trained
+from jprune.train.net import cost_of, groups_of, shapes_of
+from jprune.train.optimizers import Sgd
+from jprune.train.step import TrainState, plain
+
+
+def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
+    """The largest density that meets a budget, whatever the weights are.
+
+    Parameters of 1 and statistics of 0 leave no channel empty behind a norm that reads what gates
+    have suppressed (of a concatenation): at most as many are there in a net of other weights.
+
+    Raises:
+        BudgetError: the fewest winners allowed cost too much.
+    """
+    if budget.kind == "density":
+        return float(budget.value)
+    groups, x = groups_of(task), jnp.zeros(task.example.shape, task.example.dtype)
+    dense = float(cost_of(task)({}).macs)
+    filled = lambda value: lambda leaf: jnp.full(leaf.shape, value, leaf.dtype)
+    params, rest = task.split(shapes_of(task))
+    variables = task.merge(jax.tree.map(filled(1), params), jax.tree.map(filled(0), rest))
+    count = jax.jit(sample_macs(task.fn, groups, whole_joins=True))
+
+    def fraction(density: float) -> float:
+        first = {
+            name: jnp.arange(layers[name].outputs)[None] < kept
+            for name, kept in counts_at(layers, density).items()
+        }
+        return float(count(variables, first, x)[0]) / dense
+
+    goal = float(budget.value) + 1e-9
+    if (least := fraction(1e-6)) > goal:
+        raise errors.BudgetError(
+            f"Budget(macs={budget.value}) cannot be met by fbs: with the fewest winners an image "
+            f"costs up to {least:.4f} of the dense net. Ask for {np.ceil(least * 1e3) / 1e3:.3f} "
+            f"or more, give gates to more layers, or lower min_units={budget.min_units} and the "
+            "floors."
+        )
+    return max(largest(fraction, goal), 1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boost:
+    """Trains a net with gates; afterwards its kernels are held as `Winners`.
+
+    Attributes:
+        train: how long, and how.
+        budget: of MACs, or a density.
+        boosting: the gates.
+        gates: patterns of the layers that have them.
+        drop: see `fbs`.
+        name: of the records.
+    """
+
+    train: Train
+    budget: Budget
+    boosting: Boosting
+    gates: str = ""
+    drop: float = 0.1
+    name: str = "boost"
+
+    def check(self, task: Task) -> None:
+        """Refuses gates and budgets that this net cannot have."""
+        density_for(task, self.layers(task), self.budget)
+
+    def layers(self, task: Task) -> dict[str, Gated]:
+        """The layers that get gates, with the winners that the budget's floors ask for."""
+        groups, budget = groups_of(task), self.budget
+        known = layers_of(task, groups, shapes_of(task))
+        whole = {n for n, floor in budget.floors.items() if floor >= groups.sizes[n]}
+        free = {}
+        for name, layer in known.items():
+            on = {n for site in groups.sites if site.layer == name and site.kind == "out"
+                  for n in site.groups}  # fmt: skip
+            if not on & whole:
+                asked = max([budget.min_units, *(budget.floors.get(n, 0) for n in on)])
+                free[name] = layer._replace(least=min(asked, layer.outputs))
+            elif self.gates and name in chosen_layers(groups, known, self.gates):
+                raise errors.FrozenError(
+                    f"gates={self.gates!r} puts a gate on {name}, which is frozen: the budget's "
+                    "floor leaves it whole. Leave it out of gates, or out of --freeze."
+                )
+        return chosen_layers(groups, free, self.gates)
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """The training in steps.
+
+        Raises:
+            ArgumentError: a gate on nothing.
+            FrozenError: a gate on something frozen.
+            BudgetError: the fewest winners allowed cost too much.
+        """
+        groups, layers, given = groups_of(task), self.layers(task), self.train
+        last = density_for(task, layers, self.budget)
+        steps = given.steps(task.data.sizes["train"])
+        densities = densities_down_to(last, self.drop, steps)
+        tables = [counts_at(layers, density) for density in densities]
+        counts = {name: np.array([table[name] for table in tables]) for name in layers}
+        boosted = boosted_task(task, groups, layers, self.boosting, counts, steps)
+        net, levels = prepared(groups, layers, self.boosting, pruned.variables)
+        gates = init_gates(jax.random.fold_in(key, 1), layers, levels, self.boosting.std)
+        begun = {"net": net, "gates": gates, "step": jnp.zeros((), jnp.int32)}
+        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
+        learner = plain(boosted, pruned._replace(variables=begun), None, sgd, key, given.batch_size)
+        first = self.boosting.shift_first
+        held = jax.jit(lambda v, kept: as_winners(task, groups, layers, first, v, kept))
+
+        def variables(state: TrainState):
+            phase = min(int(state.step) * len(tables) // steps, len(tables) - 1)
+            return held(boosted.merge(state.params, state.rest), tables[phase])
+
+        return learner._replace(
+            variables=variables,
+            finish=lambda state: pruned._replace(variables=variables(state)),
+        )
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Trains to the end, in memory; the last step's metrics."""
+        return trained(self.learner(pruned, task, key), self.name)
+
+
+def densities_down_to(last: float, drop: float, steps: int) -> list[float]:
+    """1, 1 - drop, 1 - 2 drop, ..., last; the first ones are left out where steps are few.
+
+    Example:
+        >>> densities_down_to(0.65, 0.1, 100), densities_down_to(0.65, 0.1, 2)
+        ([1.0, 0.9, 0.8, 0.7, 0.65], [0.7, 0.65])
+    """
+    count = int(np.ceil((1 - last) / drop - 1e-9))
+    above = [round(1 - drop * number, 9) for number in range(count)]
+    return [*above, last][-steps:]

@@ -1,0 +1,194 @@
+"""The stages of MetaPruning: train a hypernetwork, search widths with it."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jprune.base import Batch, Learner, Pruned, Records, Searcher, Task, Variables
+from jprune.learners import (
+    Hypernetwork,
+    hypernetwork_task,
+    scorer,
+    settled,
+    to_the_end,
+    width_masks,
+)
+from jprune.learners.candidates import check_settles
+from jprune.search import SearchState, Space, evolution
+from jprune.search.widths import Widths
+from jprune.stages.evaluate import record
+from jprune.stages.prune import fractions
+from jprune.stages.train import Train, trained
+from jprune.train.net import cost_of, groups_of
+from jprune.train.optimizers import Sgd
+from jprune.train.step import TrainState, plain, stream
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainHypernetwork:
+    """Trains the hypernetwork. Afterwards `extra` has it, and the net is the whole one it gives.
+
+    Attributes:
+        widths: what is drawn from.
+        train: how long, and how.
+        smoothing: of labels.
+        recalibrate: training batches for the statistics of the whole net.
+        name: of the records; their validation is that of the whole net.
+    """
+
+    widths: Widths
+    train: Train
+    smoothing: float = 0.1
+    recalibrate: int = 20
+    name: str = "hypernetwork"
+
+    def check(self, task: Task) -> None:
+        """Refuses, before anything is trained, what the search would refuse.
+
+        Raises:
+            JpruneError: what `Widths.check` and, with batches to recalibrate on, `check_settles`
+                raise.
+        """
+        self.widths.check(task, groups_of(task), cost_of(task))
+        if self.recalibrate:
+            key = jax.random.key(0)
+            image = stacked(task, "train", 2, 1, key)["image"][0]
+            check_settles(task, task.init(key), image, key)
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """The training in steps."""
+        self.widths.check(task, groups_of(task), cost_of(task))
+        hyper, given = self.widths.hypernetwork(task, groups_of(task)), self.train
+        fresh, start, draws = jax.random.split(key, 3)
+        net = task.init(fresh)
+        begun = pruned._replace(variables={"hyper": hyper.init(start, net), "net": net})
+        steps = given.steps(task.data.sizes["train"])
+        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
+        of_widths = hypernetwork_task(task, hyper, self.smoothing)
+        learner = plain(of_widths, begun, None, sgd, draws, given.batch_size)
+        images = stacked(task, "train", given.batch_size, self.recalibrate, draws)["image"]
+
+        @jax.jit
+        def whole(params: Any, rest: Variables, images: Any) -> Variables:
+            return settled(task, hyper.net(params, rest, hyper.menu.sizes), images, draws)
+
+        def variables(state: TrainState) -> Variables:
+            return whole(state.params, state.rest, images)
+
+        def finish(state: TrainState) -> Pruned:
+            return Pruned(variables(state), None, state.params, pruned.saved)
+
+        return learner._replace(variables=variables, finish=finish)
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Trains to the end, in memory; one record of the last step's metrics."""
+        return trained(self.learner(pruned, task, key), self.name)
+
+
+def stacked(
+    task: Task, split: str, batch_size: int, count: int, key: jax.Array | None = None
+) -> Batch:
+    """Batches of a split, stacked; with a key they are those of training."""
+    size = min(batch_size, task.data.sizes[split])
+    batches = task.data.batches(split, size) if key is None else stream(task.data, size, key)
+    taken = [*itertools.islice(batches, max(1, count))]
+    return {name: np.stack([batch[name] for batch in taken])[:count] for name in taken[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """The numbers of the search; see `jprune.search.evolution`."""
+
+    generations: int = 20
+    population: int = 50
+    parents: int = 10
+    mutants: int = 25
+    crossovers: int = 25
+    probability: float = 0.1
+
+    def searcher(self, space: Space) -> Searcher:
+        """The search in a space."""
+        return evolution(space, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Searches widths with the hypernetwork in `extra`; the best are the masks.
+
+    A step is a generation. Its records have the `best` and the `mean` score (accuracy on a part of
+    the validation split), and how many candidates were `evaluated`.
+
+    Attributes:
+        widths: what is searched, under which budget.
+        rounds: how.
+        images: of the validation split.
+        recalibrate: training batches for the statistics of a candidate.
+        batch_size: images in a batch.
+        name: of the records.
+    """
+
+    widths: Widths
+    rounds: Rounds
+    images: int = 500
+    recalibrate: int = 20
+    batch_size: int = 128
+    name: str = "search"
+
+    def scorer(self, task: Task, hyper: Hypernetwork, key: jax.Array) -> Callable[..., Any]:
+        """`score(hypernetwork's parameters, variables, widths) -> accuracy`, compiled once."""
+        images = stacked(task, "train", self.batch_size, self.recalibrate, key)["image"]
+        size = min(self.images, task.data.sizes["validation"])
+        held_out = stacked(task, "validation", size, 1)
+        return scorer(task, hyper.net, images, held_out, key)
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """The search in steps."""
+        hyper = self.widths.hypernetwork(task, groups_of(task))
+        space, widths = self.widths.space(groups_of(task), cost_of(task))
+        searcher = self.rounds.searcher(space)
+        score = self.scorer(task, hyper, key)
+        params, rest = pruned.extra, pruned.variables
+        images = stacked(task, "train", self.batch_size, self.recalibrate, key)["image"]
+
+        def step(state: SearchState, batch: Batch) -> tuple[SearchState, dict[str, Any]]:
+            del batch  # every candidate is scored on the same images
+            genes = searcher.ask(state)
+            scores = np.array([float(score(params, rest, row)) for row in widths(genes)])
+            state = searcher.tell(state, genes, scores)
+            top = searcher.best(state)[1]
+            seen = {"best": top, "mean": scores.mean() if len(scores) else top}
+            return state, {**seen, "evaluated": float(state.tried)}
+
+        @jax.jit
+        def net(params: Any, rest: Variables, images: Any, widths: Any) -> Variables:
+            return settled(task, hyper.net(params, rest, widths), images, key)
+
+        def best(state: SearchState) -> np.ndarray:
+            return widths(searcher.best(state)[0][None])[0]
+
+        def variables(state: SearchState) -> Variables:
+            return net(params, rest, images, best(state))
+
+        def finish(state: SearchState) -> Pruned:
+            masks = width_masks(hyper.menu, best(state))
+            return Pruned(variables(state), masks, None, pruned.saved)
+
+        return Learner(
+            steps=self.rounds.generations,
+            epoch=1,
+            init=lambda: searcher.init(key),
+            batches=lambda start: itertools.repeat({}),
+            step=step,
+            variables=variables,
+            finish=finish,
+        )
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Searches to the end, in memory; a record of the last round and the fractions kept."""
+        learner = self.learner(pruned, task, key)
+        done, metrics = to_the_end(learner)
+        return done, [record(self.name, metrics | fractions(task, done.masks), learner.steps)]

@@ -1,0 +1,208 @@
+"""What the methods of EigenDamage's paper share: factors of a net, and the order of stages."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from jprune import allocate, criteria, errors
+from jprune.base import (
+    Batch,
+    Budget,
+    Criterion,
+    Groups,
+    Pruned,
+    PyTree,
+    Recipe,
+    Records,
+    Stage,
+    Task,
+    Variables,
+    run_criterion,
+)
+from jprune.criteria.kronecker import check_form
+from jprune.curvature import Factors, Layer, fisher, kfac, layers_of, mean_factors
+from jprune.masks import apply_masks
+from jprune.reconstruct.kronecker import compensate
+from jprune.stages.evaluate import Evaluate, record
+from jprune.stages.prune import Prune, fractions
+from jprune.stages.recalibrate import Recalibrate
+from jprune.stages.rounds import in_rounds
+from jprune.stages.saving import Save
+from jprune.stages.train import Train
+from jprune.train.net import groups_of, shapes_of, weight_masks
+from jprune.train.step import stream
+
+
+def recipe_of(
+    prune: Callable[[Budget], Stage],
+    budget: Budget,
+    train: Train | None,
+    finetune: Train,
+    rounds: int,
+    recalibrate: int,
+) -> Recipe:
+    """Training, pruning in rounds that keep the same fraction each, fine-tuning, new statistics.
+
+    Raises:
+        ArgumentError: less than one round.
+    """
+    if rounds < 1:
+        raise errors.ArgumentError(f"rounds={rounds}; it is 1 or more.")
+    kept = float(budget.value)
+    fractions = [*(kept ** (number / rounds) for number in range(1, rounds)), kept]
+    pruning, last = in_rounds(prune, budget, fractions, finetune)
+    return (
+        *(() if train is None else (train,)),
+        Save("dense"),
+        Evaluate("test", name="dense"),
+        *pruning,
+        Evaluate("validation", name="before_finetune"),
+        last,
+        *((Recalibrate(recalibrate, finetune.batch_size),) if recalibrate else ()),
+    )
+
+
+def calibration(task: Task, key: jax.Array, batches: int | None, size: int) -> Iterator[Batch]:
+    """Training batches; one pass over the training split if no number is given.
+
+    Raises:
+        ArgumentError: a number below 1.
+    """
+    if size < 1 or (batches is not None and batches < 1):
+        raise errors.ArgumentError(f"batches={batches}, batch_size={size}; both are 1 or more.")
+    size = min(size, task.data.sizes["train"])
+    count = task.data.sizes["train"] // size if batches is None else batches
+    return itertools.islice(stream(task.data, size, key), count)
+
+
+def factors_of(
+    fn: Callable[..., Any],
+    variables: Variables,
+    groups: Groups,
+    layers: Mapping[str, Layer],
+    task: Task,
+    batches: Iterator[Batch],
+    labels: str,
+    key: jax.Array,
+    inputs: str = "patches",
+) -> dict[str, Factors]:
+    """{layer: Factors} of a net on calibration batches.
+
+    Args:
+        fn: the net; `task.fn`, or its opened form.
+        variables: of `fn`.
+        groups: of `fn`.
+        layers: whose factors.
+        task: whose loss.
+        batches: calibration batches.
+        labels: "model" or "data".
+        key: of drawn labels.
+        inputs: "patches" or "channels".
+    """
+    drawing = key if labels == "model" else None
+    criterion = kfac(fn, task.loss, groups, layers, labels=labels, key=drawing, inputs=inputs)
+    return run_criterion(criterion, variables, batches)
+
+
+def floors_of(sizes: Mapping[str, int], limit: float) -> dict[str, int]:
+    """Smallest numbers kept if at most a fraction `limit` may go.
+
+    Raises:
+        ArgumentError: a limit outside (0, 1].
+
+    Example:
+        >>> floors_of({"a": 100, "b": 3}, 0.95)
+        {'a': 5, 'b': 1}
+    """
+    if not 0 < limit <= 1:
+        raise errors.ArgumentError(
+            f"limit={limit} is outside (0, 1]: it is the largest fraction of a layer that may go."
+        )
+    return {name: max(1, math.ceil((1 - limit) * size - 1e-9)) for name, size in sizes.items()}
+
+
+ALLOCATORS = {"global_topk": allocate.global_topk, "uniform": allocate.uniform}
+
+
+CURVATURES = ("diagonal", "kfac")
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneFilters:
+    """Masks filters by one of the four scores, and moves what is kept where the score says so.
+
+    All settings but the `name` of the record are explained in `kronecker`.
+    """
+
+    budget: Budget
+    form: str
+    allocator: str = "global_topk"
+    curvature: str = "diagonal"
+    limit: float = 0.95
+    labels: str = "model"
+    damping: float = 1e-3
+    repo_variant: bool = False
+    batches: int | None = None
+    batch_size: int = 64
+    name: str = "prune"
+
+    def __post_init__(self):
+        check_form(self.form, self.damping, self.repo_variant)
+        floors_of({}, self.limit)
+        if self.allocator not in ALLOCATORS or self.curvature not in CURVATURES:
+            raise errors.ArgumentError(
+                f"allocator={self.allocator!r}, curvature={self.curvature!r}; write one of "
+                f"{', '.join(ALLOCATORS)}, and one of {', '.join(CURVATURES)}."
+            )
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Masks, moved and masked variables, and a record of the fractions kept.
+
+        Raises:
+            ArgumentError: no filter has factors, or curvature is not finite.
+            BudgetError: a budget that cannot be met.
+        """
+        drawing, order = jax.random.split(key)
+        criterion = self.criterion(task, groups_of(task), drawing)
+        state = criterion.init(pruned.variables)
+        for batch in calibration(task, order, self.batches, self.batch_size):
+            state = criterion.update(state, pruned.variables, batch)
+        return self.with_state(pruned, task, criterion, state)
+
+    def with_state(
+        self, pruned: Pruned, task: Task, criterion: Criterion, state: PyTree
+    ) -> tuple[Pruned, Records]:
+        """The same with a criterion that has seen its data; one pass serves several budgets."""
+        groups, variables = groups_of(task), pruned.variables
+        floors = floors_of(groups.sizes, self.limit)
+        floors |= {n: max(floors.get(n, 1), size) for n, size in self.budget.floors.items()}
+        budget = dataclasses.replace(self.budget, floors=floors)
+        prune = Prune(self.criterion, ALLOCATORS[self.allocator], budget)
+        masks = prune.of_units(pruned, task, criterion.score(state, variables))
+        if self.form.endswith("obs"):
+            factors = mean_factors(state)
+            variables = compensate(groups, variables, masks, factors, self.form, self.damping)
+        variables = apply_masks(variables, weight_masks(task, masks))
+        pruned = pruned._replace(variables=variables, masks=masks)
+        return pruned, [record(self.name, fractions(task, masks))]
+
+    def criterion(self, task: Task, groups: Groups, key: jax.Array) -> Criterion:
+        """Scores of units; of weights, for the diagonal of c_obd."""
+        if self.form == "c_obd" and self.curvature == "diagonal":
+            return criteria.obd(task.fn, task.loss, fisher(labels=self.labels), key)
+        layers = layers_of(task.fn, groups, shapes_of(task), task.example)
+        return criteria.kronecker(
+            task.fn,
+            task.loss,
+            groups,
+            layers,
+            self.form,
+            key=key if self.labels == "model" else None,
+            labels=self.labels,
+            damping=self.damping,
+            repo_variant=self.repo_variant,
+        )

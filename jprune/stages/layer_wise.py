@@ -1,0 +1,300 @@
+"""Layer by layer: choose what a consumer reads, refit it, go on with the net as it is now.
+
+The steps of the walk are in `_steps.py`, the mathematics of choice and refit in
+`jprune.reconstruct`.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.allocate.widths import widths
+from jprune.base import (
+    Budget,
+    Masks,
+    Problem,
+    Pruned,
+    Reconstructor,
+    Records,
+    Task,
+    Variables,
+)
+from jprune.masks import apply_masks
+from jprune.reconstruct import channel_scales, lasso, least_squares
+from jprune.reconstruct import thinet as chosen
+from jprune.reconstruct.greedy import FILTERS, GREEDY
+from jprune.reconstruct.least_squares import relative_error
+from jprune.reconstruct.windows import Look, Windows, aimed, collect, look, sites_of
+from jprune.stages.dead_units import bias_of
+from jprune.stages.evaluate import record
+from jprune.stages.prune import fractions
+from jprune.stages.walk import Step, alive_of, masks_by_name, per_step, steps_of
+from jprune.train.net import as_tree, by_path, cost_of, groups_of, traced, weight_masks
+from jprune.train.step import stream
+
+STREAMS = ("sampler", "whole", "joint")
+
+
+Choose = Callable[[Sequence[Problem], int, jax.Array], np.ndarray]
+"""`(problems, width, key) -> bool [units]`, a problem for every consumer."""
+
+
+Refit = Callable[[np.ndarray, jax.Array], Reconstructor]
+"""`(bool [units] that were there, key) -> reconstructor`; the key is that of the choice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerWise:
+    """Prunes layer by layer: what consumers read is chosen, and they are refitted.
+
+    Inputs come from the net as it is by then, so that an error made earlier is made up for; targets
+    from the net as it came, so that errors do not add up. Steps go in the order of their first
+    consumer.
+
+    Attributes:
+        budget: what is kept of the dense net.
+        choose: which units stay.
+        refit: how consumers are refitted; None: not at all.
+        targets: "dense", or "now": what a consumer says before this step.
+        stream: what happens to groups on residual streams. "sampler": the stream stays whole, and
+            a layer that begins a branch reads a part of it (masks of weights); "whole": nothing;
+            "joint": they are pruned like others, for all their consumers together.
+        ratios: relative shares kept, in the order of steps, with ":" between; or one number.
+        part: (which, of how many): of all steps, those of one round.
+        batches: of calibration images.
+        batch_size: images in one.
+        points: positions an image and layer.
+        ridge: see `Problem`.
+        bias: whether constants are fitted, where a bias or a norm takes them.
+        name: of the record.
+    """
+
+    budget: Budget
+    choose: Choose
+    refit: Refit | None
+    targets: str = "dense"
+    stream: str = "sampler"
+    ratios: str = "1"
+    part: tuple[int, int] = (0, 1)
+    batches: int = 40
+    batch_size: int = 125
+    points: int = 10
+    ridge: float | None = None
+    bias: bool = True
+    name: str = "prune"
+
+    def __post_init__(self):
+        if self.stream not in STREAMS or self.targets not in ("dense", "now"):
+            raise errors.ArgumentError(
+                f"stream={self.stream!r}, targets={self.targets!r}; write one of "
+                f"{', '.join(STREAMS)}, and 'dense' or 'now'."
+            )
+        if min(self.batches, self.batch_size, self.points) < 1:
+            raise errors.ArgumentError(
+                f"calibration with batches={self.batches}, batch_size={self.batch_size}, "
+                f"points={self.points}; each is 1 or more."
+            )
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Masks, variables, and a record of the fractions kept and the outputs' relative error.
+
+        Raises:
+            ArgumentError: nothing is prunable, or the net's activations are not finite.
+            BudgetError: a budget that cannot be met.
+        """
+        steps = steps_of(task, self.stream)
+        there = alive_of(task, pruned, steps)
+        shares = per_step(self.ratios, steps)
+        masks_of = lambda masks: masks_by_name(task, pruned, steps, masks)
+        kept = widths(there, self.budget, cost_of(task), masks_of, shares)
+        which, parts = self.part
+        mine = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
+        todo = [step for step in mine if kept[step.name] < there[step.name].sum()]
+        walk = Walk(self, task, key, pruned.variables, todo)
+        errors_left = []
+        for number, step in enumerate(todo):
+            here = jax.random.fold_in(walk.draws, number)
+            problems = walk.problems(step, there[step.name])
+            chosen = self.choose(problems, kept[step.name], here)
+            there = {**there, step.name: chosen}
+            masks = weight_masks(task, masks_of(there))
+            errors_left += walk.refit(step, problems, chosen, masks, here)
+        masks = masks_of(there)
+        seen = {**fractions(task, masks), "layers": len(todo)}
+        if errors_left:
+            seen["reconstruction_error"] = float(np.mean(errors_left))
+        return Pruned(walk.variables, masks, pruned.extra, pruned.saved), [record(self.name, seen)]
+
+
+class Walk:
+    """A net on its way through steps.
+
+    `variables` are those of now, `images` and `points` the calibration, `dense` what the layers
+    said at the start (empty where targets are those of now), `draws` the key of the choices.
+    """
+
+    def __init__(
+        self, stage: LayerWise, task: Task, key: jax.Array, variables: Variables, todo: list[Step]
+    ):
+        self.stage, self.task, self.variables = stage, task, variables
+        self.points, self.draws, order = jax.random.split(key, 3)
+        size = min(stage.batch_size, task.data.sizes["train"])
+        few = min(stage.batches, max(1, task.data.sizes["train"] // size))
+        batches = itertools.islice(stream(task.data, size, order), few if todo else 0)
+        self.images = [batch["image"] for batch in batches]
+        self.groups = groups_of(task)
+        self.sites = sites_of(self.groups, {path for step in todo for path in step.kernels})
+        self.biases = bias_of(task) if stage.bias and todo else {}
+        self.dense: Mapping[str, Windows] = {}
+        if stage.targets == "dense" and todo:
+            self.dense = self._seen([s for sites in self.sites.values() for s in sites], False)
+
+    def _seen(self, sites: Sequence[str], inputs: bool = True) -> dict[str, Windows]:
+        of = self.task
+        see = _look(of.fn, of.init, of.example, tuple(sites), self.stage.points, inputs)
+        return collect(see, self.variables, self.images, self.points)
+
+    def problems(self, step: Step, keep: np.ndarray) -> list[Problem]:
+        """One problem for every consumer of a step, seen in one pass."""
+        seen = self._seen([site for path in step.kernels for site in self.sites[path]])
+        return [self._problem(path, index, keep, seen) for path, index in step.kernels.items()]
+
+    def _problem(
+        self, path: str, index: np.ndarray, keep: np.ndarray, seen: Mapping[str, Windows]
+    ) -> Problem:
+        sites = self.sites[path]
+        inputs = np.concatenate([seen[site].inputs for site in sites])
+        aims = [aimed(seen[s], self.dense[s]) if self.dense else seen[s].outputs for s in sites]
+        weight = as_matrix(by_path(self.task, self.variables)[path])
+        units, repeats = index.shape
+        others = np.setdiff1d(np.arange(weight.shape[0]), index)
+        targets = np.concatenate(aims)
+        if others.size:  # what is no unit of this step says what it says
+            targets = targets - np.tensordot(inputs[:, others], weight[others], 2)
+        return Problem(
+            inputs=inputs[:, index].reshape(len(inputs), units, -1),
+            targets=targets,
+            weight=weight[index].reshape(units, repeats * weight.shape[1], -1),
+            keep=keep,
+            ridge=self.stage.ridge,
+            bias=path in self.biases,
+        )
+
+    def refit(
+        self, step: Step, problems: Sequence[Problem], chosen: np.ndarray, masks: Masks, key: Any
+    ) -> list[float]:
+        """Refits the consumers in order; relative errors of their outputs afterwards.
+
+        A later consumer reads an earlier one on a residual stream. Where it aims at the dense net
+        it is looked at again, when the earlier one is refitted.
+        """
+        left = []
+        for problem, (path, index) in zip(problems, step.kernels.items()):
+            if left and self.stage.refit is not None and self.dense:
+                self.variables = apply_masks(self.variables, masks)
+                problem = self._problem(path, index, problem.keep, self._seen(self.sites[path]))
+            kept = problem._replace(keep=chosen)
+            weight, bias = np.asarray(problem.weight) * chosen[:, None, None], None
+            if self.stage.refit is not None:
+                weight, bias = self.stage.refit(problem.keep, key)(kept)
+                self.write(path, index, weight, bias)
+            left.append(relative_error(problem, weight, bias))
+        self.variables = apply_masks(self.variables, masks)
+        return left
+
+    def write(self, path: str, index: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Puts a consumer's weights for some units, and what its bias gains, into the net."""
+        leaves = by_path(self.task, self.variables)
+        kernel = leaves[path]
+        rows = as_matrix(kernel)
+        rows[index] = weight.reshape(*index.shape, *rows.shape[1:])
+        leaves[path] = as_kernel(rows, kernel)
+        if path in self.biases:
+            leaf, sign = self.biases[path]
+            leaves[leaf] = leaves[leaf] + jnp.asarray(sign * bias, leaves[leaf].dtype)
+        self.variables = as_tree(self.task, leaves)
+
+
+@functools.lru_cache(maxsize=64)  # rounds, and arms of a comparison, share what was compiled
+def _look(
+    fn: Any, init: Any, example: Any, sites: tuple[str, ...], points: int, inputs: bool
+) -> Look:
+    return look(fn, traced(fn, init, example), sites, points, inputs)
+
+
+def as_matrix(kernel: Any) -> np.ndarray:
+    """[inputs, window, outputs] float64 of a kernel [window..., inputs, outputs]."""
+    moved = np.moveaxis(np.asarray(kernel, np.float64), -2, 0)
+    return np.array(moved.reshape(moved.shape[0], -1, moved.shape[-1]))
+
+
+def as_kernel(matrix: np.ndarray, like: Any) -> jax.Array:
+    """The kernel of a matrix from `as_matrix`, in the shape and type of another one."""
+    shape = (like.shape[-2], *like.shape[:-2], like.shape[-1])
+    return jnp.asarray(np.moveaxis(matrix.reshape(shape), 0, -2), like.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByLasso:
+    """Chooses the units of the largest LASSO coefficients.
+
+    Attributes:
+        start: first penalty, over the one that leaves nothing.
+        tolerance: how many more than the width LASSO may leave, over the width.
+    """
+
+    start: float = 1e-3
+    tolerance: float = 0.1
+
+    def __post_init__(self):
+        if not (self.start > 0 and self.tolerance >= 0):
+            raise errors.ArgumentError(
+                f"LASSO with start={self.start}, tolerance={self.tolerance}; the first penalty is "
+                "above 0, the tolerance 0 or more."
+            )
+
+    def __call__(self, problems: Sequence[Problem], width: int, key: jax.Array) -> np.ndarray:
+        """Bool [units]."""
+        del key
+        return lasso(problems, width, self.start, self.tolerance)
+
+
+def by_least_squares(before: np.ndarray, key: jax.Array):
+    """Refits all weights of the units that stay."""
+    del before, key
+    return least_squares
+
+
+@dataclasses.dataclass(frozen=True)
+class ByThiNet:
+    """Chooses greedily, and gives the units that stay a scale each.
+
+    Attributes:
+        greedy: "remove", "omp" or "grow".
+        filters: "one" output a position, or "all".
+    """
+
+    greedy: str = "remove"
+    filters: str = "one"
+
+    def __post_init__(self):
+        if self.greedy not in GREEDY or self.filters not in FILTERS:
+            raise errors.ArgumentError(
+                f"thinet with greedy={self.greedy!r}, filters={self.filters!r}; write one of "
+                f"{', '.join(GREEDY)}, and one of {', '.join(FILTERS)}."
+            )
+
+    def __call__(self, problems: Sequence[Problem], width: int, key: jax.Array) -> np.ndarray:
+        """Bool [units]."""
+        return chosen(problems, width, key, self.greedy, self.filters)
+
+    def scales(self, before: np.ndarray, key: jax.Array) -> Reconstructor:
+        """The reconstructor that goes with the choice, on the same outputs."""
+        return channel_scales(before, key, self.filters)

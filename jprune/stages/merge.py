@@ -1,0 +1,141 @@
+"""Units of a layer merged into their nearest likes, without data."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from jprune import allocate, errors
+from jprune.allocate.widths import widths
+from jprune.base import Budget, Groups, Pruned, Records, Task, Variables
+from jprune.masks import apply_masks
+from jprune.reconstruct import Merge, cutoff, merges
+from jprune.reconstruct._folded import Affine, affines, weight_sets
+from jprune.reconstruct.merge import distances, matrix
+from jprune.stages.evaluate import record
+from jprune.stages.prune import fractions
+from jprune.stages.walk import mergeable
+from jprune.train.net import are_units, cost_of, groups_of, unit_masks, weight_masks
+from jprune.units import map_units, rows
+
+ALLOCATORS, STOPS = ("uniform", "global_topk"), ("budget", "cutoff")
+
+
+Sets = dict[str, tuple[np.ndarray, np.ndarray]]
+"""{group: (weight sets [units, fan], outgoing weights [units, k])}."""
+
+
+Affines = tuple[dict[str, Affine], frozenset[str]]
+"""{site: what stands behind it}, and the leaves that it is made of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeUnits:
+    """Merges units in execution order of their groups, without data.
+
+    Takes part: a group whose readers are all plain contractions, which can add what a merged unit
+    said. Others stay whole.
+
+    Attributes:
+        budget: what may be kept, of the dense net.
+        allocator: "uniform" or "global_topk".
+        normalize: whether multiples count as equal.
+        drop: whether units may be dropped.
+        stop: "budget" or "cutoff".
+        name: of the record: fractions kept, how many units were `merged`, and the sum of their
+            saliencies.
+    """
+
+    budget: Budget
+    allocator: str = "uniform"
+    normalize: bool = False
+    drop: bool = False
+    stop: str = "budget"
+    name: str = "prune"
+
+    def __post_init__(self):
+        if self.allocator not in ALLOCATORS or self.stop not in STOPS:
+            raise errors.ArgumentError(
+                f"data_free with allocator={self.allocator!r}, stop={self.stop!r}; write 'uniform' "
+                "or 'global_topk', and 'budget' or 'cutoff'."
+            )
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Masks, variables with the merged outgoing weights, and a record.
+
+        Raises:
+            ArgumentError: nothing is mergeable, or weights that are not finite.
+            BudgetError: a budget that cannot be met.
+        """
+        del key
+        groups = groups_of(task)
+        if pruned.masks is not None and not are_units(groups, pruned.masks):
+            raise errors.ArgumentError(
+                "data_free merges units, and came to a net of which single weights are masked: "
+                "the sums would fill them again. Merge first."
+            )
+        masks, behind = unit_masks(task, pruned), affines_of(task, pruned.variables)
+        sets = sets_of(groups, pruned.variables, mergeable(task), behind)
+        alive = {name: np.asarray(masks[name], bool) for name in sets}
+        kept = self.widths(task, sets, masks, alive)
+        variables, done = pruned.variables, []
+        for name in [name for name in sets if kept[name] < alive[name].sum()]:
+            # Merges before have changed what this group's producers read.
+            now = sets_of(groups, variables, [name], behind)[name]
+            steps = self.steps(*now, alive[name], int(alive[name].sum()) - kept[name])
+            mapped = {name: matrix(groups.sizes[name], steps)}
+            variables = map_units(groups, variables, mapped, ("in",))
+            masks = {**masks, name: alive[name].copy()}
+            masks[name][[step.gone for step in steps]] = False
+            variables = apply_masks(variables, weight_masks(task, masks))
+            done += steps
+        total = float(sum(step.saliency for step in done))
+        seen = {**fractions(task, masks), "merged": len(done), "saliency": total}
+        return pruned._replace(variables=variables, masks=masks), [record(self.name, seen)]
+
+    def steps(
+        self, sets: np.ndarray, outgoing: np.ndarray, alive: np.ndarray, count: int
+    ) -> list[Merge]:
+        """The merges of one group."""
+        limit = np.inf
+        if self.stop == "cutoff":
+            pairs = distances(sets[alive], self.normalize)[0]
+            limit = cutoff(pairs * (outgoing[alive] ** 2).mean(axis=1)[None])
+        found = itertools.islice(merges(sets, outgoing, self.normalize, alive, self.drop), count)
+        return list(itertools.takewhile(lambda step: step.saliency <= limit, found))
+
+    def widths(
+        self,
+        task: Task,
+        sets: Sets,
+        masks: Mapping[str, np.ndarray],
+        alive: Mapping[str, np.ndarray],
+    ) -> dict[str, int]:
+        """{group: units kept}."""
+        every = lambda chosen: {**masks, **chosen}
+        if self.allocator == "uniform" or not sets:
+            return widths(alive, self.budget, cost_of(task), every)
+        scores = {}
+        for name, (incoming, outgoing) in sets.items():
+            steps = list(merges(incoming, outgoing, self.normalize, alive[name], self.drop))
+            score = np.where(alive[name], np.inf, -np.inf)
+            highest = np.maximum.accumulate([step.saliency for step in steps])
+            score[[step.gone for step in steps]] = highest
+            scores[name] = score
+        chosen = allocate.global_topk(scores, self.budget, cost_of(task))
+        return {name: int(np.sum(mask)) for name, mask in chosen.items()}
+
+
+def affines_of(task: Task, variables: Variables) -> Affines:
+    """What stands behind every layer; merging leaves it as it is."""
+    return affines(task.fn, groups_of(task), variables, task.example)
+
+
+def sets_of(groups: Groups, variables: Variables, names: Sequence[str], behind: Affines) -> Sets:
+    """Weight sets and outgoing weights of some groups; those without a set are left out."""
+    return {
+        name: (incoming, np.asarray(rows(groups, variables, name, ("in",)), np.float64))
+        for name, incoming in weight_sets(groups, variables, *behind, names).items()
+    }

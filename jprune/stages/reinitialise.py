@@ -1,0 +1,137 @@
+"""New initial values under masks, for nets that are trained from scratch in a pruned shape."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from jprune.base import Learner, Pruned, Records, Task
+from jprune.masks import apply_masks
+from jprune.stages.small_net import small
+from jprune.stages.train import Train, trained
+from jprune.train.net import are_units, cost_of, groups_of, weight_masks
+from jprune.units import expand
+
+
+@dataclasses.dataclass(frozen=True)
+class BeginAnew:
+    """New initial values for what is kept, as the small net by itself would draw them.
+
+    Initial kernels have a variance of 1 / fan-in, and the small net's fan-in is smaller: what is
+    drawn for the dense net is multiplied by sqrt(inputs / kept inputs) at every consumer. Under
+    masks of single weights the values are those of the dense net, as in the paper.
+
+    Attributes:
+        name: of the stage.
+    """
+
+    name: str = "begin_anew"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The net under the same masks, with new values."""
+        variables, masks = task.init(key), pruned.masks
+        if masks is not None and are_units(groups_of(task), masks):
+            read = expand(groups_of(task), masks, roles=("in",))
+            widen = lambda kept, leaf: leaf if kept is None else leaf * float(kept.mean()) ** -0.5
+            variables = jax.tree.map(widen, read, variables, is_leaf=lambda node: node is None)
+        if masks is not None:
+            variables = apply_masks(variables, weight_masks(task, masks))
+        return pruned._replace(variables=variables), []
+
+
+@dataclasses.dataclass(frozen=True)
+class ShuffleMasks:
+    """Shuffles the masks within every leaf: the same densities, other weights.
+
+    Attributes:
+        name: of the stage.
+    """
+
+    name: str = "shuffle_masks"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same net under other masks; the next stage brings back what they keep."""
+        del task
+        drawn = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        shuffle = lambda mask: drawn.permutation(np.ravel(mask)).reshape(np.shape(mask))
+        return pruned._replace(masks=jax.tree.map(shuffle, pruned.masks)), []
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinitialise:
+    """New initial values, drawn anew, under today's masks.
+
+    Attributes:
+        name: of the stage.
+    """
+
+    name: str = "reinitialise"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The masked net with new values; the masks stay."""
+        masks, variables = weight_masks(task, pruned.masks), task.init(key)
+        if masks is not None:
+            variables = apply_masks(variables, masks)
+        return pruned._replace(variables=variables), []
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAnew:
+    """Trains what is kept as long as the dense net was trained: the small net, at its own cost.
+
+    Attributes:
+        train: training of the dense net.
+        same: "epochs" or "macs".
+        cap: the largest ratio of MACs that counts.
+        name: of the records.
+    """
+
+    train: Train
+    same: str
+    cap: float | None = None
+    name: str = "scratch"
+
+    def settled(self, pruned: Pruned, task: Task) -> Train:
+        """The training, with the epochs that these masks are worth."""
+        if self.same == "epochs":
+            return self.train
+        model = cost_of(task)
+        dense, small = (float(model(masks).macs) for masks in ({}, pruned.masks or {}))
+        return dataclasses.replace(
+            self.train, epochs=epochs_of(self.train.epochs, dense / small, self.cap)
+        )
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """Its steps; under masks of single weights they are those of the dense net."""
+        train = self.settled(pruned, task)
+        if not are_units(groups_of(task), pruned.masks):
+            return train.learner(pruned, task, key)
+        net = small(task, pruned)
+        steps = train.learner(Pruned(net.variables, None), net.task, key)
+        variables = lambda state: net.back(steps.variables(state))
+        return steps._replace(
+            variables=variables,
+            finish=lambda state: pruned._replace(variables=variables(state)),
+        )
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Trains to the end, in memory."""
+        return trained(self.learner(pruned, task, key), self.name)
+
+
+def epochs_of(epochs: float, ratio: float, cap: float | None = None) -> float:
+    """Epochs of a small net that cost as much as those of the dense one.
+
+    Args:
+        epochs: of the dense net. Whole ones stay whole, rounded down as in the paper.
+        ratio: MACs of the dense net over those of the small one.
+        cap: the largest ratio that counts.
+
+    Example:
+        >>> epochs_of(160, 1 / (1 - 0.342)), epochs_of(90, 3.0, cap=2)
+        (243, 180)
+    """
+    longer = epochs * (ratio if cap is None else min(ratio, cap))
+    # A ratio of 2 comes out of a division a hair below it.
+    return math.floor(longer + 1e-6) if epochs == int(epochs) else longer

@@ -1,0 +1,126 @@
+"""Weights of a net approximated by sums of subsets of random ones."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import errors
+from jprune.base import Budget, Pruned, Records, Task
+from jprune.graph import Site, intercept
+from jprune.search.subset_sums import best_subsets
+from jprune.stages.evaluate import record
+from jprune.train.net import (
+    as_tree,
+    by_path,
+    groups_of,
+    kernels_in_order,
+    prunable_weights,
+    refuse_nan,
+)
+from jprune.train.step import stream
+
+
+def products_of(tolerance: float, c: float) -> int:
+    """How many random products stand for a weight: int(c round(log2(1 / tolerance))).
+
+    Raises:
+        ArgumentError: fewer than 1, or more than 30, whose subsets are too many to look at.
+
+    Example:
+        >>> products_of(0.01, 3)
+        21
+    """
+    if not 0 < tolerance < 1 or not 1 <= (n := int(c * round(math.log2(1 / tolerance)))) <= 30:
+        raise errors.ArgumentError(
+            f"subset_sum(tolerance={tolerance}, c={c}); the tolerance is in (0, 1), and c round("
+            "log2(1 / tolerance)) products are from 1 to 30. Write c=3."
+        )
+    return n
+
+
+@dataclasses.dataclass(frozen=True)
+class Approximate:
+    """Puts the nearest subset sum in place of every weight.
+
+    The products are drawn evenly between the smallest and the largest weight of an output, one set
+    an output, as in the authors' code.
+
+    Attributes:
+        tolerance: see `subset_sum`.
+        c: see `subset_sum`.
+        name: of the record: `products` a weight, `random` weights and those `kept`, the fraction of
+            weights `within` the tolerance, and the largest `error`.
+    """
+
+    tolerance: float
+    c: float
+    name: str = "approximate"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The approximating net.
+
+        Raises:
+            ArgumentError: a net that has more than dense layers, one that reads negative values, or
+                weights that are NaN.
+        """
+        n = products_of(self.tolerance, self.c)
+        kernels = kernels_in_order(task, prunable_weights(task, None, Budget(density=1.0)))
+        refuse_unfit(task, pruned, kernels, key)
+        leaves = by_path(task, pruned.variables)
+        draws = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        kept, misses = 0, []
+        for path in kernels:
+            weights = np.asarray(leaves[path], np.float64)
+            sums = np.empty_like(weights)
+            for output, column in enumerate(weights.T):
+                products = draws.uniform(column.min(), column.max(), n)
+                chosen = best_subsets(products, column)
+                sums[:, output] = chosen @ products
+                kept += int(chosen.sum())
+            misses.append(np.abs(sums - weights).ravel())
+            leaves[path] = jnp.asarray(sums, leaves[path].dtype)
+        error = np.concatenate(misses)
+        metrics = {
+            "products": n,
+            "random": n * error.size,
+            "kept": kept,
+            "within": float(np.mean(error <= self.tolerance)),
+            "error": float(error.max()),
+        }
+        pruned = pruned._replace(variables=as_tree(task, leaves))
+        return pruned, [record(self.name, metrics)]
+
+
+def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.Array) -> None:
+    """Refuses nets that the construction does not fit.
+
+    Raises:
+        ArgumentError: it is one; the message says why.
+    """
+    leaves = by_path(task, pruned.variables)
+    others = [path for path in kernels if leaves[path].ndim != 2]
+    if others or task.split(pruned.variables)[1]:
+        raise errors.ArgumentError(
+            f"subset_sum fits nets of dense layers alone, such as lenet300; {task.name} has "
+            f"{others[0] if others else 'norms'}."
+        )
+    refuse_nan(task, pruned.variables, kernels)
+    least: dict[str, float] = {}
+
+    def look(site: Site, value: jax.Array, carry: None) -> tuple[jax.Array, None]:
+        least[site.layer] = float(value.min())
+        return value, carry
+
+    size = min(256, task.data.sizes["train"])
+    (batch,) = itertools.islice(stream(task.data, size, key), 1)
+    intercept(task.fn, groups_of(task), look)(pruned.variables, None, batch["image"])
+    negative = [layer for layer, value in least.items() if value < 0]
+    if negative:
+        raise errors.ArgumentError(
+            f"subset_sum needs values that are not negative, and {negative[0]} reads "
+            f"{least[negative[0]]:.3g}: the construction stands on images in [0, 1] and on ReLU."
+        )

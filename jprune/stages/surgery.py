@@ -1,0 +1,221 @@
+"""The stages of dynamic network surgery: operate, and settle on a budget."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import allocate, errors
+from jprune.base import Budget, Learner, Masks, Pruned, PyTree, Records, Task, is_none
+from jprune.masks import apply_masks
+from jprune.sparsify import dynamic_surgery, masks_of
+from jprune.sparsify.surgery import CUT
+from jprune.sparsify.thresholds import moments_of
+from jprune.stages.evaluate import record
+from jprune.stages.prune import fractions
+from jprune.stages.train import Train, trained
+from jprune.train.net import (
+    as_tree,
+    by_path,
+    cost_of,
+    kernels_in_order,
+    of_single_weights,
+    per_kernel,
+    prunable_weights,
+    refuse_nan,
+    shapes_of,
+)
+from jprune.train.optimizers import Sgd
+from jprune.train.step import TrainState, plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Surgery:
+    """Training in which masks move.
+
+    Afterwards `extra` has, as trees like the variables, what the masked weights are worth
+    (`hidden`) and the layers' `thresholds`.
+
+    Attributes:
+        train: how long, and how.
+        budget: that the first cut meets where `c_rate` is None; and its floors.
+        c_rate: see `dns`.
+        gamma: see `dns`.
+        power: see `dns`.
+        biases: see `dns`.
+        splice: see `dns`.
+        name: of the records.
+    """
+
+    train: Train
+    budget: Budget
+    c_rate: float | str | None = None
+    gamma: float = 1e-4
+    power: float = 1.0
+    biases: bool = True
+    splice: bool = True
+    name: str = "surgery"
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """The training in steps.
+
+        Raises:
+            ArgumentError: weights that are NaN, nothing to prune, a c for another number of layers.
+            BudgetError: the budget asks for less than one weight a layer.
+        """
+        start = self.start(task, pruned.masks)
+        given, steps = self.train, self.train.steps(task.data.sizes["train"])
+        task = given.taught(task, pruned)
+        optimizer = Operating(
+            Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay),
+            self.gamma, self.power, self.splice,
+            task.split(start)[0],
+            task.split(self.rates(task, pruned, start))[0],
+            jax.random.key_data(key),
+        )  # fmt: skip
+        learner = plain(task, pruned, None, optimizer, key, given.batch_size)
+
+        def init() -> TrainState:
+            state = learner.init()
+            return state._replace(params=apply_masks(state.params, masks_of(state.opt_state)))
+
+        def finish(state: TrainState) -> Pruned:
+            none = jax.tree.map(lambda leaf: None, state.rest)
+            whole = lambda tree: task.merge(tree, none)
+            done = state.opt_state
+            extra = {"hidden": whole(done.hidden), "thresholds": whole(done.thresholds)}
+            masks = whole(masks_of(done))
+            return Pruned(learner.variables(state), masks, extra, pruned.saved)
+
+        return learner._replace(init=init, finish=finish)
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Operates to the end, in memory; one record of the last step's metrics."""
+        return trained(self.learner(pruned, task, key), self.name)
+
+    def start(self, task: Task, masks: Masks) -> Masks:
+        """Masks of what may be cut, all True unless something was pruned before."""
+        kernels = by_path(task, prunable_weights(task, masks, self.budget))
+        if self.biases:
+            layers = {path.rpartition("/")[0] for path in kernels}
+            kernels |= {
+                path: np.ones(leaf.shape, bool)
+                for path, leaf in by_path(task, shapes_of(task)).items()
+                if path.rpartition("/")[0] in layers and leaf.ndim == 1
+            }
+        return as_tree(task, kernels)
+
+    def rates(self, task: Task, pruned: Pruned, start: Masks) -> PyTree:
+        """The c of every leaf that may be cut."""
+        kernels = kernels_in_order(task, prunable_weights(task, pruned.masks, self.budget))
+        refuse_nan(task, pruned.variables, kernels)
+        if self.c_rate is None:
+            c = dict.fromkeys(kernels, self.solved(task, pruned, start))
+        else:
+            c = per_kernel(str(self.c_rate), kernels, "c_rate")
+        by_layer = {path.rpartition("/")[0]: value for path, value in c.items()}
+        paths = by_path(task, start)
+        return as_tree(task, {path: by_layer[path.rpartition("/")[0]] for path in paths})
+
+    def solved(self, task: Task, pruned: Pruned, start: Masks) -> float:
+        """The c of all layers whose first cut meets the budget: the best c that is cut."""
+        mean, std = moments_of(pruned.variables, start)
+
+        def cut_at(mask: Any, weight: Any, mu: Any, sd: Any) -> Any:
+            if mask is None:
+                return None
+            at = (jnp.abs(weight) / CUT - mu) / jnp.where(sd > 0, sd, 1.0)
+            return np.where(mask, at, -np.inf)
+
+        scores = jax.tree.map(cut_at, start, pruned.variables, mean, std, is_leaf=is_none)
+        kept = allocate.global_topk(scores, of_single_weights(self.budget), cost_of(task))
+        gone = jax.tree.map(lambda mask, score: np.max(score[~mask], initial=-np.inf), kept, scores)
+        return max(jax.tree.leaves(gone))
+
+
+@dataclasses.dataclass(frozen=True)
+class Operating:
+    """The optimizer of surgery. Equal ones share what was compiled: the rest is in their state."""
+
+    sgd: Sgd
+    gamma: float
+    power: float
+    splice: bool
+    start: Masks = dataclasses.field(compare=False)
+    rates: PyTree = dataclasses.field(compare=False)
+    key: jax.Array = dataclasses.field(compare=False)
+
+    @property
+    def begin(self) -> int:
+        """The step of the schedule at which it begins."""
+        return self.sgd.begin
+
+    @property
+    def taken(self) -> int:
+        """Steps that it takes."""
+        return self.sgd.taken
+
+    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
+        """The optax chain."""
+        return dynamic_surgery(
+            self.sgd.transformation(masks), self.start, self.rates, self.key,
+            gamma=self.gamma, power=self.power, stop=self.taken, splice=self.splice,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Settle:
+    """Fixes the masks that surgery left, at a budget.
+
+    Of the weights that are alive the smallest |w| / t go; where too few are alive the largest of
+    the others come back, with what they are worth.
+
+    Attributes:
+        budget: that is met; None leaves the masks as they are.
+        name: of the record: fractions kept.
+    """
+
+    budget: Budget | None
+    name: str = "settle"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The net under its last masks.
+
+        Raises:
+            BudgetError: a layer is empty, or the budget asks for less than one weight a layer.
+        """
+        del key
+        masks, hidden = pruned.masks, pruned.extra["hidden"]
+        if self.budget is not None:
+
+            def score(mask: Any, weight: Any, worth: Any, threshold: Any) -> Any:
+                if mask is None:
+                    return None
+                size = jnp.abs(jnp.where(mask, weight, worth)) / jnp.where(
+                    threshold > 0, threshold, 1.0
+                )
+                return np.asarray(size / (1 + size) + mask)  # whatever is alive goes last
+
+            scores = jax.tree.map(
+                score, masks, pruned.variables, hidden, pruned.extra["thresholds"], is_leaf=is_none
+            )
+            budget = of_single_weights(self.budget)
+            masks = allocate.global_topk(scores, budget, cost_of(task))
+        by_leaf = by_path(task, masks)
+        if kernels := [path for path, m in by_leaf.items() if m.ndim > 1 and not np.any(m)]:
+            raise errors.BudgetError(
+                f"surgery has cut all of {kernels[0]}: its thresholds are too high. Write a "
+                "smaller c_rate, or correct=true for the budget to be met in the end."
+            )
+        whole = jax.tree.map(
+            lambda mask, weight, worth: (
+                weight if mask is None else jnp.where(worth == 0, weight, worth)
+            ),
+            masks, pruned.variables, hidden, is_leaf=is_none,
+        )  # fmt: skip
+        variables = apply_masks(whole, masks)
+        seen = record(self.name, fractions(task, masks))
+        return Pruned(variables, masks, None, pruned.saved), [seen]

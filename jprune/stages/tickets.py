@@ -1,0 +1,132 @@
+"""Rounds of magnitude pruning in which layers lose fractions of what they have left."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jprune import errors
+from jprune.allocate import keep_best, largest, price_of
+from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task, is_none
+from jprune.masks import apply_masks, density, intersect
+from jprune.stages.evaluate import record
+from jprune.stages.prune import fractions
+from jprune.train.net import cost_of, groups_of, prunable_weights, weight_masks
+
+
+class Layer(NamedTuple):
+    """A kernel that loses weights."""
+
+    rate: float
+    """Of the fraction that a round removes."""
+    scores: np.ndarray
+    """Absolute weights, -inf where one is gone already."""
+
+    @property
+    def alive(self) -> int:
+        """Weights that are left."""
+        return int((self.scores > -np.inf).sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneRound:
+    """Removes the smallest of the weights that are left, as many as bring the goal a round nearer.
+
+    With m rounds to go, every layer loses the fraction p of what it has left (the last layer
+    `output_rate` p), p being the one that meets the budget after m such rounds.
+
+    Attributes:
+        budget: after the last round.
+        rounds: that are left, this one included.
+        together: whether all layers but the last compete.
+        output_rate: fraction that the last layer loses, over p.
+        name: of the record.
+    """
+
+    budget: Budget
+    rounds: int
+    together: bool = False
+    output_rate: float = 0.5
+    name: str = "prune"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Masks nested in those before, and a record of the fractions kept.
+
+        Raises:
+            BudgetError: the budget asks for less than one weight a layer.
+        """
+        del key
+        alive = prunable_weights(task, pruned.masks, self.budget)
+        paths = jax.tree.unflatten(groups_of(task).treedef, list(groups_of(task).leaves))
+        inner = {
+            place.leaf
+            for places in groups_of(task).places.values()
+            for place in places
+            if "kernel" in place.roles
+        }
+        judge = lambda mask, path, leaf: (
+            None if mask is None else (1.0 if path in inner else self.output_rate, mask, abs(leaf))
+        )
+        judged = jax.tree.map(judge, alive, paths, pruned.variables, is_leaf=is_none)
+        layers, structure = jax.tree.flatten(judged, is_leaf=lambda node: isinstance(node, tuple))
+        layers = [Layer(rate, np.where(mask, size, -np.inf)) for rate, mask, size in layers]
+        as_masks = lambda kept: jax.tree.unflatten(structure, kept)
+        p = self._fraction(layers, as_masks, cost_of(task), alive)
+        masks = as_masks(self._kept(layers, p))
+        before = weight_masks(task, pruned.masks)
+        masks = masks if before is None else intersect(before, masks)
+        variables = apply_masks(pruned.variables, masks)
+        seen = record(self.name, fractions(task, masks))
+        return pruned._replace(variables=variables, masks=masks), [seen]
+
+    def _fraction(
+        self,
+        layers: list[Layer],
+        as_masks: Callable[[list[np.ndarray]], Masks],
+        model: CostModel,
+        alive: Masks,
+    ) -> float:
+        """The fraction that every round removes: the smallest that meets the budget."""
+        cost = density if self.budget.kind == "density" else price_of(alive, self.budget, model)
+
+        def price(p: float) -> float:
+            counts = [after(layer.alive, layer.rate * p, self.rounds) for layer in layers]
+            # Which weights are kept makes no difference to the cost.
+            first = [np.arange(layer.scores.size) < n for layer, n in zip(layers, counts)]
+            shaped = [mask.reshape(layer.scores.shape) for mask, layer in zip(first, layers)]
+            return cost(as_masks(shaped))
+
+        goal = float(self.budget.value) + 1e-9
+        if (least := price(1.0)) > goal:
+            raise errors.BudgetError(
+                f"Budget({self.budget.kind}={self.budget.value}) cannot be met: one weight in "
+                f"every layer that loses some is {least:.4f} of the dense net. Ask for more."
+            )
+        return 1.0 - largest(lambda left: price(1.0 - left), goal)
+
+    def _kept(self, layers: list[Layer], p: float) -> list[np.ndarray]:
+        """Masks of the layers: the best of each, or of all that lose the full fraction."""
+        kept = [keep_best(layer.scores, after(layer.alive, layer.rate * p, 1)) for layer in layers]
+        if not self.together:
+            return kept
+        full = [number for number, layer in enumerate(layers) if layer.rate == 1]
+        flat = np.concatenate([layers[number].scores.ravel() for number in full])
+        best = keep_best(flat, after(int((flat > -np.inf).sum()), p, 1))
+        ends = np.cumsum([layers[number].scores.size for number in full])[:-1]
+        for number, part in zip(full, np.split(best, ends)):
+            kept[number] = part.reshape(layers[number].scores.shape)
+        return kept
+
+
+def after(count: int, p: float, rounds: int) -> int:
+    """How many are left after rounds that each remove round(p n) of n, at least one.
+
+    Example:
+        >>> after(1000, 0.1, 3), after(235200, 0.2, 3)
+        (729, 120422)
+    """
+    for _ in range(rounds):
+        count -= round(p * count)
+    return max(1, count)

@@ -1,0 +1,148 @@
+"""Plain training as a stage."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import optax
+
+from jprune import errors
+from jprune.base import (
+    Groups,
+    Learner,
+    Pruned,
+    Records,
+    Schedule,
+    Task,
+)
+from jprune.learners import to_the_end
+from jprune.stages.evaluate import record
+from jprune.stages.saving import saved
+from jprune.train.distill import distilled
+from jprune.train.net import (
+    groups_of,
+    weight_masks,
+)
+from jprune.train.optimizers import Sgd
+from jprune.train.rates import LEARNING_RATES
+from jprune.train.resolution import at_resolution
+from jprune.train.step import plain
+
+SparsifierOf = Callable[
+    [Task, Groups, jax.Array], Callable[[Schedule], optax.GradientTransformation]
+]
+"""`(task, groups, key) -> (learning rate at a step -> transformation)`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Trains the weights by SGD; what is masked stays exactly 0.
+
+    Attributes:
+        epochs: passes over the training split; a fraction is one of an epoch's steps.
+        learning_rate: the largest one of the schedule.
+        batch_size: examples in a step.
+        schedule: of the learning rate: "one_cycle", "cosine" or "constant".
+        momentum: Nesterov's.
+        weight_decay: on kernels only.
+        max_steps: stop after so many steps; the schedule is that of the shortened training.
+        begin: the step of the schedule at which this training begins.
+        stop: the step of the schedule at which it stops; None: at its end.
+        sparsify: makes an optax transformation that stands behind the step and makes sparse.
+        distill: weight in the loss of the outputs of the net that was saved as "dense"; 0: none.
+        temperature: of the distillation.
+        name: of the records.
+    """
+
+    epochs: float
+    learning_rate: float
+    batch_size: int = 128
+    schedule: str = "one_cycle"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    max_steps: int | None = None
+    begin: int = 0
+    stop: int | None = None
+    sparsify: SparsifierOf | None = None
+    distill: float = 0.0
+    temperature: float = 4.0
+    name: str = "train"
+
+    def __post_init__(self):
+        if self.schedule not in LEARNING_RATES:
+            raise errors.ArgumentError(
+                f"Train(schedule={self.schedule!r}); write one of {', '.join(LEARNING_RATES)}."
+            )
+        if not (self.epochs > 0 and self.learning_rate > 0 and self.batch_size >= 1):
+            raise errors.ArgumentError(
+                f"Train(epochs={self.epochs}, learning_rate={self.learning_rate}, "
+                f"batch_size={self.batch_size}); all three are above 0."
+            )
+        if self.max_steps is not None and self.max_steps < 1:
+            raise errors.ArgumentError(f"Train(max_steps={self.max_steps}); it is at least 1.")
+        if not 0 <= self.distill <= 1:
+            raise errors.ArgumentError(
+                f"Train(distill={self.distill}) is outside [0, 1]: it is the weight of the dense "
+                "net's outputs in the loss. Write 0 to learn from the labels alone."
+            )
+
+    def steps(self, examples: int) -> int:
+        """Steps that the epochs are, for so many training examples.
+
+        Raises:
+            ArgumentError: a batch is larger than the training split.
+        """
+        if self.batch_size > examples:
+            raise errors.ArgumentError(
+                f"batch_size={self.batch_size} for the {examples} training examples; write a "
+                f"number from 1 to {examples}."
+            )
+        steps = max(1, round(self.epochs * (examples // self.batch_size)))
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def taught(self, task: Task, pruned: Pruned) -> Task:
+        """The task with the loss that `distill` asks for; stages that train otherwise take it too.
+
+        Raises:
+            ArgumentError: distillation, and no net was saved as "dense".
+        """
+        if not self.distill:
+            return task
+        teacher = saved(pruned, "dense", f"Train(distill={self.distill})")
+        return distilled(task, teacher, self.distill, self.temperature)
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """The training in steps.
+
+        Raises:
+            ArgumentError: distillation, and no net was saved as "dense"; `begin` or `stop` is
+                not in the schedule.
+        """
+        task = at_resolution(self.taught(task, pruned), pruned)
+        steps = self.steps(task.data.sizes["train"])
+        if not 0 <= self.begin < (steps if self.stop is None else self.stop) <= steps:
+            raise errors.ArgumentError(
+                f"Train(begin={self.begin}, stop={self.stop}) of a schedule of {steps} steps; "
+                f"write 0 <= begin < stop <= {steps}."
+            )
+        sgd = Sgd(
+            self.learning_rate,
+            self.schedule,
+            steps,
+            self.momentum,
+            self.weight_decay,
+            self.begin,
+            self.stop,
+            None if self.sparsify is None else self.sparsify(task, groups_of(task), key),
+        )
+        return plain(task, pruned, weight_masks(task, pruned.masks), sgd, key, self.batch_size)
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Trains to the end, in memory; one record of the last step's metrics."""
+        return trained(self.learner(pruned, task, key), self.name)
+
+
+def trained(learner: Learner, name: str) -> tuple[Pruned, Records]:
+    """A learner run to its end, in memory; one record of the last step's metrics."""
+    done, metrics = to_the_end(learner)
+    return done, [record(name, metrics, learner.steps)]

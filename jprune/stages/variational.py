@@ -1,0 +1,297 @@
+"""The stages of variational pruning: train gates, and choose the units that stay."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import allocate, errors
+from jprune.base import Allocator, Budget, Learner, Masks, Pruned, Records, Task, Variables
+from jprune.learners import gateable
+from jprune.learners.norm_gates import early_shifts
+from jprune.learners.variational import PRIORS, Rule, Settings, inference, variational_task
+from jprune.masks import apply_masks
+from jprune.sparsify import guarded
+from jprune.stages.evaluate import record
+from jprune.stages.prune import fractions
+from jprune.stages.train import Train, trained
+from jprune.train.net import cost_of, groups_of, shapes_of, unit_masks, weight_masks
+from jprune.train.optimizers import Sgd
+from jprune.train.rates import LEARNING_RATES
+from jprune.train.step import TrainState, plain
+
+ALLOCATORS: dict[str, Allocator] = {
+    "global_topk": allocate.global_topk,
+    "uniform": allocate.uniform,
+}
+
+
+SELECTIONS = ("budget", "rule")
+
+
+PULL = 2.5
+"""Of the usual sigma^2 = PULL / N: the Gaussian prior then takes mu / (N sigma^2) = 0.4 mu off mu,
+whatever the number N of training images is. With 50,000 sigma is 0.007."""
+
+
+RISES = {"gaussian": 0.0, "log_uniform": 40.0}
+"""What the divergence alone would add to log sigma^2 in a training; 0: no matter."""
+
+
+RISE_A_STEP = 0.1
+"""The same in a step at most, on average; short trainings add less."""
+
+
+def gated_groups(task: Task, budget: Budget) -> list[str]:
+    """Groups that get gates: those that gates remove, and that no floor leaves whole.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    groups = groups_of(task)
+    found = gateable(task.fn, groups, shapes_of(task), task.example)
+    open_ = [name for name in found if budget.floors.get(name, 0) < groups.sizes[name]]
+    if not open_:
+        raise errors.ArgumentError(
+            f"all groups that variational pruning could gate are left whole: {', '.join(found)}. "
+            "Freeze fewer of them."
+        )
+    return open_
+
+
+def least_of(budget: Budget, name: str) -> int:
+    """Units that a group keeps at least."""
+    return max(budget.min_units, budget.floors.get(name, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """Training of weights and of distributions over the scales of their norms.
+
+    Afterwards the net has the means in its norms, `masks` has what the rule has taken out, and
+    `extra` has the gates' `mu` and `log_var`, {group: [units]}. Metrics come with `kl`, the sum
+    over units in nats, and `alive`, the fraction of gated units that are there.
+
+    Attributes:
+        train: how long, and how; weight decay is not for gates.
+        budget: whose floors are kept.
+        settings: prior, weight, rule; `warmup` is set here.
+        warmup: fraction of the steps in which the weight of the divergence grows.
+        mu: of the beginning.
+        log_var: of the beginning; None: see `variational`.
+        variance_rate: factor of the learning rate of log sigma^2; None: see `variational`.
+        name: of the records.
+    """
+
+    train: Train
+    budget: Budget
+    settings: Settings
+    warmup: float = 0.5
+    mu: float = 1.0
+    log_var: float | None = None
+    variance_rate: float | None = None
+    name: str = "gate"
+
+    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
+        """The training in steps.
+
+        Raises:
+            ArgumentError: a net without norms to gate, or one that is masked already.
+            DivergenceError: when it is finished, if something was not finite on the way.
+        """
+        if pruned.masks is not None:
+            raise errors.ArgumentError(
+                "variational training begins with a whole net, and came to one with masks. Put "
+                "Gate before whatever prunes."
+            )
+        groups, names = groups_of(task), gated_groups(task, self.budget)
+        given, examples = self.train, task.data.sizes["train"]
+        steps = given.steps(examples)
+        settings = self.settings._replace(warmup=max(1, round(self.warmup * steps)))
+        least = {name: least_of(self.budget, name) for name in names}
+        shifts = early_shifts(task.fn, groups, shapes_of(task), task.example)
+        early = {*itertools.chain(*shifts.values())}
+        gated = variational_task(task, groups, settings, examples, least, early)
+        sizes = {name: groups.sizes[name] for name in names}
+        start = pruned._replace(variables=self.start(pruned.variables, sizes, examples))
+        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
+        optimizer = Gating(sgd, self.rate(sgd, examples))
+        learner = plain(gated, start, None, optimizer, key, given.batch_size)
+        net = lambda state: inference(groups, gated.merge(state.params, state.rest), early)
+
+        def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+            state, seen = learner.step(state, batch)
+            return state, {**seen, **_watched(state, seen["loss"])}
+
+        def finish(state: TrainState) -> Pruned:
+            if not bool(state.opt_state.good):
+                raise errors.DivergenceError(
+                    "variational training diverged: an update was not finite, with a KL weight of "
+                    f"{settings.weight}. Nothing moved any more, and the net of the stage before "
+                    "is as it was. Write a smaller kl_weight, a larger log_var, or a smaller "
+                    "--learning-rate."
+                )
+            alive = state.rest["alive"]
+            masks = {name: np.asarray(mask) > 0 for name, mask in alive.items()}
+            variables = apply_masks(net(state), weight_masks(task, masks))
+            return Pruned(variables, masks, state.params["gates"], pruned.saved)
+
+        return learner._replace(step=step, variables=net, finish=finish)
+
+    def start(self, net: Variables, sizes: dict[str, int], examples: int) -> Variables:
+        """Where the gated net begins: all gates alike, all units there."""
+        log_var = float(np.log(PULL / examples)) if self.log_var is None else self.log_var
+        like = lambda value: {name: jnp.full(size, value) for name, size in sizes.items()}
+        return {
+            "net": net,
+            "gates": {"mu": like(self.mu), "log_var": like(log_var)},
+            "alive": like(1.0),
+            "step": jnp.zeros((), jnp.int32),
+        }
+
+    def rate(self, sgd: Sgd, examples: int) -> float:
+        """The factor of the learning rate of log sigma^2."""
+        if self.variance_rate is not None:
+            return self.variance_rate
+        rise = min(RISES[self.settings.prior], RISE_A_STEP * sgd.steps)
+        if not rise:
+            return 1.0
+        rates = LEARNING_RATES[sgd.schedule](sgd.learning_rate, sgd.steps)(np.arange(sgd.steps))
+        return float(2 * examples * rise * (1 - sgd.momentum) / np.sum(rates))
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """Trains to the end, in memory; one record of the last step's metrics."""
+        return trained(self.learner(pruned, task, key), self.name)
+
+    def check(self, task: Task) -> None:
+        """Refuses a net without norms to gate."""
+        gated_groups(task, self.budget)
+
+
+@jax.jit
+def _watched(state: TrainState, loss: jax.Array) -> dict[str, jax.Array]:
+    """What is seen beside the task's metrics; a loss of NaN stops a run where nothing moves."""
+    alive = jnp.concatenate([*state.rest["alive"].values()]).mean()
+    return {"alive": alive, "loss": jnp.where(state.opt_state.good, loss, jnp.nan)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gating:
+    """The optimizer of weights and gates; it stops at what is not finite."""
+
+    sgd: Sgd
+    variance_rate: float
+
+    @property
+    def begin(self) -> int:
+        """The step of the schedule at which it begins."""
+        return self.sgd.begin
+
+    @property
+    def taken(self) -> int:
+        """Steps that it takes."""
+        return self.sgd.taken
+
+    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
+        """The optax chain."""
+
+        def faster(gradients: Any, _: Any) -> Any:
+            gates = gradients["gates"]
+            moved = jax.tree.map(lambda leaf: self.variance_rate * leaf, gates["log_var"])
+            return {**gradients, "gates": {**gates, "log_var": moved}}
+
+        return guarded(optax.chain(optax.stateless(faster), self.sgd.transformation(masks)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Select:
+    """Masks the units that are most surely zero.
+
+    Attributes:
+        budget: what is kept, of the dense net.
+        prior: see `variational`.
+        rule: when a unit is surely zero.
+        select: "budget": in the order of their sureness, until the budget is met; "rule": those
+            that the rule prunes, and no other.
+        allocator: "global_topk" or "uniform".
+        name: of the record: fractions kept, how many units were pruned beyond the `rule`, and the
+            mean `kl` of kept and of pruned units in nats.
+    """
+
+    budget: Budget
+    prior: str
+    rule: Rule
+    select: str = "budget"
+    allocator: str = "global_topk"
+    name: str = "prune"
+
+    def check(self, task: Task) -> None:
+        """Refuses a budget that no choice of gated units meets."""
+        sizes = groups_of(task).sizes
+        zeros = {name: np.zeros(sizes[name]) for name in gated_groups(task, self.budget)}
+        allocate.uniform(zeros, self.budget, cost_of(task))
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The net under its masks.
+
+        Raises:
+            ArgumentError: the net has no gates.
+            BudgetError: a budget that no choice meets, or that the rule has not reached.
+        """
+        del key
+        if not (isinstance(pruned.extra, dict) and {"mu", "log_var"} <= set(pruned.extra)):
+            raise errors.ArgumentError(
+                "the net comes without gates. Put Gate(train, budget) before Select."
+            )
+        before, prior = unit_masks(task, pruned), PRIORS[self.prior]
+        mu, log_var = pruned.extra["mu"], pruned.extra["log_var"]
+        scores = {
+            name: np.asarray(prior.worth(mu[name], log_var[name], self.rule), float) for name in mu
+        }
+        alive = {name: np.where(before[name], score, -np.inf) for name, score in scores.items()}
+        if self.select == "budget":
+            chosen = ALLOCATORS[self.allocator](alive, self.budget, cost_of(task))
+        else:
+            chosen = {name: self.by_rule(name, score) for name, score in alive.items()}
+        masks = {**before, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
+        seen = fractions(task, masks)
+        self.refuse_unmet(seen)
+        forced = sum(int(((scores[name] > 1) & ~masks[name]).sum()) for name in scores)
+        divergence = {
+            name: np.asarray(prior.divergence(mu[name], log_var[name])) for name in scores
+        }
+        kept = np.concatenate([divergence[name][masks[name]] for name in scores])
+        gone = np.concatenate([divergence[name][~masks[name]] for name in scores])
+        seen |= {"forced": forced, "kl_kept": _mean(kept), "kl_pruned": _mean(gone)}
+        variables = apply_masks(pruned.variables, weight_masks(task, masks))
+        return Pruned(variables, masks, None, pruned.saved), [record(self.name, seen)]
+
+    def by_rule(self, name: str, score: np.ndarray) -> np.ndarray:
+        """What the rule leaves, with the least sure ones where a floor asks for more."""
+        order = np.argsort(-score, kind="stable")
+        mask = score > 1
+        mask[order[: least_of(self.budget, name)]] = True
+        return mask & (score > -np.inf)
+
+    def refuse_unmet(self, seen: dict[str, float]) -> None:
+        """Refuses a budget that the rule has not reached.
+
+        Raises:
+            BudgetError: it says what was reached.
+        """
+        reached = seen.get(self.budget.kind)
+        if self.select == "rule" and reached is not None and reached > float(self.budget.value):
+            raise errors.BudgetError(
+                f"Budget({self.budget.kind}={self.budget.value}) is not reached: the rule keeps "
+                f"{reached:.4f} of the dense net's {self.budget.kind} (density "
+                f"{seen['density']:.4f}, params {seen['params']:.4f}, macs {seen['macs']:.4f}). "
+                "Train longer, write a larger kl_weight or wider thresholds, or select=budget."
+            )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else 0.0

@@ -1,0 +1,55 @@
+"""Means of a task's metrics over a split."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jprune.base import (
+    Batch,
+    Task,
+    Variables,
+)
+
+EVALUATION_BATCH = 256
+
+
+def evaluate(
+    task: Task, variables: Variables, split: str, fn: Callable[..., Any] | None = None
+) -> dict[str, float]:
+    """Means of a task's metrics over a split.
+
+    Args:
+        task: whose metrics and data.
+        variables: of the net.
+        split: "train", "validation" or "test".
+        fn: another function than `task.fn`, such as the slim one.
+
+    Returns:
+        {metric: mean over all examples}.
+
+    Example:
+        >>> from jprune import data, train, zoo
+        >>> task = train.task(zoo.build("lenet300", shape=(8, 8, 1)), data.load("digits"))
+        >>> sorted(evaluate(task, task.init(jax.random.key(0)), "test"))
+        ['accuracy', 'loss']
+    """
+    sums = _sums(task.fn if fn is None else fn, task.metrics)
+    totals: dict[str, float] = {}
+    count = 0.0
+    for batch in task.data.batches(split, EVALUATION_BATCH):
+        count += float(batch["weight"].sum())
+        for name, value in sums(variables, batch).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    return {name: total / count for name, total in totals.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def _sums(fn: Callable[..., Any], metrics: Callable[..., Any]) -> Callable[..., Any]:
+    @jax.jit
+    def sums(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        seen = metrics(fn(variables, batch["image"]), batch)
+        return {name: batch["weight"] @ value for name, value in seen.items()}
+
+    return sums
