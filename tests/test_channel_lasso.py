@@ -12,13 +12,13 @@ from experiments.mechanisms import e19_channel_lasso
 from jprune import errors, recipes
 from jprune.base import Budget, Problem, Pruned
 from jprune.masks import apply_masks
-from jprune.recipes import Train, groups_of, run, weight_masks
+from jprune.recipes import Train, run
 from jprune.recipes.channel_lasso import channel_lasso
 from jprune.reconstruct import lasso, least_squares
 from jprune.reconstruct.lasso import Path, search
 from jprune.stages.layer_wise import ByLasso, LayerWise, as_kernel, as_matrix, by_least_squares
 from jprune.stages.walk import steps_of
-from jprune.train.net import are_units, cost_of, slim_net, unit_masks
+from jprune.train.net import Net, are_units
 from tests.toys import drawn, toy_task
 
 KEY = jax.random.key(0)
@@ -168,19 +168,19 @@ def test_the_small_net_is_the_masked_one(stream):
     budget = Budget(macs=0.6)
     done, (seen,) = pruned_by(task, stream, budget)
     assert 0.45 < seen["metrics"]["macs"] <= 0.6
-    assert are_units(groups_of(task), done.masks) == (stream != "sampler")
-    masks = weight_masks(task, done.masks)
+    assert are_units(Net(task).groups, done.masks) == (stream != "sampler")
+    masks = Net(task).weight_masks(done.masks)
     jax.tree.map(np.testing.assert_array_equal, apply_masks(done.variables, masks), done.variables)
     x = jax.random.uniform(KEY, (5, *task.example.shape[1:]))
-    fn, small = slim_net(task, done)
+    fn, small = Net(task).slim(done)
     a, b = jax.jit(task.fn)(done.variables, x), jax.jit(fn)(small, x)
     assert float(jnp.abs(a - b).max() / jnp.abs(a).max()) < 1e-5
-    units = unit_masks(task, done)
+    units = Net(task).unit_masks(done)
     assert units["params/conv1/kernel"].all() == (stream != "joint")
     if stream == "sampler":
         read = np.asarray(masks["params"]["conv2"]["kernel"])[..., 0].any(axis=(0, 1))
         assert 0 < read.sum() < 8
-        assert float(cost_of(task)(done.masks).macs) < float(cost_of(task)(units).macs)
+        assert float(Net(task).cost(done.masks).macs) < float(Net(task).cost(units).macs)
 
 
 def test_the_refit_beats_no_refit_and_sums_come_out_right():
@@ -206,7 +206,7 @@ def test_a_second_round_goes_on():
     first, _ = stage(Pruned(drawn(task), None), task, KEY)
     last = LayerWise(Budget(density=0.4), ByLasso(), by_least_squares, batch_size=32)
     done, (seen,) = last(first, task, KEY)
-    before, after = weight_masks(task, first.masks), weight_masks(task, done.masks)
+    before, after = Net(task).weight_masks(first.masks), Net(task).weight_masks(done.masks)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a & b, b), before, after)
     assert seen["metrics"]["layers"] == 2
     again, (seen,) = last(done, task, KEY)
@@ -263,7 +263,7 @@ def test_the_recipe_runs_by_name():
     by_stage = {row["stage"]: row["metrics"] for row in seen}
     assert by_stage["prune"]["macs"] <= 0.7
     assert list(by_stage) == ["dense", "prune", "before_finetune", "finetune"]
-    masks = weight_masks(task, done.masks)
+    masks = Net(task).weight_masks(done.masks)
     jax.tree.map(np.testing.assert_array_equal, apply_masks(done.variables, masks), done.variables)
 
 

@@ -13,12 +13,12 @@ from experiments.mechanisms import p41_csgd
 from jprune import errors, recipes
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
-from jprune.recipes import Train, groups_of
+from jprune.recipes import Train
 from jprune.recipes.csgd import csgd
 from jprune.sparsify import centripetal, cluster, contraction, memberships, strength_for
 from jprune.sparsify.centripetal import cluster_means
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull, deviation, first_of, merge_map
-from jprune.train.net import slim_net
+from jprune.train.net import Net
 from jprune.units import expand, map_units
 from tests.nets import FIRST_CUT, draw
 from tests.toys import drawn, toy_task
@@ -118,7 +118,7 @@ def test_the_budget_of_contraction():
 
 def test_a_stream_has_one_clustering(tiny):
     task, _ = tiny
-    groups = groups_of(task)
+    groups = Net(task).groups
     stream = groups.names[0]
     members = memberships(groups, {stream: np.array([5, 5, 0, 1, 0, 2, 3, 4])})["params"]
     numbers = [0, 0, 1, 2, 1, 3, 4, 5]
@@ -210,11 +210,11 @@ def test_training_makes_filters_equal_and_merging_changes_nothing(tiny, pulled):
     merged, (said,) = MergeClusters()(done, task, KEY)
     assert said["metrics"]["merged"] == 4 + 6
     assert said["metrics"]["drift"] < 1e-5
-    fn, small = slim_net(task, merged)
+    fn, small = Net(task).slim(merged)
     x = next(task.data.batches("test", 12))["image"]
     before, after = jax.jit(task.fn)(done.variables, x), jax.jit(fn)(small, x)
     np.testing.assert_allclose(after, before, atol=1e-5 * float(jnp.abs(before).max()))
-    plain = apply_masks(done.variables, expand(groups_of(task), merged.masks))
+    plain = apply_masks(done.variables, expand(Net(task).groups, merged.masks))
     gap = np.abs(jax.jit(task.fn)(plain, x) - before).max() / np.abs(before).max()
     assert gap > 1e-2  # masked, and the readers not summed
 
@@ -244,7 +244,7 @@ def test_the_recipe_in_rounds(tiny):
     assert 0.4 < macs[0] <= 0.4**0.5
     assert macs[1] <= 0.4
     assert done.extra is None
-    whole = {name: size for name, size in groups_of(task).sizes.items()}
+    whole = {name: size for name, size in Net(task).groups.sizes.items()}
     floors = Budget(density=0.2, floors={next(iter(whole)): 8})
     kept, _ = Cluster(floors)(start, task, KEY)
     assert [len(np.unique(labels)) for labels in kept.extra["clusters"].values()] == [8, 2]
@@ -252,7 +252,7 @@ def test_the_recipe_in_rounds(tiny):
 
 def test_what_cannot_be_is_refused(tiny):
     task, start = tiny
-    groups = groups_of(task)
+    groups = Net(task).groups
     with pytest.raises(errors.FrozenError, match="'params/fc/kernel' is frozen: tied to a network"):
         memberships(groups, {"params/fc/kernel": np.zeros(3, int)})
     with pytest.raises(errors.StructureError, match="there is no group 'conv9'"):

@@ -14,12 +14,12 @@ from experiments.mechanisms import e05_data_free
 from jprune import errors
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
-from jprune.recipes import Train, groups_of
+from jprune.recipes import Train
 from jprune.recipes.data_free import data_free
 from jprune.reconstruct._folded import affines, weight_sets
 from jprune.reconstruct.merge import cutoff, distances, matrix, merges
 from jprune.stages.merge import MergeUnits
-from jprune.train.net import slim_net
+from jprune.train.net import Net
 from jprune.units import expand
 from tests.nets import FIRST_CUT, conv, draw, head, norm, norm_shapes
 from tests.toys import drawn, toy_task
@@ -160,7 +160,7 @@ def copy_unit(groups, tree, group, source, target):
 def test_twins_are_merged_without_loss(float64):
     """Checks [5] P1, on convolutions with norms and on a residual stream."""
     task = toy_task(dtype=jnp.float64)
-    groups, variables = groups_of(task), with_norms(task)
+    groups, variables = Net(task).groups, with_norms(task)
     for group, source, target in zip(groups.names, (1, 3), (6, 9)):
         copy_unit(groups, variables, group, source, target)
     # One twin has other parameters of its norm, and is the same function.
@@ -180,7 +180,7 @@ def test_twins_are_merged_without_loss(float64):
     before = fn(variables, x)
     near = lambda other: float(jnp.abs(before - other).max() / jnp.abs(before).max())
     assert near(fn(done.variables, x)) < 1e-6  # the zoo hands float32 out
-    small_fn, small = slim_net(task, done)
+    small_fn, small = Net(task).slim(done)
     assert near(jax.jit(small_fn)(small, x)) < 1e-6
     plain = apply_masks(variables, expand(groups, done.masks))
     assert near(fn(plain, x)) > 1e-2  # deleted without the sum

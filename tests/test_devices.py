@@ -17,11 +17,12 @@ from jprune import Budget, errors, recipes, train
 from jprune.base import Pruned
 from jprune.data.batches import Split, feed
 from jprune.data.table import Spec
-from jprune.recipes import Train, slim_net
+from jprune.recipes import Train
 from jprune.runs import devices, files
 from jprune.runs import directory as run
 from jprune.runs.progress import Silent
 from jprune.train import step as training
+from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from tests.toys import CLASSES, SHAPE, drawn, tiny
 
@@ -61,7 +62,7 @@ def work(path) -> Pruned:
 def facts(pruned):
     """What is compared: the weights, the outputs of the slim net, the measured loss."""
     task = task_of()
-    fn, small = slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     (batch,) = task.data.batches("test", 13)
     found = {"loss": train.evaluate(task, pruned.variables, "validation")["loss"]}
     found["slim"] = np.asarray(fn(small, batch["image"])).tolist()

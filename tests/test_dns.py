@@ -17,6 +17,7 @@ from jprune.recipes.dns import dns
 from jprune.sparsify import dynamic_surgery
 from jprune.sparsify.thresholds import moments_of, thresholds_of
 from jprune.stages.surgery import Settle, Surgery
+from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data
 
 KEY = jax.random.key(5)
@@ -246,7 +247,7 @@ def test_the_recipe_reaches_the_budget_and_the_rest_is_frozen(lenet):
     assert [r["stage"] for r in records] == [
         "dense", "surgery", "settle", "before_finetune", "finetune",
     ]  # fmt: skip
-    fn, small = recipes.slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     x = jax.random.normal(KEY, (5, *SHAPE))
     expected = task.fn(pruned.variables, x)
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-5 * np.abs(expected).max())

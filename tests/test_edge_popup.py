@@ -16,6 +16,7 @@ from jprune.recipes import Train
 from jprune.recipes.edge_popup import edge_popup
 from jprune.stages.popup import Popup, Redraw, fraction_kept
 from jprune.stages.prune import fractions
+from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 
 KEY = jax.random.key(6)
@@ -135,7 +136,7 @@ def test_the_recipe_draws_trains_and_slims(lenet):
     assert [r["stage"] for r in records] == ["popup", "dense", "popup", "before_finetune"]
     kernel = np.asarray(pruned.variables["params"]["fc2"]["kernel"])
     np.testing.assert_allclose(np.unique(np.abs(kernel)), [0, np.sqrt(2 / 150)], rtol=1e-6)
-    fn, small = recipes.slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     x = jax.random.normal(KEY, (5, *SHAPE))
     expected = task.fn(pruned.variables, x)
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-5 * np.abs(expected).max())

@@ -29,7 +29,7 @@ from jprune.runs.execution import execute
 from jprune.runs.progress import Silent
 from jprune.stages.eigenbasis import Form, Rotate
 from jprune.stages.kronecker import PruneFilters
-from jprune.train.net import cost_as_held
+from jprune.train.net import Net
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(0)
@@ -66,8 +66,8 @@ def test_the_budget_is_met_and_the_last_layer_stays(task, start, halved):
     assert 0.48 < record["metrics"]["macs"] <= 0.5
     assert shapes(pruned)
     assert "fc" not in shapes(pruned)
-    kept = cost_as_held(task, pruned, {})
-    assert float(kept.macs) / float(cost_as_held(task, start, {}).macs) == pytest.approx(
+    kept = Net(task).cost_as_held(pruned, {})
+    assert float(kept.macs) / float(Net(task).cost_as_held(start, {}).macs) == pytest.approx(
         record["metrics"]["macs"]
     )
 
@@ -165,7 +165,7 @@ def test_frozen_groups_are_not_rotated(task, start):
     floors = {"params/conv2/kernel": 12}
     pruned, _ = Rotate(Budget(macs=0.6, floors=floors), batches=2)(start, task, KEY)
     assert "conv2" not in shapes(pruned)
-    everything = dict(recipes.groups_of(task).sizes)
+    everything = dict(Net(task).groups.sizes)
     with pytest.raises(errors.ArgumentError, match="finds no layer to rotate in tiny"):
         Rotate(Budget(macs=0.6, floors=everything))(start, task, KEY)
 

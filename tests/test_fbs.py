@@ -28,10 +28,11 @@ from jprune.learners.feature_boosting import (
     layers_of,
     prepared,
 )
-from jprune.recipes import Train, cost_of, groups_of, shapes_of
+from jprune.recipes import Train
 from jprune.recipes.fbs import fbs
 from jprune.stages.deformed import EvaluateDeformed, deformed
 from jprune.stages.feature_boosting import Boost, density_for
+from jprune.train.net import Net
 from jprune.zoo import layers as parts
 from tests.toys import CLASSES, SHAPE, drawn, tiny, toy_data, toy_task
 
@@ -100,8 +101,8 @@ def images(count=6):
 
 def begun(boosting, std=None, kind="tiny"):
     task, variables = net(kind)
-    groups = groups_of(task)
-    layers = layers_of(task, groups, shapes_of(task))
+    groups = Net(task).groups
+    layers = layers_of(task, groups, Net(task).shapes)
     start, levels = prepared(groups, layers, boosting, variables)
     gates = init_gates(KEY, layers, levels, boosting.std if std is None else std)
     return task, groups, layers, {"net": start, "gates": gates, "step": jnp.zeros((), jnp.int32)}
@@ -231,7 +232,7 @@ def test_gates_belong_to_their_image():
 
 def test_macs_are_counted_image_by_image_with_inputs_and_outputs_left_out():
     task, variables = net()
-    groups, rng = groups_of(task), np.random.default_rng(1)
+    groups, rng = Net(task).groups, np.random.default_rng(1)
     widths = {CONVS[0]: 8, CONVS[1]: 12, CONVS[2]: 8}
     there = {name: rng.random((6, width)) < 0.4 for name, width in widths.items()}
     there = {
@@ -248,7 +249,7 @@ def test_macs_are_counted_image_by_image_with_inputs_and_outputs_left_out():
     most = jax.jit(sample_macs(task.fn, groups, whole_joins=True))(variables, there, images())
     np.testing.assert_array_equal(most, contractions + 3 * 8 + extra)
     np.testing.assert_array_equal(
-        count(variables, {}, images()), np.full(6, float(cost_of(task)({}).macs))
+        count(variables, {}, images()), np.full(6, float(Net(task).cost({}).macs))
     )
 
 
@@ -289,7 +290,7 @@ def test_a_run_meets_its_budget_on_every_image_and_gates_differ_between_images()
     weights = seen["mosaic"]["params"] - seen["dense"]["params"]
     assert weights >= 1 * 8 + 8 * 12 + 12 * 8  # and the predictors come on top
     assert 0.3 < seen["boost"]["gates_open"] < 0.9
-    groups = groups_of(task)
+    groups = Net(task).groups
     batch = next(task.data.batches("test", 12))
     _, gates = jax.jit(gates_of(task.fn, groups))(pruned.variables, batch["image"])
     macs = sample_macs(task.fn, groups)(read_kernels(pruned.variables), gates, batch["image"])
@@ -298,7 +299,7 @@ def test_a_run_meets_its_budget_on_every_image_and_gates_differ_between_images()
     assert found["macs"] == round(float(macs.mean()))
     apart = [mean_distance(np.asarray(gate) > 0) for gate in gates.values()]
     assert max(apart) > 0.05  # P32 asks it of half of the layers, on real images
-    fn, small = recipes.slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     expected = task.fn(pruned.variables, batch["image"])
     np.testing.assert_allclose(fn(small, batch["image"]), expected, atol=1e-5)
 
@@ -325,7 +326,7 @@ def test_scales_of_gated_layers_are_1_and_stay_so():
 
 def test_densities_are_solved_for_budgets():
     task, _ = net()
-    layers = layers_of(task, groups_of(task), shapes_of(task))
+    layers = layers_of(task, Net(task).groups, Net(task).shapes)
     assert density_for(task, layers, Budget(density=0.3)) == 0.3
     found = [density_for(task, layers, Budget(macs=share)) for share in (0.3, 0.5, 0.8)]
     assert found == sorted(found)
@@ -339,13 +340,13 @@ def test_densities_are_solved_for_budgets():
 def test_budgets_are_kept_where_norms_read_what_is_suppressed():
     """Behind a concatenation and a norm a channel of zeros is there all the same."""
     task, variables = net("concatenated")
-    groups = groups_of(task)
-    layers = layers_of(task, groups, shapes_of(task))
+    groups = Net(task).groups
+    layers = layers_of(task, groups, Net(task).shapes)
     density = density_for(task, layers, Budget(macs=0.6))
     counts = counts_at(layers, density)
     there = {n: jnp.arange(layers[n].outputs)[None] < kept for n, kept in counts.items()}
     macs = sample_macs(task.fn, groups)(variables, there, images(1))
-    dense = float(cost_of(task)({}).macs)
+    dense = float(Net(task).cost({}).macs)
     assert density < 1
     assert 0.4 * dense < float(macs[0]) <= 0.6 * dense
 
@@ -370,8 +371,8 @@ def test_a_sum_of_two_activations_ends_a_chain_at_one_position():
 
 def test_a_gate_on_a_frozen_group_is_refused():
     task, _ = net()
-    groups = groups_of(task)
-    known = layers_of(task, groups, shapes_of(task))
+    groups = Net(task).groups
+    known = layers_of(task, groups, Net(task).shapes)
     with pytest.raises(errors.FrozenError, match="params/fc/kernel, which is frozen: its axis 1"):
         chosen_layers(groups, known, "params/fc/*")
     with pytest.raises(errors.ArgumentError, match=r"did you mean params/conv2/kernel\?"):
@@ -427,7 +428,7 @@ def test_mosaics_are_means_of_tiles_and_occlusions_a_square():
 
 def test_resnets_are_gated_at_every_convolution():
     task = toy_task("resnet8")
-    layers = layers_of(task, groups_of(task), shapes_of(task))
+    layers = layers_of(task, Net(task).groups, Net(task).shapes)
     assert len(layers) == 7
     assert {len(layer.scales) for layer in layers.values()} == {1}
 

@@ -16,12 +16,13 @@ from jprune.base import Budget, Pruned
 from jprune.learners import init_judge, judged, told_apart
 from jprune.learners.adversarial import Terms, start, step_of
 from jprune.learners.soft_masks import chosen, ends_of, scaled, sizes_of
-from jprune.recipes import Train, groups_of
+from jprune.recipes import Train
 from jprune.recipes.gal import gal
 from jprune.runs import loop
 from jprune.runs.progress import Silent
 from jprune.sparsify import fista
 from jprune.stages.adversarial import Adversarial, Settle, Soft, kept_units, price
+from jprune.train.net import Net
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(30)
@@ -131,7 +132,7 @@ def test_masks_rest_once_there_are_zeros_enough_and_floors_hold():
 def test_folded_masks_are_gates_and_a_block_at_0_is_a_block_that_is_gone():
     """Checks [30] P3, for blocks and channels together."""
     task, pruned = residual()
-    groups, x = groups_of(task), jax.random.normal(KEY, (5, *task.example.shape[1:]))
+    groups, x = Net(task).groups, jax.random.normal(KEY, (5, *task.example.shape[1:]))
     ends = ends_of(task, groups, [BLOCK], pruned.variables)
     assert ends == {BLOCK: ("params/norm3/bias", "params/norm3/scale")}
     masks = {INNER: jnp.linspace(0, 1.3, 12), BLOCK: jnp.array([0.7])}
@@ -206,7 +207,7 @@ def test_masks_fall_to_exact_zeros_by_the_proximal_step_alone():
         *_, (state, _) = run(stage(soft=soft).learner(pruned, task, KEY))
         zeros.append(sum(int((m == 0).sum()) for m in state.masks.values()))
     assert 0 < zeros[0] < zeros[1]
-    groups, masks = groups_of(task), {FIRST: jnp.ones(300), SECOND: jnp.ones(100)}
+    groups, masks = Net(task).groups, {FIRST: jnp.ones(300), SECOND: jnp.ones(100)}
     subgradient = optax.chain(optax.add_decayed_weights(0), optax.sgd(0.07))
     with_penalty = optax.GradientTransformationExtraArgs(
         subgradient.init,
@@ -238,7 +239,7 @@ def test_budgets_are_met_and_the_small_net_is_the_masked_one(budget):
     assert float(budget.value) - 0.12 < seen["settle"]["reached"] <= float(budget.value) + 1e-6
     if budget.multiple_of > 1:
         assert {int(mask.sum()) % 4 for mask in pruned.masks.values()} == {0}
-    fn, small = recipes.slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     x = jax.random.normal(KEY, (5, *task.example.shape[1:]))
     expected = task.fn(pruned.variables, x)
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-5 * np.abs(expected).max())
@@ -327,7 +328,7 @@ def test_the_judge_is_a_net_of_three_hidden_layers_and_ties_count_a_half():
 
 def test_a_gate_on_a_frozen_group_is_refused():
     task, _ = dense()
-    groups = groups_of(task)
+    groups = Net(task).groups
     known = sizes_of(groups, ["channel"])
     with pytest.raises(errors.FrozenError, match="params/fc3/kernel, which is frozen: axis 1 is"):
         chosen(groups, known, ["params/fc3/*"], ())

@@ -34,6 +34,7 @@ from jprune.stages.popup import Popup
 from jprune.stages.reinitialise import TrainAnew
 from jprune.stages.surgery import Surgery
 from jprune.stages.variational import Gate
+from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
 
 FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
@@ -127,11 +128,11 @@ def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
     task, start = net
     draw = lambda shape: np.random.default_rng(0).random(shape) < 0.5
     if kind == "units":
-        masks = {name: draw(size) for name, size in recipes.groups_of(task).sizes.items()}
+        masks = {name: draw(size) for name, size in Net(task).groups.sizes.items()}
     else:
         masks = jax.tree.map(lambda w: draw(w.shape) if w.ndim > 1 else None, start.variables)
-    of_weights = recipes.weight_masks(task, masks)
-    sizes = recipes.groups_of(task).sizes
+    of_weights = Net(task).weight_masks(masks)
+    sizes = Net(task).groups.sizes
     pairs = {name: np.arange(size) // 2 for name, size in sizes.items()}
     begun = Pruned(apply_masks(start.variables, of_weights), masks, {"clusters": pairs})
     learner = stage.learner(begun, task, KEY)
@@ -146,10 +147,10 @@ def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
 
 def test_frozen_gates_are_exactly_0_and_the_others_move():
     task = toy_task()
-    names = recipes.groups_of(task).names
+    names = Net(task).groups.names
     rule = Rule(mu=1.0, sigma=10.0)  # gates begin at 1: whatever falls is gone
     stage = Gate(SHORT, Budget(density=1.0), Settings(weight=0.0, rule=rule), log_var=-4.0)
-    gone = {name: np.zeros(size, bool) for name, size in recipes.groups_of(task).sizes.items()}
+    gone = {name: np.zeros(size, bool) for name, size in Net(task).groups.sizes.items()}
     before = None
     learner = stage.learner(Pruned(drawn(task), None), task, KEY)
     for state in steps(learner):
@@ -255,7 +256,7 @@ def test_frozen_losers_of_an_example_are_exactly_0_and_pass_no_gradient():
     stage = Boost(SHORT, Budget(density=0.5), Boosting(lasso=0.0))
     layers = stage.layers(task)
     counts = {name: np.array([n]) for name, n in counts_at(layers, 0.5).items()}
-    groups = recipes.groups_of(task)
+    groups = Net(task).groups
     boosted = boosted_task(task, groups, layers, stage.boosting, counts, 3)
     net, levels = prepared(groups, layers, stage.boosting, drawn(task))
     gates = init_gates(KEY, layers, levels, 0.3)

@@ -8,7 +8,7 @@ from flax import nnx
 
 import jprune
 from experiments.mechanisms import e04_han
-from jprune import criteria, errors, recipes, train, zoo
+from jprune import criteria, errors, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Train
@@ -17,6 +17,7 @@ from jprune.stages.dead_units import RemoveDead
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import StdPrune
+from jprune.train.net import Net
 from tests.toys import drawn, toy_data, toy_task
 
 KEY = jax.random.key(3)
@@ -171,8 +172,8 @@ def test_dropout_of_the_zoo_is_dropout(lenet5):
 
 def dead_masks(task, **empty):
     """Masks of ones, but False at `layer=(axis, positions)` of kernels."""
-    masks = jax.tree.map(lambda s: None, recipes.shapes_of(task))
-    for name, layer in recipes.shapes_of(task)["params"].items():
+    masks = jax.tree.map(lambda s: None, Net(task).shapes)
+    for name, layer in Net(task).shapes["params"].items():
         if "kernel" in layer:
             mask = np.ones(layer["kernel"].shape, bool)
             for axis, positions in empty.get(name, ()):
@@ -197,7 +198,7 @@ def cleaned(task, variables, masks):
     expected = task.fn(pruned.variables, x)
     tolerance = 2e-6 * np.abs(expected).max()
     np.testing.assert_allclose(task.fn(after.variables, x), expected, atol=tolerance)
-    fn, small = recipes.slim_net(task, after)
+    fn, small = Net(task).slim(after)
     np.testing.assert_allclose(fn(small, x), expected, atol=tolerance)
     return after, small, said["metrics"]
 
@@ -304,7 +305,7 @@ def test_rounds_keep_trained_values_and_rise_in_q(lenet5):
     assert len(multipliers) == rounds
     assert jprune.masks.density(pruned.masks) <= 0.1 + 1e-6
     assert pruned.variables["stats"]["fc1"]["dropout"] < 0.5
-    fn, small = recipes.slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     x = jax.random.normal(KEY, (2, 16, 16, 1))
     expected = task.fn(pruned.variables, x)
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-5 * np.abs(expected).max())
@@ -378,7 +379,7 @@ def test_what_cannot_be_is_refused(lenet):
         criteria.std_rule(-1.0)
     with pytest.raises(errors.ArgumentError, match="write one of alive, all"):
         criteria.std_rule(1.0, "some")
-    whole = dict(recipes.groups_of(task).sizes)
+    whole = dict(Net(task).groups.sizes)
     frozen = Budget(density=0.5, floors=whole)
     begun, (said,) = Sensitivity(frozen, "1")(start, task, KEY)
     assert list(said["metrics"]) == ["params/fc3/kernel"]  # the last kernel has no group

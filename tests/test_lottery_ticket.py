@@ -12,6 +12,7 @@ from jprune.masks import apply_masks
 from jprune.recipes import Rewind, Train
 from jprune.recipes.lottery_ticket import lottery_ticket
 from jprune.stages.tickets import PruneRound, after
+from jprune.train.net import Net
 
 SHORT = Train(1, 0.05, 64, max_steps=3)
 KEY = jax.random.key(4)
@@ -93,7 +94,7 @@ def test_a_budget_in_macs_is_met_by_a_net_with_convolutions():
     assert record["metrics"]["macs"] == pytest.approx(0.3, abs=1e-3)
     recipe = lottery_ticket(Budget(macs=0.3), SHORT, rounds=2)
     pruned, _ = recipes.run(recipe, start, task, KEY)
-    fn, small = recipes.slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     x = jax.random.normal(KEY, (5, 8, 8, 1))
     expected = task.fn(pruned.variables, x)
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-5 * np.abs(expected).max())

@@ -23,12 +23,13 @@ from jprune.learners import (
     width_masks,
 )
 from jprune.learners.candidates import check_settles
-from jprune.recipes import CheckedStage, Train, groups_of
+from jprune.recipes import CheckedStage, Train
 from jprune.recipes.metapruning import metapruning
 from jprune.search import Space, evolution
 from jprune.search.evolution import crossed, mutated
 from jprune.search.widths import Widths
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork, stacked
+from jprune.train.net import Net
 from tests.law import QUICK, quick, relative_error
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 
@@ -56,7 +57,7 @@ def net_of():
 @functools.cache
 def hyper_of(vectors="fixed"):
     task = task_of()
-    net = hypernetwork(task, groups_of(task), FREE.menu(groups_of(task)), 5, vectors)
+    net = hypernetwork(task, Net(task).groups, FREE.menu(Net(task).groups), 5, vectors)
     params = net.init(KEY, net_of())
     # As if trained: encodings matter, and norms have scales of their own.
     bend = lambda leaf: leaf + 0.3 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape)
@@ -79,9 +80,9 @@ def test_the_menu():
 
 def test_menus_keep_to_floors_and_multiples():
     task = task_of()
-    stream, inner = groups_of(task).names
+    stream, inner = Net(task).groups.names
     budget = Budget(macs=0.5, multiple_of=4, floors={stream: 8, inner: 6})
-    found = Widths(budget, options=5).menu(groups_of(task))
+    found = Widths(budget, options=5).menu(Net(task).groups)
     assert found.names == (inner,)  # the other is whole
     assert found.widths.tolist() == [[8, 8, 8, 8, 12]]
 
@@ -325,7 +326,7 @@ def test_vectors_that_have_a_kernel_s_rank_and_low_precision():
     task, variables = with_stats(lambda v, x, key: (fn(v, x), {}), params, {})
     example = jax.ShapeDtypeStruct((1, *SHAPE), jnp.bfloat16)
     task = task._replace(fn=fn, example=example)
-    groups = groups_of(task)
+    groups = Net(task).groups
     free = Menu(groups.names, np.array([8]), np.array([[2, 4, 8]]))
     for vectors, place in (("fixed", None), ("shared", "direct"), ("each", "tables")):
         hyper = hypernetwork(task, groups, free, 4, vectors)
@@ -464,7 +465,7 @@ def test_a_space_without_a_member_is_refused():
 
 
 def test_bad_numbers():
-    task, groups = task_of(), groups_of(task_of())
+    task, groups = task_of(), Net(task_of()).groups
     with pytest.raises(errors.ArgumentError, match="Leave out --weights"):
         metapruning(Budget(macs=0.5), None)
     with pytest.raises(errors.ArgumentError, match="the window is in"):
@@ -494,7 +495,7 @@ def test_the_recipe_finds_a_net_under_the_budget():
     assert 0.4 - 1e-6 <= by_stage["search"]["macs"] <= 0.5 + 1e-6
     assert by_stage["search"]["evaluated"] == 12
     assert all(np.all(np.diff(mask.astype(int)) <= 0) for mask in done.masks.values())
-    fn, small = recipes.slim_net(task, done)
+    fn, small = Net(task).slim(done)
     x = next(task.data.batches("test", 4))["image"]
     assert relative_error(task.fn(done.variables, x), fn(small, x)) <= 1e-5
     assert done.extra is None

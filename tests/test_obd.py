@@ -10,6 +10,7 @@ from jprune import allocate, criteria, curvature, data, errors, recipes, train, 
 from jprune.base import Budget, Criterion, Pruned
 from jprune.recipes import Prune, Train
 from jprune.recipes.obd import CURVATURES, obd
+from jprune.train.net import Net
 from tests.toys import drawn, toy_task
 
 KEY = jax.random.key(0)
@@ -143,9 +144,7 @@ def test_the_recipe_prunes_filters_of_a_residual_net():
         "params/conv1/kernel": (8,),
         "params/conv2/kernel": (12,),
     }
-    assert float(recipes.cost_of(task)(pruned.masks).macs) <= 0.5 * float(
-        recipes.cost_of(task)({}).macs
-    )
+    assert float(Net(task).cost(pruned.masks).macs) <= 0.5 * float(Net(task).cost({}).macs)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from jprune.recipes import Train
 from jprune.recipes.obs import obs as obs_recipe
 from jprune.reconstruct.obs import obs
 from jprune.stages.obs import Surgery
+from jprune.train.net import Net
 from tests.toys import drawn, toy_task
 
 KEY = jax.random.key(0)
@@ -243,7 +244,7 @@ def test_a_budget_in_macs_is_met_on_a_residual_net():
     surgery = Surgery(Budget(macs=0.4), block=32, batches=1, batch_size=16)
     pruned, (seen,) = surgery(start, task, KEY)
     assert 0.39 < seen["metrics"]["macs"] <= 0.4
-    fn, small = recipes.slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     x = jax.random.normal(KEY, (3, 8, 8, 1))
     expected = task.fn(pruned.variables, x)
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-5 * np.abs(expected).max())

@@ -8,9 +8,10 @@ import pytest
 
 from jprune import allocate, errors, recipes
 from jprune.base import Budget, Pruned
-from jprune.recipes import Prune, Train, cost_of, slim_net, weight_masks
+from jprune.recipes import Prune, Train
 from jprune.recipes.scratch import METHODS, BeginAnew, l1_of
 from jprune.stages.reinitialise import TrainAnew, epochs_of
+from jprune.train.net import Net
 from jprune.train.rates import LEARNING_RATES
 from tests.toys import drawn, equal, toy_task
 
@@ -53,8 +54,8 @@ def test_scratch_e_keeps_the_dense_nets_schedule(halved):
 
 def test_the_ratio_is_that_of_the_compact_nets_macs(halved):
     task, pruned = halved
-    dense = float(cost_of(task)({}).macs)
-    _, variables = slim_net(task, pruned)
+    dense = float(Net(task).cost({}).macs)
+    _, variables = Net(task).slim(pruned)
     # 8 x 8 images, stride 2 at first: what the compact kernels cost, by hand.
     kernels = {
         name: np.size(leaf["kernel"])
@@ -118,7 +119,7 @@ def test_what_is_gone_stays_zero_and_what_is_kept_learns(halved, name):
     pruned, records = recipes.run(recipe, Pruned(drawn(task), None), task, KEY)
     steps = {record["stage"]: record["step"] for record in records}["scratch"]
     assert steps == 3 * recipe[-1].settled(pruned, task).epochs
-    gone = jax.tree.map(np.logical_not, weight_masks(task, pruned.masks))
+    gone = jax.tree.map(np.logical_not, Net(task).weight_masks(pruned.masks))
     assert equal(
         *(jax.tree.map(np.multiply, tree, gone) for tree in (pruned.variables, zeros(task)))
     )
@@ -136,11 +137,11 @@ def test_the_small_net_is_trained_as_the_masked_one_would_be(halved):
     stage = TrainAnew(TRAIN, "epochs")
     learner = stage.learner(pruned, task, KEY)
     params = learner.init().params
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == cost_of(task)(pruned.masks).params
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == Net(task).cost(pruned.masks).params
     found, _ = stage(pruned, task, KEY)
     expected, _ = TRAIN(pruned, task, KEY)
     same = lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
-    jax.tree.map(same, slim_net(task, found)[1], slim_net(task, expected)[1])
+    jax.tree.map(same, Net(task).slim(found)[1], Net(task).slim(expected)[1])
     moved = lambda new, old: bool((new != old).any())
     trained = jax.tree.map(moved, found.variables["params"], pruned.variables["params"])
     assert all(jax.tree.leaves(trained))

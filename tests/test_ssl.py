@@ -25,6 +25,7 @@ from jprune.recipes import Train
 from jprune.sparsify import Term, group_lasso, group_penalty
 from jprune.sparsify.group_lasso import cleared, shrunk
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink, scores_of
+from jprune.train.net import Net
 from tests.nets import FIRST_CUT, draw
 from tests.toys import drawn, toy_task
 
@@ -264,7 +265,7 @@ def test_the_correction_compares_what_is_left_of_the_dense_net():
 
 def test_kinds_take_the_names_that_they_know(net):
     task, _ = net
-    (branch,) = recipes.groups_of(task).branches
+    (branch,) = Net(task).groups.branches
     mixed = Penalty(("filter", "depth"), "0.1", ("params/conv2/kernel", branch.name))
     terms = mixed.terms(task, Budget(macs=0.5))
     assert {kind: list(term.blocks) for kind, term in terms.items()} == {
@@ -309,26 +310,26 @@ def test_zero_units_of_a_residual_stream_are_the_pruning(net):
     assert record["metrics"]["reached"] == record["metrics"]["macs"] < 1
     dense, masked = outputs(task, after.variables), outputs(task, pruned.variables)
     np.testing.assert_array_equal(masked, dense)
-    small_fn, small = recipes.slim_net(task, pruned)
+    small_fn, small = Net(task).slim(pruned)
     image = next(task.data.batches("test", 12))["image"]
     np.testing.assert_allclose(small_fn(small, image), dense, atol=1e-5 * np.abs(dense).max())
     other = trained(net, Penalty(("filter",), "0.76", how="subgradient"))
     norms = squares(
-        unit_blocks(recipes.groups_of(task)),
-        jprune.units.leaves_by_path(recipes.groups_of(task), other.variables),
+        unit_blocks(Net(task).groups),
+        jprune.units.leaves_by_path(Net(task).groups, other.variables),
     )
     assert all((norm > 0).all() for norm in norms.values())
 
 
 def test_a_whole_branch_vanishes(net):
     task, _ = net
-    (branch,) = recipes.groups_of(task).branches
+    (branch,) = Net(task).groups.branches
     after = trained(net, Penalty(("depth",), "3"))
     pruned, (record,) = ReadOff(Budget(macs=1.0), Penalty(("depth",)))(after, task, KEY)
     assert not pruned.masks[branch.name].any()
     assert all(mask.all() for name, mask in pruned.masks.items() if name != branch.name)
     dense = outputs(task, after.variables)
-    small_fn, small = recipes.slim_net(task, pruned)
+    small_fn, small = Net(task).slim(pruned)
     assert small["params"]["conv2"]["kernel"] is None
     assert record["metrics"]["macs"] < 0.5
     image = next(task.data.batches("test", 12))["image"]
@@ -349,14 +350,14 @@ def test_columns_become_masks_of_weights(net):
 
 def test_a_group_inside_a_vanished_branch_goes_with_it(net):
     task, start = net
-    (branch,) = recipes.groups_of(task).branches
+    (branch,) = Net(task).groups.branches
     params = dict(start.variables["params"])
     params["conv2"] = {"kernel": jnp.zeros_like(params["conv2"]["kernel"])}
     empty = start._replace(variables={**start.variables, "params": params})
     read = ReadOff(Budget(macs=1.0), Penalty(("filter",), scales=False))
     pruned, _ = read(empty, task, KEY)
     assert not pruned.masks[branch.name].any()
-    recipes.slim_net(task, pruned)
+    Net(task).slim(pruned)
     params["conv1"] = {"kernel": jnp.zeros_like(params["conv1"]["kernel"])}
     params["conv3"] = {"kernel": jnp.zeros_like(params["conv3"]["kernel"])}
     empty = start._replace(variables={**start.variables, "params": params})
@@ -376,7 +377,7 @@ def test_a_budget_is_met_by_the_smallest_norms(net, families, part):
     assert record["metrics"]["reached"] == 1
     assert record["metrics"]["zeros"] == 0
     assert (0 if families == "depth" else 0.8 * part) < record["metrics"]["macs"] <= part
-    recipes.slim_net(task, pruned)
+    Net(task).slim(pruned)
 
 
 def test_a_budget_that_the_penalty_cannot_reach_says_what_was_reached(net):
@@ -401,7 +402,7 @@ def test_a_penalty_on_a_frozen_group_is_refused(net):
         Penalty(("filter",), names=("params/conv7/kernel",)).terms(task, Budget(macs=0.5))
     with pytest.raises(errors.StructureError, match="the net has no branches"):
         branch_blocks(traced("vgg")[3])
-    whole = dict.fromkeys(recipes.groups_of(task).names, 99)
+    whole = dict.fromkeys(Net(task).groups.names, 99)
     with pytest.raises(errors.StructureError, match="tiny has no filter to make sparse"):
         Penalty(("filter",)).terms(task, Budget(macs=0.5, floors=whole))
 
@@ -439,6 +440,6 @@ def test_the_recipe_with_the_penalty_it_was_given(net):
     assert seen["macs"] <= 0.5
     assert seen["reached"] == 1
     for leaf, mask in zip(jax.tree.leaves(done.variables),
-                          jax.tree.leaves(recipes.weight_masks(task, done.masks))):  # fmt: skip
+                          jax.tree.leaves(Net(task).weight_masks(done.masks))):  # fmt: skip
         assert not np.asarray(leaf)[~np.asarray(mask)].any()
     assert recipe[2].train.epochs == pytest.approx(1.2)

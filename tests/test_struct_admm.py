@@ -17,6 +17,7 @@ from jprune.masks import apply_masks
 from jprune.recipes import Train
 from jprune.sparsify import admm, projection
 from jprune.stages.admm import Admm, Cut, Sets
+from jprune.train.net import Net
 from jprune.units import leaves_by_path
 from tests.nets import FIRST_CUT, draw
 from tests.test_ssl import ALONG, one_kernel
@@ -155,7 +156,7 @@ def test_the_primal_residual_falls_and_the_cut_costs_little(net, kinds):
     assert metrics["gap"] < 0.25 * dense
     one_shot = start._replace(extra=done.extra)
     assert Cut(sets)(one_shot, task, KEY)[1][0]["metrics"]["gap"] > 2 * metrics["gap"]
-    recipes.slim_net(task, pruned)
+    Net(task).slim(pruned)
 
 
 def test_behind_batch_norms_a_cut_is_free_only_if_scales_and_shifts_fall_too(net):
@@ -184,9 +185,9 @@ def test_the_cut_keeps_the_support_of_the_projection(net):
         start._replace(extra={"counts": sets.counts(task, start), "stopped": 0}), task, KEY
     )
     blocks, counts = sets.blocks(task), sets.counts(task, start)
-    leaves = leaves_by_path(recipes.groups_of(task), start.variables)
+    leaves = leaves_by_path(Net(task).groups, start.variables)
     near = projection([(blocks[kind], counts[kind]) for kind in sets.kinds])(leaves)
-    masks = leaves_by_path(recipes.groups_of(task), pruned.masks)
+    masks = leaves_by_path(Net(task).groups, pruned.masks)
     for before, here in (("conv1", "conv2"), ("conv2", "conv3")):
         read = np.asarray(near[f"params/{before}/kernel"]).any((0, 1, 2))
         expected = (np.asarray(near[f"params/{here}/kernel"]) != 0) & read[:, None]
@@ -210,9 +211,9 @@ def test_distillation_is_a_part_of_the_loss_under_admm(net):
 def test_what_was_masked_before_stays_so(net):
     """As in progressive pruning: the next ADMM begins under the last masks."""
     task, start = net
-    names = recipes.groups_of(task).sizes
+    names = Net(task).groups.sizes
     masks = {name: np.arange(size) % 4 != 1 for name, size in names.items()}
-    weights = recipes.weight_masks(task, masks)
+    weights = Net(task).weight_masks(masks)
     begun = start._replace(variables=apply_masks(start.variables, weights), masks=masks)
     split, sets = stage(("filter",), 0.3, 3, rounds=1)
     done, _ = split(begun, task, KEY)

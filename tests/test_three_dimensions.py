@@ -12,7 +12,7 @@ import pytest
 from experiments.mechanisms import x9_three_dimensions
 from jprune import data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
-from jprune.recipes import CheckedStage, Evaluate, Rewind, Train, cost_of, groups_of
+from jprune.recipes import CheckedStage, Evaluate, Rewind, Train
 from jprune.recipes.three_dimensions import three_dimensions
 from jprune.search import Polynomial, fit, optimum
 from jprune.stages.dimensions import (
@@ -24,6 +24,7 @@ from jprune.stages.dimensions import (
     sizes_of,
     where,
 )
+from jprune.train.net import Net
 from jprune.train.resolution import at_resolution, at_size, check_size, resize, seen_at
 from tests.law import relative_error
 from tests.toys import CLASSES, drawn, toy_data, toy_task
@@ -189,7 +190,7 @@ def net_of(task):
 def test_a_net_at_a_resolution():
     """The small net takes full images, and sees what the smaller task shows."""
     task = task_of()
-    masks = {name: np.arange(size) < 5 for name, size in groups_of(task).sizes.items()}
+    masks = {name: np.arange(size) < 5 for name, size in Net(task).groups.sizes.items()}
     net = Pruned(net_of(task), masks, resolution=np.array([4, 4]))
     net, _ = Rewind("dense")(net._replace(saved={"dense": net.variables}), task, KEY)
     smaller = at_size(task, (4, 4))
@@ -197,12 +198,12 @@ def test_a_net_at_a_resolution():
     seen = next(smaller.data.batches("test", 6))["image"]
     assert seen.shape == (6, 4, 4, 1)
     expected = task.fn(net.variables, seen)
-    fn, small = recipes.slim_net(task, net)
+    fn, small = Net(task).slim(net)
     assert relative_error(expected, fn(small, image)) <= 1e-5
     assert relative_error(expected, seen_at(task.fn, net.resolution)(net.variables, image)) <= 1e-5
-    assert cost_of(smaller)({}).macs < 0.3 * cost_of(task)({}).macs
+    assert Net(smaller).cost({}).macs < 0.3 * Net(task).cost({}).macs
     _, (found,) = Evaluate("test", slim=True)(net, task, KEY)
-    assert found["metrics"]["macs"] == round(float(cost_of(smaller)(masks).macs))
+    assert found["metrics"]["macs"] == round(float(Net(smaller).cost(masks).macs))
     learner = FINE.learner(net, task, KEY)
     assert next(learner.batches(0))["image"].shape == (16, 4, 4, 1)
 
@@ -243,7 +244,7 @@ def test_the_block_goes_that_costs_least():
     task, gone = task_of(), set()
     net = Pruned(task.init(KEY), None)
     batch = next(task.data.batches("train", 48))
-    branches = [branch.name for branch in groups_of(task).branches]
+    branches = [branch.name for branch in Net(task).groups.branches]
     for seed in range(4):
         net = Pruned(task.init(jax.random.key(seed)), None)
         masks = fewer_blocks(task, net, 1, KEY)
@@ -278,7 +279,7 @@ def test_the_optimum_is_pruned_to_whole_numbers_under_the_budget():
     seen = found["metrics"]
     assert seen["optimum"][2] < 0.8 < 0.95 < seen["optimum"][1]
     smaller = at_resolution(task, net)
-    macs = float(cost_of(smaller)(net.masks).macs) / float(cost_of(task)({}).macs)
+    macs = float(Net(smaller).cost(net.masks).macs) / float(Net(task).cost({}).macs)
     assert macs == pytest.approx(seen["macs"])
     assert macs <= 0.5 + 1e-9
     assert seen["depth"] in (0.5, 1.0)
@@ -291,15 +292,15 @@ def test_units_inside_removed_blocks_are_no_width():
     """Without block b the net has the stem and the units of a; b's are neither kept nor counted."""
     task = task_of()
     gone = {"branch/params/b/out": np.zeros(1, bool)}
-    left = float(cost_of(task)(gone).macs) / float(cost_of(task)({}).macs)
+    left = float(Net(task).cost(gone).macs) / float(Net(task).cost({}).macs)
     net = Pruned(net_of(task), None)
     masks = fewer_units(task, net, HALF, gone)  # half of what the block leaves
-    kept = {name: int(np.sum(masks[name])) for name in groups_of(task).names}
+    kept = {name: int(np.sum(masks[name])) for name in Net(task).groups.names}
     assert kept["params/b/in"] == 8  # untouched
     assert kept["params/stem"] < 10
     width = (kept["params/stem"] + kept["params/a/in"]) / (10 + 6)
     assert where(task, net._replace(masks=masks)) == (0.5, width, 1.0)
-    macs = float(cost_of(task)(masks).macs) / float(cost_of(task)({}).macs)
+    macs = float(Net(task).cost(masks).macs) / float(Net(task).cost({}).macs)
     assert 0.4 * left < macs <= 0.5 * left
 
 
@@ -318,7 +319,7 @@ def test_a_dimension_that_is_left_out_stays_whole(budget):
     net, (found,) = Optimum(Budget(macs=budget), multiple=2)(known, task, KEY)
     assert found["metrics"]["width"] == 1.0
     assert found["metrics"]["macs"] <= budget
-    assert all(np.all(net.masks[name]) for name in groups_of(task).names)
+    assert all(np.all(net.masks[name]) for name in Net(task).groups.names)
 
 
 @pytest.mark.parametrize("budget", [0.1, 0.12, 0.15, 0.2])
@@ -382,7 +383,7 @@ def test_the_recipe_runs_through():
     done, seen = recipes.run(recipe, start, task, KEY)
     (best,) = (row["metrics"] for row in seen if row["stage"] == "optimum")
     assert len(best["points"]) == 3
-    fn, small = recipes.slim_net(task, done)
+    fn, small = Net(task).slim(done)
     image = next(task.data.batches("test", 6))["image"]
     expected = seen_at(task.fn, done.resolution)(done.variables, image)
     assert relative_error(expected, fn(small, image)) <= 1e-5

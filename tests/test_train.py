@@ -16,22 +16,12 @@ from rich.console import Console
 import jprune
 from jprune import Budget, errors, recipes, train, zoo
 from jprune.base import Learner, Pruned
-from jprune.recipes import (
-    Evaluate,
-    Prune,
-    Recalibrate,
-    Repeat,
-    Rewind,
-    Save,
-    Train,
-    groups_of,
-    three_step,
-    weight_masks,
-)
+from jprune.recipes import Evaluate, Prune, Recalibrate, Repeat, Rewind, Save, Train, three_step
 from jprune.recipes.three_step import kept_after
 from jprune.runs import checkpoint, files, loop
 from jprune.runs.progress import Bars, Lines, Silent
 from jprune.train import step as training
+from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from tests.toys import drawn, equal, toy_data, toy_task
 
@@ -160,7 +150,7 @@ def test_steps_are_nesterov_with_decay_of_kernels_only():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_masked_weights_stay_zero_and_the_rest_learns(dtype):
     task = toy_task("tiny", dtype)
-    groups = groups_of(task)
+    groups = Net(task).groups
     masks = {name: np.arange(size) % 2 == 0 for name, size in groups.sizes.items()}
     pruned, _ = Train(1, 0.1, 16)(Pruned(drawn(task), masks), task, KEY)
     expanded = jprune.expand(groups, masks)["params"]
@@ -399,7 +389,7 @@ def test_every_method_prunes_to_its_budget_and_the_slim_net_is_the_masked_one():
         assert 0.3 < kept <= 0.5, name
         for mask in pruned.masks.values():
             assert mask.sum() % 4 == 0
-        fn, variables = recipes.slim_net(task, pruned)
+        fn, variables = Net(task).slim(pruned)
         (batch,) = task.data.batches("test", 12)
         a = jax.jit(task.fn)(pruned.variables, batch["image"])
         b = jax.jit(fn)(variables, batch["image"])
@@ -465,7 +455,7 @@ def test_rewinding_brings_the_saved_weights_back_under_the_masks():
     saved, _ = Save("init")(start, task, KEY)
     trained, _ = Train(1, 0.1, 16)(saved, task, KEY)
     back, _ = Rewind("init")(trained._replace(masks=masks), task, KEY)
-    expected = jprune.apply_masks(start.variables, weight_masks(task, masks))
+    expected = jprune.apply_masks(start.variables, Net(task).weight_masks(masks))
     assert equal(back.variables, expected)
     with pytest.raises(errors.ArgumentError, match=r"saved are init. Put Save\('rewind'\) before"):
         Rewind("rewind")(trained, task, KEY)
@@ -504,7 +494,7 @@ def test_repetitions_are_written_out_with_keys_of_their_own():
 def test_evaluation_counts_what_is_not_zero():
     task = toy_task("lenet300")
     masks = {"params/fc1/kernel": np.arange(300) < 100}
-    variables = jprune.apply_masks(drawn(task), weight_masks(task, masks))
+    variables = jprune.apply_masks(drawn(task), Net(task).weight_masks(masks))
     _, (masked,) = Evaluate("test")(Pruned(variables, masks), task, KEY)
     _, (slim,) = Evaluate("test", slim=True)(Pruned(variables, masks), task, KEY)
     kernels = 64 * 100 + 100 * 100 + 100 * 3  # biases are 0 before training

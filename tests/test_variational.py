@@ -17,11 +17,11 @@ from jprune.base import Budget, Pruned
 from jprune.learners import fold_gates, gateable, kl_gaussian, kl_log_uniform, sample_gates
 from jprune.learners.norm_gates import early_shifts
 from jprune.learners.variational import PRIORS, Rule, Settings, variational_task
-from jprune.recipes import Train, groups_of
+from jprune.recipes import Train
 from jprune.recipes.variational import variational
 from jprune.sparsify import guarded
 from jprune.stages.variational import Gate, Select
-from jprune.train.net import slim_net
+from jprune.train.net import Net
 from tests.nets import FIRST_CUT, draw
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 
@@ -79,7 +79,7 @@ def test_a_gate_is_folded_into_scale_and_shift(tiny):
     np.testing.assert_allclose(mu * (xhat + shift), mu * xhat + mu * shift)
     np.testing.assert_allclose(mu * (xhat + shift), [-0.4, 0.1, 1.1])
     task, start = tiny
-    groups = groups_of(task)
+    groups = Net(task).groups
     stream, inner = groups.names
     variables = jax.tree.map(lambda leaf: leaf + 0.2, start.variables)
     gamma = np.linspace(-1, 1, 8)
@@ -163,7 +163,7 @@ def test_a_bias_before_a_norm_is_gated_with_it():
 
 def start_of(task, names, mu, log_var):
     """Variables of a gated task."""
-    sizes = groups_of(task).sizes
+    sizes = Net(task).groups.sizes
     like = lambda value: {name: jnp.full(sizes[name], value) for name in names}
     return {
         "net": drawn(task),
@@ -175,7 +175,7 @@ def start_of(task, names, mu, log_var):
 
 def test_the_loss_is_the_tasks_plus_the_divergence_over_the_data_set(tiny):
     task, _ = tiny
-    groups, names = groups_of(task), groups_of(task).names
+    groups, names = Net(task).groups, Net(task).groups.names
     settings = Settings("gaussian", 0.5, 4, masks=False)
     gated = variational_task(task, groups, settings, 48, {})
     variables = start_of(task, names, 0.3, np.log(0.01))
@@ -200,7 +200,7 @@ def test_the_loss_is_the_tasks_plus_the_divergence_over_the_data_set(tiny):
 
 def test_masks_are_for_good_and_leave_the_floor(tiny):
     task, _ = tiny
-    groups, names = groups_of(task), groups_of(task).names
+    groups, names = Net(task).groups, Net(task).groups.names
     stream, inner = names
     gated = variational_task(task, groups, Settings(rule=WIDE), 48, {stream: 3})
     variables = start_of(task, names, 1.0, -4.0)
@@ -247,7 +247,7 @@ def test_the_divergence_tells_kept_from_pruned(tiny, gated):
         worth = np.asarray(kl_gaussian(done.extra["mu"][name], done.extra["log_var"][name]))
         if mask.any() and not mask.all():
             assert np.median(worth[~mask]) < np.median(worth[mask])
-    fn, small = slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     x = next(task.data.batches("test", 12))["image"]
     expected = task.fn(pruned.variables, x)
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-5 * np.abs(expected).max())
@@ -312,7 +312,7 @@ def test_a_divergence_that_is_not_finite_stops_and_keeps_the_last_good_state(tin
 
 def test_what_cannot_be_is_refused(tiny):
     task, start = tiny
-    groups = groups_of(task)
+    groups = Net(task).groups
     with pytest.raises(errors.FrozenError, match="'params/fc/bias' is frozen: tied to a network"):
         fold_gates(groups, start.variables, {"params/fc/bias": np.ones(3)})
     with pytest.raises(errors.StructureError, match="there is no group 'norm9'"):

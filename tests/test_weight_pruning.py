@@ -11,6 +11,7 @@ from jprune.masks import apply_masks
 from jprune.recipes import Evaluate, Prune, Save, Train
 from jprune.recipes.three_step import METHODS, l1_of, taylor_of, three_step
 from jprune.train.distill import distilled
+from jprune.train.net import Net
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +82,10 @@ def test_units_that_nothing_reads_go_and_so_does_what_only_they_read(task, start
     second[:120, :40] = False  # ... and of the first 120 of fc1 nothing but these 60 reads
     masks["params"]["fc2"]["kernel"], masks["params"]["fc3"]["kernel"] = second, third
     pruned = start._replace(variables=apply_masks(start.variables, masks), masks=masks)
-    units = recipes.unit_masks(task, pruned)
+    units = Net(task).unit_masks(pruned)
     np.testing.assert_array_equal(units["params/fc2/kernel"], np.arange(100) < 40)
     np.testing.assert_array_equal(units["params/fc1/kernel"], np.arange(300) >= 120)
-    fn, small = recipes.slim_net(task, pruned)
+    fn, small = Net(task).slim(pruned)
     x = jax.random.normal(jax.random.key(2), (7, 8, 8, 1))
     expected = task.fn(pruned.variables, x)
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-6 * np.abs(expected).max())

@@ -16,8 +16,8 @@ import tyro
 from experiments import rows
 from jprune import data, measure, train, zoo
 from jprune.base import Batch, Learner, Pruned, Task
-from jprune.recipes import groups_of
 from jprune.stages.train import Train
+from jprune.train.net import Net
 
 OUT = rows.RESULTS / "engine" / "hold.jsonl"
 NETS = {"lenet5": (28, 28, 1), "resnet8": (32, 32, 3)}
@@ -51,7 +51,7 @@ def steps_of(model: str, batch_size: int) -> dict[str, Any]:
     """{"dense": call, "held": call}: one training step each."""
     task, batch = task_of(model, batch_size)
     rng = np.random.default_rng(0)
-    masks = {name: rng.random(size) < 0.5 for name, size in groups_of(task).sizes.items()}
+    masks = {name: rng.random(size) < 0.5 for name, size in Net(task).groups.sizes.items()}
     for mask in masks.values():
         mask[0] = True
     variables, key = task.init(jax.random.key(0)), jax.random.key(1)

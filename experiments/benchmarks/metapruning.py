@@ -18,7 +18,7 @@ from jprune import data, train, zoo
 from jprune.base import Budget, Task
 from jprune.learners import scorer
 from jprune.search.widths import Widths
-from jprune.train.net import cost_of, groups_of
+from jprune.train.net import Net
 
 OUT = rows.RESULTS / "benchmarks" / "metapruning.jsonl"
 
@@ -51,7 +51,7 @@ def per_second(case: Case, batch_size: int, candidates: int) -> tuple[float, int
     """Candidates a second, and how often they were compiled."""
     task, key = task_of(case), jax.random.key(0)
     widths = Widths(Budget(macs=0.5), window=0.2)
-    groups, cost = groups_of(task), cost_of(task)
+    groups, cost = Net(task).groups, Net(task).cost
     hyper, (space, of_genes) = widths.hypernetwork(task, groups), widths.space(groups, cost)
     variables = task.init(key)
     params = hyper.init(key, variables)

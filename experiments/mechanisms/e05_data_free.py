@@ -32,11 +32,12 @@ from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task, Variables
 from jprune.masks import apply_masks
-from jprune.recipes import Train, cost_of, evaluate, groups_of
+from jprune.recipes import Train, evaluate
 from jprune.reconstruct import Merge, merges
 from jprune.reconstruct.merge import matrix
 from jprune.report.figures import PRINT
 from jprune.stages.merge import MergeUnits, affines_of, sets_of
+from jprune.train.net import Net as TaskNet
 from jprune.units import expand, map_units
 
 RESULTS = rows.RESULTS / "mechanisms" / "e05.jsonl"
@@ -80,7 +81,7 @@ class Nets:
     def __init__(self, settings: Settings, net: Net, task: Task, group: str, seed: int):
         self.settings, self.task, self.group = settings, task, group
         self.key = jax.random.key(seed)
-        self.groups = groups_of(task)
+        self.groups = TaskNet(task).groups
         self.size = self.groups.sizes[group]
         most = 2 if settings.smoke else None
         rate, decay = settings.learning_rate, net.weight_decay
@@ -143,7 +144,7 @@ def measured(task: Task, pruned: Pruned, before: Variables, group: str) -> rows.
     masks = pruned.masks or {}
     batch = next(task.data.batches("test", 500))
     a, b = task.fn(before, batch["image"]), task.fn(pruned.variables, batch["image"])
-    cost = cost_of(task)
+    cost = TaskNet(task).cost
     return {
         "kept": float(np.mean(masks.get(group, 1.0))),
         "params": float(cost(masks).params) / float(cost({}).params),
@@ -249,7 +250,7 @@ def made(settings: Settings) -> Iterator[rows.Row]:
         settings.nets[-1:] if settings.smoke else settings.nets, seeds_of(settings)
     ):
         task = task_of(name, mnist(settings))
-        group = groups_of(task).names[-1] if settings.smoke else GROUP
+        group = TaskNet(task).groups.names[-1] if settings.smoke else GROUP
         for arm, pruned, before, more in Nets(settings, NETS[name], task, group, seed):
             seen = measured(task, pruned, before, group)
             net = {"net": name, **NETS[name]._asdict()}

@@ -29,10 +29,11 @@ from experiments import rows
 from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from experiments.mechanisms._nets import cifar10, mnist, task_of
 from jprune.base import Budget, Pruned, Task
-from jprune.recipes import Train, cost_of, evaluate
+from jprune.recipes import Train, evaluate
 from jprune.report.figures import PRINT
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.structures import norms_of
+from jprune.train.net import Net
 
 RESULTS = rows.RESULTS / "mechanisms" / "e13.jsonl"
 WHOLE = Budget(macs=1.0)
@@ -112,7 +113,7 @@ def nets(settings: Settings, net: str, task: Task, seed: int) -> Iterator[rows.R
             "families": "+".join(penalty.families),
             "strength": float(penalty.strength),
             "zeros": seen["metrics"]["zeros"],
-            "macs": float(cost_of(task)(read.masks).macs) / float(cost_of(task)({}).macs),
+            "macs": float(Net(task).cost(read.masks).macs) / float(Net(task).cost({}).macs),
             "kept": {
                 f"{kind} {short(name)}": int(np.count_nonzero(norm))
                 for kind, of_kind in norms.items()

@@ -36,12 +36,13 @@ from jprune import allocate, criteria, curvature, data, errors, run_criterion
 from jprune.base import Batch, Budget, Criterion, Groups, Pruned, Scores, Task
 from jprune.forms.opened import dense_of
 from jprune.masks import apply_masks
-from jprune.recipes import Prune, Train, groups_of, weight_masks
+from jprune.recipes import Prune, Train
 from jprune.recipes.kronecker import METHODS
 from jprune.report.figures import PRINT
 from jprune.stages.eigenbasis import COLUMNS, ROWS, Form, Rotate
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.prune import fractions
+from jprune.train.net import Net
 
 RESULTS = rows.RESULTS / "mechanisms" / "e28.jsonl"
 NETS = {"lenet5": ("mnist", 600, 0.02), "resnet8": ("cifar10", 400, 0.1)}
@@ -129,7 +130,7 @@ class Pruner:
         self.filters: dict[str, tuple[PruneFilters, Criterion, Any]] = {}
         for form in METHODS:
             stage = PruneFilters(Budget(density=1.0), form)
-            criterion = stage.criterion(case.task, groups_of(case.task), self.key)
+            criterion = stage.criterion(case.task, Net(case.task).groups, self.key)
             state = criterion.init(case.dense.variables)
             for batch in case.batches:
                 state = criterion.update(state, case.dense.variables, batch)
@@ -172,7 +173,7 @@ def of_half_the_macs(pruner: Pruner) -> Iterator[Arm]:
             pool = "sum" if name == "uniform" else "mean"
             stage = Prune(unused, allocator, budget, pool=pool)
             masks = stage.of_units(case.dense, case.task, scores)
-            variables = apply_masks(case.dense.variables, weight_masks(case.task, masks))
+            variables = apply_masks(case.dense.variables, Net(case.task).weight_masks(masks))
             pruned = case.dense._replace(variables=variables, masks=masks)
             record = fractions(case.task, masks)
             yield Arm("macs", f"{criterion}, {name}", None, pruned, record)
@@ -180,7 +181,7 @@ def of_half_the_macs(pruner: Pruner) -> Iterator[Arm]:
 
 def scored(case: Case) -> dict[str, Scores]:
     """Scores of the other criteria."""
-    task, groups, key = case.task, groups_of(case.task), jax.random.fold_in(case.key, 4)
+    task, groups, key = case.task, Net(case.task).groups, jax.random.fold_in(case.key, 4)
     taylor = lambda **options: criteria.taylor(task.fn, task.loss, groups, **options)
     found = {
         "l1": criteria.magnitude(1),

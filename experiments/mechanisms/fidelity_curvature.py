@@ -34,8 +34,9 @@ from jprune.base import Batch, Criterion, Groups, Pruned, Task, Variables
 from jprune.criteria.kronecker import unit_scores
 from jprune.curvature import Factors, kfac, layers_of, mean_loss
 from jprune.graph import gated
-from jprune.recipes import Train, groups_of
+from jprune.recipes import Train
 from jprune.report.figures import PRINT
+from jprune.train.net import Net
 from jprune.units import leaves_by_path
 
 RESULTS = rows.RESULTS / "mechanisms" / "fidelity.jsonl"
@@ -152,7 +153,7 @@ def trained(settings: Settings, net: str, seed: int) -> Case:
     size = 100 if settings.smoke else 250
     found = images.batches("train", size, seed=seed)
     batches = list(itertools.islice(found, 1 if settings.smoke else settings.images // size))
-    return Case(task, groups_of(task), pruned.variables, batches, jax.random.fold_in(key, 2))
+    return Case(task, Net(task).groups, pruned.variables, batches, jax.random.fold_in(key, 2))
 
 
 def measured(case: Case, without: np.ndarray) -> np.ndarray:

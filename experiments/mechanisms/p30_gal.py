@@ -30,9 +30,10 @@ from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.learners import Terms
 from jprune.masks import apply_masks
-from jprune.recipes import Train, cost_of, evaluate, weight_masks
+from jprune.recipes import Train, evaluate
 from jprune.report.figures import PRINT
 from jprune.stages.adversarial import Adversarial, Settle, Soft
+from jprune.train.net import Net
 
 RESULTS = rows.RESULTS / "mechanisms" / "p30.jsonl"
 STRENGTHS = (0.1, 0.3, 1.0)
@@ -116,7 +117,7 @@ class Nets:
         for number, (name, mask) in enumerate((pruned.masks or {}).items()):
             key = jax.random.fold_in(self.key, 100 + number)
             masks[name] = np.asarray(jax.random.permutation(key, np.sort(mask)))
-        variables = apply_masks(self.dense.variables, weight_masks(self.task, masks))
+        variables = apply_masks(self.dense.variables, Net(self.task).weight_masks(masks))
         return self.dense._replace(variables=variables, masks=masks)
 
     def __iter__(self) -> Iterator[tuple[str, float | None, Pruned]]:
@@ -146,7 +147,7 @@ def permuted(task: Task) -> Task:
 
 def measured(nets: Nets, arm: str, pruned: Pruned) -> rows.Row:
     """Accuracy before and after fine-tuning, and what is left."""
-    masks, cost = pruned.masks or {}, cost_of(nets.task)
+    masks, cost = pruned.masks or {}, Net(nets.task).cost
     before = evaluate(nets.task, pruned.variables, "test")
     tuned = pruned if arm == "labels" else nets.tuned(pruned)
     return {

@@ -26,8 +26,9 @@ from experiments.mechanisms._nets import cifar10, task_of
 from jprune.base import Budget, Pruned
 from jprune.learners import Terms
 from jprune.masks import apply_masks
-from jprune.recipes import cost_of, evaluate, groups_of, weight_masks
+from jprune.recipes import evaluate
 from jprune.report.figures import PRINT
+from jprune.train.net import Net
 
 RESULTS = rows.RESULTS / "mechanisms" / "p30b.jsonl"
 
@@ -67,7 +68,7 @@ class Nets(p30_gal.Nets):
     def without(self, blocks: Sequence[str]) -> Pruned:
         """The dense net without some blocks."""
         masks = {block: np.zeros(1, bool) for block in blocks}
-        variables = apply_masks(self.dense.variables, weight_masks(self.task, masks))
+        variables = apply_masks(self.dense.variables, Net(self.task).weight_masks(masks))
         return self.dense._replace(variables=variables, masks=masks)
 
     def arms(self, budget: Budget) -> Iterator[tuple[str, str | None, Pruned]]:
@@ -76,7 +77,7 @@ class Nets(p30_gal.Nets):
         gal = self.pruned(budget, None, Terms(mu=self.settings.mu))
         gone = [name for name, mask in (gal.masks or {}).items() if not np.any(mask)]
         yield "gal", named(gone), gal
-        blocks = [branch.name for branch in groups_of(self.task).branches]
+        blocks = [branch.name for branch in Net(self.task).groups.branches]
         for cut in itertools.combinations(blocks, len(gone)):
             yield "cut", named(cut), self.without(cut)
 
@@ -152,7 +153,7 @@ def made(settings: Settings) -> Iterator[rows.Row]:
     task = task_of("resnet8", cifar10(settings))
     if settings.smoke:
         settings = dataclasses.replace(settings, mask_steps=4)
-    cost = cost_of(task)
+    cost = Net(task).cost
     for seed in seeds_of(settings):
         nets = Nets(settings, task, seed)
         for arm, block, pruned in nets.arms(Budget(density=settings.density)):

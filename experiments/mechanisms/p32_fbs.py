@@ -35,10 +35,11 @@ from jprune.cost.samples import gates_of
 from jprune.data.deformed import DEFORMATIONS
 from jprune.learners import Boosting
 from jprune.masks import apply_masks
-from jprune.recipes import Evaluate, Train, groups_of
+from jprune.recipes import Evaluate, Train
 from jprune.report.figures import PRINT
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.feature_boosting import Boost
+from jprune.train.net import Net
 from jprune.units import expand
 from jprune.zoo import layers
 
@@ -126,13 +127,13 @@ class Nets:
 
     def masked(self, start: Pruned, masks: dict[str, np.ndarray], epochs: float) -> Pruned:
         """A net of fixed channels, trained."""
-        variables = apply_masks(start.variables, expand(groups_of(self.task), masks))
+        variables = apply_masks(start.variables, expand(Net(self.task).groups, masks))
         begun = start._replace(variables=variables, masks=masks)
         return self.training(epochs)(begun, self.task, jax.random.fold_in(self.key, 3))[0]
 
     def mean_gates(self, pruned: Pruned) -> dict[str, np.ndarray]:
         """{layer: [outputs]} over training images, and how far apart images are."""
-        run = jax.jit(gates_of(self.task.fn, groups_of(self.task)))
+        run = jax.jit(gates_of(self.task.fn, Net(self.task).groups))
         batches = itertools.islice(self.task.data.batches("train", 100), 20)
         seen = [run(pruned.variables, batch["image"])[1] for batch in batches]
         gates = {name: np.concatenate([np.asarray(s[name]) for s in seen]) for name in seen[0]}

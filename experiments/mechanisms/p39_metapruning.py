@@ -31,12 +31,13 @@ from jprune import allocate
 from jprune.base import Budget, Pruned, Task
 from jprune.learners import hypernetwork, width_masks
 from jprune.masks import apply_masks
-from jprune.recipes import Train, cost_of, evaluate, groups_of, weight_masks
+from jprune.recipes import Train, evaluate
 from jprune.report.figures import PRINT
 from jprune.search._space import draw
 from jprune.search.widths import Widths
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.reinitialise import BeginAnew, TrainAnew
+from jprune.train.net import Net
 
 RESULTS = rows.RESULTS / "mechanisms" / "p39.jsonl"
 
@@ -109,11 +110,11 @@ class Arms:
     def ranks(self, meta: Pruned) -> Iterator[rows.Row]:
         """Random widths: by the hypernetwork, and from scratch."""
         given, task, key = self.settings, self.task, jax.random.fold_in(self.key, 3)
-        hyper = hypernetwork(task, groups_of(task), self.widths.menu(groups_of(task)))
+        hyper = hypernetwork(task, Net(task).groups, self.widths.menu(Net(task).groups))
         search = Search(self.widths, Rounds(), given.rank_images, self.batches, self.size)
         settled = search.scorer(task, hyper, key)
         stale = dataclasses.replace(search, recalibrate=0).scorer(task, hyper, key)
-        space, widths = self.widths.space(groups_of(task), cost_of(task))
+        space, widths = self.widths.space(Net(task).groups, Net(task).cost)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
         count = 2 if given.smoke else given.nets
         genes = draw(space._replace(low=0.0, high=1.0), rng, count)
@@ -146,17 +147,17 @@ class Arms:
                 "evaluated": metrics["evaluated"],
                 "macs": metrics["macs"],
             }
-        groups, masks = groups_of(task), found["evolution"].masks
+        groups, masks = Net(task).groups, found["evolution"].masks
         scores = {name: -np.arange(size, dtype=float) for name, size in groups.sizes.items()}
-        kept = float(cost_of(task)(masks).macs) / float(cost_of(task)({}).macs)
-        uniform: Any = allocate.uniform(scores, Budget(macs=kept), cost_of(task))
+        kept = float(Net(task).cost(masks).macs) / float(Net(task).cost({}).macs)
+        uniform: Any = allocate.uniform(scores, Budget(macs=kept), Net(task).cost)
         for number, (arm, chosen) in enumerate((("searched", masks), ("uniform", uniform))):
             small = self.from_scratch(chosen, given.epochs, 50 + number)
-            variables = apply_masks(small.variables, weight_masks(task, chosen))
+            variables = apply_masks(small.variables, Net(task).weight_masks(chosen))
             yield {
                 "part": "net",
                 "arm": arm,
-                "macs": float(cost_of(task)(chosen).macs) / float(cost_of(task)({}).macs),
+                "macs": float(Net(task).cost(chosen).macs) / float(Net(task).cost({}).macs),
                 "widths": [int(np.sum(mask)) for mask in chosen.values()],
                 "accuracy": evaluate(task, variables, "test")["accuracy"],
             }

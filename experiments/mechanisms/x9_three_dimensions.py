@@ -27,7 +27,7 @@ from experiments.claims import Claim, Finding, collect, seeds_of, shown
 from experiments.mechanisms._nets import cifar10, task_of
 from jprune import errors
 from jprune.base import Budget, Pruned, Task
-from jprune.recipes import Evaluate, Save, Train, cost_of, run
+from jprune.recipes import Evaluate, Save, Train, run
 from jprune.report.figures import PRINT
 from jprune.search import fit
 from jprune.stages.dimensions import (
@@ -39,6 +39,7 @@ from jprune.stages.dimensions import (
     seen_of,
     where,
 )
+from jprune.train.net import Net
 from jprune.train.resolution import at_resolution
 
 RESULTS = rows.RESULTS / "mechanisms" / "x9.jsonl"
@@ -153,7 +154,7 @@ class Arms:
     def cost(self, net: Pruned) -> float:
         """MACs, as a fraction of the dense net's."""
         at = at_resolution(self.task, net)
-        return float(cost_of(at)(net.masks or {}).macs) / float(cost_of(self.task)({}).macs)
+        return float(Net(at).cost(net.masks or {}).macs) / float(Net(self.task).cost({}).macs)
 
     def tuned(self, part: str, arm: str, net: Pruned, finetune: Train) -> rows.Row:
         """A net that is compared, fine-tuned."""

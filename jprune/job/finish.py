@@ -15,11 +15,11 @@ from jprune.forms.opened import dense_of
 from jprune.forms.winners import has_dynamic
 from jprune.graph import slim, slim_params
 from jprune.masks import apply_masks
-from jprune.recipes import groups_of, slim_net, unit_masks
 from jprune.runs.checkpoint import save_tree
 from jprune.runs.files import atomic_write
 from jprune.stages.evaluate import record
 from jprune.train.evaluate import EVALUATION_BATCH
+from jprune.train.net import Net
 from jprune.train.resolution import seen_at
 from jprune.units import expand
 
@@ -48,7 +48,7 @@ class Law:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record."""
         del key
-        groups, masks = groups_of(task), unit_masks(task, pruned)
+        groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
         dense = dense_of(pruned.variables)
         masked, fn = apply_masks(dense, expand(groups, masks, roles=("in",))), self.fn
         if has_dynamic(pruned.variables):
@@ -96,8 +96,8 @@ class Export:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net; the files."""
         del key
-        fn, variables = slim_net(task, pruned)
-        exact = slim(self.fn, groups_of(task), unit_masks(task, pruned))
+        fn, variables = Net(task).slim(pruned)
+        exact = slim(self.fn, Net(task).groups, Net(task).unit_masks(pruned))
         exact = seen_at(exact, pruned.resolution)
         save_tree(self.folder / "params", variables)
         model = export.stablehlo(fn, variables, task.example)
@@ -134,7 +134,7 @@ class Measure:
         del key
         dense = pruned.saved.get("dense", pruned.variables)
         table: dict[str, Any] = measure.xla_latency(
-            (task.fn, dense), slim_net(task, pruned), task.example, seconds=self.seconds
+            (task.fn, dense), Net(task).slim(pruned), task.example, seconds=self.seconds
         )
         found = {"dense": dict(table["dense"]), "pruned": dict(table["slim"])}
         for name, value in self._tflite(dense, task).items():

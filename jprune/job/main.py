@@ -18,7 +18,7 @@ from jprune.base import Budget, Pruned, Recipe, Task
 from jprune.job.finish import Export, Law, Measure
 from jprune.job.nets import net_for
 from jprune.job.result import Asked, write_result
-from jprune.recipes import Evaluate, Prune, Train, cost_of, groups_of, shapes_of
+from jprune.recipes import Evaluate, Prune, Train
 from jprune.runs.devices import from_first
 from jprune.runs.directory import held
 from jprune.runs.execution import execute
@@ -26,6 +26,7 @@ from jprune.runs.files import PathLike
 from jprune.runs.loop import SAVE_SECONDS
 from jprune.runs.progress import Progress, Silent
 from jprune.stages.frame import check
+from jprune.train.net import Net
 from jprune.train.task import task as task_of
 from jprune.zoo import pretrained
 
@@ -184,7 +185,7 @@ def about(job: Job) -> dict[str, Any]:
 def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
     """Training of the dense net (None where it is read) and fine-tuning."""
     usual = USUAL.get(job.data, USUAL["cifar10"])
-    has_norms = bool(jax.tree.leaves(task.split(shapes_of(task))[1]))
+    has_norms = bool(jax.tree.leaves(task.split(Net(task).shapes)[1]))
     slower = 1.0 if has_norms else WITHOUT_NORMS
     batch_size = job.batch_size or usual.batch_size
 
@@ -252,7 +253,7 @@ def with_frozen(task: Task, budget: Budget, patterns: Sequence[str]) -> Budget:
     Raises:
         ArgumentError: a pattern that names no group.
     """
-    sizes = groups_of(task).sizes
+    sizes = Net(task).groups.sizes
     floors = dict(budget.floors)
     for pattern in patterns:
         named = fnmatch.filter(sizes, pattern)
@@ -271,9 +272,9 @@ def check_budget(task: Task, budget: Budget) -> None:
     Raises:
         BudgetError: the message says the smallest that can be met.
     """
-    groups = groups_of(task)
+    groups = Net(task).groups
     scores = {name: np.zeros(size) for name, size in groups.sizes.items()}
-    allocate.uniform(scores, budget, cost_of(task))
+    allocate.uniform(scores, budget, Net(task).cost)
 
 
 def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from jprune.base import Budget, Pruned, Task
 from jprune.graph import slim_params
 from jprune.graph.shrink.plans import plan_of
 from jprune.masks import density
-from jprune.recipes import groups_of, shapes_of, unit_masks
 from jprune.runs.directory import RunDirectory
 from jprune.runs.files import read_json, write_json
+from jprune.train.net import Net
 
 
 class Asked(NamedTuple):
@@ -44,8 +44,8 @@ def write_result(
     """
     path = directory.path / "result.json"
     if not path.exists():
-        groups, masks = groups_of(task), unit_masks(task, pruned)
-        shapes, small = shapes_of(task), slim_params(groups, masks, pruned.variables)
+        groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
+        shapes, small = Net(task).shapes, slim_params(groups, masks, pruned.variables)
         plan = plan_of(task.fn, shapes, task.example, groups=groups, masks=masks, small=small)
         if pruned.resolution is not None:
             plan["resolution"] = np.asarray(pruned.resolution).tolist()

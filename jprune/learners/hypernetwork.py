@@ -122,7 +122,7 @@ def hypernetwork(
     Example:
         >>> from jprune import data, recipes, train, zoo
         >>> task = train.task(zoo.build("lenet300", shape=(8, 8, 1)), data.load("digits"))
-        >>> groups = recipes.groups_of(task)
+        >>> groups = Net(task).groups
         >>> free = Menu(groups.names, np.array([300, 100]), np.array([[30, 300], [10, 100]]))
         >>> hyper, net = hypernetwork(task, groups, free, 2), task.init(jax.random.key(0))
         >>> small = hyper.net(hyper.init(jax.random.key(1), net), net, np.array([30, 10]))

@@ -21,7 +21,7 @@ from jprune.stages.saving import Rewind, Save
 from jprune.stages.train import Train
 from jprune.train.distill import distilled
 from jprune.train.evaluate import evaluate
-from jprune.train.net import cost_of, groups_of, shapes_of, slim_net, unit_masks, weight_masks
+from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.step import plain
 
@@ -31,6 +31,7 @@ __all__ = [
     "Evaluate",
     "Learner",
     "LongStage",
+    "Net",
     "Prune",
     "Recalibrate",
     "Repeat",
@@ -38,18 +39,12 @@ __all__ = [
     "Save",
     "Sgd",
     "Train",
-    "cost_of",
     "distilled",
     "evaluate",
     "find",
-    "groups_of",
     "options",
     "plain",
     "read_options",
     "run",
-    "shapes_of",
-    "slim_net",
-    "unit_masks",
     "unrolled",
-    "weight_masks",
 ]

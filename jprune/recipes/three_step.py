@@ -16,7 +16,7 @@ References:
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from jprune.stages.recalibrate import Recalibrate
 from jprune.stages.rounds import in_rounds
 from jprune.stages.saving import Save
 from jprune.stages.train import Train
-from jprune.train.net import traced
+from jprune.train.net import Net
 
 ALLOCATORS: dict[str, Allocator] = {
     "uniform": allocate.uniform,
@@ -170,12 +170,11 @@ OF_WEIGHTS: dict[CriterionOf, CriterionOf] = {random_of: random_weights_of}
 def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """The squared gradient of a gate behind the norm: the paper's Taylor-FO-BN."""
     del groups, key
-    return _taylor(task.fn, task.loss, task.init, task.example)
+    return Net(task).once(_taylor, task.loss)
 
 
-@lru_cache(maxsize=4)  # rounds share what was compiled
-def _taylor(fn: Any, loss: Any, init: Any, example: Any) -> Criterion:
-    return criteria.taylor(fn, loss, traced(fn, init, example), form="gate", at="norm")
+def _taylor(net: Net, loss: Any) -> Criterion:
+    return criteria.taylor(net.task.fn, loss, net.groups, form="gate", at="norm")
 
 
 METHODS: dict[str, Callable[..., Recipe]] = {

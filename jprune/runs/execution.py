@@ -11,11 +11,12 @@ import jax
 from jprune import errors
 from jprune.base import Pruned, Records, Stage, Task
 from jprune.forms.leaf_type import is_leaf_type
-from jprune.recipes import LongStage, evaluate, shapes_of, unrolled
+from jprune.recipes import LongStage, evaluate, unrolled
 from jprune.runs import checkpoint, devices, loop
 from jprune.runs.directory import RunDirectory
 from jprune.runs.files import make_folder, read_json, read_lines, write_json, write_lines
 from jprune.runs.progress import Progress, Silent
+from jprune.train.net import Net
 from jprune.train.resolution import at_resolution
 
 
@@ -201,7 +202,7 @@ def _latest(folders: Sequence[pathlib.Path], task: Task) -> Pruned | None:
         shapes = lambda tree: jax.tree.map(
             lambda leaf: (leaf.shape, str(leaf.dtype)), tree, is_leaf=is_leaf_type
         )
-        if shapes(pruned.variables) != shapes(shapes_of(task)):
+        if shapes(pruned.variables) != shapes(Net(task).shapes):
             raise errors.CheckpointError(
                 f"the net in {folder / 'state'} is not {task.name}: its arrays have other names or "
                 f"shapes. Delete the folder {folder}, or start anew with --overwrite."

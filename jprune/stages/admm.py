@@ -33,7 +33,7 @@ from jprune.stages.structures import (
     paths_of,
 )
 from jprune.stages.train import Train, trained
-from jprune.train.net import by_path, refuse_nan, weight_masks
+from jprune.train.net import Net
 from jprune.train.optimizers import Optimizer, Sgd
 from jprune.train.step import TrainState, plain
 
@@ -129,7 +129,7 @@ def nearest(
     variables: PyTree,
 ) -> tuple[Scores, Alive]:
     """Norms as the projection sees them, of each kind after those before it, and what it keeps."""
-    seen = supports([(blocks[kind], counts[kind]) for kind in blocks], by_path(task, variables))
+    seen = supports([(blocks[kind], counts[kind]) for kind in blocks], Net(task).leaves(variables))
     norms = {
         kind: {name: np.sqrt(np.asarray(square, float)) for name, square in each.squares.items()}
         for kind, each in zip(blocks, seen)
@@ -257,7 +257,7 @@ class Admm:
         task = train.taught(task, pruned)
         blocks, counts = self.sets.blocks(task), self.sets.counts(task, pruned)
         touched = {m.path for of in blocks.values() for b in of.values() for m in b.members}
-        refuse_nan(task, pruned.variables, tuple(sorted(touched)))
+        Net(task).refuse_nan(pruned.variables, tuple(sorted(touched)))
         paths = jax.tree.flatten(paths_of(task))
         inner: Optimizer = Sgd(
             train.learning_rate, train.schedule, steps, train.momentum, train.weight_decay
@@ -273,7 +273,7 @@ class Admm:
             self.growth,
             self.limit,
         )
-        masks = weight_masks(task, pruned.masks)
+        masks = Net(task).weight_masks(pruned.masks)
         learner = plain(task, pruned, masks, optimizer, key, train.batch_size)
 
         @functools.partial(jax.jit, donate_argnums=0)
@@ -338,7 +338,7 @@ class Cut:
             left = scored(norms, alive)
             alive = allocated(task, left, self.sets.budget, ALLOCATORS["uniform"], pruned.masks)
             masks = masks_of(task, alive, pruned.masks)
-        variables = apply_masks(pruned.variables, weight_masks(task, masks))
+        variables = apply_masks(pruned.variables, Net(task).weight_masks(masks))
         seen = fractions(task, masks) | {"gap": gap(task, pruned.variables, blocks, counts)}
         return Pruned(variables, masks, None, pruned.saved), [record(self.name, seen)]
 
@@ -355,7 +355,7 @@ def gap(
 ) -> float:
     """||W - projection of W|| / ||W|| over the leaves that are projected."""
     project = projection([(blocks[kind], counts[kind]) for kind in blocks])
-    leaves = by_path(task, variables)
+    leaves = Net(task).leaves(variables)
     near = project(leaves)
     away = sum(float(jnp.sum((leaves[path] - leaf) ** 2)) for path, leaf in near.items())
     return (away / sum(float(jnp.sum(leaves[path] ** 2)) for path in near)) ** 0.5

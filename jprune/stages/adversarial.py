@@ -20,7 +20,7 @@ from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.saving import saved
 from jprune.stages.train import Train
-from jprune.train.net import cost_of, groups_of, unit_masks, weight_masks
+from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.step import stream
 
@@ -51,7 +51,7 @@ def kept_units(task: Task, budget: Budget, masks: dict[str, Any], xnp: Any = np)
 
     Masks that are drawn may be below 0 until the first step makes zeros of them.
     """
-    sizes = groups_of(task).sizes
+    sizes = Net(task).groups.sizes
 
     def one(name: str, mask: Any) -> Any:
         size = sizes.get(name, 1)
@@ -76,7 +76,7 @@ def price(task: Task, budget: Budget, masks: dict[str, Any], xnp: Any = np) -> A
             f"gal cannot meet Budget({budget.kind}={budget.value}) while it trains; write "
             "Budget(macs=...), params or density."
         )
-    model, kept = cost_of(task), kept_units(task, budget, masks, xnp)
+    model, kept = Net(task).cost, kept_units(task, budget, masks, xnp)
     gates = {name: mask.astype(np.float32) for name, mask in kept.items()}
     return getattr(model(gates), budget.kind) / getattr(model({}), budget.kind)
 
@@ -137,13 +137,13 @@ class Adversarial:
             FrozenError: a gate on something frozen.
             BudgetError: not even masks that are all 0 meet the budget.
         """
-        groups, soft, given = groups_of(task), self.soft, self.train
+        groups, soft, given = Net(task).groups, self.soft, self.train
         sizes = self.sizes(task)
         ends = ends_of(task, groups, sizes, pruned.variables)
         masked = lambda masks, tree: scaled(groups, masks, ends, tree)
         steps = given.steps(task.data.sizes["train"])
         every = max(1, steps // soft.steps)
-        held = weight_masks(task, pruned.masks)
+        held = Net(task).weight_masks(pruned.masks)
         sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
         judge = Sgd(self.judge_rate, "constant", steps, given.momentum, 0.0)
         optimizers = (
@@ -181,7 +181,7 @@ class Adversarial:
 
     def sizes(self, task: Task) -> dict[str, int]:
         """{group or residual branch: how many masks}."""
-        groups, floors = groups_of(task), self.budget.floors if self.budget else {}
+        groups, floors = Net(task).groups, self.budget.floors if self.budget else {}
         known = sizes_of(groups, self.soft.masks.split("+"))
         whole = [name for name, floor in floors.items() if floor >= groups.sizes.get(name, 1)]
         return chosen(groups, known, [p for p in self.soft.gates.split(":") if p], whole)
@@ -266,8 +266,9 @@ class Settle:
                 "Write a larger strength or mask_rate, more epochs, or leave strength out."
             )
         masks = rounded(task, budget, soft, kept_units(task, budget, soft))
-        masks = {**unit_masks(task, pruned), **{n: np.asarray(m, bool) for n, m in masks.items()}}
-        variables = apply_masks(pruned.variables, weight_masks(task, masks))
+        chosen = {name: np.asarray(mask, bool) for name, mask in masks.items()}
+        masks = {**Net(task).unit_masks(pruned), **chosen}
+        variables = apply_masks(pruned.variables, Net(task).weight_masks(masks))
         seen = fractions(task, masks) | {"reached": reached}
         return pruned._replace(variables=variables, masks=masks, extra=None), [
             record(self.name, seen)
@@ -281,13 +282,13 @@ def rounded(
 
     Blocks and branches stay as they are: channels get what these leave of the budget.
     """
-    sizes = groups_of(task).sizes
+    sizes = Net(task).groups.sizes
     scores = {n: m for n, m in soft.items() if n in sizes and m.size > 1}
     if budget.multiple_of == 1 or not scores:
         return masks
     single = {n: m for n, m in masks.items() if n not in scores}
     if not single:
-        return global_topk(scores, budget, cost_of(task))
+        return global_topk(scores, budget, Net(task).cost)
     if budget.kind == "density":
         units = sum(m.size for m in scores.values())
         entries = units + sum(soft[name].size for name in single)
@@ -297,5 +298,5 @@ def rounded(
         whole = {n: np.ones(soft[n].size, bool) for n in scores}
         left = float(budget.value) / float(price(task, budget, {**whole, **single}))
     asked = dataclasses.replace(budget, **{budget.kind: min(1.0, left)})
-    model = cost_of(task)
+    model = Net(task).cost
     return masks | global_topk(scores, asked, lambda channels: model({**single, **channels}))

@@ -31,7 +31,7 @@ from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.train import Train, trained
 from jprune.stages.walk import mergeable
-from jprune.train.net import are_units, cost_of, groups_of, unit_masks, weight_masks
+from jprune.train.net import Net, are_units
 from jprune.train.optimizers import Sgd
 from jprune.train.rates import LEARNING_RATES
 from jprune.train.step import TrainState, plain
@@ -71,15 +71,15 @@ class Cluster:
             ArgumentError: nothing is mergeable, weights that are not finite, or masks of weights.
             BudgetError: a budget that cannot be met.
         """
-        groups = groups_of(task)
+        groups = Net(task).groups
         if pruned.masks is not None and not are_units(groups, pruned.masks):
             raise errors.ArgumentError(
                 "csgd merges units, and came to a net of which single weights are masked: the sums "
                 "would fill them again. Merge first."
             )
-        masks = unit_masks(task, pruned)
+        masks = Net(task).unit_masks(pruned)
         alive = {name: np.asarray(masks[name], bool) for name in mergeable(task)}
-        kept = widths(alive, self.budget, cost_of(task), lambda chosen: {**masks, **chosen})
+        kept = widths(alive, self.budget, Net(task).cost, lambda chosen: {**masks, **chosen})
         found = {}
         for number, (name, there) in enumerate(alive.items()):
             points = self.points(groups, pruned.variables, name)[there]
@@ -94,9 +94,9 @@ class Cluster:
 
     def check(self, task: Task) -> None:
         """Refuses a net of which nothing is mergeable, and a budget that cannot be met."""
-        masks = ones(groups_of(task))
+        masks = ones(Net(task).groups)
         alive = {name: masks[name] for name in mergeable(task)}
-        widths(alive, self.budget, cost_of(task), lambda chosen: {**masks, **chosen})
+        widths(alive, self.budget, Net(task).cost, lambda chosen: {**masks, **chosen})
 
     def points(self, groups: Groups, variables: Variables, name: str) -> np.ndarray:
         """[units, fan]: what is clustered."""
@@ -144,7 +144,7 @@ class Pull:
         Raises:
             ArgumentError: there are no clusters.
         """
-        groups, masks = groups_of(task), weight_masks(task, pruned.masks)
+        groups, masks = Net(task).groups, Net(task).weight_masks(pruned.masks)
         members = task.split(memberships(groups, clusters_in(pruned)))[0]
         given, steps = self.train, self.train.steps(task.data.sizes["train"])
         task = given.taught(task, pruned)
@@ -226,7 +226,8 @@ class MergeClusters:
             ArgumentError: there are no clusters.
         """
         del key
-        groups, clusters, masks = groups_of(task), clusters_in(pruned), unit_masks(task, pruned)
+        net, clusters = Net(task), clusters_in(pruned)
+        groups, masks = net.groups, net.unit_masks(pruned)
         left = {
             name: first_of(labels) & np.asarray(masks[name], bool)
             for name, labels in clusters.items()
@@ -234,7 +235,7 @@ class MergeClusters:
         mapped = {name: merge_map(labels) for name, labels in clusters.items()}
         variables = map_units(groups, pruned.variables, mapped, ("in",))
         masks = {**masks, **left}
-        variables = apply_masks(variables, weight_masks(task, masks))
+        variables = apply_masks(variables, Net(task).weight_masks(masks))
         gone = sum(len(labels) - int(first_of(labels).sum()) for labels in clusters.values())
         seen = {
             **fractions(task, masks),
@@ -282,7 +283,7 @@ def merge_map(labels: np.ndarray) -> np.ndarray:
 
 def deviation(task: Task, variables: Variables, clusters: Mapping[str, np.ndarray]) -> float:
     """Sum of the squared differences of parameters from the means of their clusters."""
-    members = memberships(groups_of(task), clusters)
+    members = memberships(Net(task).groups, clusters)
     return float(deviation_of(task.split(variables)[0], task.split(members)[0]))
 
 

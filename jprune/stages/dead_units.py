@@ -16,7 +16,7 @@ from jprune.graph.couple.coupling import couple
 from jprune.masks import apply_masks
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
-from jprune.train.net import as_tree, by_path, groups_of, shapes_of, unit_masks
+from jprune.train.net import Net
 from jprune.units import expand, to_units
 
 Units = dict[str, np.ndarray]
@@ -44,12 +44,12 @@ class RemoveDead:
         Raises:
             BudgetError: the net is cut: no path is left from its inputs to its outputs.
         """
-        groups = groups_of(task)
-        before = unit_count(unit_masks(task, pruned._replace(masks=None)))
+        groups = Net(task).groups
+        before = unit_count(Net(task).unit_masks(pruned._replace(masks=None)))
         x = jax.random.normal(key, (2, *task.example.shape[1:]), task.example.dtype)
         kept_silent = {name: np.zeros(size, bool) for name, size in groups.sizes.items()}
         while True:
-            alive = unit_masks(task, pruned)
+            alive = Net(task).unit_masks(pruned)
             masks = narrowed(pruned.masks, expand(groups, alive))
             pruned = under(masks, pruned.variables, pruned)
             fed, read = (has_weights(groups, masks, role) for role in ("kernel", "in"))
@@ -129,7 +129,7 @@ def folded(
     Returns:
         The variables under which the units may go, and which of them may.
     """
-    groups = groups_of(task)
+    groups = Net(task).groups
     targets = bias_of(task)
     while any(units.any() for units in silent.values()):
         heard = listen(task, variables, silent, x)
@@ -147,12 +147,12 @@ def folded(
         }
     else:
         return variables, silent
-    leaves = by_path(task, variables)
+    leaves = Net(task).leaves(variables)
     for layer, said in heard.items():
         if np.any(said.adds):
             path, sign = targets[layer]
             leaves[path] = leaves[path] + sign * said.adds.astype(leaves[path].dtype)
-    moved = as_tree(task, leaves)
+    moved = Net(task).tree(leaves)
     out = expand(groups, {name: ~units for name, units in silent.items()}, ("in",))
     now, then = task.fn(variables, x), task.fn(apply_masks(moved, out), x)
     if float(jnp.abs(now - then).max()) > 1e-4 * float(jnp.abs(now).max()):
@@ -175,7 +175,7 @@ class Said(NamedTuple):
 
 def listen(task: Task, variables: Variables, silent: Units, x: jax.Array) -> dict[str, Said]:
     """What constant units say, by consumer."""
-    groups = groups_of(task)
+    groups = Net(task).groups
     out_axis = {site.layer: site.axis for site in groups.sites if site.kind == "out"}
 
     def handler(site: Site, value: Any, heard: dict[str, Said]) -> tuple[Any, dict[str, Said]]:
@@ -217,8 +217,8 @@ def bias_of(task: Task) -> dict[str, tuple[str, int]]:
 
     It is the parameter that a layer's result meets first, read off the jaxpr.
     """
-    coupling = couple(task.fn, shapes_of(task), task.example)
-    uses, paths, groups = coupling.uses, coupling.paths, groups_of(task)
+    coupling = couple(task.fn, Net(task).shapes, task.example)
+    uses, paths, groups = coupling.uses, coupling.paths, Net(task).groups
     order = sorted(uses.first, key=lambda leaf: uses.first[leaf])
     found = {}
     for kernel, leaf in itertools.pairwise(order):

@@ -18,7 +18,7 @@ from jprune.search import fit, optimum
 from jprune.stages.evaluate import record
 from jprune.stages.saving import saved
 from jprune.train.evaluate import evaluate
-from jprune.train.net import cost_of, groups_of, standing, unit_masks, weight_masks
+from jprune.train.net import Net, standing
 from jprune.train.resolution import Size, at_resolution, check_size, size_of
 from jprune.train.step import stream
 from jprune.units import to_units
@@ -31,7 +31,7 @@ def where(task: Task, pruned: Pruned) -> tuple[float, float, float]:
 
     Units inside a removed block are no part of the width: the net has none of them, kept or not.
     """
-    masks, groups = unit_masks(task, pruned), groups_of(task)
+    masks, groups = Net(task).unit_masks(pruned), Net(task).groups
     blocks = [float(np.all(masks.get(branch.name, True))) for branch in groups.branches]
     there = [np.asarray(masks[name], float) for name in standing(groups, masks)]
     full = task.data.shape[0]
@@ -57,13 +57,13 @@ def fewer_blocks(task: Task, pruned: Pruned, count: int, key: jax.Array) -> dict
 
     One goes at a time; losses are those of a few training batches.
     """
-    groups, masks = groups_of(task), unit_masks(task, pruned)
+    groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
     batch_size = min(128, task.data.sizes["train"])
     batches = [*itertools.islice(stream(task.data, batch_size, key), 4)]
     mean = _mean_loss(task.fn, task.loss)
 
     def loss(gone: dict[str, Any]) -> float:
-        variables = apply_masks(pruned.variables, weight_masks(task, {**masks, **gone}))
+        variables = apply_masks(pruned.variables, Net(task).weight_masks({**masks, **gone}))
         return sum(float(mean(variables, batch)) for batch in batches)
 
     names = [branch.name for branch in groups.branches]
@@ -91,9 +91,9 @@ def fewer_units(
         ArgumentError: no group stands outside the removed blocks.
         BudgetError: no widths meet the budget.
     """
-    groups, cost = groups_of(task), cost_of(task)
+    groups, cost = Net(task).groups, Net(task).cost
     scores = to_units(groups, run_criterion(criteria.magnitude(1), pruned.variables, ()))
-    alive = {**unit_masks(task, pruned), **blocks}
+    alive = {**Net(task).unit_masks(pruned), **blocks}
     scores = {
         name: np.where(np.asarray(alive[name]), np.asarray(scores[name]), -np.inf)
         for name in standing(groups, alive)
@@ -130,7 +130,7 @@ class Narrow:
             ArgumentError: a net without a block to remove, without a unit, or images that it cannot
                 take.
         """
-        groups = groups_of(task)
+        groups = Net(task).groups
         rest = ":".join(name for name in DIMENSIONS if name != self.axis)
         instead = f"Write --set dimensions={rest}, or fewer of them."
         if self.axis == "resolution":
@@ -153,14 +153,14 @@ class Narrow:
             pruned = pruned._replace(resolution=resolution_of(task, self.size(task)))
         else:
             pruned = pruned._replace(masks=self._masks(pruned, task, key))
-            masks = weight_masks(task, pruned.masks)
+            masks = Net(task).weight_masks(pruned.masks)
             pruned = pruned._replace(variables=apply_masks(pruned.variables, masks))
         return pruned, [record(self.name, dict(zip(DIMENSIONS, where(task, pruned))))]
 
     def _masks(self, pruned: Pruned, task: Task, key: jax.Array) -> dict[str, Any]:
         if self.axis == "depth":
-            count = round(self.level * len(groups_of(task).branches))
-            return unit_masks(task, pruned) | fewer_blocks(task, pruned, count, key)
+            count = round(self.level * len(Net(task).groups.branches))
+            return Net(task).unit_masks(pruned) | fewer_blocks(task, pruned, count, key)
         density = {**dict.fromkeys(Budget.KINDS), "density": self.level}
         return fewer_units(task, pruned, dataclasses.replace(self.budget, **density), {})
 
@@ -253,9 +253,9 @@ class Optimum:
 
     def smallest(self, task: Task) -> Pruned:
         """The lower corner of the box, without variables: of the blocks the dearest go."""
-        groups, (depth, width, resolution) = groups_of(task), self.lowest
+        groups, (depth, width, resolution) = Net(task).groups, self.lowest
         size = Narrow("resolution", resolution, self.budget, self.multiple).size(task)
-        masks = unit_masks(task, Pruned(None, None))
+        masks = Net(task).unit_masks(Pruned(None, None))
         if width < 1 and groups.sizes:
             density = {**dict.fromkeys(Budget.KINDS), "density": width}
             blank = {name: np.zeros(count) for name, count in groups.sizes.items()}
@@ -302,7 +302,7 @@ class Optimum:
 
     def box(self, task: Task, lowest: np.ndarray) -> tuple[list[Size], list[int]]:
         """Sizes of images and numbers of blocks that are no smaller than every point's; rising."""
-        height, count = task.data.shape[0], len(groups_of(task).branches)
+        height, count = task.data.shape[0], len(Net(task).groups.branches)
         sizes = sizes_of(task, self.multiple)
         return (
             [size for size in sizes if size[0] >= lowest[2] * height - 1e-6],
@@ -324,9 +324,9 @@ class Optimum:
             smaller = at_resolution(task, net)
             for number in reversed(blocks):
                 gone = fewer_blocks(smaller, net._replace(masks=gone), number, key)
-                masks = {**unit_masks(task, net), **gone}
+                masks = {**Net(task).unit_masks(net), **gone}
                 left = float(self.budget.value) / _cost(task, net._replace(masks=masks))
-                if lowest[1] < 1 and standing(groups_of(task), masks):
+                if lowest[1] < 1 and standing(Net(task).groups, masks):
                     try:
                         allowed = dataclasses.replace(self.budget, macs=min(1.0, left))
                         masks = fewer_units(smaller, net, allowed, gone)
@@ -336,7 +336,7 @@ class Optimum:
                     continue
                 found = net._replace(masks=masks)
                 if (np.array(where(task, found)) >= lowest - 1e-6).all():
-                    variables = apply_masks(net.variables, weight_masks(task, masks))
+                    variables = apply_masks(net.variables, Net(task).weight_masks(masks))
                     yield found._replace(variables=variables)
 
 
@@ -354,5 +354,5 @@ def beside(options: list[int], wanted: float) -> list[int]:
 
 def _cost(task: Task, net: Pruned) -> float:
     """MACs of a net, as a fraction of the dense one's."""
-    macs = cost_of(at_resolution(task, net))(net.masks or {}).macs
-    return float(macs) / float(cost_of(task)({}).macs)
+    macs = Net(at_resolution(task, net)).cost(net.masks or {}).macs
+    return float(macs) / float(Net(task).cost({}).macs)

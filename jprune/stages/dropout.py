@@ -9,7 +9,7 @@ import numpy as np
 from jprune.base import Pruned, Records, Task
 from jprune.stages.evaluate import record
 from jprune.stages.saving import saved
-from jprune.train.net import as_tree, by_path
+from jprune.train.net import Net
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +28,13 @@ class RescaleDropout:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net with other rates."""
         del key
-        leaves, masks = by_path(task, pruned.variables), by_path(task, pruned.masks)
-        dense, rates = by_path(task, saved(pruned, "dense", "RescaleDropout")), {}
+        leaves, masks = Net(task).leaves(pruned.variables), Net(task).leaves(pruned.masks)
+        dense, rates = Net(task).leaves(saved(pruned, "dense", "RescaleDropout")), {}
         for path in leaves:
             collection, *layer, last = path.split("/")
             mask = masks.get("/".join(["params", *layer, "kernel"]))
             if (collection, last) == ("stats", "dropout") and mask is not None:
                 rates[path] = float(dense[path] * np.sqrt(np.mean(mask)))
                 leaves[path] = jnp.asarray(rates[path], leaves[path].dtype)
-        pruned = pruned._replace(variables=as_tree(task, leaves))
+        pruned = pruned._replace(variables=Net(task).tree(leaves))
         return pruned, [record(self.name, rates)]

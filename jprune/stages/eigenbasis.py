@@ -17,7 +17,7 @@ from jprune.graph import trace
 from jprune.graph.couple.coupling import leaf_paths
 from jprune.stages.evaluate import record
 from jprune.stages.kronecker import calibration, factors_of, floors_of
-from jprune.train.net import cost_as_held, cost_of, groups_of
+from jprune.train.net import Net
 
 CORE = "/factored/core"
 """Ends the path of a factored kernel's core in the opened net."""
@@ -128,9 +128,9 @@ class Rotate:
                 continue
             damage += form.turned.damage.sum() - form.turned.damage[columns][:, rows].sum()
             leaves[path] = form.part(columns, rows, leaves[path].dtype)
-        variables = jax.tree.unflatten(groups_of(task).treedef, list(leaves.values()))
+        variables = jax.tree.unflatten(Net(task).groups.treedef, list(leaves.values()))
         pruned = pruned._replace(variables=variables)
-        dense, kept = cost_of(task)({}), cost_as_held(task, pruned, {})
+        dense, kept = Net(task).cost({}), Net(task).cost_as_held(pruned, {})
         metrics = {
             "density": float(np.mean(np.concatenate(list(masks.values())))),
             "params": float(kept.params) / float(dense.params),
@@ -141,9 +141,9 @@ class Rotate:
 
     def forms(self, variables: Variables, task: Task, key: jax.Array) -> dict[str, Form]:
         """{kernel: its form} of all layers that are rotated."""
-        fn, plain = opened(task.fn, variables)
+        fn, plain = opened(Net(task).fn, variables)
         dense = not has_leaf_types(variables)
-        groups = groups_of(task) if dense else trace(fn, plain, task.example)
+        groups = Net(task).groups if dense else trace(fn, plain, task.example)
         layers = self.layers(layers_of(fn, groups, plain, task.example), task)
         drawing, order = jax.random.split(key)
         batches = calibration(task, order, self.batches, self.batch_size)
@@ -164,7 +164,7 @@ class Rotate:
         Raises:
             ArgumentError: there is none.
         """
-        groups = groups_of(task)
+        groups = Net(task).groups
         whole = {
             place.leaf
             for name, floor in self.budget.floors.items()
@@ -209,7 +209,7 @@ class Rotate:
         scores: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
         """{kernel and " rows" or " columns": mask} under one threshold."""
-        now = cost_as_held(task, pruned, {})
+        now = Net(task).cost_as_held(pruned, {})
         others = np.array([float(now.params), float(now.macs)])
         others -= sum(form.now() for form in forms.values())
 
@@ -230,7 +230,7 @@ class Rotate:
 
     def left(self, task: Task, now: Cost, forms: Mapping[str, Form]) -> float:
         """The budget as a fraction of the net as it stands, which rounds before have pruned."""
-        dense = cost_of(task)({})
+        dense = Net(task).cost({})
         widths = [form.layer.shape[-2:] for form in forms.values()]
         whole = [(form.held or form.layer).shape[-2:] for form in forms.values()]
         grown = {

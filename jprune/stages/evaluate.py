@@ -13,13 +13,7 @@ from jprune.base import (
 )
 from jprune.masks import intersect
 from jprune.train.evaluate import evaluate
-from jprune.train.net import (
-    are_units,
-    cost_as_held,
-    groups_of,
-    slim_net,
-    unit_masks,
-)
+from jprune.train.net import Net, are_units
 from jprune.train.resolution import at_resolution, seen_at
 from jprune.units import expand
 
@@ -49,16 +43,16 @@ class Evaluate:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record."""
         del key
-        seen = seen_at(task.fn, pruned.resolution)
-        fn, variables = slim_net(task, pruned) if self.slim else (seen, pruned.variables)
+        seen = seen_at(Net(task).fn, pruned.resolution)
+        fn, variables = Net(task).slim(pruned) if self.slim else (seen, pruned.variables)
         params, _ = task.split(variables)
         masks = {} if pruned.masks is None else pruned.masks
-        if self.slim and not are_units(groups_of(task), masks):
-            masks = intersect(masks, expand(groups_of(task), unit_masks(task, pruned)))
+        if self.slim and not are_units(Net(task).groups, masks):
+            masks = intersect(masks, expand(Net(task).groups, Net(task).unit_masks(pruned)))
         counts = {
             "params": sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params)),
             "macs": round(
-                float(cost_as_held(at_resolution(task, pruned), pruned, masks, self.split).macs)
+                float(Net(at_resolution(task, pruned)).cost_as_held(pruned, masks, self.split).macs)
             ),
         }
         metrics = evaluate(task, variables, self.split, fn) | counts

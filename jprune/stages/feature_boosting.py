@@ -22,7 +22,7 @@ from jprune.learners.feature_boosting import (
     prepared,
 )
 from jprune.stages.train import Train, trained
-from jprune.train.net import cost_of, groups_of, shapes_of
+from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain
 
@@ -38,10 +38,10 @@ def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
     """
     if budget.kind == "density":
         return float(budget.value)
-    groups, x = groups_of(task), jnp.zeros(task.example.shape, task.example.dtype)
-    dense = float(cost_of(task)({}).macs)
+    groups, x = Net(task).groups, jnp.zeros(task.example.shape, task.example.dtype)
+    dense = float(Net(task).cost({}).macs)
     filled = lambda value: lambda leaf: jnp.full(leaf.shape, value, leaf.dtype)
-    params, rest = task.split(shapes_of(task))
+    params, rest = task.split(Net(task).shapes)
     variables = task.merge(jax.tree.map(filled(1), params), jax.tree.map(filled(0), rest))
     count = jax.jit(sample_macs(task.fn, groups, whole_joins=True))
 
@@ -89,8 +89,8 @@ class Boost:
 
     def layers(self, task: Task) -> dict[str, Gated]:
         """The layers that get gates, with the winners that the budget's floors ask for."""
-        groups, budget = groups_of(task), self.budget
-        known = layers_of(task, groups, shapes_of(task))
+        groups, budget = Net(task).groups, self.budget
+        known = layers_of(task, groups, Net(task).shapes)
         whole = {n for n, floor in budget.floors.items() if floor >= groups.sizes[n]}
         free = {}
         for name, layer in known.items():
@@ -114,7 +114,7 @@ class Boost:
             FrozenError: a gate on something frozen.
             BudgetError: the fewest winners allowed cost too much.
         """
-        groups, layers, given = groups_of(task), self.layers(task), self.train
+        groups, layers, given = Net(task).groups, self.layers(task), self.train
         last = density_for(task, layers, self.budget)
         steps = given.steps(task.data.sizes["train"])
         densities = densities_down_to(last, self.drop, steps)

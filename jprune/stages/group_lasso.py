@@ -26,7 +26,7 @@ from jprune.stages.structures import (
     paths_of,
 )
 from jprune.stages.train import Train, trained
-from jprune.train.net import weight_masks
+from jprune.train.net import Net
 
 FAMILIES = ("shape", "filter", "channel", "depth")
 """In the order in which they act: small groups first."""
@@ -170,7 +170,7 @@ class ReadOff:
             scores = scores_of(norms, dense, terms)
             chosen = allocated(task, scores, self.budget, ALLOCATORS["global_topk"], masks)
             masks = masks_of(task, chosen, masks)
-        variables = apply_masks(pruned.variables, weight_masks(task, masks))
+        variables = apply_masks(pruned.variables, Net(task).weight_masks(masks))
         seen = {"reached": reached, "zeros": float(1 - flat.mean())}
         after = pruned._replace(variables=variables, masks=masks)
         return after, [record(self.name, fractions(task, masks) | seen)]

@@ -23,7 +23,7 @@ from jprune.search.widths import Widths
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.train import Train, trained
-from jprune.train.net import cost_of, groups_of
+from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain, stream
 
@@ -53,7 +53,7 @@ class TrainHypernetwork:
             JpruneError: what `Widths.check` and, with batches to recalibrate on, `check_settles`
                 raise.
         """
-        self.widths.check(task, groups_of(task), cost_of(task))
+        self.widths.check(task, Net(task).groups, Net(task).cost)
         if self.recalibrate:
             key = jax.random.key(0)
             image = stacked(task, "train", 2, 1, key)["image"][0]
@@ -61,8 +61,8 @@ class TrainHypernetwork:
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps."""
-        self.widths.check(task, groups_of(task), cost_of(task))
-        hyper, given = self.widths.hypernetwork(task, groups_of(task)), self.train
+        self.widths.check(task, Net(task).groups, Net(task).cost)
+        hyper, given = self.widths.hypernetwork(task, Net(task).groups), self.train
         fresh, start, draws = jax.random.split(key, 3)
         net = task.init(fresh)
         begun = pruned._replace(variables={"hyper": hyper.init(start, net), "net": net})
@@ -147,8 +147,8 @@ class Search:
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The search in steps."""
-        hyper = self.widths.hypernetwork(task, groups_of(task))
-        space, widths = self.widths.space(groups_of(task), cost_of(task))
+        hyper = self.widths.hypernetwork(task, Net(task).groups)
+        space, widths = self.widths.space(Net(task).groups, Net(task).cost)
         searcher = self.rounds.searcher(space)
         score = self.scorer(task, hyper, key)
         params, rest = pruned.extra, pruned.variables

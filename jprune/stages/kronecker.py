@@ -33,7 +33,7 @@ from jprune.stages.recalibrate import Recalibrate
 from jprune.stages.rounds import in_rounds
 from jprune.stages.saving import Save
 from jprune.stages.train import Train
-from jprune.train.net import groups_of, shapes_of, weight_masks
+from jprune.train.net import Net
 from jprune.train.step import stream
 
 
@@ -167,7 +167,7 @@ class PruneFilters:
             BudgetError: a budget that cannot be met.
         """
         drawing, order = jax.random.split(key)
-        criterion = self.criterion(task, groups_of(task), drawing)
+        criterion = self.criterion(task, Net(task).groups, drawing)
         state = criterion.init(pruned.variables)
         for batch in calibration(task, order, self.batches, self.batch_size):
             state = criterion.update(state, pruned.variables, batch)
@@ -177,7 +177,7 @@ class PruneFilters:
         self, pruned: Pruned, task: Task, criterion: Criterion, state: PyTree
     ) -> tuple[Pruned, Records]:
         """The same with a criterion that has seen its data; one pass serves several budgets."""
-        groups, variables = groups_of(task), pruned.variables
+        groups, variables = Net(task).groups, pruned.variables
         floors = floors_of(groups.sizes, self.limit)
         floors |= {n: max(floors.get(n, 1), size) for n, size in self.budget.floors.items()}
         budget = dataclasses.replace(self.budget, floors=floors)
@@ -186,7 +186,7 @@ class PruneFilters:
         if self.form.endswith("obs"):
             factors = mean_factors(state)
             variables = compensate(groups, variables, masks, factors, self.form, self.damping)
-        variables = apply_masks(variables, weight_masks(task, masks))
+        variables = apply_masks(variables, Net(task).weight_masks(masks))
         pruned = pruned._replace(variables=variables, masks=masks)
         return pruned, [record(self.name, fractions(task, masks))]
 
@@ -194,7 +194,7 @@ class PruneFilters:
         """Scores of units; of weights, for the diagonal of c_obd."""
         if self.form == "c_obd" and self.curvature == "diagonal":
             return criteria.obd(task.fn, task.loss, fisher(labels=self.labels), key)
-        layers = layers_of(task.fn, groups, shapes_of(task), task.example)
+        layers = layers_of(task.fn, groups, Net(task).shapes, task.example)
         return criteria.kronecker(
             task.fn,
             task.loss,

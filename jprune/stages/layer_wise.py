@@ -5,7 +5,6 @@ The steps of the walk are in `_steps.py`, the mathematics of choice and refit in
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,7 +35,7 @@ from jprune.stages.dead_units import bias_of
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.walk import Step, alive_of, masks_by_name, per_step, steps_of
-from jprune.train.net import as_tree, by_path, cost_of, groups_of, traced, weight_masks
+from jprune.train.net import Net
 from jprune.train.step import stream
 
 STREAMS = ("sampler", "whole", "joint")
@@ -113,7 +112,7 @@ class LayerWise:
         there = alive_of(task, pruned, steps)
         shares = per_step(self.ratios, steps)
         masks_of = lambda masks: masks_by_name(task, pruned, steps, masks)
-        kept = widths(there, self.budget, cost_of(task), masks_of, shares)
+        kept = widths(there, self.budget, Net(task).cost, masks_of, shares)
         which, parts = self.part
         mine = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
         todo = [step for step in mine if kept[step.name] < there[step.name].sum()]
@@ -124,7 +123,7 @@ class LayerWise:
             problems = walk.problems(step, there[step.name])
             chosen = self.choose(problems, kept[step.name], here)
             there = {**there, step.name: chosen}
-            masks = weight_masks(task, masks_of(there))
+            masks = Net(task).weight_masks(masks_of(there))
             errors_left += walk.refit(step, problems, chosen, masks, here)
         masks = masks_of(there)
         seen = {**fractions(task, masks), "layers": len(todo)}
@@ -149,7 +148,7 @@ class Walk:
         few = min(stage.batches, max(1, task.data.sizes["train"] // size))
         batches = itertools.islice(stream(task.data, size, order), few if todo else 0)
         self.images = [batch["image"] for batch in batches]
-        self.groups = groups_of(task)
+        self.groups = Net(task).groups
         self.sites = sites_of(self.groups, {path for step in todo for path in step.kernels})
         self.biases = bias_of(task) if stage.bias and todo else {}
         self.dense: Mapping[str, Windows] = {}
@@ -158,7 +157,7 @@ class Walk:
 
     def _seen(self, sites: Sequence[str], inputs: bool = True) -> dict[str, Windows]:
         of = self.task
-        see = _look(of.fn, of.init, of.example, tuple(sites), self.stage.points, inputs)
+        see = Net(of).once(_look, tuple(sites), self.stage.points, inputs)
         return collect(see, self.variables, self.images, self.points)
 
     def problems(self, step: Step, keep: np.ndarray) -> list[Problem]:
@@ -172,7 +171,7 @@ class Walk:
         sites = self.sites[path]
         inputs = np.concatenate([seen[site].inputs for site in sites])
         aims = [aimed(seen[s], self.dense[s]) if self.dense else seen[s].outputs for s in sites]
-        weight = as_matrix(by_path(self.task, self.variables)[path])
+        weight = as_matrix(Net(self.task).leaves(self.variables)[path])
         units, repeats = index.shape
         others = np.setdiff1d(np.arange(weight.shape[0]), index)
         targets = np.concatenate(aims)
@@ -211,7 +210,7 @@ class Walk:
 
     def write(self, path: str, index: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
         """Puts a consumer's weights for some units, and what its bias gains, into the net."""
-        leaves = by_path(self.task, self.variables)
+        leaves = Net(self.task).leaves(self.variables)
         kernel = leaves[path]
         rows = as_matrix(kernel)
         rows[index] = weight.reshape(*index.shape, *rows.shape[1:])
@@ -219,14 +218,11 @@ class Walk:
         if path in self.biases:
             leaf, sign = self.biases[path]
             leaves[leaf] = leaves[leaf] + jnp.asarray(sign * bias, leaves[leaf].dtype)
-        self.variables = as_tree(self.task, leaves)
+        self.variables = Net(self.task).tree(leaves)
 
 
-@functools.lru_cache(maxsize=64)  # rounds, and arms of a comparison, share what was compiled
-def _look(
-    fn: Any, init: Any, example: Any, sites: tuple[str, ...], points: int, inputs: bool
-) -> Look:
-    return look(fn, traced(fn, init, example), sites, points, inputs)
+def _look(net: Net, sites: tuple[str, ...], points: int, inputs: bool) -> Look:
+    return look(net.task.fn, net.groups, sites, points, inputs)
 
 
 def as_matrix(kernel: Any) -> np.ndarray:

@@ -17,7 +17,7 @@ from jprune.reconstruct.merge import distances, matrix
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.walk import mergeable
-from jprune.train.net import are_units, cost_of, groups_of, unit_masks, weight_masks
+from jprune.train.net import Net, are_units
 from jprune.units import map_units, rows
 
 ALLOCATORS, STOPS = ("uniform", "global_topk"), ("budget", "cutoff")
@@ -70,13 +70,13 @@ class MergeUnits:
             BudgetError: a budget that cannot be met.
         """
         del key
-        groups = groups_of(task)
+        groups = Net(task).groups
         if pruned.masks is not None and not are_units(groups, pruned.masks):
             raise errors.ArgumentError(
                 "data_free merges units, and came to a net of which single weights are masked: "
                 "the sums would fill them again. Merge first."
             )
-        masks, behind = unit_masks(task, pruned), affines_of(task, pruned.variables)
+        masks, behind = Net(task).unit_masks(pruned), affines_of(task, pruned.variables)
         sets = sets_of(groups, pruned.variables, mergeable(task), behind)
         alive = {name: np.asarray(masks[name], bool) for name in sets}
         kept = self.widths(task, sets, masks, alive)
@@ -89,7 +89,7 @@ class MergeUnits:
             variables = map_units(groups, variables, mapped, ("in",))
             masks = {**masks, name: alive[name].copy()}
             masks[name][[step.gone for step in steps]] = False
-            variables = apply_masks(variables, weight_masks(task, masks))
+            variables = apply_masks(variables, Net(task).weight_masks(masks))
             done += steps
         total = float(sum(step.saliency for step in done))
         seen = {**fractions(task, masks), "merged": len(done), "saliency": total}
@@ -116,7 +116,7 @@ class MergeUnits:
         """{group: units kept}."""
         every = lambda chosen: {**masks, **chosen}
         if self.allocator == "uniform" or not sets:
-            return widths(alive, self.budget, cost_of(task), every)
+            return widths(alive, self.budget, Net(task).cost, every)
         scores = {}
         for name, (incoming, outgoing) in sets.items():
             steps = list(merges(incoming, outgoing, self.normalize, alive[name], self.drop))
@@ -124,13 +124,13 @@ class MergeUnits:
             highest = np.maximum.accumulate([step.saliency for step in steps])
             score[[step.gone for step in steps]] = highest
             scores[name] = score
-        chosen = allocate.global_topk(scores, self.budget, cost_of(task))
+        chosen = allocate.global_topk(scores, self.budget, Net(task).cost)
         return {name: int(np.sum(mask)) for name, mask in chosen.items()}
 
 
 def affines_of(task: Task, variables: Variables) -> Affines:
     """What stands behind every layer; merging leaves it as it is."""
-    return affines(task.fn, groups_of(task), variables, task.example)
+    return affines(task.fn, Net(task).groups, variables, task.example)
 
 
 def sets_of(groups: Groups, variables: Variables, names: Sequence[str], behind: Affines) -> Sets:

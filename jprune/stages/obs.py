@@ -13,7 +13,7 @@ from jprune.masks import intersect
 from jprune.reconstruct.obs import obs as operate
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
-from jprune.train.net import cost_of, of_single_weights, prunable_weights, weight_masks
+from jprune.train.net import Net, of_single_weights
 from jprune.train.step import stream
 
 
@@ -45,8 +45,8 @@ class Surgery:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """New weights and masks, and a record of the fractions kept and the loss predicted."""
-        alive = prunable_weights(task, pruned.masks, self.budget)
-        before = weight_masks(task, pruned.masks)
+        alive = Net(task).prunable(pruned.masks, self.budget)
+        before = Net(task).weight_masks(pruned.masks)
         data, draws = jax.random.split(key)
         size = min(self.batch_size, task.data.sizes["train"])
         rows = Rows(self.curvature, self.samples, None if self.samples is None else draws)
@@ -75,7 +75,7 @@ class Surgery:
         if self.budget.kind == "density":
             goal = sum(sizes) - round((1 - float(self.budget.value)) * sum(sizes))
             return left - goal
-        price = price_of(alive, of_single_weights(self.budget), cost_of(task))(masks)
+        price = price_of(alive, of_single_weights(self.budget), Net(task).cost)(masks)
         excess = price - float(self.budget.value) - 1e-9
         # Prices differ from layer to layer: half of the way each time, and one by one at the end.
         return 0 if excess <= 0 else max(1, int(left * excess / price / 2))

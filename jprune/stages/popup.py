@@ -17,7 +17,7 @@ from jprune.masks import apply_masks
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.train import Train
-from jprune.train.net import cost_of, kernels_in_order, prunable_weights
+from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain
 
@@ -30,7 +30,7 @@ def where_masked(masks: Masks, variables: Variables) -> Variables:
 
 def fraction_kept(task: Task, budget: Budget) -> float:
     """The k at which a budget is met, every layer keeping the same fraction of its weights."""
-    return fraction_of(prunable_weights(task, None, budget), budget, cost_of(task))
+    return fraction_of(Net(task).prunable(None, budget), budget, Net(task).cost)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Redraw:
         """The random net, nothing pruned."""
         first, second = jax.random.split(key)
         variables = task.init(first)
-        kernels = prunable_weights(task, None, Budget(density=1.0))
+        kernels = Net(task).prunable(None, Budget(density=1.0))
         k = fraction_kept(task, self.budget) if self.scaled else None
         drawn = draw_weights(second, where_masked(kernels, variables), self.init, k)
         variables = jax.tree.map(
@@ -83,8 +83,8 @@ class Popup:
             ArgumentError: nothing is prunable.
             BudgetError: the budget asks for less than one weight a layer.
         """
-        kernels = prunable_weights(task, None, self.budget)
-        kernels_in_order(task, kernels)  # refuses a net without any
+        kernels = Net(task).prunable(None, self.budget)
+        Net(task).kernels(kernels)  # refuses a net without any
         k = fraction_kept(task, self.budget)
         weights = where_masked(kernels, pruned.variables)
         scores = draw_scores(jax.random.fold_in(key, 1), weights)

@@ -33,15 +33,7 @@ from jprune.base import (
 )
 from jprune.masks import apply_masks, density, intersect
 from jprune.stages.evaluate import record
-from jprune.train.net import (
-    are_units,
-    cost_of,
-    groups_of,
-    of_single_weights,
-    prunable_weights,
-    unit_masks,
-    weight_masks,
-)
+from jprune.train.net import Net, are_units, of_single_weights
 from jprune.train.step import stream
 from jprune.units import to_units
 
@@ -85,21 +77,21 @@ class Prune:
         """Masks, masked variables, and a record of the fractions kept."""
         prune = self.of_units if self.per == "unit" else self.of_weights
         masks = prune(pruned, task, self.scores(pruned.variables, task, key))
-        variables = apply_masks(pruned.variables, weight_masks(task, masks))
+        variables = apply_masks(pruned.variables, Net(task).weight_masks(masks))
         return pruned._replace(variables=variables, masks=masks), [
             record(self.name, fractions(task, masks))
         ]
 
     def of_units(self, pruned: Pruned, task: Task, scores: Scores) -> dict[str, np.ndarray]:
         """Masks {group: [units]} by scores of units or of weights."""
-        if not are_units(groups_of(task), scores):
-            scores = to_units(groups_of(task), scores, within=self.pool, across=self.pool)
-        alive = unit_masks(task, pruned)
+        if not are_units(Net(task).groups, scores):
+            scores = to_units(Net(task).groups, scores, within=self.pool, across=self.pool)
+        alive = Net(task).unit_masks(pruned)
         scores = {
             name: np.where(np.asarray(alive[name]), np.asarray(score, float), -np.inf)
             for name, score in scores.items()
         }
-        chosen = self.allocator(scores, self.budget, cost_of(task))
+        chosen = self.allocator(scores, self.budget, Net(task).cost)
         return {name: np.asarray(mask, bool) for name, mask in {**alive, **chosen}.items()}
 
     def of_weights(self, pruned: Pruned, task: Task, scores: Scores) -> Masks:
@@ -108,24 +100,24 @@ class Prune:
         Raises:
             ArgumentError: the criterion scores units.
         """
-        if are_units(groups_of(task), scores):
+        if are_units(Net(task).groups, scores):
             raise errors.ArgumentError(
                 "Prune(per='weight') came with a criterion that scores units; write per='unit'."
             )
-        alive = prunable_weights(task, pruned.masks, self.budget)
+        alive = Net(task).prunable(pruned.masks, self.budget)
         scores = jax.tree.map(
             lambda mask, score: None if mask is None else np.where(mask, score, -np.inf),
             alive,
             scores,
             is_leaf=is_none,
         )
-        chosen = self.allocator(scores, of_single_weights(self.budget), cost_of(task))
-        before = weight_masks(task, pruned.masks)
+        chosen = self.allocator(scores, of_single_weights(self.budget), Net(task).cost)
+        before = Net(task).weight_masks(pruned.masks)
         return chosen if before is None else intersect(before, chosen)
 
     def scores(self, variables: Variables, task: Task, key: jax.Array) -> Scores:
         """What the criterion says: of units (groups it does not see left out) or of weights."""
-        criterion = self.criterion(task, groups_of(task), key)
+        criterion = self.criterion(task, Net(task).groups, key)
         batch_size = min(self.batch_size, task.data.sizes["train"])
         batches = stream(task.data, batch_size, key) if criterion.needs_data else iter(())
         return run_criterion(criterion, variables, itertools.islice(batches, self.batches))
@@ -133,7 +125,7 @@ class Prune:
 
 def fractions(task: Task, masks: Masks) -> dict[str, float]:
     """What masks keep of the dense net: `density` (of what is masked), `params`, `macs`."""
-    kept, dense = cost_of(task)(masks), cost_of(task)({})
+    kept, dense = Net(task).cost(masks), Net(task).cost({})
     return {
         "density": density(masks),
         "params": float(kept.params) / float(dense.params),

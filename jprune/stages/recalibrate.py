@@ -14,9 +14,7 @@ from jprune.base import (
 )
 from jprune.masks import apply_masks
 from jprune.stages.evaluate import record
-from jprune.train.net import (
-    weight_masks,
-)
+from jprune.train.net import Net
 from jprune.train.step import stream
 
 
@@ -37,16 +35,16 @@ class Recalibrate:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """New statistics, and a record of the number of batches."""
         batch_size = min(self.batch_size, task.data.sizes["train"])
-        variables = pruned.variables
+        variables, net = pruned.variables, Net(task)
 
         @jax.jit
         def look(variables: Variables, image: jax.Array, key: jax.Array) -> Variables:
-            return task.update(variables, task.train_fn(variables, image, key)[1])
+            return task.update(variables, net.train_fn(variables, image, key)[1])
 
         batches = itertools.islice(stream(task.data, batch_size, key), self.batches)
         for step, batch in enumerate(batches):
             variables = look(variables, jnp.asarray(batch["image"]), jax.random.fold_in(key, step))
-        masks = weight_masks(task, pruned.masks)
+        masks = Net(task).weight_masks(pruned.masks)
         if masks is not None:
             variables = apply_masks(variables, masks)
         return pruned._replace(variables=variables), [record(self.name, {"batches": self.batches})]

@@ -10,7 +10,7 @@ from jprune.base import Learner, Pruned, Records, Task
 from jprune.masks import apply_masks
 from jprune.stages.small_net import small
 from jprune.stages.train import Train, trained
-from jprune.train.net import are_units, cost_of, groups_of, weight_masks
+from jprune.train.net import Net, are_units
 from jprune.units import expand
 
 
@@ -31,12 +31,12 @@ class BeginAnew:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The net under the same masks, with new values."""
         variables, masks = task.init(key), pruned.masks
-        if masks is not None and are_units(groups_of(task), masks):
-            read = expand(groups_of(task), masks, roles=("in",))
+        if masks is not None and are_units(Net(task).groups, masks):
+            read = expand(Net(task).groups, masks, roles=("in",))
             widen = lambda kept, leaf: leaf if kept is None else leaf * float(kept.mean()) ** -0.5
             variables = jax.tree.map(widen, read, variables, is_leaf=lambda node: node is None)
         if masks is not None:
-            variables = apply_masks(variables, weight_masks(task, masks))
+            variables = apply_masks(variables, Net(task).weight_masks(masks))
         return pruned._replace(variables=variables), []
 
 
@@ -70,7 +70,7 @@ class Reinitialise:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The masked net with new values; the masks stay."""
-        masks, variables = weight_masks(task, pruned.masks), task.init(key)
+        masks, variables = Net(task).weight_masks(pruned.masks), task.init(key)
         if masks is not None:
             variables = apply_masks(variables, masks)
         return pruned._replace(variables=variables), []
@@ -96,7 +96,7 @@ class TrainAnew:
         """The training, with the epochs that these masks are worth."""
         if self.same == "epochs":
             return self.train
-        model = cost_of(task)
+        model = Net(task).cost
         dense, small = (float(model(masks).macs) for masks in ({}, pruned.masks or {}))
         return dataclasses.replace(
             self.train, epochs=epochs_of(self.train.epochs, dense / small, self.cap)
@@ -105,7 +105,7 @@ class TrainAnew:
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """Its steps; under masks of single weights they are those of the dense net."""
         train = self.settled(pruned, task)
-        if not are_units(groups_of(task), pruned.masks):
+        if not are_units(Net(task).groups, pruned.masks):
             return train.learner(pruned, task, key)
         net = small(task, pruned)
         steps = train.learner(Pruned(net.variables, None), net.task, key)

@@ -12,9 +12,7 @@ from jprune.base import (
     Variables,
 )
 from jprune.masks import apply_masks
-from jprune.train.net import (
-    weight_masks,
-)
+from jprune.train.net import Net
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Rewind:
             ArgumentError: nothing was saved under this name.
         """
         del key
-        masks = weight_masks(task, pruned.masks)
+        masks = Net(task).weight_masks(pruned.masks)
         variables = saved(pruned, self.to, f"Rewind(to={self.to!r})")
         variables = variables if masks is None else apply_masks(variables, masks)
         return pruned._replace(variables=variables), []

@@ -11,7 +11,7 @@ from jprune import criteria
 from jprune.base import Budget, Pruned, Records, Task
 from jprune.stages.evaluate import record
 from jprune.train.evaluate import EVALUATION_BATCH, evaluate
-from jprune.train.net import as_tree, by_path, kernels_in_order, per_kernel, prunable_weights
+from jprune.train.net import Net, per_kernel
 
 STEP, MOST = 0.25, 4.0
 """The scan tries q = STEP, 2 STEP, ... up to MOST standard deviations."""
@@ -44,12 +44,12 @@ class Sensitivity:
             ArgumentError: not as many numbers as kernels; nothing is prunable.
         """
         del key
-        kernels = kernels_in_order(task, prunable_weights(task, pruned.masks, self.budget))
+        kernels = Net(task).kernels(Net(task).prunable(pruned.masks, self.budget))
         if self.q == "scan":
             q = self._scan(pruned, task, kernels)
         else:
             q = per_kernel(self.q, kernels, "q")
-        extra = as_tree(task, {path: np.asarray(value, np.float32) for path, value in q.items()})
+        extra = Net(task).tree({path: np.asarray(value, np.float32) for path, value in q.items()})
         return pruned._replace(extra=extra), [record(self.name, q)]
 
     def _scan(self, pruned: Pruned, task: Task, kernels: tuple[str, ...]) -> dict[str, float]:
@@ -59,9 +59,9 @@ class Sensitivity:
         )
         few = task._replace(data=task.data._replace(batches=some))
         accuracy = lambda variables: evaluate(few, variables, "validation")["accuracy"]
-        leaves = by_path(task, pruned.variables)
+        leaves = Net(task).leaves(pruned.variables)
         rule = criteria.std_rule(1.0, self.std_over)
-        scores = by_path(task, rule.score((), pruned.variables))
+        scores = Net(task).leaves(rule.score((), pruned.variables))
         least = accuracy(pruned.variables) - self.tolerance
         found = {}
         for path in kernels:
@@ -69,7 +69,7 @@ class Sensitivity:
             found[path] = STEP / 2
             for q in np.arange(STEP, MOST + STEP, STEP):
                 cut = jnp.where(sizes > q, leaves[path], 0)
-                if accuracy(as_tree(task, {**leaves, path: cut})) < least:
+                if accuracy(Net(task).tree({**leaves, path: cut})) < least:
                     break
                 found[path] = float(q)
         convolutions = [path for path in kernels if leaves[path].ndim > 2]

@@ -8,7 +8,7 @@ import numpy as np
 
 from jprune.base import Pruned, Task, Variables, is_none
 from jprune.graph import slim, slim_params
-from jprune.train.net import groups_of, shapes_of, unit_masks
+from jprune.train.net import Net
 
 
 class Small(NamedTuple):
@@ -28,8 +28,8 @@ def small(task: Task, pruned: Pruned) -> Small:
         task: of the dense net.
         pruned: with unit masks.
     """
-    groups, masks = groups_of(task), unit_masks(task, pruned)
-    numbered = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape), shapes_of(task))
+    groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
+    numbered = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape), Net(task).shapes)
     places = slim_params(groups, masks, numbered)
 
     def write(place: np.ndarray | None, whole: jax.Array, part: jax.Array) -> jax.Array:

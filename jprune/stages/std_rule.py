@@ -9,7 +9,7 @@ from jprune import allocate, criteria, errors
 from jprune.base import Budget, CostModel, Masks, Pruned, Records, Scores, Task
 from jprune.stages.evaluate import record
 from jprune.stages.prune import Prune
-from jprune.train.net import by_path, prunable_weights
+from jprune.train.net import Net
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,9 @@ class StdPrune:
         criterion = criteria.std_rule(pruned.extra, self.std_over)
         prune = Prune(lambda *_: criterion, self._allocate, self.budget, per="weight")
         after, (seen,) = prune(pruned, task, key)
-        before = prunable_weights(task, pruned.masks, self.budget)
-        scores = by_path(task, criterion.score((), pruned.variables))
-        masks, alive = by_path(task, after.masks), by_path(task, before)
+        before = Net(task).prunable(pruned.masks, self.budget)
+        scores = Net(task).leaves(criterion.score((), pruned.variables))
+        masks, alive = Net(task).leaves(after.masks), Net(task).leaves(before)
         gone = [scores[path][alive[path] & ~np.asarray(masks[path])] for path in alive]
         multiplier = max((float(score.max()) for score in gone if score.size), default=0.0)
         return after, [record(self.name, {**seen["metrics"], "multiplier": multiplier})]

@@ -23,18 +23,7 @@ from jprune.blocks.members import (
 )
 from jprune.masks import density, intersect
 from jprune.stages.walk import seen_kernels
-from jprune.train.net import (
-    are_units,
-    as_tree,
-    by_path,
-    cost_of,
-    groups_of,
-    kernels_in_order,
-    of_single_weights,
-    per_kernel,
-    prunable_weights,
-    standing,
-)
+from jprune.train.net import Net, are_units, of_single_weights, per_kernel, standing
 from jprune.units import expand, ones
 
 Alive = Mapping[str, Mapping[str, np.ndarray]]
@@ -104,7 +93,7 @@ def blocks_of(
         FrozenError: a name is frozen.
         StructureError: an unknown name, or no group of this kind.
     """
-    groups = groups_of(task)
+    groups = Net(task).groups
     if kind == "depth":
         return branch_blocks(groups, names, "scale" in beside)
     if kind in UNITS:
@@ -148,7 +137,7 @@ def blocks_by_kind(
 
 def _known(task: Task, kind: str, budget: Budget) -> tuple[str, ...]:
     """Names of a kind's blocks."""
-    groups = groups_of(task)
+    groups = Net(task).groups
     if kind in UNITS:
         return groups.names
     if kind == "depth":
@@ -163,8 +152,8 @@ def least_of(budget: Budget, kind: str, name: str) -> int:
 
 def _kernels(task: Task, kind: str, budget: Budget, names: Sequence[str] | None) -> tuple[str, ...]:
     """Paths of the kernels whose weights are grouped, in execution order."""
-    masks = prunable_weights(task, None, budget)
-    kernels = kernels_in_order(task, masks)
+    masks = Net(task).prunable(None, budget)
+    kernels = Net(task).kernels(masks)
     if kind != "weight":  # a column is one only where a kernel's inputs are contracted
         kernels = tuple(path for path in kernels if path in seen_kernels(task))
     if names is None:
@@ -195,7 +184,7 @@ def numbers_of(text: str | float, kinds: Sequence[str], blocks: Mapping[str, Blo
 
 def paths_of(task: Task) -> PyTree:
     """A tree like the trained parameters, of their paths among the variables."""
-    return task.split(as_tree(task, {path: path for path in groups_of(task).leaves}))[0]
+    return task.split(Net(task).tree({path: path for path in Net(task).groups.leaves}))[0]
 
 
 def masks_of(task: Task, alive: Alive, before: Masks = None) -> Masks:
@@ -212,7 +201,7 @@ def masks_of(task: Task, alive: Alive, before: Masks = None) -> Masks:
     Raises:
         BudgetError: a group is empty and in no branch: nothing would pass.
     """
-    groups = groups_of(task)
+    groups = Net(task).groups
     units, patterns = _units(groups, alive), _patterns(task, alive)
     if before is None or are_units(groups, before):
         for name, mask in (before or {}).items():
@@ -243,7 +232,7 @@ def _units(groups: Groups, alive: Alive) -> dict[str, np.ndarray]:
 
 
 def _patterns(task: Task, alive: Alive) -> Masks:
-    groups, found = groups_of(task), {}
+    groups, found = Net(task).groups, {}
     for kind in GRAINS:
         given = alive.get(kind, {})
         for path, block in (
@@ -253,14 +242,14 @@ def _patterns(task: Task, alive: Alive) -> Masks:
             mask = along(block.members[0], shape, np.asarray(given[path], bool), True)
             mask = np.broadcast_to(np.asarray(mask), shape)
             found[path] = mask & found.get(path, True)
-    return as_tree(task, found) if found else None
+    return Net(task).tree(found) if found else None
 
 
 def fraction_kept(task: Task, masks: Masks, budget: Budget) -> float:
     """What masks keep, in the budget's unit."""
     if budget.kind == "density":
         return density(masks)
-    price = price_of(ones(groups_of(task)), budget, cost_of(task))
+    price = price_of(ones(Net(task).groups), budget, Net(task).cost)
     return price(masks)
 
 
@@ -297,9 +286,9 @@ def allocated(
     if set(open_) <= {*UNITS} and len(open_) == 1:  # flat: floors have names, and gaps are filled
         ((kind, flat),) = open_.items()
         flat = {name: score for name, score in flat.items() if (score > -np.inf).any()}
-        model = lambda given: cost_of(task)(masks({kind: {**alive[kind], **given}}))
+        model = lambda given: Net(task).cost(masks({kind: {**alive[kind], **given}}))
         return {**alive, kind: {**alive[kind], **allocator(flat, budget, model)}}
-    model = lambda given: cost_of(task)(masks(given))
+    model = lambda given: Net(task).cost(masks(given))
     return {**alive, **allocator(open_, of_single_weights(budget), model)}
 
 
@@ -330,7 +319,7 @@ def norms_of(
     task: Task, blocks: Mapping[str, Blocks], variables: PyTree
 ) -> dict[str, dict[str, np.ndarray]]:
     """{kind: {block: [groups]}}: the norm of every group."""
-    leaves = by_path(task, variables)
+    leaves = Net(task).leaves(variables)
     return {
         kind: {name: np.sqrt(np.asarray(s, float)) for name, s in squares(of_kind, leaves).items()}
         for kind, of_kind in blocks.items()

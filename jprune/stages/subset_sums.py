@@ -13,14 +13,7 @@ from jprune.base import Budget, Pruned, Records, Task
 from jprune.graph import Site, intercept
 from jprune.search.subset_sums import best_subsets
 from jprune.stages.evaluate import record
-from jprune.train.net import (
-    as_tree,
-    by_path,
-    groups_of,
-    kernels_in_order,
-    prunable_weights,
-    refuse_nan,
-)
+from jprune.train.net import Net
 from jprune.train.step import stream
 
 
@@ -68,9 +61,9 @@ class Approximate:
                 weights that are NaN.
         """
         n = products_of(self.tolerance, self.c)
-        kernels = kernels_in_order(task, prunable_weights(task, None, Budget(density=1.0)))
+        kernels = Net(task).kernels(Net(task).prunable(None, Budget(density=1.0)))
         refuse_unfit(task, pruned, kernels, key)
-        leaves = by_path(task, pruned.variables)
+        leaves = Net(task).leaves(pruned.variables)
         draws = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         kept, misses = 0, []
         for path in kernels:
@@ -91,7 +84,7 @@ class Approximate:
             "within": float(np.mean(error <= self.tolerance)),
             "error": float(error.max()),
         }
-        pruned = pruned._replace(variables=as_tree(task, leaves))
+        pruned = pruned._replace(variables=Net(task).tree(leaves))
         return pruned, [record(self.name, metrics)]
 
 
@@ -101,14 +94,14 @@ def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.
     Raises:
         ArgumentError: it is one; the message says why.
     """
-    leaves = by_path(task, pruned.variables)
+    leaves = Net(task).leaves(pruned.variables)
     others = [path for path in kernels if leaves[path].ndim != 2]
     if others or task.split(pruned.variables)[1]:
         raise errors.ArgumentError(
             f"subset_sum fits nets of dense layers alone, such as lenet300; {task.name} has "
             f"{others[0] if others else 'norms'}."
         )
-    refuse_nan(task, pruned.variables, kernels)
+    Net(task).refuse_nan(pruned.variables, kernels)
     least: dict[str, float] = {}
 
     def look(site: Site, value: jax.Array, carry: None) -> tuple[jax.Array, None]:
@@ -117,7 +110,7 @@ def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.
 
     size = min(256, task.data.sizes["train"])
     (batch,) = itertools.islice(stream(task.data, size, key), 1)
-    intercept(task.fn, groups_of(task), look)(pruned.variables, None, batch["image"])
+    intercept(task.fn, Net(task).groups, look)(pruned.variables, None, batch["image"])
     negative = [layer for layer, value in least.items() if value < 0]
     if negative:
         raise errors.ArgumentError(

@@ -17,17 +17,7 @@ from jprune.sparsify.thresholds import moments_of
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.train import Train, trained
-from jprune.train.net import (
-    as_tree,
-    by_path,
-    cost_of,
-    kernels_in_order,
-    of_single_weights,
-    per_kernel,
-    prunable_weights,
-    refuse_nan,
-    shapes_of,
-)
+from jprune.train.net import Net, of_single_weights, per_kernel
 from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain
 
@@ -98,27 +88,27 @@ class Surgery:
 
     def start(self, task: Task, masks: Masks) -> Masks:
         """Masks of what may be cut, all True unless something was pruned before."""
-        kernels = by_path(task, prunable_weights(task, masks, self.budget))
+        kernels = Net(task).leaves(Net(task).prunable(masks, self.budget))
         if self.biases:
             layers = {path.rpartition("/")[0] for path in kernels}
             kernels |= {
                 path: np.ones(leaf.shape, bool)
-                for path, leaf in by_path(task, shapes_of(task)).items()
+                for path, leaf in Net(task).leaves(Net(task).shapes).items()
                 if path.rpartition("/")[0] in layers and leaf.ndim == 1
             }
-        return as_tree(task, kernels)
+        return Net(task).tree(kernels)
 
     def rates(self, task: Task, pruned: Pruned, start: Masks) -> PyTree:
         """The c of every leaf that may be cut."""
-        kernels = kernels_in_order(task, prunable_weights(task, pruned.masks, self.budget))
-        refuse_nan(task, pruned.variables, kernels)
+        kernels = Net(task).kernels(Net(task).prunable(pruned.masks, self.budget))
+        Net(task).refuse_nan(pruned.variables, kernels)
         if self.c_rate is None:
             c = dict.fromkeys(kernels, self.solved(task, pruned, start))
         else:
             c = per_kernel(str(self.c_rate), kernels, "c_rate")
         by_layer = {path.rpartition("/")[0]: value for path, value in c.items()}
-        paths = by_path(task, start)
-        return as_tree(task, {path: by_layer[path.rpartition("/")[0]] for path in paths})
+        paths = Net(task).leaves(start)
+        return Net(task).tree({path: by_layer[path.rpartition("/")[0]] for path in paths})
 
     def solved(self, task: Task, pruned: Pruned, start: Masks) -> float:
         """The c of all layers whose first cut meets the budget: the best c that is cut."""
@@ -131,7 +121,7 @@ class Surgery:
             return np.where(mask, at, -np.inf)
 
         scores = jax.tree.map(cut_at, start, pruned.variables, mean, std, is_leaf=is_none)
-        kept = allocate.global_topk(scores, of_single_weights(self.budget), cost_of(task))
+        kept = allocate.global_topk(scores, of_single_weights(self.budget), Net(task).cost)
         gone = jax.tree.map(lambda mask, score: np.max(score[~mask], initial=-np.inf), kept, scores)
         return max(jax.tree.leaves(gone))
 
@@ -203,8 +193,8 @@ class Settle:
                 score, masks, pruned.variables, hidden, pruned.extra["thresholds"], is_leaf=is_none
             )
             budget = of_single_weights(self.budget)
-            masks = allocate.global_topk(scores, budget, cost_of(task))
-        by_leaf = by_path(task, masks)
+            masks = allocate.global_topk(scores, budget, Net(task).cost)
+        by_leaf = Net(task).leaves(masks)
         if kernels := [path for path, m in by_leaf.items() if m.ndim > 1 and not np.any(m)]:
             raise errors.BudgetError(
                 f"surgery has cut all of {kernels[0]}: its thresholds are too high. Write a "

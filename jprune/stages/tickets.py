@@ -13,7 +13,7 @@ from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task, is_none
 from jprune.masks import apply_masks, density, intersect
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
-from jprune.train.net import cost_of, groups_of, prunable_weights, weight_masks
+from jprune.train.net import Net
 
 
 class Layer(NamedTuple):
@@ -58,11 +58,11 @@ class PruneRound:
             BudgetError: the budget asks for less than one weight a layer.
         """
         del key
-        alive = prunable_weights(task, pruned.masks, self.budget)
-        paths = jax.tree.unflatten(groups_of(task).treedef, list(groups_of(task).leaves))
+        alive = Net(task).prunable(pruned.masks, self.budget)
+        paths = jax.tree.unflatten(Net(task).groups.treedef, list(Net(task).groups.leaves))
         inner = {
             place.leaf
-            for places in groups_of(task).places.values()
+            for places in Net(task).groups.places.values()
             for place in places
             if "kernel" in place.roles
         }
@@ -73,9 +73,9 @@ class PruneRound:
         layers, structure = jax.tree.flatten(judged, is_leaf=lambda node: isinstance(node, tuple))
         layers = [Layer(rate, np.where(mask, size, -np.inf)) for rate, mask, size in layers]
         as_masks = lambda kept: jax.tree.unflatten(structure, kept)
-        p = self._fraction(layers, as_masks, cost_of(task), alive)
+        p = self._fraction(layers, as_masks, Net(task).cost, alive)
         masks = as_masks(self._kept(layers, p))
-        before = weight_masks(task, pruned.masks)
+        before = Net(task).weight_masks(pruned.masks)
         masks = masks if before is None else intersect(before, masks)
         variables = apply_masks(pruned.variables, masks)
         seen = record(self.name, fractions(task, masks))

@@ -19,10 +19,7 @@ from jprune.learners import to_the_end
 from jprune.stages.evaluate import record
 from jprune.stages.saving import saved
 from jprune.train.distill import distilled
-from jprune.train.net import (
-    groups_of,
-    weight_masks,
-)
+from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.rates import LEARNING_RATES
 from jprune.train.resolution import at_resolution
@@ -133,9 +130,9 @@ class Train:
             self.weight_decay,
             self.begin,
             self.stop,
-            None if self.sparsify is None else self.sparsify(task, groups_of(task), key),
+            None if self.sparsify is None else self.sparsify(task, Net(task).groups, key),
         )
-        return plain(task, pruned, weight_masks(task, pruned.masks), sgd, key, self.batch_size)
+        return plain(task, pruned, Net(task).weight_masks(pruned.masks), sgd, key, self.batch_size)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""

@@ -19,7 +19,7 @@ from jprune.sparsify import guarded
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.train import Train, trained
-from jprune.train.net import cost_of, groups_of, shapes_of, unit_masks, weight_masks
+from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.rates import LEARNING_RATES
 from jprune.train.step import TrainState, plain
@@ -52,8 +52,8 @@ def gated_groups(task: Task, budget: Budget) -> list[str]:
     Raises:
         ArgumentError: there is none.
     """
-    groups = groups_of(task)
-    found = gateable(task.fn, groups, shapes_of(task), task.example)
+    groups = Net(task).groups
+    found = gateable(task.fn, groups, Net(task).shapes, task.example)
     open_ = [name for name in found if budget.floors.get(name, 0) < groups.sizes[name]]
     if not open_:
         raise errors.ArgumentError(
@@ -108,12 +108,12 @@ class Gate:
                 "variational training begins with a whole net, and came to one with masks. Put "
                 "Gate before whatever prunes."
             )
-        groups, names = groups_of(task), gated_groups(task, self.budget)
+        groups, names = Net(task).groups, gated_groups(task, self.budget)
         given, examples = self.train, task.data.sizes["train"]
         steps = given.steps(examples)
         settings = self.settings._replace(warmup=max(1, round(self.warmup * steps)))
         least = {name: least_of(self.budget, name) for name in names}
-        shifts = early_shifts(task.fn, groups, shapes_of(task), task.example)
+        shifts = early_shifts(task.fn, groups, Net(task).shapes, task.example)
         early = {*itertools.chain(*shifts.values())}
         gated = variational_task(task, groups, settings, examples, least, early)
         sizes = {name: groups.sizes[name] for name in names}
@@ -137,7 +137,7 @@ class Gate:
                 )
             alive = state.rest["alive"]
             masks = {name: np.asarray(mask) > 0 for name, mask in alive.items()}
-            variables = apply_masks(net(state), weight_masks(task, masks))
+            variables = apply_masks(net(state), Net(task).weight_masks(masks))
             return Pruned(variables, masks, state.params["gates"], pruned.saved)
 
         return learner._replace(step=step, variables=net, finish=finish)
@@ -231,9 +231,9 @@ class Select:
 
     def check(self, task: Task) -> None:
         """Refuses a budget that no choice of gated units meets."""
-        sizes = groups_of(task).sizes
+        sizes = Net(task).groups.sizes
         zeros = {name: np.zeros(sizes[name]) for name in gated_groups(task, self.budget)}
-        allocate.uniform(zeros, self.budget, cost_of(task))
+        allocate.uniform(zeros, self.budget, Net(task).cost)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The net under its masks.
@@ -247,14 +247,14 @@ class Select:
             raise errors.ArgumentError(
                 "the net comes without gates. Put Gate(train, budget) before Select."
             )
-        before, prior = unit_masks(task, pruned), PRIORS[self.prior]
+        before, prior = Net(task).unit_masks(pruned), PRIORS[self.prior]
         mu, log_var = pruned.extra["mu"], pruned.extra["log_var"]
         scores = {
             name: np.asarray(prior.worth(mu[name], log_var[name], self.rule), float) for name in mu
         }
         alive = {name: np.where(before[name], score, -np.inf) for name, score in scores.items()}
         if self.select == "budget":
-            chosen = ALLOCATORS[self.allocator](alive, self.budget, cost_of(task))
+            chosen = ALLOCATORS[self.allocator](alive, self.budget, Net(task).cost)
         else:
             chosen = {name: self.by_rule(name, score) for name, score in alive.items()}
         masks = {**before, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
@@ -267,7 +267,7 @@ class Select:
         kept = np.concatenate([divergence[name][masks[name]] for name in scores])
         gone = np.concatenate([divergence[name][~masks[name]] for name in scores])
         seen |= {"forced": forced, "kl_kept": _mean(kept), "kl_pruned": _mean(gone)}
-        variables = apply_masks(pruned.variables, weight_masks(task, masks))
+        variables = apply_masks(pruned.variables, Net(task).weight_masks(masks))
         return Pruned(variables, masks, None, pruned.saved), [record(self.name, seen)]
 
     def by_rule(self, name: str, score: np.ndarray) -> np.ndarray:

@@ -9,15 +9,7 @@ from jprune import errors
 from jprune.base import Groups, Masks, Pruned, Task
 from jprune.forms.slide import plain_kernels
 from jprune.reconstruct.windows import sites_of
-from jprune.train.net import (
-    are_units,
-    as_tree,
-    by_path,
-    groups_of,
-    shapes_of,
-    unit_masks,
-    weight_masks,
-)
+from jprune.train.net import Net, are_units
 from jprune.units import expand, places_of
 
 
@@ -45,7 +37,7 @@ def steps_of(task: Task, stream: str) -> list[Step]:
     loops) stay whole. A sampler stands before a layer that reads a stream and whose outputs are
     units of their own.
     """
-    groups = groups_of(task)
+    groups = Net(task).groups
     seen = seen_kernels(task)
     streams = {name for site in groups.sites if site.kind == "join" for name in site.groups}
     found: dict[str, Step] = {}
@@ -65,8 +57,8 @@ def steps_of(task: Task, stream: str) -> list[Step]:
 
 def seen_kernels(task: Task) -> dict[str, tuple[str, ...]]:
     """{kernel of plain contractions: its call sites}, in execution order."""
-    groups = groups_of(task)
-    plain = plain_kernels(task.fn, shapes_of(task), task.example, casts=True)
+    groups = Net(task).groups
+    plain = plain_kernels(task.fn, Net(task).shapes, task.example, casts=True)
     found = {path: sites for path, sites in sites_of(groups, plain).items() if sites}
     order = [site.layer for site in groups.sites if site.kind == "in"]
     return dict(sorted(found.items(), key=lambda item: order.index(item[1][0])))
@@ -74,7 +66,7 @@ def seen_kernels(task: Task) -> dict[str, tuple[str, ...]]:
 
 def mergeable(task: Task) -> list[str]:
     """Groups whose readers can add what a merged unit said, in execution order."""
-    groups, seen = groups_of(task), seen_kernels(task)
+    groups, seen = Net(task).groups, seen_kernels(task)
     return [
         name
         for name, size in groups.sizes.items()
@@ -131,9 +123,9 @@ def per_step(ratios: str, steps: Sequence[Step]) -> dict[str, float]:
 
 def alive_of(task: Task, pruned: Pruned, steps: Sequence[Step]) -> dict[str, np.ndarray]:
     """{step: bool [units]}: what masks have left so far."""
-    units = unit_masks(task, pruned)
-    masks = weight_masks(task, pruned.masks)
-    single = {} if masks is None else by_path(task, masks)
+    units = Net(task).unit_masks(pruned)
+    masks = Net(task).weight_masks(pruned.masks)
+    single = {} if masks is None else Net(task).leaves(masks)
     found = {}
     for step in steps:
         if step.sampler:
@@ -148,14 +140,14 @@ def masks_by_name(
     task: Task, pruned: Pruned, steps: Sequence[Step], masks: Mapping[str, np.ndarray]
 ) -> Masks:
     """Masks of the net: of units, or of weights where a sampler reads a part of a stream."""
-    groups = groups_of(task)
+    groups = Net(task).groups
     sampled = {step.path: masks[step.name] for step in steps if step.sampler}
     mine = {step.name: masks[step.name] for step in steps if not step.sampler}
-    units = {**unit_masks(task, pruned), **mine}
+    units = {**Net(task).unit_masks(pruned), **mine}
     if not sampled and (pruned.masks is None or are_units(groups, pruned.masks)):
         return units
-    leaves = by_path(task, expand(groups, units))
-    before = {} if are_units(groups, pruned.masks or {}) else by_path(task, pruned.masks)
+    leaves = Net(task).leaves(expand(groups, units))
+    before = {} if are_units(groups, pruned.masks or {}) else Net(task).leaves(pruned.masks)
     for path in leaves:
         leaf = np.asarray(leaves[path])
         if path in before:
@@ -163,4 +155,4 @@ def masks_by_name(
         if path in sampled:
             leaf = leaf & sampled[path][:, None]
         leaves[path] = leaf
-    return as_tree(task, leaves)
+    return Net(task).tree(leaves)

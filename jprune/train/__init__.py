@@ -6,6 +6,7 @@ which resolution, under which teacher, and how a net is evaluated. Runs on disk 
 """
 
 from jprune.train.evaluate import evaluate
+from jprune.train.net import Net
 from jprune.train.task import task
 
-__all__ = ["evaluate", "task"]
+__all__ = ["Net", "evaluate", "task"]

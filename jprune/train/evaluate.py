@@ -11,6 +11,7 @@ from jprune.base import (
     Task,
     Variables,
 )
+from jprune.train.net import Net
 
 EVALUATION_BATCH = 256
 
@@ -35,7 +36,7 @@ def evaluate(
         >>> sorted(evaluate(task, task.init(jax.random.key(0)), "test"))
         ['accuracy', 'loss']
     """
-    sums = _sums(task.fn if fn is None else fn, task.metrics)
+    sums = _sums(Net(task).fn if fn is None else fn, task.metrics)
     totals: dict[str, float] = {}
     count = 0.0
     for batch in task.data.batches(split, EVALUATION_BATCH):

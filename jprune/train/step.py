@@ -19,6 +19,7 @@ from jprune.base import (
     Task,
 )
 from jprune.masks import apply_masks
+from jprune.train.net import Net
 from jprune.train.optimizers import Optimizer
 
 
@@ -67,7 +68,8 @@ def plain(
         A learner whose metrics are means over the batch, of `task.metrics`.
     """
     of_params = None if masks is None else task.split(masks)[0]
-    functions = Functions(*(getattr(task, name) for name in Functions._fields))
+    run = task._replace(train_fn=Net(task).train_fn)
+    functions = Functions(*(getattr(run, name) for name in Functions._fields))
     stepped = _step(functions, sgd, of_params is not None)
 
     def init() -> TrainState:

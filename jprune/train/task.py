@@ -8,10 +8,9 @@ import optax
 
 from jprune import errors
 from jprune.base import Batch, Data, Params, PyTree, Task, Variables
-from jprune.train.net import in_any_form
 
 
-class Net(Protocol):
+class Model(Protocol):
     """What a net brings; `jprune.zoo.Net` is one."""
 
     @property
@@ -40,7 +39,7 @@ class Net(Protocol):
         ...
 
 
-def task(net: Net, data: Data) -> Task:
+def task(net: Model, data: Data) -> Task:
     """Classification with softmax cross entropy.
 
     Args:
@@ -75,8 +74,8 @@ def task(net: Net, data: Data) -> Task:
         )
     return Task(
         name=net.name,
-        fn=in_any_form(net.fn, net.fn, net.init, net.example),
-        train_fn=in_any_form(net.train_fn, net.fn, net.init, net.example),
+        fn=net.fn,
+        train_fn=net.train_fn,
         loss=cross_entropy,
         metrics=loss_and_accuracy,
         init=net.init,
