@@ -6,10 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A venv apart, for `make newest`, and what it tests: the engine and the rooms above it.
 NEWEST ?= .venv-newest
-CORE := jprune/graph jprune/cost jprune/criteria jprune/allocate jprune/masks.py jprune/units.py \
-	tests/patterns $(patsubst %,tests/test_%.py,allocate branches concrete criteria depthwise \
-	explanations granularity hold law libraries maximality open patterns plans random_nets roles \
-	scale schedules training weight_pruning)
+CORE := jprune/jaxprs.py jprune/forms jprune/graph jprune/blocks jprune/cost jprune/criteria \
+	jprune/allocate jprune/masks.py jprune/units.py tests/graph tests/forms tests/blocks \
+	tests/criteria tests/allocate tests/sparsify
 # The constraints are for Python 3.11 only; newer Pythons take the newest versions.
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c .ci/constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
 WORKERS ?= 2
@@ -53,7 +52,7 @@ tables: install
 	$(BIN)/python -m experiments.tables
 
 laws: install
-	JPRUNE_DRAWS=500 $(BIN)/python -m pytest tests/test_random_nets.py
+	JPRUNE_DRAWS=500 $(BIN)/python -m pytest tests/graph/test_random_nets.py
 
 # On a machine that does nothing else. The other side of `trace` is a Python with torch, torchvision
 # and torch-pruning: make bench JPRUNE_BENCH_PYTHON=...

@@ -20,7 +20,7 @@ from jprune.stages.admm import Admm, Cut, Sets
 from jprune.train.net import Net
 from jprune.units import leaves_by_path
 from tests.nets import FIRST_CUT, draw
-from tests.test_ssl import ALONG, one_kernel
+from tests.recipes.test_ssl import ALONG, one_kernel
 from tests.toys import drawn, toy_task
 
 KEY = jax.random.key(5)

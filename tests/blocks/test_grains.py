@@ -11,10 +11,10 @@ import jprune
 from jprune import allocate, errors
 from jprune.base import Budget
 from jprune.blocks import grains as granularity
+from tests.graph.test_open import NORMS, net_with
 from tests.law import quick, relative_error
 from tests.nets import FIRST_CUT, draw
 from tests.patterns.attention import ATTENTION
-from tests.test_open import NORMS, net_with
 
 GRAINS = {
     "weight": granularity.weight,

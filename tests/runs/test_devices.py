@@ -26,7 +26,7 @@ from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from tests.toys import CLASSES, SHAPE, drawn, tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def images():
@@ -125,7 +125,7 @@ def begin(function, path, **variables):
         "import sys, json\n"
         "from jprune.runs.devices import connect\n"
         "connect()\n"
-        f"from tests.test_devices import {function.__name__} as function\n"
+        f"from tests.runs.test_devices import {function.__name__} as function\n"
         "print('FOUND', json.dumps(function(sys.argv[1])), flush=True)\n"
     )
     return subprocess.Popen(

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import jprune
+from tests.graph.test_training_mode import NET
 from tests.law import random_masks, weighted_sum
 from tests.nets import draw
-from tests.test_training import NET
 
 OPTIMIZERS = {
     "sgd": optax.sgd(0.1, 0.9),

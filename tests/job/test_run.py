@@ -32,7 +32,7 @@ from jprune.runs.progress import Silent
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(0)
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 # The directory.
@@ -180,7 +180,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, stage, s
 
 def shoot(call, out, appears, before=lambda process: None):
     """Runs a call in a process of its own, and kills it as soon as a file appears."""
-    code = f"import sys\nfrom tests.test_run import *\nloop.EVERY = 2\n{call}"
+    code = f"import sys\nfrom tests.job.test_run import *\nloop.EVERY = 2\n{call}"
     # Nothing shared with this process: a cache could be torn by the kill.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     arguments = [sys.executable, "-c", code, str(out)]

@@ -190,7 +190,7 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import json, jax, jax.numpy as jnp, numpy as np, jprune
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tests.test_concrete import GROUPS, drawn
+from tests.graph.test_concrete import GROUPS, drawn
 
 mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))

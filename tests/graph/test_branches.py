@@ -9,8 +9,8 @@ import jprune
 from jprune.forms.factored import Factored
 from jprune.forms.rows import Rows
 from jprune.forms.thin import Thin
+from tests.graph.test_law import relative_error
 from tests.nets import FIRST_CUT, Net, conv, draw, head, head_shapes
-from tests.test_law import relative_error
 
 RESNET = FIRST_CUT[2]
 BRANCHES = ("branch/conv2a", "branch/conv2b")

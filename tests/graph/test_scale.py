@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 import jprune
+from tests.graph.test_law import random_masks
 from tests.nets import FIRST_CUT, draw
-from tests.test_law import random_masks
 
 SHARDED = """
 import os

@@ -13,9 +13,9 @@ from jprune.forms.factored import Factored
 from jprune.forms.rows import Rows
 from jprune.forms.thin import Thin
 from jprune.graph.shrink.plans import held, plan_of, replay
+from tests.graph.test_open import NORMS, net_with
 from tests.law import random_masks, relative_error
 from tests.nets import FIRST_CUT, Net, conv, draw, head, head_shapes
-from tests.test_open import NORMS, net_with
 
 RESNET = FIRST_CUT[2]
 

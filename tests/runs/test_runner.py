@@ -27,7 +27,7 @@ from jprune.runs.progress import Silent
 from jprune.stages.evaluate import record
 from tests.toys import drawn, toy_task
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("JPRUNE_KILLS", "1"))
 """Of a process. Five take a minute, so an ordinary test makes do with one."""
 SMALL = Net("lenet300", "digits", train_images=200)
@@ -470,7 +470,7 @@ def child(folder):
 
 def test_a_process_that_is_shot_changes_no_number(tmp_path, undisturbed):
     """JPRUNE_KILLS=5 shoots five, one after the other; the last one is whoever runs this test."""
-    code = "import sys\nfrom tests.test_runner import child\nchild(sys.argv[1])"
+    code = "import sys\nfrom tests.runs.test_runner import child\nchild(sys.argv[1])"
     # Nothing shared with this process: a cache could be torn by the kill.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     moment = random.Random(1)
