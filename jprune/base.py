@@ -348,6 +348,19 @@ class Searcher(NamedTuple):
     """`best(state) -> (candidate [genes], its score)`, of all so far."""
 
 
+Wrap = Callable[
+    [Any, Schedule, jax.Array],
+    Callable[[optax.GradientTransformation], optax.GradientTransformationExtraArgs],
+]
+"""How a method takes part in training: `(net, rate, key) -> (inner -> transformation)`.
+
+`net` is the task's `jprune.train.Net`, `rate` the learning rate at a step, `inner` the optimizer
+(with `hold` last in it where masks are held). A wrap can be hashed, and equal wraps share what was
+compiled for a step: so what its transformation does depends on its settings, on the net and on the
+optimizer's state alone. Masks, clusters and keys are in the state, put there by `init`.
+"""
+
+
 class Stage(Protocol):
     """One step of a recipe: a frozen dataclass of settings, called with the state of the run."""
 

@@ -1,0 +1,43 @@
+"""A number for each of several things, from one number, a list in their order, or by name."""
+
+from collections.abc import Mapping, Sequence
+
+from jprune import errors
+
+Numbers = float | Sequence[float] | Mapping[str, float]
+"""One number for all; one for each, in their order; or {name: number}."""
+
+
+def per_name(numbers: Numbers, names: Sequence[str], option: str) -> dict[str, float]:
+    """`{name: number}`.
+
+    Args:
+        numbers: one for all, one for each in their order, or by name.
+        names: of the things that get one: kernels in execution order, groups, steps.
+        option: where the numbers come from, for the message.
+
+    Raises:
+        ArgumentError: not as many numbers as names, a name without one, or one that is no name.
+
+    Example:
+        >>> per_name((0.5, 2.0), ("conv1/kernel", "fc/kernel"), "q")
+        {'conv1/kernel': 0.5, 'fc/kernel': 2.0}
+        >>> per_name(3.0, ("conv1/kernel", "fc/kernel"), "q")
+        {'conv1/kernel': 3.0, 'fc/kernel': 3.0}
+    """
+    if isinstance(numbers, Mapping):
+        if {*numbers} != {*names}:
+            wrong = sorted({*numbers} ^ {*names})
+            raise errors.ArgumentError(
+                f"{option}={dict(numbers)!r} misses or adds {', '.join(wrong)}; write one number "
+                f"for each of {', '.join(names)}."
+            )
+        return {name: float(numbers[name]) for name in names}
+    if not isinstance(numbers, Sequence):
+        return dict.fromkeys(names, float(numbers))
+    if len(numbers) != len(names):
+        raise errors.ArgumentError(
+            f"{option} has {len(numbers)} numbers, {list(numbers)}; write one, or {len(names)} (on "
+            f"the command line with ':' between), for {', '.join(names)}."
+        )
+    return {name: float(number) for name, number in zip(names, numbers)}
