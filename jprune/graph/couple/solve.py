@@ -8,6 +8,25 @@ different places, and these rules, until nothing changes:
 - a frozen whole freezes its factors;
 - equal factors make equal wholes;
 - equal wholes make equal factors, and freeze the factors that only one of them has.
+
+A worked example. An axis w of 6 positions is split into rows r0 r1 and columns c0 c1 c2, and the
+result is added to another axis v that is split in the same way, into rows s0 s1 and columns
+d0 d1 d2. The rules leave a tie and two products:
+
+    w0..w5 = v0..v5                     (the sum)
+    w[3 i + j] = r[i] and c[j]          (a position lives while its row and its column live)
+    v[3 i + j] = s[i] and d[j]
+
+- Definitions: w0 = {r0, c0}, w1 = {r0, c1}, ... and v0 = {s0, d0}, ...: twelve columns.
+- w0 and v0 are one component with two definitions, {r0, c0} and {s0, d0}. `agree` compares all six
+  pairs at once: slot by slot (rows with rows, columns with columns) they must be the same, so r0 is
+  tied to s0, c0 to d0, and so on.
+- Now every definition of w equals one of v: nothing changes any more. Atoms are r0 r1 c0 c1 c2, and
+  w4 expands to (r1, c1).
+
+Were c1 frozen (say, tied to an output), w1 = {r0} would tie position 1 to row 0, w4 = {r1} position
+4 to row 1: a frozen factor always lives, so it drops out of the conjunction. Were r0 frozen as
+well, w1 would have no factor left that varies, and freeze.
 """
 
 import itertools
@@ -21,14 +40,8 @@ from scipy.sparse.csgraph import connected_components
 from jprune.graph.couple.labels import Flags, Indices, Labels, Product, Reason, Solution
 
 TOGETHER = "all positions of a split axis are one channel"
-
-
 DISAGREE = "reshapes split these channels in ways that do not agree"
-
-
 REMEDY = "reshape them everywhere to the same rows and columns"
-
-
 NONE = -1
 
 
@@ -57,6 +70,7 @@ class _Definitions(NamedTuple):
     def sets(self) -> Indices:
         """[k, n]: the factors that can vary, every column sorted and without doubles."""
         ordered = np.sort(self.alive, axis=0)
+        # {a, a} is {a}: the second of two equal factors becomes NONE, and is sorted to the top.
         ordered[1:][ordered[1:] == ordered[:-1]] = NONE
         return np.sort(ordered, axis=0)
 
@@ -78,6 +92,7 @@ class _Solver:
         self.refresh()
         while self.products:
             before = self.state()
+            # Every rule only ties, freezes or makes products finer, so this ends.
             refined = self.refined()
             self.products = [product for product in refined if self.varies(product)]
             if self.products:
@@ -94,9 +109,12 @@ class _Solver:
 
     def refresh(self) -> None:
         """Components of all ties so far, and the first reason that freezes each."""
+        # Components get new numbers at every refresh, labels keep theirs: so ties are pairs of
+        # labels, and what is frozen are arrays of labels.
         pairs = np.concatenate([np.zeros((2, 0), np.int64), *self.pairs], axis=1)
         self.component = components(pairs, self.count)
         self.first = np.full(self.component.max(initial=-1) + 1, NONE)
+        # From the last to the first: the earliest reason is written last, and stays.
         for place in range(len(self.frozen) - 1, -1, -1):
             self.first[self.component[self.frozen[place][0]]] = place
 
@@ -116,6 +134,7 @@ class _Solver:
         """Ties components."""
         differ = left != right
         if differ.any():
+            # Any label of a component stands for it.
             label = np.zeros(len(self.first), np.int64)
             label[self.component] = np.arange(self.count)
             self.pairs.append(np.stack([label[left[differ]], label[right[differ]]]))
@@ -141,6 +160,7 @@ class _Solver:
             if not self.is_frozen(factor).all():
                 varying.append(axis)
         if len(varying) == 1:
+            # whole[i, j] = row[i] and True: every position is its row.
             spread = beside(product.factors[varying[0]], varying[0], product.whole.shape)
             self.pairs.append(np.stack([product.whole.reshape(-1), spread]))
         elif not varying:
@@ -170,11 +190,14 @@ class _Solver:
         reason = same[-1].reason
         disagree = reason._replace(text=DISAGREE, remedy=REMEDY)
         axes: dict[tuple[int, int], Indices] = {}
+        # (3, 4) and (6, 2) of 12 positions share the strides 12 4 2 1: axes of 3, 2 and 2. A stride
+        # that lies between two shared ones belongs to a split that the others cannot express.
         for above, stride in itertools.pairwise(shared):
             cut = any(stride < own < above for chain in strides for own in chain)
             axes[above, stride] = self.new(above // stride, disagree if cut else None)
         whole = same[0].whole.reshape([above // stride for above, stride in axes])
         result = [Product(whole, tuple(axes.values()), reason)]
+        # Every factor of an old product is a product of the finer axes: 6 = 3 x 2.
         for product, chain in zip(same, strides):
             for (above, stride), factor in zip(itertools.pairwise(chain), product.factors):
                 inside = [above, *(s for s in shared if stride < s < above), stride]
@@ -199,6 +222,7 @@ class _Solver:
             slots.append(rows)
         whole = [self.component[product.whole].reshape(-1) for product in self.products]
         factors = np.concatenate(slots, axis=1)
+        # NONE indexes the last entry of `first`, so it is asked for beside.
         frozen = (factors != NONE) & (self.first[factors] != NONE)
         numbers = np.repeat(np.arange(len(whole)), [len(elements) for elements in whole])
         alive = np.where(frozen, NONE, factors)
@@ -209,17 +233,23 @@ class _Solver:
         sets = known.sets()
         varying = (sets != NONE).sum(axis=0)
         fixed = self.first[known.whole]
+        # A whole that always lives needs all its factors: they freeze, for the whole's reason.
         for place in np.unique(fixed[(fixed != NONE) & (varying > 0)]).tolist():
             self.freeze(sets[:, fixed == place].reshape(-1), self.frozen[place][1])
+        # A whole all of whose factors always live does so too, for the first factor's reason.
         empty = self.first[known.factors[0]]
         for place in np.unique(empty[(fixed == NONE) & (varying == 0)]).tolist():
             self.freeze(known.whole[(varying == 0) & (empty == place)], self.frozen[place][1])
+        # whole = {factor}: the two are one. Sorted columns have their last factor in the last row.
         single = (fixed == NONE) & (varying == 1)
         self.tie(known.whole[single], sets[-1, single])
         several = (fixed == NONE) & (varying > 1)
         known = _Definitions(*(array[..., several] for array in known))
         sets = sets[:, several]
+        # Equal sets of factors make equal wholes ...
         self.tie(known.whole, known.whole[_first_equal(sets)])
+        # ... and equal wholes must have equal sets: columns with one whole are compared with the
+        # first of them, all pairs of the same two products at once.
         partner = _first_equal(known.whole[None])
         differ = np.flatnonzero((sets != sets[:, partner]).any(axis=0))
         pairs: dict[tuple[int, int], list[int]] = {}
@@ -231,6 +261,7 @@ class _Solver:
 
     def agree(self, left: Indices, right: Indices, product: int) -> None:
         """Makes two definitions [k, n] of the same components say the same."""
+        # {a, b} and {a, c}: one factor on each side that the other has not, so b is c.
         alone, missing = _only(left, right), _only(right, left)
         single = [pair for pair in zip(alone, missing) if len(pair[0]) == len(pair[1]) == 1]
         if single:
@@ -244,9 +275,11 @@ class _Solver:
         more, fewer = sorted(slots, key=lambda found: -len(found[0]))
         if len(more[0]) > len(fewer[0]) and len(more[1]) <= len(fewer[1]):
             self.freeze(np.setdiff1d(more[0], fewer[0]), self.disagree(product))
+        # As many constant and as many varying slots: rows are rows, and columns are columns.
         elif [len(part) for part in more] == [len(part) for part in fewer]:
             for one, other in zip(more, fewer):
                 self.tie(one.reshape(-1), other.reshape(-1))
+        # {a, b, c} and {a, d}: whether d is b, c or both, the definitions do not say.
         else:
             different = [c for a, b, r in zip(alone, missing, rest) if r for c in (*a, *b)]
             self.freeze(np.array(different), self.disagree(product))
@@ -262,6 +295,7 @@ class _Solver:
         known = self.definitions()
         # A definition with one factor left is a tie, and says nothing more.
         several = ((known.sets() != NONE).sum(axis=0) > 1) & (self.first[known.whole] == NONE)
+        # After `close`, all definitions of a whole are equal sets: the first one serves.
         wholes, first = np.unique(known.whole[several], return_index=True)
         columns = known.alive[:, np.flatnonzero(several)[first]].T
         return {
@@ -296,6 +330,7 @@ class _Solver:
         known: dict[int, tuple[int, ...]] = {}
 
         def atoms(component: int) -> tuple[int, ...]:
+            # A frozen component always lives, so it is no condition on anything.
             if self.first[component] != NONE:
                 return ()
             if component not in rows:
