@@ -34,6 +34,8 @@ def elementwise(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     if len(context.equation.outputs) > 1:  # optimization_barrier passes its operands through
         return list(operands)
     result: list[Axis] = []
+    # x + b with x [n, c] and b [1, c]: c of one is c of the other; the axis of length 1 must
+    # stay.
     for position, length in enumerate(context.out_shape()):
         joined: Axis | None = None
         for number, operand in enumerate(operands):
@@ -59,6 +61,8 @@ def convolution(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     params, labels = context.equation.params, context.labels
     data, kernel = operands
     numbers: ConvDimensionNumbers = params["dimension_numbers"]
+    # Specs are (batch, channels, window...) of the data and (outputs, inputs, window...) of the
+    # kernel, whatever their layout: NHWC and OIHW need no case of their own.
     for operand, places in ((data, numbers.lhs_spec), (kernel, numbers.rhs_spec)):
         for position in places[2:]:
             labels.freeze(operand[position], SPATIAL.reason)
@@ -83,20 +87,26 @@ def grouped(context: Context, groups: int, channels: Axis, inputs: Axis, outputs
     labels = context.labels
     data_shape, kernel_shape = context.in_shape(0), context.in_shape(1)
     numbers: ConvDimensionNumbers = context.equation.params["dimension_numbers"]
+    # out[(g, o)] = sum over i of kernel[i, (g, o)] data[(g, i)]: both channel axes are rows g of
+    # columns.
     per_group = kernel_shape[numbers.rhs_spec[1]]
     out_per_group = kernel_shape[numbers.rhs_spec[0]] // groups
     whole_in = context.labelled(channels, data_shape[numbers.lhs_spec[1]])
     whole_out = context.labelled(outputs, groups * out_per_group)
     rows = labels.fresh(groups)
+    # Depthwise: a row is one channel of the data, and goes with it.
     if per_group == 1:
         context.freeze(inputs, "the only input channel of every group")
         labels.tie(rows, whole_in)
     else:
         context.product(whole_in.reshape(groups, per_group), (rows, inputs))
         unmasked(context, inputs)
+    # One output a group: it is the row.
     if out_per_group == 1:
         labels.tie(whole_out, rows)
     else:
+        # Else an output goes with its whole group, or with output o of every group: an array that
+        # is dense again has as many outputs in each group.
         columns = labels.fresh(out_per_group)
         context.product(whole_out.reshape(groups, out_per_group), (rows, columns))
     return whole_out
@@ -111,6 +121,7 @@ def dot_general(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     for one, other in zip(left_in, right_in):
         contracted(context, left[one], right[other])
     batch = [context.tie(left[i], right[j]) for i, j in zip(left_batch, right_batch)]
+    # Results are ordered: batch axes, free axes of the left operand, free axes of the right one.
     free = [
         axis
         for operand, used in ((left, (*left_in, *left_batch)), (right, (*right_in, *right_batch)))
@@ -127,6 +138,7 @@ def contracted(context: Context, left: Axis, right: Axis) -> None:
 
 def unmasked(context: Context, axis: Axis) -> None:
     """A contraction with constants has no weights that a mask could clear."""
+    # A mean written as a product with 1/n: the masked net still divides by n.
     if sorted(context.levels) == [CONSTANT, DATA]:
         context.reduce(axis, "contracted with a constant, which no mask reaches")
 
@@ -142,6 +154,7 @@ def reduction(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabe
     name = context.equation.name
     axes: tuple[int, ...] = context.equation.params["axes"]
     for axis in axes:
+        # argmax gives the number of a channel: with fewer channels the numbers change.
         if name.startswith("arg"):
             context.freeze(operands[0][axis], f"{name} over the channels gives their numbers")
         else:
@@ -166,6 +179,7 @@ def window(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]
     result: list[Axis] = []
     for position, length in enumerate(lengths):
         axes = [operand[position] for operand in arrays]
+        # A window of one position, step 1, no padding: the axis is passed on.
         if (length, strides[position], tuple(padding[position])) == (1, 1, (0, 0)):
             result.append(context.tie_all(axes))
         else:

@@ -51,11 +51,13 @@ def interpret(
             labels, program, equation, [frame.levels[value] for value in equation.inputs]
         )
         level = max(context.levels, default=CONSTANT)
+        # Functions within functions are interpreted where they stand, with the same labels.
         nested = NESTED_RULES.get(equation.name)
         if nested is None:
             results = RULES.get(equation.name, unknown)(context, operands)
         else:
             results, frame.inner[number] = nested(context, operands)
+            # A loop mixes what it carries: its results count as data, whatever they are made of.
             level = level if nested is call else DATA
         for value, axes in zip(equation.outputs, results):
             frame.labels[value] = axes
@@ -122,6 +124,7 @@ def while_(context: Context, operands: Sequence[AxisLabels]) -> Nested:
         [*operands[first : first + second], *carry],
         [*levels[first : first + second], *carried],
     )
+    # What a turn gives is what the next one gets: the same shape, so the same channels.
     tie_arrays(context, carry, outputs_of(body, body_frame))
     condition_frame = interpret(
         context.labels, condition, [*operands[:first], *carry], [*levels[:first], *carried]
@@ -137,6 +140,8 @@ def scan(context: Context, operands: Sequence[AxisLabels]) -> Nested:
     carry = list(operands[constants : constants + carried])
     stacked = operands[constants + carried :]
     stack = Fixed(context.reason("stacked layers of a scan"))
+    # [layers, in, out]: every turn reads one layer, so all layers lose the same channels and no
+    # layer goes.
     for axes in stacked:
         context.tie(axes[0], stack)
     levels = list(context.levels)

@@ -24,6 +24,8 @@ def broadcast_in_dim(context: Context, operands: Sequence[AxisLabels]) -> list[A
     result: list[Axis | None] = [None] * len(shape)
     for source, target in enumerate(places):
         axis = operands[0][source]
+        # [c] -> [n, h, w, c]: the axis keeps its labels; [1] -> [c]: one channel that all others
+        # copy cannot go alone.
         if context.in_shape(0)[source] == shape[target]:
             result[target] = axis
         else:
@@ -57,6 +59,7 @@ def unstack(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels
     """Takes an axis apart, all of whose positions must therefore stay."""
     gone, axes = context.equation.params["axis"], operands[0]
     context.freeze(axes[gone], "an axis that is unstacked")
+    # Every result is one position of the axis: without it the function would have a result less.
     left = tuple(axis for position, axis in enumerate(axes) if position != gone)
     return [left] * len(context.equation.outputs)
 
@@ -64,6 +67,8 @@ def unstack(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels
 @rule("stack")
 def stack(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Ties all axes; the new one follows whatever it is combined with."""
+    # Channel j of one operand stands beside channel j of the others, at one position of the
+    # result.
     result = [context.tie_all(axes) for axes in zip(*operands)]
     result.insert(context.equation.params["axis"], context.labels.fresh(len(operands)))
     return [tuple(result)]
@@ -117,10 +122,13 @@ def concatenate(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     for position, axes in enumerate(zip(*operands)):
         if position != joined_axis:
             result.append(context.tie_all(axes))
+        # Images joined side by side: no channel is among them.
         elif all(isinstance(axis, Fixed) for axis in axes):
             result.append(axes[0])
         else:
             lengths = [context.in_shape(number)[position] for number in range(len(operands))]
+            # DenseNet: channels of all operands one after the other, each with the labels that it
+            # has.
             parts = [context.labelled(axis, length) for axis, length in zip(axes, lengths)]
             result.append(np.concatenate(parts))
     return [tuple(result)]
@@ -134,11 +142,13 @@ def pad(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
         if isinstance(axis, Fixed) or not (low or high or interior):
             result.append(axis)
             continue
+        # Interior padding puts new positions between the old ones.
         if interior:
             length = len(axis) + interior * (len(axis) - 1)
             spread = context.labels.fresh(length)
             spread[:: interior + 1] = axis
             axis = spread
+        # Negative padding crops.
         axis = axis[max(0, -low) : len(axis) - max(0, -high)]
         before, after = (context.labels.fresh(max(0, width)) for width in (low, high))
         result.append(np.concatenate([before, axis, after]))
@@ -150,9 +160,11 @@ def reshape(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels
     """Aligns runs of axes with equal products; a run is passed on, merged, split, or both."""
     source, target = context.in_shape(0), context.out_shape()
     result: list[Axis] = [UNIT] * len(target)
+    # An axis of length 1 is in no run: its position has nowhere to be said.
     for axis, length in zip(operands[0], source):
         if length == 1:
             context.freeze(axis, "the only position of an axis that is reshaped away")
+    # [2, 3, 4] -> [6, 2, 2] has the runs (2 3 -> 6) and (4 -> 2 2).
     for sources, targets in aligned(source, target):
         axes = [operands[0][position] for position in sources]
         lengths = [target[position] for position in targets]
@@ -171,6 +183,8 @@ def aligned(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int
         return []
     while left:
         first, second = [left.pop(0)], [right.pop(0)]
+        # The side with the smaller product takes its next axis until both say the same number of
+        # positions.
         while (a := math.prod(source[i] for i in first)) != (
             b := math.prod(target[i] for i in second)
         ):
@@ -184,15 +198,19 @@ def merge(context: Context, axes: Sequence[Axis], lengths: Sequence[int]) -> Axi
     varying = [place for place, axis in enumerate(axes) if not isinstance(axis, Fixed)]
     if len(axes) == 1 or not varying:
         return axes[0]
+    # A batch of any size times channels: no label can be written for every position.
     if not all(isinstance(length, int | np.integer) for length in lengths):
         for axis in axes:
             context.labels.freeze(axis, SYMBOLIC.reason)
         return SYMBOLIC
+    # Flattening [h, w, c]: position (y, x, c) is channel c, so its label occurs h w times.
     if len(varying) == 1:
         shape = [-1 if place == varying[0] else 1 for place in range(len(axes))]
         axis = axes[varying[0]]
         assert not isinstance(axis, Fixed)
         return np.broadcast_to(axis.reshape(shape), tuple(lengths)).reshape(-1)
+    # Heads and head dimensions merged: position (i, j) lives while head i and dimension j both
+    # do.
     whole = context.labels.fresh(math.prod(lengths))
     context.product(whole.reshape(tuple(lengths)), axes)
     return whole
@@ -202,6 +220,7 @@ def split_axis(context: Context, axis: Axis, lengths: Sequence[int]) -> list[Axi
     """Several axes from one: whole rows or whole columns are what can go."""
     if len(lengths) == 1 or isinstance(axis, Fixed):
         return [axis] * len(lengths)
+    # A dense array loses whole rows or whole columns only: axis[i, j] = rows[i] and columns[j].
     factors = [context.labels.fresh(length) for length in lengths]
     context.product(axis.reshape(tuple(lengths)), factors)
     return [*factors]
@@ -232,6 +251,8 @@ def gather_of(params: dict[str, Any], known: Any, rank: int, out_rank: int) -> G
         out_rank: of the result.
     """
     numbers = params["dimension_numbers"]
+    # Axes of the operand that are neither looked up nor tied are in the window, and so in the
+    # result.
     away = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     windows = (axis for axis in range(rank) if axis not in away)
     tied = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims))
@@ -254,12 +275,15 @@ def gather(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]
     rank = len(context.out_shape())
     how = gather_of(context.equation.params, context.known(1), len(shape), rank)
     result: list[Axis] = [UNIT] * rank
+    # The result follows the indices on its leading axes, the operand on those of the window.
     for number, axis in enumerate(how.batch):
         result[axis] = indices[number]
     for axis, number in how.tied.items():
         result[how.batch[number]] = context.tie(source[axis], indices[number])
     for axis, target in how.passed.items():
         result[target] = source[axis]
+        # A part of the axis, from a place that the indices say: which channels these are nobody
+        # knows.
         if sizes[axis] != shape[axis]:
             context.freeze(source[axis], *COMPUTED)
             result[target] = Fixed(context.reason("part of a gather"))
@@ -267,11 +291,14 @@ def gather(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]
         labels, index = source[axis], how.known
         if isinstance(labels, Fixed):
             continue
+        # Out of bounds, JAX clamps or fills: positions would no longer be channels.
         if index is None or (index < 0).any() or (index >= shape[axis]).any():
             context.freeze(labels, *LOOKED_UP)
         elif not index.ndim:
             context.freeze(labels[index[None]], "a single channel that is taken out")
         else:
+            # A constant permutation or repetition: the labels are looked up as the numbers would
+            # be.
             taken = labels[index.reshape(-1)]
             for target, part in zip(how.batch, split_axis(context, taken, index.shape)):
                 result[target] = part
@@ -291,6 +318,8 @@ def dynamic_slice(context: Context, operands: Sequence[AxisLabels]) -> list[Axis
             context.freeze(axis, *COMPUTED)
             result.append(Fixed(context.reason("part of a dynamic slice")))
             if update:
+                # What is written is cut, too; what it is written into keeps its labels, which are
+                # frozen.
                 context.tie(operands[1][position], result[-1])
                 result[-1] = axis
     return [tuple(result)]
