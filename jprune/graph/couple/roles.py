@@ -114,8 +114,10 @@ class _Walker:
         """These leaves meet data in this role."""
         for leaf, ways in (taint or {}).items():
             self.first.setdefault(leaf, len(self.first))
+            # rsqrt(var + eps) multiplies: whatever went through a root is a variance.
             if role in ("scale", "shift") and any(way & ROOT for way in ways):
                 self.roles[leaf].add("var")
+            # x - mean, or bias - mean * scale written out beforehand.
             elif role == "shift" and any(way & NEGATED for way in ways):
                 self.roles[leaf].add("mean")
             elif role == "shift" and any(way & MULTIPLIED for way in ways):
@@ -133,6 +135,7 @@ class _Walker:
         self, program: Program, frame: Frame, inputs: Sequence[_Value], live: set[int] | None
     ) -> list[_Value]:
         """All values of a program; `live` limits the notes to what reaches the main output."""
+        # Until it is made, a value counts as data.
         values = [DATA_VALUE] * len(program.avals)
         for value in program.constants:
             axes = tuple(self.labels.axis(length) for length in program.shape(value))
@@ -141,6 +144,7 @@ class _Walker:
             values[value] = known
         for number, equation in enumerate(program.equations):
             operands = [values[value] for value in equation.inputs]
+            # What only the new statistics need gives a leaf no role.
             noted = live is None or number in live
             if equation.inner and equation.name in NESTED:
                 results = self.nested(equation, frame.inner[number], operands, noted)
@@ -165,6 +169,7 @@ class _Walker:
             consumer = 1 if operands[1].taint else 0
             self.mark(operands[consumer].axes, contracted[consumer])
             self.mark(operands[1 - consumer].axes, set())
+        # The same rules as for the net, on labels of their own that end where data begins.
         context = Context(self.labels, program, equation, [PARAMETER] * len(operands))
         axes = RULES.get(equation.name, unknown)(context, [operand.axes for operand in operands])
         taint = combined(equation, [operand.taint for operand in operands])
@@ -181,6 +186,8 @@ class _Walker:
                 if taint:
                     self.mark(operands[side].axes, contracted[side])
                     self.note(taint, "kernel")
+                    # Weight norm: g v / |v| is made of two leaves, and v, the larger one, is the
+                    # kernel.
                     leaf = min(taint, key=lambda leaf: (-self.sizes[leaf], leaf))
                     self.contractions.append(
                         Contraction(program, number, side, leaf, tuple(taint), operands[side].axes)
@@ -188,6 +195,7 @@ class _Walker:
             if operands[0].taint is None and operands[1].taint is None:
                 self.meetings.append(Meeting(program, frame, number))
             return
+        # Behind contractions parameters meet data as factors (mul, div) or offsets (add, sub).
         for side, operand in enumerate(operands):
             self.mark(operand.axes, set())  # a table that is looked up produces its channels
             if name in ("mul", "div"):
@@ -206,6 +214,7 @@ class _Walker:
     ) -> list[_Value]:
         """Equations with bodies; what a loop carries counts as data."""
         name, params = equation.name, equation.params
+        # A body that reaches no main output gives no role either.
         live = None if noted else set[int]()
         data = [DATA_VALUE] * len(equation.outputs)
         if name == "cond":
@@ -221,6 +230,7 @@ class _Walker:
         if name == "scan":
             constants, carried = scan_parts(equation)
             stacked = [
+                # A turn sees one layer of the stack.
                 value if value.taint is None else value._replace(axes=value.axes[1:])
                 for value in operands[constants + carried :]
             ]
@@ -246,12 +256,14 @@ def combined(equation: Equation, operands: Sequence[Taint]) -> Taint:
     """Taint of a value that parameters alone make."""
     name = equation.name
     result: dict[int, frozenset[int]] = {}
+    # scale * rsqrt(var): a product of parameters. A factor that is a constant says nothing.
     several = sum(bool(operand) for operand in operands) > 1
     for side, taint in enumerate(operands):
         if name in ("rsqrt", "sqrt", "pow"):
             taint = with_bit(taint, ROOT)
         elif name in ("mul", "div") and several:
             taint = with_bit(taint, MULTIPLIED)
+        # -(-mean) is no mean: the bit is turned, not set.
         elif name == "neg" or (name == "sub" and side == 1):
             taint = with_bit(taint, NEGATED)
         for leaf, ways in (taint or {}).items():
@@ -270,6 +282,7 @@ def contracted_axes(equation: Equation) -> tuple[set[int], set[int]]:
 def reaching(program: Program, outputs: Sequence[int]) -> set[int]:
     """Numbers of the equations that the outputs depend on."""
     needed, live = set(outputs), set[int]()
+    # From the outputs backwards: an equation counts if something that counts reads it.
     for number in range(len(program.equations) - 1, -1, -1):
         equation = program.equations[number]
         if any(value in needed for value in equation.outputs):
