@@ -55,6 +55,8 @@ def freeze_survivors(program: Program, frame: Frame, labels: Labels, uses: Uses)
         return
     inputs = [(False,) * len(program.shape(value)) for value in program.inputs]
     for leaf in range(len(uses.roles)):
+        # Cleared are the producers of a unit (and its slices elsewhere): kernel, shift and mean.
+        # A scale need not be, since scale * 0 is 0.
         roles = (uses.of_axis(leaf, axis) for axis in range(len(inputs[leaf])))
         inputs[leaf] = tuple(bool(known & {*STAND_INS, "in"}) for known in roles)
     _Walker(labels).visit(program, frame, inputs)
@@ -79,6 +81,7 @@ class _Walker:
                 results = [elementwise(program, frame, equation, operands)]
             else:
                 results = moved(program, frame, equation, operands)
+            # q . k = sum over d of q_d k_d: a term is gone if one of its factors is.
             if equation.name in CONTRACTIONS and all(
                 frame.levels[value] == DATA for value in equation.inputs
             ):
@@ -110,6 +113,7 @@ class _Walker:
         """Equations with bodies; what a loop carries is not followed."""
         name, params, bodies = equation.name, equation.params, equation.inner
         if name == "cond":
+            # Which branch is taken is not known: zero is what is zero in all of them.
             branches = [self.visit(b, f, operands[1:]) for b, f in zip(bodies, frames)]
             return [tuple(map(all, zip(*zeros))) for zeros in zip(*branches)]
         if name == "while":
@@ -123,6 +127,7 @@ class _Walker:
             carry = [(False,) * len(zero) for zero in operands[constants:stacked]]
             layers = [zero[1:] for zero in operands[stacked:]]
             results = self.visit(bodies[0], frames[0], [*operands[:constants], *carry, *layers])
+            # Results of the turns are stacked on a new first axis.
             return [*carry, *((False, *zero) for zero in results[carried:])]
         return self.visit(bodies[0], frames[0], operands)
 
@@ -139,6 +144,7 @@ def elementwise(
     nothing = [is_nothing(program, frame, value) for value in values]
 
     def zero(number: int, axis: int) -> bool:
+        # An operand that is broadcast along the axis says nothing of single positions of it.
         whole = program.shape(values[number])[axis : axis + 1] == shape[axis : axis + 1]
         return nothing[number] or (whole and operands[number][axis])
 
@@ -150,8 +156,10 @@ def elementwise(
             return all(zeros)
         if name == "clamp":
             low, high = program.known(values[0]), program.known(values[2])
+            # relu6(0) = 0, but clip(0, 1, 6) = 1.
             inside = low is not None and high is not None and (low <= 0).all() and (high >= 0).all()
             return bool(zeros[1] and inside)
+        # 0 ** y is 0 for y > 0 alone; 0 / y is nan where y is 0, in the dense net as well.
         return name in FIRST and zeros[0] and equation.params.get("y", 1) > 0
 
     return tuple(result(axis) for axis in range(len(shape)))

@@ -70,10 +70,12 @@ class Flow:
         shape = self.program.shape(equation.outputs[0])
         if equation.name == "broadcast_in_dim":
             places = equation.params["broadcast_dimensions"]
+            # A new axis repeats its operand; an old one is constant where it was.
             source = self._along(equation.inputs[0])
             varying = {places[axis] for axis in range(len(places)) if axis not in source}
             return frozenset(range(len(shape))) - varying
         if equation.name in POINTWISE:
+            # x[n, h, w, c] * s[1, 1, 1, c] varies where one of its operands does.
             sets = [
                 self._along(value)
                 for value in equation.inputs
@@ -97,6 +99,8 @@ class Flow:
     def is_sum(self, equation: Equation) -> bool:
         """A sum of two activations: both depend on data and vary along more than the channels."""
         shape = self.program.shape(equation.outputs[0])
+        # Both sides vary with the image and its positions: a bias or a gate a channel (squeeze
+        # and excitation) is no side of a sum.
         return equation.name in SUMS and all(
             self.taints[value] is None
             and self.program.shape(value) == shape
@@ -110,6 +114,8 @@ class Flow:
         return chain[-1]
 
     def _longest(self, value: int, axis: int, known: dict[int, list[int]]) -> list[int]:
+        # The chain forks where a stream is read by a norm and by a sum: the longest way is the
+        # norm.
         if value not in known:
             shape = self.program.shape(value)
             best = [value]
@@ -138,6 +144,8 @@ class Flow:
             number = waiting.pop(0)
             equation = self.program.equations[number]
             (result, *rest) = equation.outputs
+            # swish(x) = x * sigmoid(x) has several equations: all elementwise readers are taken
+            # in, until something else reads.
             if rest or result in inside or equation.name not in POINTWISE:
                 continue
             if self.program.shape(result) != shape or not all(
@@ -148,6 +156,8 @@ class Flow:
             inside.add(result)
             nonlinear |= equation.name not in AFFINE or equation.inputs.count(value) > 1
             waiting = sorted({*waiting, *self.readers.get(result, ())})
+        # The function has one value that others read; with several, or a side that leaves the
+        # function, it is no activation.
         ends = [
             result
             for result in sorted(inside)
@@ -218,6 +228,7 @@ class _Finder:
 
     def join(self, number: int, equation: Equation) -> None:
         """A sum takes the name of its latest branch; what follows it is followed too."""
+        # Of the two sides the one that is computed later is the branch, the other the shortcut.
         known = [value for value in sorted(equation.inputs) if value in self.origin]
         if not known:
             return
@@ -241,6 +252,7 @@ def channel_axes(program: Program, equation: Equation, data: int) -> tuple[int, 
     rank = len(program.shape(equation.outputs[0]))
     ranks = [len(program.shape(value)) for value in equation.inputs]
     free = ranks[0] - len(contracted[0]) - len(batch[0])
+    # Of several contracted axes (heads and head dimensions) the last one is taken.
     in_axis = contracted[data][-1] if contracted[data] else ranks[data] - 1
     # Results are ordered: batch axes, free axes of the left operand, free axes of the right one.
     return in_axis, rank - 1 if data == 0 else len(batch[0]) + max(free - 1, 0)
