@@ -218,6 +218,68 @@ def scan_parts(equation: Equation) -> tuple[int, int]:
     return len(constants), len(carried)
 
 
+CONTROL_FLOW = {"cond", "while", "scan"}
+"""Primitives whose bodies may run not at all, or many times."""
+
+
+class Body(NamedTuple):
+    """A program inside an equation, and how values go in and come out.
+
+    Attributes:
+        program: the body.
+        operands: for every input of the body, the number of the equation's operand that it is.
+        carried: inputs that hold what the turn before gave; from the second turn on they are the
+            body's first outputs, in this order (a loop's condition carries, and gives nothing).
+        stacked: inputs that are one turn's slice of an operand, along its first axis.
+        results: for every result of the equation, the output of the body that it is; empty for a
+            loop's condition.
+        collected: results that hold that output of all turns, on a new first axis.
+        turns: how often it runs; 1 where only the data say.
+    """
+
+    program: Program
+    operands: tuple[int, ...]
+    carried: tuple[int, ...] = ()
+    stacked: tuple[int, ...] = ()
+    results: tuple[int, ...] = ()
+    collected: tuple[int, ...] = ()
+    turns: int = 1
+
+
+def nested(equation: Equation) -> tuple[Body, ...]:
+    """The bodies of an equation, in the order of `inner`.
+
+    Custom derivatives and rematerialisation have one body, a condition one a branch, a `while` its
+    condition and what it repeats, a `scan` one.
+    """
+    operands, results = range(len(equation.inputs)), tuple(range(len(equation.outputs)))
+    if equation.name == "cond":  # the first operand chooses
+        return tuple(Body(body, tuple(operands[1:]), results=results) for body in equation.inner)
+    if equation.name == "while":
+        condition, body = equation.inner
+        first, second = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+        carry = tuple(operands[first + second :])
+        after = lambda constants: tuple(range(constants, constants + len(carry)))
+        return (
+            Body(condition, (*operands[:first], *carry), after(first)),
+            Body(body, (*operands[first : first + second], *carry), after(second), results=results),
+        )
+    if equation.name == "scan":
+        constants, carried = scan_parts(equation)
+        return (
+            Body(
+                equation.inner[0],
+                tuple(operands),
+                carried=tuple(operands[constants : constants + carried]),
+                stacked=tuple(operands[constants + carried :]),
+                results=results,
+                collected=results[carried:],
+                turns=equation.params["length"],
+            ),
+        )
+    return tuple(Body(body, tuple(operands), results=results) for body in equation.inner)
+
+
 def describe(program: Program, equation: Equation) -> str:
     """An equation as text: `add f32[2,8] f32[2,8] -> f32[2,8]`."""
 

@@ -16,7 +16,7 @@ from jprune.graph.couple.roles import CONTRACTIONS, Uses, contracted_axes
 from jprune.graph.look.branches import Needs, find_forks
 from jprune.graph.look.sites import find_spots
 from jprune.graph.trace import Coupling, check_leaves, couple, trace
-from jprune.jaxprs import Equation, Program
+from jprune.jaxprs import Equation, Program, nested
 
 STATISTICS = {"mean", "var", "state"}
 
@@ -283,12 +283,11 @@ def _walk(program: Program, frame: Frame, times: int = 1, outer: int | None = No
     for number, equation in enumerate(program.equations):
         top = number if outer is None else outer
         yield top, program, frame, number, times
-        inner = times * (equation.params["length"] if equation.name == "scan" else 1)
-        bodies = list(zip(equation.inner, frame.inner.get(number, ())))
+        bodies = list(zip(nested(equation), frame.inner.get(number, ())))
         # Of the branches of a condition one runs; they mostly cost the same, so the last is
         # counted.
         for body, body_frame in bodies[-1:] if equation.name == "cond" else bodies:
-            yield from _walk(body, body_frame, inner, top)
+            yield from _walk(body.program, body_frame, times * body.turns, top)
 
 
 def _parts(program: Program, equation: Equation, side: int, counts: list[tuple[Count, ...]]):

@@ -18,7 +18,7 @@ from jprune.graph.couple.labels import Fixed, Indices
 from jprune.graph.couple.roles import Contraction, Taint, Uses, contracted_axes
 from jprune.graph.look.last import last_layers
 from jprune.graph.look.sites import AFFINE, POINTWISE, Flow
-from jprune.jaxprs import Equation, Program
+from jprune.jaxprs import Equation, Program, nested
 
 AFFINE_ROLES = ("shift", "scale", "mean", "var")
 
@@ -161,9 +161,8 @@ def _times(program: Program, times: int = 1) -> Iterator[tuple[int, int]]:
     """(`id` of a program, how often it runs), nested ones included."""
     yield id(program), times
     for equation in program.equations:
-        turns = equation.params["length"] if equation.name == "scan" else 1
-        for body in equation.inner:
-            yield from _times(body, times * turns)
+        for body in nested(equation):
+            yield from _times(body.program, times * body.turns)
 
 
 def _count(contraction: Contraction, times: int) -> tuple[int, int]:

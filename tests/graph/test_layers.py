@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 import jprune
 from jprune import errors
 from jprune.cost import cost_model, macs
-from tests import test_libraries as libraries
+from tests.graph import test_libraries as libraries
+from tests.graph.test_random_nets import STEPS
 from tests.nets import FIRST_CUT, Net, conv, draw, head, head_shapes, norm, norm_shapes
 from tests.patterns import PATTERNS
 from tests.random_nets import build
-from tests.test_random_nets import STEPS
 
 IMAGE = (2, 6, 8, 3)
 

@@ -1,12 +1,12 @@
 """The loop that carries labels through a program, control flow and custom derivatives included."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from jprune.graph.couple import arithmetic, moves
 from jprune.graph.couple.labels import AxisLabels, Fixed, Labels
 from jprune.graph.couple.rules import CONSTANT, DATA, PARAMETER, RULES, Context, unknown
-from jprune.jaxprs import Equation, Program, scan_parts
+from jprune.jaxprs import CONTROL_FLOW, NESTED, Equation, Program, nested
 
 RULE_BOOKS = (arithmetic, moves)
 """The modules whose rules are known here."""
@@ -51,14 +51,12 @@ def interpret(
             labels, program, equation, [frame.levels[value] for value in equation.inputs]
         )
         level = max(context.levels, default=CONSTANT)
-        # Functions within functions are interpreted where they stand, with the same labels.
-        nested = NESTED_RULES.get(equation.name)
-        if nested is None:
-            results = RULES.get(equation.name, unknown)(context, operands)
+        if equation.name in NESTED:
+            results, frame.inner[number] = enter(context, operands)
+            # Results of control flow count as data, whatever they are made of.
+            level = DATA if equation.name in CONTROL_FLOW else level
         else:
-            results, frame.inner[number] = nested(context, operands)
-            # A loop mixes what it carries: its results count as data, whatever they are made of.
-            level = level if nested is call else DATA
+            results = RULES.get(equation.name, unknown)(context, operands)
         for value, axes in zip(equation.outputs, results):
             frame.labels[value] = axes
             frame.levels[value] = level
@@ -78,10 +76,46 @@ def walk(program: Program, frame: Frame) -> Iterator[tuple[Program, Frame, Equat
             yield from walk(body, inner)
 
 
-Nested: TypeAlias = tuple[list[AxisLabels], tuple[Frame, ...]]
+def enter(
+    context: Context, operands: Sequence[AxisLabels]
+) -> tuple[list[AxisLabels], tuple[Frame, ...]]:
+    """Carries labels through the bodies of an equation.
 
-
-NestedRule: TypeAlias = Callable[[Context, Sequence[AxisLabels]], Nested]
+    Returns:
+        Labels of the equation's results, and a frame per body.
+    """
+    results: list[AxisLabels] = []
+    frames: list[Frame] = []
+    stack = Fixed(context.reason("stacked layers of a scan"))
+    for body in nested(context.equation):
+        inputs = [operands[number] for number in body.operands]
+        # A loop mixes what it carries: it counts as data, whatever it begins with.
+        levels = [
+            DATA if place in body.carried else context.levels[number]
+            for place, number in enumerate(body.operands)
+        ]
+        for place in body.stacked:
+            # [layers, in, out]: every turn reads one layer, so that all layers lose the same
+            # channels, and no layer goes.
+            context.tie(inputs[place][0], stack)
+            inputs[place] = inputs[place][1:]
+        frame = interpret(context.labels, body.program, inputs, levels)
+        frames.append(frame)
+        outputs = outputs_of(body.program, frame)
+        if not body.results:
+            continue
+        # What a turn gives is what the next one gets: the same shape, so the same channels.
+        carry = [inputs[place] for place in body.carried]
+        tie_arrays(context, carry, outputs)
+        outputs[: len(carry)] = carry
+        of_body = [
+            (stack, *outputs[output]) if result in body.collected else outputs[output]
+            for result, output in enumerate(body.results)
+        ]
+        # Branches of a condition give the same results.
+        tie_arrays(context, results, of_body)
+        results = results or of_body
+    return results, tuple(frames)
 
 
 def tie_arrays(context: Context, left: Sequence[AxisLabels], right: Sequence[AxisLabels]) -> None:
@@ -89,77 +123,3 @@ def tie_arrays(context: Context, left: Sequence[AxisLabels], right: Sequence[Axi
     for one, other in zip(left, right):
         for axis, partner in zip(one, other):
             context.tie(axis, partner)
-
-
-def call(context: Context, operands: Sequence[AxisLabels]) -> Nested:
-    """Custom derivatives and rematerialisation: the labels are those of the body."""
-    body = context.equation.inner[0]
-    frame = interpret(context.labels, body, operands, context.levels)
-    return outputs_of(body, frame), (frame,)
-
-
-def cond(context: Context, operands: Sequence[AxisLabels]) -> Nested:
-    """All branches see the same operands and give the same results."""
-    frames = tuple(
-        interpret(context.labels, branch, operands[1:], context.levels[1:])
-        for branch in context.equation.inner
-    )
-    results = [outputs_of(*pair) for pair in zip(context.equation.inner, frames)]
-    for other in results[1:]:
-        tie_arrays(context, results[0], other)
-    return results[0], frames
-
-
-def while_(context: Context, operands: Sequence[AxisLabels]) -> Nested:
-    """What is carried keeps its labels from one turn to the next."""
-    params = context.equation.params
-    condition, body = context.equation.inner
-    first, second = params["cond_nconsts"], params["body_nconsts"]
-    carry = list(operands[first + second :])
-    levels = list(context.levels)
-    carried = [DATA] * len(carry)
-    body_frame = interpret(
-        context.labels,
-        body,
-        [*operands[first : first + second], *carry],
-        [*levels[first : first + second], *carried],
-    )
-    # What a turn gives is what the next one gets: the same shape, so the same channels.
-    tie_arrays(context, carry, outputs_of(body, body_frame))
-    condition_frame = interpret(
-        context.labels, condition, [*operands[:first], *carry], [*levels[:first], *carried]
-    )
-    return carry, (condition_frame, body_frame)
-
-
-def scan(context: Context, operands: Sequence[AxisLabels]) -> Nested:
-    """Stacked layers share their labels; the axis of the stack is fixed."""
-    labels = context.labels
-    (body,) = context.equation.inner
-    constants, carried = scan_parts(context.equation)
-    carry = list(operands[constants : constants + carried])
-    stacked = operands[constants + carried :]
-    stack = Fixed(context.reason("stacked layers of a scan"))
-    # [layers, in, out]: every turn reads one layer, so all layers lose the same channels and no
-    # layer goes.
-    for axes in stacked:
-        context.tie(axes[0], stack)
-    levels = list(context.levels)
-    levels[constants : constants + carried] = [DATA] * carried
-    inputs = [*operands[:constants], *carry, *(axes[1:] for axes in stacked)]
-    frame = interpret(labels, body, inputs, levels)
-    results = outputs_of(body, frame)
-    tie_arrays(context, carry, results[:carried])
-    return [*carry, *((stack, *axes) for axes in results[carried:])], (frame,)
-
-
-NESTED_RULES: dict[str, NestedRule] = {
-    "custom_jvp_call": call,
-    "custom_vjp_call": call,
-    "custom_vjp_call_jaxpr": call,
-    "checkpoint": call,
-    "remat2": call,
-    "cond": cond,
-    "while": while_,
-    "scan": scan,
-}

@@ -16,7 +16,7 @@ from jprune.graph.couple.labels import Axis, AxisLabels, Fixed, Labels, Reason
 from jprune.graph.couple.moves import aligned
 from jprune.graph.couple.roles import CONTRACTIONS, Uses, contracted_axes
 from jprune.graph.couple.rules import CONSTANT, DATA, OPEN
-from jprune.jaxprs import Equation, Program, describe, scan_parts, user_line
+from jprune.jaxprs import Equation, Program, describe, nested, user_line
 
 STAND_INS = frozenset({"kernel", "shift", "mean"})
 """Roles whose places are cleared where a unit has no consumer with parameters."""
@@ -111,25 +111,26 @@ class _Walker:
         self, equation: Equation, frames: Sequence[Frame], operands: Sequence[Zero]
     ) -> list[Zero]:
         """Equations with bodies; what a loop carries is not followed."""
-        name, params, bodies = equation.name, equation.params, equation.inner
-        if name == "cond":
-            # Which branch is taken is not known: zero is what is zero in all of them.
-            branches = [self.visit(b, f, operands[1:]) for b, f in zip(bodies, frames)]
-            return [tuple(map(all, zip(*zeros))) for zeros in zip(*branches)]
-        if name == "while":
-            first, second = params["cond_nconsts"], params["body_nconsts"]
-            carry = [(False,) * len(zero) for zero in operands[first + second :]]
-            self.visit(bodies[1], frames[1], [*operands[first : first + second], *carry])
-            return carry
-        if name == "scan":
-            constants, carried = scan_parts(equation)
-            stacked = constants + carried
-            carry = [(False,) * len(zero) for zero in operands[constants:stacked]]
-            layers = [zero[1:] for zero in operands[stacked:]]
-            results = self.visit(bodies[0], frames[0], [*operands[:constants], *carry, *layers])
+        results: list[Zero] = []
+        for body, frame in zip(nested(equation), frames):
+            if not body.results:
+                continue
+            inputs = [operands[number] for number in body.operands]
+            for place in body.carried:
+                inputs[place] = (False,) * len(inputs[place])
+            for place in body.stacked:
+                inputs[place] = inputs[place][1:]
+            outputs = self.visit(body.program, frame, inputs)
+            outputs[: len(body.carried)] = [inputs[place] for place in body.carried]
             # Results of the turns are stacked on a new first axis.
-            return [*carry, *((False, *zero) for zero in results[carried:])]
-        return self.visit(bodies[0], frames[0], operands)
+            zeros = [
+                (False, *outputs[output]) if result in body.collected else outputs[output]
+                for result, output in enumerate(body.results)
+            ]
+            # Which branch is taken is not known: zero is what is zero in all of them.
+            pairs = zip(results or zeros, zeros)
+            results = [tuple(map(all, zip(*pair))) for pair in pairs]
+        return results
 
 
 def elementwise(

@@ -18,7 +18,7 @@ from jprune.graph.couple.interpret import Frame
 from jprune.graph.couple.labels import AxisLabels, Fixed, Flags, Indices, Labels, Solution
 from jprune.graph.couple.rules import PARAMETER, RULES, Context, unknown
 from jprune.graph.couple.solve import solve
-from jprune.jaxprs import NESTED, Equation, Program, scan_parts
+from jprune.jaxprs import CONTROL_FLOW, NESTED, Equation, Program, nested
 
 CONTRACTIONS = ("conv_general_dilated", "dot_general")
 
@@ -213,33 +213,22 @@ class _Walker:
         noted: bool,
     ) -> list[_Value]:
         """Equations with bodies; what a loop carries counts as data."""
-        name, params = equation.name, equation.params
         # A body that reaches no main output gives no role either.
         live = None if noted else set[int]()
-        data = [DATA_VALUE] * len(equation.outputs)
-        if name == "cond":
-            for body, frame in zip(equation.inner, frames):
-                self.visit(body, frame, operands[1:], live)
-            return data
-        if name == "while":
-            first, second = params["cond_nconsts"], params["body_nconsts"]
-            self.visit(
-                equation.inner[1], frames[1], [*operands[first : first + second], *data], live
-            )
-            return data
-        if name == "scan":
-            constants, carried = scan_parts(equation)
-            stacked = [
+        values: list[_Value] = []
+        for body, frame in zip(nested(equation), frames):
+            if not body.results:  # a loop's condition decides how often, and computes nothing
+                continue
+            inputs = [operands[number] for number in body.operands]
+            for place in body.carried:
+                inputs[place] = DATA_VALUE
+            for place in body.stacked:
                 # A turn sees one layer of the stack.
-                value if value.taint is None else value._replace(axes=value.axes[1:])
-                for value in operands[constants + carried :]
-            ]
-            inputs = [*operands[:constants], *[DATA_VALUE] * carried, *stacked]
-            self.visit(equation.inner[0], frames[0], inputs, live)
-            return data
-        (body,) = equation.inner
-        values = self.visit(body, frames[0], operands, live)
-        return [values[value] for value in body.outputs]
+                inputs[place] = inputs[place]._replace(axes=inputs[place].axes[1:])
+            values = self.visit(body.program, frame, inputs, live)
+        if equation.name in CONTROL_FLOW:
+            return [DATA_VALUE] * len(equation.outputs)
+        return [values[value] for value in equation.inner[0].outputs]
 
 
 def with_bit(taint: Taint, bit: int) -> Taint:

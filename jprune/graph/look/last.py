@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jprune.graph.couple.roles import Uses
-from jprune.jaxprs import Equation, Program, scan_parts
+from jprune.jaxprs import Body, Equation, Program, nested
 
 
 class Fate(NamedTuple):
@@ -79,33 +79,27 @@ class _Finder:
 
     def nested(self, equation: Equation, results: Sequence[Fate]) -> list[Fate]:
         """Fates of the operands of an equation with bodies."""
-        if equation.name == "scan":
-            constants, carried = scan_parts(equation)
-            return self.loop(equation.inner[0], results, constants, carried)
-        if equation.name == "while":
-            first, second = equation.params["cond_nconsts"], equation.params["body_nconsts"]
-            (_, body) = equation.inner
-            inside = self.loop(body, results, second, len(results))
-            return [*[NOWHERE] * first, *inside]
-        found = [self.visit(body, results) for body in equation.inner]
-        joined = [NOWHERE] * max(map(len, found), default=0)
-        for fates in found:
-            joined = [one.also(other) for one, other in zip(joined, fates)]
-        # The index of a condition is no operand of its branches.
-        return [NOWHERE] * (len(equation.inputs) - len(joined)) + joined
+        fates = [NOWHERE] * len(equation.inputs)
+        for body in nested(equation):
+            if not body.results:
+                continue
+            for number, fate in zip(body.operands, self.body(body, results)):
+                fates[number] = fates[number].also(fate)
+        return fates
 
-    def loop(
-        self, body: Program, results: Sequence[Fate], constants: int, carried: int
-    ) -> list[Fate]:
-        """Fates of the operands of a loop: what is carried is read again at the next turn."""
+    def body(self, body: Body, results: Sequence[Fate]) -> list[Fate]:
+        """Fates of the inputs of a body: what is carried is read again at the next turn."""
         outputs = list(results)
         while True:
-            inputs = self.visit(body, outputs)
-            carry = inputs[constants : constants + carried]
+            inputs = self.visit(body.program, outputs)
+            carry = [inputs[place] for place in body.carried]
             after = [
                 *(one.also(other) for one, other in zip(results, carry)),
-                *results[carried:],
+                *results[len(carry) :],
             ]
             if after == outputs:
-                return [*inputs[:constants], *after[:carried], *inputs[constants + carried :]]
+                break
             outputs = after
+        for place, fate in zip(body.carried, outputs):
+            inputs[place] = fate
+        return inputs

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.graph.couple.answers import spread
-from jprune.graph.couple.interpret import interpret
+from jprune.graph.couple.interpret import Frame, interpret
 from jprune.graph.couple.labels import Fixed, Labels
 from jprune.graph.shrink.rules import Alive, Keep, Step, rule, run
-from jprune.jaxprs import REMAT, bind, program_of, scan_parts
+from jprune.jaxprs import REMAT, Body, bind, nested, program_of
 
 
 @rule("custom_jvp_call")
@@ -124,14 +124,18 @@ def cond(step: Step) -> list[Any]:
 @rule("while")
 def while_(step: Step) -> list[Any]:
     """The same loop on smaller arrays."""
-    params = step.equation.params
-    first, second = params["cond_nconsts"], params["body_nconsts"]
-    condition, body = step.equation.inner
-    outer, inner = step.values[:first], step.values[first : first + second]
+    condition, body = nested(step.equation)
+
+    def turn(of: Body, frame: Frame, carry: Sequence[Any]) -> list[Any]:
+        inputs = [step.values[number] for number in of.operands]
+        for place, value in zip(of.carried, carry):
+            inputs[place] = value
+        return run(of.program, frame, step.alive, inputs)
+
     return jax.lax.while_loop(
-        lambda carry: run(condition, step.frames[0], step.alive, [*outer, *carry])[0],
-        lambda carry: run(body, step.frames[1], step.alive, [*inner, *carry]),
-        step.values[first + second :],
+        lambda carry: turn(condition, step.frames[0], carry)[0],
+        lambda carry: turn(body, step.frames[1], carry),
+        [step.values[body.operands[place]] for place in body.carried],
     )
 
 
@@ -139,18 +143,19 @@ def while_(step: Step) -> list[Any]:
 def scan(step: Step) -> list[Any]:
     """The same loop over smaller stacked arrays."""
     params = step.equation.params
-    constants, carried = scan_parts(step.equation)
-    fixed, stacked = step.values[:constants], step.values[constants + carried :]
-    (body,), (frame,) = step.equation.inner, step.frames
+    (body,), (frame,) = nested(step.equation), step.frames
 
     def turn(carry: Sequence[Any], xs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        results = run(body, frame, step.alive, [*fixed, *carry, *xs])
-        return results[:carried], results[carried:]
+        inputs = [*step.values]
+        for place, value in zip((*body.carried, *body.stacked), (*carry, *xs)):
+            inputs[place] = value
+        results = run(body.program, frame, step.alive, inputs)
+        return results[: len(carry)], results[len(carry) :]
 
     carry, collected = jax.lax.scan(
         turn,
-        step.values[constants : constants + carried],
-        stacked,
+        [step.values[place] for place in body.carried],
+        [step.values[place] for place in body.stacked],
         length=params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
