@@ -233,7 +233,7 @@ _PACKAGES = tuple(
         for folder in (
             *site.getsitepackages(),
             sysconfig.get_path("stdlib"),
-            os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+            os.path.dirname(os.path.abspath(__file__)),
         )
     }
 )
