@@ -210,7 +210,7 @@ def _meet(uses: Uses, left: Any, right: Any) -> bool:
     for axis in (left, right):
         atoms = uses.solution.atoms_of(axis)
         members.append(np.concatenate([atoms[atoms >= 0], uses.solution.component[axis]]))
-    return bool(np.isin(*members).any())
+    return bool(np.isin(members[0], members[1]).any())
 
 
 class _Flows:
