@@ -9,7 +9,7 @@ from jprune.base import PyTree, Variables
 
 
 def map_parameters(function: Callable[..., Any], variables: Variables, *others: PyTree) -> PyTree:
-    """Maps over parameters; statistics become None, "not prunable" to allocators and masks.
+    """Maps over parameters; statistics become None, which allocators and masks leave alone.
 
     Args:
         function: `function(leaf, *others)`.

@@ -1,4 +1,4 @@
-"""Optimal brain damage: what a weight's removal costs to second order, with a diagonal Hessian.
+"""Optimal brain damage: the second-order cost of removing a weight, with a diagonal Hessian.
 
 References:
     LeCun, Denker, Solla, Optimal brain damage, 1990, Advances in Neural Information Processing
@@ -67,6 +67,7 @@ def obd(
     def saliency(path: Any, bend: jax.Array, weight: jax.Array) -> jax.Array:
         _check(jax.tree_util.keystr(path, simple=True, separator="/"), bend, negative)
         positive = jnp.maximum(bend, 0) if negative == "clip" else bend
+        # s_k = h_kk w_k^2 / 2; a penalty lambda w^2 / 2 adds lambda to h_kk.
         return 0.5 * (positive + weight_decay) * weight**2
 
     def score(state: Any, variables: Any) -> Any:
@@ -81,7 +82,7 @@ def obd(
 
 
 def _check(name: str, bend: jax.Array, negative: str) -> None:
-    """Refuses NaN, and negative curvature where asked to; traced values cannot be looked at."""
+    """Refuses NaN, and negative curvature where asked to; traced values are not checked."""
     if isinstance(bend, Tracer):
         return
     if jnp.isnan(bend).any():
