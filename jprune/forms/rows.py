@@ -21,8 +21,8 @@ from jprune.jaxprs import Equation, bind
 class Rows:
     """A kernel that reads some of its input channels and writes some of its output channels.
 
-    Gather, contraction, scatter: for a row or column pattern that stands on one leaf alone, so
-    that its neighbours keep their width.
+    It gathers channels, contracts, and scatters the result: for whole inputs or outputs pruned in
+    one kernel alone, while the layers before and after it keep their widths.
 
     Args:
         kernel: [..., kept inputs, kept outputs].
@@ -41,12 +41,12 @@ class Rows:
 
     def __repr__(self) -> str:
         sides = {"inputs": self._inputs.values, "outputs": self._outputs.values}
-        kept = (f"{flags.sum()} of {flags.size} {side}" for side, flags in sides.items())
-        return f"Rows({', '.join(kept)}, {self.dtype})"
+        counts = (f"{flags.sum()} of {flags.size} {side}" for side, flags in sides.items())
+        return f"Rows({', '.join(counts)}, {self.dtype})"
 
     @classmethod
     def of(cls, kernel: jax.Array, inputs: np.ndarray, outputs: np.ndarray) -> "Rows":
-        """The kept part of a kernel [..., inputs, outputs]."""
+        """The kept part of a kernel [..., inputs, outputs]; masks are bool, True keeps."""
         if (np.size(inputs), np.size(outputs)) != kernel.shape[-2:]:
             raise errors.StructureError(
                 f"masks of {np.size(inputs)} inputs and {np.size(outputs)} outputs for a kernel of "
@@ -64,8 +64,8 @@ class Rows:
 
     def plan(self) -> dict[str, Any]:
         """Which inputs and outputs are kept, as plain data."""
-        kept = {"inputs": self._inputs.values, "outputs": self._outputs.values}
-        return {name: np.flatnonzero(flags).tolist() for name, flags in kept.items()}
+        sides = {"inputs": self._inputs.values, "outputs": self._outputs.values}
+        return {name: np.flatnonzero(flags).tolist() for name, flags in sides.items()}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,6 +84,7 @@ class Rows:
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Gather, contraction, scatter into zeros."""
+        # The equation itself is bound again: it does not state its numbers of channels.
         in_axis, out_axis = channel_axes(equation)
         small = jnp.take(x, np.flatnonzero(self._inputs.values), axis=in_axis)
         part = jnp.moveaxis(bind(equation, (small, self.kernel))[0], out_axis, -1)
