@@ -1,4 +1,4 @@
-"""Quantisation of .tflite models: smaller weights, and integer arithmetic where wanted."""
+"""Quantisation of .tflite models: smaller weights, and integer arithmetic if wanted."""
 
 import contextlib
 import io
@@ -72,19 +72,19 @@ def quantized_model(model: bytes, kind: str, calibration: Iterable[np.ndarray]) 
 def _ranges(tool: Any, model: bytes, calibration: Iterable[np.ndarray]) -> dict[str, Any]:
     """{tensor: {"min", "max"}} over all examples.
 
-    The tool takes a moving average over its examples, which cuts off what few of them reach (a
-    tenth of the logits' range after 64 examples). So it sees one batch at a time, and the extremes
-    are taken here.
+    The tool takes a moving average over its examples, which cuts off values that few of them reach
+    (a tenth of the logits' range after 64 examples). So it is given one batch at a time, and the
+    extremes over all batches are taken here.
     """
     resizable = interpreter(model).get_input_details()[0]["shape_signature"][0] == -1
     ranges: dict[str, Any] = {}
     for batch in calibration:
         for x in [batch] if resizable else np.split(batch, len(batch)):
             data = {"serving_default": [{"x": np.asarray(x, np.float32)}]}
-            for name, found in tool.calibrate(data, num_threads=1).items():
-                known = ranges.setdefault(name, found)
-                known["min"] = np.minimum(known["min"], found["min"])
-                known["max"] = np.maximum(known["max"], found["max"])
+            for name, extremes in tool.calibrate(data, num_threads=1).items():
+                total = ranges.setdefault(name, extremes)
+                total["min"] = np.minimum(total["min"], extremes["min"])
+                total["max"] = np.maximum(total["max"], extremes["max"])
     if not ranges:
         raise errors.ArgumentError(
             'tflite got quantize="int8" and no calibration batch; int8 activations need to know '
@@ -95,7 +95,7 @@ def _ranges(tool: Any, model: bytes, calibration: Iterable[np.ndarray]) -> dict[
 
 @contextlib.contextmanager
 def _python_quiet() -> Iterator[None]:
-    """Progress bars and warnings of the tool about itself."""
+    """Suppresses the tool's progress bars and warnings."""
     silence = contextlib.redirect_stderr(io.StringIO())
     with silence, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
