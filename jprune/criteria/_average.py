@@ -9,16 +9,19 @@ from jprune.base import PyTree
 
 
 class Average(NamedTuple):
-    """Contributions so far."""
+    """Contributions so far.
+
+    Attributes:
+        batches: number of batches in the current round.
+        total: sum of their contributions.
+        rounds: number of complete rounds.
+        mean: running mean over the complete rounds.
+    """
 
     batches: jax.Array
-    """Batches in the current round."""
     total: PyTree
-    """Their sum."""
     rounds: jax.Array
-    """Rounds that are complete."""
     mean: PyTree
-    """Running mean of the complete rounds."""
 
 
 def start(like: PyTree) -> Average:

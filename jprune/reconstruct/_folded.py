@@ -16,12 +16,15 @@ AFFINE_ROLES = ("scale", "shift", "mean", "var")
 
 
 class Affine(NamedTuple):
-    """Bias and norm between a layer and its nonlinearity, as one function: scale * x + shift."""
+    """Bias and norm between a layer and its nonlinearity, as one function: scale * x + shift.
+
+    Attributes:
+        scale: [outputs].
+        shift: [outputs].
+    """
 
     scale: Any
-    """[outputs]."""
     shift: Any
-    """[outputs]."""
 
 
 def affines(

@@ -11,20 +11,23 @@ CHUNK = 8192
 
 
 class Moments(NamedTuple):
-    """Sums over rows, p being units times window."""
+    """Sums over rows, each times its row's weight; p is units times window.
+
+    Attributes:
+        gram: [p, p]: X^T X.
+        cross: [p, outputs]: X^T Y.
+        square: ||Y||^2.
+        rows: sum of the rows' weights.
+        inputs: [p]: sum of X.
+        targets: [outputs]: sum of Y.
+    """
 
     gram: np.ndarray
-    """[p, p]: X^T X."""
     cross: np.ndarray
-    """[p, outputs]: X^T Y."""
     square: float
-    """||Y||^2."""
     rows: float
-    """Sum of the rows' weights."""
     inputs: np.ndarray
-    """[p]: sum of X."""
     targets: np.ndarray
-    """[outputs]: sum of Y."""
 
     def centred(self) -> "Moments":
         """Around the means: the moments of a fit with an intercept."""
