@@ -48,6 +48,7 @@ def _masked(variables: Variables, masks: Masks, product: Callable[..., Any]) -> 
     def one(mask: Any, value: Any) -> Any:
         if mask is None:
             return value
+        # A mask may broadcast to its leaf, but never enlarge it.
         mask = mask if isinstance(mask, np.ndarray) else jnp.asarray(mask)
         shape = jnp.shape(value)
         if mask.shape != shape and (
@@ -118,6 +119,7 @@ def ste(hard: jax.Array, soft: jax.Array) -> jax.Array:
 
 @ste.defjvp
 def _ste_jvp(primals, tangents):
+    # y = hard, dy = d soft
     return primals[0], tangents[1]
 
 

@@ -72,6 +72,7 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
         >>> expand(groups, {"first": np.array([True, False, True])}, ("in",))["second"][:, 0]
         Array([ True, False,  True], dtype=bool)
     """
+    # Names of branches are taken out first: their masks act on whole leaves, not along an axis.
     branches = [branch for branch in groups.branches if branch.name in unit_masks]
     removed = {leaf: unit_masks[b.name] for b in branches for leaf in b.leaves}
     unit_masks = {k: v for k, v in unit_masks.items() if k not in {b.name for b in branches}}
@@ -94,6 +95,7 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
         mask = xnp.asarray(unit_masks[name], dtype)
         # Position n of the axis belongs to unit place.units[n]; if that is -1, its factor is 1.
         along = xnp.where(place.units < 0, xnp.ones((), dtype), mask[np.maximum(place.units, 0)])
+        # [1, ..., n, ..., 1]: broadcast along the other axes when the factors are multiplied.
         rank = len(groups.leaves[place.leaf].shape)
         shape = [-1 if axis == place.axis else 1 for axis in range(rank)]
         factors[place.leaf].append(along.reshape(shape))
@@ -155,6 +157,7 @@ def _pool(values: Any, units: np.ndarray, count: int, how: str) -> Any:
     """[count]: values [positions, ...] reduced by the units [positions] that they belong to."""
     if isinstance(values, np.ndarray) and jnp.issubdtype(values.dtype, jnp.floating):
         return _pool_numbers(values, units, count, how)
+    # [positions * fan] values, each labelled with its unit: one segment reduction does both steps.
     fan = math.prod(values.shape[1:])
     return _SEGMENTS[how](jnp.reshape(values, -1), np.repeat(units, fan), count)
 
@@ -232,6 +235,7 @@ def to_units(
                 f"{place.roles}. Score that leaf, or leave its role out of roles={tuple(roles)}."
             )
         like[name] = leaf if isinstance(leaf, jax.Array) else like.get(name)
+        # Units first: [positions, rest]; positions of no unit are dropped.
         numbers = at_hand(leaf)
         along = (
             jnp.moveaxis(leaf, place.axis, 0)
@@ -289,6 +293,7 @@ def rows(
     parts = []
     for _, place in places_of(groups, roles, (group,)):
         index = _unit_major(place, groups.sizes[group])
+        # [units, repeats, rest] -> [units, repeats * rest]
         along = jnp.moveaxis(leaves[place.leaf], place.axis, 0)
         parts.append(along[index].reshape(groups.sizes[group], -1))
     if not parts:

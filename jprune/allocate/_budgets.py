@@ -39,6 +39,7 @@ def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callabl
             f"{budget.kind!r}."
         )
     field: Callable[[Cost], Any] = lambda c: c.params if budget.kind == "params" else c.macs
+    # Masks of ones: the dense net, counted by the same model.
     dense = float(field(model(map_named(lambda _, leaf: np.ones(leaf.shape, bool), scores))))
     return lambda masks: float(field(model(masks))) / dense
 
@@ -134,6 +135,8 @@ def search(
             f"or lower min_units={budget.min_units}, multiple_of={budget.multiple_of} and the "
             "floors."
         )
+    # Bisection on the density: `masks` is the largest that fits, `above` the smallest that does
+    # not. 30 halvings tell apart densities that differ by one entry in 10^9.
     low, high, above = 0.0, 1.0, None
     for _ in range(30):
         middle = (low + high) / 2
@@ -178,6 +181,7 @@ def trimmed(
                 candidates[name] = (order[mask].min(), best(order, smaller[-1]))
         narrower = {name: {**masks, name: mask} for name, (_, mask) in candidates.items()}
         prices = {name: price(wanted) for name, wanted in narrower.items()}
+        # The last step: of those that fit, the one that wastes least of the budget.
         fitting = [name for name in narrower if prices[name] <= goal]
         if fitting:
             return narrower[max(fitting, key=lambda name: prices[name])]

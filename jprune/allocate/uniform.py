@@ -41,6 +41,7 @@ def _at(scores: Scores, density: Any, budget: Budget) -> Masks:
 
 
 def _keep(name: str | None, leaf: Any, density: Any, budget: Budget) -> Any:
+    # n - round((1 - d) n), then up to the floor and to the nearest allowed width.
     size = int(np.size(leaf))
     count = rounded(
         kept_count(size, density), size, floor_of(name, size, budget), step_of(size, budget)

@@ -186,7 +186,7 @@ def cost_model(
                 by_group[name] = by_group[name] + value
         return Cost(params, total, moved, by_group)
 
-    # What `Cost.macs` holds, by the name of the table; allocators compare it with their budget.
+    # The name of the table is the unit of `Cost.macs`; allocators compare it with their budget's.
     return Measuring(model, getattr(per_equation, "__name__", "macs"))
 
 
@@ -266,6 +266,7 @@ def _contractions(
             continue
         use = kernels.get((id(program), number))
         side = 1 if use is None else use.kernel
+        # Counts of the axes of [left operand, right operand, result].
         counts = [
             tuple(counter.axis(a, n) for a, n in zip(frame.labels[value], program.shape(value)))
             for value in (*equation.inputs, *equation.outputs)

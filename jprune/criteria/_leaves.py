@@ -21,6 +21,7 @@ def map_parameters(function: Callable[..., Any], variables: Variables, *others: 
         >>> map_parameters(abs, {"params": {"w": -2}, "stats": {"mean": 1}})
         {'params': {'w': 2}, 'stats': {'mean': None}}
     """
+    # Flax's layout has collections by name; Haiku's and plain trees have parameters only.
     if not (isinstance(variables, Mapping) and "params" in variables):
         return jax.tree.map(function, variables, *others)
 

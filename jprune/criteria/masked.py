@@ -60,6 +60,7 @@ def _nothing(leaf: Any) -> None:
 
 
 def _gone(mask: Any, score: Any) -> Any:
+    # Compared here, since jnp.where would broadcast a mask of the wrong shape.
     if mask is None or score is None:
         return score
     if np.shape(mask) != np.shape(score):

@@ -38,10 +38,10 @@ def obd(
         curvature: an estimator of `jprune.curvature`; None is the exact Gauss-Newton diagonal,
             which is never negative. OBD's own is `recursion()`.
         key: of the draws, where the estimator draws.
-        negative: what to do where h_kk < 0, off a minimum: "clip" it at 0, "keep" it (the saliency
-            is negative: the second-order term alone says that the loss falls), or "refuse" it. With
-            `hutchinson` and `exact` many weights can be so; clipped they go first, large or not;
-            `gauss_newton`, `fisher` and `recursion(levenberg_marquardt=True)` have none.
+        negative: what to do where h_kk < 0, away from a minimum: "clip" it at 0, "keep" it (a
+            negative saliency predicts that the loss falls), or "refuse" it. With `hutchinson` and
+            `exact` many h_kk may be negative, and clipped weights are pruned first, even large
+            ones; `gauss_newton`, `fisher` and `recursion(levenberg_marquardt=True)` have none.
         weight_decay: lambda of a penalty lambda w^2 / 2 that is not in the loss; added to h_kk.
 
     Returns:
@@ -62,6 +62,8 @@ def obd(
         raise errors.ArgumentError(f"obd(negative={negative!r}); write {', '.join(NEGATIVE)}.")
     if weight_decay < 0:
         raise errors.ArgumentError(f"obd(weight_decay={weight_decay}); it is 0 or more.")
+    # E(w + d) - E(w) ~ g . d + 1/2 d^T H d; with g = 0 (a minimum), H diagonal and d = -w_k e_k
+    # what remains is h_kk w_k^2 / 2.
     diagonal = mean_diagonal(fn, loss, gauss_newton() if curvature is None else curvature, key)
 
     def saliency(path: Any, bend: jax.Array, weight: jax.Array) -> jax.Array:

@@ -49,6 +49,7 @@ def std_rule(q: PyTree = 1.0, std_over: str = "alive") -> Criterion:
         )
 
     def one(leaf: jax.Array, factor: Any) -> jax.Array:
+        # "alive": counting the zeros of earlier rounds would lower std, and the threshold with it.
         counted = leaf != 0 if std_over == "alive" else jnp.ones(jnp.shape(leaf), bool)
         std = jnp.std(leaf, where=counted)
         # The paper keeps |w| > q_l std(W_l), that is |w| / (q_l std(W_l)) > 1.

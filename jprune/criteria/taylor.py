@@ -46,9 +46,9 @@ def taylor(
       paper's "Taylor on weights"); pooled by `to_units` it is the sum of (g w)^2 over a filter;
     - "joint": (sum over the unit of g w)^2;
     - "gate": (dE/dz)^2 for a gate z = 1 per unit (the paper's recommended Taylor-FO-BN, where the
-      gate follows the batch norm); with order 2, (dE/dz - 1/2 d2E/dz2)^2. A gate that stands at
-      several sites (a residual stream) collects several gradients, so its score is divided by
-      their number, as the paper intends.
+      gate follows the batch norm); with order 2, (dE/dz - 1/2 d2E/dz2)^2. A gate used at several
+      sites (a residual stream) collects several gradients, so its score is divided by their
+      number, as the paper intends.
 
     Scores of a net with pruned units are about 0 there; `masked` makes them -inf.
 
@@ -126,8 +126,10 @@ def taylor(
 
 
 def _check(form, order, groups, per_example, momentum, every) -> None:
+    # Only gates have so few entries that their Hessian's diagonal is affordable.
     if form not in FORMS:
         raise errors.ArgumentError(f"taylor(form={form!r}); write one of {', '.join(FORMS)}.")
+    # Order 2 is for gates alone: they are few enough for the exact diagonal of their Hessian.
     if order not in (1, 2) or (order == 2 and form != "gate"):
         raise errors.ArgumentError(
             f'taylor(form={form!r}, order={order}); order is 1, or 2 with form="gate".'
@@ -184,6 +186,7 @@ def _gate_scores(fn, loss, out_of, groups: Groups, at: str, order: int, per_exam
             # A gate per example, [batch, units]: one backward pass gives every dE_n/dz, and
             # I = sum_n w_n (dE_n/dz)^2 instead of (sum_n w_n dE_n/dz)^2.
             wide = {name: jnp.ones((len(weights), *one.shape)) for name, one in ones.items()}
+            # The sum, not the mean: dE_n/dz must not depend on the batch's size.
             gradient = jax.grad(lambda gates: losses(gates).sum())(wide)
             squares = {name: weights @ g**2 for name, g in gradient.items()}
         else:

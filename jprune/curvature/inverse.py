@@ -105,6 +105,9 @@ def deletions(
             f"deletions got weights of {weights.dtype} and an inverse of {inverse.dtype}; both are "
             "written in place and must be float64. Write np.asarray(w, np.float64)."
         )
+    # By hand, for H = ((2, 1), (1, 2)) and w = (1, 1): H^-1 = ((2, -1), (-1, 2)) / 3, so both
+    # L_q = 1 / (2 * 2/3) = 0.75. Deleting w_0 moves w_1 by -1 / (2/3) * (-1/3) = 0.5, to 1.5, and
+    # leaves [H^-1]_11 = 2/3 - (1/3)^2 / (2/3) = 1/2, the inverse of the 2 that remains of H.
     open_ = np.ones(len(weights), bool) if candidates is None else np.array(candidates, bool)
     gone = np.zeros(len(weights), bool)
     diagonal = inverse.diagonal().copy()

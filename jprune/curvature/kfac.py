@@ -192,6 +192,7 @@ def kfac(
 
     def init(variables: Variables) -> Sums:
         del variables
+        # Sides of A: a patch has window * inputs numbers, one more with the bias's constant 1.
         number = {"patches": lambda n: n.window * n.inputs, "channels": lambda n: n.inputs}[inputs]
         zeros = lambda size: jnp.zeros((size, size))
         factors = {
@@ -230,6 +231,8 @@ class _Asked(NamedTuple):
 @functools.lru_cache(maxsize=8)  # rounds of pruning share what was compiled
 def _updated(asked: _Asked) -> Callable[..., Sums]:
     groups = asked.held.groups
+    # In the forward pass A is summed at each layer's input, in the backward pass S from the
+    # gradients at its output: one pass of each kind per batch, for all layers.
     path_of = {site: path for path, layer in asked.layers for site in layer.sites}
     axes = {site.layer: site.axis for site in groups.sites if site.kind == "out"}
 
@@ -322,13 +325,14 @@ def _input_sums(patches: Any, weights: jax.Array, inputs: str, bias: bool) -> ja
 
 
 def _output_sums(gradients: jax.Array, axis: int, weights: jax.Array) -> jax.Array:
+    # Sum over examples and positions of w_n g g^T, of [batch, positions, outputs].
     wide = gradients.astype(jnp.promote_types(gradients.dtype, jnp.float32))
     last = jnp.moveaxis(wide, axis, -1)
     return _weighted(last.reshape(len(weights), -1, last.shape[-1]), weights)
 
 
 def _weighted(rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """sum_b w_b sum_t r_bt r_bt^T of [batch, positions, n]."""
+    """[n, n]: sum_b w_b sum_t r_bt r_bt^T, of rows r [batch, positions, n]."""
     # One side carries the weight, so that one matrix product sums over examples and positions.
     scaled = rows * weights[:, None, None].astype(rows.dtype)
     flat = lambda part: part.reshape(-1, part.shape[-1])

@@ -54,6 +54,7 @@ def parameters_of(variables: Variables) -> Parameters:
         and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     ]
 
+    # `into` fills the values into the other leaves as they are, `tree` into Nones.
     def filled(base: Sequence[Any], values: Sequence[Any]) -> PyTree:
         replaced = dict(zip(places, values, strict=True))
         return jax.tree.unflatten(structure, [replaced.get(n, leaf) for n, leaf in enumerate(base)])

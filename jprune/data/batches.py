@@ -99,6 +99,7 @@ def _batches(
 
 def _in_order(spec: Spec, split: Split, batch_size: int, rows: slice, indices: np.ndarray) -> Batch:
     """A batch in file order, padded to full size with copies of its last example of weight 0."""
+    # All batches have one shape, so that a step is compiled once; weight 0 takes copies out again.
     missing = batch_size - len(indices)
     padded = np.pad(indices, (0, missing), mode="edge")[rows]
     weight = np.ones(batch_size, np.float32)

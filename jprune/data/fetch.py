@@ -144,6 +144,7 @@ def read(name: str, directory: Path) -> dict[str, Split]:
         DataError: a file is missing, or its content differs from the expected one.
     """
     origin = ORIGINS[name]
+    # Of several versions of the package the last by name; without one, the files themselves.
     archives = sorted(directory.glob(origin.archive))
     files = _packed(archives[-1], origin) if archives else _loose(directory, origin)
     where = archives[-1] if archives else directory
@@ -181,6 +182,7 @@ def _packed(archive: Path, origin: Origin) -> dict[str, bytes]:
         stream = io.BytesIO(_debian_data(raw)) if archive.suffix == ".deb" else raw
         with tarfile.open(fileobj=stream, mode="r:*") as package:
             for member in package:
+                # Only the last part of a member's path is used, and nothing is written to disk.
                 file = member.name.rsplit("/", 1)[-1]
                 name = file.removesuffix(".gz")
                 content = package.extractfile(member) if name in origin.sha256 else None

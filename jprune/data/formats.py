@@ -103,6 +103,7 @@ def _rows(content: bytes, name: str) -> np.ndarray:
         raise errors.DataError(
             f"{name} has rows of {picture.shape[1]} pixels; expected 1024, one 32 x 32 image each."
         )
+    # A row's 1024 pixels are an image in row-major order.
     return picture.reshape(-1, 32, 32, 3)
 
 

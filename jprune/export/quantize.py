@@ -64,6 +64,7 @@ def quantized_model(model: bytes, kind: str, calibration: Iterable[np.ndarray]) 
             tool.load_quantization_recipe(recipe.dynamic_wi8_afp32())
         else:
             tool.load_quantization_recipe(recipe.static_wi8_ai8())
+        # Weights are quantised by their own range; only int8 activations need data to know theirs.
         ranges = _ranges(tool, model, calibration) if tool.need_calibration else None
         result: Any = tool.quantize(ranges, enable_progress_report=False)
         return bytes(result.quantized_model)
@@ -79,6 +80,7 @@ def _ranges(tool: Any, model: bytes, calibration: Iterable[np.ndarray]) -> dict[
     resizable = interpreter(model).get_input_details()[0]["shape_signature"][0] == -1
     ranges: dict[str, Any] = {}
     for batch in calibration:
+        # A model whose batch is fixed to 1 takes its examples one by one.
         for x in [batch] if resizable else np.split(batch, len(batch)):
             data = {"serving_default": [{"x": np.asarray(x, np.float32)}]}
             for name, extremes in tool.calibrate(data, num_threads=1).items():

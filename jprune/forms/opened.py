@@ -59,6 +59,7 @@ def written_out(tree: Any) -> Any:
 def read_back(tree: Any) -> Any:
     """Inverse of `written_out`."""
 
+    # A dict whose only key is the name of a form; a layer of that name would be taken for one.
     def is_written(node: Any) -> bool:
         return isinstance(node, dict) and len(node) == 1 and set(node) <= set(FORMS)
 

@@ -53,6 +53,7 @@ class Rows:
                 f"shape {kernel.shape}: they are bool [{kernel.shape[-2]}] and "
                 f"[{kernel.shape[-1]}]."
             )
+        # [..., kept inputs, outputs] -> [..., kept inputs, kept outputs]
         small = jnp.take(kernel, np.flatnonzero(inputs), axis=-2)
         return cls(jnp.take(small, np.flatnonzero(outputs), axis=-1), inputs, outputs)
 

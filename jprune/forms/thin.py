@@ -57,6 +57,7 @@ class Thin:
                 f"taps of shape {np.shape(taps)}, {int(np.sum(taps))} of them kept, for a kernel "
                 f"of shape {kernel.shape}: taps are bool {kernel.shape[:-1]} and keep at least one."
             )
+        # A bool index over all axes but the last: [kept taps, filters], taps in row-major order.
         weights = kernel[np.asarray(taps, bool)]
         return cls(weights if outputs is None else weights[:, np.asarray(outputs)], taps, outputs)
 

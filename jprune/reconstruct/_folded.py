@@ -53,6 +53,7 @@ def affines(
         >>> by_site["w"].scale.tolist(), by_site["w"].shift.tolist(), sorted(leaves)
         ([3.0, 3.0], [4.0, 5.0], ['b'])
     """
+    # Scale and shift do not depend on the data: zeros of one example will do.
     x = jnp.zeros((1, *example.shape[1:]), example.dtype)
     by_site = jax.jit(affine_of(fn, groups))(variables, x)
     made_of = affine_leaves(fn, groups, variables, x)

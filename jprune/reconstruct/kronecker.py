@@ -102,9 +102,11 @@ def compensate(
         for place in groups.places.get(name, ()):
             if place.leaf not in factors or "kernel" not in place.roles:
                 continue
+            # A kernel's last axis is its outputs: here the unit is produced, elsewhere it is read.
             if place.axis == np.ndim(leaves[place.leaf]) - 1:
                 outputs_gone = (place.units >= 0) & ~np.asarray(mask)[place.units]
                 gone[place.leaf] = gone.get(place.leaf, False) | outputs_gone
+    # Layer by layer: F has no terms between layers, so their compensations are independent.
     for path, removed in gone.items():
         if not removed.any():
             continue

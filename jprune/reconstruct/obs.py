@@ -105,6 +105,7 @@ def obs(
     inverse_blocks, before = inverses(
         fn, loss, variables, list(batches), blocks, alpha, rows or Rows()
     )
+    # float64 copies: the deletions write into them, the user's arrays stay.
     parts = [flat[part] for part in blocks]  # copies, written in place by the deletions
     order = _least_first(
         [deletions(w, h, may_go[b]) for w, h, b in zip(parts, inverse_blocks, blocks)]
@@ -121,6 +122,7 @@ def obs(
     # Stop where L_q is no longer small against E: L_q > stop E.
     limit = np.inf if stop is None else stop * before
     losses = _operate(order, blocks, alive, more, limit)
+    # The adapted weights go back to their places; times `alive`, deleted ones are exactly 0.
     for part, values in zip(blocks, parts):
         flat[part] = values
     values = [
@@ -150,6 +152,7 @@ def _operate(
             deletion, number = proposed
             if deletion.loss > limit:
                 return np.array(losses)
+            # The number asked for may be any: `more` looks at the masks only after all are done.
             losses.append(deletion.loss)
             alive[blocks[number][deletion.place]] = False
             proposed = next(order, None)

@@ -110,6 +110,7 @@ def evolution(
         offspring: list[list[int]] = []
 
         def take(draws: Callable[[], np.ndarray], wanted: int) -> None:
+            # Drawn in blocks, because most draws miss the window; it ends after TRIES blocks.
             goal = min(room, len(offspring) + wanted)
             for _ in range(TRIES):
                 if len(offspring) >= goal:
@@ -120,6 +121,8 @@ def evolution(
                         taken.add(tuple(row))
                         offspring.append(row)
 
+        # As in the authors' code: mutants, crossovers, then random members for all places that
+        # remain, also those of offspring that was not in the window or not new.
         if count:
             take(lambda: mutated(best, options, probability, rng, 2 * population), mutants)
             take(lambda: crossed(best, rng, 2 * population), crossovers)
@@ -136,7 +139,7 @@ def mutated(
     rng: np.random.Generator,
     count: int,
 ) -> np.ndarray:
-    """Parents [n, genes], drawn evenly, whose genes are shifted with a probability.
+    """Copies of parents [n, genes], drawn uniformly, with genes shifted at random.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -150,7 +153,8 @@ def mutated(
 
 
 def crossed(parents: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
-    """Every gene from one of two parents [n, genes], both drawn evenly."""
+    """Children of parents [n, genes]: every gene from one of two, both drawn uniformly."""
+    # [2, count, genes]: two parents per child; a gene comes from either with probability 1/2.
     pairs = parents[rng.integers(0, len(parents), (2, count))]
     return np.where(rng.random(pairs[0].shape) < 0.5, *pairs)
 
