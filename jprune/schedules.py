@@ -17,7 +17,7 @@ def _check_density(density: float, name: str = "density") -> None:
 
 
 def one_shot(density: float, at: int = 0) -> Schedule:
-    """Everything at once: 1 before step `at`, `density` from then on.
+    """Prunes everything at once: density 1 before step `at`, `density` from then on.
 
     Raises:
         ArgumentError: a density outside (0, 1] or a negative step.
@@ -68,7 +68,7 @@ def iterative(density: float, rounds: int, every: int) -> Schedule:
 
 
 def cubic(density: float, begin: int, end: int, initial: float = 1.0) -> Schedule:
-    """Fast at first, slow at the end.
+    """Prunes fast at first and ever more slowly towards the end.
 
     At t = (step - begin) / (end - begin), cut to [0, 1], the density is
     `density + (initial - density) (1 - t)^3`. (The paper's sparsity s is 1 minus it.)

@@ -44,7 +44,7 @@ def places_of(
 
 
 def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] = ROLES) -> Masks:
-    """Weight masks from unit masks.
+    """Weight masks from unit masks: every weight of a pruned unit is masked.
 
     Args:
         groups: from `trace`.
@@ -205,7 +205,7 @@ def to_units(
     Args:
         groups: from `trace`.
         scores: a tree like the variables; leaves without a role asked for may be None.
-        roles: which places count.
+        roles: which places of a unit are pooled.
         within: `sum`, `mean`, `max`, `min` or `l2` over all weights of a unit at one place.
         across: the same over the places of a unit (the producers of a residual stream).
 
@@ -280,7 +280,7 @@ def rows(
         groups: from `trace`.
         variables: a tree like the variables.
         group: which group.
-        roles: which places count, in the order of the leaves.
+        roles: which places are included, in the order of the leaves.
 
     Returns:
         [units, fan]: for distances, clusters, proximal steps, OBS.

@@ -292,7 +292,7 @@ def _contractions(
 
 
 def _walk(program: Program, frame: Frame, times: int = 1, outer: int | None = None):
-    """(top-level equation, program, frame, equation, how often it runs), nested ones included."""
+    """Yields (top-level equation, program, frame, equation, runs) of all equations, nested too."""
     for number, equation in enumerate(program.equations):
         top = number if outer is None else outer
         yield top, program, frame, number, times

@@ -25,14 +25,14 @@ class Average(NamedTuple):
 
 
 def start(like: PyTree) -> Average:
-    """No contribution yet."""
+    """The state before the first batch: zeros with the shapes of `like`."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.result_type(leaf.dtype)), like)
     count = jnp.zeros((), jnp.int32)
     return Average(count, zeros, count, zeros)
 
 
 def add(average: Average, value: PyTree, momentum: float | None, every: int) -> Average:
-    """One more batch.
+    """The state after one more batch.
 
     Without `momentum` all batches count alike. With it, the mean of every `every` batches is a
     round's contribution c, and `mean <- momentum mean + (1 - momentum) c`, starting from the

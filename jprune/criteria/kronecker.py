@@ -99,7 +99,7 @@ def unit_scores(
     damping: float = 1e-3,
     repo_variant: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Scores of units from factors.
+    """Scores of units from the Kronecker factors of layers.
 
     Args:
         groups: from `trace`.
@@ -147,7 +147,7 @@ def unit_scores(
 
 
 def check_form(form: str, damping: float, repo_variant: bool) -> Rows:
-    """The function of a form.
+    """The function of a form, once the arguments are checked.
 
     Raises:
         ArgumentError: an unknown form, `repo_variant` of one that has none, a damping below 0.

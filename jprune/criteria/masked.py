@@ -47,8 +47,8 @@ def masked(criterion: Criterion, masks: Masks) -> Criterion:
 
 
 def _whole(masks: Masks, scores: Scores) -> Masks:
-    """The masks with the names of the scores: None where there is no mask, no name more."""
-    # Masks of weights are trees of their own shape: those are compared leaf by leaf instead.
+    """A mask for every name of the scores, None where `masks` has none."""
+    # Only for dictionaries; other trees are compared leaf by leaf.
     if not (isinstance(masks, dict) and isinstance(scores, dict)) or not masks.keys() & scores:
         return masks
     none = lambda part: jax.tree.map(_nothing, part, is_leaf=is_none)

@@ -60,14 +60,14 @@ def taylor(
         form: `separate`, `joint` or `gate`.
         at: site of the gates: `norm` (between batch norm and nonlinearity), `in`, or `act`.
         order: 1, or 2 for gates.
-        per_example: squares per example and then means (gates only), instead of squaring the
-            batch's gradient.
+        per_example: whether gradients are squared per example and then averaged (gates only),
+            instead of squaring the batch's gradient.
         momentum: None for the plain mean over batches; else the running mean of rounds (0.9 in the
             paper's code, which calls it useless).
         every: batches in a round (30 in the paper's code for ResNet-50).
         has_aux: `fn` returns `(out, statistics)`: a net in training mode, whose norms use the
             batch's own statistics.
-        roles: places that a unit's joint sum runs over.
+        roles: which of a unit's places the sum of `joint` includes.
 
     Returns:
         A criterion; scores are a tree (`separate`) or {group: [units]}. Groups without a site

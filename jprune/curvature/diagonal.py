@@ -242,7 +242,7 @@ def gauss_newton(probes: int | None = None) -> Estimator:
 
 @functools.cache
 def fisher(probes: int | None = None, labels: str = "data") -> Estimator:
-    """The mean square of the examples' gradients.
+    """The mean of the squared gradients of the examples.
 
     With the data's labels it is the empirical Fisher information, which goes to 0 as the gradients
     do; with labels drawn from the net's softmax it is the true one, whose expectation is the

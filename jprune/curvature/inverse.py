@@ -31,7 +31,7 @@ class Deletion(NamedTuple):
 
 
 def identity(size: int, alpha: float) -> np.ndarray:
-    """The inverse before the first row: I / alpha, alpha damping the Hessian.
+    """I / alpha, the inverse that the recursion starts from: alpha I damps the Hessian.
 
     Raises:
         ArgumentError: alpha is not above 0.

@@ -136,7 +136,7 @@ def layers_of(
 
 
 def leaf_of(groups: Groups, layer: str) -> str:
-    """The kernel's path of a call site: without `@2`, where the kernel is used again."""
+    """The path of a call site's kernel: the site's name without the `@2` of further uses."""
     return layer if layer in groups.leaves else layer.rpartition("@")[0]
 
 
@@ -285,7 +285,7 @@ def _updated(asked: _Asked) -> Callable[..., Sums]:
 
 
 def mean_factors(state: Sums) -> dict[str, Factors]:
-    """{layer: Factors} of the batches so far: the state of `kfac`."""
+    """{layer: Factors}, means over the batches so far, from the state of `kfac`."""
     return jax.tree.map(lambda total: total / state.weight, state.factors)
 
 

@@ -82,7 +82,7 @@ def recursion(levenberg_marquardt: bool = False) -> Estimator:
         levenberg_marquardt: leave out the second derivatives of the nonlinearities.
 
     Raises:
-        TraceError: (when run) the net is no such chain; the message says where.
+        TraceError: (when run) the net is no such chain; the message names the equation.
 
     Example:
         >>> fn = lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"]
@@ -127,7 +127,7 @@ def recursion(levenberg_marquardt: bool = False) -> Estimator:
 
 
 def _run(program: Program, inputs: Sequence[Any]) -> list[Any]:
-    """All values of a program."""
+    """The arrays of all values of a program, computed equation by equation."""
     values: list[Any] = [None] * len(program.avals)
     for value, array in (*program.constants.items(), *zip(program.inputs, inputs)):
         values[value] = array
@@ -248,7 +248,7 @@ class _Chain:
         self.single: list[Equation] = []
 
     def read(self, equation: Equation) -> None:
-        """Takes the next equation in."""
+        """Adds the next equation to the chain."""
         data = {value for value in equation.inputs if value in self.data}
         kernels = {value for value in equation.inputs if value in self.leaves}
         if not data and not kernels:

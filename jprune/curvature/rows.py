@@ -28,7 +28,7 @@ def signs(key: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def check_labels(labels: str) -> None:
-    """Refuses labels that are neither the data's nor the net's."""
+    """Refuses labels other than "data" and "model"."""
     if labels not in ("data", "model"):
         raise errors.ArgumentError(f"labels={labels!r}; write 'data' or 'model'.")
 

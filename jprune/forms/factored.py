@@ -56,7 +56,7 @@ class Factored:
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Factored":
-        """Of a dense kernel, by what `plan` returned: the same kernel, perhaps in other bases."""
+        """A dense kernel with the ranks that `plan` returned, in its own bases."""
         return cls.of(kernel, plan["inputs"], plan["outputs"])
 
     def plan(self) -> dict[str, Any]:
@@ -65,12 +65,12 @@ class Factored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return (*self.core.shape[:-2], self.left.shape[0], self.right.shape[1])
 
     @property
     def dtype(self) -> Any:
-        """Of the core."""
+        """Type of the core."""
         return self.core.dtype
 
     def dense(self) -> jax.Array:

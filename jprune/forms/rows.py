@@ -59,7 +59,7 @@ class Rows:
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Rows":
-        """Of a dense kernel, by what `plan` returned."""
+        """This form of a dense kernel, with the pattern that `plan` returned."""
         inputs, outputs = kernel.shape[-2:]
         return cls.of(kernel, flags(plan["inputs"], inputs), flags(plan["outputs"], outputs))
 
@@ -70,12 +70,12 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return (*self.kernel.shape[:-2], self._inputs.values.size, self._outputs.values.size)
 
     @property
     def dtype(self) -> Any:
-        """Of the kernel."""
+        """Type of the kernel."""
         return self.kernel.dtype
 
     def dense(self) -> jax.Array:

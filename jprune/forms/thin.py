@@ -63,7 +63,7 @@ class Thin:
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Thin":
-        """Of a dense kernel, by what `plan` returned."""
+        """This form of a dense kernel, with the pattern that `plan` returned."""
         taps = flags(plan["taps"], int(np.prod(kernel.shape[:-1])))
         return cls.of(
             kernel, taps.reshape(kernel.shape[:-1]), flags(plan["outputs"], kernel.shape[-1])
@@ -81,12 +81,12 @@ class Thin:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return (*self.taps.shape, self._outputs.values.size)
 
     @property
     def dtype(self) -> Any:
-        """Of the weights."""
+        """Type of the weights."""
         return self.weights.dtype
 
     def dense(self) -> jax.Array:

@@ -110,12 +110,12 @@ class Winners:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernel."""
+        """Shape of the kernel."""
         return self.kernel.shape
 
     @property
     def dtype(self) -> Any:
-        """Of the kernel."""
+        """Type of the kernel."""
         return self.kernel.dtype
 
     def dense(self) -> jax.Array:

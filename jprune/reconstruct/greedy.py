@@ -161,7 +161,7 @@ def thinet(
     greedy: str = "remove",
     filters: str = "one",
 ) -> np.ndarray:
-    """Bool [units]: which stay.
+    """Bool [units]: the units to keep, chosen greedily by what the next layer's outputs lose.
 
     Args:
         problems: one per consumer, of the same units; `keep` [units] says which exist. Their

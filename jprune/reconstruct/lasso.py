@@ -120,7 +120,7 @@ def search(path: Path, width: int, start: float = 1e-3, tolerance: float = 0.1) 
 def lasso(
     problems: Sequence[Problem], width: int, start: float = 1e-3, tolerance: float = 0.1
 ) -> np.ndarray:
-    """Bool [units]: those of the largest |beta| where LASSO leaves about `width`.
+    """Bool [units]: the `width` units of largest |beta|, at a penalty that keeps about as many.
 
     Kernels are not normalised, so that beta = 1 reproduces the layer, and there is no intercept
     (the paper's objective; its code fits one over all outputs, on 400 rows of the sample). Of the

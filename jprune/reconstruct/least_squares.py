@@ -110,7 +110,7 @@ def relative_error(problem: Problem, weight: np.ndarray, bias: np.ndarray | None
 
 
 def check(problem: Problem) -> None:
-    """Refuses a problem that cannot mean anything.
+    """Refuses a problem whose arrays do not fit together, or with a negative ridge.
 
     Raises:
         ArgumentError: shapes that do not fit, no row, or a negative ridge.

@@ -68,7 +68,7 @@ def merges(
     alive: np.ndarray | None = None,
     drop: bool = False,
 ) -> Iterator[Merge]:
-    """The merges of a layer one after another, the least salient first, until one unit is left.
+    """Merges of a layer's units, each the one of smallest saliency, until one unit is left.
 
     The saliency of removing j and keeping i is s_ij = <a_j^2> ||W_i - W_j||^2, where a_j are the
     outgoing weights of j. A merge changes those of i, A_i += A_j, and with them the saliencies of

@@ -53,12 +53,12 @@ def obs(
     rows: Rows | None = None,
     stop: float | None = None,
 ) -> Operated:
-    """Deletes the weight with least L_q = w_q^2 / (2 [H^-1]_qq) and moves all others, repeatedly.
+    """Deletes the weight of smallest L_q = w_q^2 / (2 [H^-1]_qq), adapts all others, and repeats.
 
     H is the Gauss-Newton matrix of the mean loss plus alpha I (the paper's outer products, weighted
-    for other losses than the squared error), inverted by the recursion over examples. It stays
-    that of the net before surgery, and every deletion takes its weight out of it. The gradient is
-    taken to be zero: the net is trained.
+    for other losses than the squared error), inverted by the recursion over examples. It is
+    computed once, for the net before surgery; each deletion removes its weight from the inverse.
+    The gradient is assumed to be zero, as it is for a trained net.
 
     Args:
         fn: `fn(variables, batch["image"])`, in inference mode.
@@ -175,7 +175,7 @@ def _least_first(surgeons: Sequence[Iterator[Deletion]]) -> Iterator[tuple[Delet
 
 
 def _kernels(variables: Variables) -> Masks:
-    """Every leaf with two axes or more may lose weights."""
+    """The default candidates: all weights of leaves with two axes or more."""
     parameters = parameters_of(variables)
     return parameters.tree(
         [np.ones(v.shape, bool) if v.ndim > 1 else None for v in parameters.values]

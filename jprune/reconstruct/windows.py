@@ -31,7 +31,7 @@ class Windows(NamedTuple):
 
 
 def kernel_of(groups: Groups, site: str) -> str:
-    """The kernel's path of a call site: without `@2`, where the kernel is used again."""
+    """The path of a call site's kernel: the site's name without the `@2` of further uses."""
     return site if site in groups.leaves else site.rpartition("@")[0]
 
 
@@ -116,7 +116,7 @@ def _gathered(samples: Mapping[tuple[str, str], Any], site: str) -> Windows:
 
 
 def _drawn(key: jax.Array, examples: int, positions: int, points: int) -> jax.Array:
-    """[examples, points] numbers of positions."""
+    """[examples, points]: numbers of the positions drawn for every example."""
     if points >= positions:
         return jnp.broadcast_to(jnp.arange(positions), (examples, positions))
     # The places of the largest of uniform numbers: draws without repetition, in one call.
@@ -124,7 +124,7 @@ def _drawn(key: jax.Array, examples: int, positions: int, points: int) -> jax.Ar
 
 
 def _at_points(value: Any, axis: int, key: jax.Array, points: int) -> jax.Array:
-    """[rows, channels] of a site's value."""
+    """[rows, channels]: a site's values at the drawn positions."""
     last = jnp.moveaxis(value, axis, -1)
     flat = last.reshape(last.shape[0], -1, last.shape[-1])
     drawn = _drawn(key, flat.shape[0], flat.shape[1], points)
@@ -139,7 +139,10 @@ def _dense_windows(site: Site, value: Any) -> Callable[[jax.Array, int], jax.Arr
 
 
 def _windows(site: Site, value: Any) -> Callable[[jax.Array, int], jax.Array]:
-    """Windows of a convolution, gathered where they are drawn: all of them cost 15 convolutions."""
+    """A sampler of a convolution's windows: [rows, channels, window] at the drawn positions.
+
+    Only those are gathered, since all windows of a layer would cost as much as 15 convolutions.
+    """
 
     def sample(key: jax.Array, points: int) -> jax.Array:
         last = jnp.moveaxis(value, site.axis, -1)

@@ -121,8 +121,7 @@ def evolution(
                         taken.add(tuple(row))
                         offspring.append(row)
 
-        # As in the authors' code: mutants, crossovers, then random members for all places that
-        # remain, also those of offspring that was not in the window or not new.
+        # Random members also take the places of offspring that missed the window or was not new.
         if count:
             take(lambda: mutated(best, options, probability, rng, 2 * population), mutants)
             take(lambda: crossed(best, rng, 2 * population), crossovers)
