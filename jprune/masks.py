@@ -16,7 +16,7 @@ from jprune.graph.shrink.concrete import at_hand, put_back
 
 
 def _map_masks(function: Callable[..., Any], masks: Masks, *trees: PyTree) -> PyTree:
-    """Maps over masks whose None leaves mean "not prunable"."""
+    """Maps over masks, None leaves included; they mean "not prunable"."""
     return jax.tree.map(function, masks, *trees, is_leaf=is_none)
 
 
@@ -34,11 +34,12 @@ def apply_masks(variables: Variables, masks: Masks) -> Variables:
     """
 
     def product(value: Any, mask: Any) -> Any:
-        numbers, kept = at_hand(value), at_hand(mask)
-        if numbers is None or kept is None:
+        # NumPy where both are concrete: JAX would compile one product per shape.
+        numbers, mask_numbers = at_hand(value), at_hand(mask)
+        if numbers is None or mask_numbers is None:
             return value * mask.astype(value.dtype)
         with np.errstate(invalid="ignore"):
-            return put_back(numbers * kept.astype(numbers.dtype), value)
+            return put_back(numbers * mask_numbers.astype(numbers.dtype), value)
 
     return _masked(variables, masks, product)
 
@@ -47,6 +48,7 @@ def _masked(variables: Variables, masks: Masks, product: Callable[..., Any]) -> 
     def one(mask: Any, value: Any) -> Any:
         if mask is None:
             return value
+        # A mask may broadcast to its leaf, but never enlarge it.
         mask = mask if isinstance(mask, np.ndarray) else jnp.asarray(mask)
         shape = jnp.shape(value)
         if mask.shape != shape and (
@@ -72,6 +74,7 @@ def _straight_product(value: jax.Array, mask: jax.Array) -> jax.Array:
 @_straight_product.defjvp
 def _straight_product_jvp(primals, tangents):
     (value, mask), (value_dot, mask_dot) = primals, tangents
+    # y = w m, but dy = dw + w dm instead of m dw + w dm: masked weights get the full gradient.
     tangent = value_dot
     if mask_dot.dtype != jax.dtypes.float0:
         tangent = tangent + value * mask_dot.astype(value.dtype)
@@ -79,14 +82,14 @@ def _straight_product_jvp(primals, tangents):
 
 
 def straight_through(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Forward masked, backward dense: pruned weights keep learning and can come back.
+    """Forward with masked weights, backward as if dense: pruned weights go on learning.
 
     Args:
         fn: `fn(variables, *args)`.
 
     Returns:
-        `fn'(variables, masks, *args)`. The gradient to the weights is that at the masked weights,
-        not masked; the gradient to (float) masks is w * g.
+        `fn'(variables, masks, *args)`. With g the gradient at the masked weights, the weights get
+        g, not g * mask, and float masks get w * g.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -116,11 +119,12 @@ def ste(hard: jax.Array, soft: jax.Array) -> jax.Array:
 
 @ste.defjvp
 def _ste_jvp(primals, tangents):
+    # y = hard, dy = d soft
     return primals[0], tangents[1]
 
 
 def intersect(left: Masks, right: Masks) -> Masks:
-    """What both masks keep; None ("not prunable") gives way to the other.
+    """Masks that keep what both keep; where one is None, the other's mask.
 
     Example:
         >>> left = {"a": np.array([True, True]), "b": None}
@@ -150,7 +154,7 @@ def density(masks: Masks) -> float:
 
 
 def pack(masks: Masks) -> PyTree:
-    """Bool masks as bytes, eight entries each: `{"bits": uint8, "shape": ints}` per leaf.
+    """Bool masks as bytes of eight entries each: `{"bits": uint8, "shape": ints}` per leaf.
 
     Example:
         >>> unpack(pack({"a": np.array([True, False, True])}))

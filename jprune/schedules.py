@@ -17,7 +17,7 @@ def _check_density(density: float, name: str = "density") -> None:
 
 
 def one_shot(density: float, at: int = 0) -> Schedule:
-    """Everything at once: 1 before step `at`, `density` from then on.
+    """Prunes everything at once: density 1 before step `at`, `density` from then on.
 
     Raises:
         ArgumentError: a density outside (0, 1] or a negative step.
@@ -33,7 +33,9 @@ def one_shot(density: float, at: int = 0) -> Schedule:
 
 
 def iterative(density: float, rounds: int, every: int) -> Schedule:
-    """The same fraction of what is left goes in every round: density^((r + 1) / rounds) in round r.
+    """Prunes the same fraction of the remaining entries in every round.
+
+    The density is density^((r + 1) / rounds) in round r.
 
     Args:
         density: kept after the last round.
@@ -57,6 +59,8 @@ def iterative(density: float, rounds: int, every: int) -> Schedule:
         )
 
     def schedule(step):
+        # Each round keeps q^(1 / n) of what the last one kept, q^(r / n) after r of n rounds. The
+        # last value is returned as given: the power may miss it by rounding.
         done = jnp.minimum(jnp.asarray(step) // every + 1, rounds)
         return jnp.where(done == rounds, density, density ** (done / rounds))
 
@@ -64,9 +68,9 @@ def iterative(density: float, rounds: int, every: int) -> Schedule:
 
 
 def cubic(density: float, begin: int, end: int, initial: float = 1.0) -> Schedule:
-    """Fast at first, slow at the end.
+    """Prunes fast at first and ever more slowly towards the end.
 
-    With t = (step - begin) / (end - begin) in [0, 1], the density kept is
+    At t = (step - begin) / (end - begin), cut to [0, 1], the density is
     `density + (initial - density) (1 - t)^3`. (The paper's sparsity s is 1 minus it.)
 
     Args:
@@ -76,7 +80,7 @@ def cubic(density: float, begin: int, end: int, initial: float = 1.0) -> Schedul
         initial: density at the beginning.
 
     Raises:
-        ArgumentError: a density outside (0, 1], or `end` not behind `begin`.
+        ArgumentError: a density outside (0, 1], or `end` not after `begin`.
 
     References:
         Zhu and Gupta, To prune, or not to prune, 2017, arXiv 1710.01878.
@@ -91,6 +95,7 @@ def cubic(density: float, begin: int, end: int, initial: float = 1.0) -> Schedul
         raise errors.ArgumentError(f"cubic(begin={begin}, end={end}): the ramp must have a length.")
 
     def schedule(step):
+        # s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n Delta t))^3, with d = 1 - s
         time = jnp.clip((jnp.asarray(step) - begin) / (end - begin), 0.0, 1.0)
         ramp = density + (initial - density) * (1 - time) ** 3
         return jnp.where(time <= 0, initial, jnp.where(time >= 1, density, ramp))

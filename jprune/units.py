@@ -1,4 +1,4 @@
-"""Between units and weights: expand unit masks, pool scores, gather and map the weights of units.
+"""Conversions between units and weights: expand masks, pool scores, gather and map weights.
 
 Unit masks and scores are `{group: [units]}`, weight masks are trees like the variables.
 """
@@ -44,21 +44,21 @@ def places_of(
 
 
 def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] = ROLES) -> Masks:
-    """Weight masks from unit masks.
+    """Weight masks from unit masks: every weight of a pruned unit is masked.
 
     Args:
         groups: from `trace`.
         unit_masks: {group: [units]}, bool or float; a group that is not named keeps its units. The
-            mask [1] of a branch is that of all leaves that only the branch reads; this removes it
-            exactly only if it ends in 0 for zero weights, unlike `slim` and `gated(at="join")`.
+            mask [1] of a branch applies to all leaves that only the branch reads. That removes the
+            branch exactly only if zero weights make its output 0; `slim` and `gated(at="join")`
+            always do.
         roles: where a unit is masked. `("in",)` removes it exactly for any nonlinearity. A float
             at several places would multiply several times, so float masks need explicit roles:
-                `("in",)` or
-            `("scale", "shift")`.
+            `("in",)` or `("scale", "shift")`.
 
     Returns:
         A tree like the variables, of the masks' type, 1 where nothing is masked. A position that
-        answers to two units (a head and a head dimension) has their conjunction, or product.
+        belongs to two units (a head and a head dimension) has the product of their masks.
 
     Raises:
         StructureError: an unknown group or a wrong length.
@@ -72,6 +72,7 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
         >>> expand(groups, {"first": np.array([True, False, True])}, ("in",))["second"][:, 0]
         Array([ True, False,  True], dtype=bool)
     """
+    # Names of branches are taken out first: their masks act on whole leaves, not along an axis.
     branches = [branch for branch in groups.branches if branch.name in unit_masks]
     removed = {leaf: unit_masks[b.name] for b in branches for leaf in b.leaves}
     unit_masks = {k: v for k, v in unit_masks.items() if k not in {b.name for b in branches}}
@@ -85,14 +86,16 @@ def expand(groups: Groups, unit_masks: Mapping[str, Any], roles: Sequence[str] =
             'the roles: expand(groups, gates, roles=("in",)) or roles=("scale", "shift").'
         )
     dtype = jnp.result_type(*unit_masks.values()) if real else jnp.bool_
-    # NumPy unless something is traced: a program per shape would take longer to compile than to
-    # run, and a mask that NumPy made would be a whole array in the program it becomes part of.
-    found = [at_hand(mask) for mask in (*unit_masks.values(), *removed.values())]
-    xnp = jnp if is_traced() or any(mask is None for mask in found) else np
+    # NumPy unless something is traced. Outside of jit, JAX would compile a program per shape, which
+    # takes longer than running it; inside, a mask made by NumPy would be a constant of full size.
+    concrete = [at_hand(mask) for mask in (*unit_masks.values(), *removed.values())]
+    xnp = jnp if is_traced() or any(mask is None for mask in concrete) else np
     factors: dict[str, list[Any]] = {path: [] for path in groups.leaves}
     for name, place in places_of(groups, roles, tuple(unit_masks)):
         mask = xnp.asarray(unit_masks[name], dtype)
+        # Position n of the axis belongs to unit place.units[n]; if that is -1, its factor is 1.
         along = xnp.where(place.units < 0, xnp.ones((), dtype), mask[np.maximum(place.units, 0)])
+        # [1, ..., n, ..., 1]: broadcast along the other axes when the factors are multiplied.
         rank = len(groups.leaves[place.leaf].shape)
         shape = [-1 if axis == place.axis else 1 for axis in range(rank)]
         factors[place.leaf].append(along.reshape(shape))
@@ -151,21 +154,23 @@ def _check_reductions(*names: str) -> None:
 
 
 def _pool(values: Any, units: np.ndarray, count: int, how: str) -> Any:
-    """[count]: values [positions, ...] of the units [positions], reduced; NumPy from NumPy."""
+    """[count]: values [positions, ...] reduced by the units [positions] that they belong to."""
     if isinstance(values, np.ndarray) and jnp.issubdtype(values.dtype, jnp.floating):
         return _pool_numbers(values, units, count, how)
+    # [positions * fan] values, each labelled with its unit: one segment reduction does both steps.
     fan = math.prod(values.shape[1:])
     return _SEGMENTS[how](jnp.reshape(values, -1), np.repeat(units, fan), count)
 
 
 def _pool_numbers(values: np.ndarray, units: np.ndarray, count: int, how: str) -> np.ndarray:
-    """The same by NumPy, which adds in float64."""
+    """`_pool` in NumPy, with sums in float64."""
     reduce, empty = _EXTREMES.get(how, (np.add, 0.0))
     rest = tuple(range(1, values.ndim))
     result = np.full(count, empty)
     with np.errstate(all="ignore"):  # -inf and +inf are scores
         values = values**2 if how == "l2" else values
         wide = None if how in _EXTREMES else np.float64
+        # First each position's own values, then positions of the same unit: a segment reduction.
         reduce.at(result, units, reduce.reduce(values, rest, wide).astype(np.float64))
         if how == "mean":
             result = result / (np.bincount(units, minlength=count) * math.prod(values.shape[1:]))
@@ -200,7 +205,7 @@ def to_units(
     Args:
         groups: from `trace`.
         scores: a tree like the variables; leaves without a role asked for may be None.
-        roles: which places count.
+        roles: which places of a unit are pooled.
         within: `sum`, `mean`, `max`, `min` or `l2` over all weights of a unit at one place.
         across: the same over the places of a unit (the producers of a residual stream).
 
@@ -230,6 +235,7 @@ def to_units(
                 f"{place.roles}. Score that leaf, or leave its role out of roles={tuple(roles)}."
             )
         like[name] = leaf if isinstance(leaf, jax.Array) else like.get(name)
+        # Units first: [positions, rest]; positions of no unit are dropped.
         numbers = at_hand(leaf)
         along = (
             jnp.moveaxis(leaf, place.axis, 0)
@@ -244,7 +250,7 @@ def to_units(
 
 
 def _across(parts: Sequence[Any], how: str, like: Any) -> Any:
-    """[units]: those of several places, reduced; of the kind of `like`."""
+    """[units]: scores of several places reduced to one; a JAX array if `like` is one."""
     xnp = np if all(isinstance(part, np.ndarray) for part in parts) else jnp
     count = len(parts[0])
     result = _pool(xnp.stack(parts, axis=1), np.arange(count), count, how)
@@ -252,13 +258,14 @@ def _across(parts: Sequence[Any], how: str, like: Any) -> Any:
 
 
 def _unit_major(place: Place, count: int) -> np.ndarray:
-    """[count, repeats]: the positions of every unit at a place."""
+    """[count, repeats]: for every unit, the positions at a place that belong to it."""
     repeats = np.bincount(place.units[place.units >= 0], minlength=count)
     if repeats.min() != repeats.max():
         raise errors.StructureError(
             f"the units at {place.leaf}, axis {place.axis}, stand at {repeats.min()} to "
             f"{repeats.max()} positions each; rows of one length need the same number for all."
         )
+    # Units (0, 1, 0, 1) have the positions ((0, 2), (1, 3)): a stable sort by unit.
     taken = np.flatnonzero(place.units >= 0)
     order = np.argsort(place.units[taken], kind="stable")
     return taken[order].reshape(count, -1)
@@ -267,25 +274,26 @@ def _unit_major(place: Place, count: int) -> np.ndarray:
 def rows(
     groups: Groups, variables: Variables, group: str, roles: Sequence[str] = ("kernel",)
 ) -> jax.Array:
-    """All weights of every unit of a group, side by side.
+    """All weights of every unit of a group, one row per unit.
 
     Args:
         groups: from `trace`.
         variables: a tree like the variables.
         group: which group.
-        roles: which places count, in the order of the leaves.
+        roles: which places are included, in the order of the leaves.
 
     Returns:
         [units, fan]: for distances, clusters, proximal steps, OBS.
 
     Raises:
-        StructureError: units that stand at different numbers of positions.
+        StructureError: the units have different numbers of positions at a place.
         ArgumentError: the group has no place in these roles.
     """
     leaves = leaves_by_path(groups, variables)
     parts = []
     for _, place in places_of(groups, roles, (group,)):
         index = _unit_major(place, groups.sizes[group])
+        # [units, repeats, rest] -> [units, repeats * rest]
         along = jnp.moveaxis(leaves[place.leaf], place.axis, 0)
         parts.append(along[index].reshape(groups.sizes[group], -1))
     if not parts:
@@ -302,7 +310,7 @@ def map_units(
     matrices: Mapping[str, Any],
     roles: Sequence[str] = ("in",),
 ) -> Variables:
-    """A linear map along the unit axis: fold a scale into the consumers, merge clusters.
+    """Applies linear maps along unit axes, to fold a scale into consumers or merge clusters.
 
     Args:
         groups: from `trace`.
@@ -327,9 +335,14 @@ def map_units(
             )
         index = _unit_major(place, count)
         along = jnp.moveaxis(leaves[place.leaf], place.axis, 0)
+        # new_i = sum_j M_ij old_j, for each of a unit's positions: [m, repeats, ...].
         mapped = jnp.tensordot(matrix, along[index], axes=1)
-        kept = place.units < matrix.shape[0]
-        new_place = np.cumsum(kept) - 1
-        result = along[np.flatnonzero(kept)].at[new_place[index[: matrix.shape[0]]]].set(mapped)
+        # Positions of units from m on are dropped, those of no unit (-1) stay. The result is
+        # written to where the positions of the first m units have moved.
+        remaining = place.units < matrix.shape[0]
+        new_place = np.cumsum(remaining) - 1
+        result = (
+            along[np.flatnonzero(remaining)].at[new_place[index[: matrix.shape[0]]]].set(mapped)
+        )
         leaves[place.leaf] = jnp.moveaxis(result, 0, place.axis)
     return jax.tree.unflatten(groups.treedef, list(leaves.values()))

@@ -5,8 +5,8 @@ scores of units {group: [n]} or of weights (a tree), honour -inf (gone already) 
 pruned), count exactly, and meet budgets in parameters or MACs by asking the cost model about the
 masks themselves.
 
-Read `uniform.py` first. What allocators share stands in files with an underscore: `_counts.py` (how
-many are kept), `_budgets.py` (until the budget is met), and in `jprune/topk.py` (which ones);
+Read `uniform.py` first. Allocators share `_counts.py` (how many entries are kept), `_budgets.py`
+(the search for a density that meets a budget) and `jprune/topk.py` (which entries are kept);
 methods with a rule of their own use `keep_best`, `price_of` and `largest`.
 """
 

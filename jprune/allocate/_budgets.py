@@ -1,7 +1,7 @@
-"""Budgets in anything but density: search until the cost of the masks themselves fits.
+"""Budgets in anything but density: a search for the masks whose own cost fits.
 
-MACs are bilinear in neighbouring widths, so no price per unit is right: every candidate is costed
-anew.
+A unit has no price of its own: MACs are products of neighbouring widths, so what a unit costs
+depends on the units kept next to it. Therefore the cost model is asked about every candidate.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jprune.base import Budget, Cost, CostModel, Masks, Scores, is_none
 from jprune.topk import best, keep_best
 
 NEAR = 0.95
-"""Of a budget: masks that cost less are compared with those found from above it."""
+"""Fraction of a budget: if the masks cost less, masks narrowed from above are tried too."""
 
 
 def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callable[[Masks], float]:
@@ -39,12 +39,13 @@ def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callabl
             f"{budget.kind!r}."
         )
     field: Callable[[Cost], Any] = lambda c: c.params if budget.kind == "params" else c.macs
+    # Masks of ones: the dense net, counted by the same model.
     dense = float(field(model(map_named(lambda _, leaf: np.ones(leaf.shape, bool), scores))))
     return lambda masks: float(field(model(masks))) / dense
 
 
 def cheapest(scores: Scores, budget: Budget) -> Masks:
-    """The masks that keep least: every leaf at its floor."""
+    """The masks that keep as little as allowed: every leaf at its floor."""
     return map_named(lambda name, leaf: keep_best(leaf, floor_of(name, leaf.size, budget)), scores)
 
 
@@ -66,10 +67,10 @@ def allocated(
     budget: Budget,
     model: CostModel | None,
 ) -> Masks:
-    """What an allocator returns: the masks at the budget's density, or at one that is searched.
+    """The result of an allocator: masks at the budget's density, or at one found by search.
 
     Args:
-        masks_at: `(scores, density) -> masks`, more for more.
+        masks_at: `(scores, density) -> masks`; a larger density keeps more.
         scores: of units or weights; a density may be traced.
         budget: of any kind.
         model: for budgets in anything but density.
@@ -82,11 +83,11 @@ def allocated(
 
 
 def largest(price: Callable[[float], float], goal: float) -> float:
-    """The largest x in [0, 1] whose price is at most the goal, to 2^-40; 0 where none is.
+    """The largest x in [0, 1] whose price is at most the goal, to within 2^-40; 0 if none is.
 
     Args:
-        price: rises with x; it is not asked at 0.
-        goal: the most that may be paid.
+        price: rises with x; not called at 0.
+        goal: the highest price allowed.
 
     Example:
         >>> round(largest(lambda x: x**2, 0.25), 6), largest(lambda x: x, 2.0)
@@ -94,6 +95,7 @@ def largest(price: Callable[[float], float], goal: float) -> float:
     """
     if price(1.0) <= goal:
         return 1.0
+    # price(low) <= goal < price(high) throughout, taking price(0) as 0.
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -109,19 +111,21 @@ def search(
 ) -> Masks:
     """The largest density whose masks fit, then the best single steps that still fit.
 
-    Where that falls short of the budget (wide steps: few groups, large multiples), the smallest
-    density whose masks do not fit is narrowed by the worst single steps, and the nearer is taken.
+    If the result costs less than `NEAR` of the budget (few groups or large multiples make wide
+    steps), the masks of the smallest density that does not fit are narrowed by the worst single
+    steps, and the more expensive of both results is returned.
 
     Args:
-        masks_at: density -> masks, more for more.
+        masks_at: density -> masks; a larger density keeps more.
         scores: host arrays.
         budget: in params, macs, latency or energy.
-        model: what to ask.
+        model: the cost model.
 
     Raises:
         BudgetError: even the smallest allowed masks cost too much.
     """
     price = price_of(scores, budget, model)
+    # The slack is for costs that equal the budget up to rounding.
     goal = float(budget.value) + 1e-9
     masks = cheapest(scores, budget)
     if (least := price(masks)) > goal:
@@ -131,6 +135,8 @@ def search(
             f"or lower min_units={budget.min_units}, multiple_of={budget.multiple_of} and the "
             "floors."
         )
+    # Bisection on the density: `masks` is the largest that fits, `above` the smallest that does
+    # not. 30 halvings tell apart densities that differ by one entry in 10^9.
     low, high, above = 0.0, 1.0, None
     for _ in range(30):
         middle = (low + high) / 2
@@ -139,6 +145,7 @@ def search(
             low, masks = middle, candidate
         else:
             high, above = middle, candidate
+    # Single weights cost next to nothing: only units are filled up and trimmed.
     if not (isinstance(scores, dict) and all(np.ndim(leaf) == 1 for leaf in scores.values())):
         return masks
     masks = filled(masks, scores, budget, price, goal)
@@ -155,19 +162,26 @@ def trimmed(
     price: Callable[[Masks], float],
     goal: float,
 ) -> dict[str, np.ndarray]:
-    """Narrows one group at a time, the worst unit first; of steps that fit, the smallest."""
+    """Narrows one group at a time, by its worst units, until the cost fits.
+
+    As long as no step makes it fit, the group with the lowest score is narrowed; once some do, the
+    one after which the most is left.
+    """
     masks = dict(masks)
     while price(masks) > goal:
         candidates: dict[str, tuple[float, np.ndarray]] = {}
         for name, mask in masks.items():
+            # Units of score +inf are never pruned: they raise the floor.
             floor = max(floor_of(name, mask.size, budget), int(np.isposinf(scores[name]).sum()))
             allowed = widths(mask.size, floor, step_of(mask.size, budget))
             smaller = [width for width in allowed if width < mask.sum()]
             if smaller:
+                # Units that are gone already rank last, so that none of them comes back.
                 order = np.where(mask, scores[name], -np.inf)
                 candidates[name] = (order[mask].min(), best(order, smaller[-1]))
         narrower = {name: {**masks, name: mask} for name, (_, mask) in candidates.items()}
         prices = {name: price(wanted) for name, wanted in narrower.items()}
+        # The last step: of those that fit, the one that wastes least of the budget.
         fitting = [name for name in narrower if prices[name] <= goal]
         if fitting:
             return narrower[max(fitting, key=lambda name: prices[name])]
@@ -182,7 +196,10 @@ def filled(
     price: Callable[[Masks], float],
     goal: float,
 ) -> dict[str, np.ndarray]:
-    """Widens one group at a time, the best next unit first, as long as the cost fits."""
+    """Widens one group at a time, by the best unused unit, as long as the cost fits.
+
+    A group whose next step does not fit is closed: the cost only rises, so it will not fit later.
+    """
     masks = dict(masks)
     open_groups = set(masks)
     while open_groups:
@@ -191,10 +208,11 @@ def filled(
             mask, score = masks[name], np.asarray(scores[name], float)
             allowed = widths(mask.size, int(mask.sum()), step_of(mask.size, budget))
             larger = [width for width in allowed if width > mask.sum()]
-            left = score[~mask & (score > -np.inf)]
-            if larger and left.size >= larger[0] - mask.sum():
+            unused = score[~mask & (score > -np.inf)]
+            if larger and unused.size >= larger[0] - mask.sum():
+                # Kept units rank first, so that widening never swaps one out.
                 order = np.where(mask, np.inf, score)
-                candidates[name] = (left.max(), best(order, larger[0]))
+                candidates[name] = (unused.max(), best(order, larger[0]))
         open_groups &= set(candidates)
         for name in sorted(candidates, key=lambda n: -candidates[n][0]):
             wider = {**masks, name: candidates[name][1]}

@@ -1,4 +1,4 @@
-"""Global top-k: all groups compete for what is kept."""
+"""Global top-k: the best entries of all groups together are kept."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune.allocate._budgets import allocated, map_named
-from jprune.allocate._counts import floor_of, kept, rounded, step_of
+from jprune.allocate._counts import floor_of, kept_count, rounded, step_of
 from jprune.base import Budget, CostModel, Masks, Scores
 from jprune.topk import best, keep_best
 
 
 def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = None) -> Masks:
-    """The best of all, wherever they are.
+    """The best entries, in whichever group they are.
 
     Scores of different groups must be comparable; `normalized` makes them so where a criterion
     does not. A budget in parameters or MACs is met by the largest number of units whose masks
-    fit, costed anew each time; units that still fit are then added, best first.
+    fit, by the cost model; units that still fit are then added, best first.
 
     Args:
         scores: {group: [n]} or a tree; None leaves pass through.
@@ -45,9 +45,10 @@ def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = N
 def _at(scores: Scores, density: Any, budget: Budget) -> Masks:
     traced = any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(scores), density))
     numbers = jnp if traced else np
+    # Floors are entries of score +inf: one global selection then keeps them by itself.
     forced = map_named(lambda name, leaf: _with_floor(name, leaf, budget, numbers), scores)
     flat = numbers.concatenate([numbers.reshape(leaf, (-1,)) for leaf in jax.tree.leaves(forced)])
-    count = numbers.maximum(kept(flat.shape[0], density), (flat == numbers.inf).sum())
+    count = numbers.maximum(kept_count(flat.shape[0], density), (flat == numbers.inf).sum())
     mask = best(flat, count)
     ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(forced)])[:-1].tolist()
     parts = iter(numbers.split(mask, ends))
@@ -66,6 +67,7 @@ def _with_floor(name: str | None, leaf: Any, budget: Budget, numbers: Any) -> An
 
 
 def _rounded(name: str | None, mask: Any, scores: Any, budget: Budget) -> Any:
+    # The global selection decides how many a group keeps; rounded, its own best are kept.
     size = int(np.size(mask))
     count = mask.sum()
     count = count if isinstance(count, Tracer) else int(count)

@@ -1,4 +1,4 @@
-"""Scores of different groups made comparable, before they compete."""
+"""Scores of different groups made comparable by dividing each by its norm."""
 
 from collections.abc import Callable
 
@@ -35,6 +35,8 @@ def normalized(scores: Scores, by: str = "l2") -> Scores:
         raise errors.ArgumentError(f"normalized(by={by!r}); write one of {', '.join(NORMS)}.")
 
     def one(leaf):
+        # s_i / ||s||, as in s_i / sqrt(sum_j s_j^2) of the layer-wise l2 normalisation. -inf and
+        # +inf are marks, not numbers: they stay and do not enter the norm.
         finite = jnp.isfinite(leaf)
         size = NORMS[by](jnp.where(finite, leaf, 0.0))
         return jnp.where(finite, leaf / jnp.where(size > 0, size, 1.0), leaf)

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from jprune.allocate._budgets import allocated, map_named
-from jprune.allocate._counts import floor_of, kept, rounded, step_of
+from jprune.allocate._counts import floor_of, kept_count, rounded, step_of
 from jprune.base import Budget, CostModel, Masks, Scores
 from jprune.topk import keep_best
 
 
 def uniform(scores: Scores, budget: Budget, cost_model: CostModel | None = None) -> Masks:
-    """The best of every group (or leaf), the same density in each.
+    """The best entries of every group (or leaf), the same fraction in each.
 
     A budget in parameters or MACs is met by the largest such density; units that still fit are then
     added, best first, so that the cost is as close to the budget as single steps allow.
@@ -41,6 +41,9 @@ def _at(scores: Scores, density: Any, budget: Budget) -> Masks:
 
 
 def _keep(name: str | None, leaf: Any, density: Any, budget: Budget) -> Any:
+    # n - round((1 - d) n), then up to the floor and to the nearest allowed width.
     size = int(np.size(leaf))
-    count = rounded(kept(size, density), size, floor_of(name, size, budget), step_of(size, budget))
+    count = rounded(
+        kept_count(size, density), size, floor_of(name, size, budget), step_of(size, budget)
+    )
     return keep_best(leaf, count)

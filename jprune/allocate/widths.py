@@ -1,4 +1,4 @@
-"""How wide layers become, before anybody knows which units or weights stay."""
+"""How many units or weights each layer keeps, decided before it is known which."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,16 +19,16 @@ def widths(
     masks_of: Callable[[dict[str, np.ndarray]], Masks],
     ratios: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
-    """Units that each of several things keeps, so that a budget is met.
+    """How many units each layer or group keeps, so that a budget is met.
 
     Args:
-        alive: {name: bool [units]}: those that are there.
+        alive: {name: bool [units]}: the units that exist.
         budget: what is kept of the dense net.
         cost: the cost model of the net.
-        masks_of: masks of the net from masks by name; which units they keep does not matter for the
-            cost, only how many.
-        ratios: how much of its units one keeps over what another keeps; None: all the same. `inf`
-            keeps all while any other has units to give.
+        masks_of: masks of the net from masks by name; the cost depends on how many units they keep,
+            not on which.
+        ratios: fractions kept are proportional to these; None: all equal. One with ratio `inf`
+            keeps all its units as long as another one can be narrowed.
 
     Returns:
         {name: units kept}, names in the order of `alive`.
@@ -46,7 +46,7 @@ def widths(
     if any(not share > 0 for share in shares.values()):
         raise errors.ArgumentError(f"ratios={shares}; each is above 0.")
     scores = {name: _ranks(mask, shares[name]) for name, mask in alive.items()}
-    model = Measuring(lambda given: cost(masks_of(given)), getattr(cost, "measures", "macs"))
+    model = Measuring(lambda by_name: cost(masks_of(by_name)), getattr(cost, "measures", "macs"))
     allocator = allocate.global_topk if len({*shares.values()}) > 1 else allocate.uniform
     chosen: Any = allocator(scores, budget, model)
     return {name: int(np.sum(chosen[name])) for name in alive}
@@ -54,12 +54,14 @@ def widths(
 
 def _ranks(alive: np.ndarray, ratio: float) -> np.ndarray:
     """Synthetic scores: their global top-k keeps the same fraction x ratio of each layer."""
+    # Unit r of n has score -(r + 1/2) / (n ratio). All units above a threshold -t have rank
+    # r < t n ratio, a fraction t x ratio of their layer; 1/2 centres the rounding.
     ranks = np.arange(len(alive))
     return np.where(ranks < alive.sum(), -(ranks + 0.5) / (len(alive) * ratio), -np.inf)
 
 
 def fraction_of(weights: Masks, budget: Budget, cost: CostModel) -> float:
-    """The k at which a budget of weights is met, every layer keeping the same fraction of its own.
+    """The fraction k of its weights that every layer keeps so that a budget is met.
 
     Args:
         weights: masks of all weights that may go, True where one is alive; None for other leaves.
@@ -72,6 +74,7 @@ def fraction_of(weights: Masks, budget: Budget, cost: CostModel) -> float:
     if budget.kind == "density":
         return float(budget.value)
     price = allocate.price_of(weights, budget, cost)
+    # Which weights are kept does not change the cost, so the first ones stand for any.
     first = lambda k: price(jax.tree.map(lambda leaf: keep_first(leaf.shape, k), weights))
     goal = float(budget.value) + 1e-9
     if (least := first(1e-9)) > goal:
@@ -83,6 +86,6 @@ def fraction_of(weights: Masks, budget: Budget, cost: CostModel) -> float:
 
 
 def keep_first(shape: tuple[int, ...], k: float) -> np.ndarray:
-    """A mask that keeps the first weights: which ones makes no difference to the cost."""
+    """A mask of this shape that keeps the fraction k, the first weights in row-major order."""
     size = int(np.prod(shape))
     return (np.arange(size) < kept_of(size, k)).reshape(shape)

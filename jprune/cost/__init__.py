@@ -1,8 +1,8 @@
 """What a network costs, as a function of masks, widths or gates.
 
 `cost` counts once; `cost_model` gives a function for allocators and for penalties (jittable,
-differentiable). Read `counts.py` first: how many positions of an axis live; then `model.py`.
-`samples.py` counts example by example, where a net chooses its channels anew for each.
+differentiable). Read `counts.py` first: how many positions of an axis are kept; then `model.py`.
+`samples.py` counts example by example, for nets that choose their channels for every example.
 
 Latency that is measured on a device does not belong here but to `jprune.measure`; a table of it
 can be plugged in as `per_equation`.

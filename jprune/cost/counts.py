@@ -1,4 +1,4 @@
-"""How many positions of an axis live, as a function of gates."""
+"""How many positions of an axis are kept, as a function of gates."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,13 +13,21 @@ from jprune.graph.trace import Coupling
 
 
 class Count(NamedTuple):
-    """`fixed + sum_g multiplicity[g] . gate[g] + sum over joint positions of their products`."""
+    """`fixed + sum_g multiplicity[g] . gate[g] + sum over joint positions of their products`.
+
+    An axis of 6 heads times 4 channels, all prunable, has 24 joint positions: position (h, c)
+    counts gate_head[h] * gate_channel[c].
+
+    Attributes:
+        fixed: positions that always stay.
+        single: {group: [units] how many positions belong to each unit alone}.
+        joint: positions that belong to several units: ((group, [positions] unit), ...) per set of
+            groups.
+    """
 
     fixed: int
     single: dict[str, np.ndarray]
-    """{group: [units] how many positions answer to each unit alone}."""
     joint: tuple[tuple[tuple[str, np.ndarray], ...], ...]
-    """Positions that answer to several units: ((group, [positions] unit), ...) per kind."""
 
     def of(self, gates: Mapping[str, Any]) -> Any:
         """The count under gates {group: [n]}."""
@@ -52,22 +60,24 @@ class Counter:
         """The count of an axis of this length."""
         if isinstance(axis, Fixed):
             return Count(length, {}, ())
+        # atoms [factors, length]: the prunable units that each position depends on, -1 for none.
         atoms = self.solution.atoms_of(axis)
         numbers = np.where(atoms >= 0, self.group_of[atoms], -1)
         several = (numbers >= 0).sum(axis=0)
         single: dict[str, np.ndarray] = {}
         for row, groups in zip(atoms, numbers):
             for number in np.unique(groups[(groups >= 0) & (several == 1)]).tolist():
-                here = (groups == number) & (several == 1)
+                positions = (groups == number) & (several == 1)
                 name = self.names[number]
-                counts = np.bincount(self.unit_of[row[here]], minlength=self.sizes[name])
+                counts = np.bincount(self.unit_of[row[positions]], minlength=self.sizes[name])
                 single[name] = single.get(name, 0) + counts
+        # Positions of several units, one entry per combination of groups.
         joint = []
         for kind in np.unique(numbers[:, several > 1], axis=1).T:
-            here = (numbers == kind[:, None]).all(axis=0)
+            positions = (numbers == kind[:, None]).all(axis=0)
             joint.append(
                 tuple(
-                    (self.names[number], self.unit_of[row[here]])
+                    (self.names[number], self.unit_of[row[positions]])
                     for number, row in zip(kind.tolist(), atoms)
                     if number >= 0
                 )
@@ -75,13 +85,14 @@ class Counter:
         return Count(int((several == 0).sum()), single, tuple(joint))
 
 
-def as_gates(sizes: Mapping[str, int], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Gates [n] for all groups from masks, gates, or widths (scalars, spread evenly)."""
+def as_gates(sizes: Mapping[str, int], by_name: Mapping[str, Any]) -> dict[str, Any]:
+    """Gates [n] for all groups from masks, gates, or widths (scalars); 1 for groups not named."""
     gates: dict[str, Any] = {}
     for name, size in sizes.items():
-        value = given.get(name)
+        value = by_name.get(name)
         if value is None:
             gates[name] = np.ones(size)
+        # A width w becomes n gates of w / n: counts are sums of gates, so they see w.
         elif np.ndim(value) == 0:
             gates[name] = (
                 value * (jnp if not isinstance(value, (int, float)) else np).ones(size) / size

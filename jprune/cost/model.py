@@ -22,26 +22,30 @@ STATISTICS = {"mean", "var", "state"}
 
 
 class Term(NamedTuple):
-    """One contraction, for one example; widths are what the gates leave of them."""
+    """One contraction, for one example; all widths are those kept under the gates.
+
+    Attributes:
+        layer: path of the kernel; empty for a contraction of two activations.
+        positions: output positions times window.
+        inputs: width of the contracted axis (of one group, for grouped convolutions).
+        outputs: width of the kernel's output axis.
+        read: elements of the data operand.
+        written: elements of the result.
+        weights: elements of the kernel operand.
+    """
 
     layer: str
-    """Path of the kernel; empty for a contraction of two activations."""
     positions: Any
-    """Output positions times window."""
     inputs: Any
-    """Width of the contracted axis (of one group, for grouped convolutions)."""
     outputs: Any
-    """Width of the kernel's output axis."""
     read: Any
-    """Elements of the data operand."""
     written: Any
-    """Elements of the result."""
     weights: Any
-    """Elements of the kernel operand."""
 
 
 def macs(term: Term) -> Any:
     """Multiply-accumulates of a contraction."""
+    # k_h k_w H' W' c_in c_out for a convolution
     return term.positions * term.inputs * term.outputs
 
 
@@ -51,14 +55,19 @@ def bytes_moved(term: Term, itemsize: int = 4) -> Any:
 
 
 class Measuring(NamedTuple):
-    """A cost model that says what it measures."""
+    """A cost model with the name of what it measures.
+
+    Attributes:
+        model: `model(masks, gates or widths) -> Cost`.
+        measures: unit of `Cost.macs`: "macs", or the name of the table in its place.
+    """
 
     model: Callable[[Any], Cost]
     measures: str
 
-    def __call__(self, given: Any) -> Cost:
+    def __call__(self, masks: Any) -> Cost:
         """The cost under masks, widths or gates."""
-        return self.model(given)
+        return self.model(masks)
 
 
 class _Contraction(NamedTuple):
@@ -82,6 +91,7 @@ class _Contraction(NamedTuple):
 
     def term(self, gates: Mapping[str, Any]) -> Term:
         product = lambda counts: math.prod(count.of(gates) for count in counts)
+        # A contraction inside branches runs as often as all of them do: the product of their gates.
         times = self.times * math.prod(gates[name].sum() for name in self.branches)
         return Term(
             self.layer,
@@ -117,11 +127,10 @@ def cost_model(
             latency table plugs in here.
 
     Returns:
-        `model(given) -> Cost`. `given` is unit masks or real gates {group: [n]}, real widths
+        `model(masks) -> Cost`. `masks` are unit masks or real gates {group: [n]}, real widths
         {group: scalar}, or a tree of weight masks like the variables; groups that are not named
-            are whole. Jittable, and
-        differentiable in gates and widths. Contractions in a `scan` count once per turn, in a
-        `while` once.
+        are whole. Jittable, and differentiable in gates and widths. Contractions in a `scan` count
+        once per turn, in a `while` once.
 
     Raises:
         StructureError: masks of another net (when called).
@@ -147,20 +156,22 @@ def cost_model(
         for leaf in leaf_counts
     }
 
-    def model(given: Any) -> Cost:
-        if isinstance(given, Mapping) and set(given) <= set(sizes):
-            gates = as_gates(sizes, given)
+    def model(masks: Any) -> Cost:
+        if isinstance(masks, Mapping) and set(masks) <= set(sizes):
+            gates = as_gates(sizes, masks)
             densities = None
+            # A leaf has the product of its axes' counts as size, times the gates of its branches.
             params: Any = 0
             for leaf, counts in leaf_counts.items():
-                there = math.prod(gates[name].sum() for name in owners[leaf])
-                params = params + there * math.prod(count.of(gates) for count in counts)
+                present = math.prod(gates[name].sum() for name in owners[leaf])
+                params = params + present * math.prod(count.of(gates) for count in counts)
         else:
             gates = as_gates(sizes, {})
-            kept = _kept(groups, given)
+            weights_kept = _kept(groups, masks)
             whole = {path: math.prod(leaf.shape) for path, leaf in groups.leaves.items()}
-            densities = {path: kept[path] / max(1, whole[path]) for path in whole}
-            params = sum((kept[coupling.paths[leaf]] for leaf in leaf_counts), 0)
+            # Single weights: widths stay whole, and MACs are multiplied by the kernel's density.
+            densities = {path: weights_kept[path] / max(1, whole[path]) for path in whole}
+            params = sum((weights_kept[coupling.paths[leaf]] for leaf in leaf_counts), 0)
         total: Any = 0
         moved: Any = 0
         by_group: dict[str, Any] = dict.fromkeys(groups.names, 0)
@@ -175,7 +186,7 @@ def cost_model(
                 by_group[name] = by_group[name] + value
         return Cost(params, total, moved, by_group)
 
-    # What `Cost.macs` holds, by the name of the table; allocators compare it with their budget.
+    # The name of the table is the unit of `Cost.macs`; allocators compare it with their budget's.
     return Measuring(model, getattr(per_equation, "__name__", "macs"))
 
 
@@ -226,7 +237,7 @@ def _kept(groups: Groups, masks: Any) -> dict[str, Any]:
 
 
 def _leaf_counts(coupling: Coupling, uses: Uses, counter: Counter) -> dict[int, tuple[Count, ...]]:
-    """Counts of the axes of every parameter: no statistics, no leaf that nothing reads."""
+    """Counts of the axes of every parameter, without statistics and leaves that are not read."""
     return {
         leaf: tuple(
             counter.axis(axis, length)
@@ -242,24 +253,26 @@ def _leaf_counts(coupling: Coupling, uses: Uses, counter: Counter) -> dict[int, 
 def _contractions(
     coupling: Coupling, uses: Uses, counter: Counter, examples: int
 ) -> list[_Contraction]:
+    # Equations are numbered within a program, and programs nest (scan, cond): both make the key.
     kernels = {(id(c.program), c.equation): c for c in uses.contractions}
     top, paths = coupling.program, coupling.paths
     forks = find_forks(top, find_spots(top, uses, paths), len(paths))
     needs = Needs(top, top.outputs)
     bodies = {fork.name: needs.only(fork)[0] for fork in forks}
-    found = []
+    contractions = []
     for outer, program, frame, number, times in _walk(top, coupling.frame):
         equation = program.equations[number]
         if equation.name not in CONTRACTIONS:
             continue
         use = kernels.get((id(program), number))
         side = 1 if use is None else use.kernel
+        # Counts of the axes of [left operand, right operand, result].
         counts = [
             tuple(counter.axis(a, n) for a, n in zip(frame.labels[value], program.shape(value)))
             for value in (*equation.inputs, *equation.outputs)
         ]
         positions, inputs, outputs, window = _parts(program, equation, side, counts)
-        found.append(
+        contractions.append(
             _Contraction(
                 "" if use is None else coupling.paths[use.leaf],
                 -1 if use is None else use.leaf,
@@ -275,17 +288,17 @@ def _contractions(
                 tuple(name for name, numbers in bodies.items() if outer in numbers),
             )
         )
-    return found
+    return contractions
 
 
 def _walk(program: Program, frame: Frame, times: int = 1, outer: int | None = None):
-    """(top-level equation, program, frame, equation, how often it runs), nested ones included."""
+    """Yields (top-level equation, program, frame, equation, runs) of all equations, nested too."""
     for number, equation in enumerate(program.equations):
         top = number if outer is None else outer
         yield top, program, frame, number, times
         bodies = list(zip(nested(equation), frame.inner.get(number, ())))
-        # Of the branches of a condition one runs; they mostly cost the same, so the last is
-        # counted.
+        # One branch of a condition runs. Which one is decided by data, and they mostly cost the
+        # same: the last is counted.
         for body, body_frame in bodies[-1:] if equation.name == "cond" else bodies:
             yield from _walk(body.program, body_frame, times * body.turns, top)
 
@@ -293,6 +306,8 @@ def _walk(program: Program, frame: Frame, times: int = 1, outer: int | None = No
 def _parts(program: Program, equation: Equation, side: int, counts: list[tuple[Count, ...]]):
     """Counts of positions, contracted axes and kernel output axes, and the window."""
     contracted = contracted_axes(equation)
+    # For dot_general ((contracted left, right), (batch left, right)), for convolutions specs that
+    # begin with (batch, feature) for data and (output, input) for the kernel.
     numbers = equation.params["dimension_numbers"]
     inputs = tuple(counts[side][axis] for axis in sorted(contracted[side]))
     if equation.name == "conv_general_dilated":

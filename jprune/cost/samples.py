@@ -1,12 +1,12 @@
-"""What nets cost whose channels are chosen for every example: counted example by example.
+"""The cost of nets that choose their channels for every example, counted example by example.
 
-A contraction costs an example
+For one example a contraction costs
 
-    positions * window * (input channels that are there) * (output channels that are there)
+    positions * window * (input channels present) * (output channels present)
 
-and a gated one also its predictor (inputs * outputs) and a multiplication for every value that it
-says. An input channel is not there if every gated layer that could put something into it was
-suppressed; one that a ReLU happens to leave empty counts as there.
+and a gated one also its predictor (inputs * outputs) and one multiplication per output value. An
+input channel is absent if every gated layer that contributes to it was suppressed; a channel that
+merely happens to be 0 after a ReLU counts as present.
 """
 
 import math
@@ -24,14 +24,14 @@ from jprune.graph.look.intercept import Site, intercept
 
 
 def dynamic_leaves(variables: Variables) -> dict[str, Winners]:
-    """{path: leaf} of the kernels whose outputs are chosen."""
+    """{path: leaf} of the kernels whose outputs are chosen for every example."""
     return {path: leaf for path, leaf in leaf_paths(variables).items() if is_dynamic(leaf)}
 
 
 def gates_of(fn: Callable[..., Any], groups: Groups) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """`run(variables, x) -> (out, {layer: [batch, outputs]})` of a net with gated kernels.
 
-    It runs the dense kernels and puts the gates on what they say.
+    It runs the dense kernels and applies the gates to their outputs.
 
     Args:
         fn: the network that was traced, in inference mode.
@@ -62,14 +62,14 @@ def sample_macs(
     Args:
         fn: the network that was traced, in inference mode.
         groups: from `trace`.
-        whole_joins: count what comes out of a sum of two activations as there, always: the most
-            that supports of these sizes can cost.
+        whole_joins: count all channels of a sum of two activations as present: the highest cost
+            that supports of these sizes can have.
 
     Returns:
         A function of the dense variables, of supports {layer: [batch, outputs], above 0 where an
-        output is there} of the gated layers, and of inputs. The variables' values matter where a
-        norm reads what was suppressed (behind a concatenation): a channel that it makes other than
-        0 is there. Contractions inside loops are not counted.
+        output is present} of the gated layers, and of inputs. The variables' values matter where a
+        norm reads suppressed channels (after a concatenation): a channel that the norm shifts away
+        from 0 is present. Contractions inside loops are not counted.
 
     Example:
         >>> import jprune
@@ -85,6 +85,9 @@ def sample_macs(
     """
     kinds = ("in", "out", "norm", *(("join",) if whole_joins else ()))
 
+    # Presence flows through the net itself: it runs on ones, every norm's output is replaced by 1
+    # where its channel is present and 0 elsewhere, and a channel that is 0 at all positions of a
+    # layer's input is absent there.
     def macs(variables: Variables, supports: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
         def handler(site: Site, value: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             total, inputs = carry
@@ -100,6 +103,7 @@ def sample_macs(
                 shape[site.axis] = -1
                 alive = (support > 0).reshape(shape)
                 return jnp.broadcast_to(alive, value.shape).astype(value.dtype), carry
+            # What is left is site.kind == "out": k_h k_w H' W' nnz_in nnz_out for this contraction.
             read, size = inputs[site.layer], value.shape[site.axis]
             layer = groups.layers[site.kernel]
             inputs_of_part = math.prod(layer.shape[axis] for axis in layer.inputs)
@@ -109,6 +113,7 @@ def sample_macs(
             per_part = lambda there: there.reshape(len(value), parts, -1).sum(axis=-1)
             both = (per_part(read) * per_part(alive)).sum(axis=-1)
             total = total + positions * (layer.fan_in // inputs_of_part) * both
+            # The predictor costs C_in C_out; multiplying by the gates costs one per present value.
             if support is not None:
                 total = total + read.shape[1] * size + positions * alive.sum(axis=-1)
             return value, (total, inputs)
@@ -120,6 +125,6 @@ def sample_macs(
 
 
 def _there(value: jax.Array, axis: int) -> jax.Array:
-    """[batch, channels], 1 where a channel is other than 0 somewhere."""
+    """[batch, channels]: 1 where a channel is not 0 at some position."""
     last = jnp.moveaxis(value, axis, -1)
     return (last != 0).any(axis=tuple(range(1, last.ndim - 1))).astype(jnp.float32)

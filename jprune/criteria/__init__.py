@@ -2,8 +2,8 @@
 
 A criterion is three functions (`jprune.base.Criterion`): `init`, `update` per batch, `score`.
 Scores are a tree like the variables, None for statistics, or `{group: [units]}`;
-`jprune.to_units` turns the first into the second. `masked` adds to any of them that what is pruned
-stays pruned. Read `magnitude.py` first, then `taylor.py`. What several criteria share stands in
+`jprune.to_units` turns the first into the second. `masked` wraps any of them so that pruned entries
+score -inf. Read `magnitude.py` first, then `taylor.py`. Code that several criteria share is in
 files with an underscore.
 """
 

@@ -1,4 +1,4 @@
-"""How contributions of batches become one score: a mean, or a running mean of rounds."""
+"""How contributions of batches become one score: a mean, or a running mean over rounds."""
 
 from typing import NamedTuple
 
@@ -9,27 +9,30 @@ from jprune.base import PyTree
 
 
 class Average(NamedTuple):
-    """Contributions so far."""
+    """Contributions so far.
+
+    Attributes:
+        batches: number of batches in the current round.
+        total: sum of their contributions.
+        rounds: number of complete rounds.
+        mean: running mean over the complete rounds.
+    """
 
     batches: jax.Array
-    """Batches in the current round."""
     total: PyTree
-    """Their sum."""
     rounds: jax.Array
-    """Rounds that are complete."""
     mean: PyTree
-    """Running mean of the complete rounds."""
 
 
 def start(like: PyTree) -> Average:
-    """No contribution yet."""
+    """The state before the first batch: zeros with the shapes of `like`."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.result_type(leaf.dtype)), like)
     count = jnp.zeros((), jnp.int32)
     return Average(count, zeros, count, zeros)
 
 
 def add(average: Average, value: PyTree, momentum: float | None, every: int) -> Average:
-    """One more batch.
+    """The state after one more batch.
 
     Without `momentum` all batches count alike. With it, the mean of every `every` batches is a
     round's contribution c, and `mean <- momentum mean + (1 - momentum) c`, starting from the
@@ -39,11 +42,13 @@ def add(average: Average, value: PyTree, momentum: float | None, every: int) -> 
     batches = average.batches + 1
     if momentum is None:
         return average._replace(batches=batches, total=total)
+    # `where` instead of `if`: the caller is jitted, so the counts are traced.
     full = batches == every
     first = average.rounds == 0
 
     def renewed(mean, summed):
         contribution = summed / every
+        # I <- mu I + (1 - mu) c; the first c is taken whole, or I would start out too small.
         later = momentum * mean + (1 - momentum) * contribution
         return jnp.where(full, jnp.where(first, contribution, later), mean)
 
@@ -57,6 +62,7 @@ def add(average: Average, value: PyTree, momentum: float | None, every: int) -> 
 
 def value_of(average: Average, momentum: float | None) -> PyTree:
     """The score; before the first complete round, the mean of the batches so far."""
+    # maximum: with no batch at all the score is 0, not NaN.
     so_far = jax.tree.map(lambda total: total / jnp.maximum(average.batches, 1), average.total)
     if momentum is None:
         return so_far

@@ -9,7 +9,7 @@ from jprune.base import PyTree, Variables
 
 
 def map_parameters(function: Callable[..., Any], variables: Variables, *others: PyTree) -> PyTree:
-    """Maps over parameters; statistics become None, "not prunable" to allocators and masks.
+    """Maps over parameters; statistics become None, which allocators and masks leave alone.
 
     Args:
         function: `function(leaf, *others)`.
@@ -21,6 +21,7 @@ def map_parameters(function: Callable[..., Any], variables: Variables, *others: 
         >>> map_parameters(abs, {"params": {"w": -2}, "stats": {"mean": 1}})
         {'params': {'w': 2}, 'stats': {'mean': None}}
     """
+    # Flax's layout has collections by name; Haiku's and plain trees have parameters only.
     if not (isinstance(variables, Mapping) and "params" in variables):
         return jax.tree.map(function, variables, *others)
 

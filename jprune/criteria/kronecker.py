@@ -1,21 +1,21 @@
 """C-OBD, C-OBS, Kron-OBD, Kron-OBS: what a filter costs under a Kronecker-factored Fisher.
 
-With W [outputs, patch] the kernel of a layer, A and S its factors (`jprune.curvature.kfac`), the
-damage of a change D being tr(S D A D^T) / 2, the scores of filter i are
+W [outputs, patch] is the kernel of a layer, A and S its factors (`jprune.curvature.kfac`), and a
+change D of the kernel raises the loss by tr(S D A D^T) / 2. The scores of filter i are
 
-    c_obd     1/2 sum_j w_ij^2 S_ii A_jj                        all weights apart
-    c_obs     1/2 sum_j w_ij^2 / ([S^-1]_ii [A^-1]_jj)          and each one compensated for
-    kron_obd  1/2 S_ii w_i A w_i^T                              the filter as a whole
-    kron_obs  1/2 w_i A w_i^T / [S^-1]_ii                       and compensated for
+    c_obd     1/2 sum_j w_ij^2 S_ii A_jj                        each weight removed alone
+    c_obs     1/2 sum_j w_ij^2 / ([S^-1]_ii [A^-1]_jj)          alone, the other weights adapted
+    kron_obd  1/2 S_ii w_i A w_i^T                              the filter removed as a whole
+    kron_obs  1/2 w_i A w_i^T / [S^-1]_ii                       whole, the other filters adapted
 
-The second and fourth belong to an update of what is kept: `jprune.reconstruct.kronecker`.
+The second and fourth assume that the remaining weights are updated: `jprune.reconstruct.kronecker`.
 
 References:
     Wang, Grosse, Fidler, Zhang, EigenDamage: structured pruning in the Kronecker-factored
-    eigenbasis, 2019, arXiv 1905.05934 [28]. The authors' code leaves out the 1/2, and has the
-    elementwise square of W times A where w_i A w_i^T is meant (`repo_variant`); in a residual
-    stream it prunes every producer by itself and keeps what one of them keeps, where here the
-    damages of a unit's producers add up, as removing it removes all of them.
+    eigenbasis, 2019, arXiv 1905.05934 [28]. The authors' code leaves out the 1/2, and computes
+    sum_j (w_i^2 A)_j where w_i A w_i^T is meant (`repo_variant`). In a residual stream it scores
+    every producer by itself and keeps a unit if any of them does; here the damages of a unit's
+    producers are added, since removing the unit removes all of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,11 +36,13 @@ Rows = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def c_obd_rows(w: np.ndarray, a: np.ndarray, s: np.ndarray) -> np.ndarray:
     """[outputs]: 1/2 sum_j w_ij^2 S_ii A_jj."""
+    # The diagonal of S (x) A at weight (i, j) is S_ii A_jj.
     return (w**2 @ np.diag(a)) * np.diag(s) / 2
 
 
 def c_obs_rows(w: np.ndarray, a: np.ndarray, s: np.ndarray) -> np.ndarray:
     """[outputs]: 1/2 sum_j w_ij^2 / ([S^-1]_ii [A^-1]_jj)."""
+    # OBS's w_q^2 / (2 [H^-1]_qq) with H^-1 = S^-1 (x) A^-1.
     return (w**2 @ (1 / _inverse_diagonal(a))) / _inverse_diagonal(s) / 2
 
 
@@ -54,6 +56,7 @@ def kron_obd_rows(
         >>> kron_obd_rows(w, a, np.array([[2.0, 1.0], [1.0, 2.0]]))
         array([4., 4.])
     """
+    # tr(S D A D^T) / 2 with D = -e_i w_i: only row i changes, so of S only S_ii is left.
     return _quadratic(w, a, repo_variant) * np.diag(s) / 2
 
 
@@ -61,11 +64,13 @@ def kron_obs_rows(
     w: np.ndarray, a: np.ndarray, s: np.ndarray, repo_variant: bool = False
 ) -> np.ndarray:
     """[outputs]: 1/2 w_i A w_i^T / [S^-1]_ii, the least damage at which filter i is 0."""
+    # Minimum over all D with row i = -w_i; reached at D = -(S^-1 e_i / [S^-1]_ii) w_i.
     return _quadratic(w, a, repo_variant) / _inverse_diagonal(s) / 2
 
 
 def _quadratic(w: np.ndarray, a: np.ndarray, repo_variant: bool) -> np.ndarray:
     """[outputs]: w_i A w_i^T, or sum_j (w_i^2 A)_j as in the authors' code."""
+    # ((W A) o W) summed over j is the diagonal of W A W^T, without the [outputs, outputs] matrix.
     return (w**2 @ a).sum(axis=1) if repo_variant else ((w @ a) * w).sum(axis=1)
 
 
@@ -94,7 +99,7 @@ def unit_scores(
     damping: float = 1e-3,
     repo_variant: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Scores of units from factors.
+    """Scores of units from the Kronecker factors of layers.
 
     Args:
         groups: from `trace`.
@@ -105,8 +110,8 @@ def unit_scores(
         repo_variant: "kron_obd" and "kron_obs" as in the authors' code.
 
     Returns:
-        {group: [units]}, summed over the producers of a unit that have factors; groups without
-        such a producer are left out.
+        {group: [units]}: for every unit the sum over its producers that have factors. Groups
+        without such a producer are left out.
 
     Raises:
         ArgumentError: an unknown form, `repo_variant` of one that has none, a damping below 0,
@@ -120,15 +125,19 @@ def unit_scores(
             kernel = leaves[place.leaf]
             if "kernel" not in place.roles or place.leaf not in factors:
                 continue
+            # A producer has the unit on its output axis, the last one; consumers are skipped.
             if place.axis != np.ndim(kernel) - 1:
                 continue
             a, s = checked(place.leaf, factors[place.leaf])
+            # Only inverses need damping: S^-1 for both "obs" forms, A^-1 for c_obs alone.
             if form.endswith("obs"):
                 s, a = damped(s, damping), damped(a, damping) if form == "c_obs" else a
-            here = rows(as_matrix(kernel), a, s)
+            costs = rows(as_matrix(kernel), a, s)
             total = scores.setdefault(name, np.zeros(groups.sizes[name]))
-            there = place.units >= 0
-            np.add.at(total, place.units[there], here[there])
+            # Output n of the kernel is unit place.units[n], or none (-1). add.at, not +=: several
+            # outputs may belong to one unit.
+            produced = place.units >= 0
+            np.add.at(total, place.units[produced], costs[produced])
     if not scores:
         raise errors.ArgumentError(
             "no group of the net is produced by a layer with Kronecker factors: there is nothing "
@@ -138,7 +147,7 @@ def unit_scores(
 
 
 def check_form(form: str, damping: float, repo_variant: bool) -> Rows:
-    """The function of a form.
+    """The function of a form, once the arguments are checked.
 
     Raises:
         ArgumentError: an unknown form, `repo_variant` of one that has none, a damping below 0.
@@ -201,10 +210,10 @@ def kronecker(
         [4.5, 18.0]
     """
     check_form(form, damping, repo_variant)
-    found = kfac(fn, loss, groups, layers, labels=labels, key=key)
+    curvature = kfac(fn, loss, groups, layers, labels=labels, key=key)
 
     def score(state: Any, variables: Variables) -> Scores:
-        factors = found.score(state, variables)
+        factors = curvature.score(state, variables)
         return unit_scores(groups, variables, factors, form, damping, repo_variant)
 
-    return found._replace(score=score)
+    return curvature._replace(score=score)

@@ -1,4 +1,4 @@
-"""Magnitude: small weights matter little.
+"""Magnitude: weights with a small absolute value are removed first.
 
 References:
     Han, Pool, Tran, Dally, Learning both weights and connections for efficient neural networks,
@@ -36,6 +36,7 @@ def magnitude(order: int = 1) -> Criterion:
 
     def score(state, variables):
         del state
+        # s_k = |w_k|^p. No root for p = 2: sums of squares rank filters as their norms do.
         return map_parameters(lambda leaf: jnp.abs(leaf) ** order, variables)
 
     return Criterion(lambda variables: (), lambda state, variables, batch: state, score, False)

@@ -1,4 +1,4 @@
-"""Masked: what is pruned already stays pruned."""
+"""Masked: entries that are pruned already stay pruned."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from jprune.base import Criterion, Masks, PyTree, Scores, Variables, is_none
 def masked(criterion: Criterion, masks: Masks) -> Criterion:
     """The same criterion, with -inf where the masks are False.
 
-    Whatever is zero mostly scores 0 and not -inf, and a tie or a negative score would bring it
-    back; allocators never keep -inf.
+    A pruned weight is 0 and most criteria score it 0. That is not the lowest score there may be: a
+    tie, or a negative score elsewhere, would bring it back. Allocators never keep -inf.
 
     Args:
         criterion: scores units or weights.
@@ -47,7 +47,8 @@ def masked(criterion: Criterion, masks: Masks) -> Criterion:
 
 
 def _whole(masks: Masks, scores: Scores) -> Masks:
-    """The masks with None for whatever they do not name, without what has no scores."""
+    """A mask for every name of the scores, None where `masks` has none."""
+    # Only for dictionaries; other trees are compared leaf by leaf.
     if not (isinstance(masks, dict) and isinstance(scores, dict)) or not masks.keys() & scores:
         return masks
     none = lambda part: jax.tree.map(_nothing, part, is_leaf=is_none)
@@ -59,6 +60,7 @@ def _nothing(leaf: Any) -> None:
 
 
 def _gone(mask: Any, score: Any) -> Any:
+    # Compared here, since jnp.where would broadcast a mask of the wrong shape.
     if mask is None or score is None:
         return score
     if np.shape(mask) != np.shape(score):

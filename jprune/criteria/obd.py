@@ -1,4 +1,4 @@
-"""Optimal brain damage: what a weight's removal costs to second order, with a diagonal Hessian.
+"""Optimal brain damage: the second-order cost of removing a weight, with a diagonal Hessian.
 
 References:
     LeCun, Denker, Solla, Optimal brain damage, 1990, Advances in Neural Information Processing
@@ -38,10 +38,10 @@ def obd(
         curvature: an estimator of `jprune.curvature`; None is the exact Gauss-Newton diagonal,
             which is never negative. OBD's own is `recursion()`.
         key: of the draws, where the estimator draws.
-        negative: what to do where h_kk < 0, off a minimum: "clip" it at 0, "keep" it (the saliency
-            is negative: the second-order term alone says that the loss falls), or "refuse" it. With
-            `hutchinson` and `exact` many weights can be so; clipped they go first, large or not;
-            `gauss_newton`, `fisher` and `recursion(levenberg_marquardt=True)` have none.
+        negative: what to do where h_kk < 0, away from a minimum: "clip" it at 0, "keep" it (a
+            negative saliency predicts that the loss falls), or "refuse" it. With `hutchinson` and
+            `exact` many h_kk may be negative, and clipped weights are pruned first, even large
+            ones; `gauss_newton`, `fisher` and `recursion(levenberg_marquardt=True)` have none.
         weight_decay: lambda of a penalty lambda w^2 / 2 that is not in the loss; added to h_kk.
 
     Returns:
@@ -62,11 +62,14 @@ def obd(
         raise errors.ArgumentError(f"obd(negative={negative!r}); write {', '.join(NEGATIVE)}.")
     if weight_decay < 0:
         raise errors.ArgumentError(f"obd(weight_decay={weight_decay}); it is 0 or more.")
+    # E(w + d) - E(w) ~ g . d + 1/2 d^T H d; with g = 0 (a minimum), H diagonal and d = -w_k e_k
+    # what remains is h_kk w_k^2 / 2.
     diagonal = mean_diagonal(fn, loss, gauss_newton() if curvature is None else curvature, key)
 
     def saliency(path: Any, bend: jax.Array, weight: jax.Array) -> jax.Array:
         _check(jax.tree_util.keystr(path, simple=True, separator="/"), bend, negative)
         positive = jnp.maximum(bend, 0) if negative == "clip" else bend
+        # s_k = h_kk w_k^2 / 2; a penalty lambda w^2 / 2 adds lambda to h_kk.
         return 0.5 * (positive + weight_decay) * weight**2
 
     def score(state: Any, variables: Any) -> Any:
@@ -81,7 +84,7 @@ def obd(
 
 
 def _check(name: str, bend: jax.Array, negative: str) -> None:
-    """Refuses NaN, and negative curvature where asked to; traced values cannot be looked at."""
+    """Refuses NaN, and negative curvature where asked to; traced values are not checked."""
     if isinstance(bend, Tracer):
         return
     if jnp.isnan(bend).any():

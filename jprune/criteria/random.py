@@ -29,6 +29,7 @@ def random(key: jax.Array) -> Criterion:
 
     def score(state, variables):
         del state
+        # Every leaf has a key of its own: equal shapes would otherwise get equal scores.
         numbers = itertools.count()
         draw = lambda leaf: jax.random.uniform(jax.random.fold_in(key, next(numbers)), leaf.shape)
         return map_parameters(draw, variables)

@@ -28,7 +28,7 @@ def std_rule(q: PyTree = 1.0, std_over: str = "alive") -> Criterion:
         q: of all layers, or a tree like the variables, None where nothing is prunable.
         std_over: "alive" (the weights that are not exactly 0: what was pruned does not count) or
             "all". The paper does not say which; it makes a difference from the second round on.
-            The standard deviation is the population's (divided by n).
+            The standard deviation divides by n, not by n - 1.
 
     Raises:
         ArgumentError: a q that is not above 0, or another `std_over`.
@@ -49,8 +49,10 @@ def std_rule(q: PyTree = 1.0, std_over: str = "alive") -> Criterion:
         )
 
     def one(leaf: jax.Array, factor: Any) -> jax.Array:
+        # "alive": counting the zeros of earlier rounds would lower std, and the threshold with it.
         counted = leaf != 0 if std_over == "alive" else jnp.ones(jnp.shape(leaf), bool)
         std = jnp.std(leaf, where=counted)
+        # The paper keeps |w| > q_l std(W_l), that is |w| / (q_l std(W_l)) > 1.
         return jnp.abs(leaf) / (factor * jnp.where(std > 0, std, 1.0))
 
     def score(state: PyTree, variables: Variables) -> Scores:

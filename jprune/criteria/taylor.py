@@ -40,15 +40,15 @@ def taylor(
 ) -> Criterion:
     """Squared change of the loss on removal.
 
-    With E the mean loss of a batch and g its gradient, the contribution of a batch is
+    E is the mean loss of a batch, g its gradient, w a weight. A batch contributes
 
     - "separate": (g w)^2 for every parameter, a tree like the variables, None for statistics (the
       paper's "Taylor on weights"); pooled by `to_units` it is the sum of (g w)^2 over a filter;
     - "joint": (sum over the unit of g w)^2;
     - "gate": (dE/dz)^2 for a gate z = 1 per unit (the paper's recommended Taylor-FO-BN, where the
-      gate follows the batch norm); with order 2, (dE/dz - 1/2 d2E/dz2)^2. A gate that stands at
-      several sites (a residual stream) collects several gradients, so its score is divided by
-      their number, as the paper intends.
+      gate follows the batch norm); with order 2, (dE/dz - 1/2 d2E/dz2)^2. A gate used at several
+      sites (a residual stream) collects several gradients, so its score is divided by their
+      number, as the paper intends.
 
     Scores of a net with pruned units are about 0 there; `masked` makes them -inf.
 
@@ -60,14 +60,14 @@ def taylor(
         form: `separate`, `joint` or `gate`.
         at: site of the gates: `norm` (between batch norm and nonlinearity), `in`, or `act`.
         order: 1, or 2 for gates.
-        per_example: squares per example and then means (gates only), instead of squaring the
-            batch's gradient.
+        per_example: whether gradients are squared per example and then averaged (gates only),
+            instead of squaring the batch's gradient.
         momentum: None for the plain mean over batches; else the running mean of rounds (0.9 in the
             paper's code, which calls it useless).
         every: batches in a round (30 in the paper's code for ResNet-50).
         has_aux: `fn` returns `(out, statistics)`: a net in training mode, whose norms use the
             batch's own statistics.
-        roles: places that a unit's joint sum runs over.
+        roles: which of a unit's places the sum of `joint` includes.
 
     Returns:
         A criterion; scores are a tree (`separate`) or {group: [units]}. Groups without a site
@@ -91,18 +91,21 @@ def taylor(
         return shares_of(batch) @ loss(out_of(fn(variables, batch["image"])), batch)
 
     def products(variables, batch):
+        # g_m w_m: minus the first-order change of E if w_m becomes 0.
         gradient = jax.grad(mean_loss, allow_int=True)(variables, batch)
         return map_parameters(_product, variables, gradient)
 
     def separate(variables, batch):
+        # I_m = (g_m w_m)^2
         return jax.tree.map(jnp.square, products(variables, batch))
 
     def joint(variables, batch):
-        sums = to_units(_known(groups), products(variables, batch), roles)
+        # I_S = (sum over s in S of g_s w_s)^2: terms of opposite sign cancel within a unit.
+        sums = to_units(_traced(groups), products(variables, batch), roles)
         return jax.tree.map(jnp.square, sums)
 
     def gate(variables, batch):
-        return _gate_scores(fn, loss, out_of, _known(groups), at, order, per_example)(
+        return _gate_scores(fn, loss, out_of, _traced(groups), at, order, per_example)(
             variables, batch
         )
 
@@ -111,9 +114,9 @@ def taylor(
     def init(variables):
         if form == "separate":
             return start(map_parameters(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables))
-        known = _known(groups)
-        names = _gated_names(known, at) if form == "gate" else known.names
-        return start({name: jnp.zeros(known.sizes[name]) for name in names})
+        traced = _traced(groups)
+        names = _gated_names(traced, at) if form == "gate" else traced.names
+        return start({name: jnp.zeros(traced.sizes[name]) for name in names})
 
     @jax.jit
     def update(state, variables, batch):
@@ -123,8 +126,10 @@ def taylor(
 
 
 def _check(form, order, groups, per_example, momentum, every) -> None:
+    # Only gates have so few entries that their Hessian's diagonal is affordable.
     if form not in FORMS:
         raise errors.ArgumentError(f"taylor(form={form!r}); write one of {', '.join(FORMS)}.")
+    # Order 2 is for gates alone: they are few enough for the exact diagonal of their Hessian.
     if order not in (1, 2) or (order == 2 and form != "gate"):
         raise errors.ArgumentError(
             f'taylor(form={form!r}, order={order}); order is 1, or 2 with form="gate".'
@@ -144,12 +149,13 @@ def _check(form, order, groups, per_example, momentum, every) -> None:
         raise errors.ArgumentError(f"taylor(every={every}); a round has 1 batch or more.")
 
 
-def _known(groups: Groups | None) -> Groups:
+def _traced(groups: Groups | None) -> Groups:
     assert groups is not None  # checked by the factory
     return groups
 
 
 def _product(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
+    # Integer parameters have a gradient of dtype float0, which holds nothing.
     if gradient.dtype == jax.dtypes.float0:
         return jnp.zeros(leaf.shape)
     return gradient * leaf
@@ -157,8 +163,8 @@ def _product(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
 
 def _gated_names(groups: Groups, at: str) -> tuple[str, ...]:
     """Groups that have a site of this kind."""
-    found = {name for site in groups.sites if site.kind == at for name in site.groups}
-    return tuple(name for name in groups.names if name in found)
+    gated_groups = {name for site in groups.sites if site.kind == at for name in site.groups}
+    return tuple(name for name in groups.names if name in gated_groups)
 
 
 def _gate_scores(fn, loss, out_of, groups: Groups, at: str, order: int, per_example: bool):
@@ -177,16 +183,21 @@ def _gate_scores(fn, loss, out_of, groups: Groups, at: str, order: int, per_exam
         ones = {name: jnp.ones(groups.sizes[name]) for name in names}
         weights = shares_of(batch)
         if per_example:
+            # A gate per example, [batch, units]: one backward pass gives every dE_n/dz, and
+            # I = sum_n w_n (dE_n/dz)^2 instead of (sum_n w_n dE_n/dz)^2.
             wide = {name: jnp.ones((len(weights), *one.shape)) for name, one in ones.items()}
+            # The sum, not the mean: dE_n/dz must not depend on the batch's size.
             gradient = jax.grad(lambda gates: losses(gates).sum())(wide)
             squares = {name: weights @ g**2 for name, g in gradient.items()}
         else:
             slope = jax.grad(lambda gates: weights @ losses(gates))
             gradient = slope(ones)
             if order == 2:
+                # I = (g z - 1/2 h z^2)^2 at z = 1, h the diagonal of the Hessian in the gates.
                 curvature = _diagonal(slope, ones)
                 gradient = jax.tree.map(lambda g, h: g - 0.5 * h, gradient, curvature)
             squares = jax.tree.map(jnp.square, gradient)
+        # A gate at n sites collects n gradients: the paper divides its square by n.
         return {name: square / shared[name] for name, square in squares.items()}
 
     return scores
@@ -197,6 +208,7 @@ def _diagonal(slope, at):
     flat, back = ravel_pytree(at)
 
     def entry(number):
+        # h_kk = e_k . (H e_k); `map` and not `vmap`, whose memory would grow with the gates.
         direction = back(jnp.zeros_like(flat).at[number].set(1))
         product = jax.jvp(slope, (at,), (direction,))[1]
         return ravel_pytree(product)[0][number]

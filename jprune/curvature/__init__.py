@@ -1,9 +1,9 @@
-"""Curvature: how the loss bends, for every method that looks at second derivatives.
+"""Curvature: second derivatives of the loss, for every method that uses them.
 
-Here belong derivatives of second order of the mean loss of a batch in the parameters, and what is
-made of them alone: products with the Hessian, its diagonal by several estimates, per-example rows
-whose outer products approximate it, and inverses of it with the deletion step of OBS. What a method
-makes of these (saliencies, masks, new weights) stands in `criteria` and `reconstruct`.
+Here belong second derivatives of a batch's mean loss in the parameters, and what follows from them
+alone: products with the Hessian, its diagonal by several estimates, per-example rows whose outer
+products approximate it, and inverses of it with the deletion step of OBS. Saliencies, masks and new
+weights, which methods make of these, are in `criteria` and `reconstruct`.
 
 A net is `fn(variables, x)`, a loss `loss(out, batch) -> [batch]`; the mean over a batch is weighted
 by `batch["weight"]` where there is one. Only floating leaves under `params` are differentiated (all
@@ -13,7 +13,7 @@ Read `products.py` first (the loss, Hessian-vector products), then `diagonal.py`
 diagonal, and their mean over batches), `rows.py` (Gauss-Newton and Fisher factors per example),
 `recursion.py` (OBD's own back-propagation of second derivatives), `inverse.py` (OBS),
 `partition.py` (inverses of layers and blocks), `kfac.py` (Kronecker factors of a layer's Fisher
-block), `blocks.py` (their algebra), `eigenbasis.py` (where they are diagonal).
+block), `blocks.py` (their algebra), `eigenbasis.py` (the basis in which they are diagonal).
 """
 
 from jprune.curvature.blocks import Factors, damage

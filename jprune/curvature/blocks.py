@@ -1,7 +1,7 @@
 """Algebra of Kronecker-factored Fisher blocks: on the host, in float64.
 
-A block is F = S (x) A for a kernel as a matrix W [outputs, patch]; its damage of a change D is
-1/2 vec(D)^T (S (x) A) vec(D) = 1/2 tr(S D A D^T), vec going row by row.
+The block of a kernel, written as a matrix W [outputs, patch], is F = S (x) A. A change D of W costs
+1/2 vec(D)^T (S (x) A) vec(D) = 1/2 tr(S D A D^T), the *damage*; vec goes row by row.
 """
 
 from typing import Any, NamedTuple
@@ -11,16 +11,19 @@ import numpy as np
 from jprune import errors
 
 NEGATIVE = 1e-4
-"""Eigenvalues below minus this times the largest one are no rounding of float32."""
+"""Eigenvalues below minus this times the largest one are more than rounding of float32."""
 
 
 class Factors(NamedTuple):
-    """Of a layer's Fisher block, S (x) A."""
+    """The two factors of a layer's Fisher block, S (x) A.
+
+    Attributes:
+        inputs: A: [inputs * window, inputs * window], channels first; or [inputs, inputs].
+        outputs: S: [outputs, outputs].
+    """
 
     inputs: Any
-    """A: [inputs * window, inputs * window], channels first; or [inputs, inputs]."""
     outputs: Any
-    """S: [outputs, outputs]."""
 
 
 def damage(change: Any, factors: Factors) -> float:
@@ -32,6 +35,7 @@ def damage(change: Any, factors: Factors) -> float:
         10.0
     """
     a, s, d = (np.asarray(part, np.float64) for part in (*factors, change))
+    # tr(S D A D^T) / 2 as the sum of (S D) o (D A): A is symmetric, and no third product is needed.
     return float(np.sum((s @ d) * (d @ a))) / 2
 
 
@@ -47,6 +51,7 @@ def as_matrix(kernel: Any) -> np.ndarray:
     """
     kernel = np.asarray(kernel, np.float64)
     *_, inputs, outputs = kernel.shape
+    # [window, inputs, outputs] -> [outputs, inputs, window]: patches have the channel first too.
     return kernel.reshape(-1, inputs, outputs).transpose(2, 1, 0).reshape(outputs, -1)
 
 
@@ -64,13 +69,14 @@ def checked(path: str, factors: Factors) -> tuple[np.ndarray, np.ndarray]:
             than rounding.
     """
 
-    def one(name: str, given: Any) -> np.ndarray:
-        factor = np.asarray(given, np.float64)
+    def one(name: str, raw: Any) -> np.ndarray:
+        factor = np.asarray(raw, np.float64)
         if not np.isfinite(factor).all():
             raise errors.ArgumentError(
                 f"the curvature at {path} is NaN or infinite (factor {name}): the loss or the "
                 "variables are not finite. Check them before pruning."
             )
+        # Sums in float32 are symmetric up to rounding; eigvalsh and cholesky read one triangle.
         factor = (factor + factor.T) / 2
         values = np.linalg.eigvalsh(factor)
         if values[0] < -NEGATIVE * max(values[-1], np.finfo(float).tiny):
@@ -85,12 +91,13 @@ def checked(path: str, factors: Factors) -> tuple[np.ndarray, np.ndarray]:
 
 
 def damped(factor: np.ndarray, damping: float) -> np.ndarray:
-    """A factor plus damping times its mean eigenvalue.
+    """A factor plus a multiple of the identity: damping times its mean eigenvalue.
 
     Example:
         >>> damped(np.diag([3.0, 1.0]), 0.5).tolist()
         [[4.0, 0.0], [0.0, 2.0]]
     """
+    # The mean eigenvalue, tr(F) / n, gives damping a meaning that no scale of the loss changes.
     return factor + damping * np.trace(factor) / len(factor) * np.eye(len(factor))
 
 
@@ -100,6 +107,7 @@ def inverse(path: str, factor: np.ndarray) -> np.ndarray:
     Raises:
         ArgumentError: it has none.
     """
+    # F = L L^T, F^-1 = L^-T L^-1: symmetric by construction, and L exists only if F is invertible.
     try:
         half = np.linalg.inv(np.linalg.cholesky(factor))
     except np.linalg.LinAlgError:

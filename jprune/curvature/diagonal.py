@@ -1,17 +1,17 @@
 """The diagonal of the Hessian of the mean loss, by several estimates, as a mean over batches.
 
-With J_n the Jacobian of the outputs of example n, H_n the Hessian of its loss in the outputs, w_n
-its share of the batch, E the mean loss:
+E is the mean loss and H its Hessian; J_n is the Jacobian of the outputs of example n, H_n the
+Hessian of its loss in the outputs, w_n its share of the batch:
 
 - `exact`: d2E/dw_k2, a Hessian-vector product per parameter; for tiny nets;
-- `hutchinson`: the mean of v * Hv over random signs v: E[v_k (Hv)_k] = h_kk;
+- `hutchinson`: the mean of v * Hv over random signs v, whose expectation is h_kk;
 - `gauss_newton`: sum_n w_n diag(J_n^T H_n J_n), never negative: the Hessian without the
   curvature of the net itself;
 - `fisher`: sum_n w_n g_n^2 with g_n the gradient of example n's loss.
 
-The last two are exact (a backward pass per example, and per output), or sampled: with independent
-random signs s_n the square of sum_n sqrt(w_n) s_n g_n has the mean sum_n w_n g_n^2, and takes one
-backward pass of the whole batch. OBD's own estimate is `recursion`.
+The last two are computed exactly (a backward pass per example, and per output), or sampled in one
+backward pass of the whole batch: with independent random signs s_n, (sum_n sqrt(w_n) s_n g_n)^2 has
+the expectation sum_n w_n g_n^2. OBD's own estimate is `recursion`.
 
 References:
     Hutchinson, A stochastic estimator of the trace of the influence matrix, 1990. For diagonals:
@@ -50,32 +50,41 @@ Diagonal = list[jax.Array]
 
 
 class Estimator(NamedTuple):
-    """How the diagonal of a batch is found. Two of the same settings are equal."""
+    """How the diagonal of a batch is estimated. Two of the same settings are equal.
+
+    Attributes:
+        name: for messages.
+        estimate: `estimate(fn, loss, variables, batch, key) -> diagonal`, that of one probe.
+        draws: whether it needs the key.
+        probes: estimates of a batch, each with a key of its own, that are averaged.
+    """
 
     name: str
     estimate: Callable[[Function, Function, Variables, Batch, Any], Diagonal]
-    """`estimate(fn, loss, variables, batch, key) -> diagonal`, that of one probe."""
     draws: bool
-    """Whether it needs the key."""
     probes: int = 1
-    """How often a batch is estimated, each time with a key of its own; the mean counts."""
 
 
 class Sum(NamedTuple):
-    """Diagonals so far."""
+    """The state of `mean_diagonal`: the sum over the batches so far.
+
+    Attributes:
+        key: of the estimator's draws; None where it has none.
+        batches: their number; it makes a key of its own for every batch.
+        weight: sum of the examples' weights.
+        total: sum of the batches' diagonals times their weights.
+    """
 
     key: jax.Array | None
     batches: jax.Array
     weight: jax.Array
-    """Of all examples so far."""
     total: Diagonal
-    """Sum of the batches' diagonals times their weights."""
 
 
 def mean_diagonal(
     fn: Function, loss: Function, estimator: Estimator, key: jax.Array | None = None
 ) -> Criterion:
-    """The diagonal over all batches, every example counting by its weight.
+    """The diagonal of the Hessian over all batches, examples weighted by batch["weight"].
 
     Args:
         fn: `fn(variables, batch["image"])`, in inference mode.
@@ -85,7 +94,7 @@ def mean_diagonal(
 
     Returns:
         A criterion whose scores are the curvature: a tree like the variables, None for statistics.
-        Criteria of the same three first arguments share what is compiled.
+        Criteria with the same first three arguments share one compilation.
 
     Raises:
         ArgumentError: no key for an estimator that draws.
@@ -115,15 +124,17 @@ def mean_diagonal(
 
 @functools.lru_cache(maxsize=8)
 def _updated(fn: Function, loss: Function, estimator: Estimator) -> Callable[..., Sum]:
-    # A call a probe, and no loop in XLA, whose convolutions are ten times slower on a CPU.
+    # One call a probe instead of a loop inside XLA: convolutions in such loops are ten times slower
+    # on a CPU.
     @jax.jit
     def add(
         total: Diagonal, key: jax.Array | None, probe: Any, variables: Variables, batch: Batch
     ) -> Diagonal:
         key = None if key is None else jax.random.fold_in(key, probe)
-        here = estimator.estimate(fn, loss, variables, batch, key)
+        diagonal = estimator.estimate(fn, loss, variables, batch, key)
+        # A batch's diagonal is a mean: times its weight it is a sum, and batches can be added.
         share = weights_of(batch).sum() / estimator.probes
-        return [old + (share * new).astype(old.dtype) for old, new in zip(total, here)]
+        return [old + (share * new).astype(old.dtype) for old, new in zip(total, diagonal)]
 
     def update(state: Sum, variables: Variables, batch: Batch) -> Sum:
         total, first = state.total, estimator.probes * state.batches
@@ -145,12 +156,14 @@ def exact() -> Estimator:
         del key
         parameters = parameters_of(variables)
         values = parameters.values
+        # v -> H v; the gradient is linearised once, for all parameters.
         product = jax.linearize(gradient_of(fn, loss, parameters, batch), values)[1]
         zeros = [jnp.zeros_like(value) for value in values]
 
         def leaf(place: int) -> jax.Array:
             flat = zeros[place].reshape(-1)
 
+            # h_kk = e_k . (H e_k)
             def entry(index: jax.Array) -> jax.Array:
                 one = flat.at[index].set(1).reshape(zeros[place].shape)
                 direction = [*zeros[:place], one, *zeros[place + 1 :]]
@@ -167,11 +180,11 @@ def exact() -> Estimator:
 def hutchinson(probes: int = 16) -> Estimator:
     """The mean of v * Hv over random signs v.
 
-    A probe is the tangent of a gradient, and costs less than four gradients. The error falls like
-    1 / sqrt(probes), over batches too.
+    A probe is one Hessian-vector product and costs less than four gradients. The error falls like
+    1 / sqrt(probes x batches).
 
     Args:
-        probes: a batch.
+        probes: number of sign vectors for each batch.
 
     Raises:
         ArgumentError: less than one probe.
@@ -185,6 +198,7 @@ def hutchinson(probes: int = 16) -> Estimator:
         values = parameters.values
         keys = jax.random.split(key, len(values))
         direction = [signs(k, value) for k, value in zip(keys, values)]
+        # h_kk = E[v_k (H v)_k] = E[sum_j v_k v_j H_kj], since E[v_k v_j] = 0 for j != k, v_k^2 = 1.
         bent = jax.jvp(gradient_of(fn, loss, parameters, batch), (values,), (direction,))[1]
         return [v * product for v, product in zip(direction, bent)]
 
@@ -195,7 +209,7 @@ def hutchinson(probes: int = 16) -> Estimator:
 def gauss_newton(probes: int | None = None) -> Estimator:
     """The diagonal of J^T H J, H being the Hessian of the loss in the outputs.
 
-    Where H is not positive (a loss that is not convex in the outputs) its positive part is taken.
+    Where the loss is not convex in the outputs, negative eigenvalues of H are set to 0.
 
     Args:
         probes: None for the exact diagonal (a backward pass per example and output), else
@@ -214,8 +228,11 @@ def gauss_newton(probes: int | None = None) -> Estimator:
         parameters = parameters_of(variables)
         outputs = lambda values: fn(parameters.into(values), batch["image"])
         out, pull = jax.vjp(outputs, parameters.values)
+        # H_n = L_n L_n^T: [batch, outputs, outputs]
         factors, wrap = output_factors(loss, out, batch)
         factors = jnp.sqrt(shares_of(batch))[:, None, None] * factors
+        # g = sum_n sqrt(w_n) J_n^T L_n s_n, and E[g^2] = sum_n w_n diag(J_n^T L_n L_n^T J_n): the
+        # signs make all terms between different examples or columns vanish in expectation.
         drawn = signs(key, factors[:, 0])
         (gradient,) = pull(wrap(jnp.einsum("nij,nj->ni", factors, drawn)))
         return [g**2 for g in gradient]
@@ -225,11 +242,11 @@ def gauss_newton(probes: int | None = None) -> Estimator:
 
 @functools.cache
 def fisher(probes: int | None = None, labels: str = "data") -> Estimator:
-    """The mean square of the examples' gradients.
+    """The mean of the squared gradients of the examples.
 
-    With the data's labels it is the empirical Fisher information, which vanishes with the
-    gradients; with labels drawn from the net it is the Fisher information of a softmax, in
-    expectation the Gauss-Newton diagonal of the cross entropy.
+    With the data's labels it is the empirical Fisher information, which goes to 0 as the gradients
+    do; with labels drawn from the net's softmax it is the true one, whose expectation is the
+    Gauss-Newton diagonal of the cross entropy.
 
     Args:
         probes: None for a backward pass per example, else backward passes of the whole batch.
@@ -252,6 +269,7 @@ def fisher(probes: int | None = None, labels: str = "data") -> Estimator:
         parameters, shares = parameters_of(variables), jnp.sqrt(shares_of(batch))
         losses = lambda values: loss(fn(parameters.into(values), batch["image"]), batch)
         examples, pull = jax.vjp(losses, parameters.values)
+        # g = sum_n sqrt(w_n) s_n g_n, and E[g^2] = sum_n w_n g_n^2 over the signs s_n.
         (gradient,) = pull((shares * signs(key, shares)).astype(examples.dtype))
         return [g**2 for g in gradient]
 

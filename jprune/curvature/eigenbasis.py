@@ -1,10 +1,11 @@
 """The Kronecker-factored eigenbasis: there, K-FAC's Fisher block of a layer is diagonal.
 
-With A = Q_A L_A Q_A^T and S = Q_S L_S Q_S^T, the rotated kernel W' = Q_S^T W Q_A has the damage
+With A = Q_A L_A Q_A^T and S = Q_S L_S Q_S^T, removing entry i, j of the rotated kernel
+W' = Q_S^T W Q_A costs
 
     Theta_ij = 1/2 W'_ij^2 l_S,i l_A,j
 
-if its entry i, j is removed, and the damage of several is exactly the sum of theirs.
+and removing several entries costs exactly the sum of theirs.
 
 References:
     Wang, Grosse, Fidler, Zhang, EigenDamage: structured pruning in the Kronecker-factored
@@ -22,29 +23,33 @@ from jprune.curvature.blocks import Factors, checked
 from jprune.forms.factored import Factored
 
 TINY = 1e-10
-"""Eigenvalues below it are 0, as in the authors' code: entries there cost nothing."""
+"""Eigenvalues below it are set to 0, as in the authors' code: entries there cost nothing."""
 
 
 class Rotated(NamedTuple):
-    """A kernel in the eigenbasis; float64, on the host."""
+    """A kernel in the eigenbasis; float64, on the host.
+
+    Attributes:
+        inputs: Q_A: [inputs, inputs], a column per eigenvector.
+        outputs: Q_S: [outputs, outputs].
+        core: W': [window..., inputs, outputs].
+        damage: Theta, summed over the window: [inputs, outputs].
+    """
 
     inputs: np.ndarray
-    """Q_A: [inputs, inputs], a column per eigenvector."""
     outputs: np.ndarray
-    """Q_S: [outputs, outputs]."""
     core: np.ndarray
-    """W': [window..., inputs, outputs]."""
     damage: np.ndarray
-    """Theta, summed over the window: [inputs, outputs]."""
 
     def part(self, columns: np.ndarray, rows: np.ndarray, dtype: Any) -> Factored:
-        """The kernel with some columns (inputs) and rows (outputs) of the rotated one.
+        """The kernel made of some columns (inputs) and rows (outputs) of the rotated one.
 
         Args:
             columns: bool [inputs], True keeps.
             rows: bool [outputs].
             dtype: of the result.
         """
+        # W ~ Q_S[:, R] W'[R, C] Q_A[:, C]^T, in JAX's layout with inputs to the left.
         return Factored(
             jnp.asarray(self.inputs[:, columns], dtype),
             jnp.asarray(self.core[..., columns, :][..., rows], dtype),
@@ -74,6 +79,8 @@ def rotated(kernel: Any, factors: Factors, path: str = "the kernel") -> Rotated:
     kernel = np.asarray(kernel, np.float64)
     (values_a, inputs), (values_s, outputs) = np.linalg.eigh(a), np.linalg.eigh(s)
     values_a, values_s = (np.where(v < TINY, 0.0, v) for v in (values_a, values_s))
+    # W' = Q_S^T W Q_A of every place of the window; transposed, as a kernel is [inputs, outputs].
     core = inputs.T @ kernel @ outputs
+    # Theta_ij = 1/2 l_S,i l_A,j sum over the window of W'_ij^2
     squares = (core**2).reshape(-1, *core.shape[-2:]).sum(axis=0)
     return Rotated(inputs, outputs, core, squares * np.outer(values_a, values_s) / 2)

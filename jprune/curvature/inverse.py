@@ -1,6 +1,6 @@
 """The inverse of an outer-product Hessian, and the deletion step of OBS. On the host, in float64.
 
-Rounding adds up over thousands of updates, and JAX computes in float32 unless told otherwise.
+float64 because rounding errors add up over thousands of updates; JAX defaults to float32.
 
 References:
     Hassibi, Stork, Second order derivatives for network pruning: optimal brain surgeon, 1993,
@@ -19,16 +19,19 @@ WAITING = 64
 
 
 class Deletion(NamedTuple):
-    """A weight that would go next."""
+    """The weight that is deleted next.
+
+    Attributes:
+        loss: predicted increase of the loss, L_q = w_q^2 / (2 [H^-1]_qq).
+        place: q, the number of the weight.
+    """
 
     loss: float
-    """Increase of the loss, L_q = w_q^2 / (2 [H^-1]_qq)."""
     place: int
-    """Which weight."""
 
 
 def identity(size: int, alpha: float) -> np.ndarray:
-    """The inverse before the first row: I / alpha, alpha damping the Hessian.
+    """I / alpha, the inverse that the recursion starts from: alpha I damps the Hessian.
 
     Raises:
         ArgumentError: alpha is not above 0.
@@ -45,8 +48,7 @@ def with_rows(inverse: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """(H + sum_i r_i r_i^T)^-1 from H^-1.
 
     One row is the Sherman-Morrison step of the paper, H^-1 - H^-1 r r^T H^-1 / (1 + r^T H^-1 r),
-    with r = X / sqrt(P). Several rows at once (Woodbury) are equal to one after the other, and
-    faster.
+    with r = X / sqrt(P). Several rows at once (Woodbury) give the same result, faster.
 
     Args:
         inverse: [n, n], symmetric.
@@ -61,8 +63,10 @@ def with_rows(inverse: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """
     for start in range(0, len(rows), WAITING):
         some = np.asarray(rows[start : start + WAITING], np.float64)
+        # (H + R^T R)^-1 = H^-1 - H^-1 R^T (I + R H^-1 R^T)^-1 R H^-1, R [rows, n] (Woodbury).
         product = some @ inverse
         middle = np.eye(len(some)) + product @ some.T
+        # With the middle as C C^T the subtracted term is half^T half, symmetric by construction.
         half = np.linalg.solve(np.linalg.cholesky(middle), product)
         inverse = inverse - half.T @ half
     return inverse
@@ -73,16 +77,16 @@ def deletions(
 ) -> Iterator[Deletion]:
     """The weights in the order in which OBS deletes them.
 
-    The iterator says which weight would go next. Asking for another one deletes it: all weights
-    move by -w_q H^-1_q / [H^-1]_qq, w_q becomes 0 and stays so, and the inverse becomes that of the
-    Hessian without q, H^-1 - H^-1_q (H^-1_q)^T / [H^-1]_qq. On a quadratic, the loss is the true
-    one after every deletion.
+    Each item proposes a weight q; asking for the next item deletes it. All weights then move by
+    -w_q H^-1_q / [H^-1]_qq (H^-1_q is column q), w_q becomes 0 and stays so, and the inverse
+    becomes that of the Hessian without q, H^-1 - H^-1_q (H^-1_q)^T / [H^-1]_qq. On a quadratic loss
+    the proposed increases are exact.
 
     Args:
         weights: [n] float64; written in place.
         inverse: [n, n] float64, of the Hessian of all n; written in place, with the updates of up
             to `WAITING` deletions outstanding.
-        candidates: [n] bool, which may be deleted, the others only move; None: all.
+        candidates: bool [n]: True may be deleted, False only moves; None: all may be deleted.
 
     Yields:
         The deletions, until no candidate is left; the smallest L_q first, ties by lowest index.
@@ -101,23 +105,32 @@ def deletions(
             f"deletions got weights of {weights.dtype} and an inverse of {inverse.dtype}; both are "
             "written in place and must be float64. Write np.asarray(w, np.float64)."
         )
+    # By hand, for H = ((2, 1), (1, 2)) and w = (1, 1): H^-1 = ((2, -1), (-1, 2)) / 3, so both
+    # L_q = 1 / (2 * 2/3) = 0.75. Deleting w_0 moves w_1 by -1 / (2/3) * (-1/3) = 0.5, to 1.5, and
+    # leaves [H^-1]_11 = 2/3 - (1/3)^2 / (2/3) = 1/2, the inverse of the 2 that remains of H.
     open_ = np.ones(len(weights), bool) if candidates is None else np.array(candidates, bool)
     gone = np.zeros(len(weights), bool)
     diagonal = inverse.diagonal().copy()
-    # An update changes all n^2 entries, but the next deletion reads a column and the diagonal.
+    # An update changes all n^2 entries, but the next deletion reads one column and the diagonal.
+    # So updates are kept as vectors c with H^-1 = inverse - sum of c c^T, and applied in one matrix
+    # product when WAITING of them have come together.
     columns = np.zeros((WAITING, len(weights)))
     waiting = 0
     while open_.any():
-        # Rounding may turn a diagonal that is all but zero negative.
+        # Rounding may turn a diagonal entry near zero negative.
         safe = np.maximum(diagonal, np.finfo(float).tiny)
+        # L_q = w_q^2 / (2 [H^-1]_qq)  (Hassibi and Stork, eq. 5)
         losses = np.where(open_, weights**2 / (2 * safe), np.inf)
         q = int(losses.argmin())
         yield Deletion(float(losses[q]), q)
+        # c = H^-1_q / sqrt([H^-1]_qq); exactly 0 at deleted weights, which rounding would revive.
         column = (inverse[q] - columns[:waiting, q] @ columns[:waiting]) / np.sqrt(safe[q])
         column[gone] = 0
+        # dw = -w_q / [H^-1]_qq H^-1_q = -w_q / sqrt([H^-1]_qq) c
         weights -= weights[q] / np.sqrt(safe[q]) * column
         weights[q] = 0
         open_[q], gone[q] = False, True
+        # H^-1 <- H^-1 - H^-1_q (H^-1_q)^T / [H^-1]_qq = H^-1 - c c^T
         diagonal -= column**2
         columns[waiting] = column
         waiting += 1

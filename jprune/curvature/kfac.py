@@ -1,15 +1,15 @@
 """Kronecker factors of the Fisher information: one block per layer, F = S (x) A.
 
-With a the patches that a layer reads (input channels times window, one per output position) and g
-the gradients at its outputs, per example and position,
+For every example and output position, a is the patch that a layer reads (input channels times
+window) and g the gradient at the layer's output:
 
     A = E[a a^T], the mean over examples and positions
     S = E[sum over positions of g g^T], the mean over examples
 
-so that a change D [outputs, patch] of the layer's kernel costs tr(S D A D^T) / 2. Pairs of
-positions that differ are taken to add nothing, as in the papers; only the product of both scales
-matters, and it is that of the mean loss in every layer alike. It is exact for one example without
-positions, and where patches and gradients are independent.
+A change D [outputs, patch] of the layer's kernel then costs tr(S D A D^T) / 2. As in the papers,
+products between different positions are left out. A scale may move from A to S: only their product
+matters, and it is that of the mean loss in every layer, so that layers can be compared. The block
+is exact for one example with one position, and where patches and gradients are independent.
 
 References:
     Martens, Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, 2015,
@@ -37,16 +37,19 @@ INPUTS = ("patches", "channels")
 
 
 class Layer(NamedTuple):
-    """A layer whose kernel is [window..., inputs, outputs], without feature groups."""
+    """A layer whose kernel is [window..., inputs, outputs], without feature groups.
+
+    Attributes:
+        shape: of the kernel.
+        sites: names of its call sites; several where the kernel is used again.
+        read: positions of its input, for one example.
+        written: positions of its output, for one example.
+    """
 
     shape: tuple[int, ...]
-    """Of the kernel."""
     sites: tuple[str, ...]
-    """Names of its call sites; several where the kernel is used again."""
     read: int
-    """Positions of what it reads, for one example."""
     written: int
-    """Positions of what it writes."""
 
     @property
     def window(self) -> int:
@@ -65,15 +68,19 @@ class Layer(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Factors so far."""
+    """The state of `kfac`: sums over the batches so far.
+
+    Attributes:
+        key: of drawn labels.
+        batches: their number.
+        weight: sum of the examples' weights.
+        factors: {layer: sums of both factors}.
+    """
 
     key: jax.Array | None
-    """Of drawn labels."""
     batches: jax.Array
     weight: jax.Array
-    """Of all examples so far."""
     factors: dict[str, Factors]
-    """{layer: sums of both factors}."""
 
 
 def layers_of(
@@ -81,8 +88,8 @@ def layers_of(
 ) -> dict[str, Layer]:
     """The layers that have Kronecker factors, in execution order.
 
-    Left out are kernels in another layout, grouped and depthwise ones, and those that anything but
-    a contraction reads.
+    Left out are kernels in another layout, grouped and depthwise ones, and those that another
+    operation than a contraction reads.
 
     Args:
         fn: the function that was traced.
@@ -104,27 +111,28 @@ def layers_of(
     plain = plain_kernels(fn, variables, *args)
     values = jax.eval_shape(taps(fn, groups, ("in", "out")), variables, *args)[1]
     examples = jax.tree.leaves(args)[0].shape[0]
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for site in groups.sites:
         path = site.kernel
         if site.kind != "in" or path not in plain:
             continue
         shape = groups.leaves[path].shape
         read, written = (math.prod(values[site.layer, kind].shape) for kind in ("in", "out"))
-        before = found.get(path, Layer(shape, (), 0, 0))
-        found[path] = Layer(
+        # A kernel used again adds the positions of every use: A is the mean over all of them.
+        before = layers.get(path, Layer(shape, (), 0, 0))
+        layers[path] = Layer(
             shape,
             (*before.sites, site.layer),
             before.read + read // (shape[-2] * examples),
             before.written + written // (shape[-1] * examples),
         )
-    if not found:
+    if not layers:
         raise errors.ArgumentError(
             "no layer has Kronecker factors: none contracts data with a kernel [window..., inputs, "
             "outputs] in the type that it is stored in, without feature groups. Take another "
             "method, or float32 for a net in bfloat16."
         )
-    return found
+    return layers
 
 
 def kfac(
@@ -152,12 +160,12 @@ def kfac(
         key: of the labels.
         inputs: "patches", or "channels": the covariance of the channels alone, averaged over the
             places of the window.
-        bias: A has one more row and column for an input that is always 1, the layer's bias; only
-            of patches.
+        bias: whether A has one more row and column for the layer's bias, an input that is always 1;
+            for patches only.
 
     Returns:
         A criterion whose scores are {layer: Factors}. A batch takes one forward and one backward
-        pass; a layer's patches live no longer than it takes to multiply them.
+        pass; the patches of a layer are needed only until they are multiplied.
 
     Raises:
         ArgumentError: an unknown name, drawn labels without a key or a key without them, no
@@ -179,6 +187,7 @@ def kfac(
 
     def init(variables: Variables) -> Sums:
         del variables
+        # Sides of A: a patch has window * inputs numbers, one more with the bias's constant 1.
         number = {"patches": lambda n: n.window * n.inputs, "channels": lambda n: n.inputs}[inputs]
         zeros = lambda size: jnp.zeros((size, size))
         factors = {
@@ -191,7 +200,7 @@ def kfac(
 
 
 class _Same:
-    """Groups as a key of a cache: equal to themselves alone."""
+    """Groups as the key of a cache, compared by identity: they hold arrays and have no hash."""
 
     def __init__(self, groups: Groups):
         self.groups = groups
@@ -204,7 +213,7 @@ class _Same:
 
 
 class _Asked(NamedTuple):
-    """All that a pass depends on."""
+    """All that a pass over a batch depends on: the key of the cache of compiled passes."""
 
     fn: Function
     loss: Function
@@ -217,19 +226,25 @@ class _Asked(NamedTuple):
 @functools.lru_cache(maxsize=8)  # rounds of pruning share what was compiled
 def _updated(asked: _Asked) -> Callable[..., Sums]:
     groups = asked.held.groups
+    # In the forward pass A is summed at each layer's input, in the backward pass S from the
+    # gradients at its output: one pass of each kind per batch, for all layers.
     path_of = {site: path for path, layer in asked.layers for site in layer.sites}
     axes = {site.layer: site.axis for site in groups.sites if site.kind == "out"}
 
     def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
-        weights, deltas, seen = carry
+        weights, deltas, input_sums = carry
         path = path_of.get(site.layer)
         if path is None:
             return value, carry
+        # A delta of 0 is added to every output: its gradient is g, without a rule per layer type.
         if site.kind == "out":
             return value + deltas[site.layer], carry
-        here = _input_sums(site.patches(value), weights, asked.inputs, asked.bias)
-        seen = {**seen, path: seen[path] + here if path in seen else here}
-        return value, (weights, deltas, seen)
+        products = _input_sums(site.patches(value), weights, asked.inputs, asked.bias)
+        input_sums = {
+            **input_sums,
+            path: input_sums[path] + products if path in input_sums else products,
+        }
+        return value, (weights, deltas, input_sums)
 
     run = intercept(asked.fn, groups, handler, ("in", "out"))
     tapped = taps(asked.fn, groups, ("out",))
@@ -241,19 +256,22 @@ def _updated(asked: _Asked) -> Callable[..., Sums]:
         zeros = {site: jnp.zeros_like(values[site, "out"]) for site in path_of}
 
         def total(deltas: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-            out, (_, _, seen) = run(variables, (weights, deltas, {}), image)
-            given = batch
+            out, (_, _, input_sums) = run(variables, (weights, deltas, {}), image)
+            # The true Fisher information draws y ~ p(y | x); the draw itself has no gradient.
+            labelled = batch
             if state.key is not None:
                 drawing = jax.random.fold_in(state.key, state.batches)
-                given = with_drawn_labels(jax.lax.stop_gradient(out), batch, drawing)
-            return asked.loss(out, given).sum(), seen
+                labelled = with_drawn_labels(jax.lax.stop_gradient(out), batch, drawing)
+            # The sum, not the mean: g of an example must not depend on the size of its batch.
+            return asked.loss(out, labelled).sum(), input_sums
 
-        gradients, seen = jax.grad(total, has_aux=True)(zeros)
+        gradients, input_sums = jax.grad(total, has_aux=True)(zeros)
         factors = dict(state.factors)
         for path, layer in asked.layers:
             before = factors[path]
             parts = [_output_sums(gradients[site], axes[site], weights) for site in layer.sites]
-            inputs = before.inputs + seen[path].astype(before.inputs.dtype) / layer.written
+            # A: sum over examples of the mean over T positions of a a^T;  S: of the sum of g g^T.
+            inputs = before.inputs + input_sums[path].astype(before.inputs.dtype) / layer.written
             outputs = before.outputs + functools.reduce(jnp.add, parts).astype(before.outputs.dtype)
             factors[path] = Factors(inputs, outputs)
         return Sums(state.key, state.batches + 1, state.weight + weights.sum(), factors)
@@ -262,7 +280,7 @@ def _updated(asked: _Asked) -> Callable[..., Sums]:
 
 
 def mean_factors(state: Sums) -> dict[str, Factors]:
-    """{layer: Factors} of the batches so far: the state of `kfac`."""
+    """{layer: Factors}, means over the batches so far, from the state of `kfac`."""
     return jax.tree.map(lambda total: total / state.weight, state.factors)
 
 
@@ -287,10 +305,12 @@ def _check(
 
 
 def _input_sums(patches: Any, weights: jax.Array, inputs: str, bias: bool) -> jax.Array:
-    """Weighted sum of a a^T over examples and positions, of [batch, positions..., c, window]."""
+    """Weighted sum of a a^T over examples and positions; patches are [batch, ..., c, window]."""
+    # Sums over many positions lose digits in bfloat16 and float16: at least float32.
     wide = patches.astype(jnp.promote_types(patches.dtype, jnp.float32))
     if inputs == "channels":
-        # The window's places are more positions: the mean over them, as over positions.
+        # The places of the window count as positions, and the mean over them is taken:
+        # [batch, positions * window, c].
         rows = jnp.moveaxis(wide, -1, 1).reshape(len(weights), -1, wide.shape[-2])
         return _weighted(rows, weights) / wide.shape[-1]
     rows = wide.reshape(len(weights), -1, wide.shape[-2] * wide.shape[-1])
@@ -300,13 +320,15 @@ def _input_sums(patches: Any, weights: jax.Array, inputs: str, bias: bool) -> ja
 
 
 def _output_sums(gradients: jax.Array, axis: int, weights: jax.Array) -> jax.Array:
+    # Sum over examples and positions of w_n g g^T, of [batch, positions, outputs].
     wide = gradients.astype(jnp.promote_types(gradients.dtype, jnp.float32))
     last = jnp.moveaxis(wide, axis, -1)
     return _weighted(last.reshape(len(weights), -1, last.shape[-1]), weights)
 
 
 def _weighted(rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """sum_b w_b sum_t r_bt r_bt^T of [batch, positions, n]."""
+    """[n, n]: sum_b w_b sum_t r_bt r_bt^T, of rows r [batch, positions, n]."""
+    # One side carries the weight, so that one matrix product sums over examples and positions.
     scaled = rows * weights[:, None, None].astype(rows.dtype)
     flat = lambda part: part.reshape(-1, part.shape[-1])
     return flat(scaled).T @ flat(rows)

@@ -15,7 +15,13 @@ from jprune.curvature.rows import gradient_rows
 
 
 class Rows(NamedTuple):
-    """Which rows approximate the Hessian: see `jprune.curvature.gradient_rows`."""
+    """Which rows approximate the Hessian: see `jprune.curvature.gradient_rows`.
+
+    Attributes:
+        how: "gauss_newton" or "fisher".
+        samples: rows an example; None: all.
+        key: of the draws of samples.
+    """
 
     how: str = "gauss_newton"
     samples: int | None = None
@@ -38,9 +44,9 @@ def inverses(
         loss: `loss(out, batch) -> [batch]`.
         variables: of the net.
         batches: examples.
-        blocks: numbers of parameters, flat over all parameters.
+        blocks: numbers of each block's parameters, counted through all parameters flattened.
         alpha: damping.
-        rows: which approximate the Hessian.
+        rows: which rows approximate the Hessian.
 
     Raises:
         ArgumentError: no batch, or rows that are not finite.
@@ -50,23 +56,26 @@ def inverses(
             "there is no batch, and the Hessian is made of data. Pass a list of batches, for "
             'example [{"image": x, "label": y}].'
         )
-    found = [identity(len(part), alpha) for part in blocks]
+    inverted = [identity(len(part), alpha) for part in blocks]
     make, error = _compiled(fn, loss, rows.how, rows.samples)
     counts = [float(weights_of(batch).sum()) for batch in batches]
     mean = 0.0
     for number, (batch, count) in enumerate(zip(batches, counts)):
         key = None if rows.key is None else jax.random.fold_in(rows.key, number)
+        # Rows of a batch make up its own mean; sqrt(share) makes r r^T count as in the whole mean.
         share = count / sum(counts)
-        here = np.asarray(make(variables, batch, key), np.float64) * np.sqrt(share)
+        gradients = np.asarray(make(variables, batch, key), np.float64) * np.sqrt(share)
         mean += share * float(error(variables, batch))
-        if not np.isfinite(here).all():
+        if not np.isfinite(gradients).all():
             raise errors.ArgumentError(
                 f"the gradients of batch {number} are not finite. Check the net and its data "
                 "before surgery."
             )
-        # A block is small and the rows are wide: columns are taken out block by block.
-        found = [with_rows(inverse, here[:, part]) for inverse, part in zip(found, blocks)]
-    return found, mean
+        # H^-1 <- (H + sum_i r_i r_i^T)^-1 for every block, with the block's columns of all rows.
+        inverted = [
+            with_rows(inverse, gradients[:, part]) for inverse, part in zip(inverted, blocks)
+        ]
+    return inverted, mean
 
 
 @lru_cache(maxsize=4)  # rounds share what was compiled
@@ -76,7 +85,7 @@ def _compiled(fn: Function, loss: Function, how: str, samples: int | None) -> tu
 
 
 def blocks_of(variables: Variables, block: int | None) -> list[np.ndarray]:
-    """Numbers of the parameters that share an inverse, flat over all parameters.
+    """Which parameters share an inverse: their numbers, counted through all parameters flattened.
 
     Args:
         variables: of the net.
@@ -98,7 +107,10 @@ def blocks_of(variables: Variables, block: int | None) -> list[np.ndarray]:
     for path, leaf in (paths[place] for place in places):
         numbers = start + np.arange(leaf.size).reshape(leaf.shape)
         start += leaf.size
+        # Filter by filter: a kernel cut into blocks keeps each filter's weights together, and they
+        # are the ones that can make up for each other.
         along = np.moveaxis(numbers, -1, 0) if leaf.ndim > 1 else numbers
+        # A kernel and its bias have one parent and so one block.
         parent = path[:-1] if len(path) > 1 else path
         layers.setdefault(None if block is None else parent, []).append(along.ravel())
     merged = [np.concatenate(parts) for parts in layers.values()]

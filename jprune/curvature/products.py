@@ -16,16 +16,19 @@ Function = Callable[..., Any]
 
 
 class Parameters(NamedTuple):
-    """What is differentiated of a net's variables: the floating leaves under `params`."""
+    """The leaves of a net's variables that are differentiated: the floating ones under `params`.
+
+    Attributes:
+        values: in the order of the leaves.
+        places: which leaves of the variables they are.
+        into: `into(values) -> variables` with other values.
+        tree: `tree(values)`: like the variables, None where nothing is differentiated.
+    """
 
     values: list[jax.Array]
-    """In the order of the leaves."""
     places: list[int]
-    """Which leaves of the variables they are."""
     into: Callable[[Sequence[Any]], Variables]
-    """`into(values) -> variables` with other values."""
     tree: Callable[[Sequence[Any]], PyTree]
-    """`tree(values)`: like the variables, None where nothing is differentiated."""
 
 
 def parameters_of(variables: Variables) -> Parameters:
@@ -41,19 +44,20 @@ def parameters_of(variables: Variables) -> Parameters:
         >>> len(parameters.values), parameters.tree(["h"])
         (1, {'params': {'w': 'h'}, 'stats': {'mean': None}})
     """
-    found, structure = jax.tree_util.tree_flatten_with_path(variables)
+    leaves_with_paths, structure = jax.tree_util.tree_flatten_with_path(variables)
     collections = isinstance(variables, Mapping) and "params" in variables
-    leaves = [leaf for _, leaf in found]
+    leaves = [leaf for _, leaf in leaves_with_paths]
     places = [
         place
-        for place, (path, leaf) in enumerate(found)
+        for place, (path, leaf) in enumerate(leaves_with_paths)
         if (not collections or path[0].key == "params")
         and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     ]
 
+    # `into` fills the values into the other leaves as they are, `tree` into Nones.
     def filled(base: Sequence[Any], values: Sequence[Any]) -> PyTree:
-        given = dict(zip(places, values, strict=True))
-        return jax.tree.unflatten(structure, [given.get(n, leaf) for n, leaf in enumerate(base)])
+        replaced = dict(zip(places, values, strict=True))
+        return jax.tree.unflatten(structure, [replaced.get(n, leaf) for n, leaf in enumerate(base)])
 
     return Parameters(
         [jnp.asarray(leaves[place]) for place in places],
@@ -64,13 +68,13 @@ def parameters_of(variables: Variables) -> Parameters:
 
 
 def weights_of(batch: Batch) -> jax.Array:
-    """[batch]: what an example counts in the batch, 1 where there is no `weight`."""
+    """[batch]: the weights of a batch's examples; 1 where there is no `weight`."""
     examples = jax.tree.leaves(batch["image"])[0].shape[0]
     return jnp.asarray(batch.get("weight", jnp.ones(examples)))
 
 
 def shares_of(batch: Batch) -> jax.Array:
-    """[batch]: what an example counts in a mean over the batch; they sum to 1."""
+    """[batch]: the weights of a batch's examples in a mean; they sum to 1."""
     weights = weights_of(batch)
     return weights / weights.sum()
 
@@ -84,6 +88,7 @@ def mean_loss(fn: Function, loss: Function, variables: Variables, batch: Batch) 
         variables: of the net.
         batch: examples.
     """
+    # E = sum_n w_n l_n
     return shares_of(batch) @ loss(fn(variables, batch["image"]), batch)
 
 
@@ -99,7 +104,7 @@ def hessian_product(
         loss: `loss(out, batch) -> [batch]`.
         variables: of the net.
         batch: examples.
-        direction: a tree like the variables, whatever is no parameter being ignored.
+        direction: a tree like the variables; leaves that are no parameters are ignored.
 
     Returns:
         A tree like the variables, None where there are no parameters.
@@ -114,6 +119,7 @@ def hessian_product(
     parameters = parameters_of(variables)
     chosen = jax.tree.leaves(jax.tree.map(_second, parameters.tree(parameters.values), direction))
     gradient = gradient_of(fn, loss, parameters, batch)
+    # H v = d/dt grad E(w + t v) at t = 0  (Pearlmutter): forward over reverse mode.
     return parameters.tree(jax.jvp(gradient, (parameters.values,), (chosen,))[1])
 
 

@@ -1,18 +1,25 @@
 """OBD's own estimate: second derivatives propagated backwards, like gradients.
 
-With a = sum_j w_j x_j, x' = f(a), per example:
+For a unit with input a = sum_j w_j x_j and output x' = f(a), per example:
 
     d2E/dw_j2 = x_j^2 d2E/da2,
     d2E/dx_j2 = sum_i w_ij^2 d2E/da_i2,
     d2E/da2 = f'(a)^2 d2E/dx'2 + f''(a) dE/dx';
 
-a weight that stands at several connections (a convolution) gets the sum over them. Cross terms
-between units are left out, so that this is the true diagonal for the last two layers only. The
+A weight that several connections share (a convolution) gets the sum over them. Cross terms between
+units are left out, so that this is the true diagonal for the last two layers only. The
 Levenberg-Marquardt form leaves out the term with f'', and is never negative.
 
-The net is read as a list of equations. Each contraction is run on squares, so that its transpose
-propagates squares; whatever only moves, selects or sums (reshapes, pools) is transposed as it is;
-everything elementwise between two such equations is one function f.
+The net is read as a list of equations. Contractions are transposed at squared inputs, which
+multiplies by squares, as the first two formulas do; operations that only move, select or sum
+numbers (reshapes, pools) are transposed as they are; all elementwise equations between two of these
+form one function f.
+
+By hand, for out = b tanh(a x), E = out^2, x = 1, a = 0.5, b = 2, with t = tanh(a) = 0.4621: at the
+output the derivatives are 2 out = 1.8485 and 2, so weight b has d2E/db2 = t^2 * 2 = 0.4271. Back
+through b, dE/dt = b * 1.8485 = 3.6969 and d2E/dt2 = b^2 * 2 = 8. Through tanh, with
+f' = 1 - t^2 = 0.7864 and f'' = -2 t f' = -0.7269, weight a has
+d2E/da2 = 0.7864^2 * 8 - 0.7269 * 3.6969 = 2.261.
 
 References:
     LeCun, Denker, Solla, Optimal brain damage, 1990, Advances in Neural Information Processing
@@ -33,7 +40,8 @@ from jprune.curvature.products import Function, parameters_of, shares_of
 from jprune.graph.couple.arithmetic import ELEMENTWISE
 from jprune.jaxprs import Equation, Program, bind, describe, program_of, user_line
 
-# The Jacobian of a selection has zeros and ones alone, so that their squares are the same.
+# The Jacobian of a selection has only zeros and ones, which are their own squares: first and second
+# derivatives go back the same way.
 SELECTIONS = (
     "reshape transpose broadcast_in_dim squeeze expand_dims slice pad rev concatenate reduce_sum "
     "reduce_max reduce_window_max reduce_window_sum copy".split()
@@ -48,7 +56,14 @@ Pair = tuple[Any, Any]
 
 
 class Step(NamedTuple):
-    """Equations as one function of the values that depend on variables or inputs."""
+    """Equations that are propagated through together, as one function.
+
+    Attributes:
+        kind: "contraction", "selection" or "function".
+        equations: in execution order.
+        inputs: numbers of the values it reads that depend on variables or data.
+        output: number of the value it makes.
+    """
 
     kind: str
     equations: tuple[Equation, ...]
@@ -67,7 +82,7 @@ def recursion(levenberg_marquardt: bool = False) -> Estimator:
         levenberg_marquardt: leave out the second derivatives of the nonlinearities.
 
     Raises:
-        TraceError: (when run) the net is no such chain; the message says where.
+        TraceError: (when run) the net is no such chain; the message names the equation.
 
     Example:
         >>> fn = lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"]
@@ -87,20 +102,24 @@ def recursion(levenberg_marquardt: bool = False) -> Estimator:
         program, _ = program_of(fn, variables, batch["image"], inline_remat=True)
         steps = find_steps(program, len(leaves))
         values = _run(program, [*leaves, jnp.asarray(batch["image"])])
-        found = {program.outputs[0]: _of_loss(loss, values[program.outputs[0]], batch)}
+        # {value: (dE/dvalue, d2E/dvalue2)}, from the output backwards.
+        derivatives = {program.outputs[0]: _of_loss(loss, values[program.outputs[0]], batch)}
         for step in reversed(steps):
-            after = found.get(step.output)
+            after = derivatives.get(step.output)
             if after is None:
                 continue
             inputs = [values[value] for value in step.inputs]
             back = BACKWARDS[step.kind]
             before = back(_function_of(step, values), inputs, after, levenberg_marquardt)
+            # A leaf may be read by several steps: its connections' derivatives are summed.
             for value, pair in zip(step.inputs, before):
-                known = found.get(value)
-                found[value] = pair if known is None else tuple(map(jnp.add, known, pair))
+                earlier = derivatives.get(value)
+                derivatives[value] = pair if earlier is None else tuple(map(jnp.add, earlier, pair))
         parameters = parameters_of(variables)
         return [
-            found[program.inputs[place]][1] if program.inputs[place] in found else 0 * value
+            derivatives[program.inputs[place]][1]
+            if program.inputs[place] in derivatives
+            else 0 * value
             for place, value in zip(parameters.places, parameters.values)
         ]
 
@@ -108,7 +127,7 @@ def recursion(levenberg_marquardt: bool = False) -> Estimator:
 
 
 def _run(program: Program, inputs: Sequence[Any]) -> list[Any]:
-    """All values of a program."""
+    """The arrays of all values of a program, computed equation by equation."""
     values: list[Any] = [None] * len(program.avals)
     for value, array in (*program.constants.items(), *zip(program.inputs, inputs)):
         values[value] = array
@@ -120,21 +139,22 @@ def _run(program: Program, inputs: Sequence[Any]) -> list[Any]:
 
 
 def _function_of(step: Step, values: Sequence[Any]) -> Function:
-    """The step as a function of its inputs; whatever else it reads is as it was."""
+    """The step as a function of its inputs; its other operands are held constant."""
 
     def run(*inputs: Any) -> Any:
-        known = dict(zip(step.inputs, inputs))
+        computed = dict(zip(step.inputs, inputs))
         for equation in step.equations:
-            operands = [known.get(value, values[value]) for value in equation.inputs]
-            known.update(zip(equation.outputs, bind(equation, operands)))
-        return known[step.output]
+            operands = [computed.get(value, values[value]) for value in equation.inputs]
+            computed.update(zip(equation.outputs, bind(equation, operands)))
+        return computed[step.output]
 
     return run
 
 
 def _of_loss(loss: Function, out: jax.Array, batch: Batch) -> Pair:
-    """Derivatives of the mean loss in the outputs."""
+    """First derivatives of the mean loss in the outputs, and the diagonal of the second ones."""
 
+    # Examples do not interact: a Hessian [outputs, outputs] of each, of which the diagonal is used.
     def one(vector: jax.Array, example: Batch, share: jax.Array) -> Pair:
         many = jax.tree.map(lambda leaf: leaf[None], example)
         of = lambda flat: share * loss(flat.reshape(1, *vector.shape), many)[0]
@@ -147,6 +167,8 @@ def _of_loss(loss: Function, out: jax.Array, batch: Batch) -> Pair:
 
 def _through_contraction(run: Function, inputs: list[Any], after: Pair, simple: bool) -> list[Pair]:
     del simple
+    # dE/dw_j = x_j dE/da; d2E/dw_j2 = x_j^2 d2E/da2, and the same with w and x exchanged: the
+    # contraction's transpose at squared inputs. Shared weights are summed over by the transpose.
     first = jax.vjp(run, *inputs)[1](after[0])
     second = jax.vjp(run, *(value**2 for value in inputs))[1](after[1])
     return list(zip(first, second))
@@ -161,10 +183,11 @@ def _through_selection(run: Function, inputs: list[Any], after: Pair, simple: bo
 def _through_function(run: Function, inputs: list[Any], after: Pair, simple: bool) -> list[Pair]:
     pairs = []
     for place, value in enumerate(inputs):
-        # One number of the input moves every number of the output, so its derivatives are exact.
+        # f is elementwise: a tangent of ones gives all f'(a) at once, and its tangent all f''(a).
         of = lambda u, place=place: run(*inputs[:place], u, *inputs[place + 1 :])
         slope = lambda u, of=of: jax.jvp(of, (u,), (jnp.ones_like(u),))[1]
         first, bend = jax.jvp(slope, (value,), (jnp.ones_like(value),))
+        # d2E/da2 = f'(a)^2 d2E/dx'2 + f''(a) dE/dx'
         second = first**2 * after[1] + (0 if simple else bend * after[0])
         pairs.append((_like(first * after[0], value), _like(second, value)))
     return pairs
@@ -202,29 +225,30 @@ def find_steps(program: Program, leaves: int) -> list[Step]:
 
 
 class _Chain:
-    """Finds out which equations belong together.
+    """Groups the equations of a chain into steps.
 
-    All elementwise equations that depend on one value of the data, their *root*, are one function.
-    Inside it values may be read several times, as in x * sigmoid(x); outside, every value of the
-    data is read once, since the recursion has no cross terms.
+    All elementwise equations that depend on the same activation, their *root*, are one function.
+    Inside a function a value may be read several times, as in x * sigmoid(x). Outside, every
+    activation is read once: two readers would need cross terms, which the recursion leaves out.
     """
 
     def __init__(self, program: Program, leaves: int):
         self.program = program
+        # Activations: values that depend on the data.
         self.data = set(program.inputs[leaves:])
+        # {value that depends on variables alone: the leaves it depends on}.
         self.leaves = {value: frozenset((value,)) for value in program.inputs[:leaves]}
-        """Value that depends on variables alone -> on which leaves."""
+        # {value inside a function: root of the function}.
         self.root: dict[int, int] = {}
-        """Value inside a function -> root of the function."""
+        # {root: equations of the function}.
         self.functions: dict[int, list[Equation]] = {}
-        """Root -> equations."""
+        # {activation: equations that read it}, without values inside a function.
         self.readers: dict[int, list[Equation]] = {}
-        """Of values of the data, but for those inside a function."""
+        # Equations that are a step by themselves.
         self.single: list[Equation] = []
-        """Equations that are a step each."""
 
     def read(self, equation: Equation) -> None:
-        """Takes the next equation in."""
+        """Adds the next equation to the chain."""
         data = {value for value in equation.inputs if value in self.data}
         kernels = {value for value in equation.inputs if value in self.leaves}
         if not data and not kernels:
@@ -240,6 +264,7 @@ class _Chain:
     def _read_variables(self, equation: Equation, kernels: set[int]) -> None:
         parts = [self.leaves[value] for value in kernels]
         union = frozenset[int]().union(*parts)
+        # A leaf counted twice, or two leaves multiplied, would have cross terms.
         if sum(map(len, parts)) > len(union) or KINDS[equation.name] == "contraction":
             self.refuse(equation, "parameters are combined before they meet the data")
         self.leaves[equation.outputs[0]] = union
@@ -247,6 +272,7 @@ class _Chain:
 
     def _read_data(self, equation: Equation, data: set[int]) -> None:
         roots = {self.root.get(value, value) for value in data}
+        # x + f(x) (a residual sum) or x * y of two activations: both have cross terms.
         if len(roots) > 1 or (
             KINDS[equation.name] == "contraction" and {*equation.inputs} <= self.data
         ):
@@ -264,20 +290,21 @@ class _Chain:
 
     def steps(self) -> list[Step]:
         """The steps, once all equations are read."""
-        found = [self._step((equation,), equation.outputs[0]) for equation in self.single]
+        steps = [self._step((equation,), equation.outputs[0]) for equation in self.single]
         for root, equations in self.functions.items():
             made = [value for equation in equations for value in equation.outputs]
+            # The function's result is the one value that is read outside of it.
             ends = [v for v in made if v in self.readers or v in self.program.outputs]
             if len(ends) > 1:
                 self.refuse(self.program.makers[ends[-1]], "it is read in two places")
             self.readers.setdefault(root, []).append(equations[0])
             if ends:
-                found.append(self._step(tuple(equations), ends[0]))
+                steps.append(self._step(tuple(equations), ends[0]))
         for readers in self.readers.values():
             if len(readers) > 1:
                 self.refuse(readers[-1], "what it reads is read elsewhere too")
         order = {value: n for n, e in enumerate(self.program.equations) for value in e.outputs}
-        differentiable = [step for step in found if self._is_float(step.output)]
+        differentiable = [step for step in steps if self._is_float(step.output)]
         return sorted(differentiable, key=lambda step: order[step.output])
 
     def _step(self, equations: tuple[Equation, ...], output: int) -> Step:

@@ -1,10 +1,11 @@
 """Rows whose outer products are the Gauss-Newton matrix or the Fisher information.
 
-With r_i the rows of a batch, sum_i r_i r_i^T = sum_n w_n J_n^T H_n J_n (Gauss-Newton) or
-sum_n w_n g_n g_n^T (Fisher), w_n being the shares of the examples.
+The rows r_i of a batch satisfy sum_i r_i r_i^T = sum_n w_n J_n^T H_n J_n (Gauss-Newton) or
+sum_n w_n g_n g_n^T (Fisher); w_n are the shares of the examples in the mean, J_n the Jacobian of
+the outputs, H_n the Hessian of the loss in the outputs, g_n the gradient of the loss.
 
-Examples are taken one at a time: `vmap` over them would turn convolutions into grouped ones, whose
-weight gradients are far slower.
+Examples are computed one at a time: `vmap` over them would turn convolutions into grouped ones,
+whose weight gradients are far slower.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def signs(key: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def check_labels(labels: str) -> None:
-    """Refuses labels that are neither the data's nor the net's."""
+    """Refuses labels other than "data" and "model"."""
     if labels not in ("data", "model"):
         raise errors.ArgumentError(f"labels={labels!r}; write 'data' or 'model'.")
 
@@ -61,8 +62,8 @@ def output_factors(loss: Function, out: Any, batch: Batch) -> tuple[jax.Array, C
         batch: the examples.
 
     Returns:
-        [batch, outputs, outputs], and a function that wraps [batch, outputs] like `out`. Negative
-        curvature of the loss in its outputs is left out.
+        L [batch, outputs, outputs], and a function that gives arrays [batch, outputs] the structure
+        of `out`. Negative eigenvalues of H_n are set to 0.
     """
     flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], out))
     wrap = lambda rows: jax.vmap(unravel)(rows.astype(flat.dtype))
@@ -74,6 +75,7 @@ def output_factors(loss: Function, out: Any, batch: Batch) -> tuple[jax.Array, C
         def of(vector: jax.Array) -> jax.Array:
             return loss(jax.tree.map(lambda leaf: leaf[None], back(vector)), many)[0]
 
+        # H = V diag(l) V^T = L L^T, L = V diag(sqrt(l)). Not Cholesky: softmax makes H singular.
         values, vectors = jnp.linalg.eigh(jax.hessian(of)(flat))
         return vectors * jnp.sqrt(jnp.maximum(values, 0))
 
@@ -86,17 +88,20 @@ def _rows_of_one(
     """`(example, share, key) -> [rows, *shape]` for every parameter."""
     parameters = parameters_of(variables)
 
-    def rows(given: tuple[Any, ...]) -> list[jax.Array]:
-        example, share, key = given
+    def rows(item: tuple[Any, ...]) -> list[jax.Array]:
+        example, share, key = item
         batch = jax.tree.map(lambda leaf: leaf[None], example)
         outputs = lambda values: fn(parameters.into(values), batch["image"])
+        # r = sqrt(w_n) g_n
         if how == "fisher":
             losses = lambda values: jnp.sqrt(share) * loss(outputs(values), batch)[0]
             return [g[None] for g in jax.grad(losses)(parameters.values)]
         out, pull = jax.vjp(outputs, parameters.values)
+        # r_i = sqrt(w_n) J_n^T l_i for the columns l_i of L_n: sum_i r_i r_i^T = w_n J_n^T H_n J_n.
         factors, wrap = output_factors(loss, out, batch)
         columns = jnp.sqrt(share) * factors[0].T
         if samples is not None:
+            # E[(L s)(L s)^T] = L L^T for random signs s: a few mixed columns instead of all.
             drawn = jax.random.rademacher(key, (samples, len(columns))).astype(columns.dtype)
             columns = drawn @ columns / samples**0.5
         return jax.lax.map(lambda column: pull(wrap(column[None]))[0], columns)
@@ -107,6 +112,7 @@ def _rows_of_one(
 def _examples(batch: Batch, key: jax.Array | None) -> tuple[Any, ...]:
     """All examples with their shares and keys, along the first axis."""
     shares = shares_of(batch)
+    # Zeros stand in for keys where nothing is drawn: `map` wants an array.
     keys = jnp.zeros(len(shares)) if key is None else jax.random.split(key, len(shares))
     return jax.tree.map(jnp.asarray, dict(batch)), shares, keys
 
@@ -157,6 +163,7 @@ def gradient_rows(
             "gradient_rows takes samples and the key of their draws, or none."
         )
     rows = jax.lax.map(_rows_of_one(fn, loss, variables, how, samples), _examples(batch, key))
+    # [examples, rows an example, *shape] -> [rows, size], parameters side by side.
     flat = [part.reshape(part.shape[0] * part.shape[1], -1) for part in rows]
     return jnp.concatenate(flat, axis=1)
 
@@ -167,8 +174,8 @@ def summed_squares(
     """The diagonal of sum_i r_i r_i^T, without keeping the rows."""
     one = _rows_of_one(fn, loss, variables, how, None)
 
-    def add(total: list[jax.Array], given: tuple[Any, ...]) -> tuple[list[jax.Array], None]:
-        return [t + (rows**2).sum(axis=0) for t, rows in zip(total, one(given))], None
+    def add(total: list[jax.Array], example: tuple[Any, ...]) -> tuple[list[jax.Array], None]:
+        return [t + (rows**2).sum(axis=0) for t, rows in zip(total, one(example))], None
 
     zeros = [jnp.zeros_like(value) for value in parameters_of(variables).values]
     return jax.lax.scan(add, zeros, _examples(batch, None))[0]

@@ -1,9 +1,9 @@
 """Data sets: fixed splits of small images, fed in batches that a seed and an epoch determine.
 
-Here belongs whatever stands between files and batches; nothing here knows a net. Read `table.py`
-first (what the sets are), then `batches.py` (how batches come about). `access.py` has `load` and
-`prepare`; `store.py` reads and writes TFDS directories, `fetch.py` gets and verifies the sources,
-`formats.py` decodes them, `splits.py` divides.
+Here belongs everything between files and batches; nothing here knows a net. Read `table.py` first
+(what the sets are), then `batches.py` (how batches are made). `access.py` has `load` and `prepare`;
+`store.py` reads and writes TFDS directories, `fetch.py` gets and verifies the source files,
+`formats.py` decodes them, `splits.py` divides sets into splits.
 """
 
 from jprune.data.access import load, prepare

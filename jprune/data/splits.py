@@ -6,11 +6,11 @@ from jprune import errors
 from jprune.data.batches import Split
 
 SEED = 0
-"""Of the splits. Changing it changes every published number."""
+"""Seed of the fixed splits. Changing it changes every published number."""
 
 
 def pick(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draws examples so that every class keeps its share.
+    """Draws examples, from each class in proportion to its size.
 
     Args:
         labels: int [n].
@@ -34,12 +34,14 @@ def pick(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         raise errors.ArgumentError(
             f"Asked for {count} of {len(labels)} examples; write a number from 0 to {len(labels)}."
         )
+    # Largest remainders: each class gets the floor of its share, and those cut off most get one
+    # more. 2 of classes of 4 and 2: shares 1.33 and 0.67, floors 1 and 0, one more for the second.
     sizes = np.bincount(labels)
     shares = count * sizes / max(len(labels), 1)
     wanted = np.floor(shares).astype(int)
     order = np.argsort(wanted - shares, kind="stable")
     wanted[order[: count - wanted.sum()]] += 1
-    # RandomState, because NumPy promises its stream for ever; Generator's may change.
+    # RandomState, because NumPy guarantees its stream for ever; that of Generator may change.
     random = np.random.RandomState(seed)
     chosen = np.zeros(len(labels), bool)
     for label, number in enumerate(wanted):

@@ -1,7 +1,7 @@
-"""Prepared data sets on disk: TFDS directories that TFDS reads without TensorFlow.
+"""Prepared data sets on disk: TFDS directories that can be read without TensorFlow.
 
-`<data_dir>/<name>/1.0.0/` holds array_record files with plain Tensor features. Directories of the
-official TFDS builders (TFRecord) are read too, where TensorFlow is installed.
+`<data_dir>/<name>/1.0.0/` has array_record files with plain Tensor features. Directories of the
+official TFDS builders (TFRecord) can be read too if TensorFlow is installed.
 """
 
 import contextlib
@@ -42,17 +42,17 @@ def prepared(spec: Spec, data_dir: Path) -> Path | None:
     ours = data_dir / spec.name / VERSION
     if (ours / "dataset_info.json").is_file():
         return ours
-    found = [info.parent for info in (data_dir / spec.name).glob("[0-9]*/dataset_info.json")]
-    return max(found, key=lambda path: tfds.core.Version(path.name), default=None)
+    official = [info.parent for info in (data_dir / spec.name).glob("[0-9]*/dataset_info.json")]
+    return max(official, key=lambda path: tfds.core.Version(path.name), default=None)
 
 
 def write(spec: Spec, splits: Mapping[str, Split], data_dir: Path) -> Path:
-    """Writes a TFDS directory, whole or not at all.
+    """Writes a TFDS directory, completely or not at all.
 
     Args:
         spec: what the set is.
         splits: "train" and "test" as published.
-        data_dir: folder of all prepared sets; made if need be.
+        data_dir: folder of all prepared sets; created if it does not exist.
 
     Returns:
         The directory written.
@@ -67,6 +67,7 @@ def write(spec: Spec, splits: Mapping[str, Split], data_dir: Path) -> Path:
                 _builder(spec, splits, temporary).download_and_prepare()
             target = data_dir / spec.name / VERSION
             target.parent.mkdir(exist_ok=True)
+            # A rename within one file system is atomic: an interrupted run leaves no half a set.
             os.rename(Path(temporary) / spec.name / VERSION, target)
     except OSError as error:
         raise errors.DataError(
@@ -113,7 +114,7 @@ def read(spec: Spec, directory: Path) -> dict[str, Split]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the bars and the talk of downloads with which TFDS writes a directory."""
+    """Suppresses the progress bars and download messages of TFDS."""
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -123,7 +124,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _random_access(builder: Any) -> bool:
-    """Whether the files are array_record, for which TFDS has data sources, and no `tf.data`."""
+    """Whether the files are array_record, which TFDS reads as data sources, without `tf.data`."""
     return builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
 
 

@@ -1,4 +1,4 @@
-"""What every data set is: its shape, its splits, how its pixels become numbers."""
+"""The data sets: shape, splits, and how pixels become numbers."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,26 @@ class Spec(NamedTuple):
     """A data set of 8-bit images with fixed splits.
 
     A pixel `p` becomes `(p / top - mean) / std`, per channel.
+
+    Attributes:
+        name: what `load` takes.
+        shape: (height, width, channels) of one image.
+        classes: number of classes.
+        sizes: examples in "train", "validation" and "test".
+        top: value of a white pixel.
+        mean: per channel, or one for all.
+        std: per channel, or one for all.
+        shift: training images are shifted by up to this many pixels and mirrored; 0: neither.
     """
 
     name: str
     shape: tuple[int, int, int]
-    """(height, width, channels) of one image."""
     classes: int
     sizes: dict[str, int]
-    """Examples in "train", "validation" and "test"."""
     top: int = 255
-    """The value of a white pixel."""
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     shift: int = 0
-    """Training images are shifted by up to this many pixels and mirrored; 0: neither."""
 
 
 SETS = {
@@ -38,7 +44,7 @@ SETS = {
             (32, 32, 3),
             10,
             {"train": 45_000, "validation": 5_000, "test": 10_000},
-            # What pretrained CIFAR nets expect: the figures of ImageNet, not those of CIFAR itself.
+            # Pretrained CIFAR nets expect mean and std of ImageNet, not those of CIFAR itself.
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
             shift=4,
@@ -58,7 +64,7 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> Spec:
-    """What a data set is.
+    """The specification of a data set.
 
     Raises:
         ArgumentError: no data set has this name; the message suggests the nearest.

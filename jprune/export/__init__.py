@@ -1,9 +1,8 @@
 """Exporting: a net with its variables in a file that other programs run.
 
-Both forms take `fn(variables, x)` and compile the variables in. `xla.py` writes one file for every
-backend of JAX, with any batch size; `litert.py` writes .tflite files, which `quantize.py` makes
-smaller and `runtime.py` runs. Read `xla.py` first. Checkpoints of training are no exports: they are
-in `jprune.train`.
+Both forms take `fn(variables, x)` and compile the variables in. `xla.py` writes one file for all
+backends of JAX and any batch size; `litert.py` writes .tflite files, which `quantize.py` makes
+smaller and `runtime.py` runs. Read `xla.py` first. Checkpoints of training are in `jprune.runs`.
 """
 
 from jprune.export.litert import tflite

@@ -1,4 +1,4 @@
-"""Inputs to time and compare nets with: made of shapes alone, the same ones everywhere."""
+"""Inputs for timing and comparing nets: made from shapes alone, the same on every machine."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import numpy as np
 def sample(example: jax.ShapeDtypeStruct, batch: int) -> np.ndarray:
     """An input of the example's shape with another batch size: evenly spaced values in [-1, 1].
 
-    Every element differs, so that examples, rows and channels that are mixed up do show.
+    All elements differ, so that a mix-up of examples, rows or channels changes the result.
 
     Example:
         >>> sample(jax.ShapeDtypeStruct((1, 2), np.float32), 2)

@@ -35,10 +35,10 @@ def tflite(
 ) -> bytes:
     """A net as a .tflite model of built-in operations, with its variables compiled in.
 
-    The model takes a batch of 1, and others after the interpreter's `resize_tensor_input` (which
-    `run_tflite` calls). Where a net does not allow that (it has a constant or a transposition with
-    the batch in it), the input's `shape_signature` begins with 1 instead of -1. Before anything is
-    returned, the float32 model's outputs are compared with those of JAX, at batch 1 and 3.
+    The model takes a batch of 1, and other sizes after the interpreter's `resize_tensor_input`
+    (which `run_tflite` calls). Where a net does not allow that (a constant or a transposition
+    involves the batch), the input's `shape_signature` begins with 1 instead of -1. Before the model
+    is returned, its float32 outputs are compared with those of JAX, at batch 1 and 3.
 
     Args:
         fn: `fn(variables, x) -> out`, computing in float32.
@@ -64,6 +64,7 @@ def tflite(
     model = _converted(lambda x: fn(variables, x), one)
     _check_operations(model)
     _check_outputs(model, fn, variables, one)
+    # Freeing the batch axis may break a net in ways that no signature shows: so it is run.
     resizable = _with_any_batch(model)
     if _error(resizable, fn, variables, one, _CHECKED_BATCH) <= TOLERANCE:
         model = resizable
@@ -137,10 +138,10 @@ def _error(model: bytes, fn: Any, variables: Variables, example: Any, batch: int
 
 
 def _with_any_batch(model: bytes) -> bytes:
-    """Frees the batch axis: in every activation's signature, and where operators spell it out.
+    """Frees the batch axis: in every activation's signature, and where operators hold its size.
 
-    Flattening [1, 4, 4, 8] -> [1, 128] holds its target as a constant, a slice its size: their
-    first entries become -1, "what is there". A strided slice gets the mask that says so.
+    A reshape [1, 4, 4, 8] -> [1, 128] holds its target shape as a constant, a slice its size: the
+    first entry becomes -1, "any size". A strided slice gets the masks that ignore its first bounds.
     """
     import flatbuffers
 
@@ -149,10 +150,11 @@ def _with_any_batch(model: bytes) -> bytes:
     sizes = {schema.BuiltinOperator.RESHAPE: 1, schema.BuiltinOperator.SLICE: 2}
 
     def data(index: int) -> bytes:
-        found = tree.buffers[graph.tensors[index].buffer].data
-        return b"" if found is None else bytes(found)
+        content = tree.buffers[graph.tensors[index].buffer].data
+        return b"" if content is None else bytes(content)
 
     def batched(index: int) -> bool:
+        # An activation (no constant data) whose first axis is the batch of 1.
         shape = graph.tensors[index].shape
         return not data(index) and len(shape) > 1 and shape[0] == 1
 

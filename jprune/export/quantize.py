@@ -1,4 +1,4 @@
-"""Quantisation of .tflite models: smaller weights, and integer arithmetic where wanted."""
+"""Quantisation of .tflite models: smaller weights, and integer arithmetic if wanted."""
 
 import contextlib
 import io
@@ -64,6 +64,7 @@ def quantized_model(model: bytes, kind: str, calibration: Iterable[np.ndarray]) 
             tool.load_quantization_recipe(recipe.dynamic_wi8_afp32())
         else:
             tool.load_quantization_recipe(recipe.static_wi8_ai8())
+        # Weights are quantised by their own range; only int8 activations need data to know theirs.
         ranges = _ranges(tool, model, calibration) if tool.need_calibration else None
         result: Any = tool.quantize(ranges, enable_progress_report=False)
         return bytes(result.quantized_model)
@@ -72,19 +73,20 @@ def quantized_model(model: bytes, kind: str, calibration: Iterable[np.ndarray]) 
 def _ranges(tool: Any, model: bytes, calibration: Iterable[np.ndarray]) -> dict[str, Any]:
     """{tensor: {"min", "max"}} over all examples.
 
-    The tool takes a moving average over its examples, which cuts off what few of them reach (a
-    tenth of the logits' range after 64 examples). So it sees one batch at a time, and the extremes
-    are taken here.
+    The tool takes a moving average over its examples, which cuts off values that few of them reach
+    (a tenth of the logits' range after 64 examples). So it is given one batch at a time, and the
+    extremes over all batches are taken here.
     """
     resizable = interpreter(model).get_input_details()[0]["shape_signature"][0] == -1
     ranges: dict[str, Any] = {}
     for batch in calibration:
+        # A model whose batch is fixed to 1 takes its examples one by one.
         for x in [batch] if resizable else np.split(batch, len(batch)):
             data = {"serving_default": [{"x": np.asarray(x, np.float32)}]}
-            for name, found in tool.calibrate(data, num_threads=1).items():
-                known = ranges.setdefault(name, found)
-                known["min"] = np.minimum(known["min"], found["min"])
-                known["max"] = np.maximum(known["max"], found["max"])
+            for name, extremes in tool.calibrate(data, num_threads=1).items():
+                total = ranges.setdefault(name, extremes)
+                total["min"] = np.minimum(total["min"], extremes["min"])
+                total["max"] = np.maximum(total["max"], extremes["max"])
     if not ranges:
         raise errors.ArgumentError(
             'tflite got quantize="int8" and no calibration batch; int8 activations need to know '
@@ -95,7 +97,7 @@ def _ranges(tool: Any, model: bytes, calibration: Iterable[np.ndarray]) -> dict[
 
 @contextlib.contextmanager
 def _python_quiet() -> Iterator[None]:
-    """Progress bars and warnings of the tool about itself."""
+    """Suppresses the tool's progress bars and warnings."""
     silence = contextlib.redirect_stderr(io.StringIO())
     with silence, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

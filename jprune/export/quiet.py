@@ -1,4 +1,4 @@
-"""The two manners of LiteRT's libraries: they may be missing, and they talk."""
+"""Two habits of LiteRT's libraries dealt with: they may be missing, and they log to stderr."""
 
 import contextlib
 import os
@@ -26,21 +26,22 @@ def missing_extra() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Holds back what is written to standard error; an exception carries it along as a note.
+    """Suppresses output to standard error; if an exception passes, it gets the output as a note.
 
-    LiteRT logs from C++ straight into the file descriptor, out of reach of Python's `logging`, and
-    would tear progress bars apart. The descriptor is the whole process's: other threads are silent
-    meanwhile too.
+    LiteRT logs from C++ into the file descriptor, out of reach of Python's `logging`, and would
+    break progress bars. The descriptor belongs to the whole process: other threads cannot write to
+    it meanwhile either.
     """
     with tempfile.TemporaryFile() as held_back:
+        # dup keeps the console open under another number; dup2 lets 2 point to the file and back.
         console = os.dup(2)
         os.dup2(held_back.fileno(), 2)
         try:
             yield
         except BaseException as error:
             held_back.seek(0)
-            if said := held_back.read().decode(errors="replace").strip():
-                error.add_note(said)
+            if log := held_back.read().decode(errors="replace").strip():
+                error.add_note(log)
             raise
         finally:
             os.dup2(console, 2)

@@ -52,9 +52,9 @@ def interpreter(model: bytes, threads: int = 1, shape: tuple[int, ...] | None = 
 
 
 def _check_shape(shape: tuple[int, ...], signature: tuple[int, ...]) -> None:
-    # LiteRT itself would resize what is fixed, and a slice of the batch then gives wrong numbers.
+    # LiteRT itself would resize an axis of fixed size too, and compute wrong numbers for it.
     if len(shape) != len(signature) or any(
-        wanted not in (-1, given) for given, wanted in zip(shape, signature)
+        wanted not in (-1, length) for length, wanted in zip(shape, signature)
     ):
         raise errors.ArgumentError(
             f"the .tflite model got an input of shape {shape}; it takes "
@@ -64,11 +64,12 @@ def _check_shape(shape: tuple[int, ...], signature: tuple[int, ...]) -> None:
 
 
 def quantized(x: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """Values as a tensor's `details` want them: round(x / scale) + zero point for integers."""
+    """Values in the type of a tensor's `details`: round(x / scale) + zero point for integers."""
     if not np.issubdtype(details["dtype"], np.integer):
         return x.astype(details["dtype"])
     scale, zero_point = details["quantization"]
     limits = np.iinfo(details["dtype"])
+    # q = clip(round(x / S) + Z)
     return np.clip(np.round(x / scale) + zero_point, limits.min, limits.max).astype(
         details["dtype"]
     )
@@ -78,4 +79,5 @@ def _dequantized(y: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     if not np.issubdtype(details["dtype"], np.integer):
         return y
     scale, zero_point = details["quantization"]
+    # x = S (q - Z)
     return (y.astype(np.float32) - zero_point) * np.float32(scale)

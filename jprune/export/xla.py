@@ -23,13 +23,14 @@ def stablehlo(
 ) -> bytes:
     """A net as serialised StableHLO, with its variables compiled in and a symbolic batch size.
 
-    The bytes depend on the net alone: no source paths and line numbers are in them.
+    The bytes depend on the net alone: they hold no source paths or line numbers.
 
     Args:
         fn: `fn(variables, x) -> out`.
         variables: the variables to compile in.
         example: shape and type of the input, the batch axis first; its size does not matter.
-        platforms: what to lower for, of "cpu", "cuda", "rocm", "tpu"; none need be there.
+        platforms: what to lower for, of "cpu", "cuda", "rocm", "tpu"; this machine needs none of
+            them.
 
     Returns:
         What `model.stablehlo` holds; `load_stablehlo` reads it back.
@@ -65,7 +66,7 @@ def stablehlo(
 
 @contextlib.contextmanager
 def source_locations_off() -> Iterator[None]:
-    """Keeps the paths of the machine's source files out of what is lowered meanwhile."""
+    """Keeps paths of source files out of everything that is lowered inside the block."""
     option = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, option)
     jax.config.update(option, 0)

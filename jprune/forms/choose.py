@@ -21,14 +21,15 @@ def leaf_of(kernel: jax.Array, mask: Any, csr_below: float = 0.5) -> Any:
     Args:
         kernel: [window..., inputs, outputs].
         mask: bool, of its shape.
-        csr_below: density below which an irregular pattern is held as single weights. From a half
-            on, a value and its position take as much memory as the zeros. On CPUs and GPUs a dense
-            convolution is mostly faster than this form at any density; 0 never takes it.
+        csr_below: density below which an irregular pattern is held as single weights (`CSR`). From
+            one half on, values and positions take as much memory as the dense kernel. On CPUs and
+            GPUs a dense convolution is mostly faster than this form at any density; 0 never uses
+            it.
 
     Returns:
-        The kernel itself where nothing is masked; `Rows` where whole inputs and outputs are;
-        `Thin` where whole columns are (one tap of one input, over all outputs), whole outputs
-        perhaps beside them; else `CSR`, or from `csr_below` on the masked array.
+        The kernel itself if nothing is masked; `Rows` if whole inputs and outputs are; `Thin` if
+        whole columns are (one tap of one input, over all outputs), perhaps with whole outputs;
+        else `CSR`, or the masked array at densities from `csr_below` on.
 
     Raises:
         StructureError: a mask of another shape, or one that keeps nothing.
@@ -49,8 +50,10 @@ def leaf_of(kernel: jax.Array, mask: Any, csr_below: float = 0.5) -> Any:
         return kernel
     window = tuple(range(mask.ndim - 2))
     inputs, outputs = mask.any(axis=(*window, -1)), mask.any(axis=(*window, -2))
+    # The mask is a product of inputs and outputs: mask[..., c, f] = inputs[c] outputs[f].
     if (mask == np.logical_and.outer(inputs, outputs)).all():
         return Rows.of(kernel, inputs, outputs)
+    # Of columns and outputs: mask[h, w, c, f] = taps[h, w, c] outputs[f].
     taps = mask.any(axis=-1)
     if (mask == np.logical_and.outer(taps, outputs)).all():
         return Thin.of(kernel, taps, outputs)
@@ -62,9 +65,9 @@ def compact(
 ) -> Variables:
     """Variables whose masked kernels are held in the forms that fit their patterns.
 
-    Kernels are converted where every reader is a plain contraction with a kernel
-    [window..., inputs, outputs]; others (grouped, depthwise, transposed, tied, reshaped) stay
-    arrays, masked. Only the functions that `slim` returns execute such variables: lift first, then
+    A kernel is converted if it is read by plain contractions alone, as [window..., inputs,
+    outputs]; others (grouped, depthwise, transposed, tied, reshaped) stay arrays, multiplied by
+    their masks. Only functions that `slim` returns can execute such variables: lift first, then
     slim, then compact.
 
     Args:

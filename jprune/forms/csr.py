@@ -1,12 +1,13 @@
-"""CSR: a kernel of single weights, as many rows as outputs, for any irregular pattern.
+"""CSR: a kernel as a sparse matrix with a row per output, for any irregular pattern.
 
     out[n, p, f] = sum over j in row f of values[j] x[n, p * stride + tap_j, channel_j]
 
 Park, Li, Wen, Tang, Li, Chen, Dubey, Faster CNNs with direct sparse convolutions and guided
 pruning, 2017, arXiv 1608.01409 [11]. There the input is read in place through offsets into padded
-planes; here XLA is given the same sums over the columns that some row reads, so that the leaf runs
-on every backend, in every layout, and has a gradient. A dense convolution of the masked kernel is
-mostly faster on CPUs and GPUs: what the form saves for certain is memory, two numbers per weight.
+planes; here XLA computes the same sums over the taps that at least one row reads, so that the form
+runs on every backend, in every layout, and has a gradient. A dense convolution of the masked kernel
+is mostly faster on CPUs and GPUs: what the form surely saves is memory, with two numbers per
+weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,8 +40,8 @@ class CSR:
 
     def __init__(self, values: jax.Array, columns: Any, pointers: Any, window: Any):
         self.values = values
-        keep = lambda given: given if isinstance(given, Static) else Static(given)
-        self._columns, self._pointers, self._window = map(keep, (columns, pointers, window))
+        as_static = lambda numbers: numbers if isinstance(numbers, Static) else Static(numbers)
+        self._columns, self._pointers, self._window = map(as_static, (columns, pointers, window))
 
     def __repr__(self) -> str:
         weights = int(np.prod(self.shape))
@@ -59,6 +60,7 @@ class CSR:
                 f"a mask of shape {mask.shape}, {int(mask.sum())} weights kept, for a kernel of "
                 f"shape {kernel.shape}: the mask has its shape and keeps at least one weight."
             )
+        # [filters, window * c]; np.nonzero goes through it row by row, which is the CSR order.
         by_row = mask.reshape(-1, mask.shape[-1]).T
         rows, columns = np.nonzero(by_row)
         values = kernel.reshape(by_row.shape[::-1])[columns, rows]
@@ -67,7 +69,7 @@ class CSR:
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "CSR":
-        """Of a dense kernel, by what `plan` returned."""
+        """This form of a dense kernel, with the pattern that `plan` returned."""
         mask = np.zeros((kernel.shape[-1], int(np.prod(kernel.shape[:-1]))), bool)
         mask[np.repeat(np.arange(len(mask)), np.diff(plan["pointers"])), plan["columns"]] = True
         return cls.of(kernel, mask.T.reshape(kernel.shape))
@@ -78,22 +80,22 @@ class CSR:
 
     @property
     def columns(self) -> np.ndarray:
-        """Int [non-zeros]."""
+        """Int [non-zeros]: the tap of every weight."""
         return self._columns.values
 
     @property
     def pointers(self) -> np.ndarray:
-        """Int [filters + 1]."""
+        """Int [filters + 1]: where each filter's weights begin, and the end."""
         return self._pointers.values
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return (*(int(n) for n in self._window.values), len(self.pointers) - 1)
 
     @property
     def dtype(self) -> Any:
-        """Of the values."""
+        """Type of the values."""
         return self.values.dtype
 
     def dense(self) -> jax.Array:
@@ -104,11 +106,12 @@ class CSR:
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Output after output, the sum over its row; a filter without weights gives zeros."""
+        # Patches are made of the used taps only: [used taps, batch, positions...].
         used, column = np.unique(self.columns, return_inverse=True)
         taps = np.zeros(self.shape[:-1], bool)
         taps.reshape(-1)[used] = True
-        seen = jnp.moveaxis(patches(x, equation, taps), -1, 0)
-        # Rows of equal length: the places behind a row's end have the value 0.
+        inputs = jnp.moveaxis(patches(x, equation, taps), -1, 0)
+        # Rows padded to equal length, so that one program serves all: padding has the value 0.
         counts = np.diff(self.pointers)
         place = self.pointers[:-1, None] + np.arange(counts.max())
         inside = np.arange(counts.max()) < counts[:, None]
@@ -117,9 +120,10 @@ class CSR:
 
         def row(item: tuple[jax.Array, jax.Array]) -> jax.Array:
             index, weights = item
-            return jnp.tensordot(weights, seen[index], axes=1, **precision_of(equation))
+            # out[n, p, f] = sum over j in row f of values[j] x[n, p * stride + tap_j, channel_j]
+            return jnp.tensordot(weights, inputs[index], axes=1, **precision_of(equation))
 
-        # Rematerialised: the gradient would else keep what every single weight sees.
+        # Rematerialised: the backward pass would otherwise store a copy of the input per weight.
         result = jax.lax.map(jax.checkpoint(row), (column[place], values))
         return restore_layout(jnp.moveaxis(result, 0, -1), equation)
 

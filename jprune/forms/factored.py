@@ -1,4 +1,4 @@
-"""Factored: a kernel as rotation, core, rotation."""
+"""Factored: a kernel as the product of a rotation, a core and a rotation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from jprune.jaxprs import Equation, bind
 
 @jax.tree_util.register_pytree_node_class
 class Factored:
-    """A kernel as rotation, core, rotation.
+    """A kernel as the product of a rotation, a core and a rotation.
 
     `kernel[..., c, f] = sum over i, o of left[c, i] core[..., i, o] right[o, f]`.
 
@@ -39,12 +39,14 @@ class Factored:
 
     @classmethod
     def of(cls, kernel: jax.Array, inputs: int, outputs: int) -> "Factored":
-        """Of ranks `inputs` and `outputs`: the leading singular vectors of both sides.
+        """A kernel approximated with ranks `inputs` and `outputs`.
 
-        Exact for a kernel that has these ranks; else at most sqrt(2) times as far from the kernel
-        as the nearest such one (truncated higher-order singular value decomposition: De Lathauwer,
-        De Moor, Vandewalle, 2000).
+        Exact for a kernel of these ranks; otherwise the error is at most sqrt(2) times that of the
+        best approximation (truncated higher-order singular value decomposition: De Lathauwer, De
+        Moor, Vandewalle, 2000).
         """
+        # U_in and U_out: leading left singular vectors of the kernel unfolded along each axis.
+        # core = U_in^T K U_out, and K ~ U_in core U_out^T.
         flat = lambda axis: jnp.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
         left, right = (
             jnp.linalg.svd(flat(axis), full_matrices=False)[0][:, :rank]
@@ -54,7 +56,7 @@ class Factored:
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Factored":
-        """Of a dense kernel, by what `plan` returned: the same kernel, perhaps in other bases."""
+        """A dense kernel with the ranks that `plan` returned, in its own bases."""
         return cls.of(kernel, plan["inputs"], plan["outputs"])
 
     def plan(self) -> dict[str, Any]:
@@ -63,12 +65,12 @@ class Factored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return (*self.core.shape[:-2], self.left.shape[0], self.right.shape[1])
 
     @property
     def dtype(self) -> Any:
-        """Of the core."""
+        """Type of the core."""
         return self.core.dtype
 
     def dense(self) -> jax.Array:
@@ -77,6 +79,8 @@ class Factored:
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Rotates the channels, contracts with the core, rotates back."""
+        # Three contractions: the rotations mix channels only, like 1 x 1 convolutions; stride,
+        # padding and window stay with the core.
         in_axis, out_axis = channel_axes(equation)
         turned = jnp.moveaxis(jnp.moveaxis(x, in_axis, -1) @ self.left, -1, in_axis)
         part = bind(equation, (turned, self.core))[0]

@@ -1,10 +1,10 @@
-"""Leaf types: a kernel held in another form, which slim nets execute as it is.
+"""Leaf types: a kernel held in another form than an array, which slim nets execute directly.
 
-A leaf type stands where an array stood in the variables. `slim` hands it every contraction in
-which that array was the kernel; anything else that the net does with the array sees `dense()`. To
-make one, write a pytree with `apply`, `dense`, `shape` and `dtype`, and wrap the slim variables'
-leaf in it; with `plan` and `planned` it is kept in plans too. `csr.py` holds a fourth one, and
-`jprune.forms.leaf_of` chooses among them by the pattern.
+A leaf type takes the place of an array in the variables. `slim` gives it every contraction that has
+the array as its kernel; all other operations on the array get `dense()`. To make one, write a
+pytree with `apply`, `dense`, `shape` and `dtype`, and wrap the slim variables' leaf in it; with
+`plan` and `planned` it can be saved in plans too. `jprune.forms.leaf_of` chooses among the forms by
+the pattern of a mask.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -38,6 +38,6 @@ class LeafType(Protocol):
 
 
 def is_leaf_type(node: Any) -> bool:
-    """Whether a node of a tree is a leaf type (and no array)."""
-    # Asked of every leaf of every tree: the quick question first.
+    """Whether a node of a tree is a leaf type (and not an array)."""
+    # Called for every leaf of every tree: the cheap test first. Only arrays have `at`.
     return hasattr(node, "dense") and isinstance(node, LeafType) and not hasattr(node, "at")

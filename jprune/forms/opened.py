@@ -1,4 +1,4 @@
-"""Trees that hold leaf types, as trees of arrays: for files, for tracing, for comparison."""
+"""Trees with leaf types converted to trees of arrays: for files, for tracing, for comparison."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +14,11 @@ FORMS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "factored": (Factored, ("left", "core", "right")),
     "winners": (Winners, ("kernel", "offset", "bonus", "predictor", "level", "count")),
 }
-"""{name: (leaf type, its parts)} of those that are arrays and nothing else."""
+"""{name: (leaf type, its parts)} of the leaf types that consist of arrays alone."""
 
 
 def has_leaf_types(tree: Any) -> bool:
-    """Whether some kernel of a tree is held in another form.
+    """Whether a tree has a kernel that is held as a leaf type.
 
     Example:
         >>> import jax.numpy as jnp
@@ -32,7 +32,7 @@ def written_out(tree: Any) -> Any:
     """A tree with `{form: {part: array}}` in place of its leaf types.
 
     Raises:
-        StructureError: a leaf type that is more than arrays.
+        StructureError: a leaf type with static parts, which no array can hold.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,8 +57,9 @@ def written_out(tree: Any) -> Any:
 
 
 def read_back(tree: Any) -> Any:
-    """The tree that `written_out` was given."""
+    """Inverse of `written_out`."""
 
+    # A dict whose only key is the name of a form; a layer of that name would be taken for one.
     def is_written(node: Any) -> bool:
         return isinstance(node, dict) and len(node) == 1 and set(node) <= set(FORMS)
 
@@ -73,7 +74,7 @@ def read_back(tree: Any) -> Any:
 
 
 def opened(fn: Callable[..., Any], variables: Any) -> tuple[Callable[..., Any], Any]:
-    """A net whose leaf types are written out: their parts are kernels like any other.
+    """A net whose leaf types are written out, so that their parts are kernels like any other.
 
     Args:
         fn: takes variables with leaf types, such as a function from `slim`.
@@ -86,6 +87,6 @@ def opened(fn: Callable[..., Any], variables: Any) -> tuple[Callable[..., Any], 
 
 
 def dense_of(tree: Any) -> Any:
-    """A tree with the arrays that its leaf types stand for."""
+    """A tree with every leaf type replaced by the array that it stands for."""
     plain = lambda node: node.dense() if is_leaf_type(node) else node
     return jax.tree.map(plain, tree, is_leaf=is_leaf_type)

@@ -21,8 +21,8 @@ from jprune.jaxprs import Equation, bind
 class Rows:
     """A kernel that reads some of its input channels and writes some of its output channels.
 
-    Gather, contraction, scatter: for a row or column pattern that stands on one leaf alone, so
-    that its neighbours keep their width.
+    It gathers channels, contracts, and scatters the result: for whole inputs or outputs pruned in
+    one kernel alone, while the layers before and after it keep their widths.
 
     Args:
         kernel: [..., kept inputs, kept outputs].
@@ -41,40 +41,41 @@ class Rows:
 
     def __repr__(self) -> str:
         sides = {"inputs": self._inputs.values, "outputs": self._outputs.values}
-        kept = (f"{flags.sum()} of {flags.size} {side}" for side, flags in sides.items())
-        return f"Rows({', '.join(kept)}, {self.dtype})"
+        counts = (f"{flags.sum()} of {flags.size} {side}" for side, flags in sides.items())
+        return f"Rows({', '.join(counts)}, {self.dtype})"
 
     @classmethod
     def of(cls, kernel: jax.Array, inputs: np.ndarray, outputs: np.ndarray) -> "Rows":
-        """The kept part of a kernel [..., inputs, outputs]."""
+        """The kept part of a kernel [..., inputs, outputs]; masks are bool, True keeps."""
         if (np.size(inputs), np.size(outputs)) != kernel.shape[-2:]:
             raise errors.StructureError(
                 f"masks of {np.size(inputs)} inputs and {np.size(outputs)} outputs for a kernel of "
                 f"shape {kernel.shape}: they are bool [{kernel.shape[-2]}] and "
                 f"[{kernel.shape[-1]}]."
             )
+        # [..., kept inputs, outputs] -> [..., kept inputs, kept outputs]
         small = jnp.take(kernel, np.flatnonzero(inputs), axis=-2)
         return cls(jnp.take(small, np.flatnonzero(outputs), axis=-1), inputs, outputs)
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Rows":
-        """Of a dense kernel, by what `plan` returned."""
+        """This form of a dense kernel, with the pattern that `plan` returned."""
         inputs, outputs = kernel.shape[-2:]
         return cls.of(kernel, flags(plan["inputs"], inputs), flags(plan["outputs"], outputs))
 
     def plan(self) -> dict[str, Any]:
         """Which inputs and outputs are kept, as plain data."""
-        kept = {"inputs": self._inputs.values, "outputs": self._outputs.values}
-        return {name: np.flatnonzero(flags).tolist() for name, flags in kept.items()}
+        sides = {"inputs": self._inputs.values, "outputs": self._outputs.values}
+        return {name: np.flatnonzero(flags).tolist() for name, flags in sides.items()}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return (*self.kernel.shape[:-2], self._inputs.values.size, self._outputs.values.size)
 
     @property
     def dtype(self) -> Any:
-        """Of the kernel."""
+        """Type of the kernel."""
         return self.kernel.dtype
 
     def dense(self) -> jax.Array:
@@ -84,6 +85,7 @@ class Rows:
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Gather, contraction, scatter into zeros."""
+        # The equation itself is bound again: it does not state its numbers of channels.
         in_axis, out_axis = channel_axes(equation)
         small = jnp.take(x, np.flatnonzero(self._inputs.values), axis=in_axis)
         part = jnp.moveaxis(bind(equation, (small, self.kernel))[0], out_axis, -1)

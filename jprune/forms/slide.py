@@ -1,7 +1,7 @@
-"""A contraction as a window of taps that slides over positions: what leaf types share.
+"""A contraction as a window that slides over positions: helpers that leaf types share.
 
-A kernel [window..., inputs, outputs] is read as a matrix [taps, outputs], a tap being a place in
-the window and an input channel; a dense kernel [inputs, outputs] has a window of no axes.
+A kernel [window..., inputs, outputs] is seen as a matrix [taps, outputs]. A tap is a pair of a
+place in the window and an input channel; a dense kernel [inputs, outputs] has a window of no axes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,11 @@ from jprune.jaxprs import Equation, program_of
 
 
 class Static:
-    """Static integers beside a leaf type's arrays, compared by value."""
+    """Static integers of a leaf type, compared and hashed by value.
+
+    Static parts of a pytree are keys of jit's cache, and NumPy arrays can be neither hashed nor
+    compared as one.
+    """
 
     def __init__(self, values: Any):
         self.values = np.asarray(values)
@@ -30,22 +34,27 @@ class Static:
 
 
 def static(values: Any) -> Static:
-    """Flags as static values beside a form's arrays."""
+    """Flags as static values of a leaf type."""
     return values if isinstance(values, Static) else Static(np.asarray(values, bool))
 
 
-def flags(kept: Sequence[int], count: int) -> np.ndarray:
-    """Bool [count], True at the kept positions."""
+def flags(places: Sequence[int], count: int) -> np.ndarray:
+    """Bool [count], True at these places."""
     result = np.zeros(count, bool)
-    result[np.asarray(kept, int)] = True
+    result[np.asarray(places, int)] = True
     return result
 
 
 class Slide(NamedTuple):
-    """Data with channels last, padded, and how the window moves over it."""
+    """Data with channels last, padded, and how the window moves over it.
+
+    Attributes:
+        data: [batch, positions..., channels]; for a dense kernel [..., channels].
+        strides: of the window, per position axis.
+        dilation: of the window, per position axis.
+    """
 
     data: jax.Array
-    """[batch, positions..., channels]; for a dense kernel [..., channels]."""
     strides: Sequence[int]
     dilation: Sequence[int]
 
@@ -56,6 +65,7 @@ def is_plain(equation: Equation) -> bool:
         numbers = equation.params["dimension_numbers"]
         rank = len(numbers.rhs_spec)
         alone = equation.params["feature_group_count"] == 1 == equation.params["batch_group_count"]
+        # rhs_spec is (output axis, input axis, window axes...) of the kernel.
         return alone and tuple(numbers.rhs_spec[:2]) == (rank - 1, rank - 2)
     if equation.name != "dot_general":
         return False
@@ -80,20 +90,21 @@ def check_plain(equation: Equation) -> None:
 def plain_kernels(
     fn: Callable[..., Any], variables: Any, *args: Any, casts: bool = False
 ) -> frozenset[str]:
-    """Paths of the leaves that are the kernel of plain contractions and nothing else.
+    """Paths of the leaves that are read by plain contractions alone, as their kernel.
 
     Args:
         fn: the function.
         variables: its first argument; shapes are enough.
         *args: its other arguments.
-        casts: whether a kernel may be cast to another type on its way.
+        casts: whether a kernel may be cast to another type before it is read.
     """
     program, _ = program_of(fn, variables, *args)
-    found = jax.tree_util.tree_leaves_with_path(variables)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     readers: dict[int, list[bool]] = {value: [] for value in program.inputs[: len(paths)]}
     for equation in program.equations:
         if casts and equation.name == "convert_element_type" and equation.inputs[0] in readers:
+            # Both values share one list: a reader of the cast is a reader of the leaf.
             readers[equation.outputs[0]] = readers[equation.inputs[0]]
             continue
         for operand, value in enumerate(equation.inputs):
@@ -116,13 +127,14 @@ def channel_axes(equation: Equation) -> tuple[int, int]:
 
 
 def slide_over(x: jax.Array, equation: Equation) -> Slide:
-    """The data of a plain contraction, channels last, with their padding and holes."""
+    """The data of a plain contraction, channels last, padded and dilated with zeros."""
     check_plain(equation)
     params, numbers = equation.params, equation.params["dimension_numbers"]
     if equation.name == "dot_general":
         return Slide(jnp.moveaxis(x, numbers[0][0][0], -1), (), ())
     batch, channels, *places = numbers.lhs_spec
     data = jnp.transpose(x, (batch, *places, channels))
+    # Dilation of the data puts d - 1 zeros between neighbours; negative edges crop.
     inside = [d - 1 for d in params["lhs_dilation"]]
     edges = [(low, high, gap) for (low, high), gap in zip(params["padding"], inside)]
     data = jax.lax.pad(data, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
@@ -130,7 +142,7 @@ def slide_over(x: jax.Array, equation: Equation) -> Slide:
 
 
 def patches(x: jax.Array, equation: Equation, taps: np.ndarray) -> jax.Array:
-    """The patch matrix of some taps: what each of them sees at every output position.
+    """The patch matrix of some taps: the number that each of them reads at every output position.
 
     Args:
         x: the data of the contraction.
@@ -142,8 +154,8 @@ def patches(x: jax.Array, equation: Equation, taps: np.ndarray) -> jax.Array:
     """
     slide = slide_over(x, equation)
     columns = [
-        jnp.take(_seen(slide, place, taps.shape[:-1]), np.flatnonzero(kept), axis=-1)
-        for place, kept in _places(taps)
+        jnp.take(_strided(slide, place, taps.shape[:-1]), np.flatnonzero(channels), axis=-1)
+        for place, channels in _places(taps)
     ]
     return jnp.concatenate(columns, axis=-1)
 
@@ -155,11 +167,14 @@ def _places(taps: np.ndarray) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
             yield place, taps[place]
 
 
-def _seen(slide: Slide, place: Sequence[int], window: Sequence[int]) -> jax.Array:
+def _strided(slide: Slide, place: Sequence[int], window: Sequence[int]) -> jax.Array:
     """The data under one place of the window, at every output position."""
     data, spatial = slide.data, range(len(window))
     if not window:
         return data
+    # A window of w taps at dilation d spans (w - 1) d + 1 pixels. Tap i reads the pixels
+    # i d, i d + s, ..., i d + last, where last is the largest multiple of the stride s that fits.
+    # Example: 7 pixels, w = 3, d = 1, s = 2: span 3, last = 4; tap 1 reads pixels 1, 3, 5.
     spans = [(window[axis] - 1) * slide.dilation[axis] + 1 for axis in spatial]
     lasts = [(data.shape[a + 1] - spans[a]) // slide.strides[a] * slide.strides[a] for a in spatial]
     starts = [place[axis] * slide.dilation[axis] for axis in spatial]
@@ -170,23 +185,24 @@ def _seen(slide: Slide, place: Sequence[int], window: Sequence[int]) -> jax.Arra
 
 
 def precision_of(equation: Equation) -> dict[str, Any]:
-    """How exactly a contraction computes, for `jnp.matmul` and its like."""
+    """Precision and result type of a contraction, as arguments of `jnp.matmul` and its like."""
     names = ("precision", "preferred_element_type")
     return {name: equation.params[name] for name in names}
 
 
 def restore_layout(result: jax.Array, equation: Equation) -> jax.Array:
-    """[batch, positions..., outputs] in the layout that the equation has."""
+    """[batch, positions..., outputs] transposed to the layout of the equation's result."""
     if equation.name == "dot_general":
         return result
     batch, channels, *places = equation.params["dimension_numbers"].out_spec
+    # order[i] is where axis i of the result goes; transpose wants where each axis comes from.
     order = (batch, *places, channels)
     return jnp.transpose(result, tuple(int(axis) for axis in np.argsort(order)))
 
 
-def scattered(part: jax.Array, kept: np.ndarray) -> jax.Array:
-    """[..., kept] among zeros [..., all]."""
-    if kept.all():
+def scattered(part: jax.Array, chosen: np.ndarray) -> jax.Array:
+    """[..., chosen] put at the chosen places of zeros [..., all]; `chosen` is bool [all]."""
+    if chosen.all():
         return part
-    whole = jnp.zeros((*part.shape[:-1], kept.size), part.dtype)
-    return whole.at[..., np.flatnonzero(kept)].set(part)
+    whole = jnp.zeros((*part.shape[:-1], chosen.size), part.dtype)
+    return whole.at[..., np.flatnonzero(chosen)].set(part)

@@ -1,4 +1,4 @@
-"""Thin: a kernel of which whole columns are gone, taps of all filters."""
+"""Thin: a kernel without some of its columns, each a tap of all filters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,10 +21,10 @@ from jprune.jaxprs import Equation
 
 @jax.tree_util.register_pytree_node_class
 class Thin:
-    """A kernel of which whole columns are gone: taps (h, w, c) of all filters.
+    """A kernel without some of its columns: a column is a tap (h, w, c) of all filters.
 
-    The contraction gathers the kept taps only and multiplies a patch matrix of that many columns
-    (Lebedev and Lempitsky 2016, arXiv 1506.02515). Filters may be gone beside them: their outputs
+    The contraction gathers only the kept taps, and multiplies a patch matrix of that many columns
+    (Lebedev and Lempitsky 2016, arXiv 1506.02515). Whole filters may be removed too: their outputs
     are zeros.
 
     Args:
@@ -46,8 +46,8 @@ class Thin:
 
     def __repr__(self) -> str:
         taps, outputs = self.taps, self._outputs.values
-        kept = f"{taps.sum()} of {taps.size} taps, {outputs.sum()} of {outputs.size} outputs"
-        return f"Thin({kept}, {self.dtype})"
+        counts = f"{taps.sum()} of {taps.size} taps, {outputs.sum()} of {outputs.size} outputs"
+        return f"Thin({counts}, {self.dtype})"
 
     @classmethod
     def of(cls, kernel: jax.Array, taps: np.ndarray, outputs: np.ndarray | None = None) -> "Thin":
@@ -57,12 +57,13 @@ class Thin:
                 f"taps of shape {np.shape(taps)}, {int(np.sum(taps))} of them kept, for a kernel "
                 f"of shape {kernel.shape}: taps are bool {kernel.shape[:-1]} and keep at least one."
             )
+        # A bool index over all axes but the last: [kept taps, filters], taps in row-major order.
         weights = kernel[np.asarray(taps, bool)]
         return cls(weights if outputs is None else weights[:, np.asarray(outputs)], taps, outputs)
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Thin":
-        """Of a dense kernel, by what `plan` returned."""
+        """This form of a dense kernel, with the pattern that `plan` returned."""
         taps = flags(plan["taps"], int(np.prod(kernel.shape[:-1])))
         return cls.of(
             kernel, taps.reshape(kernel.shape[:-1]), flags(plan["outputs"], kernel.shape[-1])
@@ -80,21 +81,22 @@ class Thin:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the dense kernel."""
+        """Shape of the dense kernel."""
         return (*self.taps.shape, self._outputs.values.size)
 
     @property
     def dtype(self) -> Any:
-        """Of the weights."""
+        """Type of the weights."""
         return self.weights.dtype
 
     def dense(self) -> jax.Array:
-        """[window..., c, filters] with zeros where taps are gone."""
+        """[window..., c, filters] with zeros at the removed taps."""
         filters = scattered(self.weights, self._outputs.values)
         return jnp.zeros(self.shape, self.dtype).at[self.taps].set(filters)
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Patches of the kept taps times the weights."""
+        # [batch, positions..., kept taps] @ [kept taps, kept filters]
         columns = patches(x, equation, self.taps)
         result = jnp.matmul(columns, self.weights, **precision_of(equation))
         return restore_layout(scattered(result, self._outputs.values), equation)

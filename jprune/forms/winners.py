@@ -1,11 +1,15 @@
-"""Winners: a kernel whose outputs are chosen anew for every example.
+"""Winners: a kernel whose output channels are chosen for every example.
 
     s_c = mean over positions of |x_c|,   g = relu(s predictor + level)
     out_j = g_j (kernel x + offset)_j + 1[g_j > 0] bonus_j   for the k largest g_j, else 0
 
-Gao, Zhao, Dudziak, Mullins, Xu, Dynamic channel pruning: feature boosting and suppression, 2019,
-arXiv 1810.05331 [32]. All channels are computed here and the losers multiplied by 0: XLA has no
-convolution that leaves out other channels for every example; what is saved is counted, not timed.
+The paper's phi is `predictor`, its rho `level`, its beta `offset` or, in the form of the authors'
+code, `bonus`. All channels are computed here and those not chosen are multiplied by 0, since XLA
+has no convolution that skips different channels for every example: savings are counted, not timed.
+
+References:
+    Gao, Zhao, Dudziak, Mullins, Xu, Dynamic channel pruning: feature boosting and suppression,
+    2019, arXiv 1810.05331 [32].
 """
 
 from collections.abc import Sequence
@@ -20,10 +24,10 @@ from jprune.jaxprs import Equation, bind
 
 
 def saliences(x: jax.Array, predictor: jax.Array, level: jax.Array, axis: int = -1) -> jax.Array:
-    """Gates g [batch, outputs] before any is chosen; s are means of |x| over the positions.
+    """Gates g [batch, outputs] before the choice of winners.
 
     Args:
-        x: what a layer reads, the batch first.
+        x: input of the layer, the batch first.
         predictor: [inputs, outputs].
         level: [outputs].
         axis: the channels of x.
@@ -33,23 +37,24 @@ def saliences(x: jax.Array, predictor: jax.Array, level: jax.Array, axis: int = 
         >>> saliences(x.reshape(1, 2, 2), jnp.eye(2), jnp.zeros(2)).tolist()
         [[1.0, 0.5]]
     """
+    # s_c = mean over h, w of |x_hwc|;  g = relu(s phi + rho)
     last = jnp.moveaxis(x, axis, -1)
     sizes = jnp.abs(last).mean(axis=tuple(range(1, last.ndim - 1)))
     return jax.nn.relu(sizes @ predictor + level)
 
 
 def winners(g: jax.Array, count: Any) -> jax.Array:
-    """Gates where they are among the `count` largest of their example, else 0.
+    """The `count` largest gates of every example; the others become 0. Ties go by index.
 
-    The gradient goes through these alone, none through the choice.
-
-    Ties go by index. Every entry is compared with every other of its example: for some hundred
-    channels that is less work than a sort, and `count` may be traced.
+    The gradient passes through the values of the winners, not through the choice. `count` may be
+    traced.
 
     Example:
         >>> winners(jnp.array([[1.3, 0.1, 0.9, 0.0]]), 2).round(2).tolist()
         [[1.2999999523162842, 0.0, 0.8999999761581421, 0.0]]
     """
+    # pi_j = g_j if fewer than k gates rank before it. The rank is counted by comparing all pairs,
+    # [batch, outputs, outputs]: for a few hundred channels less work than a sort.
     order = jnp.arange(g.shape[-1])
     ahead = g[:, None, :] > g[:, :, None]
     ties = (g[:, None, :] == g[:, :, None]) & (order[None, :] < order[:, None])
@@ -59,12 +64,12 @@ def winners(g: jax.Array, count: Any) -> jax.Array:
 
 @jax.tree_util.register_pytree_node_class
 class Winners:
-    """A kernel whose outputs are gated by a predictor that looks at its input.
+    """A kernel whose outputs are gated by a predictor that reads the layer's input.
 
     Args:
         kernel: [window..., inputs, outputs].
         offset: [outputs], added before the gate.
-        bonus: [outputs], added to what has won.
+        bonus: [outputs], added to the winners after the gate.
         predictor: [inputs, outputs].
         level: [outputs].
         count: how many outputs win in an example, int.
@@ -75,8 +80,8 @@ class Winners:
         [[2.0, 0.0], [0.0, 3.0]]
     """
 
+    # Which outputs exist depends on the example, so that no array is equal to this kernel.
     dynamic = True
-    """Which outputs there are depends on the example: no array stands for it."""
 
     def __init__(
         self, kernel: Any, offset: Any, bonus: Any, predictor: Any, level: Any, count: Any
@@ -105,12 +110,12 @@ class Winners:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernel."""
+        """Shape of the kernel."""
         return self.kernel.shape
 
     @property
     def dtype(self) -> Any:
-        """Of the kernel."""
+        """Type of the kernel."""
         return self.kernel.dtype
 
     def dense(self) -> jax.Array:
@@ -118,11 +123,13 @@ class Winners:
         return self.kernel
 
     def gates(self, x: jax.Array, axis: int = -1) -> jax.Array:
-        """[batch, outputs] for what the layer reads."""
+        """[batch, outputs] for an input of the layer."""
         return winners(saliences(x, self.predictor, self.level, axis), self.count)
 
     def boosted(self, result: jax.Array, gates: jax.Array, axis: int = -1) -> jax.Array:
-        """The contraction's result behind the gates; exactly 0 where they are."""
+        """The contraction's result multiplied by the gates; exactly 0 where a gate is 0."""
+        # Y_j = pi_j (conv(x) + beta)_j, beta gated too: else a suppressed channel would give
+        # relu(beta). `bonus` is the code's form, pi_j conv(x)_j + 1[pi_j > 0] beta_j.
         others = [place for place in range(result.ndim) if place not in (0, axis % result.ndim)]
         along = lambda values: jnp.expand_dims(values, others).astype(result.dtype)
         gate, offset, bonus = along(gates), along(self.offset[None]), along(self.bonus[None])

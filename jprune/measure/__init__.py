@@ -1,9 +1,9 @@
 """Measuring: how long a net takes, on what machine, with which versions of what.
 
-Here belongs whatever is read off a clock or off the machine. Counts that follow from shapes (MACs,
-parameters, bytes moved) are in `jprune.cost`. Read `clock.py` first: one loop times everything, in
-turns, so that a ratio of two latencies comes from one run. `nets.py` brings nets to that loop,
-`provenance.py` says where the numbers come from.
+Here belongs everything that is measured with a clock or read off the machine. Counts that follow
+from shapes (MACs, parameters, bytes moved) are in `jprune.cost`. Read `clock.py` first: one loop
+times everything in turns, so that a ratio of two latencies comes from one run. `nets.py` times nets
+in that loop, `provenance.py` records where the numbers come from.
 """
 
 from jprune.measure.clock import MINIMUM_REPEATS, Latency, interleaved

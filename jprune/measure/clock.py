@@ -1,4 +1,4 @@
-"""One timing loop for everything: in turns, with the garbage collector off."""
+"""One timing loop for all measurements: calls in turns, with the garbage collector off."""
 
 import gc
 import time
@@ -15,7 +15,13 @@ MINIMUM_REPEATS = 10
 
 
 class Latency(TypedDict):
-    """Percentiles of the time of one call, in milliseconds."""
+    """Percentiles of the time of one call, in milliseconds.
+
+    Attributes:
+        median: the 50th percentile.
+        p10: the 10th percentile.
+        p90: the 90th percentile.
+    """
 
     median: float
     p10: float
@@ -30,8 +36,8 @@ def interleaved(
 ) -> dict[str, Latency]:
     """Times calls in turns, so that whatever slows the machine down slows all of them.
 
-    Every round runs each call once, and every round begins with another one: none always finds the
-    caches as the same neighbour left them. The garbage collector is off meanwhile.
+    Every round runs each call once and starts with the next one in turn, so that no call always
+    finds the caches as the same other one left them. The garbage collector is off meanwhile.
 
     Args:
         calls: {name: call without arguments}; a call returns when its work is done.
@@ -62,6 +68,7 @@ def interleaved(
         )
     names = list(calls)
     times: dict[str, list[int]] = {name: [] for name in names}
+    # Collected once before, since no garbage is freed while the clock runs.
     gc.collect()
     with uncollected():
         for _ in range(warmup):

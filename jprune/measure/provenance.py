@@ -22,14 +22,17 @@ PACKAGES = (
 
 
 class Device(TypedDict):
-    """What the numbers were measured on."""
+    """The device on which numbers were measured.
+
+    Attributes:
+        platform: `cpu`, `gpu` or `tpu`.
+        kind: model of the processor.
+        threads: cores of the host that this process may use.
+    """
 
     platform: str
-    """`cpu`, `gpu` or `tpu`."""
     kind: str
-    """Model of the processor."""
     threads: int
-    """Cores of the host that this process may use."""
 
 
 def device() -> Device:
@@ -89,8 +92,8 @@ def commit() -> str | None:
     Changes that are not committed do not show in it.
     """
     package = pathlib.Path(__file__).parents[1]
-    # An installed copy may lie in an environment inside some other repository: that one's commit
-    # says nothing about us, so git has to know this very file.
+    # An installed copy may lie in an environment inside another repository, whose commit says
+    # nothing about jprune. So git has to track this package's own file.
     if _git(package, "ls-files", "--error-unmatch", "base.py") is None:
         return None
     return _git(package, "rev-parse", "HEAD")

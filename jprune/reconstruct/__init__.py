@@ -1,11 +1,11 @@
-"""Reconstruction: new weights beside the masks, so that what is left says what was said before.
+"""Reconstruction: new values for the weights that stay, so that layer outputs change little.
 
-Here belong the mathematics of refits: what a consumer reads and says at sampled positions
-(`_sites.py`), its second moments (`_moments.py`), and on a `jprune.base.Problem` which units to
+Here belongs the mathematics of refits: inputs and outputs of a consumer at sampled positions
+(`windows.py`) and their second moments (`_moments.py`); for a `jprune.base.Problem`, which units to
 keep (`lasso.py`, `greedy.py`) and what their weights become (`least_squares.py`, the scales of
 `greedy.py`); units merged by their weights alone (`merge.py`, with `_folded.py`); surgery on single
-weights (`obs.py`) and on filters (`kronecker.py`). Data, budgets and the walk through a net are the
-recipes'. Read `least_squares.py` first.
+weights (`obs.py`) and on filters (`kronecker.py`). Data, budgets and the order of layers are up to
+the recipes. Read `least_squares.py` first.
 """
 
 from jprune.reconstruct.greedy import channel_scales, thinet

@@ -15,20 +15,24 @@ AFFINE_ROLES = ("scale", "shift", "mean", "var")
 
 
 class Affine(NamedTuple):
-    """What stands behind a layer, before its nonlinearity: scale * x + shift."""
+    """Bias and norm between a layer and its nonlinearity, as one function: scale * x + shift.
+
+    Attributes:
+        scale: [outputs].
+        shift: [outputs].
+    """
 
     scale: Any
-    """[outputs]."""
     shift: Any
-    """[outputs]."""
 
 
 def affines(
     fn: Callable[..., Any], groups: Groups, variables: Variables, example: Any
 ) -> tuple[dict[str, Affine], frozenset[str]]:
-    """Scale and shift behind every layer, and the leaves that they are made of.
+    """Scale and shift that follow every layer, and the leaves that they are computed from.
 
-    No name, layout or epsilon of a norm need be known, and no data: see `jprune.graph.affine`.
+    They are read off the traced net, whatever the name, layout or epsilon of a norm, and without
+    data: see `jprune.graph.look.affine`.
 
     Args:
         fn: the function that was traced.
@@ -44,15 +48,16 @@ def affines(
         >>> fn = lambda v, x: jnp.maximum(3 * (x @ v["w"]) + v["b"], 0) @ v["out"]
         >>> variables = {"w": jnp.ones((3, 2)), "b": jnp.array([4.0, 5.0]), "out": jnp.ones((2, 1))}
         >>> groups = jprune.trace(fn, variables, jnp.ones((1, 3)))
-        >>> found, leaves = affines(fn, groups, variables, jnp.ones((1, 3)))
-        >>> found["w"].scale.tolist(), found["w"].shift.tolist(), sorted(leaves)
+        >>> by_site, leaves = affines(fn, groups, variables, jnp.ones((1, 3)))
+        >>> by_site["w"].scale.tolist(), by_site["w"].shift.tolist(), sorted(leaves)
         ([3.0, 3.0], [4.0, 5.0], ['b'])
     """
+    # Scale and shift do not depend on the data: zeros of one example will do.
     x = jnp.zeros((1, *example.shape[1:]), example.dtype)
-    found = jax.jit(affine_of(fn, groups))(variables, x)
+    by_site = jax.jit(affine_of(fn, groups))(variables, x)
     made_of = affine_leaves(fn, groups, variables, x)
     return (
-        {site: Affine(*map(np.asarray, parts)) for site, parts in found.items()},
+        {site: Affine(*map(np.asarray, parts)) for site, parts in by_site.items()},
         frozenset(path for paths in made_of.values() for path in paths),
     )
 
@@ -60,22 +65,22 @@ def affines(
 def weight_sets(
     groups: Groups,
     variables: Variables,
-    found: Mapping[str, Affine],
+    by_site: Mapping[str, Affine],
     made_of: frozenset[str],
     names: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """{group: [units, fan]}: all that makes a unit what it is, float64.
+    """{group: [units, fan]}: all parameters that determine a unit's output, float64.
 
-    That is, for every producer, its kernel times the scale behind it, and the shift behind it; and,
-    as they are, parameters of norms that stand elsewhere (on a stream, before an activation). Two
-    units with the same set are the same function. Groups with a kernel that no layer's outputs
-    answer to are left out.
+    For every producer these are its kernel times the scale that follows it, and the shift; and,
+    unchanged, parameters of norms elsewhere (on a stream, before an activation). Two units with
+    equal rows compute the same function. Groups with a kernel to which no layer's outputs belong
+    are left out.
 
     Args:
         groups: from `trace`.
         variables: of the net.
-        found: from `affines`, of these variables.
-        made_of: from there too.
+        by_site: first result of `affines` for these variables.
+        made_of: its second result.
         names: of groups; None: all.
     """
     leaves = leaves_by_path(groups, variables)
@@ -84,8 +89,9 @@ def weight_sets(
         size = groups.sizes[name]
         parts: list[np.ndarray] | None = []
         for _, place in places_of(groups, ("kernel",), (name,)):
-            here = _producer(groups, leaves, place, found, size)
-            parts = None if parts is None or here is None else [*parts, *here]
+            folded = _producer(groups, leaves, place, by_site, size)
+            parts = None if parts is None or folded is None else [*parts, *folded]
+        # Norms that are folded into a kernel already (made_of) must not count twice.
         for _, place in places_of(groups, AFFINE_ROLES, (name,)):
             if parts is not None and place.leaf not in made_of:
                 parts.append(_by_unit(np.asarray(leaves[place.leaf]), place, size))
@@ -98,17 +104,18 @@ def _producer(
     groups: Groups,
     leaves: Mapping[str, Any],
     place: Place,
-    found: Mapping[str, Affine],
+    by_site: Mapping[str, Affine],
     size: int,
 ) -> list[np.ndarray] | None:
     """Folded kernel and shift of every use of a kernel; None where they do not fit together."""
     layer = groups.layers.get(place.leaf)
-    behind = [] if layer is None else [found[site] for site in layer.sites if site in found]
-    if not behind or any(len(affine.scale) != len(place.units) for affine in behind):
+    uses = [] if layer is None else [by_site[site] for site in layer.sites if site in by_site]
+    if not uses or any(len(affine.scale) != len(place.units) for affine in uses):
         return None
     kernel = np.moveaxis(np.asarray(leaves[place.leaf], np.float64), place.axis, 0)
     parts = []
-    for affine in behind:
+    for affine in uses:
+        # scale (W x) + shift = (scale W) x + shift: the folded kernel and the folded bias.
         scale = np.asarray(affine.scale, np.float64).reshape(-1, *[1] * (kernel.ndim - 1))
         parts.append(_by_unit(kernel * scale, place._replace(axis=0), size))
         parts.append(_by_unit(np.asarray(affine.shift, np.float64), place._replace(axis=0), size))
@@ -116,8 +123,9 @@ def _producer(
 
 
 def _by_unit(values: np.ndarray, place: Place, size: int) -> np.ndarray:
-    """[units, ...] of an array with the place's axis."""
+    """[units, rest] of an array that has the units on the place's axis."""
     along = np.moveaxis(np.asarray(values, np.float64), place.axis, 0)
     taken = np.flatnonzero(place.units >= 0)
+    # Positions sorted by unit; a unit's several positions end up in one row.
     order = taken[np.argsort(place.units[taken], kind="stable")]
     return along[order].reshape(size, -1)

@@ -1,4 +1,4 @@
-"""Second moments of a reconstruction: all that selection and refit need of its rows."""
+"""Second moments of a reconstruction problem: all that selection and refit read of its rows."""
 
 from typing import NamedTuple
 
@@ -7,28 +7,32 @@ import numpy as np
 from jprune.base import Problem
 
 CHUNK = 8192
-"""Rows that are held in float64 at a time."""
+"""Rows that are converted to float64 at a time; all at once would double their memory."""
 
 
 class Moments(NamedTuple):
-    """Sums over rows, p being units times window."""
+    """Sums over rows, each times its row's weight; p is units times window.
+
+    Attributes:
+        gram: [p, p]: X^T X.
+        cross: [p, outputs]: X^T Y.
+        square: ||Y||^2.
+        rows: sum of the rows' weights.
+        inputs: [p]: sum of X.
+        targets: [outputs]: sum of Y.
+    """
 
     gram: np.ndarray
-    """[p, p]: X^T X."""
     cross: np.ndarray
-    """[p, outputs]: X^T Y."""
     square: float
-    """||Y||^2."""
     rows: float
-    """Sum of the rows' weights."""
     inputs: np.ndarray
-    """[p]: sum of X."""
     targets: np.ndarray
-    """[outputs]: sum of Y."""
 
     def centred(self) -> "Moments":
         """Around the means: the moments of a fit with an intercept."""
         x, y = self.inputs, self.targets
+        # sum (x - mean x)(y - mean y)^T = sum x y^T - (sum x)(sum y)^T / n
         return self._replace(
             gram=self.gram - np.outer(x, x) / self.rows,
             cross=self.cross - np.outer(x, y) / self.rows,
@@ -47,6 +51,7 @@ def moments(problem: Problem) -> Moments:
         rows = slice(start, start + CHUNK)
         x = np.asarray(problem.inputs[rows], np.float64).reshape(-1, size)
         y, w = np.asarray(problem.targets[rows], np.float64), weight[rows]
+        # X^T diag(w) X and X^T diag(w) Y, added chunk by chunk.
         gram += (x.T * w) @ x
         cross += (x.T * w) @ y
         square += float(w @ (y**2).sum(axis=1))
@@ -56,16 +61,18 @@ def moments(problem: Problem) -> Moments:
 
 
 def contributions(problem: Problem, sums: Moments) -> tuple[np.ndarray, np.ndarray]:
-    """Moments of what each unit adds to the outputs with the weights as they are.
+    """Inner products of the units' contributions to the outputs, at the present weights.
 
-    With Z_i = X_i W_i [rows, outputs] the part of unit i, <Z_i, Z_j> is the sum over a block of
-    (X^T X) o (W W^T), and <Z_i, Y> that of (X^T Y) o W: no vector of all rows and outputs is made.
+    Unit i contributes Z_i = X_i W_i [rows, outputs]. <Z_i, Z_j> is the sum over block i, j of
+    (X^T X) o (W W^T), and <Z_i, Y> the sum over block i of (X^T Y) o W, so that no array of all
+    rows and outputs is needed.
 
     Returns:
         `([units, units] <Z_i, Z_j>, [units] <Z_i, Y>)`, zero for units that are not kept.
     """
     units, window, outputs = problem.weight.shape
     weight = np.asarray(problem.weight, np.float64).reshape(-1, outputs)
+    # <Z_i, Z_j> = tr(W_i^T X_i^T X_j W_j) = sum over taps s, t of (X^T X)_is,jt (W W^T)_is,jt
     blocks = (sums.gram * (weight @ weight.T)).reshape(units, window, units, window)
     cross = (sums.cross * weight).reshape(units, -1).sum(axis=1)
     alive = np.asarray(problem.keep, float)
@@ -74,6 +81,7 @@ def contributions(problem: Problem, sums: Moments) -> tuple[np.ndarray, np.ndarr
 
 def best(scores: np.ndarray, keep: np.ndarray, width: int) -> np.ndarray:
     """Bool [units]: the `width` highest among those that are kept, ties by lowest index."""
+    # A stable sort of the negated scores: among equal ones the lowest index comes first.
     order = np.argsort(np.where(keep, -scores, np.inf), kind="stable")
     mask = np.zeros(len(scores), bool)
     mask[order[:width]] = True

@@ -1,7 +1,8 @@
-"""Channels chosen greedily by what they add to the next layer, and scales for those that stay.
+"""Channels chosen greedily by their contribution to the next layer, and scales for the others.
 
-With x_j [rows] what unit j adds to sampled outputs and y = sum_j x_j, all that is needed is the
-Gram matrix G_ij = x_i . x_j: rows never enter the loop.
+x_j [rows] is the contribution of unit j to sampled outputs, and y = sum_j x_j. Everything is
+computed from the Gram matrix G_ij = x_i . x_j, so that a greedy step costs O(units), whatever the
+number of rows.
 
 References:
     Luo, Wu, Lin, ThiNet: a filter level pruning method for deep neural network compression, 2017,
@@ -22,7 +23,7 @@ FILTERS = ("one", "all")
 
 
 def remove(gram: np.ndarray, count: int) -> np.ndarray:
-    """Grows the removed set T whose sum is smallest: argmin_j ||sum_T x + x_j|| at every step.
+    """Grows the removed set T so that its sum stays small: argmin_j ||sum_T x + x_j|| each step.
 
     Args:
         gram: [units, units].
@@ -36,11 +37,14 @@ def remove(gram: np.ndarray, count: int) -> np.ndarray:
         >>> remove(x @ x.T, 2).tolist()
         [2, 0]
     """
+    # ||s + x_j||^2 = ||s||^2 + 2 s . x_j + G_jj with s = sum_T x; ||s||^2 is the same for all j.
+    # Example: x = (1, 0), (-1, 0), (0, 0.5). First G_jj = 1, 1, 0.25: take 2. Then s = (0, 0.5) and
+    # G_jj + 2 s . x_j = 1, 1: a tie, take 0. A third step has 1 + 2 (-1) = -1: 1 cancels 0.
     own, with_sum = np.diagonal(gram), np.zeros(len(gram))
-    left, order = np.ones(len(gram), bool), []
+    free, order = np.ones(len(gram), bool), []
     for _ in range(count):
-        unit = int(np.argmin(np.where(left, own + 2 * with_sum, np.inf)))
-        left[unit] = False
+        unit = int(np.argmin(np.where(free, own + 2 * with_sum, np.inf)))
+        free[unit] = False
         order.append(unit)
         with_sum += gram[unit]
     return np.array(order, int)
@@ -52,11 +56,12 @@ def grow(gram: np.ndarray, count: int) -> np.ndarray:
     Returns:
         [count] numbers of units, in the order in which they were taken.
     """
+    # ||r - x_j||^2 = ||r||^2 - 2 r . x_j + G_jj with r = y - sum_S x; missing[j] is r . x_j.
     own, missing = np.diagonal(gram), gram.sum(axis=1)
-    left, order = np.ones(len(gram), bool), []
+    free, order = np.ones(len(gram), bool), []
     for _ in range(count):
-        unit = int(np.argmin(np.where(left, own - 2 * missing, np.inf)))
-        left[unit] = False
+        unit = int(np.argmin(np.where(free, own - 2 * missing, np.inf)))
+        free[unit] = False
         order.append(unit)
         missing = missing - gram[unit]
     return np.array(order, int)
@@ -69,37 +74,42 @@ def pursue(gram: np.ndarray, count: int) -> np.ndarray:
         [count] numbers of units, in the order in which they were taken.
     """
     own, whole = np.diagonal(gram), gram.sum(axis=1)
-    left, order, missing = own > 0, [], whole
-    for _ in range(min(count, int(left.sum()))):
+    free, order, missing = own > 0, [], whole
+    for _ in range(min(count, int(free.sum()))):
+        # min over c of ||r - c x_j||^2 = ||r||^2 - (x_j . r)^2 / G_jj
         gain = missing**2 / np.where(own > 0, own, 1)
-        unit = int(np.argmax(np.where(left, gain, -np.inf)))
-        left[unit] = False
+        unit = int(np.argmax(np.where(free, gain, -np.inf)))
+        free[unit] = False
         order.append(unit)
+        # x_j . r with r = y - sum_S w_i x_i, all scales w refitted (the orthogonal part).
         missing = whole - gram[:, order] @ scales(gram, np.array(order))[order]
+    # Units that add nothing are taken last, so that there are always `count`.
     dead = np.setdiff1d(np.arange(len(gram)), order)
     return np.array([*order, *dead[: count - len(order)]], int)
 
 
-def scales(gram: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The w that minimises ||y - sum over kept of w_j x_j||, 0 elsewhere.
+def scales(gram: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The w that minimises ||y - sum over chosen units of w_j x_j||, 0 elsewhere.
 
-    Where that leaves w open (dead or dependent units), the one nearest to 1.
+    Where w is not unique (dead or dependent units), the solution nearest to 1.
 
     Args:
         gram: [units, units].
-        kept: bool [units], or numbers of units.
+        chosen: bool [units], or numbers of units.
 
     Example:
         >>> x = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.0]])
         >>> scales(x @ x.T, np.array([True, True, False])).tolist()
         [1.5, 1.0, 0.0]
     """
-    kept = np.flatnonzero(kept) if np.asarray(kept).dtype == bool else np.asarray(kept)
-    inside = gram[np.ix_(kept, kept)]
-    missing = gram[kept].sum(axis=1) - inside.sum(axis=1)
+    chosen = np.flatnonzero(chosen) if np.asarray(chosen).dtype == bool else np.asarray(chosen)
+    # w = (X_S^T X_S)^-1 X_S^T y. Solved for w - 1: the minimum-norm solution then leaves units
+    # that the data do not determine at scale 1. X_S^T (y - X_S 1) = sum of G_ij over removed j.
+    inside = gram[np.ix_(chosen, chosen)]
+    missing = gram[chosen].sum(axis=1) - inside.sum(axis=1)
     cutoff = len(inside) * np.finfo(float).eps
     result = np.zeros(len(gram))
-    result[kept] = 1 + np.linalg.lstsq(inside, missing, rcond=cutoff)[0]
+    result[chosen] = 1 + np.linalg.lstsq(inside, missing, rcond=cutoff)[0]
     return result
 
 
@@ -116,12 +126,12 @@ GREEDY: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 def sampled_gram(problem: Problem, key: jax.Array, filters: str = "one") -> np.ndarray:
-    """[units, units]: x_i . x_j, x being what units add to one output at every sampled position.
+    """[units, units]: x_i . x_j, x being the units' contributions to outputs of a consumer.
 
     Args:
         problem: of one consumer.
-        key: of the outputs that are looked at.
-        filters: "one": one output a position, drawn evenly (the paper); "all": all of them.
+        key: of the draw of outputs.
+        filters: "one": one output per position, drawn uniformly (the paper); "all": every output.
 
     Raises:
         ArgumentError: another word.
@@ -137,6 +147,7 @@ def sampled_gram(problem: Problem, key: jax.Array, filters: str = "one") -> np.n
     for start in range(0, len(drawn), CHUNK):
         rows = slice(start, start + CHUNK)
         x = np.asarray(problem.inputs[rows], np.float64)
+        # x_hat_nu = sum over the window of W[o_n, u] * patch[n, u], o_n the output drawn for row n.
         parts = np.einsum("nuw,nuw->nu", x, weight[drawn[rows]])
         gram += parts.T @ parts
     alive = np.asarray(problem.keep, float)
@@ -150,14 +161,14 @@ def thinet(
     greedy: str = "remove",
     filters: str = "one",
 ) -> np.ndarray:
-    """Bool [units]: which stay.
+    """Bool [units]: the units to keep, chosen greedily by what the next layer's outputs lose.
 
     Args:
-        problems: one a consumer, of the same units; `keep` [units] says which are there. Their
-            targets are not looked at: y is what the units add now. Several consumers count alike,
-            each divided by its y . y.
+        problems: one per consumer, of the same units; `keep` [units] says which exist. Their
+            targets are not used: y is the sum of the units' present contributions. With several
+            consumers each Gram matrix is divided by its y . y, so that all have the same weight.
         width: units to keep.
-        key: of the outputs that are looked at.
+        key: of the draw of outputs.
         greedy: "remove" (2017): the removed set grows; "omp" (2018): the kept set grows by matching
             pursuit; "grow": the kept set grows without scales (2018, their dense layers).
         filters: see `sampled_gram`.
@@ -170,8 +181,9 @@ def thinet(
     keep = np.asarray(problems[0].keep, bool)
     gram = np.zeros((len(keep), len(keep)))
     for problem in problems:
-        here = sampled_gram(problem, key, filters)
-        gram += here / here.sum() if len(problems) > 1 and here.sum() > 0 else here
+        sampled = sampled_gram(problem, key, filters)
+        # y . y = sum of all G_ij, as y = sum_j x_j.
+        gram += sampled / sampled.sum() if len(problems) > 1 and sampled.sum() > 0 else sampled
     alive = np.flatnonzero(keep)
     chosen = GREEDY[greedy](gram[np.ix_(alive, alive)], min(width, len(alive)))
     mask = np.zeros(len(keep), bool)
@@ -182,11 +194,11 @@ def thinet(
 def channel_scales(
     before: Sequence[bool] | np.ndarray, key: jax.Array, filters: str = "one"
 ) -> Reconstructor:
-    """A reconstructor that gives every unit one factor, the same for all outputs.
+    """A reconstructor that multiplies every unit's weights by one factor, equal for all outputs.
 
     Args:
-        before: bool [units]: those that were there, whose sum y the scaled ones are to reproduce.
-        key: of the outputs that are looked at.
+        before: bool [units]: the units before pruning; their sum y is the target of the fit.
+        key: of the draw of outputs.
         filters: see `sampled_gram`.
     """
 

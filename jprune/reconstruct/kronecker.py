@@ -1,13 +1,13 @@
-"""What C-OBS and Kron-OBS do to the filters that are kept, so that they make up for those that go.
+"""C-OBS and Kron-OBS: the remaining filters adapted so that the loss rises least.
 
-With W [outputs, patch] the kernel of a layer, A and S its Kronecker factors, R the removed rows:
+W [outputs, patch] is the kernel of a layer, A and S are its Kronecker factors, R the removed rows:
 
     c_obs     dW = -S^-1 (C (.) E_R) A^-1,  C_ij = w_ij / ([S^-1]_ii [A^-1]_jj), E_R the rows of R
     kron_obs  dW = -S^-1[:, R] (S^-1[R, R])^-1 W_R
 
-The first is the sum of the optimal updates of all removed weights, each as if it went alone, as in
-the authors' code. The second is the minimum of tr(S D A D^T) over all D that remove the rows
-together: for what is kept it is S_KK^-1 S_KR W_R, which needs no inverse.
+The first adds up the optimal updates for every removed weight, each computed as if it were removed
+alone, as in the authors' code. The second is the minimum of tr(S D A D^T) over all D that remove
+the rows together: the kept rows K change by S_KK^-1 S_KR W_R, which needs no inverse of S or A.
 
 References:
     Wang, Grosse, Fidler, Zhang, EigenDamage, 2019, arXiv 1905.05934 [28]. The authors' code takes
@@ -32,7 +32,7 @@ FORMS = ("c_obs", "kron_obs")
 def compensated_rows(
     w: np.ndarray, factors: Factors, removed: np.ndarray, form: str, damping: float = 0.0
 ) -> np.ndarray:
-    """A kernel without some rows, the others moved to make up for them.
+    """A kernel with some rows set to 0, the other rows adapted to compensate.
 
     Args:
         w: [outputs, patch].
@@ -55,15 +55,20 @@ def compensated_rows(
     if form not in FORMS:
         raise errors.ArgumentError(f"form={form!r}; write {' or '.join(FORMS)}.")
     a, s = checked("the layer", factors)
-    s, result, kept = damped(s, damping), np.array(w, np.float64), ~removed
-    if not removed.any() or not kept.any():
+    s, result, remaining = damped(s, damping), np.array(w, np.float64), ~removed
+    if not removed.any() or not remaining.any():
         result[removed] = 0
         return result
     if form == "kron_obs":
-        change = np.linalg.lstsq(s[np.ix_(kept, kept)], s[np.ix_(kept, removed)] @ w[removed])[0]
-        result[kept] += change
+        # dW_K = S_KK^-1 S_KR W_R, least squares where S_KK is singular. A drops out: the optimum
+        # over D with D_R = -W_R solves S_KK D_K A = S_KR W_R A.
+        change = np.linalg.lstsq(
+            s[np.ix_(remaining, remaining)], s[np.ix_(remaining, removed)] @ w[removed]
+        )[0]
+        result[remaining] += change
     else:
         inverse_s, inverse_a = inverse("the layer", s), inverse("the layer", damped(a, damping))
+        # C_ij = w_ij / ([S^-1]_ii [A^-1]_jj);  dW = -S^-1[:, R] C_R A^-1
         coefficients = w / np.outer(np.diag(inverse_s), np.diag(inverse_a))
         result -= inverse_s[:, removed] @ coefficients[removed] @ inverse_a
     result[removed] = 0
@@ -78,7 +83,7 @@ def compensate(
     form: str,
     damping: float = 1e-3,
 ) -> Variables:
-    """Variables whose kept filters make up for the removed ones, layer by layer.
+    """Variables with removed filters set to 0 and the others adapted, layer by layer.
 
     Args:
         groups: from `trace`.
@@ -97,9 +102,11 @@ def compensate(
         for place in groups.places.get(name, ()):
             if place.leaf not in factors or "kernel" not in place.roles:
                 continue
+            # A kernel's last axis is its outputs: here the unit is produced, elsewhere it is read.
             if place.axis == np.ndim(leaves[place.leaf]) - 1:
-                here = (place.units >= 0) & ~np.asarray(mask)[place.units]
-                gone[place.leaf] = gone.get(place.leaf, False) | here
+                outputs_gone = (place.units >= 0) & ~np.asarray(mask)[place.units]
+                gone[place.leaf] = gone.get(place.leaf, False) | outputs_gone
+    # Layer by layer: F has no terms between layers, so their compensations are independent.
     for path, removed in gone.items():
         if not removed.any():
             continue

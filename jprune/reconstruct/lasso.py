@@ -1,4 +1,4 @@
-"""Channels chosen by LASSO: one coefficient a unit, the penalty raised until few are left.
+"""Channels chosen by LASSO: one coefficient per unit, the penalty raised until few are not 0.
 
 References:
     He, Zhang, Sun, Channel pruning for accelerating very deep neural networks, 2017, arXiv
@@ -15,9 +15,9 @@ from jprune.base import Problem
 from jprune.reconstruct._moments import best, contributions, moments
 
 TURNS = 60
-"""Of the search for a penalty; the count is not monotone in it, so the search needs an end."""
+"""Bisection steps, at most: the number of units is not monotone in the penalty."""
 TINY = 1e-9
-"""The least penalty, over the one that leaves nothing."""
+"""The smallest penalty, as a fraction of the one at which all coefficients are 0."""
 
 
 class Path:
@@ -25,8 +25,8 @@ class Path:
 
     minimise ||y - Z beta||^2 / (2 N) + penalty ||beta||_1
 
-    scikit-learn sees a system of as many rows as there are units that has the same second moments,
-    so that the length of y does not matter, and begins where the last penalty ended.
+    Not the N rows but a system with the same second moments and at most as many rows as units is
+    given to scikit-learn, so that its cost does not depend on N. Each fit starts from the last one.
 
     Args:
         gram: [units, units], Z^T Z.
@@ -42,27 +42,31 @@ class Path:
     def __init__(self, gram: np.ndarray, cross: np.ndarray, rows: float):
         from sklearn.linear_model import Lasso
 
+        # Z^T Z = V diag(l) V^T. With z = diag(sqrt(l)) V^T and y = diag(1 / sqrt(l)) V^T (Z^T y):
+        # z^T z = Z^T Z and z^T y = Z^T y, so ||y - z beta||^2 differs from the original by a
+        # constant. Directions with l = 0 add nothing to any output and are left out.
         values, vectors = np.linalg.eigh(gram)
         size = np.sqrt(np.maximum(values, 0))
-        seen = size > 1e-8 * size.max(initial=0)
-        if not seen.any():
+        nonzero = size > 1e-8 * size.max(initial=0)
+        if not nonzero.any():
             raise errors.ArgumentError(
                 "LASSO got units that add nothing to any output: their inputs or their weights are "
                 "all 0. Check the calibration images, or leave the layer whole."
             )
-        self._z = vectors[:, seen].T * size[seen, None]
-        self._y = (vectors[:, seen].T @ cross) / size[seen]
+        self._z = vectors[:, nonzero].T * size[nonzero, None]
+        self._y = (vectors[:, nonzero].T @ cross) / size[nonzero]
+        # scikit-learn divides by its own number of rows, the objective above by N.
         self._per_row = rows / len(self._y)
         self._model = Lasso(fit_intercept=False, warm_start=True, tol=1e-8, max_iter=10_000)
+        # The smallest penalty at which beta = 0: there |Z_i^T y| / N <= penalty for every i.
         self.largest = float(np.abs(cross).max()) / rows
-        """The least penalty at which all coefficients are 0."""
 
     def at(self, penalty: float) -> np.ndarray:
         """[units] coefficients."""
         from sklearn.exceptions import ConvergenceWarning
 
         with warnings.catch_warnings():
-            # A beta that is not at its minimum to the last digit still says who is left.
+            # A beta that has not converged to the last digit still has the right zeros.
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._model.set_params(alpha=penalty * self._per_row).fit(self._z, self._y)
         return np.array(self._model.coef_)
@@ -71,17 +75,17 @@ class Path:
 def search(path: Path, width: int, start: float = 1e-3, tolerance: float = 0.1) -> np.ndarray:
     """Coefficients of which `width`, or up to a tenth more, are not 0.
 
-    The penalty is doubled until fewer than `width` coefficients are left, then bisected.
+    The penalty is doubled until fewer than `width` coefficients are not 0, then bisected.
 
     Args:
         path: of the regression.
         width: units to be kept, 1 or more.
-        start: first penalty, over the one that leaves nothing.
-        tolerance: how many more than `width` may be left, over `width`.
+        start: first penalty, as a fraction of the one at which all coefficients are 0.
+        tolerance: how many more than `width` may be non-zero, as a fraction of `width`.
 
     Returns:
-        [units]. Where no penalty leaves a count in that range the nearest larger count is taken,
-        and where units are dead perhaps fewer than `width` are not 0.
+        [units]. If no penalty gives a count in that range, the nearest larger count; with dead
+        units fewer than `width` may be non-zero.
 
     Raises:
         ArgumentError: a width below 1, or a start or tolerance that is not above or at 0.
@@ -92,6 +96,8 @@ def search(path: Path, width: int, start: float = 1e-3, tolerance: float = 0.1) 
             "or more, the first penalty is above 0, the tolerance 0 or more."
         )
     enough = lambda beta: np.count_nonzero(beta) <= (1 + tolerance) * width
+    # First `high` is doubled until it leaves fewer than `width` coefficients. Then the bisection
+    # keeps `low` on the side of at least `width`; `nearest` holds the coefficients at `low`.
     low, high = 0.0, start * path.largest
     chosen, nearest = path.at(high), path.at(TINY * path.largest)
     while np.count_nonzero(chosen) >= width:
@@ -114,15 +120,15 @@ def search(path: Path, width: int, start: float = 1e-3, tolerance: float = 0.1) 
 def lasso(
     problems: Sequence[Problem], width: int, start: float = 1e-3, tolerance: float = 0.1
 ) -> np.ndarray:
-    """Bool [units]: those of the largest |beta| where LASSO leaves about `width`.
+    """Bool [units]: the `width` units of largest |beta|, at a penalty that keeps about as many.
 
-    Kernels are taken as they are, so that beta = 1 is the layer as it was, and there is no
-    intercept (the paper's objective; its code fits one over all outputs, and 400 rows of the
-    sample). Of the coefficients that the search leaves, exactly `width` are kept, where the paper's
-    code keeps all. Several consumers count alike: each is divided by its ||Y||^2.
+    Kernels are not normalised, so that beta = 1 reproduces the layer, and there is no intercept
+    (the paper's objective; its code fits one over all outputs, on 400 rows of the sample). Of the
+    non-zero coefficients exactly `width` are kept, where the paper's code keeps all. With several
+    consumers each is divided by its ||Y||^2, so that all have the same weight.
 
     Args:
-        problems: one a consumer, of the same units; `keep` [units] says which are there.
+        problems: one per consumer, of the same units; `keep` [units] says which exist.
         width: units to keep.
         start: see `search`.
         tolerance: see `search`.
@@ -138,6 +144,7 @@ def lasso(
     """
     gram, cross, rows = summed(problems)
     keep = np.asarray(problems[0].keep, bool)
+    # min over beta of ||Y - sum_i beta_i X_i W_i^T||^2 / (2 N) + lambda ||beta||_1  (eq. 2)
     beta = search(Path(gram, cross, rows), min(width, int(keep.sum())), start, tolerance)
     return best(np.abs(beta), keep, width)
 

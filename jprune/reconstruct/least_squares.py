@@ -14,17 +14,17 @@ SHORT = 1e-2
 def least_squares(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Weights W, and a bias b, that minimise ||Y - X W - b||^2 over the kept units.
 
-    The rule for problems that the rows do not determine: among weights that fit equally well take
-    those nearest to the old ones. The ridge pulls towards the old weights, not to zero:
+    Where the rows do not determine the weights, those nearest to the old ones are taken: the ridge
+    pulls towards the old weights, not towards zero:
 
         minimise ||Y - X W - b||^2 + ridge * mean(diag(X^T X)) * ||W - W_old||^2
 
     Solved in float64 on the host from second moments.
 
     Args:
-        problem: with `ridge` None, that is 1e-6, or 1e-2 where there are fewer than two rows for
-            every unknown of an output (dead units and short calibration sets); with 0, the
-            pseudo-inverse. With `bias`, `b` is fitted too. Rows whose weight is 0 are not seen.
+        problem: `ridge` None means 1e-6, or 1e-2 where there are fewer than two rows for every
+            unknown of an output (dead units and short calibration sets); 0 means the
+            pseudo-inverse. With `bias`, `b` is fitted too. Rows of weight 0 are ignored.
 
     Returns:
         `(weight [units, window, outputs], bias [outputs])`: zeros where units are not kept, and
@@ -46,33 +46,39 @@ def least_squares(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """
     check(problem)
     sums = moments(problem)
+    # With an intercept, W minimises ||(Y - mean) - (X - mean) W||^2 and b follows from the means.
     used = sums.centred() if problem.bias else sums
     units, window, outputs = problem.weight.shape
     keep = np.asarray(problem.keep, bool)
+    # [units] or [units, outputs] -> [units * window, outputs], one row per row of W.
     keep = np.repeat(keep if keep.ndim == 2 else keep[:, None], window, axis=0)
     keep = np.broadcast_to(keep, (units * window, outputs))
     weight = np.asarray(problem.weight, np.float64).reshape(units * window, outputs) * keep
+    # Outputs that read the same units share one factorisation; mostly that is all of them.
     patterns, which = np.unique(keep, axis=1, return_inverse=True)
-    for number, kept in enumerate(patterns.T):
+    for number, pattern in enumerate(patterns.T):
         columns = np.flatnonzero(which.ravel() == number)
-        if kept.any():
-            weight[np.ix_(kept, columns)] += _change(
-                used, weight[:, columns], kept, columns, problem
+        if pattern.any():
+            weight[np.ix_(pattern, columns)] += _change(
+                used, weight[:, columns], pattern, columns, problem
             )
     bias = np.zeros(outputs)
     if problem.bias:
+        # b = mean Y - mean X W
         bias = (sums.targets - sums.inputs @ weight) / sums.rows
     return weight.reshape(units, window, outputs), bias
 
 
 def _change(
-    sums: Moments, weight: np.ndarray, kept: np.ndarray, columns: np.ndarray, problem: Problem
+    sums: Moments, weight: np.ndarray, pattern: np.ndarray, columns: np.ndarray, problem: Problem
 ) -> np.ndarray:
-    """[kept, columns]: what is added to the weights that stay."""
-    gram = sums.gram[np.ix_(kept, kept)]
-    missing = (sums.cross[:, columns] - sums.gram @ weight)[kept]
-    few = sums.rows < 2 * (kept.sum() + problem.bias)
+    """[weights in the pattern, columns]: what is added to the weights that stay."""
+    # Solved for D = W - W_old: (X^T X + ridge I) D = X^T (Y - X W_old). The ridge shrinks D, not W.
+    gram = sums.gram[np.ix_(pattern, pattern)]
+    missing = (sums.cross[:, columns] - sums.gram @ weight)[pattern]
+    few = sums.rows < 2 * (pattern.sum() + problem.bias)
     ridge = problem.ridge if problem.ridge is not None else SHORT if few else RIDGE
+    # mean(diag(X^T X)) makes the ridge independent of the scale of the inputs; 0: all are dead.
     size = float(np.diagonal(gram).mean())
     if size <= 0:
         return np.zeros_like(missing)
@@ -104,7 +110,7 @@ def relative_error(problem: Problem, weight: np.ndarray, bias: np.ndarray | None
 
 
 def check(problem: Problem) -> None:
-    """Refuses a problem that cannot mean anything.
+    """Refuses a problem whose arrays do not fit together, or with a negative ridge.
 
     Raises:
         ArgumentError: shapes that do not fit, no row, or a negative ridge.

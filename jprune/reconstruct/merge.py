@@ -1,4 +1,4 @@
-"""Units merged instead of dropped: similar ones, by weights alone.
+"""Similar units merged instead of removed, by their weights alone.
 
 References:
     Srinivas, Babu, Data-free parameter pruning for deep neural networks, 2015, arXiv 1507.06149
@@ -14,12 +14,18 @@ from jprune import errors
 
 
 class Merge(NamedTuple):
-    """One step: a unit goes into another one, or into none (`into` is the unit itself then)."""
+    """One step: a unit is removed and its outgoing weights are added to those of another.
+
+    Attributes:
+        into: the unit that stays; equal to `gone` where the unit is dropped.
+        gone: the unit that is removed.
+        factor: multiplies the removed unit's outgoing weights before they are added; 0: dropped.
+        saliency: s_ij of this pair.
+    """
 
     into: int
     gone: int
     factor: float
-    """What the gone unit's outgoing weights are multiplied by before they are added; 0: dropped."""
     saliency: float
 
 
@@ -32,8 +38,7 @@ def distances(weights: np.ndarray, normalize: bool = False) -> tuple[np.ndarray,
             functions with h(c x) = c h(x) for c > 0.
 
     Returns:
-        `(D [i, j], c [i, j])`. The Gram matrix gives D up to cancellation; small ones are computed
-        from the difference itself, so that equal sets are at 0 exactly.
+        `(D [i, j], c [i, j])`. Equal sets have a distance of exactly 0.
 
     Example:
         >>> distances(np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]))[0].round(2).tolist()
@@ -45,12 +50,15 @@ def distances(weights: np.ndarray, normalize: bool = False) -> tuple[np.ndarray,
     if normalize:
         norm = np.sqrt(square)
         alive = (norm[:, None] > 0) & (norm[None] > 0)
+        # c_ij = ||W_j|| / ||W_i||, 1 where one of them is 0.
         factors = np.where(alive, norm[None] / np.where(norm > 0, norm, 1)[:, None], 1.0)
     sizes = factors**2 * square[:, None] + square[None]
-    found = np.maximum(sizes - 2 * factors * (weights @ weights.T), 0)
-    for i, j in np.argwhere(found <= 1e-6 * sizes):
-        found[i, j] = ((factors[i, j] * weights[i] - weights[j]) ** 2).sum()
-    return found, factors
+    # ||c W_i - W_j||^2 = c^2 ||W_i||^2 + ||W_j||^2 - 2 c W_i . W_j: no [units, units, fan] array,
+    # but near-equal sets cancel. Those few are computed again from their difference.
+    squared = np.maximum(sizes - 2 * factors * (weights @ weights.T), 0)
+    for i, j in np.argwhere(squared <= 1e-6 * sizes):
+        squared[i, j] = ((factors[i, j] * weights[i] - weights[j]) ** 2).sum()
+    return squared, factors
 
 
 def merges(
@@ -60,18 +68,20 @@ def merges(
     alive: np.ndarray | None = None,
     drop: bool = False,
 ) -> Iterator[Merge]:
-    """The merges of a layer one after another, the least salient first, until one unit is left.
+    """Merges of a layer's units, each the one of smallest saliency, until one unit is left.
 
-    The saliency of removing j and keeping i is s_ij = <a_j^2> ||W_i - W_j||^2, a_j being the
-    outgoing weights. They change with every merge, A_i += A_j, and so do the saliencies of i.
+    The saliency of removing j and keeping i is s_ij = <a_j^2> ||W_i - W_j||^2, where a_j are the
+    outgoing weights of j. A merge changes those of i, A_i += A_j, and with them the saliencies of
+    removing i.
 
     Args:
         weights: [units, fan]: incoming weights with biases and norms folded in.
         outgoing: [units, consumers' weights].
         normalize: see `distances`.
-        alive: bool [units]: those that are there; None: all.
-        drop: a unit may also go into one that says nothing, s_jj = <a_j^2> ||W_j||^2; for functions
-            with h(0) = 0. Where no two units are alike, that costs half of what merging does.
+        alive: bool [units]: units that exist; None: all.
+        drop: a unit may also be dropped, as if merged with a unit of output 0:
+            s_jj = <a_j^2> ||W_j||^2; for functions with h(0) = 0. Where no two units are alike,
+            that costs half as much as merging.
 
     Raises:
         ArgumentError: weights that are not finite.
@@ -87,9 +97,11 @@ def merges(
             "merging met weights that are not finite. Check the net before pruning."
         )
     distance, factors = distances(weights, normalize)
+    # The diagonal stands for dropping: ||0 - W_j||^2, and nothing is added to any unit.
     np.fill_diagonal(distance, (np.asarray(weights, np.float64) ** 2).sum(axis=1))
     np.fill_diagonal(factors, 0)
     outgoing = np.array(outgoing, np.float64)
+    # s_ij = <a_j^2> ||W_i - W_j||^2: rows are the units kept, columns those removed.
     saliency = distance * (outgoing**2).mean(axis=1)[None]
     if not drop:
         np.fill_diagonal(saliency, np.inf)
@@ -99,19 +111,20 @@ def merges(
         into, gone = (int(n) for n in np.unravel_index(saliency.argmin(), saliency.shape))
         factor = float(factors[into, gone])
         yield Merge(into, gone, factor, float(saliency[into, gone]))
+        # A_i <- A_i + c A_j. Of the matrix only column i depends on A_i; W_i does not change.
         outgoing[into] += factor * outgoing[gone]
         saliency[gone], saliency[:, gone] = np.inf, np.inf
-        there = np.isfinite(saliency[:, into])
-        saliency[there, into] = distance[there, into] * (outgoing[into] ** 2).mean()
+        remaining = np.isfinite(saliency[:, into])
+        saliency[remaining, into] = distance[remaining, into] * (outgoing[into] ** 2).mean()
 
 
 def cutoff(saliencies: np.ndarray) -> float:
-    """The saliency at which a layer's merging stops: the low mode of the pairs' saliencies.
+    """The saliency at which a layer's merging stops: the mode of the pairs' saliencies.
 
-    Redundant pairs crowd at low saliencies, and successive merges are cheap as long as they stay
-    below the crowd's peak. It is looked for in a smoothed histogram over logarithms; pairs at 0 are
-    free and not looked at. The paper takes the cut-off from the distribution of the saliencies; how
-    its mode is found is ours (bins: Freedman and Diaconis).
+    Redundant pairs cluster at low saliencies, and successive merges are cheap while they stay below
+    the mode of that cluster. The mode is the highest bin of a smoothed histogram of the logarithms;
+    pairs at 0 cost nothing and are not counted. That the cut-off comes from the distribution of the
+    saliencies is the paper's; the histogram is ours (bins: Freedman and Diaconis).
 
     Args:
         saliencies: of all pairs, before any merge; infinite ones are left out.
@@ -127,6 +140,7 @@ def cutoff(saliencies: np.ndarray) -> float:
     if not values.size:
         return 0.0
     counts, edges = np.histogram(np.log(values), bins="fd")
+    # Neighbouring bins are averaged (1/4, 1/2, 1/4), so that one crowded bin is no mode by chance.
     smooth = np.convolve(np.pad(counts, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     peak = int(smooth.argmax())
     return float(np.exp((edges[peak] + edges[peak + 1]) / 2))

@@ -1,4 +1,4 @@
-"""Optimal brain surgeon: weights are deleted one by one, and the others make up for each.
+"""Optimal brain surgeon: weights are deleted one by one, and all others adapted after each.
 
 References:
     Hassibi, Stork, Second order derivatives for network pruning: optimal brain surgeon, 1993,
@@ -24,15 +24,19 @@ Function = Callable[..., Any]
 
 
 class Operated(NamedTuple):
-    """A net after surgery."""
+    """A net after surgery.
+
+    Attributes:
+        variables: with deleted weights 0 and the others adapted.
+        masks: like the variables, None where nothing could be deleted.
+        losses: [deletions]: L_q of each, in order; their sum is the predicted increase of the loss.
+        loss: E, the mean loss before surgery.
+    """
 
     variables: Variables
     masks: Masks
-    """Like the variables, None where nothing could be deleted."""
     losses: np.ndarray
-    """[deletions]: L_q of each, in order; their sum is the predicted increase of the loss."""
     loss: float
-    """E, the mean loss before surgery."""
 
 
 def obs(
@@ -49,29 +53,30 @@ def obs(
     rows: Rows | None = None,
     stop: float | None = None,
 ) -> Operated:
-    """Deletes the weight with least L_q = w_q^2 / (2 [H^-1]_qq) and moves all others, repeatedly.
+    """Deletes the weight of smallest L_q = w_q^2 / (2 [H^-1]_qq), adapts all others, and repeats.
 
     H is the Gauss-Newton matrix of the mean loss plus alpha I (the paper's outer products, weighted
-    for other losses than the squared error), inverted by the recursion over examples. It stays
-    that of the net before surgery, and every deletion takes its weight out of it. The gradient is
-    taken to be zero: the net is trained.
+    for other losses than the squared error), inverted by the recursion over examples. It is
+    computed once, for the net before surgery; each deletion removes its weight from the inverse.
+    The gradient is assumed to be zero, as it is for a trained net.
 
     Args:
         fn: `fn(variables, batch["image"])`, in inference mode.
-        loss: `loss(out, batch) -> [batch]`; where it has other factors than the paper's
-            ||t - o||^2 / 2, so have H and L_q.
+        loss: `loss(out, batch) -> [batch]`; a factor other than the paper's in ||t - o||^2 / 2
+            scales H and L_q too.
         variables: of the net.
         batches: examples that the Hessian is made of; kept in memory.
         remove: how many weights; or `remove(masks) -> how many more`, asked until it says 0.
-        candidates: a tree like the variables: True where a weight may be deleted, None where a leaf
-            stays; None: all leaves with two axes or more. Whatever stays is moved nevertheless.
-        masks: of weights that are gone already; they stay 0.
+        candidates: a tree like the variables: True where a weight may be deleted, None for leaves
+            without such weights; None: all leaves with two axes or more. All weights, candidates or
+            not, are adapted.
+        masks: False where a weight is pruned already; such weights stay 0.
         alpha: damping, 1e-8 to 1e-4 in the paper.
-        block: None is the paper's full inverse, 8 n^2 bytes for n parameters. A number takes the
-            layers one by one and cuts those that are larger into blocks of at most so many
-            weights, filter by filter: 8 n block bytes. Weights make up within their block only.
-        rows: of the Hessian; None is the exact Gauss-Newton matrix.
-        stop: the paper's rule: go no further once L_q > stop E; None: whatever it costs.
+        block: None is the paper's full inverse, 8 n^2 bytes for n parameters. A number inverts
+            layer by layer, layers with more weights in blocks of at most so many, filter by filter:
+            8 n block bytes. A deletion then changes weights of its own block only.
+        rows: which rows approximate the Hessian; None is the exact Gauss-Newton matrix.
+        stop: the paper's rule: stop once L_q > stop E; None: never.
 
     Returns:
         The new variables, masks, and the predicted losses.
@@ -93,40 +98,48 @@ def obs(
         )
     chosen = _kernels(variables) if candidates is None else candidates
     flat = np.concatenate([np.ravel(v) for v in parameters_of(variables).values]).astype(np.float64)
-    kept = _flat_masks(variables, masks, True)
-    may_go = kept & _flat_masks(variables, chosen, False)
-    blocks = [part[kept[part]] for part in blocks_of(variables, block)]
-    found, before = inverses(fn, loss, variables, list(batches), blocks, alpha, rows or Rows())
+    alive = _flat_masks(variables, masks, True)
+    may_go = alive & _flat_masks(variables, chosen, False)
+    # Pruned weights are no parameters any more: H is made, and inverted, without them.
+    blocks = [part[alive[part]] for part in blocks_of(variables, block)]
+    inverse_blocks, before = inverses(
+        fn, loss, variables, list(batches), blocks, alpha, rows or Rows()
+    )
+    # float64 copies: the deletions write into them, the user's arrays stay.
     parts = [flat[part] for part in blocks]  # copies, written in place by the deletions
-    order = _least_first([deletions(w, h, may_go[b]) for w, h, b in zip(parts, found, blocks)])
+    order = _least_first(
+        [deletions(w, h, may_go[b]) for w, h, b in zip(parts, inverse_blocks, blocks)]
+    )
 
-    def masks_of(kept: np.ndarray) -> Masks:
-        by_leaf = iter(_split(variables, kept))
+    def masks_of(alive: np.ndarray) -> Masks:
+        by_leaf = iter(_split(variables, alive))
         tree = parameters_of(variables).tree(list(by_leaf))
         return jax.tree.map(lambda c, k: None if c is None else k, chosen, tree, is_leaf=is_none)
 
     def more(losses: list[float]) -> int:
-        return remove(masks_of(kept)) if callable(remove) else remove - len(losses)
+        return remove(masks_of(alive)) if callable(remove) else remove - len(losses)
 
+    # Stop where L_q is no longer small against E: L_q > stop E.
     limit = np.inf if stop is None else stop * before
-    losses = _operate(order, blocks, kept, more, limit)
+    losses = _operate(order, blocks, alive, more, limit)
+    # The adapted weights go back to their places; times `alive`, deleted ones are exactly 0.
     for part, values in zip(blocks, parts):
         flat[part] = values
     values = [
         jnp.asarray(new, old.dtype)
-        for new, old in zip(_split(variables, flat * kept), parameters_of(variables).values)
+        for new, old in zip(_split(variables, flat * alive), parameters_of(variables).values)
     ]
-    return Operated(parameters_of(variables).into(values), masks_of(kept), losses, before)
+    return Operated(parameters_of(variables).into(values), masks_of(alive), losses, before)
 
 
 def _operate(
     order: Iterator[tuple[Deletion, int]],
     blocks: Sequence[np.ndarray],
-    kept: np.ndarray,
+    alive: np.ndarray,
     more: Callable[[list[float]], int],
     limit: float,
 ) -> np.ndarray:
-    """Deletes until enough is gone or the next deletion costs too much; writes `kept`."""
+    """Deletes until `more` is satisfied or L_q exceeds the limit; writes `alive`."""
     losses: list[float] = []
     proposed = next(order, None)
     while (count := more(losses)) > 0:
@@ -139,14 +152,16 @@ def _operate(
             deletion, number = proposed
             if deletion.loss > limit:
                 return np.array(losses)
+            # The number asked for may be any: `more` looks at the masks only after all are done.
             losses.append(deletion.loss)
-            kept[blocks[number][deletion.place]] = False
+            alive[blocks[number][deletion.place]] = False
             proposed = next(order, None)
     return np.array(losses)
 
 
 def _least_first(surgeons: Sequence[Iterator[Deletion]]) -> Iterator[tuple[Deletion, int]]:
-    """The deletions of all blocks, the least first; going on carries out the last one."""
+    """Deletions of all blocks, the smallest L_q first; asking for the next carries the last out."""
+    # One proposal per block suffices: a deletion changes the weights and L_q of its own block only.
     heap = [(deletion, n) for n, one in enumerate(surgeons) if (deletion := next(one, None))]
     heapq.heapify(heap)
     while heap:
@@ -160,7 +175,7 @@ def _least_first(surgeons: Sequence[Iterator[Deletion]]) -> Iterator[tuple[Delet
 
 
 def _kernels(variables: Variables) -> Masks:
-    """Every leaf with two axes or more may lose weights."""
+    """The default candidates: all weights of leaves with two axes or more."""
     parameters = parameters_of(variables)
     return parameters.tree(
         [np.ones(v.shape, bool) if v.ndim > 1 else None for v in parameters.values]
@@ -168,7 +183,7 @@ def _kernels(variables: Variables) -> Masks:
 
 
 def _flat_masks(variables: Variables, masks: Masks, otherwise: bool) -> np.ndarray:
-    """Masks of all parameters side by side; None leaves are `otherwise`.
+    """Bool [parameters]: masks of all leaves, flattened; None leaves are `otherwise`.
 
     Raises:
         StructureError: masks of another net.
@@ -190,7 +205,7 @@ def _flat_masks(variables: Variables, masks: Masks, otherwise: bool) -> np.ndarr
 
 
 def _split(variables: Variables, flat: np.ndarray) -> list[np.ndarray]:
-    """The parts of all parameters side by side, each in its shape."""
+    """A vector of all parameters taken apart into arrays of their shapes."""
     values = parameters_of(variables).values
     ends = np.cumsum([value.size for value in values])[:-1]
     return [part.reshape(value.shape) for part, value in zip(np.split(flat, ends), values)]

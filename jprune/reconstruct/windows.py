@@ -1,4 +1,4 @@
-"""What consumers read and say, at sampled positions of calibration images."""
+"""Inputs and outputs of layers, at sampled positions of calibration images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,16 +15,19 @@ Look = Callable[[Variables, Any, jax.Array], dict[str, "Windows"]]
 
 
 class Windows(NamedTuple):
-    """One call site of a layer, at sampled positions: rows are examples times positions."""
+    """One call site of a layer, at sampled positions: rows are examples times positions.
+
+    Attributes:
+        inputs: [rows, channels, window], or None where they were not wanted.
+        outputs: [rows, outputs], before the bias.
+        norm: [rows, outputs]: after bias and norm.
+        join: [rows, outputs]: the sum that `norm` is added to directly; None where there is none.
+    """
 
     inputs: Any
-    """[rows, channels, window], or None where nobody asked."""
     outputs: Any
-    """[rows, outputs], before the bias."""
     norm: Any = None
-    """[rows, outputs]: behind bias and norm."""
     join: Any = None
-    """[rows, outputs]: the sum that `norm` goes into at once; None where there is none."""
 
 
 def sites_of(groups: Groups, kernels: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -39,14 +42,14 @@ def sites_of(groups: Groups, kernels: Iterable[str]) -> dict[str, tuple[str, ...
 def look(
     fn: Callable[..., Any], groups: Groups, sites: Sequence[str], points: int, inputs: bool = True
 ) -> Look:
-    """A jitted function that sees what layers read and say.
+    """A jitted function that returns inputs and outputs of layers at sampled positions.
 
     Args:
         fn: the function that was traced.
         groups: from `trace`.
         sites: names of call sites of plain kernels, [window..., inputs, outputs].
-        points: positions an example, drawn without repetition; all where there are fewer.
-        inputs: whether what is read is wanted.
+        points: positions per example, drawn without repetition; all where there are fewer.
+        inputs: whether the layers' inputs are wanted.
 
     Returns:
         `(variables, image, key) -> {site: Windows}`. The same key draws the same positions
@@ -68,45 +71,51 @@ def look(
     kinds = ("in", "out", "norm", "act", "join")
 
     def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
-        key, seen = carry
+        # One key per site: its input and its outputs are drawn at the same positions.
+        key, samples = carry
         if site.layer not in wanted or (site.kind == "in" and not inputs):
             return value, carry
-        mine = jax.random.fold_in(key, number[site.layer])
+        site_key = jax.random.fold_in(key, number[site.layer])
         if site.kind == "in":
             dense = not groups.layers[site.kernel].window
-            here = _dense_windows(site, value) if dense else _windows(site, value)
-            seen = {**seen, (site.layer, "in"): here(mine, points)}
-        elif site.kind != "join" or (site.layer, "act") not in seen:
-            seen = {**seen, (site.layer, site.kind): _at_points(value, site.axis, mine, points)}
-        return value, (key, seen)
+            window_sampler = _dense_windows(site, value) if dense else _windows(site, value)
+            samples = {**samples, (site.layer, "in"): window_sampler(site_key, points)}
+        # A sum behind a nonlinearity is not one that the norm goes into directly.
+        elif site.kind != "join" or (site.layer, "act") not in samples:
+            samples = {
+                **samples,
+                (site.layer, site.kind): _at_points(value, site.axis, site_key, points),
+            }
+        return value, (key, samples)
 
     run = intercept(fn, groups, handler, kinds)
 
     @jax.jit
     def see(variables: Variables, image: Any, key: jax.Array) -> dict[str, Windows]:
-        _, (_, seen) = run(variables, (key, {}), image)
-        return {site: _gathered(seen, site) for site in sites}
+        _, (_, samples) = run(variables, (key, {}), image)
+        return {site: _gathered(samples, site) for site in sites}
 
     return see
 
 
-def _gathered(seen: Mapping[tuple[str, str], Any], site: str) -> Windows:
-    found = {kind: seen.get((site, kind)) for kind in ("in", "out", "norm", "join")}
-    join, norm = found["join"], found["norm"]
+def _gathered(samples: Mapping[tuple[str, str], Any], site: str) -> Windows:
+    by_kind = {kind: samples.get((site, kind)) for kind in ("in", "out", "norm", "join")}
+    join, norm = by_kind["join"], by_kind["norm"]
     if join is None or norm is None or join.shape != norm.shape:
         join = None
-    return Windows(found["in"], found["out"], norm, join)
+    return Windows(by_kind["in"], by_kind["out"], norm, join)
 
 
 def _drawn(key: jax.Array, examples: int, positions: int, points: int) -> jax.Array:
-    """[examples, points] numbers of positions."""
+    """[examples, points]: numbers of the positions drawn for every example."""
     if points >= positions:
         return jnp.broadcast_to(jnp.arange(positions), (examples, positions))
+    # The places of the largest of uniform numbers: draws without repetition, in one call.
     return jax.lax.top_k(jax.random.uniform(key, (examples, positions)), points)[1]
 
 
 def _at_points(value: Any, axis: int, key: jax.Array, points: int) -> jax.Array:
-    """[rows, channels] of a site's value."""
+    """[rows, channels]: a site's values at the drawn positions."""
     last = jnp.moveaxis(value, axis, -1)
     flat = last.reshape(last.shape[0], -1, last.shape[-1])
     drawn = _drawn(key, flat.shape[0], flat.shape[1], points)
@@ -114,36 +123,41 @@ def _at_points(value: Any, axis: int, key: jax.Array, points: int) -> jax.Array:
 
 
 def _dense_windows(site: Site, value: Any) -> Callable[[jax.Array, int], jax.Array]:
-    def here(key: jax.Array, points: int) -> jax.Array:
+    def sample(key: jax.Array, points: int) -> jax.Array:
         return _at_points(value, site.axis, key, points)[..., None]
 
-    return here
+    return sample
 
 
 def _windows(site: Site, value: Any) -> Callable[[jax.Array, int], jax.Array]:
-    """Windows of a convolution, gathered where they are drawn: all of them cost 15 convolutions."""
+    """A sampler of a convolution's windows: [rows, channels, window] at the drawn positions.
 
-    def here(key: jax.Array, points: int) -> jax.Array:
+    Only those are gathered, since all windows of a layer would cost as much as 15 convolutions.
+    """
+
+    def sample(key: jax.Array, points: int) -> jax.Array:
         last = jnp.moveaxis(value, site.axis, -1)
         examples, *places, channels = last.shape
         pixels = int(np.prod(places))
-        # The windows of the pixels' own numbers, counted from 1, say where each tap reads; 0 is the
-        # padding. float32 counts to 16 million.
+        # Which pixel does each tap read? The layer's own patches of an image whose pixels are their
+        # numbers 1, 2, ... tell, whatever stride and dilation; 0 is padding. float32 is exact up to
+        # 16 million.
         numbers = jnp.arange(1, pixels + 1, dtype=jnp.float32).reshape(1, *places, 1)
         taps = site.patches(jnp.moveaxis(numbers, -1, site.axis)).astype(int)
-        taps = taps.reshape(-1, taps.shape[-1])
+        taps = taps.reshape(-1, taps.shape[-1])  # [positions, window]
         drawn = taps[_drawn(key, examples, taps.shape[0], points)]
         flat = jnp.pad(last.reshape(examples, pixels, channels), ((0, 0), (1, 0), (0, 0)))
+        # [examples, points, window, channels] -> [examples * points, channels, window]
         read = flat[jnp.arange(examples)[:, None, None], drawn]
         return jnp.swapaxes(read, 2, 3).reshape(-1, channels, taps.shape[-1])
 
-    return here
+    return sample
 
 
 def collect(
     see: Look, variables: Variables, images: Sequence[Any], key: jax.Array
 ) -> dict[str, Windows]:
-    """What a net's layers read and say over all calibration images, on the host.
+    """Inputs and outputs of a net's layers over all calibration images, on the host.
 
     Args:
         see: from `look`.
@@ -162,24 +176,24 @@ def collect(
         jax.tree.map(np.asarray, see(variables, jnp.asarray(image), jax.random.fold_in(key, n)))
         for n, image in enumerate(images)
     ]
-    found = jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)
-    for site, windows in found.items():
+    collected = jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)
+    for site, windows in collected.items():
         if not np.isfinite(windows.outputs).all():
             raise errors.ArgumentError(
                 f"the outputs of {site} on calibration images are not finite. Check the net and "
                 "its data before pruning."
             )
-    return found
+    return collected
 
 
 def aimed(now: Windows, dense: Windows) -> np.ndarray:
-    """What a layer should say, so that what follows is what it was in the dense net.
+    """Target outputs of a layer: those that make the following layers read what they did before.
 
-    That is the dense net's output, but for a layer whose norm goes into a sum at once: there it is
-    Y1 - Y1' + Y2 (Y2 the branch, Y1 and Y1' the shortcut before and after earlier pruning), taken
-    back through the norm. The norm is a scale a and a shift per channel, so that is what the layer
-    says now, plus the error of the sum over a. Channels with a = 0 say nothing; they keep the dense
-    target.
+    That is the dense net's output, except for a layer whose norm is added to a sum directly. There
+    the target after the norm is Y1 - Y1' + Y2 (Y2 the branch, Y1 and Y1' the shortcut before and
+    after earlier pruning), and the norm is inverted: it is a scale a and a shift per channel, so
+    the target is the present output plus the error of the sum divided by a. Channels with a = 0
+    cannot change the sum; they keep the dense target.
 
     Returns:
         [rows, outputs], float64.
@@ -187,9 +201,11 @@ def aimed(now: Windows, dense: Windows) -> np.ndarray:
     if now.join is None or dense.join is None:
         return np.asarray(dense.outputs, np.float64)
     outputs, norm = np.asarray(now.outputs, np.float64), np.asarray(now.norm, np.float64)
+    # norm = a outputs + b holds exactly; a is its regression slope, cov(outputs, norm) / var.
     centred = outputs - outputs.mean(axis=0)
     spread = (centred**2).sum(axis=0)
     scale = (centred * norm).sum(axis=0) / np.where(spread > 0, spread, 1)
+    # (Y1 + Y2) - (Y1' + Y2'), Y2' the branch as it is now.
     error = np.asarray(dense.join, np.float64) - now.join
     open_channels = np.abs(scale) > 1e-6 * np.abs(scale).max(initial=0)
     through = np.where(open_channels, scale, 1)

@@ -1,12 +1,12 @@
-"""Search: which shapes a net might have, asked for in rounds and told how good they were.
+"""Search: proposes shapes of a net in rounds, and is told their scores.
 
 Here belongs what chooses among shapes (widths, depths, image sizes) by their scores alone: a
-`Searcher` (`jprune.base`) asks for candidates, rows of genes, whoever runs it scores them, and what
-a net is is none of its business. What makes candidates into nets, and trains or evaluates them,
-stands in `jprune.recipes`; what is learned for all candidates at once in `jprune.learners`.
+`Searcher` (`jprune.base`) proposes candidates, which are rows of genes, and the caller scores them;
+a searcher knows nothing of nets. Candidates are made into nets, trained and evaluated in
+`jprune.recipes`; what is learned for all candidates at once is in `jprune.learners`.
 
-Read `evolution.py` first. `_space.py` says where is searched, and under which budget.
-`polynomial.py` searches by a model of the score: fitted to a few points, solved for its optimum.
+Read `evolution.py` first. `_space.py` has the space of candidates and the window on their cost.
+`polynomial.py` fits a model of the score to a few points and solves for its optimum.
 """
 
 from jprune.search._space import Space

@@ -17,21 +17,25 @@ from jprune.base import Searcher
 from jprune.search._space import Space, check, draw
 
 TRIES = 40
-"""Blocks of offspring that are drawn before the places that are left go to random candidates."""
+"""Blocks of offspring that are drawn before unfilled places go to random candidates."""
 
 
 class SearchState(NamedTuple):
-    """All that was tried so far."""
+    """All candidates tried so far, in arrays of fixed size.
+
+    Attributes:
+        seed: [k] bits of the key.
+        round: number of the round, from 0.
+        tried: how many candidates have a score.
+        genes: int [generations * population, genes].
+        scores: [generations * population]; -inf where there is none yet.
+    """
 
     seed: jax.Array
-    """[k] bits of the key."""
     round: jax.Array
     tried: jax.Array
-    """How many candidates have a score."""
     genes: jax.Array
-    """Int [all that may be tried, genes]."""
     scores: jax.Array
-    """[the same]; -inf where there is none yet."""
 
 
 def evolution(
@@ -43,14 +47,14 @@ def evolution(
     crossovers: int = 25,
     probability: float = 0.1,
 ) -> Searcher:
-    """Mutants and crossovers of the best so far, and random members where places are left.
+    """Mutants and crossovers of the best so far; random members fill the places that remain.
 
     A mutant is a parent whose genes are each shifted, with a probability, by 1 .. options - 1
-    (round the end), so a mutated gene is another one. A crossover takes every gene from one of two
-    parents. Offspring outside of the window, or tried before, is drawn again.
+    modulo options, so that a mutated gene always changes. A crossover takes every gene from one of
+    two parents. Offspring outside of the window, or tried before, is drawn again.
 
     Args:
-        space: where is searched.
+        space: the space of candidates.
         generations: rounds that the state has room for.
         population: candidates in a round.
         parents: the best so far that have offspring.
@@ -99,27 +103,30 @@ def evolution(
     def ask(state: SearchState) -> np.ndarray:
         genes, scores, count = np.asarray(state.genes), np.asarray(state.scores), int(state.tried)
         room = min(population, len(genes) - count)
+        # Draws depend on (seed, round) alone: a search that is resumed proposes the same.
         rng = np.random.default_rng([*np.asarray(state.seed).tolist(), int(state.round)])
         taken = {tuple(row) for row in genes[:count].tolist()}
         best = genes[np.argsort(-scores[:count], kind="stable")[:parents]]
-        found: list[list[int]] = []
+        offspring: list[list[int]] = []
 
         def take(draws: Callable[[], np.ndarray], wanted: int) -> None:
-            goal = min(room, len(found) + wanted)
+            # Drawn in blocks, because most draws miss the window; it ends after TRIES blocks.
+            goal = min(room, len(offspring) + wanted)
             for _ in range(TRIES):
-                if len(found) >= goal:
+                if len(offspring) >= goal:
                     return
                 block = draws()
                 for row in block[space.inside(block)].tolist():
-                    if len(found) < goal and tuple(row) not in taken:
+                    if len(offspring) < goal and tuple(row) not in taken:
                         taken.add(tuple(row))
-                        found.append(row)
+                        offspring.append(row)
 
+        # Random members also take the places of offspring that missed the window or was not new.
         if count:
             take(lambda: mutated(best, options, probability, rng, 2 * population), mutants)
             take(lambda: crossed(best, rng, 2 * population), crossovers)
         take(lambda: draw(space, rng, 2 * population), room)
-        return np.asarray(found, int).reshape(-1, len(options))
+        return np.asarray(offspring, int).reshape(-1, len(options))
 
     return Searcher(init, ask, _told, _best)
 
@@ -131,7 +138,7 @@ def mutated(
     rng: np.random.Generator,
     count: int,
 ) -> np.ndarray:
-    """Parents [n, genes], drawn evenly, whose genes are shifted with a probability.
+    """Copies of parents [n, genes], drawn uniformly, with genes shifted at random.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -139,18 +146,20 @@ def mutated(
         True
     """
     chosen = parents[rng.integers(0, len(parents), count)]
+    # gene <- (gene + shift) mod options, shift in 1 .. options - 1, with the probability given.
     shift = rng.integers(1, np.maximum(options, 2), chosen.shape)
     return np.where(rng.random(chosen.shape) < probability, (chosen + shift) % options, chosen)
 
 
 def crossed(parents: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
-    """Every gene from one of two parents [n, genes], both drawn evenly."""
+    """Children of parents [n, genes]: every gene from one of two, both drawn uniformly."""
+    # [2, count, genes]: two parents per child; a gene comes from either with probability 1/2.
     pairs = parents[rng.integers(0, len(parents), (2, count))]
     return np.where(rng.random(pairs[0].shape) < 0.5, *pairs)
 
 
 def _told(state: SearchState, candidates: np.ndarray, scores: np.ndarray) -> SearchState:
-    """A score that is not a number is the worst."""
+    """The state with the candidates' scores added; NaN counts as the worst score."""
     count, new = int(state.tried), len(candidates)
     values = jnp.nan_to_num(jnp.asarray(scores, jnp.float32), nan=-jnp.inf, neginf=-jnp.inf)
     return state._replace(
@@ -162,6 +171,6 @@ def _told(state: SearchState, candidates: np.ndarray, scores: np.ndarray) -> Sea
 
 
 def _best(state: SearchState) -> tuple[np.ndarray, float]:
-    """The first of the best."""
+    """The best candidate and its score; of equal ones the first."""
     place = int(np.argmax(np.asarray(state.scores)))
     return np.asarray(state.genes)[place], float(state.scores[place])

@@ -20,17 +20,20 @@ from jprune import errors
 SWEEPS = 2000
 """Sweeps of alternating least squares, at most."""
 STARTS = 12
-"""The optimum is looked for from so many of the best points of a grid."""
+"""Number of grid points, the best ones, from which the optimum is searched."""
 
 
 class Polynomial(NamedTuple):
-    """A sum of products of univariate polynomials."""
+    """A sum of products of univariate polynomials.
+
+    Attributes:
+        factors: for each dimension [rank, degree + 1] coefficients, lowest power first.
+    """
 
     factors: tuple[np.ndarray, ...]
-    """A dimension each: [rank, degree + 1] coefficients, lowest power first."""
 
     def parts(self, points: np.ndarray) -> list[np.ndarray]:
-        """A dimension each: H at points [n, dimensions], [n, rank]."""
+        """For each dimension H(x_d; s_q), [n, rank], at points [n, dimensions]."""
         points = np.asarray(points, float)
         return [
             _powers(points[:, place], factor.shape[1]) @ factor.T
@@ -39,6 +42,7 @@ class Polynomial(NamedTuple):
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """[n] values at points [n, dimensions]."""
+        # F(x) = sum over q of the product over dimensions of H
         return np.prod(self.parts(points), axis=0).sum(axis=1)
 
     def gradient(self, points: np.ndarray) -> np.ndarray:
@@ -46,6 +50,7 @@ class Polynomial(NamedTuple):
         points, parts = np.asarray(points, float), self.parts(points)
         columns = []
         for place, factor in enumerate(self.factors):
+            # dF/dx_d = sum over q of H'(x_d) times the other H, with H'(x) = sum of i s_i x^(i-1)
             slopes = factor[:, 1:] * np.arange(1, factor.shape[1])
             inner = _powers(points[:, place], slopes.shape[1]) @ slopes.T
             others = np.prod([p for i, p in enumerate(parts) if i != place], axis=0)
@@ -59,18 +64,18 @@ def _powers(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def fit(points: np.ndarray, values: np.ndarray, degree: int = 3, rank: int = 1) -> Polynomial:
-    """Least squares by turns: the coefficients of one dimension while the others are held.
+    """Alternating least squares: one dimension's coefficients at a time, the others held.
 
-    A dimension with fewer different values than degree + 1 gets the degree that they determine.
+    A dimension with n different values, fewer than degree + 1, gets degree n - 1.
 
     Args:
         points: [n, dimensions].
         values: [n].
         degree: of every univariate polynomial.
-        rank: products that are summed.
+        rank: number of products that are summed.
 
     Returns:
-        The polynomial. Of several products, the q-th begins as a power q of every variable.
+        The polynomial. The sweeps start from x^q in every variable for the q-th product.
 
     Raises:
         ArgumentError: a degree or rank below 1, not a value a point, or numbers that are not
@@ -78,8 +83,8 @@ def fit(points: np.ndarray, values: np.ndarray, degree: int = 3, rank: int = 1) 
 
     Example:
         >>> points = np.array([(x, y) for x in (0.4, 0.7, 1.0) for y in (0.5, 0.6, 1.0)])
-        >>> found = fit(points, (1 - points[:, 0] ** 2) * (1 + points[:, 1]), degree=2)
-        >>> found(np.array([[0.5, 0.8]])).round(6)
+        >>> fitted = fit(points, (1 - points[:, 0] ** 2) * (1 + points[:, 1]), degree=2)
+        >>> fitted(np.array([[0.5, 0.8]])).round(6)
         array([1.35])
     """
     points, values = np.asarray(points, float), np.asarray(values, float)
@@ -96,11 +101,13 @@ def fit(points: np.ndarray, values: np.ndarray, degree: int = 3, rank: int = 1) 
     for _ in range(SWEEPS):
         for place, count in enumerate(counts):
             parts = Polynomial(tuple(factors)).parts(points)
+            # F is linear in this dimension's s_q: F_n = sum over q, i of (others_nq x_n^i) s_qi.
             others = np.prod([p for i, p in enumerate(parts) if i != place], axis=0)
             design = others[:, :, None] * _powers(points[:, place], count)[:, None]
-            found = np.linalg.lstsq(design.reshape(len(points), -1), values, rcond=None)[0]
-            factors[place] = found.reshape(rank, count)
-        # Only products matter: scales are evened out, so that none runs away.
+            coefficients = np.linalg.lstsq(design.reshape(len(points), -1), values, rcond=None)[0]
+            factors[place] = coefficients.reshape(rank, count)
+        # A factor times c and another over c are the same F: their norms are set to the geometric
+        # mean, or one would grow and another vanish over the sweeps.
         sizes = np.array([np.linalg.norm(factor, axis=1) for factor in factors])
         even = np.exp(np.log(np.maximum(sizes, 1e-300)).mean(axis=0))
         factors = [
@@ -117,15 +124,16 @@ def fit(points: np.ndarray, values: np.ndarray, degree: int = 3, rank: int = 1) 
 def optimum(
     polynomial: Polynomial, powers: Sequence[float], budget: float, low: Sequence[float]
 ) -> np.ndarray:
-    """Where a polynomial is largest, in a box and under a budget: max F, prod x_i^p_i <= T.
+    """The maximum of a polynomial in a box and under a budget: max F(x), prod x_i^p_i <= T.
 
     Solved in u = log x, where the budget is the half-space p . u <= log T, from the best points of
-    a grid: a stationary point alone may be a minimum. Inside the box the solution fulfils
-    x_i F_i / p_i = the same for all i, and the budget is used up unless F is largest below it.
+    a grid, since a stationary point alone may be a minimum. Inside the box the solution satisfies
+    x_i F_i / p_i = mu, the same for all i, and the budget is used up unless F has its maximum
+    below it.
 
     Args:
-        polynomial: what is made large; it means something only where it was fitted.
-        powers: of the cost in every dimension; (1, 2, 2) for depth, width and resolution.
+        polynomial: F; values outside the fitted region mean nothing.
+        powers: exponents p of the cost C = prod x_i^p_i; (1, 2, 2) for depth, width, resolution.
         budget: T, a fraction of the whole.
         low: the lower corner of the box, above 0; the upper one is 1.
 
@@ -154,6 +162,7 @@ def optimum(
         )
     goal, bottom = np.log(budget), np.log(corner)
     scale = max(1e-12, float(np.abs(polynomial(np.ones((1, len(corner)))))[0]))
+    # Minimised: -F(exp u) / |F(1)|, so that SLSQP's tolerances fit any scale. dF/du_i = F_i x_i.
     value = lambda u: -float(polynomial(np.exp(u)[None])[0]) / scale
     slope = lambda u: -polynomial.gradient(np.exp(u)[None])[0] * np.exp(u) / scale
     inside = {
@@ -161,23 +170,28 @@ def optimum(
         "fun": lambda u: goal - exponents @ u,
         "jac": lambda u: -exponents,
     }
-    found = []
+    feasible = []
     for start in _starts(polynomial, exponents, goal, bottom):
         done = minimize(
             value, start, jac=slope, method="SLSQP", constraints=[inside],
             bounds=[(b, 0.0) for b in bottom], options={"ftol": 1e-16, "maxiter": 500},
         )  # fmt: skip
         point = np.clip(done.x, bottom, 0.0)
+        # The start counts too: SLSQP may end at a worse point, or outside by rounding.
         for u in (point, start):
             if exponents @ u <= goal + 1e-9:
-                found.append((value(u), u))
-    return np.exp(min(found, key=lambda pair: pair[0])[1])
+                feasible.append((value(u), u))
+    return np.exp(min(feasible, key=lambda pair: pair[0])[1])
 
 
 def _starts(
     polynomial: Polynomial, exponents: np.ndarray, goal: float, bottom: np.ndarray
 ) -> list[np.ndarray]:
-    """The best points of a grid in u, moved to the budget on their lines to the lower corner."""
+    """The best points of a grid in u; points above the budget are first moved onto it.
+
+    A point u moves along the line to the lower corner b, to b + t (u - b) with cost log T:
+    t = (log T - p . b) / (p . u - p . b).
+    """
     axes = [np.linspace(b, 0.0, 7) for b in bottom]
     starts = []
     for u in map(np.array, itertools.product(*axes)):

@@ -1,4 +1,4 @@
-"""Which widths a net may have, and which of them are under a budget: what is searched."""
+"""The search space of widths: which widths a net may have, and which meet a budget."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,12 +14,21 @@ from jprune.learners import Hypernetwork, Menu, hypernetwork, menu
 from jprune.search._space import Space, check
 
 BLOCK = 128
-"""Candidates that are costed at once; a fixed number, for one compilation."""
+"""Candidates that are costed at once; a fixed number, so that one compilation serves all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Widths:
-    """Which widths there are, and which of them are under the budget; see `metapruning`."""
+    """Which widths each group may have, and which nets of such widths meet the budget.
+
+    Attributes:
+        budget: what the net may cost; also floors and multiples of the widths.
+        options: widths on the menu of each group.
+        least: the smallest width, as a fraction of the group.
+        hidden: hidden units of the hypernetwork.
+        vectors: how the hypernetwork's inputs are made; see `jprune.learners.hypernetwork`.
+        window: candidates cost between (1 - window) and 1 times the budget.
+    """
 
     budget: Budget
     options: int = 31
@@ -29,24 +38,25 @@ class Widths:
     window: float = 0.05
 
     def menu(self, groups: Groups) -> Menu:
-        """Widths of all groups that the budget's floors do not leave whole."""
-        found = {
+        """The menus of all groups that the budget's floors allow to be narrowed."""
+        menus = {
             name: self._allowed(name, size)
             for name, size in groups.sizes.items()
             if size > self.budget.floors.get(name, 0)
         }
-        sizes = np.array([groups.sizes[name] for name in found], int)
-        widths = np.array([*found.values()], int).reshape(-1, self.options)
-        return Menu(tuple(found), sizes, widths)
+        sizes = np.array([groups.sizes[name] for name in menus], int)
+        widths = np.array([*menus.values()], int).reshape(-1, self.options)
+        return Menu(tuple(menus), sizes, widths)
 
     def _allowed(self, name: str, size: int) -> list[int]:
         """The menu of a group, with the budget's floors and multiples."""
+        # An allocator turns every width into one that is allowed: the rules stand in one place.
         among = {name: np.zeros(size)}
         blank = dict.fromkeys(Budget.KINDS)
         at = lambda width: dataclasses.replace(self.budget, **{**blank, "density": width / size})
         wanted = menu(size, self.options, self.least)
-        kept: list[Any] = [allocate.uniform(among, at(width))[name] for width in wanted]
-        return [int(mask.sum()) for mask in kept]
+        masks: list[Any] = [allocate.uniform(among, at(width))[name] for width in wanted]
+        return [int(mask.sum()) for mask in masks]
 
     def hypernetwork(self, task: Task, groups: Groups) -> Hypernetwork:
         """The hypernetwork of the net."""
@@ -55,9 +65,11 @@ class Widths:
     def space(
         self, groups: Groups, cost: CostModel
     ) -> tuple[Space, Callable[[np.ndarray], np.ndarray]]:
-        """The space of the search, and `widths(genes)`: a gene is one of a group's widths."""
+        """The space of the search, and `widths(genes)`, the widths that genes stand for."""
         options = self.menu(groups)
         price = price_of(groups, cost, options, self.budget)
+        # Rounding to multiples may give a width twice: genes count different widths only. Shorter
+        # menus are padded, so that one table serves all groups; no gene points at the padding.
         choices = [np.unique(row) for row in options.widths]
         longest = max((len(row) for row in choices), default=0)
         table = np.array([np.pad(row, (0, longest - len(row)), mode="edge") for row in choices])
@@ -94,20 +106,21 @@ def price_of(
     if budget.kind == "density":
         whole = sum(sizes.values())
         return lambda widths: (widths.sum(axis=1) + whole - options.sizes.sum()) / whole
-    # Refuses what the model does not measure.
+    # Raises if the cost model does not measure this budget's unit.
     allocate.price_of({name: np.ones(size) for name, size in sizes.items()}, budget, model)
 
     @jax.jit
     @jax.vmap
     def cost(widths: jax.Array) -> jax.Array:
-        found = model({name: widths[place] for place, name in enumerate(options.names)})
-        return jnp.asarray(found.params if budget.kind == "params" else found.macs, jnp.float32)
+        total = model({name: widths[place] for place, name in enumerate(options.names)})
+        return jnp.asarray(total.params if budget.kind == "params" else total.macs, jnp.float32)
 
     def costs(widths: np.ndarray) -> np.ndarray:
+        # Filled up to whole blocks by repeating candidates; what they cost is cut off again.
         padded = np.resize(widths, (-(-len(widths) // BLOCK) * BLOCK, widths.shape[1]))
         blocks = padded.astype(np.float32).reshape(-1, BLOCK, widths.shape[1])
-        found = np.concatenate([np.asarray(cost(block), float) for block in blocks])
-        return found[: len(widths)]
+        prices = np.concatenate([np.asarray(cost(block), float) for block in blocks])
+        return prices[: len(widths)]
 
     dense = costs(options.sizes[None])[0]
     return lambda widths: costs(widths) / dense
