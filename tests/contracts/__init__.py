@@ -1,5 +1,5 @@
 """Contract tables: one row a method, a spelling of a net or a mechanism, one claim for all rows.
 
-What stands in a `KNOWN` table is wrong today: {row: what differs, and the line that guesses}. Such
-a test must fail; whoever mends it takes its row out.
+What a module names in `KNOWN` is wrong today: {name of a test: what differs, and where jprune
+guesses}. Such a test must fail (`conftest.py`), so whoever mends it takes its line out.
 """

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from jprune import errors, recipes
 from jprune.base import Budget, Data, Pruned, Task
@@ -144,26 +143,6 @@ def trouble(recipe, task) -> str:
 
 OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 """Budgets of methods that take no density."""
-
-
-def rows(table, known):
-    """Parameters of a test; what is known to be wrong must fail.
-
-    Args:
-        table: values, or tuples of them.
-        known: {value or tuple: what is wrong}; a row that is not in the table is an error.
-    """
-    table = list(table)
-    if stale := [row for row in known if row not in table]:
-        raise LookupError(f"KNOWN has rows that no test has: {stale}")
-    return [
-        pytest.param(
-            *(row if isinstance(row, tuple) else (row,)),
-            marks=pytest.mark.xfail(strict=True, reason=known[row]) if row in known else (),
-            id="-".join(row) if isinstance(row, tuple) else row,
-        )
-        for row in table
-    ]
 
 
 # ---- plain nets ---------------------------------------------------------------------------------
