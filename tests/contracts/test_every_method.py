@@ -1,0 +1,128 @@
+"""Every method on one net in six spellings: the same masks and weights, or the same refusal.
+
+The dense net is not trained, where a method can do without; fine-tuning has two steps, with decay.
+Keys, data and numbers are the same, so whatever differs is read off ranks, axes or names.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from jprune import errors, recipes
+from jprune.base import Budget, Pruned
+from jprune.train.net import are_units
+from tests.contracts import own, spellings
+
+KNOWN: dict[str, str] = {}
+
+DRAWN: dict[str, str] = {}
+"""{method whose numbers depend on the order or the shape of leaves: why}; counts are compared."""
+
+TRAINED = ("edge_popup", "lottery_ticket", "metapruning", "scratch_e", "scratch_b", "variational")
+"""Methods that have no recipe without the dense training."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "metapruning": {
+        "generations": 2,
+        "population": 4,
+        "parents": 2,
+        "mutants": 2,
+        "crossovers": 2,
+        "recalibrate": 2,
+    },
+    "lottery_ticket": {"rounds": 1},
+    "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
+    "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
+    "taylor": {"rounds": 1},
+    "han": {"rounds": 1},
+    "obd": {"rounds": 1, "batches": 2},
+    "obs": {"batches": 2},
+    **{
+        method: {"recalibrate": 2, "batches": 2}
+        for method in ("c_obd", "c_obs", "kron_obd", "kron_obs", "eigendamage")
+    },
+}
+"""What makes a method short."""
+
+
+class Outcome(NamedTuple):
+    """What a method makes of the net, in canonical names."""
+
+    refusal: str | None
+    """The type of the error."""
+    masks: dict[str, np.ndarray]
+    """{group, branch or leaf: what is kept}."""
+    held: dict[str, int]
+    """{leaf: numbers that it holds}, whatever form it has."""
+    values: dict[str, np.ndarray]
+    """{leaf: values}, of those that are arrays; 0 where they are masked."""
+
+
+@functools.lru_cache(maxsize=2)
+def outcome(method: str, name: str) -> Outcome:
+    """What a method makes of a spelling; an error after the first training batch is raised."""
+    spelling, drawn = spellings.of(name), []
+    task = own.watched(spelling.task, drawn)
+    try:
+        recipe = own.recipe_of(
+            method,
+            own.OF_ITS_OWN.get(method, Budget(macs=0.6)),
+            dense=method in TRAINED,
+            **OPTIONS.get(method, {}),
+        )
+        pruned = own.run(recipe, task)
+    except errors.JpruneError as error:
+        if drawn:
+            raise
+        return Outcome(type(error).__name__, {}, {}, {})
+    return Outcome(
+        None,
+        masks_of(spelling, pruned),
+        held(spelling, pruned),
+        spelling.canonical(pruned.variables),
+    )
+
+
+def masks_of(spelling: spellings.Spelling, pruned: Pruned) -> dict[str, np.ndarray]:
+    if pruned.masks is None:
+        return {}
+    if are_units(recipes.groups_of(spelling.task), pruned.masks):
+        names = spelling.groups()
+        return {names[name]: np.asarray(mask) for name, mask in pruned.masks.items()}
+    return spelling.canonical(pruned.masks)
+
+
+def held(spelling: spellings.Spelling, pruned: Pruned) -> dict[str, int]:
+    sizes = {path: array.size for path, array in own.by_path(pruned.variables).items()}
+    below = lambda path, of: path == of or path.startswith(f"{of}/")
+    return {
+        name: sum(size for path, size in sizes.items() if below(path, leaf.path))
+        for name, leaf in spelling.leaves.items()
+    }
+
+
+def counts(masks: dict[str, np.ndarray]) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+@pytest.mark.parametrize("name", spellings.MAKERS)
+@pytest.mark.parametrize("method", recipes.METHODS)
+def test_a_method_does_the_same_to_every_spelling(method, name):
+    right, found = outcome(method, "nnx"), outcome(method, name)
+    assert found.refusal == right.refusal
+    assert counts(found.masks) == counts(right.masks)
+    assert found.held == right.held
+    if method in DRAWN:
+        return
+    for leaf, mask in right.masks.items():
+        np.testing.assert_array_equal(found.masks[leaf], mask, err_msg=leaf)
+    assert found.values.keys() == right.values.keys()
+    for leaf, values in right.values.items():
+        np.testing.assert_allclose(found.values[leaf], values, atol=1e-3, err_msg=leaf)
+
+
+def test_something_is_pruned():
+    """Most methods take this net, so that the table compares more than refusals."""
+    assert jax.tree.leaves(outcome("l1", "nnx").masks)
