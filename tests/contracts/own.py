@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,29 @@ def trouble(recipe, task) -> str:
 
 OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 """Budgets of methods that take no density."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "metapruning": {
+        "generations": 2,
+        "population": 4,
+        "parents": 2,
+        "mutants": 2,
+        "crossovers": 2,
+        "recalibrate": 2,
+    },
+    "lottery_ticket": {"rounds": 1},
+    "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
+    "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
+    "taylor": {"rounds": 1},
+    "han": {"rounds": 1},
+    "obd": {"rounds": 1, "batches": 2},
+    "obs": {"batches": 2},
+    **{
+        method: {"recalibrate": 2, "batches": 2}
+        for method in ("c_obd", "c_obs", "kron_obd", "kron_obs", "eigendamage")
+    },
+}
+"""What makes a method short."""
 
 
 # ---- plain nets ---------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Keys, data and numbers are the same, so whatever differs is read off ranks, axes
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,28 +23,6 @@ DRAWN: dict[str, str] = {}
 
 TRAINED = ("edge_popup", "lottery_ticket", "metapruning", "scratch_e", "scratch_b", "variational")
 """Methods that have no recipe without the dense training."""
-OPTIONS: dict[str, dict[str, Any]] = {
-    "metapruning": {
-        "generations": 2,
-        "population": 4,
-        "parents": 2,
-        "mutants": 2,
-        "crossovers": 2,
-        "recalibrate": 2,
-    },
-    "lottery_ticket": {"rounds": 1},
-    "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
-    "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
-    "taylor": {"rounds": 1},
-    "han": {"rounds": 1},
-    "obd": {"rounds": 1, "batches": 2},
-    "obs": {"batches": 2},
-    **{
-        method: {"recalibrate": 2, "batches": 2}
-        for method in ("c_obd", "c_obs", "kron_obd", "kron_obs", "eigendamage")
-    },
-}
-"""What makes a method short."""
 
 
 class Outcome(NamedTuple):
@@ -70,7 +48,7 @@ def outcome(method: str, name: str) -> Outcome:
             method,
             own.OF_ITS_OWN.get(method, Budget(macs=0.6)),
             dense=method in TRAINED,
-            **OPTIONS.get(method, {}),
+            **own.OPTIONS.get(method, {}),
         )
         pruned = own.run(recipe, task)
     except errors.JpruneError as error:
