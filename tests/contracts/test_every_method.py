@@ -48,7 +48,7 @@ WRONG: dict[str, dict[str, str]] = {
     "edge_popup": {"equinox": PRUNED, "haiku": PRUNED},
     "eigendamage": dict.fromkeys(spellings.MAKERS, FORMS),
     "fbs": dict.fromkeys(spellings.MAKERS, FORMS),
-    "gal": {"equinox": SITES, "haiku": DECAY},
+    "gal": {"equinox": DECAY, "haiku": DECAY},
     "han": {"equinox": PRUNED, "haiku": PRUNED, "listed": LISTS},
     "c_obd": {"equinox": DECAY, "haiku": DECAY},
     "c_obs": {"equinox": FACTORS, "haiku": DECAY},
