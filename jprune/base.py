@@ -325,6 +325,12 @@ class Budget:
                 "at least 1. To remove whole layers, prune branches."
             )
 
+    def __hash__(self) -> int:
+        # Stages hold budgets, and equal stages share what was compiled; a mapping has no hash.
+        fractions = tuple(getattr(self, kind) for kind in self.KINDS)
+        floors = frozenset(self.floors.items())
+        return hash((fractions, self.min_units, self.multiple_of, floors))
+
     @property
     def kind(self) -> str:
         """Which of the five was given."""
