@@ -1,0 +1,94 @@
+"""The spellings are one net: the same function, the same training, the same groups."""
+
+import jax
+import numpy as np
+import pytest
+
+import jprune
+from tests.contracts import spellings
+from tests.contracts.own import KEY
+
+OTHERS = [name for name in spellings.MAKERS if name != "nnx"]
+
+
+KNOWN = {
+    "test_the_spellings_have_the_same_branches_and_sites[equinox]": "graph/look/sites.py stops at "
+    "the squeeze that vmap puts behind a convolution: no act, no join and so no branch",
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return spellings.images_and_labels()[0][:16]
+
+
+def outputs(spelling, images):
+    """Logits, logits of a training step, and the variables after it, in canonical names."""
+    task = spelling.task
+    variables = task.init(KEY)
+    trained, new = jax.jit(task.train_fn)(variables, images, KEY)
+    after = spelling.canonical(task.update(variables, new))
+    return jax.jit(task.fn)(variables, images), trained, after
+
+
+@pytest.mark.parametrize("name", spellings.MAKERS)
+def test_every_leaf_has_its_canonical_number(name):
+    spelling = spellings.of(name)
+    found = spelling.canonical(spelling.task.init(KEY))
+    right = spellings.numbers()
+    assert found.keys() == right.keys()
+    for leaf, value in right.items():
+        np.testing.assert_array_equal(found[leaf], value)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_spellings_compute_the_same_function_and_statistics(name, images):
+    right, found = (outputs(spellings.of(each), images) for each in ("nnx", name))
+    np.testing.assert_allclose(found[0], right[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], right[1], atol=1e-5)
+    moved = 0.0
+    for leaf, value in right[2].items():
+        np.testing.assert_allclose(found[2][leaf], value, atol=1e-5)
+        moved += np.abs(value - spellings.numbers()[leaf]).sum()
+    assert moved > 0.1, "a training step moves statistics"
+
+
+@pytest.mark.parametrize("name", spellings.MAKERS)
+def test_the_spellings_have_the_same_groups(name):
+    """The same units, and every leaf that they stand in, by the same canonical axes and roles."""
+    groups = traced(spellings.of(name))
+    names = spellings.of(name).groups()
+    assert {names[group]: size for group, size in groups.sizes.items()} == spellings.GROUPS
+    assert all(groups.exact.values())
+    assert places(name) == places("nnx")
+
+
+def traced(spelling):
+    task = spelling.task
+    return jprune.trace(task.fn, jax.eval_shape(task.init, KEY), task.example)
+
+
+def places(name):
+    """{(group, canonical leaf, canonical axis, roles)}."""
+    spelling = spellings.of(name)
+    groups, names = traced(spelling), spelling.groups()
+    leaves = {leaf.path: (canonical, leaf.axes) for canonical, leaf in spelling.leaves.items()}
+    found = set()
+    for group, of_group in groups.places.items():
+        for place in of_group:
+            if place.leaf in leaves:  # hidden averages are of Haiku alone
+                leaf, axes = leaves[place.leaf]
+                of_leaf = len(spellings.SHAPES[leaf])
+                axis = (axes.index(place.axis) if axes else place.axis) if of_leaf > 1 else 0
+                found.add((names[group], leaf, axis, place.roles))
+    return found
+
+
+@pytest.mark.parametrize("name", spellings.MAKERS)
+def test_the_spellings_have_the_same_branches_and_sites(name):
+    groups, names = traced(spellings.of(name)), spellings.of(name).groups()
+    assert {names[branch.name] for branch in groups.branches} == {"branch/b", "branch/d"}
+    found = [(site.kind, names[site.layer]) for site in groups.sites]
+    right = traced(spellings.of("nnx"))
+    names = spellings.of("nnx").groups()
+    assert found == [(site.kind, names[site.layer]) for site in right.sites]
