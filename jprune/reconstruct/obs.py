@@ -108,7 +108,7 @@ def obs(
     alive = _flat_masks(variables, masks, True)
     may_go = alive & _flat_masks(variables, chosen, False)
     # Pruned weights are no parameters any more: H is made, and inverted, without them.
-    blocks = [part[alive[part]] for part in blocks_of(variables, block)]
+    blocks = [part[alive[part]] for part in blocks_of(variables, block, layers)]
     inverse_blocks, before = inverses(fn, loss, variables, batches, blocks, alpha, rows or Rows())
     # float64 copies: the deletions write into them, the user's arrays stay.
     parts = [flat[part] for part in blocks]  # copies, written in place by the deletions
