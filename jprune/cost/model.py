@@ -4,19 +4,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jprune import errors
 from jprune.base import Cost, CostModel, Groups, Masks
 from jprune.cost.counts import Count, Counter, as_gates
 from jprune.graph.couple.interpret import Frame
-from jprune.graph.couple.roles import CONTRACTIONS, Uses, contracted_axes
+from jprune.graph.couple.roles import CONTRACTIONS, Uses
+from jprune.graph.layers import examples_in, kernel_axes
 from jprune.graph.look.branches import Needs, find_forks
 from jprune.graph.look.sites import find_spots
 from jprune.graph.trace import Coupling, check_leaves, couple, trace
-from jprune.jaxprs import Equation, Program, nested
+from jprune.jaxprs import Program, nested
 
 STATISTICS = {"mean", "var", "state"}
 
@@ -148,7 +147,7 @@ def cost_model(
     coupling = couple(fn, variables, *args, inline_remat=True, groups=groups)
     uses = coupling.uses
     counter = Counter(coupling, groups)
-    contractions = _contractions(coupling, uses, counter, _examples(args))
+    contractions = _contractions(coupling, uses, counter, examples_in(args))
     leaf_counts = _leaf_counts(coupling, uses, counter)
     sizes = {**groups.sizes, **{branch.name: 1 for branch in groups.branches}}
     owners = {
@@ -216,11 +215,6 @@ def cost(
     return cost_model(fn, variables, *args, groups=groups)({} if masks is None else masks)
 
 
-def _examples(args: tuple[Any, ...]) -> int:
-    leaves = [leaf for leaf in jax.tree.leaves(args) if np.ndim(leaf)]
-    return int(np.shape(leaves[0])[0]) if leaves else 1
-
-
 def _kept(groups: Groups, masks: Any) -> dict[str, Any]:
     """{path: weights kept} under weight masks; a None mask keeps its leaf."""
     try:
@@ -271,16 +265,17 @@ def _contractions(
             tuple(counter.axis(a, n) for a, n in zip(frame.labels[value], program.shape(value)))
             for value in (*equation.inputs, *equation.outputs)
         ]
-        positions, inputs, outputs, window = _parts(program, equation, side, counts)
+        axes = kernel_axes(program, equation, side)
+        kernel_shape = program.shape(equation.inputs[side])
         contractions.append(
             _Contraction(
                 "" if use is None else coupling.paths[use.leaf],
                 -1 if use is None else use.leaf,
                 times / examples,
-                window,
-                positions,
-                inputs,
-                outputs,
+                math.prod(kernel_shape[axis] for axis in axes.window),
+                tuple(counts[2][axis] for axis in axes.positions),
+                tuple(counts[side][axis] for axis in axes.inputs),
+                tuple(counts[side][axis] for axis in axes.outputs),
                 counts[1 - side],
                 counts[2],
                 counts[side],
@@ -301,24 +296,3 @@ def _walk(program: Program, frame: Frame, times: int = 1, outer: int | None = No
         # same: the last is counted.
         for body, body_frame in bodies[-1:] if equation.name == "cond" else bodies:
             yield from _walk(body.program, body_frame, times * body.turns, top)
-
-
-def _parts(program: Program, equation: Equation, side: int, counts: list[tuple[Count, ...]]):
-    """Counts of positions, contracted axes and kernel output axes, and the window."""
-    contracted = contracted_axes(equation)
-    # For dot_general ((contracted left, right), (batch left, right)), for convolutions specs that
-    # begin with (batch, feature) for data and (output, input) for the kernel.
-    numbers = equation.params["dimension_numbers"]
-    inputs = tuple(counts[side][axis] for axis in sorted(contracted[side]))
-    if equation.name == "conv_general_dilated":
-        kernel_shape = program.shape(equation.inputs[1])
-        window = math.prod(kernel_shape[axis] for axis in numbers.rhs_spec[2:])
-        places = (numbers.out_spec[0], *numbers.out_spec[2:])
-        positions = tuple(counts[2][axis] for axis in places)
-        return positions, inputs, (counts[1][numbers.rhs_spec[0]],), window
-    shared = (contracted[side], set(numbers[1][side]))
-    outputs = tuple(c for axis, c in enumerate(counts[side]) if not any(axis in s for s in shared))
-    positions = tuple(
-        c for axis, c in enumerate(counts[1 - side]) if axis not in contracted[1 - side]
-    )
-    return positions, inputs, outputs, 1

@@ -42,7 +42,7 @@ def gates_of(fn: Callable[..., Any], groups: Groups) -> Callable[..., tuple[Any,
         leaves = dynamic_leaves(variables)
 
         def handler(site: Site, value: Any, carry: dict[str, Any]) -> tuple[Any, Any]:
-            leaf = leaves.get(site.layer)
+            leaf = leaves.get(site.kernel)
             if leaf is None:
                 return value, carry
             if site.kind == "in":

@@ -27,8 +27,8 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Criterion, Groups, Scores, Variables
-from jprune.curvature.blocks import Factors, as_matrix, checked, damped, inverse
-from jprune.curvature.kfac import Layer, kfac
+from jprune.curvature.blocks import Factors, checked, damped, filters_of, inverse
+from jprune.curvature.kfac import KroneckerLayer, kfac
 from jprune.units import leaves_by_path
 
 Rows = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -122,17 +122,17 @@ def unit_scores(
     scores: dict[str, np.ndarray] = {}
     for name, places in groups.places.items():
         for place in places:
-            kernel = leaves[place.leaf]
             if "kernel" not in place.roles or place.leaf not in factors:
                 continue
-            # A producer has the unit on its output axis, the last one; consumers are skipped.
-            if place.axis != np.ndim(kernel) - 1:
+            # A producer has the unit on its output axis; consumers are skipped.
+            layer = groups.layers[place.leaf]
+            if place.axis not in layer.outputs:
                 continue
             a, s = checked(place.leaf, factors[place.leaf])
             # Only inverses need damping: S^-1 for both "obs" forms, A^-1 for c_obs alone.
             if form.endswith("obs"):
                 s, a = damped(s, damping), damped(a, damping) if form == "c_obs" else a
-            costs = rows(as_matrix(kernel), a, s)
+            costs = rows(filters_of(layer, leaves[place.leaf]), a, s)
             total = scores.setdefault(name, np.zeros(groups.sizes[name]))
             # Output n of the kernel is unit place.units[n], or none (-1). add.at, not +=: several
             # outputs may belong to one unit.
@@ -170,7 +170,7 @@ def kronecker(
     fn: Callable[..., Any],
     loss: Callable[..., Any],
     groups: Groups,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, KroneckerLayer],
     form: str,
     *,
     key: jax.Array | None = None,

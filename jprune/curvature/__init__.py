@@ -16,7 +16,7 @@ diagonal, and their mean over batches), `rows.py` (Gauss-Newton and Fisher facto
 block), `blocks.py` (their algebra), `eigenbasis.py` (the basis in which they are diagonal).
 """
 
-from jprune.curvature.blocks import Factors, damage
+from jprune.curvature.blocks import Factors, damage, filters_of, with_filters
 from jprune.curvature.diagonal import (
     Estimator,
     exact,
@@ -27,7 +27,7 @@ from jprune.curvature.diagonal import (
 )
 from jprune.curvature.eigenbasis import Rotated, rotated
 from jprune.curvature.inverse import deletions, identity, with_rows
-from jprune.curvature.kfac import Layer, kfac, layers_of, mean_factors
+from jprune.curvature.kfac import KroneckerLayer, kfac, layers_of, mean_factors
 from jprune.curvature.partition import Rows, blocks_of, inverses
 from jprune.curvature.products import (
     Parameters,
@@ -42,7 +42,7 @@ from jprune.curvature.rows import gradient_rows, with_drawn_labels
 __all__ = [
     "Estimator",
     "Factors",
-    "Layer",
+    "KroneckerLayer",
     "Parameters",
     "Rotated",
     "Rows",
@@ -50,6 +50,7 @@ __all__ = [
     "damage",
     "deletions",
     "exact",
+    "filters_of",
     "fisher",
     "gauss_newton",
     "gradient_rows",
@@ -67,5 +68,6 @@ __all__ = [
     "rotated",
     "weights_of",
     "with_drawn_labels",
+    "with_filters",
     "with_rows",
 ]

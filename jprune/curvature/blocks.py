@@ -4,11 +4,13 @@ The block of a kernel, written as a matrix W [outputs, patch], is F = S (x) A. A
 1/2 vec(D)^T (S (x) A) vec(D) = 1/2 tr(S D A D^T), the *damage*; vec goes row by row.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jprune import errors
+from jprune.base import Layer
 
 NEGATIVE = 1e-4
 """Eigenvalues below minus this times the largest one are more than rounding of float32."""
@@ -39,26 +41,29 @@ def damage(change: Any, factors: Factors) -> float:
     return float(np.sum((s @ d) * (d @ a))) / 2
 
 
-def as_matrix(kernel: Any) -> np.ndarray:
-    """A kernel [window..., inputs, outputs] as float64 [outputs, inputs * window].
+def filters_of(layer: Layer, kernel: Any) -> np.ndarray:
+    """The kernel of a layer as W: float64 [outputs, inputs * window], channels first as in patches.
 
     Example:
-        >>> kernel = np.arange(12.0).reshape(3, 2, 2)  # a window of 3
-        >>> as_matrix(kernel)[0].tolist()
-        [0.0, 4.0, 8.0, 2.0, 6.0, 10.0]
-        >>> bool((as_kernel(as_matrix(kernel), (3, 2, 2)) == kernel).all())
+        >>> import jprune
+        >>> kernel = np.arange(8.0, dtype=np.float32).reshape(4, 2)  # [in, out]
+        >>> layers = jprune.trace(lambda v, x: x @ v["w"], {"w": kernel}, kernel.T).layers
+        >>> filters_of(layers["w"], kernel).tolist()
+        [[0.0, 2.0, 4.0, 6.0], [1.0, 3.0, 5.0, 7.0]]
+        >>> bool((with_filters(layers["w"], filters_of(layers["w"], kernel)) == kernel).all())
         True
     """
-    kernel = np.asarray(kernel, np.float64)
-    *_, inputs, outputs = kernel.shape
-    # [window, inputs, outputs] -> [outputs, inputs, window]: patches have the channel first too.
-    return kernel.reshape(-1, inputs, outputs).transpose(2, 1, 0).reshape(outputs, -1)
+    matrix = layer.matrix(np.asarray(kernel, np.float64))
+    # In memory [window, inputs, outputs], whatever the layout: sums come out the same to the bit.
+    stored = np.ascontiguousarray(matrix.transpose(1, 0, 2))
+    return stored.transpose(2, 1, 0).reshape(matrix.shape[2], -1)
 
 
-def as_kernel(matrix: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Inverse of `as_matrix`, for a kernel of this shape."""
-    *_, inputs, outputs = shape
-    return np.asarray(matrix).reshape(outputs, inputs, -1).transpose(2, 1, 0).reshape(shape)
+def with_filters(layer: Layer, filters: Any) -> np.ndarray:
+    """Inverse of `filters_of`: W [outputs, inputs * window] in the layout of the layer's kernel."""
+    matrix = np.asarray(filters)
+    inputs = math.prod(layer.shape[axis] for axis in layer.inputs)
+    return layer.array(matrix.reshape(len(matrix), inputs, -1).transpose(1, 2, 0))
 
 
 def checked(path: str, factors: Factors) -> tuple[np.ndarray, np.ndarray]:

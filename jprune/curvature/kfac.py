@@ -30,41 +30,29 @@ from jprune.base import Batch, Criterion, Groups, Variables
 from jprune.curvature.blocks import Factors
 from jprune.curvature.products import Function, weights_of
 from jprune.curvature.rows import check_labels, with_drawn_labels
-from jprune.forms.slide import plain_kernels
 from jprune.graph import Site, intercept, taps
 
 INPUTS = ("patches", "channels")
 
 
-class Layer(NamedTuple):
-    """A layer whose kernel is [window..., inputs, outputs], without feature groups.
+class KroneckerLayer(NamedTuple):
+    """What the factors of a plain layer (`jprune.base.Layer.plain`) are made from.
 
     Attributes:
-        shape: of the kernel.
+        inputs: input channels.
+        window: positions of the window; 1 for a dense layer.
+        outputs: output channels.
         sites: names of its call sites; several where the kernel is used again.
         read: positions of its input, for one example.
         written: positions of its output, for one example.
     """
 
-    shape: tuple[int, ...]
+    inputs: int
+    window: int
+    outputs: int
     sites: tuple[str, ...]
     read: int
     written: int
-
-    @property
-    def window(self) -> int:
-        """Positions of the window; 1 for a dense layer."""
-        return math.prod(self.shape[:-2])
-
-    @property
-    def inputs(self) -> int:
-        """Input channels."""
-        return self.shape[-2]
-
-    @property
-    def outputs(self) -> int:
-        """Output channels."""
-        return self.shape[-1]
 
 
 class Sums(NamedTuple):
@@ -85,11 +73,12 @@ class Sums(NamedTuple):
 
 def layers_of(
     fn: Callable[..., Any], groups: Groups, variables: Variables, *args: Any
-) -> dict[str, Layer]:
+) -> dict[str, KroneckerLayer]:
     """The layers that have Kronecker factors, in execution order.
 
-    Left out are kernels in another layout, grouped and depthwise ones, and those that another
-    operation than a contraction reads.
+    They are the plain ones, their kernels in any layout. Left out are grouped and depthwise
+    convolutions, kernels that are used inside loops, and those that another operation than a
+    contraction reads.
 
     Args:
         fn: the function that was traced.
@@ -102,35 +91,40 @@ def layers_of(
 
     Example:
         >>> import jprune
-        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
-        >>> variables = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2))}
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"].T
+        >>> variables = {"first": jnp.ones((3, 5)), "second": jnp.ones((2, 5))}
         >>> groups, x = jprune.trace(fn, variables, jnp.ones((1, 3))), jnp.ones((1, 3))
-        >>> {name: layer.shape for name, layer in layers_of(fn, groups, variables, x).items()}
+        >>> layers = layers_of(fn, groups, variables, x)
+        >>> {name: (layer.inputs, layer.outputs) for name, layer in layers.items()}
         {'first': (3, 5), 'second': (5, 2)}
     """
-    plain = plain_kernels(fn, variables, *args)
     values = jax.eval_shape(taps(fn, groups, ("in", "out")), variables, *args)[1]
     examples = jax.tree.leaves(args)[0].shape[0]
-    layers: dict[str, Layer] = {}
-    for site in groups.sites:
-        path = site.kernel
-        if site.kind != "in" or path not in plain:
+    layers: dict[str, KroneckerLayer] = {}
+    for path, layer in groups.layers.items():
+        if not (layer.plain and layer.sites):
             continue
-        shape = groups.leaves[path].shape
-        read, written = (math.prod(values[site.layer, kind].shape) for kind in ("in", "out"))
         # A kernel used again adds the positions of every use: A is the mean over all of them.
-        before = layers.get(path, Layer(shape, (), 0, 0))
-        layers[path] = Layer(
-            shape,
-            (*before.sites, site.layer),
-            before.read + read // (shape[-2] * examples),
-            before.written + written // (shape[-1] * examples),
+        read, written = (
+            sum(math.prod(values[site, kind].shape) for site in layer.sites)
+            for kind in ("in", "out")
+        )
+        (inputs,), (outputs,) = (
+            [layer.shape[a] for a in part] for part in (layer.inputs, layer.outputs)
+        )
+        layers[path] = KroneckerLayer(
+            inputs,
+            layer.fan_in // inputs,
+            outputs,
+            layer.sites,
+            read // (inputs * examples),
+            written // (outputs * examples),
         )
     if not layers:
         raise errors.ArgumentError(
-            "no layer has Kronecker factors: none contracts data with a kernel [window..., inputs, "
-            "outputs] in the type that it is stored in, without feature groups. Take another "
-            "method, or float32 for a net in bfloat16."
+            "no layer has Kronecker factors: none is a plain convolution or dense layer (without "
+            "feature groups, outside of loops, its kernel read by nothing else). Take another "
+            "method, such as obd."
         )
     return layers
 
@@ -139,7 +133,7 @@ def kfac(
     fn: Function,
     loss: Function,
     groups: Groups,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, KroneckerLayer],
     *,
     labels: str = "model",
     key: jax.Array | None = None,
@@ -218,7 +212,7 @@ class _Asked(NamedTuple):
     fn: Function
     loss: Function
     held: _Same
-    layers: tuple[tuple[str, Layer], ...]
+    layers: tuple[tuple[str, KroneckerLayer], ...]
     inputs: str
     bias: bool
 
@@ -285,7 +279,11 @@ def mean_factors(state: Sums) -> dict[str, Factors]:
 
 
 def _check(
-    layers: Mapping[str, Layer], labels: str, key: jax.Array | None, inputs: str, bias: bool
+    layers: Mapping[str, KroneckerLayer],
+    labels: str,
+    key: jax.Array | None,
+    inputs: str,
+    bias: bool,
 ) -> None:
     check_labels(labels)
     if not layers:

@@ -198,6 +198,11 @@ def _axes_of_leaf(
         # What is in no operand is stacked, or indexed; of length 1 it says nothing.
         idle = "window" if shape[number] == 1 else "batch"
         found[mixed[0] if mixed else idle].append(number)
+    # Window axes in the order of the data's, as patches have them; what does nothing comes last.
+    sliding = [contraction.axes[axis] for axis in parts.window]
+    own_axes = uses.leaf_axes[contraction.leaf]
+    order = lambda number: [*(axis is own_axes[number] for axis in sliding), True].index(True)
+    found["window"].sort(key=order)
     return {kind: tuple(axes) for kind, axes in found.items()}
 
 

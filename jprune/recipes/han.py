@@ -18,7 +18,7 @@ import jax
 import optax
 
 from jprune import errors
-from jprune.base import Budget, Recipe
+from jprune.base import Budget, Recipe, Wrap
 from jprune.criteria.std_rule import STD_OVER
 from jprune.sparsify import l1_decay
 from jprune.stages.dead_units import RemoveDead
@@ -28,7 +28,7 @@ from jprune.stages.rounds import evenly
 from jprune.stages.saving import Save
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import StdPrune
-from jprune.stages.train import SparsifierOf, Train
+from jprune.stages.train import Train
 
 
 def han(
@@ -90,7 +90,7 @@ def han(
             "here. Leave out --weights."
         )
     if train is not None and l1:
-        train = dataclasses.replace(train, weight_decay=0.0, sparsify=_l1(l1))
+        train = dataclasses.replace(train, weight_decay=0.0, wrap=_l1(l1))
     between = dataclasses.replace(finetune, epochs=finetune.epochs / rounds, name="between")
     scan = Sensitivity(budget, q, tolerance, examples, std_over)
     stages: list[Any] = []
@@ -122,12 +122,12 @@ def _round(
             train,
             epochs=train.epochs / len(steps),
             name=name if final else train.name,
-            sparsify=None if part is None else _only(part),
+            wrap=None if part is None else _only(part),
         )
 
 
-def _only(part: str) -> SparsifierOf:
-    """`sparsify` of a `Train` that moves nothing but one kind of layers."""
+def _only(part: str) -> Wrap:
+    """`wrap` of a `Train` that moves nothing but one kind of layers."""
     conv = part == "conv"
 
     def still(params: Any) -> Any:
@@ -140,11 +140,11 @@ def _only(part: str) -> SparsifierOf:
         rests = lambda path, leaf: (ranks.get(path[:-1], 3) > 2) != conv
         return jax.tree_util.tree_map_with_path(rests, params)
 
-    return lambda *_: lambda rate: optax.masked(optax.set_to_zero(), still)
+    return lambda *_: lambda inner: optax.chain(inner, optax.masked(optax.set_to_zero(), still))
 
 
-def _l1(strength: float) -> SparsifierOf:
-    return lambda *_: lambda rate: l1_decay(strength, rate)
+def _l1(strength: float) -> Wrap:
+    return lambda net, rate, key: lambda inner: optax.chain(inner, l1_decay(strength, rate))
 
 
 METHODS = {"han": han}

@@ -23,7 +23,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Groups, Variables
-from jprune.curvature.blocks import Factors, as_kernel, as_matrix, checked, damped, inverse
+from jprune.curvature.blocks import Factors, checked, damped, filters_of, inverse, with_filters
 from jprune.units import leaves_by_path
 
 FORMS = ("c_obs", "kron_obs")
@@ -102,15 +102,16 @@ def compensate(
         for place in groups.places.get(name, ()):
             if place.leaf not in factors or "kernel" not in place.roles:
                 continue
-            # A kernel's last axis is its outputs: here the unit is produced, elsewhere it is read.
-            if place.axis == np.ndim(leaves[place.leaf]) - 1:
+            # On an output axis the unit is produced, elsewhere it is read.
+            if place.axis in groups.layers[place.leaf].outputs:
                 outputs_gone = (place.units >= 0) & ~np.asarray(mask)[place.units]
                 gone[place.leaf] = gone.get(place.leaf, False) | outputs_gone
     # Layer by layer: F has no terms between layers, so their compensations are independent.
     for path, removed in gone.items():
         if not removed.any():
             continue
-        kernel = leaves[path]
-        rows = compensated_rows(as_matrix(kernel), factors[path], removed, form, damping)
-        leaves[path] = jnp.asarray(as_kernel(rows, kernel.shape), kernel.dtype)
+        layer = groups.layers[path]
+        filters = filters_of(layer, leaves[path])
+        rows = compensated_rows(filters, factors[path], removed, form, damping)
+        leaves[path] = jnp.asarray(with_filters(layer, rows), leaves[path].dtype)
     return jax.tree.unflatten(groups.treedef, list(leaves.values()))

@@ -2,19 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jprune import errors
-from jprune.base import Batch, Budget, Learner, Masks, Params, Pruned, PyTree, Records, Task
+from jprune.base import Batch, Budget, Learner, Pruned, PyTree, Records, Schedule, Task
 from jprune.blocks.members import Blocks
 from jprune.masks import apply_masks
-from jprune.sparsify import admm, hold, projection
+from jprune.sparsify import admm, projection
 from jprune.sparsify.admm import Projection, supports
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
@@ -34,7 +33,7 @@ from jprune.stages.structures import (
 )
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
-from jprune.train.optimizers import Optimizer, Sgd
+from jprune.train.optimizers import Adam
 from jprune.train.step import TrainState, plain
 
 ROUNDS = 30
@@ -149,36 +148,9 @@ def scored(norms: Mapping[str, Mapping[str, np.ndarray]], alive: Alive) -> Score
     }
 
 
-class Adam(NamedTuple):
-    """The authors' optimizer of the W-step: AMSGrad, weight decay being part of the loss.
-
-    References:
-        Reddi, Kale, Kumar, On the convergence of Adam and beyond, 2018, arXiv 1904.09237.
-    """
-
-    learning_rate: float
-    taken: int
-    weight_decay: float
-    begin: int = 0
-
-    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
-        """The optax chain; with masks, it ends in `hold`."""
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay, mask=_kernels),
-            optax.scale_by_amsgrad(),
-            optax.scale_by_learning_rate(self.learning_rate),
-            *([] if masks is None else [hold(masks)]),
-        )
-
-
-def _kernels(params: Params) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
-
-
 class Splitting(NamedTuple):
-    """An optimizer with a sparse copy of the weights beside them."""
+    """How ADMM takes part in training: a sparse copy of the weights beside them."""
 
-    inner: Optimizer
     project: Projection
     paths: tuple[tuple[str, ...], Any]
     """Of the parameters: leaves and structure."""
@@ -187,21 +159,11 @@ class Splitting(NamedTuple):
     growth: float
     limit: float
 
-    @property
-    def begin(self) -> int:
-        """The step of the schedule at which it begins."""
-        return self.inner.begin
-
-    @property
-    def taken(self) -> int:
-        """Steps that it takes."""
-        return self.inner.taken
-
-    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
-        """The optax chain."""
-        return admm(
-            self.inner.transformation(masks), self.project,
-            jax.tree.unflatten(self.paths[1], self.paths[0]),
+    def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
+        """As `jprune.base.Wrap`."""
+        del net, rate, key
+        return lambda inner: admm(
+            inner, self.project, jax.tree.unflatten(self.paths[1], self.paths[0]),
             rho=self.rho, every=self.every, growth=self.growth, limit=self.limit,
         )  # fmt: skip
 
@@ -259,13 +221,10 @@ class Admm:
         touched = {m.path for of in blocks.values() for b in of.values() for m in b.members}
         Net(task).refuse_nan(pruned.variables, tuple(sorted(touched)))
         paths = jax.tree.flatten(paths_of(task))
-        inner: Optimizer = Sgd(
-            train.learning_rate, train.schedule, steps, train.momentum, train.weight_decay
+        optimizer = (
+            train.sgd(task) if self.adam is None else Adam(self.adam[0], steps, self.adam[1])
         )
-        if self.adam is not None:
-            inner = Adam(self.adam[0], steps, self.adam[1])
-        optimizer = Splitting(
-            inner,
+        splitting = Splitting(
             projection([(blocks[kind], counts[kind]) for kind in self.sets.kinds]),
             (tuple(paths[0]), paths[1]),
             self.rho,
@@ -274,7 +233,7 @@ class Admm:
             self.limit,
         )
         masks = Net(task).weight_masks(pruned.masks)
-        learner = plain(task, pruned, masks, optimizer, key, train.batch_size)
+        learner = plain(task, pruned, masks, optimizer, key, train.batch_size, splitting)
 
         @functools.partial(jax.jit, donate_argnums=0)
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

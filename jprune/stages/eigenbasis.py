@@ -10,9 +10,10 @@ import numpy as np
 from jprune import allocate, errors
 from jprune.base import Budget, Cost, Pruned, Records, Task, Variables
 from jprune.cost.model import Measuring
-from jprune.curvature import Layer, Rotated, layers_of, rotated
+from jprune.curvature import KroneckerLayer, Rotated, layers_of, rotated
 from jprune.forms.factored import Factored
 from jprune.forms.opened import has_leaf_types, opened
+from jprune.forms.slide import plain_kernels
 from jprune.graph import trace
 from jprune.graph.couple.coupling import leaf_paths
 from jprune.stages.evaluate import record
@@ -34,22 +35,30 @@ UNITS = {"params": 0, "macs": 1}
 class Form(NamedTuple):
     """A layer in the eigenbasis, and what it costs there."""
 
-    layer: Layer
+    layer: KroneckerLayer
     """Of the array that is rotated: the kernel, or the core of a factored one."""
     held: Factored | None
     """The kernel, if it is factored already."""
     turned: Rotated
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Inputs and outputs of the kernel; of a factored one, those outside of its rotations."""
+        if self.held is None:
+            return self.layer.inputs, self.layer.outputs
+        *_, inputs, outputs = self.held.shape
+        return inputs, outputs
+
     def cost(self, columns: int, rows: int) -> np.ndarray:
         """(parameters, MACs) of left rotation, core and right rotation."""
-        inputs, outputs = self.layer.shape[-2:] if self.held is None else self.held.shape[-2:]
+        inputs, outputs = self.widths
         left, core, right = inputs * columns, self.layer.window * columns * rows, rows * outputs
         read, written = self.layer.read, self.layer.written
         return np.array([left + core + right, read * left + written * (core + right)], float)
 
     def each(self, kind: str) -> tuple[float, float]:
         """What one column and one row cost beside all others, in parameters or MACs."""
-        (*_, columns, rows), unit = self.layer.shape, UNITS.get(kind, 0)
+        columns, rows, unit = self.layer.inputs, self.layer.outputs, UNITS.get(kind, 0)
         whole = self.cost(columns, rows)[unit]
         return (
             whole - self.cost(columns - 1, rows)[unit],
@@ -60,7 +69,7 @@ class Form(NamedTuple):
         """(parameters, MACs) of the layer as it stands."""
         if self.held is not None:
             return self.cost(self.layer.inputs, self.layer.outputs)
-        weights = float(np.prod(self.layer.shape))
+        weights = float(self.layer.window * self.layer.inputs * self.layer.outputs)
         return np.array([weights, self.layer.written * weights])
 
     def part(self, columns: np.ndarray, rows: np.ndarray, dtype: Any) -> Factored:
@@ -144,7 +153,10 @@ class Rotate:
         fn, plain = opened(Net(task).fn, variables)
         dense = not has_leaf_types(variables)
         groups = Net(task).groups if dense else trace(fn, plain, task.example)
-        layers = self.layers(layers_of(fn, groups, plain, task.example), task)
+        # A form replaces kernels [window..., inputs, outputs] alone: others are not rotated.
+        held_as = plain_kernels(fn, plain, task.example)
+        factored = layers_of(fn, groups, plain, task.example)
+        layers = self.layers({p: each for p, each in factored.items() if p in held_as}, task)
         drawing, order = jax.random.split(key)
         batches = calibration(task, order, self.batches, self.batch_size)
         factors = factors_of(
@@ -158,7 +170,7 @@ class Rotate:
             forms[path] = Form(layer, held, rotated(kernels[array], factors[array], path))
         return forms
 
-    def layers(self, found: Mapping[str, Layer], task: Task) -> dict[str, Layer]:
+    def layers(self, found: Mapping[str, KroneckerLayer], task: Task) -> dict[str, KroneckerLayer]:
         """Those of the opened net that are rotated.
 
         Raises:
@@ -231,8 +243,8 @@ class Rotate:
     def left(self, task: Task, now: Cost, forms: Mapping[str, Form]) -> float:
         """The budget as a fraction of the net as it stands, which rounds before have pruned."""
         dense = Net(task).cost({})
-        widths = [form.layer.shape[-2:] for form in forms.values()]
-        whole = [(form.held or form.layer).shape[-2:] for form in forms.values()]
+        widths = [(form.layer.inputs, form.layer.outputs) for form in forms.values()]
+        whole = [form.widths for form in forms.values()]
         grown = {
             "density": float(np.sum(whole)) / float(np.sum(widths)),
             "params": float(dense.params) / float(now.params),

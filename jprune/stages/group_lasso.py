@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+import optax
 
 from jprune import errors
-from jprune.base import Budget, Groups, Learner, Pruned, Records, Schedule, Task
+from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task
 from jprune.masks import apply_masks
 from jprune.sparsify import Term, group_lasso
 from jprune.stages.evaluate import record
@@ -109,16 +110,13 @@ class Shrink:
         how, threshold = self.penalty.how, self.penalty.threshold
         gathered = 1 / (1 - self.train.momentum)
 
-        def sparsify(task: Task, groups: Groups, key: jax.Array):
-            del task, groups, key
+        def wrap(net: Net, rate: Schedule, key: jax.Array):
+            del net, key
+            step_size = lambda step: gathered * rate(step)
+            shrink = group_lasso(terms, paths, step_size, how=how, threshold=threshold)
+            return lambda inner: optax.chain(inner, shrink)
 
-            def behind(rate: Schedule):
-                step_size = lambda step: gathered * rate(step)
-                return group_lasso(terms, paths, step_size, how=how, threshold=threshold)
-
-            return behind
-
-        stage = dataclasses.replace(self.train, sparsify=sparsify, name=self.name)
+        stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)
         return stage.learner(pruned, task, key)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:

@@ -24,7 +24,7 @@ from jprune.base import (
     run_criterion,
 )
 from jprune.criteria.kronecker import check_form
-from jprune.curvature import Factors, Layer, fisher, kfac, layers_of, mean_factors
+from jprune.curvature import Factors, KroneckerLayer, fisher, kfac, layers_of, mean_factors
 from jprune.masks import apply_masks
 from jprune.reconstruct.kronecker import compensate
 from jprune.stages.evaluate import Evaluate, record
@@ -83,7 +83,7 @@ def factors_of(
     fn: Callable[..., Any],
     variables: Variables,
     groups: Groups,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, KroneckerLayer],
     task: Task,
     batches: Iterator[Batch],
     labels: str,

@@ -62,6 +62,7 @@ class Surgery:
             block=self.block,
             rows=rows,
             stop=self.stop,
+            groups=Net(task).groups,
         )
         masks = done.masks if before is None else intersect(before, done.masks)
         predicted = {"predicted_increase": float(done.losses.sum()), "loss": done.loss}

@@ -16,8 +16,9 @@ from jprune.criteria.kronecker import (
     unit_scores,
 )
 from jprune.curvature import Factors, damage, kfac, layers_of, rotated
-from jprune.curvature.blocks import as_kernel, as_matrix
+from jprune.curvature.blocks import filters_of, with_filters
 from jprune.reconstruct.kronecker import compensate, compensated_rows
+from jprune.units import leaves_by_path
 from tests.nets import FIRST_CUT, conv, draw
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -199,14 +200,50 @@ def test_a_kernel_that_is_used_twice_has_the_sum_of_its_gradients():
 
 
 @pytest.mark.parametrize("net", FIRST_CUT, ids=lambda net: net.name)
-def test_layers_are_kernels_that_rotate(net):
+def test_layers_are_plain_ones(net):
     variables, inputs = draw(net)
     groups = jprune.trace(net.fn, variables, *inputs)
-    for path, layer in layers_of(net.fn, groups, variables, *inputs).items():
-        shape = groups.leaves[path].shape
-        assert layer.shape == shape
-        assert (layer.inputs, layer.outputs) == shape[-2:]
-        assert layer.written % len(layer.sites) == 0
+    layers = layers_of(net.fn, groups, variables, *inputs)
+    assert layers.keys() == {p for p, each in groups.layers.items() if each.plain and each.sites}
+    for path, layer in layers.items():
+        matrix = groups.layers[path].matrix(leaves_by_path(groups, variables)[path])
+        assert (layer.inputs, layer.window, layer.outputs) == matrix.shape
+        assert layer.written == groups.layers[path].positions
+
+
+def small_first(v, x):
+    """`small` with channels first, kernels [out, in, w, h] and [out, in]."""
+    x = jnp.moveaxis(x, -1, 1)
+    dims = jax.lax.ConvDimensionNumbers((0, 1, 2, 3), (0, 1, 3, 2), (0, 1, 2, 3))
+    x = jax.lax.conv_general_dilated(x, v["a"], (1, 1), "SAME", dimension_numbers=dims)
+    x = jax.lax.conv_general_dilated(jax.nn.relu(x), v["b"], (2, 1), "SAME", dimension_numbers=dims)
+    return (v["c"] @ jnp.tanh(x).mean(axis=(2, 3)).T).T
+
+
+@pytest.mark.parametrize("inputs", ["patches", "channels"])
+def test_factors_scores_and_moves_are_the_same_in_any_layout(drawn, inputs):
+    batch = {"image": normal(3, 5, 6, 2), "label": jnp.array([0, 2, 1])}
+    turned = {name: kernel.T for name, kernel in drawn.items()}
+    found, other = (
+        factors(fn, variables, [batch], inputs=inputs)
+        for fn, variables in ((small, drawn), (small_first, turned))
+    )
+    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-10), found, other)
+    if inputs == "channels":
+        return
+    groups, first = (
+        jprune.trace(fn, variables, batch["image"])
+        for fn, variables in ((small, drawn), (small_first, turned))
+    )
+    masks = {name: np.arange(size) != 1 for name, size in groups.sizes.items()}
+    for form in FORMS:
+        scores = unit_scores(groups, drawn, found, form)
+        for name, others in unit_scores(first, turned, found, form).items():
+            np.testing.assert_allclose(others, scores[name], rtol=1e-10)
+        if form.endswith("obs"):
+            moved = compensate(groups, drawn, masks, found, form)
+            for name, kernel in compensate(first, turned, masks, found, form).items():
+                np.testing.assert_allclose(kernel.T, moved[name], rtol=1e-9, atol=1e-12)
 
 
 # checks.md [28]
@@ -298,8 +335,10 @@ def test_matrices_of_kernels_meet_the_patches(drawn):
     x = normal(1, 3, 3, 2)
     patch = np.asarray(x)[0].transpose(2, 0, 1).reshape(-1)
     middle = conv(x, drawn["a"])[0, 1, 1]
-    np.testing.assert_allclose(as_matrix(drawn["a"]) @ patch, middle, rtol=1e-10)
-    np.testing.assert_array_equal(as_kernel(as_matrix(drawn["a"]), SMALL["a"]), drawn["a"])
+    layer = jprune.trace(small, drawn, x).layers["a"]
+    filters = filters_of(layer, drawn["a"])
+    np.testing.assert_allclose(filters @ patch, middle, rtol=1e-10)
+    np.testing.assert_array_equal(with_filters(layer, filters), drawn["a"])
 
 
 def residual(v, x):
@@ -320,10 +359,7 @@ def residual_case():
 def test_the_producers_of_a_residual_stream_add_up():
     variables, groups, batch = residual_case()
     found = factors(residual, variables, [batch])
-    rows = {
-        name: kron_obd_rows(as_matrix(variables[name]), *map(np.asarray, found[name]))
-        for name in "abc"
-    }
+    rows = {name: kron_obd_rows(variables[name].T, *map(np.asarray, found[name])) for name in "abc"}
     scores = unit_scores(groups, variables, found, "kron_obd")
     np.testing.assert_allclose(scores["a"], rows["a"] + rows["c"], rtol=1e-10)
     np.testing.assert_allclose(scores["b"], rows["b"], rtol=1e-10)
@@ -338,7 +374,7 @@ def test_compensation_moves_every_producer_and_keeps_the_prediction():
         assert (moved[name][:, 2] == 0).all()
         assert (moved[name] != variables[name]).any()
         cut = variables[name].at[:, 2].set(0)
-        change = lambda kernel, name=name: as_matrix(kernel) - as_matrix(variables[name])
+        change = lambda kernel, name=name: (kernel - variables[name]).T
         assert damage(change(moved[name]), found[name]) <= damage(change(cut), found[name])
     assert moved["b"] is variables["b"]
     assert moved["d"] is variables["d"]

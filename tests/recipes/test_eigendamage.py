@@ -12,7 +12,7 @@ from experiments.mechanisms import e28_eigendamage as e28
 from jprune import data, errors, recipes, train
 from jprune.base import Budget, Pruned
 from jprune.cost import cost
-from jprune.curvature import Factors, Layer, rotated
+from jprune.curvature import Factors, KroneckerLayer, rotated
 from jprune.export import load_stablehlo, run_tflite, stablehlo_text
 from jprune.forms.factored import Factored
 from jprune.forms.leaf_type import is_leaf_type
@@ -74,7 +74,7 @@ def test_the_budget_is_met_and_the_last_layer_stays(task, start, halved):
 
 def test_costs_are_those_of_the_three_parts():
     turned = rotated(np.ones((3, 3, 4, 5)), Factors(np.eye(4), np.eye(5)))
-    form = Form(Layer((3, 3, 4, 5), ("a",), 64, 16), None, turned)
+    form = Form(KroneckerLayer(4, 9, 5, ("a",), 64, 16), None, turned)
     assert form.now().tolist() == [180, 16 * 180]
     left, core, right = 4 * 2, 9 * 2 * 3, 3 * 5
     assert form.cost(2, 3).tolist() == [left + core + right, 64 * left + 16 * (core + right)]

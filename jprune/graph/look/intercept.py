@@ -162,6 +162,9 @@ def patches_of(equation: Equation, kernel: int, data: Any, operands: Sequence[An
     window = [operands[kernel].shape[axis] for axis in numbers.rhs_spec[2:]]
     rank = data.ndim
     last = (0, rank - 1, *range(1, rank - 1))
+    # JAX makes the kernel that cuts out patches: in its own layout, not that of the layer's kernel,
+    # whose window axes may stand in another order than those of the data.
+    own = tuple(range(rank))
     result = jax.lax.conv_general_dilated_patches(
         data,
         window,
@@ -169,7 +172,7 @@ def patches_of(equation: Equation, kernel: int, data: Any, operands: Sequence[An
         params["padding"],
         lhs_dilation=params["lhs_dilation"],
         rhs_dilation=params["rhs_dilation"],
-        dimension_numbers=jax.lax.ConvDimensionNumbers(numbers.lhs_spec, numbers.rhs_spec, last),
+        dimension_numbers=jax.lax.ConvDimensionNumbers(numbers.lhs_spec, own, last),
         precision=params["precision"],
     )
     channels = data.shape[numbers.lhs_spec[1]]
