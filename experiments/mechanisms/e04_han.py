@@ -33,7 +33,7 @@ from jprune.recipes import Save, Train, evaluate
 from jprune.recipes.han import han
 from jprune.report.figures import PRINT
 from jprune.stages.dead_units import RemoveDead
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions
 from jprune.stages.reinitialise import Reinitialise
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import StdPrune

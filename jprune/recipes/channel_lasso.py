@@ -8,10 +8,8 @@ References:
 """
 
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed, settled
 from jprune.stages.layer_wise import ByLasso, LayerWise, by_least_squares
-from jprune.stages.recalibrate import Recalibrate
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 
 
@@ -86,14 +84,11 @@ def channel_lasso(
         ridge=ridge,
         bias=bias,
     )
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         prune,
-        Evaluate("validation", name="before_finetune"),
-        finetune,
-        *((Recalibrate(recalibrate, finetune.batch_size),) if recalibrate else ()),
+        finetune=finetune,
+        after=settled(recalibrate, finetune.batch_size),
     )
 
 

@@ -14,9 +14,8 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.saving import Save
-from jprune.stages.surgery import Settle, Surgery
+from jprune.stages.frame import framed
+from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.train import Train
 
 
@@ -70,14 +69,11 @@ def dns(
             "or more."
         )
     during = dataclasses.replace(finetune, epochs=stop * finetune.epochs, schedule="constant")
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
-        Surgery(during, budget, c_rate, gamma, power, biases, splice),
-        Settle(budget if correct else None),
-        Evaluate("validation", name="before_finetune"),
-        dataclasses.replace(finetune, epochs=(1 - stop) * finetune.epochs),
+    return framed(
+        train,
+        DynamicSurgery(during, budget, c_rate, gamma, power, biases, splice),
+        SettleSurgery(budget if correct else None),
+        finetune=dataclasses.replace(finetune, epochs=(1 - stop) * finetune.epochs),
     )
 
 

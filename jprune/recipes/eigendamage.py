@@ -13,17 +13,11 @@ References:
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from jprune.base import Budget, Groups, Recipe, Schedule, Task
-from jprune.forms.factored import Factored
-from jprune.stages.eigenbasis import Rotate
-from jprune.stages.kronecker import floors_of, recipe_of
+from jprune.base import Budget, Recipe
+from jprune.stages.eigenbasis import Rotate, cores_only
+from jprune.stages.frame import framed, settled
+from jprune.stages.rounds import evenly, in_rounds
 from jprune.stages.train import Train
 
 
@@ -76,28 +70,13 @@ def eigendamage(
         ['save', 'dense', 'prune', 'before_finetune', 'finetune', 'recalibrate']
     """
     limit = (0.95 if rounds == 1 else 0.5) if limit is None else limit
-    floors_of({}, limit)
     if fix_rotation:
         finetune = dataclasses.replace(finetune, sparsify=cores_only)
     rotate = Rotate(budget, limit, labels, normalize, per_cost, last, batches, batch_size)
-    prune = lambda wanted: dataclasses.replace(rotate, budget=wanted)
-    return recipe_of(prune, budget, train, finetune, rounds, recalibrate)
-
-
-def cores_only(
-    task: Task, groups: Groups, key: jax.Array
-) -> Callable[[Schedule], optax.GradientTransformation]:
-    """Behind the step: the rotations of factored kernels do not move."""
-    del task, groups, key
-
-    def still(update: Any) -> Any:
-        if not isinstance(update, Factored):
-            return update
-        return Factored(jnp.zeros_like(update.left), update.core, jnp.zeros_like(update.right))
-
-    held = lambda node: isinstance(node, Factored)
-    only = optax.stateless(lambda updates, params: jax.tree.map(still, updates, is_leaf=held))
-    return lambda rate: only
+    prune = lambda goal: dataclasses.replace(rotate, budget=goal)
+    pruning, last = in_rounds(prune, evenly(budget, rounds), finetune)
+    after = settled(recalibrate, finetune.batch_size)
+    return framed(train, *pruning, finetune=last, after=after)
 
 
 METHODS = {"eigendamage": eigendamage}

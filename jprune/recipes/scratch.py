@@ -15,14 +15,11 @@ References:
 import dataclasses
 from functools import partial
 
-import jax
-
-from jprune import allocate, criteria, errors
-from jprune.base import Budget, Criterion, Groups, Recipe, Task
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.prune import Prune
+from jprune import allocate, errors
+from jprune.base import Budget, Recipe
+from jprune.stages.frame import framed
+from jprune.stages.prune import Prune, l1_of
 from jprune.stages.reinitialise import BeginAnew, TrainAnew
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 
 
@@ -79,21 +76,12 @@ def scratch(
         **{name: value for name, value in given.items() if value is not None},
         name="scratch",
     )
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         Prune(l1_of, allocate.uniform, budget, per=per),
         BeginAnew(),
-        Evaluate("validation", name="before_finetune"),
-        TrainAnew(like, same, cap),
+        finetune=TrainAnew(like, same, cap),
     )
-
-
-def l1_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-    """The L1 norm of a unit's kernels, or of a weight."""
-    del task, groups, key
-    return criteria.magnitude(1)
 
 
 METHODS = {

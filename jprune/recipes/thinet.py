@@ -12,9 +12,8 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed
 from jprune.stages.layer_wise import ByThiNet, LayerWise
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 
 
@@ -91,14 +90,11 @@ def thinet(
         finetune, epochs=share / max(1, rounds - 1) or 1, schedule="constant", name="between"
     )
     middle = [stage for part in parts[1:] for stage in (between, part)]
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         parts[0],
         *middle,
-        Evaluate("validation", name="before_finetune"),
-        dataclasses.replace(finetune, epochs=finetune.epochs - share),
+        finetune=dataclasses.replace(finetune, epochs=finetune.epochs - share),
     )
 
 

@@ -18,9 +18,8 @@ References:
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.learners.variational import PRIORS, Rule, Settings
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed
 from jprune.stages.reinitialise import BeginAnew
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 from jprune.stages.variational import ALLOCATORS, SELECTIONS, Gate, Select
 
@@ -112,14 +111,11 @@ def variational(
         )
     rule = Rule(mu_threshold, sigma_threshold, log_alpha_threshold)
     settings = Settings(prior, kl_weight, rule=rule, masks=masks)
-    return (
+    return framed(
         train,
-        Save("dense"),
-        Evaluate("test", name="dense"),
         BeginAnew(),
         Gate(train, budget, settings, warmup, mu, log_var, variance_rate),
         Select(budget, prior, rule, select, allocator),
-        Evaluate("validation", name="before_finetune"),
     )
 
 

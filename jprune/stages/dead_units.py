@@ -14,8 +14,7 @@ from jprune.base import Groups, Masks, Pruned, Records, Task, Variables, is_none
 from jprune.graph import Site, intercept
 from jprune.graph.couple.coupling import couple
 from jprune.masks import apply_masks
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.train.net import Net
 from jprune.units import expand, to_units
 

@@ -15,8 +15,7 @@ from jprune.base import Budget, Pruned, Records, Task, run_criterion
 from jprune.cost.model import Measuring
 from jprune.masks import apply_masks
 from jprune.search import fit, optimum
-from jprune.stages.evaluate import record
-from jprune.stages.saving import saved
+from jprune.stages.frame import record, saved
 from jprune.train.evaluate import evaluate
 from jprune.train.net import Net, standing
 from jprune.train.resolution import Size, at_resolution, check_size, size_of

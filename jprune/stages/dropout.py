@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.base import Pruned, Records, Task
-from jprune.stages.evaluate import record
-from jprune.stages.saving import saved
+from jprune.stages.frame import record, saved
 from jprune.train.net import Net
 
 

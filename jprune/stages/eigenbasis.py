@@ -1,21 +1,23 @@
 """The stage of EigenDamage: kernels leave as rotation, core, rotation."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jprune import allocate, errors
-from jprune.base import Budget, Cost, Pruned, Records, Task, Variables
+from jprune.base import Budget, Cost, Groups, Pruned, Records, Schedule, Task, Variables
 from jprune.cost.model import Measuring
 from jprune.curvature import Layer, Rotated, layers_of, rotated
 from jprune.forms.factored import Factored
 from jprune.forms.opened import has_leaf_types, opened
 from jprune.graph import trace
 from jprune.graph.couple.coupling import leaf_paths
-from jprune.stages.evaluate import record
+from jprune.stages.frame import record
 from jprune.stages.kronecker import calibration, factors_of, floors_of
 from jprune.train.net import Net
 
@@ -100,6 +102,9 @@ class Rotate:
     batches: int | None = None
     batch_size: int = 64
     name: str = "prune"
+
+    def __post_init__(self):
+        floors_of({}, self.limit)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Variables with factored kernels; `damage` of the record is the loss they should cost.
@@ -239,3 +244,19 @@ class Rotate:
             "macs": float(dense.macs) / float(now.macs),
         }
         return min(1.0, float(self.budget.value) * grown.get(self.budget.kind, 1.0))
+
+
+def cores_only(
+    task: Task, groups: Groups, key: jax.Array
+) -> Callable[[Schedule], optax.GradientTransformation]:
+    """Behind the step: the rotations of factored kernels do not move."""
+    del task, groups, key
+
+    def still(update: Any) -> Any:
+        if not isinstance(update, Factored):
+            return update
+        return Factored(jnp.zeros_like(update.left), update.core, jnp.zeros_like(update.right))
+
+    held = lambda node: isinstance(node, Factored)
+    only = optax.stateless(lambda updates, params: jax.tree.map(still, updates, is_leaf=held))
+    return lambda rate: only

@@ -32,8 +32,7 @@ from jprune.reconstruct.greedy import FILTERS, GREEDY
 from jprune.reconstruct.least_squares import relative_error
 from jprune.reconstruct.windows import Look, Windows, aimed, collect, look, sites_of
 from jprune.stages.dead_units import bias_of
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.walk import Step, alive_of, masks_by_name, per_step, steps_of
 from jprune.train.net import Net
 from jprune.train.step import stream

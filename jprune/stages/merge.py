@@ -14,8 +14,7 @@ from jprune.masks import apply_masks
 from jprune.reconstruct import Merge, cutoff, merges
 from jprune.reconstruct._folded import Affine, affines, weight_sets
 from jprune.reconstruct.merge import distances, matrix
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.walk import mergeable
 from jprune.train.net import Net, are_units
 from jprune.units import map_units, rows

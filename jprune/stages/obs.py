@@ -11,14 +11,13 @@ from jprune.base import Budget, Masks, Pruned, Records, Task
 from jprune.curvature import Rows
 from jprune.masks import intersect
 from jprune.reconstruct.obs import obs as operate
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.train.net import Net, of_single_weights
 from jprune.train.step import stream
 
 
 @dataclasses.dataclass(frozen=True)
-class Surgery:
+class BrainSurgery:
     """Deletes single weights and moves the others, until a budget is met or the stop rule says so.
 
     Attributes:

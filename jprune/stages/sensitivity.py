@@ -9,7 +9,7 @@ import numpy as np
 
 from jprune import criteria
 from jprune.base import Budget, Pruned, Records, Task
-from jprune.stages.evaluate import record
+from jprune.stages.frame import record
 from jprune.train.evaluate import EVALUATION_BATCH, evaluate
 from jprune.train.net import Net, per_kernel
 

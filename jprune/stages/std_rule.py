@@ -1,14 +1,18 @@
 """Weights below a multiple of their layer's standard deviation go."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from jprune import allocate, criteria, errors
 from jprune.base import Budget, CostModel, Masks, Pruned, Records, Scores, Task
-from jprune.stages.evaluate import record
+from jprune.sparsify.l1 import l1_decay
+from jprune.stages.frame import record
 from jprune.stages.prune import Prune
+from jprune.stages.train import SparsifierOf
 from jprune.train.net import Net
 
 
@@ -60,3 +64,29 @@ class StdPrune:
             return allocate.global_topk(jax.tree.map(whole, scores), budget, model)
         masks = allocate.global_topk(scores, budget, model)
         return jax.tree.map(lambda m, s: s > -np.inf if m.ndim > 2 else m, masks, scores)
+
+
+def only_moves(part: str) -> SparsifierOf:
+    """For `Train`: nothing moves but one kind of layers.
+
+    Args:
+        part: "conv", the convolutions and the norms, or "dense".
+    """
+    conv = part == "conv"
+
+    def still(params: Any) -> Any:
+        ranks = {
+            path[:-1]: leaf.ndim
+            for path, leaf in jax.tree.leaves_with_path(params)
+            if leaf.ndim > 1
+        }
+        # Norms have no kernel of their own and go with the convolutions.
+        rests = lambda path, leaf: (ranks.get(path[:-1], 3) > 2) != conv
+        return jax.tree_util.tree_map_with_path(rests, params)
+
+    return lambda *_: lambda rate: optax.masked(optax.set_to_zero(), still)
+
+
+def l1_penalty(strength: float) -> SparsifierOf:
+    """For `Train`: an L1 penalty on kernels, by its proximal step (see `sparsify.l1_decay`)."""
+    return lambda *_: lambda rate: l1_decay(strength, rate)

@@ -12,7 +12,7 @@ from jprune import errors
 from jprune.base import Budget, Pruned, Records, Task
 from jprune.graph import Site, intercept
 from jprune.search.subset_sums import best_subsets
-from jprune.stages.evaluate import record
+from jprune.stages.frame import record
 from jprune.train.net import Net
 from jprune.train.step import stream
 

@@ -14,8 +14,7 @@ from jprune.masks import apply_masks
 from jprune.sparsify import dynamic_surgery, masks_of
 from jprune.sparsify.surgery import CUT
 from jprune.sparsify.thresholds import moments_of
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net, of_single_weights, per_kernel
 from jprune.train.optimizers import Sgd
@@ -23,7 +22,7 @@ from jprune.train.step import TrainState, plain
 
 
 @dataclasses.dataclass(frozen=True)
-class Surgery:
+class DynamicSurgery:
     """Training in which masks move.
 
     Afterwards `extra` has, as trees like the variables, what the masked weights are worth
@@ -157,7 +156,7 @@ class Operating:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settle:
+class SettleSurgery:
     """Fixes the masks that surgery left, at a budget.
 
     Of the weights that are alive the smallest |w| / t go; where too few are alive the largest of

@@ -11,8 +11,7 @@ from jprune import errors
 from jprune.allocate import keep_best, largest, price_of
 from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task, is_none
 from jprune.masks import apply_masks, density, intersect
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.train.net import Net
 
 

@@ -16,8 +16,7 @@ from jprune.base import (
     Task,
 )
 from jprune.learners import to_the_end
-from jprune.stages.evaluate import record
-from jprune.stages.saving import saved
+from jprune.stages.frame import record, saved
 from jprune.train.distill import distilled
 from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
