@@ -17,6 +17,7 @@ from jprune.base import Budget, Recipe
 from jprune.stages.frame import framed
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.train import Train
+from jprune.train.numbers import Numbers
 
 
 def dns(
@@ -24,7 +25,7 @@ def dns(
     train: Train | None,
     finetune: Train,
     *,
-    c_rate: float | str | None = None,
+    c_rate: Numbers | None = None,
     gamma: float = 1e-4,
     power: float = 1.0,
     stop: float = 0.875,
@@ -39,8 +40,9 @@ def dns(
         train: training of the dense net; None where it is trained already.
         finetune: surgery and the training after it. The paper's LeNet-5 takes 16,000 steps of 64.
         c_rate: the thresholds are mu + c sd of |w| in a layer. None finds the one c at which the
-            first cut meets the budget; a number is the c of all layers, "3:3:4:3" those of the
-            kernels in execution order (the paper's are tuned by hand, about 3 to 4).
+            first cut meets the budget; a number is the c of all layers; or one for each kernel
+            in execution order (on the command line 3:3:4:3), or {kernel: c} (the paper's are tuned
+            by hand, about 3 to 4).
         gamma: masks are revised in step i with probability (1 + gamma i)^-power; the authors'
             LeNet-5 has 1e-4, their code's default is 1e-3.
         power: of the same.

@@ -74,9 +74,9 @@ def eigendamage(
         finetune = dataclasses.replace(finetune, sparsify=cores_only)
     rotate = Rotate(budget, limit, labels, normalize, per_cost, last, batches, batch_size)
     prune = lambda goal: dataclasses.replace(rotate, budget=goal)
-    pruning, last = in_rounds(prune, evenly(budget, rounds), finetune)
+    pruning, tune = in_rounds(prune, evenly(budget, rounds), finetune)
     after = settled(recalibrate, finetune.batch_size)
-    return framed(train, *pruning, finetune=last, after=after)
+    return framed(train, *pruning, finetune=tune, after=after)
 
 
 METHODS = {"eigendamage": eigendamage}

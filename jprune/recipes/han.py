@@ -11,6 +11,7 @@ References:
 """
 
 import dataclasses
+from typing import Literal
 
 from jprune import errors
 from jprune.base import Budget, Recipe
@@ -22,6 +23,7 @@ from jprune.stages.rounds import evenly
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import StdPrune, l1_penalty, only_moves
 from jprune.stages.train import Train
+from jprune.train.numbers import Numbers
 
 
 def han(
@@ -30,7 +32,7 @@ def han(
     finetune: Train,
     *,
     rounds: int = 5,
-    q: str = "scan",
+    q: Numbers | Literal["scan"] = "scan",
     std_over: str = "alive",
     tolerance: float = 0.01,
     examples: int = 1024,
@@ -49,8 +51,8 @@ def han(
         rounds: how often is pruned (the paper: 5 on VGG-16); each keeps the same fraction.
         q: "scan" (before every round, the largest q at which pruning this layer alone costs at most
             `tolerance` of validation accuracy; the first convolution gets at most the smallest of
-            the others), or relative ones by hand in execution order, "0.4:1:1:0.7"; "1" is the same
-            for all.
+            the others), or relative ones by hand: one for all, one for each kernel in execution
+            order (on the command line 0.4:1:1:0.7), or {kernel: q}.
         std_over: "alive" or "all" weights; see `criteria.std_rule`.
         tolerance: of the scan.
         examples: of the validation split that the scan looks at.

@@ -33,8 +33,9 @@ from jprune.reconstruct.least_squares import relative_error
 from jprune.reconstruct.windows import Look, Windows, aimed, collect, look, sites_of
 from jprune.stages.dead_units import bias_of
 from jprune.stages.frame import fractions, record
-from jprune.stages.walk import Step, alive_of, masks_by_name, per_step, steps_of
+from jprune.stages.walk import Step, alive_of, masks_by_name, steps_of
 from jprune.train.net import Net
+from jprune.train.numbers import Numbers, per_name
 from jprune.train.step import stream
 
 STREAMS = ("sampler", "whole", "joint")
@@ -64,7 +65,7 @@ class LayerWise:
         stream: what happens to groups on residual streams. "sampler": the stream stays whole, and
             a layer that begins a branch reads a part of it (masks of weights); "whole": nothing;
             "joint": they are pruned like others, for all their consumers together.
-        ratios: relative shares kept, in the order of steps, with ":" between; or one number.
+        ratios: relative shares kept: one number, one for each step in their order, or by name.
         part: (which, of how many): of all steps, those of one round.
         batches: of calibration images.
         batch_size: images in one.
@@ -79,7 +80,7 @@ class LayerWise:
     refit: Refit | None
     targets: str = "dense"
     stream: str = "sampler"
-    ratios: str = "1"
+    ratios: Numbers = 1.0
     part: tuple[int, int] = (0, 1)
     batches: int = 40
     batch_size: int = 125
@@ -100,6 +101,18 @@ class LayerWise:
                 f"points={self.points}; each is 1 or more."
             )
 
+    def check(self, task: Task) -> None:
+        """Raises what `shares` does."""
+        self.shares(steps_of(task, self.stream))
+
+    def shares(self, steps: Sequence[Step]) -> dict[str, float]:
+        """{step: its relative share}.
+
+        Raises:
+            ArgumentError: not as many ratios as steps, or one of a step that there is not.
+        """
+        return per_name(self.ratios, [step.name for step in steps], "ratios")
+
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, variables, and a record of the fractions kept and the outputs' relative error.
 
@@ -109,7 +122,7 @@ class LayerWise:
         """
         steps = steps_of(task, self.stream)
         there = alive_of(task, pruned, steps)
-        shares = per_step(self.ratios, steps)
+        shares = self.shares(steps)
         masks_of = lambda masks: masks_by_name(task, pruned, steps, masks)
         kept = widths(there, self.budget, Net(task).cost, masks_of, shares)
         which, parts = self.part

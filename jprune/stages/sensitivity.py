@@ -2,16 +2,18 @@
 
 import dataclasses
 import itertools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import criteria
+from jprune import criteria, errors
 from jprune.base import Budget, Pruned, Records, Task
 from jprune.stages.frame import record
 from jprune.train.evaluate import EVALUATION_BATCH, evaluate
-from jprune.train.net import Net, per_kernel
+from jprune.train.net import Net
+from jprune.train.numbers import Numbers, per_name
 
 STEP, MOST = 0.25, 4.0
 """The scan tries q = STEP, 2 STEP, ... up to MOST standard deviations."""
@@ -23,7 +25,7 @@ class Sensitivity:
 
     Attributes:
         budget: whose floors leave layers whole.
-        q: "scan", or numbers in execution order.
+        q: "scan"; or one number, one for each kernel in execution order, or {kernel: q}.
         tolerance: validation accuracy that pruning one layer may cost.
         examples: of the validation split.
         std_over: "alive" or "all" weights, as in `criteria.std_rule`.
@@ -31,11 +33,27 @@ class Sensitivity:
     """
 
     budget: Budget
-    q: str = "scan"
+    q: Numbers | Literal["scan"] = "scan"
     tolerance: float = 0.01
     examples: int = 1024
     std_over: str = "alive"
     name: str = "scan"
+
+    def __post_init__(self):
+        if isinstance(self.q, str) and self.q != "scan":
+            raise errors.ArgumentError(
+                f"q={self.q!r}; write 'scan', a number, or one for each kernel: q=(0.4, 1, 1, 0.7)."
+            )
+
+    def check(self, task: Task) -> None:
+        """Refuses numbers for other kernels than the net has.
+
+        Raises:
+            ArgumentError: not as many numbers as kernels; nothing is prunable.
+        """
+        kernels = Net(task).kernels(Net(task).prunable(None, self.budget))
+        if not isinstance(self.q, str):
+            per_name(self.q, kernels, "q")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net.
@@ -45,10 +63,10 @@ class Sensitivity:
         """
         del key
         kernels = Net(task).kernels(Net(task).prunable(pruned.masks, self.budget))
-        if self.q == "scan":
+        if isinstance(self.q, str):
             q = self._scan(pruned, task, kernels)
         else:
-            q = per_kernel(self.q, kernels, "q")
+            q = per_name(self.q, kernels, "q")
         extra = Net(task).tree({path: np.asarray(value, np.float32) for path, value in q.items()})
         return pruned._replace(extra=extra), [record(self.name, q)]
 

@@ -16,7 +16,8 @@ from jprune.sparsify.surgery import CUT
 from jprune.sparsify.thresholds import moments_of
 from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
-from jprune.train.net import Net, of_single_weights, per_kernel
+from jprune.train.net import Net, of_single_weights
+from jprune.train.numbers import Numbers, per_name
 from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain
 
@@ -41,7 +42,7 @@ class DynamicSurgery:
 
     train: Train
     budget: Budget
-    c_rate: float | str | None = None
+    c_rate: Numbers | None = None
     gamma: float = 1e-4
     power: float = 1.0
     biases: bool = True
@@ -104,7 +105,7 @@ class DynamicSurgery:
         if self.c_rate is None:
             c = dict.fromkeys(kernels, self.solved(task, pruned, start))
         else:
-            c = per_kernel(str(self.c_rate), kernels, "c_rate")
+            c = per_name(self.c_rate, kernels, "c_rate")
         by_layer = {path.rpartition("/")[0]: value for path, value in c.items()}
         paths = Net(task).leaves(start)
         return Net(task).tree({path: by_layer[path.rpartition("/")[0]] for path in paths})

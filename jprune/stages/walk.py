@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jprune import errors
 from jprune.base import Groups, Masks, Pruned, Task
 from jprune.forms.slide import plain_kernels
 from jprune.reconstruct.windows import sites_of
@@ -99,26 +98,6 @@ def begins_branch(groups: Groups, site: str, streams: set[str]) -> bool:
     """Whether what a layer says is units that are on no stream."""
     (out,) = (s for s in groups.sites if s.layer == site and s.kind == "out")
     return bool(out.groups) and not set(out.groups) & streams
-
-
-def per_step(ratios: str, steps: Sequence[Step]) -> dict[str, float]:
-    """{step: its share} from one number, or from one a step with ":" between.
-
-    Raises:
-        ArgumentError: no numbers, or not as many as there are steps.
-    """
-    try:
-        numbers = [float(word) for word in ratios.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        numbers *= len(steps)
-    if len(numbers) != len(steps):
-        raise errors.ArgumentError(
-            f"ratios={ratios!r}; write one number, or {len(steps)} with ':' between, for "
-            f"{', '.join(step.name for step in steps)}."
-        )
-    return dict(zip((step.name for step in steps), numbers))
 
 
 def alive_of(task: Task, pruned: Pruned, steps: Sequence[Step]) -> dict[str, np.ndarray]:

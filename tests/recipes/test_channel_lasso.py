@@ -216,16 +216,16 @@ def test_a_second_round_goes_on():
 
 def test_ratios():
     task = task_of()
-    done, _ = pruned_by(task, "joint", Budget(density=0.5), ratios="inf:1")
+    done, _ = pruned_by(task, "joint", Budget(density=0.5), ratios=(np.inf, 1))
     kept = {name: int(mask.sum()) for name, mask in done.masks.items()}
     assert kept == {"params/conv1/kernel": 8, "params/conv2/kernel": 2}
-    done, _ = pruned_by(task, "joint", Budget(density=0.5), ratios="1:1.5")
+    done, _ = pruned_by(task, "joint", Budget(density=0.5), ratios=(1, 1.5))
     kept = [int(mask.sum()) for mask in done.masks.values()]
     assert kept == [3, 7]  # 3/8 and 7/12 of ten
-    with pytest.raises(errors.ArgumentError, match="write one number, or 2 with ':'"):
-        pruned_by(task, "joint", Budget(density=0.5), ratios="1:2:3")
+    with pytest.raises(errors.ArgumentError, match=r"ratios has 3 numbers.*write one, or 2 "):
+        pruned_by(task, "joint", Budget(density=0.5), ratios=(1, 2, 3))
     with pytest.raises(errors.ArgumentError, match="each is above 0"):
-        pruned_by(task, "joint", Budget(density=0.5), ratios="0:1")
+        pruned_by(task, "joint", Budget(density=0.5), ratios=(0, 1))
 
 
 def test_bad_input():

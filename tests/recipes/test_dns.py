@@ -218,7 +218,7 @@ def test_settling_splices_the_largest_back_or_cuts_the_smallest(lenet):
 def test_biases_are_pruned_or_not_and_c_may_be_given(lenet):
     task, start = lenet
     for biases in (True, False):
-        stage = DynamicSurgery(TRAIN, Budget(density=0.5), "-9:1:0.5", biases=biases)
+        stage = DynamicSurgery(TRAIN, Budget(density=0.5), (-9, 1, 0.5), biases=biases)
         masks = masks_of(stage.learner(start, task, KEY).init().opt_state)
         assert (masks["fc1"]["bias"] is None) == (not biases)
         assert np.all(masks["fc1"]["kernel"])
@@ -266,8 +266,8 @@ def test_equal_weights_go_by_index_and_what_cannot_be_is_refused(lenet):
     broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), start.variables)
     with pytest.raises(errors.ArgumentError, match="hold NaN"):
         DynamicSurgery(TRAIN, Budget(density=0.3), 1.0).learner(Pruned(broken, None), task, KEY)
-    with pytest.raises(errors.ArgumentError, match="c_rate='1:2'; write one number, or 3"):
-        DynamicSurgery(TRAIN, Budget(density=0.3), "1:2").learner(start, task, KEY)
+    with pytest.raises(errors.ArgumentError, match=r"c_rate has 2 numbers.*write one, or 3 "):
+        DynamicSurgery(TRAIN, Budget(density=0.3), (1, 2)).learner(start, task, KEY)
     with pytest.raises(errors.ArgumentError, match=r"stop is in \(0, 1\)"):
         dns(Budget(density=0.3), None, TRAIN, stop=1.0)
     with pytest.raises(errors.ArgumentError, match="all three are 0 or more"):
