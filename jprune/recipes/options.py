@@ -89,7 +89,7 @@ def numbers(word: str) -> float | tuple[float, ...] | tuple[tuple[float, ...], .
     if len(rows) > 1:
         return tuple(rows)
     (row,) = rows
-    return row if len(row) > 1 else row[0]
+    return row[0] if len(row) == 1 else row
 
 
 def _number(word: str) -> float:

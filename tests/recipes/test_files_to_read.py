@@ -11,7 +11,7 @@ import functools
 from pathlib import Path
 
 import jprune
-from jprune import recipes
+from jprune.recipes import METHODS
 from jprune.recipes.methods import modules
 
 ROOT = Path(jprune.__file__).parent
@@ -78,34 +78,66 @@ def home_of(module: str, name: str) -> Name | None:
 @functools.cache
 def uses(module: str, name: str) -> frozenset[Name]:
     """What the definition of a name uses, where it is defined."""
+    return frozenset(used_in(module, defined(module)[name]))
+
+
+def used_in(module: str, part: ast.AST) -> set[Name]:
+    """Names of the package that a part of a module uses, where they are defined."""
     found: set[Name] = set()
-    for node in ast.walk(defined(module)[name]):
+    for node in ast.walk(part):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             room = home_of(module, node.value.id)
             if room and not room[1]:  # `allocate.uniform`
                 found |= {home_of(room[0], node.attr) or room}
         elif isinstance(node, ast.Name) and (home := home_of(module, node.id)) and home[1]:
             found.add(home)
-    return frozenset(found)
+    return found
 
 
-def files_of(method: str) -> list[str]:
+def start_of(method: str) -> set[Name]:
+    """What the entry of a method in `METHODS` of its file uses."""
+    module = modules()[method].__name__
+    entries = defined(module)["METHODS"]
+    node: ast.AST = entries
+    for each in ast.walk(entries):
+        if isinstance(each, ast.Dict):
+            values = {key.value: v for key, v in zip(each.keys, each.values) if is_text(key)}
+            node = values.get(method, entries)
+    return {(module, "METHODS")} | used_in(module, node)
+
+
+def is_text(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+@functools.cache
+def files_of(method: str) -> tuple[str, ...]:
     """The files that a method is read in, those apart left out."""
-    recipe = modules()[method].__name__
-    waiting = [(recipe, name) for name in defined(recipe)]
-    seen: set[Name] = set()
+    waiting, seen = [*start_of(method)], set()
     while waiting:
         module, name = waiting.pop()
         if (module, name) in seen or module.split(".")[1] in APART:
             continue
         seen.add((module, name))
-        waiting += uses(module, name) if name else ()
-    return sorted({module for module, _ in seen})
+        waiting += uses(module, name) if name and name != "METHODS" else ()
+    return tuple(sorted({module.removeprefix("jprune.") for module, _ in seen}))
+
+
+def shared() -> set[str]:
+    """Files that every method is read with: how nets are trained, and the frame of recipes."""
+    return set.intersection(*({*files_of(method)} for method in METHODS))
+
+
+def table() -> str:
+    """Markdown: method, number of files, of which own, and their names."""
+    common = shared()
+    lines = [f"Read with every method: {', '.join(sorted(common))}.", ""]
+    lines += ["| method | files | of these its own | |", "|---|---|---|---|"]
+    for method in METHODS:
+        own = [file for file in files_of(method) if file not in common]
+        lines.append(f"| {method} | {len(files_of(method))} | {len(own)} | {', '.join(own)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    import sys
-
-    for m in sys.argv[1:] or recipes.METHODS:
-        fs = files_of(m)
-        print(m, len(fs), " ".join(f.removeprefix("jprune.") for f in fs))
+    print(table())
