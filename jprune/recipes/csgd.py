@@ -79,9 +79,9 @@ def csgd(
         train,
         *(
             stage
-            for left in evenly(budget, rounds)
+            for goal_of_round in evenly(budget, rounds)
             for stage in (
-                Cluster(left, clusters, producers),
+                Cluster(goal_of_round, clusters, producers),
                 Pull(each, strength, of_vectors, bias_rate, goal),
                 MergeClusters(),
             )

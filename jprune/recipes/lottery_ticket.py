@@ -83,7 +83,7 @@ def lottery_ticket(
     early = () if rewind_to == 0 else (dataclasses.replace(train, stop=rewind_to, name="early"),)
     late = dataclasses.replace(train, begin=rewind_to)
     prunings = [
-        PruneRound(budget, left, scope == "global", output_rate) for left in range(rounds, 0, -1)
+        PruneRound(budget, to_go, scope == "global", output_rate) for to_go in range(rounds, 0, -1)
     ]
     again = [stage for prune in prunings[:-1] for stage in (prune, Rewind("rewind"), late)]
     return (

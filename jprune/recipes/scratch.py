@@ -70,10 +70,10 @@ def scratch(
             "The dense net is read, so nobody knows how long it was trained. Write --set "
             "epochs=160,learning_rate=0.1, as the paper trains its nets for CIFAR-10."
         )
-    given = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule}
+    own = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule}
     like = dataclasses.replace(
         dataclasses.replace(finetune, distill=0.0) if train is None else train,
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in own.items() if value is not None},
         name="scratch",
     )
     return framed(

@@ -91,11 +91,11 @@ def variational(
             "--weights."
         )
     words = ((prior, PRIORS), (select, SELECTIONS), (allocator, ALLOCATORS))
-    for word, known in words:
-        if word not in known:
+    for word, choices in words:
+        if word not in choices:
             raise errors.ArgumentError(
-                f"variational with {word!r}; {errors.nearest(word, known)}write one of "
-                f"{', '.join(known)}."
+                f"variational with {word!r}; {errors.nearest(word, choices)}write one of "
+                f"{', '.join(choices)}."
             )
     above = {"mu_threshold": mu_threshold, "sigma_threshold": sigma_threshold}
     if (

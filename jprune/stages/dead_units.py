@@ -1,7 +1,6 @@
 """Units that single-weight pruning has cut off: taken out, and what they still say with them."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import Groups, Masks, Pruned, Records, Task, Variables, is_none
 from jprune.graph import Site, intercept
-from jprune.graph.couple.coupling import couple
+from jprune.graph.layers import offsets
 from jprune.masks import apply_masks
 from jprune.stages.frame import fractions, record
 from jprune.train.net import Net
@@ -103,8 +102,8 @@ def has_weights(groups: Groups, masks: Masks, role: str) -> Units:
         path: np.ones(leaf.shape, np.float32) if mask is None else np.asarray(mask, np.float32)
         for (path, leaf), mask in zip(groups.leaves.items(), groups.treedef.flatten_up_to(masks))
     }
-    kept = groups.treedef.unflatten(list(leaves.values()))
-    units = to_units(groups, kept, (role,), within="max", across="max")
+    alive = groups.treedef.unflatten(list(leaves.values()))
+    units = to_units(groups, alive, (role,), within="max", across="max")
     return {name: np.asarray(most) > 0 for name, most in units.items()}
 
 
@@ -129,7 +128,7 @@ def folded(
         The variables under which the units may go, and which of them may.
     """
     groups = Net(task).groups
-    targets = bias_of(task)
+    targets = offsets(groups)
     while any(units.any() for units in silent.values()):
         heard = listen(task, variables, silent, x)
         failed = {
@@ -185,10 +184,10 @@ def listen(task: Task, variables: Variables, silent: Units, x: jax.Array) -> dic
         loud: Units = {}
         for name, units in site.units.items():
             if name in silent and silent[name].any():
-                here = (units >= 0) & silent[name][np.maximum(units, 0)]
-                dead |= here
+                at_dead = (units >= 0) & silent[name][np.maximum(units, 0)]
+                dead |= at_dead
                 loud[name] = np.zeros(groups.sizes[name], bool)
-                loud[name][units[here & (size > 0)]] = True
+                loud[name][units[at_dead & (size > 0)]] = True
         if not dead.any():
             return value, heard
         along = dead.reshape([-1 if axis == site.axis else 1 for axis in range(value.ndim)])
@@ -209,20 +208,3 @@ def silence(heard: Mapping[str, Said], silent: Units) -> Units:
         for name, loud in said.loud.items():
             quiet[name] = quiet[name] & ~loud
     return quiet
-
-
-def bias_of(task: Task) -> dict[str, tuple[str, int]]:
-    """{layer: (leaf that takes a constant, sign)}: a bias takes it, a mean takes it off.
-
-    It is the parameter that a layer's result meets first, read off the jaxpr.
-    """
-    coupling = couple(task.fn, Net(task).shapes, task.example)
-    uses, paths, groups = coupling.uses, coupling.paths, Net(task).groups
-    order = sorted(uses.first, key=lambda leaf: uses.first[leaf])
-    found = {}
-    for kernel, leaf in itertools.pairwise(order):
-        role = next(iter(uses.roles[leaf]), "")
-        if uses.roles[kernel] == {"kernel"} and role in ("shift", "mean"):
-            found[paths[kernel]] = (paths[leaf], 1 if role == "shift" else -1)
-    shared = {site.layer.partition("@")[0] for site in groups.sites if "@" in site.layer}
-    return {layer: target for layer, target in found.items() if layer not in shared}

@@ -87,7 +87,7 @@ class Rotate:
         labels: "model" or "data".
         normalize: divide the scores of each layer by their sum.
         per_cost: divide scores by what the row or column costs, in the budget's unit.
-        last: the last layer is pruned too.
+        last: layers whose result is the net's, read by no other layer, are pruned too.
         batches: that the factors are made of; None: one pass over the training images.
         batch_size: examples in one.
         name: of the record.
@@ -135,11 +135,11 @@ class Rotate:
             leaves[path] = form.part(columns, rows, leaves[path].dtype)
         variables = jax.tree.unflatten(Net(task).groups.treedef, list(leaves.values()))
         pruned = pruned._replace(variables=variables)
-        dense, kept = Net(task).cost({}), Net(task).cost_as_held(pruned, {})
+        dense, now = Net(task).cost({}), Net(task).cost_as_held(pruned, {})
         metrics = {
             "density": float(np.mean(np.concatenate(list(masks.values())))),
-            "params": float(kept.params) / float(dense.params),
-            "macs": float(kept.macs) / float(dense.macs),
+            "params": float(now.params) / float(dense.params),
+            "macs": float(now.macs) / float(dense.macs),
             "damage": float(damage),
         }
         return pruned, [record(self.name, metrics)]
@@ -149,7 +149,11 @@ class Rotate:
         fn, plain = opened(Net(task).fn, variables)
         dense = not has_leaf_types(variables)
         groups = Net(task).groups if dense else trace(fn, plain, task.example)
-        layers = self.layers(layers_of(fn, groups, plain, task.example), task)
+        # Of a factored kernel, it is the right rotation whose result is the net's.
+        last = {
+            path.partition("/factored/")[0] for path, each in groups.layers.items() if each.last
+        }
+        layers = self.layers(layers_of(fn, groups, plain, task.example), task, last)
         drawing, order = jax.random.split(key)
         batches = calibration(task, order, self.batches, self.batch_size)
         factors = factors_of(
@@ -163,8 +167,13 @@ class Rotate:
             forms[path] = Form(layer, held, rotated(kernels[array], factors[array], path))
         return forms
 
-    def layers(self, found: Mapping[str, Layer], task: Task) -> dict[str, Layer]:
+    def layers(self, factored: Mapping[str, Layer], task: Task, last: set[str]) -> dict[str, Layer]:
         """Those of the opened net that are rotated.
+
+        Args:
+            factored: all that have factors, by the path of their array.
+            task: of the net.
+            last: kernels of the last layers.
 
         Raises:
             ArgumentError: there is none.
@@ -178,9 +187,9 @@ class Rotate:
             if "kernel" in place.roles
         }
         rotations = ("/factored/left", "/factored/right")
-        arrays = [path for path in found if not path.endswith(rotations)]
-        arrays = arrays if self.last else arrays[:-1]
-        layers = {path: found[path] for path in arrays if path.removesuffix(CORE) not in whole}
+        stay = whole if self.last else whole | last
+        arrays = [path for path in factored if not path.endswith(rotations)]
+        layers = {path: factored[path] for path in arrays if path.removesuffix(CORE) not in stay}
         if not layers:
             raise errors.ArgumentError(
                 f"EigenDamage finds no layer to rotate in {task.name}: all are frozen, or the last "

@@ -147,8 +147,8 @@ class Evaluate:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record."""
         del key
-        seen = seen_at(Net(task).fn, pruned.resolution)
-        fn, variables = Net(task).slim(pruned) if self.slim else (seen, pruned.variables)
+        resized = seen_at(Net(task).fn, pruned.resolution)
+        fn, variables = Net(task).slim(pruned) if self.slim else (resized, pruned.variables)
         params, _ = task.split(variables)
         masks = {} if pruned.masks is None else pruned.masks
         if self.slim and not are_units(Net(task).groups, masks):
@@ -165,11 +165,11 @@ class Evaluate:
 
 def fractions(task: Task, masks: Masks) -> dict[str, float]:
     """What masks keep of the dense net: `density` (of what is masked), `params`, `macs`."""
-    kept, dense = Net(task).cost(masks), Net(task).cost({})
+    now, dense = Net(task).cost(masks), Net(task).cost({})
     return {
         "density": density(masks),
-        "params": float(kept.params) / float(dense.params),
-        "macs": float(kept.macs) / float(dense.macs),
+        "params": float(now.params) / float(dense.params),
+        "macs": float(now.macs) / float(dense.macs),
     }
 
 

@@ -78,12 +78,12 @@ class MergeUnits:
         masks, behind = Net(task).unit_masks(pruned), affines_of(task, pruned.variables)
         sets = sets_of(groups, pruned.variables, mergeable(task), behind)
         alive = {name: np.asarray(masks[name], bool) for name in sets}
-        kept = self.widths(task, sets, masks, alive)
+        goals = self.widths(task, sets, masks, alive)
         variables, done = pruned.variables, []
-        for name in [name for name in sets if kept[name] < alive[name].sum()]:
+        for name in [name for name in sets if goals[name] < alive[name].sum()]:
             # Merges before have changed what this group's producers read.
             now = sets_of(groups, variables, [name], behind)[name]
-            steps = self.steps(*now, alive[name], int(alive[name].sum()) - kept[name])
+            steps = self.steps(*now, alive[name], int(alive[name].sum()) - goals[name])
             mapped = {name: matrix(groups.sizes[name], steps)}
             variables = map_units(groups, variables, mapped, ("in",))
             masks = {**masks, name: alive[name].copy()}
@@ -91,8 +91,8 @@ class MergeUnits:
             variables = apply_masks(variables, Net(task).weight_masks(masks))
             done += steps
         total = float(sum(step.saliency for step in done))
-        seen = {**fractions(task, masks), "merged": len(done), "saliency": total}
-        return pruned._replace(variables=variables, masks=masks), [record(self.name, seen)]
+        metrics = {**fractions(task, masks), "merged": len(done), "saliency": total}
+        return pruned._replace(variables=variables, masks=masks), [record(self.name, metrics)]
 
     def steps(
         self, sets: np.ndarray, outgoing: np.ndarray, alive: np.ndarray, count: int
@@ -102,8 +102,8 @@ class MergeUnits:
         if self.stop == "cutoff":
             pairs = distances(sets[alive], self.normalize)[0]
             limit = cutoff(pairs * (outgoing[alive] ** 2).mean(axis=1)[None])
-        found = itertools.islice(merges(sets, outgoing, self.normalize, alive, self.drop), count)
-        return list(itertools.takewhile(lambda step: step.saliency <= limit, found))
+        steps = itertools.islice(merges(sets, outgoing, self.normalize, alive, self.drop), count)
+        return list(itertools.takewhile(lambda step: step.saliency <= limit, steps))
 
     def widths(
         self,

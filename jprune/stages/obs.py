@@ -64,17 +64,17 @@ class BrainSurgery:
         )
         masks = done.masks if before is None else intersect(before, done.masks)
         predicted = {"predicted_increase": float(done.losses.sum()), "loss": done.loss}
-        seen = record(self.name, {**fractions(task, masks), **predicted})
-        return pruned._replace(variables=done.variables, masks=masks), [seen]
+        line = record(self.name, {**fractions(task, masks), **predicted})
+        return pruned._replace(variables=done.variables, masks=masks), [line]
 
     def more(self, masks: Masks, alive: Masks, task: Task) -> int:
         """How many weights to delete before asking again."""
         sizes = [np.size(mask) for mask in jax.tree.leaves(masks)]
-        left = sum(int(np.sum(mask)) for mask in jax.tree.leaves(masks))
+        alive_now = sum(int(np.sum(mask)) for mask in jax.tree.leaves(masks))
         if self.budget.kind == "density":
             goal = sum(sizes) - round((1 - float(self.budget.value)) * sum(sizes))
-            return left - goal
+            return alive_now - goal
         price = price_of(alive, of_single_weights(self.budget), Net(task).cost)(masks)
         excess = price - float(self.budget.value) - 1e-9
         # Prices differ from layer to layer: half of the way each time, and one by one at the end.
-        return 0 if excess <= 0 else max(1, int(left * excess / price / 2))
+        return 0 if excess <= 0 else max(1, int(alive_now * excess / price / 2))

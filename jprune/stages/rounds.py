@@ -105,11 +105,11 @@ def kept_after(fraction: float, schedule: str, rounds: int | None = None) -> lis
         return [fraction]
     if schedule == "iterative":
         density = schedules.iterative(fraction, rounds, every=1)
-        kept = [density(number) for number in range(rounds - 1)]
+        fractions = [density(number) for number in range(rounds - 1)]
     else:
         density = schedules.cubic(fraction, 0, rounds)
-        kept = [density(number) for number in range(1, rounds)]
-    return [*np.asarray(kept, float).tolist(), fraction]
+        fractions = [density(number) for number in range(1, rounds)]
+    return [*np.asarray(fractions, float).tolist(), fraction]
 
 
 def _with(budget: Budget, fraction: float) -> Budget:

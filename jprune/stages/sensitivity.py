@@ -72,8 +72,8 @@ class Sensitivity:
 
     def _scan(self, pruned: Pruned, task: Task, kernels: tuple[str, ...]) -> dict[str, float]:
         """The largest q of every layer before validation accuracy falls."""
-        some = lambda *given: itertools.islice(
-            task.data.batches(*given), -(-self.examples // EVALUATION_BATCH)
+        some = lambda *arguments: itertools.islice(
+            task.data.batches(*arguments), -(-self.examples // EVALUATION_BATCH)
         )
         few = task._replace(data=task.data._replace(batches=some))
         accuracy = lambda variables: evaluate(few, variables, "validation")["accuracy"]
@@ -81,16 +81,17 @@ class Sensitivity:
         rule = criteria.std_rule(1.0, self.std_over)
         scores = Net(task).leaves(rule.score((), pruned.variables))
         least = accuracy(pruned.variables) - self.tolerance
-        found = {}
+        largest_q = {}
         for path in kernels:
             sizes = scores[path]
-            found[path] = STEP / 2
+            largest_q[path] = STEP / 2
             for q in np.arange(STEP, MOST + STEP, STEP):
                 cut = jnp.where(sizes > q, leaves[path], 0)
                 if accuracy(Net(task).tree({**leaves, path: cut})) < least:
                     break
-                found[path] = float(q)
-        convolutions = [path for path in kernels if leaves[path].ndim > 2]
+                largest_q[path] = float(q)
+        layers = Net(task).groups.layers
+        convolutions = [path for path in kernels if path in layers and layers[path].window]
         if convolutions:
-            found[convolutions[0]] = min(found.values())
-        return found
+            largest_q[convolutions[0]] = min(largest_q.values())
+        return largest_q

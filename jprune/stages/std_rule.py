@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import optax
 
-from jprune import allocate, criteria, errors
-from jprune.base import Budget, CostModel, Masks, Pruned, Records, Scores, Task
+from jprune import criteria, errors
+from jprune.allocate.global_topk import global_topk
+from jprune.base import Budget, CostModel, Groups, Masks, Pruned, Records, Scores, Task
 from jprune.sparsify.l1 import l1_decay
 from jprune.stages.frame import record
 from jprune.stages.prune import Prune
@@ -41,50 +42,67 @@ class StdPrune:
             BudgetError: the budget asks for less than one weight a layer.
         """
         criterion = criteria.std_rule(pruned.extra, self.std_over)
-        prune = Prune(lambda *_: criterion, self._allocate, self.budget, per="weight")
-        after, (seen,) = prune(pruned, task, key)
+        allocator = lambda scores, budget, model: self.masks(task, scores, budget, model)
+        prune = Prune(lambda *_: criterion, allocator, self.budget, per="weight")
+        after, (line,) = prune(pruned, task, key)
         before = Net(task).prunable(pruned.masks, self.budget)
         scores = Net(task).leaves(criterion.score((), pruned.variables))
         masks, alive = Net(task).leaves(after.masks), Net(task).leaves(before)
+        # The score of a weight is |w| / (q_l std(W_l)): the largest that goes is the multiplier.
         gone = [scores[path][alive[path] & ~np.asarray(masks[path])] for path in alive]
         multiplier = max((float(score.max()) for score in gone if score.size), default=0.0)
-        return after, [record(self.name, {**seen["metrics"], "multiplier": multiplier})]
+        return after, [record(self.name, {**line["metrics"], "multiplier": multiplier})]
 
-    def _allocate(self, scores: Scores, budget: Budget, model: CostModel | None) -> Masks:
+    def masks(self, task: Task, scores: Scores, budget: Budget, model: CostModel | None) -> Masks:
+        """Masks by scores: of all layers, or of one kind while the others stay as they are.
+
+        Raises:
+            ArgumentError: `only` for a net without both kinds of layers.
+        """
         if self.only is None:
-            return allocate.global_topk(scores, budget, model)
-        kinds = {"conv" if leaf.ndim > 2 else "dense" for leaf in jax.tree.leaves(scores)}
-        if len(kinds) < 2:
+            return global_topk(scores, budget, model)
+        by_path, conv = Net(task).leaves(scores), convolutions(Net(task).groups)
+        if {path in conv for path in by_path} != {True, False}:
+            kind = "convolutional" if conv & {*by_path} else "dense"
             raise errors.ArgumentError(
                 f"alternate=true prunes convolutions and dense layers in turn, and this net has "
-                f"{kinds.pop()} layers alone. Leave it out."
+                f"{kind} layers alone. Leave it out."
             )
-        if self.only == "conv":
-            whole = lambda leaf: np.where(leaf > -np.inf, np.inf, leaf) if leaf.ndim == 2 else leaf
-            return allocate.global_topk(jax.tree.map(whole, scores), budget, model)
-        masks = allocate.global_topk(scores, budget, model)
-        return jax.tree.map(lambda m, s: s > -np.inf if m.ndim > 2 else m, masks, scores)
+        if self.only == "conv":  # dense layers never go: what is alive there scores +inf
+            whole = lambda score: np.where(score > -np.inf, np.inf, score)
+            fixed = {p: score if p in conv else whole(score) for p, score in by_path.items()}
+            return global_topk(Net(task).tree(fixed), budget, model)
+        chosen = Net(task).leaves(global_topk(scores, budget, model))
+        fixed = {p: by_path[p] > -np.inf if p in conv else mask for p, mask in chosen.items()}
+        return Net(task).tree(fixed)
+
+
+def convolutions(groups: Groups) -> set[str]:
+    """Kernels with a window; the others are those of dense layers."""
+    return {path for path, layer in groups.layers.items() if layer.window}
 
 
 def only_moves(part: str) -> SparsifierOf:
     """For `Train`: nothing moves but one kind of layers.
 
     Args:
-        part: "conv", the convolutions and the norms, or "dense".
+        part: "conv", or "dense". Biases and norms move with the layer that they stand behind.
     """
-    conv = part == "conv"
 
-    def still(params: Any) -> Any:
-        ranks = {
-            path[:-1]: leaf.ndim
-            for path, leaf in jax.tree.leaves_with_path(params)
-            if leaf.ndim > 1
-        }
-        # Norms have no kernel of their own and go with the convolutions.
-        rests = lambda path, leaf: (ranks.get(path[:-1], 3) > 2) != conv
-        return jax.tree_util.tree_map_with_path(rests, params)
+    def sparsify(task: Task, groups: Groups, key: jax.Array) -> Any:
+        del key
+        conv = convolutions(groups)
+        owned = {path: {*layer.owned} for path, layer in groups.layers.items()}
+        of_conv = set().union(*(leaves for path, leaves in owned.items() if path in conv))
+        of_dense = set().union(*(leaves for path, leaves in owned.items() if path not in conv))
+        # What no layer owns, such as a norm on a stream, goes with the convolutions.
+        dense = of_dense - of_conv
+        still = Net(task).tree(
+            {path: (path in dense) == (part == "conv") for path in groups.leaves}
+        )
+        return lambda rate: optax.masked(optax.set_to_zero(), task.split(still)[0])
 
-    return lambda *_: lambda rate: optax.masked(optax.set_to_zero(), still)
+    return sparsify
 
 
 def l1_penalty(strength: float) -> SparsifierOf:

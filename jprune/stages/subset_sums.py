@@ -65,22 +65,23 @@ class Approximate:
         refuse_unfit(task, pruned, kernels, key)
         leaves = Net(task).leaves(pruned.variables)
         draws = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        kept, misses = 0, []
+        count, misses = 0, []
         for path in kernels:
-            weights = np.asarray(leaves[path], np.float64)
+            layer = Net(task).groups.layers[path]
+            weights = layer.matrix(np.asarray(leaves[path], np.float64))[:, 0]
             sums = np.empty_like(weights)
             for output, column in enumerate(weights.T):
                 products = draws.uniform(column.min(), column.max(), n)
                 chosen = best_subsets(products, column)
                 sums[:, output] = chosen @ products
-                kept += int(chosen.sum())
+                count += int(chosen.sum())
             misses.append(np.abs(sums - weights).ravel())
-            leaves[path] = jnp.asarray(sums, leaves[path].dtype)
+            leaves[path] = jnp.asarray(layer.array(sums[:, None]), leaves[path].dtype)
         error = np.concatenate(misses)
         metrics = {
             "products": n,
             "random": n * error.size,
-            "kept": kept,
+            "kept": count,
             "within": float(np.mean(error <= self.tolerance)),
             "error": float(error.max()),
         }
@@ -94,9 +95,11 @@ def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.
     Raises:
         ArgumentError: it is one; the message says why.
     """
-    leaves = Net(task).leaves(pruned.variables)
-    others = [path for path in kernels if leaves[path].ndim != 2]
-    if others or task.split(pruned.variables)[1]:
+    layers = Net(task).groups.layers
+    dense = [path for path, layer in layers.items() if layer.plain and not layer.window]
+    others = [path for path in kernels if path not in dense]
+    norms = {role for layer in layers.values() for role in layer.affine.values()} - {"shift"}
+    if others or norms or task.split(pruned.variables)[1]:
         raise errors.ArgumentError(
             f"subset_sum fits nets of dense layers alone, such as lenet300; {task.name} has "
             f"{others[0] if others else 'norms'}."
