@@ -1,6 +1,6 @@
 """Inverse Hessians of blocks of parameters, from per-example rows, batch by batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -8,10 +8,12 @@ import jax
 import numpy as np
 
 from jprune import errors
-from jprune.base import Batch, Variables
+from jprune.base import Batch, Layer, Variables
 from jprune.curvature.inverse import identity, with_rows
 from jprune.curvature.products import Function, mean_loss, parameters_of, weights_of
 from jprune.curvature.rows import gradient_rows
+
+NO_LAYERS: Mapping[str, Layer] = {}
 
 
 class Rows(NamedTuple):
@@ -75,33 +77,54 @@ def _compiled(fn: Function, loss: Function, how: str, samples: int | None) -> tu
     return jax.jit(make), jax.jit(partial(mean_loss, fn, loss))
 
 
-def blocks_of(variables: Variables, block: int | None) -> list[np.ndarray]:
+def blocks_of(
+    variables: Variables, block: int | None, layers: Mapping[str, Layer] = NO_LAYERS
+) -> list[np.ndarray]:
     """Numbers of the parameters that share an inverse, flat over all parameters.
 
     Args:
         variables: of the net.
         block: None for one block; else the largest size of a block.
+        layers: `groups.layers` of the net. A kernel and the bias that stands directly behind it
+            are together, scale and shift of a norm are; every other leaf is alone.
 
     Returns:
-        Layers (leaves of the same parent), those above the size cut into nearly equal blocks along
-        their outputs.
+        What is together, cut into nearly equal blocks along the outputs where it is above the size.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> variables = {"fc": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
-        >>> [part.tolist() for part in blocks_of(variables, 5)]
+        >>> import jprune
+        >>> variables = {"kernel": np.ones((2, 3), np.float32), "bias": np.ones(3, np.float32)}
+        >>> fn = lambda v, x: x @ v["kernel"] + v["bias"]
+        >>> layers = jprune.trace(fn, variables, np.ones((1, 2), np.float32)).layers
+        >>> [part.tolist() for part in blocks_of(variables, 5, layers)]
         [[0, 1, 2, 3, 6], [4, 7, 5, 8]]
     """
-    layers: dict[Any, list[np.ndarray]] = {}
-    paths = jax.tree_util.tree_leaves_with_path(variables)
+    together: dict[str | None, list[np.ndarray]] = {}
+    owners = _owners(layers)
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
     start, places = 0, parameters_of(variables).places
-    for path, leaf in (paths[place] for place in places):
+    for path, leaf in (leaves[place] for place in places):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         numbers = start + np.arange(leaf.size).reshape(leaf.shape)
         start += leaf.size
-        along = np.moveaxis(numbers, -1, 0) if leaf.ndim > 1 else numbers
-        parent = path[:-1] if len(path) > 1 else path
-        layers.setdefault(None if block is None else parent, []).append(along.ravel())
-    merged = [np.concatenate(parts) for parts in layers.values()]
+        if name in layers:  # filter by filter: outputs first, then the window, then the inputs
+            numbers = layers[name].matrix(numbers).transpose(2, 1, 0)
+        owner = None if block is None else owners.get(name, name)
+        together.setdefault(owner, []).append(numbers.ravel())
+    merged = [np.concatenate(parts) for parts in together.values()]
     if block is None:
         return merged
     return [part for layer in merged for part in np.array_split(layer, -(-len(layer) // block))]
+
+
+def _owners(layers: Mapping[str, Layer]) -> dict[str, str]:
+    """{leaf: name of what it is together with}."""
+    owners: dict[str, str] = {}
+    for kernel, layer in layers.items():
+        first = next(iter(layer.affine), "")
+        bias = (first,) if layer.affine.get(first) == "shift" else ()
+        for leaf in (kernel, *layer.parts, *bias):
+            owners.setdefault(leaf, kernel)
+        for leaf in layer.affine:
+            owners.setdefault(leaf, f"norm behind {kernel}")
+    return owners

@@ -8,7 +8,7 @@ References:
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Batch, Masks, Variables, is_none
+from jprune.base import Batch, Groups, Layer, Masks, Variables, is_none
 from jprune.curvature import Rows, blocks_of, deletions, inverses, parameters_of
 from jprune.curvature.inverse import Deletion
+from jprune.graph import trace
 
 Function = Callable[..., Any]
 
@@ -48,6 +49,7 @@ def obs(
     block: int | None = None,
     rows: Rows | None = None,
     stop: float | None = None,
+    groups: Groups | None = None,
 ) -> Operated:
     """Deletes the weight with least L_q = w_q^2 / (2 [H^-1]_qq) and moves all others, repeatedly.
 
@@ -64,7 +66,7 @@ def obs(
         batches: examples that the Hessian is made of; kept in memory.
         remove: how many weights; or `remove(masks) -> how many more`, asked until it says 0.
         candidates: a tree like the variables: True where a weight may be deleted, None where a leaf
-            stays; None: all leaves with two axes or more. Whatever stays is moved nevertheless.
+            stays; None: all kernels. Whatever stays is moved nevertheless.
         masks: of weights that are gone already; they stay 0.
         alpha: damping, 1e-8 to 1e-4 in the paper.
         block: None is the paper's full inverse, 8 n^2 bytes for n parameters. A number takes the
@@ -72,6 +74,7 @@ def obs(
             weights, filter by filter: 8 n block bytes. Weights make up within their block only.
         rows: of the Hessian; None is the exact Gauss-Newton matrix.
         stop: the paper's rule: go no further once L_q > stop E; None: whatever it costs.
+        groups: of the net, which say what its layers are; None: traced on the first batch.
 
     Returns:
         The new variables, masks, and the predicted losses.
@@ -91,12 +94,16 @@ def obs(
         raise errors.ArgumentError(
             f"obs(block={block}, stop={stop}); block is 1 or more, stop above 0, or None."
         )
-    chosen = _kernels(variables) if candidates is None else candidates
+    batches = list(batches)
+    if groups is None and batches:
+        groups = trace(fn, variables, jnp.asarray(batches[0]["image"]))
+    layers = {} if groups is None else groups.layers
+    chosen = _kernels(variables, layers) if candidates is None else candidates
     flat = np.concatenate([np.ravel(v) for v in parameters_of(variables).values]).astype(np.float64)
     kept = _flat_masks(variables, masks, True)
     may_go = kept & _flat_masks(variables, chosen, False)
-    blocks = [part[kept[part]] for part in blocks_of(variables, block)]
-    found, before = inverses(fn, loss, variables, list(batches), blocks, alpha, rows or Rows())
+    blocks = [part[kept[part]] for part in blocks_of(variables, block, layers)]
+    found, before = inverses(fn, loss, variables, batches, blocks, alpha, rows or Rows())
     parts = [flat[part] for part in blocks]  # copies, written in place by the deletions
     order = _least_first([deletions(w, h, may_go[b]) for w, h, b in zip(parts, found, blocks)])
 
@@ -159,11 +166,11 @@ def _least_first(surgeons: Sequence[Iterator[Deletion]]) -> Iterator[tuple[Delet
             heapq.heapreplace(heap, (following, number))
 
 
-def _kernels(variables: Variables) -> Masks:
-    """Every leaf with two axes or more may lose weights."""
-    parameters = parameters_of(variables)
-    return parameters.tree(
-        [np.ones(v.shape, bool) if v.ndim > 1 else None for v in parameters.values]
+def _kernels(variables: Variables, layers: Mapping[str, Layer]) -> Masks:
+    """Every kernel may lose weights."""
+    path_of = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.ones(leaf.shape, bool) if path_of(path) in layers else None, variables
     )
 
 

@@ -61,6 +61,7 @@ class BrainSurgery:
             block=self.block,
             rows=rows,
             stop=self.stop,
+            groups=Net(task).groups,
         )
         masks = done.masks if before is None else intersect(before, done.masks)
         predicted = {"predicted_increase": float(done.losses.sum()), "loss": done.loss}

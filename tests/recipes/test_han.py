@@ -284,7 +284,7 @@ def test_a_net_that_is_cut_is_refused(lenet):
 def test_the_scan_is_made_anew_in_every_round():
     names = lambda q: [each.name for each in han(Budget(density=0.1), None, SHORT, rounds=3, q=q)]
     assert names("scan").count("scan") == names("scan").count("prune") == 3
-    assert names("0.5:1:1:1").count("scan") == 1  # these are relative, and stay
+    assert names((0.5, 1, 1, 1)).count("scan") == 1  # these are relative, and stay
 
 
 def test_rounds_keep_trained_values_and_rise_in_q(lenet5):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jprune
 from jprune import curvature, data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.curvature import Rows, blocks_of
@@ -133,7 +134,8 @@ def test_blocks_along_the_outputs_of_a_linear_layer_lose_nothing(float64):
     kernel_only = lambda v, x: linear({"fc": {**variables["fc"], "kernel": v["kernel"]}}, x)
     start = {"kernel": variables["fc"]["kernel"]}
     whole, cut = (obs(kernel_only, squared, start, [batch], 8, block=block) for block in (None, 6))
-    assert [part.tolist() for part in blocks_of(start, 6)] == [
+    layers = jprune.trace(kernel_only, start, batch["image"]).layers
+    assert [part.tolist() for part in blocks_of(start, 6, layers)] == [
         [i, i + 3, i + 6, i + 9, i + 12, i + 15] for i in range(3)
     ]
     np.testing.assert_array_equal(whole.masks["kernel"], cut.masks["kernel"])
