@@ -139,7 +139,8 @@ def search(
             low, masks = middle, candidate
         else:
             high, above = middle, candidate
-    if not (isinstance(scores, dict) and all(np.ndim(leaf) == 1 for leaf in scores.values())):
+    groups = isinstance(scores, dict) and all(isinstance(s, np.ndarray) for s in scores.values())
+    if not (groups and all(score.ndim == 1 for score in scores.values())):
         return masks
     masks = filled(masks, scores, budget, price, goal)
     if above is None or price(masks) >= NEAR * goal:
