@@ -17,7 +17,7 @@ from jprune.forms.factored import Factored
 from jprune.forms.opened import has_leaf_types, opened
 from jprune.graph import trace
 from jprune.graph.couple.coupling import leaf_paths
-from jprune.stages.frame import record
+from jprune.stages.frame import check_prunable, record
 from jprune.stages.kronecker import calibration, factors_of, floors_of
 from jprune.train.net import Net
 
@@ -105,6 +105,10 @@ class Rotate:
 
     def __post_init__(self):
         floors_of({}, self.limit)
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Variables with factored kernels; `damage` of the record is the loss they should cost.

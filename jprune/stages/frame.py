@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune import errors
-from jprune.base import Learner, Masks, Pruned, Recipe, Records, Stage, Task, Variables
+from jprune.base import Budget, Learner, Masks, Pruned, Recipe, Records, Stage, Task, Variables
 from jprune.masks import apply_masks, density, intersect
 from jprune.train.evaluate import evaluate
 from jprune.train.net import Net, are_units
@@ -161,6 +161,26 @@ class Evaluate:
         }
         metrics = evaluate(task, variables, self.split, fn) | counts
         return pruned, [{**record(self.name, metrics), "split": self.split}]
+
+
+def check_prunable(task: Task, budget: Budget, per: str = "unit") -> None:
+    """Refuses a net that has nothing to prune; for `check` of stages.
+
+    Args:
+        task: of the net.
+        budget: whose floors leave groups whole.
+        per: "unit" or "weight".
+
+    Raises:
+        ArgumentError: no group of units, or no kernel that may lose weights.
+    """
+    if per == "weight":
+        Net(task).kernels(Net(task).prunable(None, budget))
+    elif not Net(task).groups.sizes:
+        raise errors.ArgumentError(
+            f"{task.name} has no channels to prune: all of them are frozen. See "
+            "jprune.trace(...).frozen for the reasons, or prune weights."
+        )
 
 
 def fractions(task: Task, masks: Masks) -> dict[str, float]:

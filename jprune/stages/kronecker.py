@@ -25,7 +25,7 @@ from jprune.criteria.kronecker import check_form
 from jprune.curvature import Factors, Layer, fisher, kfac, layers_of, mean_factors
 from jprune.masks import apply_masks
 from jprune.reconstruct.kronecker import compensate
-from jprune.stages.frame import fractions, record
+from jprune.stages.frame import check_prunable, fractions, record
 from jprune.stages.prune import Prune
 from jprune.train.net import Net
 from jprune.train.step import stream
@@ -97,7 +97,18 @@ def floors_of(sizes: Mapping[str, int], limit: float) -> dict[str, int]:
 class PruneFilters:
     """Masks filters by one of the four scores, and moves what is kept where the score says so.
 
-    All settings but the `name` of the record are explained in `kronecker`.
+    Attributes:
+        budget: what may be kept, of the dense net.
+        form: "c_obd", "c_obs", "kron_obd" or "kron_obs": the score.
+        allocator: "global_topk" or "uniform".
+        curvature: of c_obd, "diagonal" or "kfac".
+        limit: the largest fraction of a group's units that may go.
+        labels: "model" or "data".
+        damping: of the factors that the OBS invert, times their mean eigenvalue.
+        repo_variant: the scores as in the authors' code.
+        batches: that the curvature is made of; None: one pass over the training images.
+        batch_size: examples in one.
+        name: of the record.
     """
 
     budget: Budget
@@ -120,6 +131,10 @@ class PruneFilters:
                 f"allocator={self.allocator!r}, curvature={self.curvature!r}; write one of "
                 f"{', '.join(ALLOCATORS)}, and one of {', '.join(CURVATURES)}."
             )
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, moved and masked variables, and a record of the fractions kept.

@@ -33,7 +33,7 @@ from jprune.reconstruct.greedy import FILTERS, GREEDY
 from jprune.reconstruct.least_squares import relative_error
 from jprune.reconstruct.windows import Look, Windows, aimed, collect, look
 from jprune.stages.frame import fractions, record
-from jprune.stages.walk import Step, alive_of, masks_by_name, steps_of
+from jprune.stages.walk import Step, alive_of, masks_by_name, refuse_unread, steps_of
 from jprune.train.net import Net
 from jprune.train.numbers import Numbers, per_name
 from jprune.train.step import stream
@@ -102,8 +102,14 @@ class LayerWise:
             )
 
     def check(self, task: Task) -> None:
-        """Raises what `shares` does."""
-        self.shares(steps_of(task, self.stream))
+        """Refuses a net of which nothing is prunable, and ratios for other steps than it has.
+
+        Raises:
+            ArgumentError: it is one, or they are.
+        """
+        steps = steps_of(task, self.stream)
+        refuse_unread(task, steps)
+        self.shares(steps)
 
     def shares(self, steps: Sequence[Step]) -> dict[str, float]:
         """{step: its relative share}.

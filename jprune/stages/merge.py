@@ -15,7 +15,7 @@ from jprune.reconstruct import Merge, cutoff, merges
 from jprune.reconstruct._folded import Affine, affines, weight_sets
 from jprune.reconstruct.merge import distances, matrix
 from jprune.stages.frame import fractions, record
-from jprune.stages.walk import mergeable
+from jprune.stages.walk import mergeable, refuse_unread
 from jprune.train.net import Net, are_units
 from jprune.units import map_units, rows
 
@@ -60,6 +60,14 @@ class MergeUnits:
                 f"data_free with allocator={self.allocator!r}, stop={self.stop!r}; write 'uniform' "
                 "or 'global_topk', and 'budget' or 'cutoff'."
             )
+
+    def check(self, task: Task) -> None:
+        """Refuses a net of which no group is mergeable.
+
+        Raises:
+            ArgumentError: it is one.
+        """
+        refuse_unread(task, mergeable(task))
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, variables with the merged outgoing weights, and a record.

@@ -11,7 +11,7 @@ from jprune.base import Budget, Masks, Pruned, Records, Task
 from jprune.curvature import Rows
 from jprune.masks import intersect
 from jprune.reconstruct.obs import obs as operate
-from jprune.stages.frame import fractions, record
+from jprune.stages.frame import check_prunable, fractions, record
 from jprune.train.net import Net, of_single_weights
 from jprune.train.step import stream
 
@@ -41,6 +41,10 @@ class BrainSurgery:
     batches: int = 30
     batch_size: int = 64
     name: str = "prune"
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """New weights and masks, and a record of the fractions kept and the loss predicted."""

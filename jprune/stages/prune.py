@@ -33,7 +33,7 @@ from jprune.criteria.random import random
 from jprune.criteria.taylor import taylor
 from jprune.curvature import Estimator
 from jprune.masks import apply_masks, intersect
-from jprune.stages.frame import fractions, record
+from jprune.stages.frame import check_prunable, fractions, record
 from jprune.train.net import Net, are_units, of_single_weights
 from jprune.train.step import stream
 from jprune.units import to_units
@@ -73,6 +73,10 @@ class Prune:
     def __post_init__(self):
         if self.per not in ("unit", "weight"):
             raise errors.ArgumentError(f"Prune(per={self.per!r}); write 'unit' or 'weight'.")
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, self.per)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, masked variables, and a record of the fractions kept."""

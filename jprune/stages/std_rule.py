@@ -11,7 +11,7 @@ from jprune import criteria, errors
 from jprune.allocate.global_topk import global_topk
 from jprune.base import Budget, CostModel, Groups, Masks, Pruned, Records, Scores, Task
 from jprune.sparsify.l1 import l1_decay
-from jprune.stages.frame import record
+from jprune.stages.frame import check_prunable, record
 from jprune.stages.prune import Prune
 from jprune.stages.train import SparsifierOf
 from jprune.train.net import Net
@@ -33,6 +33,10 @@ class StdPrune:
     std_over: str = "alive"
     only: str | None = None
     name: str = "prune"
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks nested in those before; survivors keep their values.

@@ -12,7 +12,7 @@ from jprune import errors
 from jprune.base import Budget, Pruned, Records, Task
 from jprune.graph import Site, intercept
 from jprune.search.subset_sums import best_subsets
-from jprune.stages.frame import record
+from jprune.stages.frame import check_prunable, record
 from jprune.train.net import Net
 from jprune.train.step import stream
 
@@ -52,6 +52,10 @@ class Approximate:
     tolerance: float
     c: float
     name: str = "approximate"
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, Budget(density=1.0), "weight")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The approximating net.

@@ -11,7 +11,7 @@ from jprune import errors
 from jprune.allocate import keep_best, largest, price_of
 from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task, is_none
 from jprune.masks import apply_masks, density, intersect
-from jprune.stages.frame import fractions, record
+from jprune.stages.frame import check_prunable, fractions, record
 from jprune.train.net import Net
 
 
@@ -49,6 +49,10 @@ class PruneRound:
     together: bool = False
     output_rate: float = 0.5
     name: str = "prune"
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks nested in those before, and a record of the fractions kept.

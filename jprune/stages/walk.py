@@ -1,10 +1,11 @@
 """Which layers are pruned one after another: the steps of a walk through a net, and their masks."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jprune import errors
 from jprune.base import Groups, Layer, Masks, Pruned, Task
 from jprune.train.net import Net, are_units
 from jprune.units import expand, places_of
@@ -52,6 +53,23 @@ def steps_of(task: Task, stream: str) -> list[Step]:
                     steps[step.name] = step
     order = list(layers)
     return sorted(steps.values(), key=lambda step: min(order.index(path) for path in step.kernels))
+
+
+def refuse_unread(task: Task, prunable: Sequence[Any]) -> None:
+    """Refuses a net of which nothing can be chosen by what its readers make of it.
+
+    Args:
+        task: of the net.
+        prunable: steps or groups that take part.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    if not prunable:
+        raise errors.ArgumentError(
+            f"nothing of {task.name} is prunable by this method: no unit is read by plain "
+            "contractions alone. Take a method that looks at no consumer, such as l1."
+        )
 
 
 def plain_layers(groups: Groups) -> dict[str, Layer]:
