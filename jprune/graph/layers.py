@@ -127,8 +127,8 @@ def offsets(groups: Groups) -> dict[str, tuple[str, int]]:
     """Where a constant that is added to all outputs of a layer can go.
 
     It is the leaf that the layer's result meets first: a bias takes the constant, a mean takes it
-    off. Kernels that run several times have none, nor have those whose first leaf is a factor, or
-    stands behind another layer too.
+    off. Kernels that run several times have none, nor have those whose first leaf is a factor, has
+    not one number for each output, or stands behind another layer too.
 
     Returns:
         {kernel: (path of the leaf, 1 or -1)}.
@@ -140,12 +140,17 @@ def offsets(groups: Groups) -> dict[str, tuple[str, int]]:
         >>> offsets(jprune.trace(fn, v, jnp.ones((1, 3))))
         {'w': ('b', 1)}
     """
-    signs = {"shift": 1, "mean": -1}
+    signs, sizes = (
+        {"shift": 1, "mean": -1},
+        {path: leaf.size for path, leaf in groups.leaves.items()},
+    )
     behind = [leaf for layer in groups.layers.values() for leaf in layer.affine]
     found = {}
     for path, layer in groups.layers.items():
         leaf, role = next(iter(layer.affine.items()), ("", ""))
-        if len(layer.sites) == 1 and role in signs and behind.count(leaf) == 1:
+        outputs = math.prod(layer.shape[axis] for axis in layer.outputs)
+        alone = len(layer.sites) == 1 and behind.count(leaf) == 1
+        if alone and role in signs and groups.leaves[leaf].size == outputs:
             found[path] = (leaf, signs[role])
     return found
 

@@ -251,7 +251,7 @@ class Optimum:
             )
 
     def smallest(self, task: Task) -> Pruned:
-        """The lower corner of the box, without variables: of the blocks the dearest go."""
+        """The lower corner of the box, without variables: the most expensive blocks are removed."""
         groups, (depth, width, resolution) = Net(task).groups, self.lowest
         size = Narrow("resolution", resolution, self.budget, self.multiple).size(task)
         masks = Net(task).unit_masks(Pruned(None, None))

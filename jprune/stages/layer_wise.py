@@ -244,7 +244,8 @@ class Walk:
         leaves[path] = jnp.asarray(self.layers[path].array(rows), leaves[path].dtype)
         if path in self.biases:
             leaf, sign = self.biases[path]
-            leaves[leaf] = leaves[leaf] + jnp.asarray(sign * bias, leaves[leaf].dtype)
+            gain = (sign * bias).reshape(leaves[leaf].shape)
+            leaves[leaf] = leaves[leaf] + jnp.asarray(gain, leaves[leaf].dtype)
         self.variables = Net(self.task).tree(leaves)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.allocate import keep_best, largest, price_of
-from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task, is_none
+from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task
 from jprune.masks import apply_masks, density, intersect
 from jprune.stages.frame import check_prunable, fractions, record
 from jprune.train.net import Net
@@ -61,17 +61,16 @@ class PruneRound:
             BudgetError: the budget asks for less than one weight a layer.
         """
         del key
-        alive = Net(task).prunable(pruned.masks, self.budget)
-        paths = jax.tree.unflatten(Net(task).groups.treedef, list(Net(task).groups.leaves))
-        last = {path for path, layer in Net(task).groups.layers.items() if layer.last}
-        judge = lambda mask, path, leaf: (
-            None if mask is None else (self.output_rate if path in last else 1.0, mask, abs(leaf))
-        )
-        judged = jax.tree.map(judge, alive, paths, pruned.variables, is_leaf=is_none)
-        layers, structure = jax.tree.flatten(judged, is_leaf=lambda node: isinstance(node, tuple))
-        layers = [Losing(rate, np.where(mask, size, -np.inf)) for rate, mask, size in layers]
-        as_masks = lambda leaves: jax.tree.unflatten(structure, leaves)
-        p = self._fraction(layers, as_masks, Net(task).cost, alive)
+        net = Net(task)
+        alive = net.prunable(pruned.masks, self.budget)
+        by_path, values = net.leaves(alive), net.leaves(pruned.variables)
+        layers = []
+        for path, mask in by_path.items():
+            last = path in net.groups.layers and net.groups.layers[path].last
+            scores = np.where(mask, np.abs(np.asarray(values[path])), -np.inf)
+            layers.append(Losing(self.output_rate if last else 1.0, scores))
+        as_masks = lambda masks: net.tree(dict(zip(by_path, masks)))
+        p = self._fraction(layers, as_masks, net.cost, alive)
         masks = as_masks(self._kept(layers, p))
         before = Net(task).weight_masks(pruned.masks)
         masks = masks if before is None else intersect(before, masks)
