@@ -140,10 +140,7 @@ def offsets(groups: Groups) -> dict[str, tuple[str, int]]:
         >>> offsets(jprune.trace(fn, v, jnp.ones((1, 3))))
         {'w': ('b', 1)}
     """
-    signs, sizes = (
-        {"shift": 1, "mean": -1},
-        {path: leaf.size for path, leaf in groups.leaves.items()},
-    )
+    signs = {"shift": 1, "mean": -1}
     behind = [leaf for layer in groups.layers.values() for leaf in layer.affine]
     found = {}
     for path, layer in groups.layers.items():

@@ -76,10 +76,16 @@ from jprune.stages.prune import (
     random_weights_of,
     taylor_of,
 )
-from jprune.stages.reinitialise import BeginAnew, Reinitialise, ShuffleMasks, TrainAnew
+from jprune.stages.reinitialise import (
+    BeginAnew,
+    Reinitialise,
+    ShuffleMasks,
+    Small,
+    TrainAnew,
+    small,
+)
 from jprune.stages.rounds import evenly, in_rounds, kept_after, rounds_for, scheduled
 from jprune.stages.sensitivity import Sensitivity
-from jprune.stages.small_net import Small, small
 from jprune.stages.std_rule import StdPrune, l1_penalty, only_moves
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery

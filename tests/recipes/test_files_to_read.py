@@ -8,6 +8,7 @@ engine, the types, errors, masks, units and costs.
 
 import ast
 import functools
+import statistics
 from pathlib import Path
 
 import jprune
@@ -137,6 +138,25 @@ def table() -> str:
         own = [file for file in files_of(method) if file not in common]
         lines.append(f"| {method} | {len(files_of(method))} | {len(own)} | {', '.join(own)} |")
     return "\n".join(lines)
+
+
+def test_a_method_is_read_in_few_files(capsys):
+    """What is reached; the aim is eight for every method. Run this file for the table."""
+    counts = [len(files_of(method)) for method in METHODS]
+    own = [len({*files_of(method)} - shared()) for method in METHODS]
+    print(table())
+    assert max(counts) <= 28 and statistics.median(counts) <= 22, capsys.readouterr().out
+    assert max(own) <= 17 and statistics.median(own) <= 11, capsys.readouterr().out
+    assert len(shared()) <= 11
+
+
+def test_a_file_counts_by_the_names_that_are_used_of_it():
+    """`l1` uses a criterion of the room, and not the others; rooms that pass names on count not."""
+    files = files_of("l1")
+    assert {"recipes.three_step", "stages.prune", "criteria.magnitude"} <= {*files}
+    assert not {"criteria", "criteria.taylor", "criteria.random", "stages", "base"} & {*files}
+    assert "criteria.taylor" in files_of("taylor")
+    assert "criteria.magnitude" not in files_of("taylor")
 
 
 if __name__ == "__main__":
