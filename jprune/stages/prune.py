@@ -129,19 +129,33 @@ class Prune:
 
 
 def l1_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-    """The L1 norm of a unit's kernels, or the absolute value of a weight."""
+    """The L1 norm of a unit's kernels, or the absolute value of a weight.
+
+    References:
+        Li, Kadav, Durdanovic, Samet, Graf, Pruning filters for efficient ConvNets, 2017, arXiv
+        1608.08710.
+    """
     del task, groups, key
     return magnitude(1)
 
 
 def l2_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-    """The squared L2 norm of a unit's kernels, or the square of a weight."""
+    """The squared L2 norm of a unit's kernels, or the square of a weight.
+
+    References:
+        Li, Kadav, Durdanovic, Samet, Graf, Pruning filters for efficient ConvNets, 2017, arXiv
+        1608.08710.
+    """
     del task, groups, key
     return magnitude(2)
 
 
 def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-    """One number a unit, drawn evenly from [0, 1)."""
+    """One number a unit, drawn evenly from [0, 1).
+
+    References:
+        Mittal, Bhardwaj, Khapra, Ravindran, Recovering from random pruning, 2018, arXiv 1801.10447.
+    """
     del task
     drawn = random(key)
     units = {name: jnp.zeros(size) for name, size in groups.sizes.items()}
@@ -149,13 +163,22 @@ def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
 
 
 def random_weights_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-    """One number a weight."""
+    """One number a weight, drawn evenly from [0, 1).
+
+    References:
+        Mittal, Bhardwaj, Khapra, Ravindran, Recovering from random pruning, 2018, arXiv 1801.10447.
+    """
     del task, groups
     return random(key)
 
 
 def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-    """The squared gradient of a gate behind the norm: Taylor-FO-BN of Molchanov et al., 2019."""
+    """The squared gradient of a gate behind the norm: the paper's Taylor-FO-BN.
+
+    References:
+        Molchanov, Mallya, Tyree, Frosio, Kautz, Importance estimation for neural network pruning,
+        2019, arXiv 1906.10771.
+    """
     del groups, key
     return Net(task).once(_taylor, task.loss)
 
@@ -165,12 +188,15 @@ def _taylor(net: Net, loss: Any) -> Criterion:
 
 
 def obd_of(estimator: Estimator, negative: str = "clip", weight_decay: float = 0.0) -> CriterionOf:
-    """Optimal brain damage: h_kk w_k^2 / 2 of every weight.
+    """The saliency h_kk w_k^2 / 2 of every weight.
 
     Args:
         estimator: of the diagonal h of the Hessian.
         negative: what to do with negative curvature: "clip", "keep" or "refuse".
         weight_decay: added to the curvature.
+
+    References:
+        LeCun, Denker, Solla, Optimal brain damage, 1990.
     """
 
     def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
