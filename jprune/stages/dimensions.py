@@ -84,7 +84,7 @@ def fewer_units(
 ) -> dict[str, Any]:
     """Masks of the groups, the same fraction of each by the L1 norm, under some branches.
 
-    Groups inside removed blocks stay as they are: they cost nothing, and nothing is known of them.
+    Groups inside removed blocks stay as they are: they cost nothing.
 
     Raises:
         ArgumentError: no group stands outside the removed blocks.
@@ -240,6 +240,7 @@ class Optimum:
         smallest = self.smallest(task)
         cost = _cost(task, smallest)
         corner = where(task, smallest)
+        # The cost that the optimum is sought under: depth * width^2 * resolution^2.
         least = max(cost, math.prod(part**power for part, power in zip(corner, POWERS)))
         if least > float(self.budget.value) * (1 + 1e-9):
             named = ", ".join(f"{name} {part:.3g}" for name, part in zip(DIMENSIONS, corner))

@@ -33,6 +33,7 @@ class RescaleDropout:
             collection, *layer, last = path.split("/")
             mask = masks.get("/".join(["params", *layer, "kernel"]))
             if (collection, last) == ("stats", "dropout") and mask is not None:
+                # D_r = D_o sqrt(C_r / C_o)
                 rates[path] = float(dense[path] * np.sqrt(np.mean(mask)))
                 leaves[path] = jnp.asarray(rates[path], leaves[path].dtype)
         pruned = pruned._replace(variables=Net(task).tree(leaves))

@@ -135,6 +135,7 @@ class Rotate:
             columns, rows = masks[path + COLUMNS], masks[path + ROWS]
             if not self.pays(form, columns, rows):
                 continue
+            # What goes costs the sum of Theta over all, less that over what stays.
             damage += form.turned.damage.sum() - form.turned.damage[columns][:, rows].sum()
             leaves[path] = form.part(columns, rows, leaves[path].dtype)
         variables = jax.tree.unflatten(Net(task).groups.treedef, list(leaves.values()))
@@ -208,6 +209,7 @@ class Rotate:
             theta = form.turned.damage
             theta = theta / max(theta.sum(), np.finfo(float).tiny) if self.normalize else theta
             column, row = form.each(self.budget.kind) if self.per_cost else (1.0, 1.0)
+            # Of a column j: sum_i Theta_ij; of a row i: sum_j Theta_ij.
             scores |= {
                 path + COLUMNS: theta.sum(axis=1) / column,
                 path + ROWS: theta.sum(axis=0) / row,

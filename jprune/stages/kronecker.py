@@ -90,6 +90,7 @@ def floors_of(sizes: Mapping[str, int], limit: float) -> dict[str, int]:
         raise errors.ArgumentError(
             f"limit={limit} is outside (0, 1]: it is the largest fraction of a layer that may go."
         )
+    # At least (1 - limit) n of n stay, and at least one.
     return {name: max(1, math.ceil((1 - limit) * size - 1e-9)) for name, size in sizes.items()}
 
 

@@ -61,7 +61,7 @@ class LayerWise:
         budget: what is kept of the dense net.
         choose: which units stay.
         refit: how consumers are refitted; None: not at all.
-        targets: "dense", or "now": what a consumer says before this step.
+        targets: outputs of the "dense" net, or "now": a consumer's outputs before this step.
         stream: what happens to groups on residual streams. "sampler": the stream stays whole, and
             a layer that begins a branch reads a part of it (masks of weights); "whole": nothing;
             "joint": they are pruned like others, for all their consumers together.

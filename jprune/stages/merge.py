@@ -27,15 +27,15 @@ Sets = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 Affines = tuple[dict[str, Affine], frozenset[str]]
-"""{site: what stands behind it}, and the leaves that it is made of."""
+"""{site: scale and shift behind it}, and the leaves that these are made of."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MergeUnits:
     """Merges units in execution order of their groups, without data.
 
-    Takes part: a group whose readers are all plain contractions, which can add what a merged unit
-    said. Others stay whole.
+    A group takes part if its readers are all plain contractions: they add the outgoing weights of a
+    merged unit to those of the unit that it is merged into. Other groups stay whole.
 
     Attributes:
         budget: what may be kept, of the dense net.
@@ -109,6 +109,7 @@ class MergeUnits:
         limit = np.inf
         if self.stop == "cutoff":
             pairs = distances(sets[alive], self.normalize)[0]
+            # s_ij = <a_j^2> ||e_ij||^2 of all pairs, a the outgoing weights
             limit = cutoff(pairs * (outgoing[alive] ** 2).mean(axis=1)[None])
         steps = itertools.islice(merges(sets, outgoing, self.normalize, alive, self.drop), count)
         return list(itertools.takewhile(lambda step: step.saliency <= limit, steps))
@@ -136,7 +137,7 @@ class MergeUnits:
 
 
 def affines_of(task: Task, variables: Variables) -> Affines:
-    """What stands behind every layer; merging leaves it as it is."""
+    """Scale and shift behind every layer; merging leaves them as they are."""
     return affines(task.fn, Net(task).groups, variables, task.example)
 
 

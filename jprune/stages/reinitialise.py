@@ -35,6 +35,7 @@ class BeginAnew:
         variables, masks = task.init(key), pruned.masks
         if masks is not None and are_units(Net(task).groups, masks):
             read = expand(Net(task).groups, masks, roles=("in",))
+            # Var w = 1 / fan-in: with a fraction f of the inputs, w is f^(-1/2) times as large.
             widen = lambda kept, leaf: leaf if kept is None else leaf * float(kept.mean()) ** -0.5
             variables = jax.tree.map(widen, read, variables, is_leaf=is_none)
         if masks is not None:
@@ -134,6 +135,7 @@ def epochs_of(epochs: float, ratio: float, cap: float | None = None) -> float:
         >>> epochs_of(160, 1 / (1 - 0.342)), epochs_of(90, 3.0, cap=2)
         (243, 180)
     """
+    # E_B = E_dense * (MACs of the dense net / MACs of the small one), the ratio capped
     longer = epochs * (ratio if cap is None else min(ratio, cap))
     # A ratio of 2 comes out of a division a hair below it.
     return math.floor(longer + 1e-6) if epochs == int(epochs) else longer

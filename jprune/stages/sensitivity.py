@@ -86,6 +86,7 @@ class Sensitivity:
             sizes = scores[path]
             largest_q[path] = STEP / 2
             for q in np.arange(STEP, MOST + STEP, STEP):
+                # Weights with |w| <= q std(W_l) are cut, in this layer alone.
                 cut = jnp.where(sizes > q, leaves[path], 0)
                 if accuracy(Net(task).tree({**leaves, path: cut})) < least:
                     break

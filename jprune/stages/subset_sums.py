@@ -27,6 +27,7 @@ def products_of(tolerance: float, c: float) -> int:
         >>> products_of(0.01, 3)
         21
     """
+    # n = int(c round(log2(1 / epsilon)))
     if not 0 < tolerance < 1 or not 1 <= (n := int(c * round(math.log2(1 / tolerance)))) <= 30:
         raise errors.ArgumentError(
             f"subset_sum(tolerance={tolerance}, c={c}); the tolerance is in (0, 1), and c round("
@@ -76,6 +77,7 @@ class Approximate:
             sums = np.empty_like(weights)
             for output, column in enumerate(weights.T):
                 products = draws.uniform(column.min(), column.max(), n)
+                # w is approximated by the sum of p_k = a_k u_k over the best subset of k.
                 chosen = best_subsets(products, column)
                 sums[:, output] = chosen @ products
                 count += int(chosen.sum())

@@ -101,6 +101,7 @@ class PruneRound:
                 f"Budget({self.budget.kind}={self.budget.value}) cannot be met: one weight in "
                 f"every layer that loses some is {least:.4f} of the dense net. Ask for more."
             )
+        # The smallest p that meets the budget: 1 - the largest fraction that may be left.
         return 1.0 - largest(lambda fraction: price(1.0 - fraction), goal)
 
     def _kept(self, layers: list[Losing], p: float) -> list[np.ndarray]:
@@ -125,5 +126,6 @@ def after(count: int, p: float, rounds: int) -> int:
         (729, 120422)
     """
     for _ in range(rounds):
+        # n <- n - p n, in whole weights
         count -= round(p * count)
     return max(1, count)

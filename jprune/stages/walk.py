@@ -30,10 +30,10 @@ class Step(NamedTuple):
 def steps_of(task: Task, stream: str) -> list[Step]:
     """The steps of a walk, in the order of their first consumer.
 
-    A group takes part if all that reads it are plain contractions with a site, so that its
-    consumers can be seen and refitted; others (read by grouped convolutions, by attention, inside
-    loops) stay whole. A sampler stands before a layer that reads a stream and whose outputs are
-    units of their own.
+    A group takes part if all its readers are plain contractions with a site: their inputs and
+    outputs can be observed, and their weights refitted. Others (read by grouped convolutions, by
+    attention, inside loops) stay whole. A sampler stands before a layer that reads a residual
+    stream and does not write one.
     """
     groups = Net(task).groups
     layers = plain_layers(groups)
@@ -78,7 +78,7 @@ def plain_layers(groups: Groups) -> dict[str, Layer]:
 
 
 def mergeable(task: Task) -> list[str]:
-    """Groups whose readers can add what a merged unit said, in execution order."""
+    """Groups whose readers can take over a merged unit's outgoing weights, in execution order."""
     groups = Net(task).groups
     return [name for name in groups.names if groups.exact[name] and consumers_of(groups, name)]
 
