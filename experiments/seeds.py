@@ -19,7 +19,7 @@ from jprune.base import Batch, Pruned, PyTree, Records, Task
 from jprune.recipes import Train, evaluate
 from jprune.runs.loop import EVERY
 from jprune.runs.progress import Progress
-from jprune.stages.evaluate import record
+from jprune.stages.frame import record
 
 
 class Trained(NamedTuple):

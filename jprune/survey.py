@@ -92,13 +92,13 @@ def papers() -> tuple[Paper, ...]:
         1906.10771'
     """
     text = resources.files("jprune").joinpath("survey.bib").read_text(encoding="utf-8")
-    found = []
+    entries = []
     for kind, key, body in _ENTRY.findall(text):
         fields = dict(_FIELD.findall(body))
         number = fields.pop("survey", None)
         methods = tuple(fields.pop("methods").split(", "))
-        found.append(Paper(kind, key, None if number is None else int(number), methods, fields))
-    return tuple(found)
+        entries.append(Paper(kind, key, None if number is None else int(number), methods, fields))
+    return tuple(entries)
 
 
 def papers_of(method: str) -> tuple[Paper, ...]:

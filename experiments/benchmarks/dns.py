@@ -17,7 +17,7 @@ from experiments import rows
 from experiments.benchmarks.hold import NETS, step_of, task_of
 from jprune import measure
 from jprune.base import Budget, Pruned
-from jprune.stages.surgery import Surgery
+from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.train import Train
 
 OUT = rows.RESULTS / "benchmarks" / "dns.jsonl"
@@ -28,7 +28,7 @@ def steps_of(model: str, batch_size: int) -> dict[str, Any]:
     task, batch = task_of(model, batch_size)
     dense, key = Pruned(task.init(jax.random.key(0)), None), jax.random.key(1)
     plain = Train(epochs=1000, learning_rate=1e-3, batch_size=batch_size, schedule="constant")
-    every = Surgery(plain, Budget(density=0.1), gamma=0.0)
+    every = DynamicSurgery(plain, Budget(density=0.1), gamma=0.0)
     fixed = dataclasses.replace(every, gamma=1e9)
     stages = {"dense": plain, "every": every, "fixed": fixed}
     return {name: step_of(stage.learner(dense, task, key), batch) for name, stage in stages.items()}

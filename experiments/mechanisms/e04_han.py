@@ -33,7 +33,7 @@ from jprune.recipes import Save, Train, evaluate
 from jprune.recipes.han import han
 from jprune.report.figures import PRINT
 from jprune.stages.dead_units import RemoveDead
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions
 from jprune.stages.reinitialise import Reinitialise
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import StdPrune
@@ -100,15 +100,15 @@ class Nets:
         budget, q = Budget(density=kept), self.q(pruned, kept)
         return self.run(pruned, number, Sensitivity(budget, q), StdPrune(budget), RemoveDead())
 
-    def q(self, pruned: Pruned, kept: float) -> str:
+    def q(self, pruned: Pruned, kept: float) -> float | list[float]:
         """The q of every layer at which it keeps its share."""
         if self.settings.smoke:
-            return "1"
+            return 1.0
         found = []
         for name, least in thresholds(pruned.variables, BY_LAYER[self.name], kept).items():
             weights = np.asarray(pruned.variables["params"][name]["kernel"])
-            found.append(f"{max(least / weights[weights != 0].std(), 1e-3):.4f}")
-        return ":".join(found)
+            found.append(round(max(least / weights[weights != 0].std(), 1e-3), 4))
+        return found
 
     def longer(self, number: int, rate: float | None = None) -> Train:
         """As many epochs as so many rounds have."""

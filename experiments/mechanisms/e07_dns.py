@@ -35,7 +35,7 @@ from jprune.recipes import Save, Train, evaluate
 from jprune.recipes.han import han
 from jprune.report.figures import PRINT
 from jprune.sparsify.surgery import CUT
-from jprune.stages.surgery import Settle, Surgery
+from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 
 RESULTS = rows.RESULTS / "mechanisms" / "e07.jsonl"
 NETS = {
@@ -80,7 +80,7 @@ def rates(net: Pruned, kept: dict[str, float], budget: float) -> tuple[float, ..
 
 
 def operated(
-    stage: Surgery, pruned: Pruned, task: Task, key: jax.Array
+    stage: DynamicSurgery, pruned: Pruned, task: Task, key: jax.Array
 ) -> tuple[Pruned, dict[str, Any]]:
     """The net after surgery, and what its masks did."""
     learner = stage.learner(pruned, task, key)
@@ -122,9 +122,9 @@ def nets(
     after = of(settings.after, settings.surgery_rate)
     c = rates(dense, by_layer, kept)
     for arm in ("dns", "no_splice"):
-        stage = Surgery(during, budget, c, settings.gamma, splice=arm == "dns")
+        stage = DynamicSurgery(during, budget, c, settings.gamma, splice=arm == "dns")
         pruned, seen = operated(stage, dense, task, jax.random.fold_in(key, 2))
-        pruned, _ = Settle(budget)(pruned, task, key)
+        pruned, _ = SettleSurgery(budget)(pruned, task, key)
         pruned, _ = after(pruned, task, jax.random.fold_in(key, 3))
         yield arm, pruned, seen
     recipe = han(budget, None, whole, rounds=1 if settings.smoke else 5)

@@ -30,7 +30,7 @@ from experiments.mechanisms._nets import mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Rewind, Save, Train, evaluate
 from jprune.report.figures import PRINT
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions
 from jprune.stages.reinitialise import Reinitialise, ShuffleMasks
 from jprune.stages.tickets import PruneRound, after
 

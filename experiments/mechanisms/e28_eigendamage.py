@@ -40,8 +40,8 @@ from jprune.recipes import Prune, Train
 from jprune.recipes.kronecker import METHODS
 from jprune.report.figures import PRINT
 from jprune.stages.eigenbasis import COLUMNS, ROWS, Form, Rotate
+from jprune.stages.frame import fractions
 from jprune.stages.kronecker import PruneFilters
-from jprune.stages.prune import fractions
 from jprune.train.net import Net
 
 RESULTS = rows.RESULTS / "mechanisms" / "e28.jsonl"

@@ -32,7 +32,7 @@ from jprune.learners import Terms
 from jprune.masks import apply_masks
 from jprune.recipes import Train, evaluate
 from jprune.report.figures import PRINT
-from jprune.stages.adversarial import Adversarial, Settle, Soft
+from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.train.net import Net
 
 RESULTS = rows.RESULTS / "mechanisms" / "p30.jsonl"
@@ -104,7 +104,7 @@ class Nets:
         soft = Soft(self.masks, strength=strength, steps=steps, rate=rate)
         stage = Adversarial(train, budget, soft, terms)
         done, _ = stage(self.dense, self.task, jax.random.fold_in(self.key, 2))
-        return Settle(budget)(done, self.task, self.key)[0]
+        return SettleSoftMasks(budget)(done, self.task, self.key)[0]
 
     def tuned(self, pruned: Pruned) -> Pruned:
         """After fine-tuning."""

@@ -31,10 +31,10 @@ from experiments.mechanisms._nets import cifar10, mnist, task_of
 from jprune import allocate
 from jprune.base import Budget, Pruned, Task, Variables
 from jprune.recipes import Prune, Train, evaluate
-from jprune.recipes.three_step import l1_of
 from jprune.report.figures import PRINT
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions
+from jprune.stages.prune import l1_of
 from jprune.stages.reinitialise import BeginAnew
 
 RESULTS = rows.RESULTS / "mechanisms" / "p41.jsonl"

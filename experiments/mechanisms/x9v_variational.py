@@ -33,7 +33,7 @@ from jprune.learners.variational import PRIORS, Rule
 from jprune.learners.variational import Settings as GateSettings
 from jprune.recipes import Train, evaluate
 from jprune.report.figures import PRINT
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions
 from jprune.stages.variational import Gate, Select
 from jprune.zoo import layers
 

@@ -146,7 +146,8 @@ def search(
         else:
             high, above = middle, candidate
     # Single weights cost next to nothing: only units are filled up and trimmed.
-    if not (isinstance(scores, dict) and all(np.ndim(leaf) == 1 for leaf in scores.values())):
+    groups = isinstance(scores, dict) and all(isinstance(s, np.ndarray) for s in scores.values())
+    if not (groups and all(score.ndim == 1 for score in scores.values())):
         return masks
     masks = filled(masks, scores, budget, price, goal)
     if above is None or price(masks) >= NEAR * goal:

@@ -24,6 +24,7 @@ from jprune.compare.rows import Row, row_of
 from jprune.compare.words import budget_text, listed
 from jprune.job import main as jobs
 from jprune.job.main import Job
+from jprune.recipes.options import written
 from jprune.report import text
 from jprune.runs.directory import open_directory
 from jprune.runs.files import PathLike, explained, locked, make_folder, read_lines, write_lines
@@ -144,7 +145,7 @@ def _job(sweep: Sweep, method: str, budget: Budget, seed: int) -> Job:
 def _said(sweep: Sweep) -> Iterator[str]:
     """Settings that are not the usual ones, for people."""
     for method, options in sweep.options.items():
-        given = listed(f"{name}={value}" for name, value in options.items())
+        given = listed(f"{name}={written(value)}" for name, value in options.items())
         yield f"{method} was run with {given}."
     if sweep.job.freeze:
         yield f"{listed(sweep.job.freeze)} stayed whole."

@@ -124,6 +124,35 @@ def find_layers(coupling: Coupling, groups: Groups, flow: Flow, examples: int) -
     return layers
 
 
+def offsets(groups: Groups) -> dict[str, tuple[str, int]]:
+    """Where a constant that is added to all outputs of a layer can go.
+
+    It is the leaf that the layer's result meets first: a bias takes the constant, a mean takes it
+    off. Kernels that run several times have none, nor have those whose first leaf is a factor, has
+    not one number for each output, or stands behind another layer too.
+
+    Returns:
+        {kernel: (path of the leaf, 1 or -1)}.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["w"] + v["b"], 0) @ v["out"]
+        >>> v = {"w": jnp.ones((3, 5)), "b": jnp.ones(5), "out": jnp.ones((5, 2))}
+        >>> offsets(jprune.trace(fn, v, jnp.ones((1, 3))))
+        {'w': ('b', 1)}
+    """
+    signs = {"shift": 1, "mean": -1}
+    behind = [leaf for layer in groups.layers.values() for leaf in layer.affine]
+    found = {}
+    for path, layer in groups.layers.items():
+        leaf, role = next(iter(layer.affine.items()), ("", ""))
+        outputs = math.prod(layer.shape[axis] for axis in layer.outputs)
+        alone = len(layer.sites) == 1 and behind.count(leaf) == 1
+        if alone and role in signs and groups.leaves[leaf].size == outputs:
+            found[path] = (leaf, signs[role])
+    return found
+
+
 def _sites(groups: Groups) -> dict[str, tuple[str, ...]]:
     """{kernel: names of its call sites}."""
     found: dict[str, tuple[str, ...]] = {}

@@ -17,7 +17,7 @@ from jprune.graph import slim, slim_params
 from jprune.masks import apply_masks
 from jprune.runs.checkpoint import save_tree
 from jprune.runs.files import atomic_write
-from jprune.stages.evaluate import record
+from jprune.stages.frame import record
 from jprune.train.evaluate import EVALUATION_BATCH
 from jprune.train.net import Net
 from jprune.train.resolution import seen_at

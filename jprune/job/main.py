@@ -19,6 +19,7 @@ from jprune.job.finish import Export, Law, Measure
 from jprune.job.nets import net_for
 from jprune.job.result import Asked, write_result
 from jprune.recipes import Evaluate, Prune, Train
+from jprune.recipes.options import written
 from jprune.runs.devices import from_first
 from jprune.runs.directory import held
 from jprune.runs.execution import execute
@@ -286,7 +287,7 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         "method": job.method,
         "budget": {name: value for name, value in budget.items() if value not in (None, {})},
         "seed": job.seed,
-        "options": dict(job.options),
+        "options": {name: written(value) for name, value in job.options.items()},
         "dtype": job.dtype,
         "weights": job.weights,
         "train_images": job.train_images,

@@ -13,11 +13,18 @@ The stages that recipes are made of are in `jprune.stages`. Read `three_step.py`
 from jprune.base import Learner
 from jprune.recipes.methods import METHODS, find
 from jprune.recipes.options import options, read_options
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.frame import CheckedStage, LongStage, Repeat, run, unrolled
+from jprune.stages.frame import (
+    CheckedStage,
+    Evaluate,
+    LongStage,
+    Recalibrate,
+    Repeat,
+    Rewind,
+    Save,
+    run,
+    unrolled,
+)
 from jprune.stages.prune import Prune
-from jprune.stages.recalibrate import Recalibrate
-from jprune.stages.saving import Rewind, Save
 from jprune.stages.train import Train
 from jprune.train.distill import distilled
 from jprune.train.evaluate import evaluate

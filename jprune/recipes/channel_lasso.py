@@ -8,11 +8,10 @@ References:
 """
 
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed, settled
 from jprune.stages.layer_wise import ByLasso, LayerWise, by_least_squares
-from jprune.stages.recalibrate import Recalibrate
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
+from jprune.train.numbers import Numbers
 
 
 def channel_lasso(
@@ -23,7 +22,7 @@ def channel_lasso(
     refit: bool = True,
     targets: str = "dense",
     stream: str = "sampler",
-    ratios: str = "1",
+    ratios: Numbers = 1.0,
     start: float = 1e-3,
     tolerance: float = 0.1,
     ridge: float | None = None,
@@ -48,9 +47,10 @@ def channel_lasso(
         stream: residual streams: "sampler" (the paper's: they stay whole, and a layer that begins
             a branch reads a part of them, which makes masks of weights), "whole" (nothing) or
             "joint" (pruned like other layers, for all consumers together).
-        ratios: shares kept relative to each other, in execution order, with ":" between ("inf"
-            keeps a layer whole while others have units to give); "1" is the same share for all. The
-            paper's VGG-16 keeps 1.5 in conv4 for 1 in shallower layers, and conv5 whole.
+        ratios: shares kept relative to each other: one for each step in execution order (on the
+            command line with ":" between), or {step: share}; `inf` keeps a layer whole while
+            others have units to give. The paper's VGG-16 keeps 1.5 in conv4 for 1 in shallower
+            layers, and conv5 whole.
         start: first penalty, over the one that leaves nothing (the paper's 1e-3 has the unit of the
             outputs).
         tolerance: how many more than the width LASSO may leave, over the width.
@@ -86,14 +86,11 @@ def channel_lasso(
         ridge=ridge,
         bias=bias,
     )
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         prune,
-        Evaluate("validation", name="before_finetune"),
-        finetune,
-        *((Recalibrate(recalibrate, finetune.batch_size),) if recalibrate else ()),
+        finetune=finetune,
+        after=settled(recalibrate, finetune.batch_size),
     )
 
 

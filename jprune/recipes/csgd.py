@@ -18,9 +18,8 @@ import dataclasses
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed
 from jprune.stages.rounds import evenly
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 
 
@@ -76,20 +75,17 @@ def csgd(
     if rounds < 1:
         raise errors.ArgumentError(f"csgd(rounds={rounds}); it is 1 or more.")
     each = dataclasses.replace(finetune, epochs=finetune.epochs / rounds, name="pull")
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         *(
             stage
-            for left in evenly(budget, rounds)
+            for goal_of_round in evenly(budget, rounds)
             for stage in (
-                Cluster(left, clusters, producers),
+                Cluster(goal_of_round, clusters, producers),
                 Pull(each, strength, of_vectors, bias_rate, goal),
                 MergeClusters(),
             )
         ),
-        Evaluate("validation", name="before_finetune"),
     )
 
 

@@ -8,9 +8,8 @@ References:
 """
 
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed
 from jprune.stages.merge import MergeUnits
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 
 
@@ -56,13 +55,10 @@ def data_free(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'before_finetune', 'finetune']
     """
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         MergeUnits(budget, allocator, normalize, drop, stop),
-        Evaluate("validation", name="before_finetune"),
-        finetune,
+        finetune=finetune,
     )
 
 

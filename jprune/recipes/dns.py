@@ -14,10 +14,10 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.saving import Save
-from jprune.stages.surgery import Settle, Surgery
+from jprune.stages.frame import framed
+from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.train import Train
+from jprune.train.numbers import Numbers
 
 
 def dns(
@@ -25,7 +25,7 @@ def dns(
     train: Train | None,
     finetune: Train,
     *,
-    c_rate: float | tuple[float, ...] | None = None,
+    c_rate: Numbers | None = None,
     gamma: float = 1e-4,
     power: float = 1.0,
     stop: float = 0.875,
@@ -40,8 +40,9 @@ def dns(
         train: training of the dense net; None where it is trained already.
         finetune: surgery and the training after it. The paper's LeNet-5 takes 16,000 steps of 64.
         c_rate: the thresholds are mu + c sd of |w| in a layer. None finds the one c at which the
-            first cut meets the budget; a number is the c of all layers, "3:3:4:3" those of the
-            kernels in execution order (the paper's are tuned by hand, about 3 to 4).
+            first cut meets the budget; a number is the c of all layers; or one for each kernel
+            in execution order (on the command line 3:3:4:3), or {kernel: c} (the paper's are tuned
+            by hand, about 3 to 4).
         gamma: masks are revised in step i with probability (1 + gamma i)^-power; the authors'
             LeNet-5 has 1e-4, their code's default is 1e-3.
         power: of the same.
@@ -70,14 +71,11 @@ def dns(
             "or more."
         )
     during = dataclasses.replace(finetune, epochs=stop * finetune.epochs, schedule="constant")
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
-        Surgery(during, budget, c_rate, gamma, power, biases, splice),
-        Settle(budget if correct else None),
-        Evaluate("validation", name="before_finetune"),
-        dataclasses.replace(finetune, epochs=(1 - stop) * finetune.epochs),
+    return framed(
+        train,
+        DynamicSurgery(during, budget, c_rate, gamma, power, biases, splice),
+        SettleSurgery(budget if correct else None),
+        finetune=dataclasses.replace(finetune, epochs=(1 - stop) * finetune.epochs),
     )
 
 

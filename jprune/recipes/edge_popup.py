@@ -18,9 +18,8 @@ from jprune.base import Budget, Recipe
 from jprune.learners import (
     DRAWS,
 )
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed
 from jprune.stages.popup import Popup, Redraw
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 
 
@@ -69,13 +68,10 @@ def edge_popup(
         raise errors.ArgumentError(f"edge_popup(init={init!r}); write one of {', '.join(DRAWS)}.")
     decay = train.weight_decay if weight_decay is None else weight_decay
     scores = dataclasses.replace(train, schedule="cosine", weight_decay=decay, name="popup")
-    return (
+    return framed(
         train,
-        Save("dense"),
-        Evaluate("test", name="dense"),
         Redraw(budget, init, scaled),
         Popup(budget, scores),
-        Evaluate("validation", name="before_finetune"),
     )
 
 

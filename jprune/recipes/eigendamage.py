@@ -13,19 +13,12 @@ References:
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from jprune.base import Budget, Recipe, Schedule
-from jprune.forms.factored import Factored
-from jprune.stages.eigenbasis import Rotate
-from jprune.stages.kronecker import floors_of, recipe_of
+from jprune.base import Budget, Recipe
+from jprune.stages.eigenbasis import Rotate, cores_only
+from jprune.stages.frame import framed, settled
+from jprune.stages.rounds import evenly, in_rounds
 from jprune.stages.train import Train
-from jprune.train.net import Net
 
 
 def eigendamage(
@@ -77,26 +70,13 @@ def eigendamage(
         ['save', 'dense', 'prune', 'before_finetune', 'finetune', 'recalibrate']
     """
     limit = (0.95 if rounds == 1 else 0.5) if limit is None else limit
-    floors_of({}, limit)
     if fix_rotation:
         finetune = dataclasses.replace(finetune, wrap=cores_only)
     rotate = Rotate(budget, limit, labels, normalize, per_cost, last, batches, batch_size)
-    prune = lambda wanted: dataclasses.replace(rotate, budget=wanted)
-    return recipe_of(prune, budget, train, finetune, rounds, recalibrate)
-
-
-def cores_only(net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
-    """A `Wrap` in which the rotations of factored kernels do not move."""
-    del net, rate, key
-
-    def still(update: Any) -> Any:
-        if not isinstance(update, Factored):
-            return update
-        return Factored(jnp.zeros_like(update.left), update.core, jnp.zeros_like(update.right))
-
-    held = lambda node: isinstance(node, Factored)
-    only = optax.stateless(lambda updates, params: jax.tree.map(still, updates, is_leaf=held))
-    return lambda inner: optax.chain(inner, only)
+    prune = lambda goal: dataclasses.replace(rotate, budget=goal)
+    pruning, tune = in_rounds(prune, evenly(budget, rounds), finetune)
+    after = settled(recalibrate, finetune.batch_size)
+    return framed(train, *pruning, finetune=tune, after=after)
 
 
 METHODS = {"eigendamage": eigendamage}

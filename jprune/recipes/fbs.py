@@ -20,9 +20,8 @@ from jprune.base import Budget, Recipe
 from jprune.data.deformed import DEFORMATIONS
 from jprune.learners.feature_boosting import Boosting
 from jprune.stages.deformed import EvaluateDeformed
-from jprune.stages.evaluate import Evaluate
 from jprune.stages.feature_boosting import Boost
-from jprune.stages.saving import Save
+from jprune.stages.frame import opening
 from jprune.stages.train import Train
 
 
@@ -78,9 +77,7 @@ def fbs(
         raise errors.ArgumentError("fbs learns from labels alone; leave out --distill.")
     boosting = Boosting(lasso, over, start, std, shift_first)
     return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+        *opening(train),
         Boost(dataclasses.replace(finetune, name="boost"), budget, boosting, gates, drop),
         *(EvaluateDeformed(name) for name in DEFORMATIONS),
     )

@@ -20,9 +20,8 @@ import dataclasses
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.learners import Terms
-from jprune.stages.adversarial import Adversarial, Settle, Soft
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.saving import Save
+from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
+from jprune.stages.frame import framed
 from jprune.stages.train import Train
 
 
@@ -92,14 +91,11 @@ def gal(
     during = dataclasses.replace(
         finetune, epochs=share * finetune.epochs, schedule="constant", distill=0.0
     )
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         Adversarial(during, budget, soft, terms, judge_rate, judge_std),
-        Settle(budget),
-        Evaluate("validation", name="before_finetune"),
-        dataclasses.replace(finetune, epochs=(1 - share) * finetune.epochs),
+        SettleSoftMasks(budget),
+        finetune=dataclasses.replace(finetune, epochs=(1 - share) * finetune.epochs),
     )
 
 

@@ -11,24 +11,19 @@ References:
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
-
-import jax
-import optax
+from typing import Literal
 
 from jprune import errors
-from jprune.base import Budget, Recipe, Wrap
+from jprune.base import Budget, Recipe
 from jprune.criteria.std_rule import STD_OVER
-from jprune.sparsify import l1_decay
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.dropout import RescaleDropout
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed
 from jprune.stages.rounds import evenly
-from jprune.stages.saving import Save
 from jprune.stages.sensitivity import Sensitivity
-from jprune.stages.std_rule import StdPrune
+from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.train import Train
+from jprune.train.numbers import Numbers
 
 
 def han(
@@ -37,7 +32,7 @@ def han(
     finetune: Train,
     *,
     rounds: int = 5,
-    q: str = "scan",
+    q: Numbers | Literal["scan"] = "scan",
     std_over: str = "alive",
     tolerance: float = 0.01,
     examples: int = 1024,
@@ -56,8 +51,8 @@ def han(
         rounds: how often is pruned (the paper: 5 on VGG-16); each keeps the same fraction.
         q: "scan" (before every round, the largest q at which pruning this layer alone costs at most
             `tolerance` of validation accuracy; the first convolution gets at most the smallest of
-            the others), or relative ones by hand in execution order, "0.4:1:1:0.7"; "1" is the same
-            for all.
+            the others), or relative ones by hand: one for all, one for each kernel in execution
+            order (on the command line 0.4:1:1:0.7), or {kernel: q}.
         std_over: "alive" or "all" weights; see `criteria.std_rule`.
         tolerance: of the scan.
         examples: of the validation split that the scan looks at.
@@ -90,61 +85,20 @@ def han(
             "here. Leave out --weights."
         )
     if train is not None and l1:
-        train = dataclasses.replace(train, weight_decay=0.0, wrap=_l1(l1))
-    between = dataclasses.replace(finetune, epochs=finetune.epochs / rounds, name="between")
+        train = dataclasses.replace(train, weight_decay=0.0, wrap=L1Penalty(l1))
+    parts = ("dense", "conv") if alternate else (None,)
+    goals = [(goal, part) for goal in evenly(budget, rounds) for part in parts]
+    between = dataclasses.replace(finetune, epochs=finetune.epochs / len(goals), name="between")
     scan = Sensitivity(budget, q, tolerance, examples, std_over)
-    stages: list[Any] = []
-    for number, goal in enumerate(evenly(budget, rounds)):
-        if q == "scan" or number == 0:
+    stages = []
+    for number, (goal, part) in enumerate(goals):
+        if number == 0 or (q == "scan" and part == parts[0]):
             stages.append(scan)
-        stages += _round(goal, between, std_over, alternate, goal is budget, finetune.name)
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
-        *stages,
-    )
-
-
-def _round(
-    goal: Budget, train: Train, std_over: str, alternate: bool, last: bool, name: str
-) -> Iterator[Any]:
-    """Pruning, cleaning and retraining: once, or once for either kind of layers."""
-    steps = ("dense", "conv") if alternate else (None,)
-    for part in steps:
-        yield StdPrune(goal, std_over, part)
-        yield RemoveDead()
-        yield RescaleDropout()
-        final = last and part == steps[-1]
-        if final:
-            yield Evaluate("validation", name="before_finetune")
-        yield dataclasses.replace(
-            train,
-            epochs=train.epochs / len(steps),
-            name=name if final else train.name,
-            wrap=None if part is None else _only(part),
-        )
-
-
-def _only(part: str) -> Wrap:
-    """`wrap` of a `Train` that moves nothing but one kind of layers."""
-    conv = part == "conv"
-
-    def still(params: Any) -> Any:
-        ranks = {
-            path[:-1]: leaf.ndim
-            for path, leaf in jax.tree.leaves_with_path(params)
-            if leaf.ndim > 1
-        }
-        # Norms have no kernel of their own and go with the convolutions.
-        rests = lambda path, leaf: (ranks.get(path[:-1], 3) > 2) != conv
-        return jax.tree_util.tree_map_with_path(rests, params)
-
-    return lambda *_: lambda inner: optax.chain(inner, optax.masked(optax.set_to_zero(), still))
-
-
-def _l1(strength: float) -> Wrap:
-    return lambda net, rate, key: lambda inner: optax.chain(inner, l1_decay(strength, rate))
+        stages += [StdPrune(goal, std_over, part), RemoveDead(), RescaleDropout()]
+        moves = None if part is None else OnlyMoves(part)
+        stages.append(dataclasses.replace(between, wrap=moves))
+    *pruning, last = stages
+    return framed(train, *pruning, finetune=dataclasses.replace(last, name=finetune.name))
 
 
 METHODS = {"han": han}

@@ -15,7 +15,9 @@ import dataclasses
 from functools import partial
 
 from jprune.base import Budget, Recipe
-from jprune.stages.kronecker import PruneFilters, recipe_of
+from jprune.stages.frame import framed, settled
+from jprune.stages.kronecker import PruneFilters
+from jprune.stages.rounds import evenly, in_rounds
 from jprune.stages.train import Train
 
 
@@ -70,7 +72,7 @@ def kronecker(
         ['save', 'dense', 'prune', 'before_finetune', 'finetune', 'recalibrate']
     """
     limit = (0.95 if rounds == 1 else 0.5) if limit is None else limit
-    settings = PruneFilters(
+    filters = PruneFilters(
         budget,
         form,
         allocator,
@@ -82,8 +84,10 @@ def kronecker(
         batches,
         batch_size,
     )
-    prune = lambda wanted: dataclasses.replace(settings, budget=wanted)
-    return recipe_of(prune, budget, train, finetune, rounds, recalibrate)
+    prune = lambda goal: dataclasses.replace(filters, budget=goal)
+    pruning, last = in_rounds(prune, evenly(budget, rounds), finetune)
+    after = settled(recalibrate, finetune.batch_size)
+    return framed(train, *pruning, finetune=last, after=after)
 
 
 METHODS = {

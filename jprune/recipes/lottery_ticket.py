@@ -13,13 +13,12 @@ References:
 """
 
 import dataclasses
-import math
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import Evaluate, Rewind, Save, opening
 from jprune.stages.reinitialise import Reinitialise, ShuffleMasks
-from jprune.stages.saving import Rewind, Save
+from jprune.stages.rounds import rounds_for
 from jprune.stages.tickets import PruneRound
 from jprune.stages.train import Train
 
@@ -75,7 +74,7 @@ def lottery_ticket(
             f"control one of {', '.join(CONTROLS)}."
         )
     if rounds is None:
-        rounds = max(1, math.ceil(math.log(float(budget.value)) / math.log(PER_ROUND) - 1e-9))
+        rounds = rounds_for(budget, PER_ROUND)
     if rounds < 1 or not 0 <= output_rate <= 1 or rewind_to < 0:
         raise errors.ArgumentError(
             f"lottery_ticket(rounds={rounds}, output_rate={output_rate}, rewind_to={rewind_to}); "
@@ -84,15 +83,13 @@ def lottery_ticket(
     early = () if rewind_to == 0 else (dataclasses.replace(train, stop=rewind_to, name="early"),)
     late = dataclasses.replace(train, begin=rewind_to)
     prunings = [
-        PruneRound(budget, left, scope == "global", output_rate) for left in range(rounds, 0, -1)
+        PruneRound(budget, to_go, scope == "global", output_rate) for to_go in range(rounds, 0, -1)
     ]
     again = [stage for prune in prunings[:-1] for stage in (prune, Rewind("rewind"), late)]
     return (
         *early,
         Save("rewind"),
-        late,
-        Save("dense"),
-        Evaluate("test", name="dense"),
+        *opening(late),
         *again,
         prunings[-1],
         *{"ticket": (), "reinit": (), "random_mask": (ShuffleMasks(),)}[control],

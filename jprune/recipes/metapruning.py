@@ -22,10 +22,9 @@ import dataclasses
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.search.widths import Widths
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.reinitialise import BeginAnew
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 
 
@@ -99,15 +98,11 @@ def metapruning(
     meta = dataclasses.replace(train, epochs=epochs)
     widths = Widths(budget, options, least, hidden, vectors, window)
     rounds = Rounds(generations, population, parents, mutants, crossovers, probability)
-    return (
+    return framed(
         train,
-        Save("dense"),
-        Evaluate("test", name="dense"),
         TrainHypernetwork(widths, meta, smoothing, recalibrate),
         Search(widths, rounds, images, recalibrate, train.batch_size),
-        Evaluate("validation", name="before_finetune"),
-        BeginAnew(),
-        dataclasses.replace(train, name="scratch"),
+        after=(BeginAnew(), dataclasses.replace(train, name="scratch")),
     )
 
 

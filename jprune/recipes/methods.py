@@ -23,19 +23,19 @@ def modules() -> dict[str, ModuleType]:
         ImportError: two files claim one name.
     """
     package = importlib.import_module(__name__.rpartition(".")[0])
-    found: dict[str, ModuleType] = {}
+    by_name: dict[str, ModuleType] = {}
     for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         if info.name.rpartition(".")[2] in NO_RECIPES:
             continue
         module = importlib.import_module(info.name)
         for name in module.METHODS:
-            if name in found:
+            if name in by_name:
                 raise ImportError(
-                    f"{module.__name__} and {found[name].__name__} both define the method "
+                    f"{module.__name__} and {by_name[name].__name__} both define the method "
                     f"{name!r}. Rename one of them in its METHODS."
                 )
-            found[name] = module
-    return found
+            by_name[name] = module
+    return by_name
 
 
 METHODS: dict[str, Factory] = {name: module.METHODS[name] for name, module in modules().items()}

@@ -7,19 +7,16 @@ References:
     Systems 2 [1].
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
-import jax
-
-from jprune import allocate, criteria, errors
-from jprune.base import Budget, Criterion, Groups, Recipe, Task
+from jprune import errors
+from jprune.allocate.global_topk import global_topk
+from jprune.base import Budget, Recipe
 from jprune.curvature import Estimator, exact, fisher, gauss_newton, hutchinson, recursion
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.prune import Prune
-from jprune.stages.rounds import in_rounds
-from jprune.stages.saving import Save
+from jprune.stages.frame import framed
+from jprune.stages.prune import Prune, obd_of
+from jprune.stages.rounds import evenly, in_rounds, rounds_for
 from jprune.stages.train import Train
 
 CURVATURES: dict[str, Callable[[int], Estimator]] = {
@@ -92,30 +89,12 @@ def obd(
             f"obd(curvature={curvature!r}, probes={probes}): {curvature} draws nothing. Leave out "
             "probes."
         )
-    kept = float(budget.value)
-    if rounds is None:
-        rounds = max(1, math.ceil(math.log(kept) / math.log(REMAINING) - 1e-9))
-    if rounds < 1:
-        raise errors.ArgumentError(f"obd(rounds={rounds}); it is 1 or more.")
-    fractions = [*(kept ** (number / rounds) for number in range(1, rounds)), kept]
+    rounds = rounds_for(budget, REMAINING) if rounds is None else rounds
     estimator = CURVATURES[curvature](PROBES if probes is None else probes)
-
-    def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-        del groups
-        return criteria.obd(task.fn, task.loss, estimator, key, negative, weight_decay)
-
-    def prune(wanted: Budget) -> Prune:
-        return Prune(criterion, allocate.global_topk, wanted, batches=batches, per=per)
-
-    pruning, last = in_rounds(prune, budget, fractions, finetune)
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
-        *pruning,
-        Evaluate("validation", name="before_finetune"),
-        last,
-    )
+    criterion = obd_of(estimator, negative, weight_decay)
+    prune = lambda goal: Prune(criterion, global_topk, goal, batches=batches, per=per)
+    pruning, last = in_rounds(prune, evenly(budget, rounds), finetune)
+    return framed(train, *pruning, finetune=last)
 
 
 METHODS = {"obd": obd}

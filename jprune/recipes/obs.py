@@ -9,12 +9,10 @@ References:
 
 import dataclasses
 
-from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.obs import Surgery
-from jprune.stages.rounds import in_rounds
-from jprune.stages.saving import Save
+from jprune.stages.frame import framed
+from jprune.stages.obs import BrainSurgery
+from jprune.stages.rounds import evenly, in_rounds
 from jprune.stages.train import Train
 
 
@@ -65,25 +63,13 @@ def obs(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'before_finetune', 'finetune']
     """
-    if rounds < 1:
-        raise errors.ArgumentError(f"obs(rounds={rounds}); it is 1 or more.")
-    kept = float(budget.value)
-    goals = [*(kept ** (number / rounds) for number in range(1, rounds)), kept]
-    surgery = Surgery(budget, block, alpha, curvature, samples, stop, batches, batch_size)
-
-    def prune(wanted: Budget) -> Surgery:
-        last = wanted.value == budget.value
-        return dataclasses.replace(surgery, budget=wanted, stop=None if last else stop)
-
-    pruning, last = in_rounds(prune, budget, goals, finetune)
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
-        *pruning,
-        Evaluate("validation", name="before_finetune"),
-        last,
+    surgery = BrainSurgery(budget, block, alpha, curvature, samples, stop, batches, batch_size)
+    # The stop rule is for all rounds but the last.
+    prune = lambda goal: dataclasses.replace(
+        surgery, budget=goal, stop=None if goal.value == budget.value else stop
     )
+    pruning, last = in_rounds(prune, evenly(budget, rounds), finetune)
+    return framed(train, *pruning, finetune=last)
 
 
 METHODS = {"obs": obs}

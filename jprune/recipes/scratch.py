@@ -15,14 +15,11 @@ References:
 import dataclasses
 from functools import partial
 
-import jax
-
-from jprune import allocate, criteria, errors
-from jprune.base import Budget, Criterion, Groups, Recipe, Task
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.prune import Prune
+from jprune import allocate, errors
+from jprune.base import Budget, Recipe
+from jprune.stages.frame import framed
+from jprune.stages.prune import Prune, l1_of
 from jprune.stages.reinitialise import BeginAnew, TrainAnew
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 
 
@@ -73,27 +70,18 @@ def scratch(
             "The dense net is read, so nobody knows how long it was trained. Write --set "
             "epochs=160,learning_rate=0.1, as the paper trains its nets for CIFAR-10."
         )
-    given = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule}
+    own = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule}
     like = dataclasses.replace(
         dataclasses.replace(finetune, distill=0.0) if train is None else train,
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in own.items() if value is not None},
         name="scratch",
     )
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         Prune(l1_of, allocate.uniform, budget, per=per),
         BeginAnew(),
-        Evaluate("validation", name="before_finetune"),
-        TrainAnew(like, same, cap),
+        finetune=TrainAnew(like, same, cap),
     )
-
-
-def l1_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-    """The L1 norm of a unit's kernels, or of a weight."""
-    del task, groups, key
-    return criteria.magnitude(1)
 
 
 METHODS = {

@@ -19,9 +19,8 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import Evaluate, Save
 from jprune.stages.group_lasso import FAMILIES, Penalty, ReadOff, Shrink
-from jprune.stages.saving import Save
 from jprune.stages.structures import kinds_of
 from jprune.stages.train import Train
 

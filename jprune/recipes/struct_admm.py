@@ -18,9 +18,8 @@ import dataclasses
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.stages.admm import Admm, Cut, Sets
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import Evaluate, Save
 from jprune.stages.rounds import evenly
-from jprune.stages.saving import Save
 from jprune.stages.structures import ALLOCATORS, kinds_of
 from jprune.stages.train import Train
 

@@ -14,8 +14,7 @@ References:
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.saving import Save
+from jprune.stages.frame import framed
 from jprune.stages.subset_sums import Approximate, products_of
 from jprune.stages.train import Train
 
@@ -55,12 +54,9 @@ def subset_sum(
             f"finds the trained net inside a random one. Write --{budget.kind} 1."
         )
     products_of(tolerance, c)
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         Approximate(tolerance, c),
-        Evaluate("validation", name="before_finetune"),
     )
 
 

@@ -12,10 +12,10 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed
 from jprune.stages.layer_wise import ByThiNet, LayerWise
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
+from jprune.train.numbers import Numbers
 
 
 def thinet(
@@ -27,7 +27,7 @@ def thinet(
     scale: bool = True,
     filters: str = "one",
     stream: str = "whole",
-    ratios: str = "1",
+    ratios: Numbers = 1.0,
     rounds: int = 10,
     batches: int = 80,
     batch_size: int = 125,
@@ -48,8 +48,9 @@ def thinet(
         filters: "one": one output a position, drawn (the paper); "all".
         stream: residual streams stay "whole" (the paper's), or are pruned for all their consumers
             together ("joint").
-        ratios: shares kept relative to each other, in execution order, with ":" between; "inf"
-            keeps a layer whole while others have units to give. The paper leaves conv5 whole.
+        ratios: shares kept relative to each other: one for each step in execution order (on the
+            command line with ":" between), or {step: share}; `inf` keeps a layer whole while
+            others have units to give. The paper leaves conv5 whole.
         rounds: into which the layers are divided, with training in between; with more rounds than
             layers some rounds only train. 1: all layers at once, no training in between.
         batches: of calibration images; by default 10,000 images, as in the paper, or what there is.
@@ -91,14 +92,11 @@ def thinet(
         finetune, epochs=share / max(1, rounds - 1) or 1, schedule="constant", name="between"
     )
     middle = [stage for part in parts[1:] for stage in (between, part)]
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         parts[0],
         *middle,
-        Evaluate("validation", name="before_finetune"),
-        dataclasses.replace(finetune, epochs=finetune.epochs - share),
+        finetune=dataclasses.replace(finetune, epochs=finetune.epochs - share),
     )
 
 

@@ -23,8 +23,7 @@ import itertools
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.stages.dimensions import DIMENSIONS, Narrow, Observe, Optimum
-from jprune.stages.evaluate import Evaluate
-from jprune.stages.saving import Save
+from jprune.stages.frame import framed
 from jprune.stages.train import Train
 
 
@@ -94,14 +93,11 @@ def three_dimensions(
         for axis in asked
         for number, level in enumerate(levels)
     ]
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
+    return framed(
+        train,
         *itertools.chain(*steps),
         Optimum(budget, multiple, degree, rank, (depth, width, resolution)),
-        Evaluate("validation", name="before_finetune"),
-        finetune,
+        finetune=finetune,
     )
 
 

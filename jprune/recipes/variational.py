@@ -18,9 +18,8 @@ References:
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.learners.variational import PRIORS, Rule, Settings
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import framed
 from jprune.stages.reinitialise import BeginAnew
-from jprune.stages.saving import Save
 from jprune.stages.train import Train
 from jprune.stages.variational import ALLOCATORS, SELECTIONS, Gate, Select
 
@@ -92,11 +91,11 @@ def variational(
             "--weights."
         )
     words = ((prior, PRIORS), (select, SELECTIONS), (allocator, ALLOCATORS))
-    for word, known in words:
-        if word not in known:
+    for word, choices in words:
+        if word not in choices:
             raise errors.ArgumentError(
-                f"variational with {word!r}; {errors.nearest(word, known)}write one of "
-                f"{', '.join(known)}."
+                f"variational with {word!r}; {errors.nearest(word, choices)}write one of "
+                f"{', '.join(choices)}."
             )
     above = {"mu_threshold": mu_threshold, "sigma_threshold": sigma_threshold}
     if (
@@ -112,14 +111,11 @@ def variational(
         )
     rule = Rule(mu_threshold, sigma_threshold, log_alpha_threshold)
     settings = Settings(prior, kl_weight, rule=rule, masks=masks)
-    return (
+    return framed(
         train,
-        Save("dense"),
-        Evaluate("test", name="dense"),
         BeginAnew(),
         Gate(train, budget, settings, warmup, mu, log_var, variance_rate),
         Select(budget, prior, rule, select, allocator),
-        Evaluate("validation", name="before_finetune"),
     )
 
 

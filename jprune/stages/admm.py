@@ -15,8 +15,7 @@ from jprune.blocks.members import Blocks
 from jprune.masks import apply_masks
 from jprune.sparsify import admm, projection
 from jprune.sparsify.admm import Projection, supports
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.structures import (
     AFFINE,
     ALLOCATORS,

@@ -16,9 +16,7 @@ from jprune.learners.adversarial import AdversarialState, init_judge, outputs_of
 from jprune.learners.soft_masks import chosen, ends_of, scaled, sizes_of
 from jprune.masks import apply_masks
 from jprune.sparsify import fista
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
-from jprune.stages.saving import saved
+from jprune.stages.frame import fractions, record, saved
 from jprune.stages.train import Train
 from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
@@ -240,7 +238,7 @@ class Adversarial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settle:
+class SettleSoftMasks:
     """Removes what has the mask 0, and asks whether the budget is met.
 
     Widths are rounded to the budget's multiples: the lowest masks go, or come back as they are.

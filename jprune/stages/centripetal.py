@@ -27,8 +27,7 @@ from jprune.reconstruct.merge import matrix
 from jprune.sparsify import centripetal, cluster, deviation_of, memberships, strength_for
 from jprune.sparsify.centripetal import with_members
 from jprune.sparsify.clusters import CLUSTERINGS
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
 from jprune.stages.walk import mergeable
 from jprune.train.net import Net, are_units

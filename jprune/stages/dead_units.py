@@ -1,7 +1,6 @@
-"""Units that single-weight pruning has cut off: taken out, and what they still say with them."""
+"""Units that single-weight pruning has cut off: taken out, and what they still add with them."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,10 +11,9 @@ import numpy as np
 from jprune import errors
 from jprune.base import Groups, Masks, Pruned, Records, Task, Variables, is_none
 from jprune.graph import Site, intercept
-from jprune.graph.couple.coupling import couple
+from jprune.graph.layers import offsets
 from jprune.masks import apply_masks
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.train.net import Net
 from jprune.units import expand, to_units
 
@@ -30,7 +28,7 @@ class RemoveDead:
     the net and looks at what arrives at the consumers. If it adds the same to every output of a
     consumer at all positions (it does not where a padded border shows), that is folded into the
     consumer's bias, or taken off the mean of a norm that follows at once, and the unit goes; else
-    it stays. Both kinds are looked for until none is left.
+    it stays. Both kinds are looked for until there is none.
 
     Attributes:
         name: of the record: fractions kept, and how many units were `removed` and `kept_silent`.
@@ -104,8 +102,8 @@ def has_weights(groups: Groups, masks: Masks, role: str) -> Units:
         path: np.ones(leaf.shape, np.float32) if mask is None else np.asarray(mask, np.float32)
         for (path, leaf), mask in zip(groups.leaves.items(), groups.treedef.flatten_up_to(masks))
     }
-    kept = groups.treedef.unflatten(list(leaves.values()))
-    units = to_units(groups, kept, (role,), within="max", across="max")
+    alive = groups.treedef.unflatten(list(leaves.values()))
+    units = to_units(groups, alive, (role,), within="max", across="max")
     return {name: np.asarray(most) > 0 for name, most in units.items()}
 
 
@@ -130,28 +128,29 @@ def folded(
         The variables under which the units may go, and which of them may.
     """
     groups = Net(task).groups
-    targets = bias_of(task)
+    targets = offsets(groups)
     while any(units.any() for units in silent.values()):
-        heard = listen(task, variables, silent, x)
+        added = contributions(task, variables, silent, x)
         failed = {
             layer
-            for layer, said in heard.items()
-            if not said.constant or (np.any(said.adds) and layer not in targets)
+            for layer, part in added.items()
+            if not part.constant or (np.any(part.adds) and layer not in targets)
         }
         if not failed:
             break
-        stays = {name for layer in failed for name in heard[layer].groups}
-        quiet = silence(heard, silent)
+        stays = {name for layer in failed for name in added[layer].groups}
+        zero = zeros_of(added, silent)
         silent = {
-            name: units & quiet[name] if name in stays else units for name, units in silent.items()
+            name: units & zero[name] if name in stays else units for name, units in silent.items()
         }
     else:
         return variables, silent
     leaves = Net(task).leaves(variables)
-    for layer, said in heard.items():
-        if np.any(said.adds):
+    for layer, part in added.items():
+        if np.any(part.adds):
             path, sign = targets[layer]
-            leaves[path] = leaves[path] + sign * said.adds.astype(leaves[path].dtype)
+            adds = part.adds.reshape(leaves[path].shape).astype(leaves[path].dtype)
+            leaves[path] = leaves[path] + sign * adds
     moved = Net(task).tree(leaves)
     out = expand(groups, {name: ~units for name, units in silent.items()}, ("in",))
     now, then = task.fn(variables, x), task.fn(apply_masks(moved, out), x)
@@ -160,8 +159,8 @@ def folded(
     return moved, silent
 
 
-class Said(NamedTuple):
-    """What constant units say to one consumer."""
+class Contribution(NamedTuple):
+    """What units without inputs add to one consumer."""
 
     groups: tuple[str, ...]
     """Whose units they are."""
@@ -169,61 +168,52 @@ class Said(NamedTuple):
     """Whether all outputs of a channel get the same."""
     adds: np.ndarray
     """[outputs]: how much."""
-    loud: Units
-    """{group: [units]}: which of them are not 0 here."""
+    nonzero: Units
+    """{group: [units]}: which of them are not 0 in front of this consumer."""
 
 
-def listen(task: Task, variables: Variables, silent: Units, x: jax.Array) -> dict[str, Said]:
-    """What constant units say, by consumer."""
+def contributions(
+    task: Task, variables: Variables, silent: Units, x: jax.Array
+) -> dict[str, Contribution]:
+    """What units without inputs add to each consumer: {layer: contribution}."""
     groups = Net(task).groups
     out_axis = {site.layer: site.axis for site in groups.sites if site.kind == "out"}
 
-    def handler(site: Site, value: Any, heard: dict[str, Said]) -> tuple[Any, dict[str, Said]]:
+    def handler(
+        site: Site, value: Any, added: dict[str, Contribution]
+    ) -> tuple[Any, dict[str, Contribution]]:
         dead = np.zeros(value.shape[site.axis], bool)
         size = np.abs(np.asarray(value, np.float64)).max(
             axis=tuple(axis for axis in range(value.ndim) if axis != site.axis)
         )
-        loud: Units = {}
+        nonzero: Units = {}
         for name, units in site.units.items():
             if name in silent and silent[name].any():
-                here = (units >= 0) & silent[name][np.maximum(units, 0)]
-                dead |= here
-                loud[name] = np.zeros(groups.sizes[name], bool)
-                loud[name][units[here & (size > 0)]] = True
+                at_dead = (units >= 0) & silent[name][np.maximum(units, 0)]
+                dead |= at_dead
+                nonzero[name] = np.zeros(groups.sizes[name], bool)
+                nonzero[name][units[at_dead & (size > 0)]] = True
         if not dead.any():
-            return value, heard
+            return value, added
         along = dead.reshape([-1 if axis == site.axis else 1 for axis in range(value.ndim)])
-        added = np.asarray(site.apply(jnp.where(along, value, 0)), np.float64)
+        outputs = np.asarray(site.apply(jnp.where(along, value, 0)), np.float64)
         axis = out_axis[site.layer]
-        rows = np.moveaxis(added, axis, -1).reshape(-1, added.shape[axis])
+        rows = np.moveaxis(outputs, axis, -1).reshape(-1, outputs.shape[axis])
+        # A constant: the same for both inputs at all positions, but for rounding.
         spread = np.ptp(rows, axis=0).max(initial=0)
         constant = bool(spread <= 1e-5 * np.abs(rows).max(initial=0))
-        return value, {**heard, site.layer: Said(tuple(loud), constant, rows.mean(axis=0), loud)}
+        return value, {
+            **added,
+            site.layer: Contribution(tuple(nonzero), constant, rows.mean(axis=0), nonzero),
+        }
 
     return intercept(task.fn, groups, handler)(variables, {}, x)[1]
 
 
-def silence(heard: Mapping[str, Said], silent: Units) -> Units:
-    """{group: [units]}: which are 0 at all consumers."""
-    quiet = {name: np.ones(units.shape, bool) for name, units in silent.items()}
-    for said in heard.values():
-        for name, loud in said.loud.items():
-            quiet[name] = quiet[name] & ~loud
-    return quiet
-
-
-def bias_of(task: Task) -> dict[str, tuple[str, int]]:
-    """{layer: (leaf that takes a constant, sign)}: a bias takes it, a mean takes it off.
-
-    It is the parameter that a layer's result meets first, read off the jaxpr.
-    """
-    coupling = couple(task.fn, Net(task).shapes, task.example)
-    uses, paths, groups = coupling.uses, coupling.paths, Net(task).groups
-    order = sorted(uses.first, key=lambda leaf: uses.first[leaf])
-    found = {}
-    for kernel, leaf in itertools.pairwise(order):
-        role = next(iter(uses.roles[leaf]), "")
-        if uses.roles[kernel] == {"kernel"} and role in ("shift", "mean"):
-            found[paths[kernel]] = (paths[leaf], 1 if role == "shift" else -1)
-    shared = {site.layer.partition("@")[0] for site in groups.sites if "@" in site.layer}
-    return {layer: target for layer, target in found.items() if layer not in shared}
+def zeros_of(added: Mapping[str, Contribution], silent: Units) -> Units:
+    """{group: [units]}: which units are 0 in front of all consumers."""
+    zero = {name: np.ones(units.shape, bool) for name, units in silent.items()}
+    for part in added.values():
+        for name, nonzero in part.nonzero.items():
+            zero[name] = zero[name] & ~nonzero
+    return zero

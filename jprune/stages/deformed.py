@@ -14,7 +14,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import Batch, Data, Pruned, Records, Task
 from jprune.data.deformed import DEFORMATIONS, Deform
-from jprune.stages.evaluate import Evaluate
+from jprune.stages.frame import Evaluate
 
 
 def deformed(data: Data, deform: Deform, seed: int = 0) -> Data:

@@ -15,8 +15,7 @@ from jprune.base import Budget, Pruned, Records, Task, run_criterion
 from jprune.cost.model import Measuring
 from jprune.masks import apply_masks
 from jprune.search import fit, optimum
-from jprune.stages.evaluate import record
-from jprune.stages.saving import saved
+from jprune.stages.frame import record, saved
 from jprune.train.evaluate import mean_quality
 from jprune.train.net import Net, standing
 from jprune.train.resolution import Size, at_resolution, check_size, size_of
@@ -67,12 +66,12 @@ def fewer_blocks(task: Task, pruned: Pruned, count: int, key: jax.Array) -> dict
         return sum(float(mean(variables, batch)) for batch in batches)
 
     names = [branch.name for branch in groups.branches]
-    found = {name: np.asarray(masks.get(name, np.ones(1, bool))) for name in names}
-    while sum(mask.all() for mask in found.values()) > count:
-        left = [name for name in names if found[name].all()]
-        cheapest = min(left, key=lambda name: loss({**found, name: np.zeros(1, bool)}))
-        found[cheapest] = np.zeros(1, bool)
-    return found
+    blocks = {name: np.asarray(masks.get(name, np.ones(1, bool))) for name in names}
+    while sum(mask.all() for mask in blocks.values()) > count:
+        standing_blocks = [name for name in names if blocks[name].all()]
+        cheapest = min(standing_blocks, key=lambda name: loss({**blocks, name: np.zeros(1, bool)}))
+        blocks[cheapest] = np.zeros(1, bool)
+    return blocks
 
 
 @functools.lru_cache(maxsize=8)  # compiled once for all counts of blocks
@@ -85,7 +84,7 @@ def fewer_units(
 ) -> dict[str, Any]:
     """Masks of the groups, the same fraction of each by the L1 norm, under some branches.
 
-    Groups inside removed blocks stay as they are: they cost nothing, and nothing is known of them.
+    Groups inside removed blocks stay as they are: they cost nothing.
 
     Raises:
         ArgumentError: no group stands outside the removed blocks.
@@ -98,7 +97,7 @@ def fewer_units(
         name: np.where(np.asarray(alive[name]), np.asarray(scores[name]), -np.inf)
         for name in standing(groups, alive)
     }
-    model = Measuring(lambda given: cost({**blocks, **given}), "macs")
+    model = Measuring(lambda widths: cost({**blocks, **widths}), "macs")
     chosen: Any = allocate.uniform(scores, budget, model)
     return {**alive, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
 
@@ -190,14 +189,14 @@ class Observe:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net with one more point in `extra`."""
         del key
-        known = pruned.extra
-        if known is None:
-            known = seen_of(task, Pruned(pruned.saved["dense"], None))[None]
+        points = pruned.extra
+        if points is None:
+            points = seen_of(task, Pruned(pruned.saved["dense"], None))[None]
         point = seen_of(task, pruned)
-        if not (np.abs(np.asarray(known)[:, :3] - point[:3]).max(axis=1) < 1e-6).any():
-            known = np.concatenate([np.asarray(known), point[None]])
+        if not (np.abs(np.asarray(points)[:, :3] - point[:3]).max(axis=1) < 1e-6).any():
+            points = np.concatenate([np.asarray(points), point[None]])
         metrics = dict(zip((*DIMENSIONS, "accuracy"), point.tolist()))
-        return pruned._replace(extra=np.asarray(known)), [record(self.name, metrics)]
+        return pruned._replace(extra=np.asarray(points)), [record(self.name, metrics)]
 
 
 def seen_of(task: Task, pruned: Pruned) -> np.ndarray:
@@ -241,6 +240,7 @@ class Optimum:
         smallest = self.smallest(task)
         cost = _cost(task, smallest)
         corner = where(task, smallest)
+        # The cost that the optimum is sought under: depth * width^2 * resolution^2.
         least = max(cost, math.prod(part**power for part, power in zip(corner, POWERS)))
         if least > float(self.budget.value) * (1 + 1e-9):
             named = ", ".join(f"{name} {part:.3g}" for name, part in zip(DIMENSIONS, corner))
@@ -252,7 +252,7 @@ class Optimum:
             )
 
     def smallest(self, task: Task) -> Pruned:
-        """The lower corner of the box, without variables: of the blocks the dearest go."""
+        """The lower corner of the box, without variables: the most expensive blocks are removed."""
         groups, (depth, width, resolution) = Net(task).groups, self.lowest
         size = Narrow("resolution", resolution, self.budget, self.multiple).size(task)
         masks = Net(task).unit_masks(Pruned(None, None))
@@ -325,19 +325,19 @@ class Optimum:
             for number in reversed(blocks):
                 gone = fewer_blocks(smaller, net._replace(masks=gone), number, key)
                 masks = {**Net(task).unit_masks(net), **gone}
-                left = float(self.budget.value) / _cost(task, net._replace(masks=masks))
+                allowed_macs = float(self.budget.value) / _cost(task, net._replace(masks=masks))
                 if lowest[1] < 1 and standing(Net(task).groups, masks):
                     try:
-                        allowed = dataclasses.replace(self.budget, macs=min(1.0, left))
+                        allowed = dataclasses.replace(self.budget, macs=min(1.0, allowed_macs))
                         masks = fewer_units(smaller, net, allowed, gone)
                     except errors.BudgetError:
                         continue
-                elif left < 1 - 1e-9:
+                elif allowed_macs < 1 - 1e-9:
                     continue
-                found = net._replace(masks=masks)
-                if (np.array(where(task, found)) >= lowest - 1e-6).all():
+                smallest = net._replace(masks=masks)
+                if (np.array(where(task, smallest)) >= lowest - 1e-6).all():
                     variables = apply_masks(net.variables, Net(task).weight_masks(masks))
-                    yield found._replace(variables=variables)
+                    yield smallest._replace(variables=variables)
 
 
 def beside(options: list[int], wanted: float) -> list[int]:

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.base import Pruned, Records, Task
-from jprune.stages.evaluate import record
-from jprune.stages.saving import saved
+from jprune.stages.frame import record, saved
 from jprune.train.net import Net
 
 
@@ -34,6 +33,7 @@ class RescaleDropout:
             collection, *layer, last = path.split("/")
             mask = masks.get("/".join(["params", *layer, "kernel"]))
             if (collection, last) == ("stats", "dropout") and mask is not None:
+                # D_r = D_o sqrt(C_r / C_o)
                 rates[path] = float(dense[path] * np.sqrt(np.mean(mask)))
                 leaves[path] = jnp.asarray(rates[path], leaves[path].dtype)
         pruned = pruned._replace(variables=Net(task).tree(leaves))

@@ -1,14 +1,16 @@
 """The stage of EigenDamage: kernels leave as rotation, core, rotation."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jprune import allocate, errors
-from jprune.base import Budget, Cost, Pruned, Records, Task, Variables
+from jprune.base import Budget, Cost, Pruned, Records, Schedule, Task, Variables
 from jprune.cost.model import Measuring
 from jprune.curvature import KroneckerLayer, Rotated, layers_of, rotated
 from jprune.forms.factored import Factored
@@ -16,7 +18,7 @@ from jprune.forms.opened import has_leaf_types, opened
 from jprune.forms.slide import plain_kernels
 from jprune.graph import trace
 from jprune.graph.couple.coupling import leaf_paths
-from jprune.stages.evaluate import record
+from jprune.stages.frame import check_prunable, record
 from jprune.stages.kronecker import calibration, factors_of, floors_of
 from jprune.train.net import Net
 
@@ -94,7 +96,7 @@ class Rotate:
         labels: "model" or "data".
         normalize: divide the scores of each layer by their sum.
         per_cost: divide scores by what the row or column costs, in the budget's unit.
-        last: the last layer is pruned too.
+        last: layers whose result is the net's, read by no other layer, are pruned too.
         batches: that the factors are made of; None: one pass over the training images.
         batch_size: examples in one.
         name: of the record.
@@ -109,6 +111,13 @@ class Rotate:
     batches: int | None = None
     batch_size: int = 64
     name: str = "prune"
+
+    def __post_init__(self):
+        floors_of({}, self.limit)
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Variables with factored kernels; `damage` of the record is the loss they should cost.
@@ -135,15 +144,16 @@ class Rotate:
             columns, rows = masks[path + COLUMNS], masks[path + ROWS]
             if not self.pays(form, columns, rows):
                 continue
+            # What goes costs the sum of Theta over all, less that over what stays.
             damage += form.turned.damage.sum() - form.turned.damage[columns][:, rows].sum()
             leaves[path] = form.part(columns, rows, leaves[path].dtype)
         variables = jax.tree.unflatten(Net(task).groups.treedef, list(leaves.values()))
         pruned = pruned._replace(variables=variables)
-        dense, kept = Net(task).cost({}), Net(task).cost_as_held(pruned, {})
+        dense, now = Net(task).cost({}), Net(task).cost_as_held(pruned, {})
         metrics = {
             "density": float(np.mean(np.concatenate(list(masks.values())))),
-            "params": float(kept.params) / float(dense.params),
-            "macs": float(kept.macs) / float(dense.macs),
+            "params": float(now.params) / float(dense.params),
+            "macs": float(now.macs) / float(dense.macs),
             "damage": float(damage),
         }
         return pruned, [record(self.name, metrics)]
@@ -153,10 +163,14 @@ class Rotate:
         fn, plain = opened(Net(task).fn, variables)
         dense = not has_leaf_types(variables)
         groups = Net(task).groups if dense else trace(fn, plain, task.example)
+        # Of a factored kernel, it is the right rotation whose result is the net's.
+        last = {
+            path.partition("/factored/")[0] for path, each in groups.layers.items() if each.last
+        }
         # A form replaces kernels [window..., inputs, outputs] alone: others are not rotated.
         held_as = plain_kernels(fn, plain, task.example)
         factored = layers_of(fn, groups, plain, task.example)
-        layers = self.layers({p: each for p, each in factored.items() if p in held_as}, task)
+        layers = self.layers({p: e for p, e in factored.items() if p in held_as}, task, last)
         drawing, order = jax.random.split(key)
         batches = calibration(task, order, self.batches, self.batch_size)
         factors = factors_of(
@@ -170,8 +184,15 @@ class Rotate:
             forms[path] = Form(layer, held, rotated(kernels[array], factors[array], path))
         return forms
 
-    def layers(self, found: Mapping[str, KroneckerLayer], task: Task) -> dict[str, KroneckerLayer]:
+    def layers(
+        self, factored: Mapping[str, KroneckerLayer], task: Task, last: set[str]
+    ) -> dict[str, KroneckerLayer]:
         """Those of the opened net that are rotated.
+
+        Args:
+            factored: all that have factors, by the path of their array.
+            task: of the net.
+            last: kernels of the last layers.
 
         Raises:
             ArgumentError: there is none.
@@ -185,9 +206,9 @@ class Rotate:
             if "kernel" in place.roles
         }
         rotations = ("/factored/left", "/factored/right")
-        arrays = [path for path in found if not path.endswith(rotations)]
-        arrays = arrays if self.last else arrays[:-1]
-        layers = {path: found[path] for path in arrays if path.removesuffix(CORE) not in whole}
+        stay = whole if self.last else whole | last
+        arrays = [path for path in factored if not path.endswith(rotations)]
+        layers = {path: factored[path] for path in arrays if path.removesuffix(CORE) not in stay}
         if not layers:
             raise errors.ArgumentError(
                 f"EigenDamage finds no layer to rotate in {task.name}: all are frozen, or the last "
@@ -202,6 +223,7 @@ class Rotate:
             theta = form.turned.damage
             theta = theta / max(theta.sum(), np.finfo(float).tiny) if self.normalize else theta
             column, row = form.each(self.budget.kind) if self.per_cost else (1.0, 1.0)
+            # Of a column j: sum_i Theta_ij; of a row i: sum_j Theta_ij.
             scores |= {
                 path + COLUMNS: theta.sum(axis=1) / column,
                 path + ROWS: theta.sum(axis=0) / row,
@@ -251,3 +273,19 @@ class Rotate:
             "macs": float(dense.macs) / float(now.macs),
         }
         return min(1.0, float(self.budget.value) * grown.get(self.budget.kind, 1.0))
+
+
+def cores_only(
+    net: Net, rate: Schedule, key: jax.Array
+) -> Callable[[optax.GradientTransformation], optax.GradientTransformationExtraArgs]:
+    """A `Wrap` in which the rotations of factored kernels do not move."""
+    del net, rate, key
+
+    def still(update: Any) -> Any:
+        if not isinstance(update, Factored):
+            return update
+        return Factored(jnp.zeros_like(update.left), update.core, jnp.zeros_like(update.right))
+
+    held = lambda node: isinstance(node, Factored)
+    only = optax.stateless(lambda updates, params: jax.tree.map(still, updates, is_leaf=held))
+    return lambda inner: optax.chain(inner, only)

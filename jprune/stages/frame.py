@@ -1,15 +1,243 @@
-"""Kinds of stages that are asked more, stages one after the other, stages that are repeated."""
+"""What stands around a method in every recipe, and how stages run one after another.
+
+The dense net is saved and measured, the method's own stages follow, the pruned net is measured and
+fine-tuned: `framed`. Here are also the stages that this takes, what a record holds, and `run`.
+"""
 
 import copy
 import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
-from jprune.base import Batch, Learner, Progress, Pruned, PyTree, Records, Stage, Task
+from jprune import errors
+from jprune.base import (
+    Batch,
+    Budget,
+    Learner,
+    Masks,
+    Progress,
+    Pruned,
+    PyTree,
+    Recipe,
+    Records,
+    Stage,
+    Task,
+    Variables,
+)
+from jprune.masks import apply_masks, density, intersect
+from jprune.train.evaluate import evaluate
+from jprune.train.net import Net, are_units
+from jprune.train.resolution import at_resolution, seen_at
+from jprune.train.step import stream
+from jprune.units import expand
+
+
+def opening(train: Stage | None) -> Recipe:
+    """How recipes begin: the dense net is trained, saved as "dense" and measured.
+
+    Args:
+        train: training of the dense net; None where it is trained already.
+    """
+    trained = () if train is None else (train,)
+    return (*trained, Save("dense"), Evaluate("test", name="dense"))
+
+
+def framed(
+    train: Stage | None, *stages: Stage, finetune: Stage | None = None, after: Recipe = ()
+) -> Recipe:
+    """A method between the dense net and fine-tuning: what most recipes are.
+
+    Args:
+        train: training of the dense net; None where it is trained already.
+        *stages: the method's own.
+        finetune: training of the pruned net; None where a method has none.
+        after: what follows the fine-tuning.
+
+    Returns:
+        The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).
+
+    Example:
+        >>> [stage.name for stage in framed(None, Rewind("dense"), after=(Recalibrate(),))]
+        ['save', 'dense', 'rewind', 'before_finetune', 'recalibrate']
+    """
+    measured = Evaluate("validation", name="before_finetune")
+    tuned = () if finetune is None else (finetune,)
+    return (*opening(train), *stages, measured, *tuned, *after)
+
+
+def settled(batches: int, batch_size: int) -> Recipe:
+    """The norms' statistics taken anew on so many batches; no stage where there are none."""
+    return (Recalibrate(batches, batch_size),) if batches else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Save:
+    """Keeps a copy of the variables under a name, for later stages.
+
+    Attributes:
+        under: the name: "dense", "init", "teacher", "rewind".
+        name: of the stage.
+    """
+
+    under: str
+    name: str = "save"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same net, with one more copy in `saved`."""
+        del task, key
+        return pruned._replace(saved={**pruned.saved, self.under: pruned.variables}), []
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewind:
+    """Puts saved variables back, under today's masks.
+
+    Attributes:
+        to: name that `Save` used.
+        name: of the stage.
+    """
+
+    to: str
+    name: str = "rewind"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The saved variables, masked.
+
+        Raises:
+            ArgumentError: nothing was saved under this name.
+        """
+        del key
+        masks = Net(task).weight_masks(pruned.masks)
+        variables = saved(pruned, self.to, f"Rewind(to={self.to!r})")
+        variables = variables if masks is None else apply_masks(variables, masks)
+        return pruned._replace(variables=variables), []
+
+
+def saved(pruned: Pruned, name: str, who: str) -> Variables:
+    """Variables that an earlier stage saved.
+
+    Args:
+        pruned: the state of the run.
+        name: that `Save` used.
+        who: asks, for the message.
+
+    Raises:
+        ArgumentError: nothing was saved under this name.
+    """
+    if name not in pruned.saved:
+        raise errors.ArgumentError(
+            f"{who}: saved are {', '.join(pruned.saved) or 'none'}. Put Save({name!r}) before it "
+            "in the recipe."
+        )
+    return pruned.saved[name]
+
+
+def record(stage: str, metrics: dict[str, Any], step: int = 0) -> dict[str, Any]:
+    """A record; whoever keeps it adds where it comes from."""
+    return {"stage": stage, "step": step, "metrics": metrics}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measures loss and accuracy on a split, and counts.
+
+    The record has the task's metrics, `params` (those that are not 0) and `macs` (for one example,
+    under the masks; those of masked weights do not count).
+
+    Attributes:
+        split: "train", "validation" or "test".
+        slim: evaluate the small net instead of the masked one.
+        name: of the record.
+    """
+
+    split: str = "validation"
+    slim: bool = False
+    name: str = "evaluate"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same net, and the record."""
+        del key
+        resized = seen_at(Net(task).fn, pruned.resolution)
+        fn, variables = Net(task).slim(pruned) if self.slim else (resized, pruned.variables)
+        params, _ = task.split(variables)
+        masks = {} if pruned.masks is None else pruned.masks
+        if self.slim and not are_units(Net(task).groups, masks):
+            masks = intersect(masks, expand(Net(task).groups, Net(task).unit_masks(pruned)))
+        counts = {
+            "params": sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params)),
+            "macs": round(
+                float(Net(at_resolution(task, pruned)).cost_as_held(pruned, masks, self.split).macs)
+            ),
+        }
+        metrics = evaluate(task, variables, self.split, fn) | counts
+        return pruned, [{**record(self.name, metrics), "split": self.split}]
+
+
+def check_prunable(task: Task, budget: Budget, per: str = "unit") -> None:
+    """Refuses a net that has nothing to prune; for `check` of stages.
+
+    Args:
+        task: of the net.
+        budget: whose floors leave groups whole.
+        per: "unit" or "weight".
+
+    Raises:
+        ArgumentError: no group of units, or no kernel that may lose weights.
+    """
+    if per == "weight":
+        Net(task).kernels(Net(task).prunable(None, budget))
+    elif not Net(task).groups.sizes:
+        raise errors.ArgumentError(
+            f"{task.name} has no channels to prune: all of them are frozen. See "
+            "jprune.trace(...).frozen for the reasons, or prune weights."
+        )
+
+
+def fractions(task: Task, masks: Masks) -> dict[str, float]:
+    """What masks keep of the dense net: `density` (of what is masked), `params`, `macs`."""
+    now, dense = Net(task).cost(masks), Net(task).cost({})
+    return {
+        "density": density(masks),
+        "params": float(now.params) / float(dense.params),
+        "macs": float(now.macs) / float(dense.macs),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Recalibrate:
+    """Lets the statistics of the norms settle on the net as it is now; weights stay.
+
+    Attributes:
+        batches: training batches that are looked at.
+        batch_size: examples in one.
+        name: of the record.
+    """
+
+    batches: int = 50
+    batch_size: int = 128
+    name: str = "recalibrate"
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """New statistics, and a record of the number of batches."""
+        batch_size = min(self.batch_size, task.data.sizes["train"])
+        variables, net = pruned.variables, Net(task)
+
+        @jax.jit
+        def look(variables: Variables, image: jax.Array, key: jax.Array) -> Variables:
+            return task.update(variables, net.train_fn(variables, image, key)[1])
+
+        batches = itertools.islice(stream(task.data, batch_size, key), self.batches)
+        for step, batch in enumerate(batches):
+            variables = look(variables, jnp.asarray(batch["image"]), jax.random.fold_in(key, step))
+        masks = Net(task).weight_masks(pruned.masks)
+        if masks is not None:
+            variables = apply_masks(variables, masks)
+        return pruned._replace(variables=variables), [record(self.name, {"batches": self.batches})]
 
 
 @runtime_checkable

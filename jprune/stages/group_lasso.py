@@ -11,8 +11,7 @@ from jprune import errors
 from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task
 from jprune.masks import apply_masks
 from jprune.sparsify import Term, group_lasso
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.structures import (
     ALLOCATORS,
     UNITS,

@@ -20,8 +20,7 @@ from jprune.learners import (
 from jprune.learners.candidates import check_settles
 from jprune.search import SearchState, Space, evolution
 from jprune.search.widths import Widths
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.step import TrainState, plain, stream

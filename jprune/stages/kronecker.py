@@ -1,4 +1,4 @@
-"""What the methods of EigenDamage's paper share: factors of a net, and the order of stages."""
+"""Filters pruned under a Kronecker-factored Fisher, and what the rotation of kernels shares."""
 
 import dataclasses
 import itertools
@@ -16,9 +16,7 @@ from jprune.base import (
     Groups,
     Pruned,
     PyTree,
-    Recipe,
     Records,
-    Stage,
     Task,
     Variables,
     run_criterion,
@@ -27,43 +25,13 @@ from jprune.criteria.kronecker import check_form
 from jprune.curvature import Factors, KroneckerLayer, fisher, kfac, layers_of, mean_factors
 from jprune.masks import apply_masks
 from jprune.reconstruct.kronecker import compensate
-from jprune.stages.evaluate import Evaluate, record
-from jprune.stages.prune import Prune, fractions
-from jprune.stages.recalibrate import Recalibrate
-from jprune.stages.rounds import in_rounds
-from jprune.stages.saving import Save
-from jprune.stages.train import Train
+from jprune.stages.frame import check_prunable, fractions, record
+from jprune.stages.prune import Prune
 from jprune.train.net import Net
 from jprune.train.step import stream
 
-
-def recipe_of(
-    prune: Callable[[Budget], Stage],
-    budget: Budget,
-    train: Train | None,
-    finetune: Train,
-    rounds: int,
-    recalibrate: int,
-) -> Recipe:
-    """Training, pruning in rounds that keep the same fraction each, fine-tuning, new statistics.
-
-    Raises:
-        ArgumentError: less than one round.
-    """
-    if rounds < 1:
-        raise errors.ArgumentError(f"rounds={rounds}; it is 1 or more.")
-    kept = float(budget.value)
-    fractions = [*(kept ** (number / rounds) for number in range(1, rounds)), kept]
-    pruning, last = in_rounds(prune, budget, fractions, finetune)
-    return (
-        *(() if train is None else (train,)),
-        Save("dense"),
-        Evaluate("test", name="dense"),
-        *pruning,
-        Evaluate("validation", name="before_finetune"),
-        last,
-        *((Recalibrate(recalibrate, finetune.batch_size),) if recalibrate else ()),
-    )
+ALLOCATORS = {"global_topk": allocate.global_topk, "uniform": allocate.uniform}
+CURVATURES = ("diagonal", "kfac")
 
 
 def calibration(task: Task, key: jax.Array, batches: int | None, size: int) -> Iterator[Batch]:
@@ -122,20 +90,26 @@ def floors_of(sizes: Mapping[str, int], limit: float) -> dict[str, int]:
         raise errors.ArgumentError(
             f"limit={limit} is outside (0, 1]: it is the largest fraction of a layer that may go."
         )
+    # At least (1 - limit) n of n stay, and at least one.
     return {name: max(1, math.ceil((1 - limit) * size - 1e-9)) for name, size in sizes.items()}
-
-
-ALLOCATORS = {"global_topk": allocate.global_topk, "uniform": allocate.uniform}
-
-
-CURVATURES = ("diagonal", "kfac")
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneFilters:
     """Masks filters by one of the four scores, and moves what is kept where the score says so.
 
-    All settings but the `name` of the record are explained in `kronecker`.
+    Attributes:
+        budget: what may be kept, of the dense net.
+        form: "c_obd", "c_obs", "kron_obd" or "kron_obs": the score.
+        allocator: "global_topk" or "uniform".
+        curvature: of c_obd, "diagonal" or "kfac".
+        limit: the largest fraction of a group's units that may go.
+        labels: "model" or "data".
+        damping: of the factors that the OBS invert, times their mean eigenvalue.
+        repo_variant: the scores as in the authors' code.
+        batches: that the curvature is made of; None: one pass over the training images.
+        batch_size: examples in one.
+        name: of the record.
     """
 
     budget: Budget
@@ -158,6 +132,10 @@ class PruneFilters:
                 f"allocator={self.allocator!r}, curvature={self.curvature!r}; write one of "
                 f"{', '.join(ALLOCATORS)}, and one of {', '.join(CURVATURES)}."
             )
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, moved and masked variables, and a record of the fractions kept.

@@ -1,6 +1,6 @@
 """Layer by layer: choose what a consumer reads, refit it, go on with the net as it is now.
 
-The steps of the walk are in `_steps.py`, the mathematics of choice and refit in
+The steps of the walk are in `walk.py`, the mathematics of choice and refit in
 `jprune.reconstruct`.
 """
 
@@ -25,17 +25,17 @@ from jprune.base import (
     Task,
     Variables,
 )
+from jprune.graph.layers import offsets
 from jprune.masks import apply_masks
 from jprune.reconstruct import channel_scales, lasso, least_squares
 from jprune.reconstruct import thinet as chosen
 from jprune.reconstruct.greedy import FILTERS, GREEDY
 from jprune.reconstruct.least_squares import relative_error
-from jprune.reconstruct.windows import Look, Windows, aimed, collect, look, sites_of
-from jprune.stages.dead_units import bias_of
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
-from jprune.stages.walk import Step, alive_of, masks_by_name, per_step, steps_of
+from jprune.reconstruct.windows import Look, Windows, aimed, collect, look
+from jprune.stages.frame import fractions, record
+from jprune.stages.walk import Step, alive_of, masks_by_name, refuse_unread, steps_of
 from jprune.train.net import Net
+from jprune.train.numbers import Numbers, per_name
 from jprune.train.step import stream
 
 STREAMS = ("sampler", "whole", "joint")
@@ -61,11 +61,11 @@ class LayerWise:
         budget: what is kept of the dense net.
         choose: which units stay.
         refit: how consumers are refitted; None: not at all.
-        targets: "dense", or "now": what a consumer says before this step.
+        targets: outputs of the "dense" net, or "now": a consumer's outputs before this step.
         stream: what happens to groups on residual streams. "sampler": the stream stays whole, and
             a layer that begins a branch reads a part of it (masks of weights); "whole": nothing;
             "joint": they are pruned like others, for all their consumers together.
-        ratios: relative shares kept, in the order of steps, with ":" between; or one number.
+        ratios: relative shares kept: one number, one for each step in their order, or by name.
         part: (which, of how many): of all steps, those of one round.
         batches: of calibration images.
         batch_size: images in one.
@@ -80,7 +80,7 @@ class LayerWise:
     refit: Refit | None
     targets: str = "dense"
     stream: str = "sampler"
-    ratios: str = "1"
+    ratios: Numbers = 1.0
     part: tuple[int, int] = (0, 1)
     batches: int = 40
     batch_size: int = 125
@@ -101,6 +101,24 @@ class LayerWise:
                 f"points={self.points}; each is 1 or more."
             )
 
+    def check(self, task: Task) -> None:
+        """Refuses a net of which nothing is prunable, and ratios for other steps than it has.
+
+        Raises:
+            ArgumentError: it is one, or they are.
+        """
+        steps = steps_of(task, self.stream)
+        refuse_unread(task, steps)
+        self.shares(steps)
+
+    def shares(self, steps: Sequence[Step]) -> dict[str, float]:
+        """{step: its relative share}.
+
+        Raises:
+            ArgumentError: not as many ratios as steps, or one of a step that there is not.
+        """
+        return per_name(self.ratios, [step.name for step in steps], "ratios")
+
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, variables, and a record of the fractions kept and the outputs' relative error.
 
@@ -109,27 +127,29 @@ class LayerWise:
             BudgetError: a budget that cannot be met.
         """
         steps = steps_of(task, self.stream)
-        there = alive_of(task, pruned, steps)
-        shares = per_step(self.ratios, steps)
+        alive = alive_of(task, pruned, steps)
+        shares = self.shares(steps)
         masks_of = lambda masks: masks_by_name(task, pruned, steps, masks)
-        kept = widths(there, self.budget, Net(task).cost, masks_of, shares)
+        goals = widths(alive, self.budget, Net(task).cost, masks_of, shares)
         which, parts = self.part
-        mine = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
-        todo = [step for step in mine if kept[step.name] < there[step.name].sum()]
+        of_part = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
+        todo = [step for step in of_part if goals[step.name] < alive[step.name].sum()]
         walk = Walk(self, task, key, pruned.variables, todo)
         errors_left = []
         for number, step in enumerate(todo):
-            here = jax.random.fold_in(walk.draws, number)
-            problems = walk.problems(step, there[step.name])
-            chosen = self.choose(problems, kept[step.name], here)
-            there = {**there, step.name: chosen}
-            masks = Net(task).weight_masks(masks_of(there))
-            errors_left += walk.refit(step, problems, chosen, masks, here)
-        masks = masks_of(there)
-        seen = {**fractions(task, masks), "layers": len(todo)}
+            drawing = jax.random.fold_in(walk.draws, number)
+            problems = walk.problems(step, alive[step.name])
+            chosen = self.choose(problems, goals[step.name], drawing)
+            alive = {**alive, step.name: chosen}
+            masks = Net(task).weight_masks(masks_of(alive))
+            errors_left += walk.refit(step, problems, chosen, masks, drawing)
+        masks = masks_of(alive)
+        metrics = {**fractions(task, masks), "layers": len(todo)}
         if errors_left:
-            seen["reconstruction_error"] = float(np.mean(errors_left))
-        return Pruned(walk.variables, masks, pruned.extra, pruned.saved), [record(self.name, seen)]
+            metrics["reconstruction_error"] = float(np.mean(errors_left))
+        return Pruned(walk.variables, masks, pruned.extra, pruned.saved), [
+            record(self.name, metrics)
+        ]
 
 
 class Walk:
@@ -149,8 +169,9 @@ class Walk:
         batches = itertools.islice(stream(task.data, size, order), few if todo else 0)
         self.images = [batch["image"] for batch in batches]
         self.groups = Net(task).groups
-        self.sites = sites_of(self.groups, {path for step in todo for path in step.kernels})
-        self.biases = bias_of(task) if stage.bias and todo else {}
+        self.layers = self.groups.layers
+        self.sites = {path: self.layers[path].sites for step in todo for path in step.kernels}
+        self.biases = offsets(self.groups) if stage.bias and todo else {}
         self.dense: Mapping[str, Windows] = {}
         if stage.targets == "dense" and todo:
             self.dense = self._seen([s for sites in self.sites.values() for s in sites], False)
@@ -162,20 +183,22 @@ class Walk:
 
     def problems(self, step: Step, keep: np.ndarray) -> list[Problem]:
         """One problem for every consumer of a step, seen in one pass."""
-        seen = self._seen([site for path in step.kernels for site in self.sites[path]])
-        return [self._problem(path, index, keep, seen) for path, index in step.kernels.items()]
+        windows = self._seen([site for path in step.kernels for site in self.sites[path]])
+        return [self._problem(path, index, keep, windows) for path, index in step.kernels.items()]
 
     def _problem(
-        self, path: str, index: np.ndarray, keep: np.ndarray, seen: Mapping[str, Windows]
+        self, path: str, index: np.ndarray, keep: np.ndarray, windows: Mapping[str, Windows]
     ) -> Problem:
         sites = self.sites[path]
-        inputs = np.concatenate([seen[site].inputs for site in sites])
-        aims = [aimed(seen[s], self.dense[s]) if self.dense else seen[s].outputs for s in sites]
-        weight = as_matrix(Net(self.task).leaves(self.variables)[path])
+        inputs = np.concatenate([windows[site].inputs for site in sites])
+        aims = [
+            aimed(windows[s], self.dense[s]) if self.dense else windows[s].outputs for s in sites
+        ]
+        weight = self._matrix(path)
         units, repeats = index.shape
         others = np.setdiff1d(np.arange(weight.shape[0]), index)
         targets = np.concatenate(aims)
-        if others.size:  # what is no unit of this step says what it says
+        if others.size:  # Inputs outside this step keep their contribution: subtract it.
             targets = targets - np.tensordot(inputs[:, others], weight[others], 2)
         return Problem(
             inputs=inputs[:, index].reshape(len(inputs), units, -1),
@@ -186,6 +209,11 @@ class Walk:
             bias=path in self.biases,
         )
 
+    def _matrix(self, path: str) -> np.ndarray:
+        """[inputs, window, outputs] float64 of a kernel as it is by now; a copy."""
+        kernel = Net(self.task).leaves(self.variables)[path]
+        return np.array(self.layers[path].matrix(np.asarray(kernel, np.float64)))
+
     def refit(
         self, step: Step, problems: Sequence[Problem], chosen: np.ndarray, masks: Masks, key: Any
     ) -> list[float]:
@@ -194,47 +222,35 @@ class Walk:
         A later consumer reads an earlier one on a residual stream. Where it aims at the dense net
         it is looked at again, when the earlier one is refitted.
         """
-        left = []
+        errors_left = []
         for problem, (path, index) in zip(problems, step.kernels.items()):
-            if left and self.stage.refit is not None and self.dense:
+            if errors_left and self.stage.refit is not None and self.dense:
                 self.variables = apply_masks(self.variables, masks)
                 problem = self._problem(path, index, problem.keep, self._seen(self.sites[path]))
-            kept = problem._replace(keep=chosen)
+            smaller = problem._replace(keep=chosen)
             weight, bias = np.asarray(problem.weight) * chosen[:, None, None], None
             if self.stage.refit is not None:
-                weight, bias = self.stage.refit(problem.keep, key)(kept)
+                weight, bias = self.stage.refit(problem.keep, key)(smaller)
                 self.write(path, index, weight, bias)
-            left.append(relative_error(problem, weight, bias))
+            errors_left.append(relative_error(problem, weight, bias))
         self.variables = apply_masks(self.variables, masks)
-        return left
+        return errors_left
 
     def write(self, path: str, index: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
         """Puts a consumer's weights for some units, and what its bias gains, into the net."""
         leaves = Net(self.task).leaves(self.variables)
-        kernel = leaves[path]
-        rows = as_matrix(kernel)
+        rows = self._matrix(path)
         rows[index] = weight.reshape(*index.shape, *rows.shape[1:])
-        leaves[path] = as_kernel(rows, kernel)
+        leaves[path] = jnp.asarray(self.layers[path].array(rows), leaves[path].dtype)
         if path in self.biases:
             leaf, sign = self.biases[path]
-            leaves[leaf] = leaves[leaf] + jnp.asarray(sign * bias, leaves[leaf].dtype)
+            gain = (sign * bias).reshape(leaves[leaf].shape)
+            leaves[leaf] = leaves[leaf] + jnp.asarray(gain, leaves[leaf].dtype)
         self.variables = Net(self.task).tree(leaves)
 
 
 def _look(net: Net, sites: tuple[str, ...], points: int, inputs: bool) -> Look:
     return look(net.task.fn, net.groups, sites, points, inputs)
-
-
-def as_matrix(kernel: Any) -> np.ndarray:
-    """[inputs, window, outputs] float64 of a kernel [window..., inputs, outputs]."""
-    moved = np.moveaxis(np.asarray(kernel, np.float64), -2, 0)
-    return np.array(moved.reshape(moved.shape[0], -1, moved.shape[-1]))
-
-
-def as_kernel(matrix: np.ndarray, like: Any) -> jax.Array:
-    """The kernel of a matrix from `as_matrix`, in the shape and type of another one."""
-    shape = (like.shape[-2], *like.shape[:-2], like.shape[-1])
-    return jnp.asarray(np.moveaxis(matrix.reshape(shape), 0, -2), like.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,8 @@ from jprune.masks import apply_masks
 from jprune.reconstruct import Merge, cutoff, merges
 from jprune.reconstruct._folded import Affine, affines, weight_sets
 from jprune.reconstruct.merge import distances, matrix
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
-from jprune.stages.walk import mergeable
+from jprune.stages.frame import fractions, record
+from jprune.stages.walk import mergeable, refuse_unread
 from jprune.train.net import Net, are_units
 from jprune.units import map_units, rows
 
@@ -28,15 +27,15 @@ Sets = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 Affines = tuple[dict[str, Affine], frozenset[str]]
-"""{site: what stands behind it}, and the leaves that it is made of."""
+"""{site: scale and shift behind it}, and the leaves that these are made of."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MergeUnits:
     """Merges units in execution order of their groups, without data.
 
-    Takes part: a group whose readers are all plain contractions, which can add what a merged unit
-    said. Others stay whole.
+    A group takes part if its readers are all plain contractions: they add the outgoing weights of a
+    merged unit to those of the unit that it is merged into. Other groups stay whole.
 
     Attributes:
         budget: what may be kept, of the dense net.
@@ -62,6 +61,14 @@ class MergeUnits:
                 "or 'global_topk', and 'budget' or 'cutoff'."
             )
 
+    def check(self, task: Task) -> None:
+        """Refuses a net of which no group is mergeable.
+
+        Raises:
+            ArgumentError: it is one.
+        """
+        refuse_unread(task, mergeable(task))
+
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, variables with the merged outgoing weights, and a record.
 
@@ -79,12 +86,12 @@ class MergeUnits:
         masks, behind = Net(task).unit_masks(pruned), affines_of(task, pruned.variables)
         sets = sets_of(groups, pruned.variables, mergeable(task), behind)
         alive = {name: np.asarray(masks[name], bool) for name in sets}
-        kept = self.widths(task, sets, masks, alive)
+        goals = self.widths(task, sets, masks, alive)
         variables, done = pruned.variables, []
-        for name in [name for name in sets if kept[name] < alive[name].sum()]:
+        for name in [name for name in sets if goals[name] < alive[name].sum()]:
             # Merges before have changed what this group's producers read.
             now = sets_of(groups, variables, [name], behind)[name]
-            steps = self.steps(*now, alive[name], int(alive[name].sum()) - kept[name])
+            steps = self.steps(*now, alive[name], int(alive[name].sum()) - goals[name])
             mapped = {name: matrix(groups.sizes[name], steps)}
             variables = map_units(groups, variables, mapped, ("in",))
             masks = {**masks, name: alive[name].copy()}
@@ -92,8 +99,8 @@ class MergeUnits:
             variables = apply_masks(variables, Net(task).weight_masks(masks))
             done += steps
         total = float(sum(step.saliency for step in done))
-        seen = {**fractions(task, masks), "merged": len(done), "saliency": total}
-        return pruned._replace(variables=variables, masks=masks), [record(self.name, seen)]
+        metrics = {**fractions(task, masks), "merged": len(done), "saliency": total}
+        return pruned._replace(variables=variables, masks=masks), [record(self.name, metrics)]
 
     def steps(
         self, sets: np.ndarray, outgoing: np.ndarray, alive: np.ndarray, count: int
@@ -102,9 +109,10 @@ class MergeUnits:
         limit = np.inf
         if self.stop == "cutoff":
             pairs = distances(sets[alive], self.normalize)[0]
+            # s_ij = <a_j^2> ||e_ij||^2 of all pairs, a the outgoing weights
             limit = cutoff(pairs * (outgoing[alive] ** 2).mean(axis=1)[None])
-        found = itertools.islice(merges(sets, outgoing, self.normalize, alive, self.drop), count)
-        return list(itertools.takewhile(lambda step: step.saliency <= limit, found))
+        steps = itertools.islice(merges(sets, outgoing, self.normalize, alive, self.drop), count)
+        return list(itertools.takewhile(lambda step: step.saliency <= limit, steps))
 
     def widths(
         self,
@@ -129,7 +137,7 @@ class MergeUnits:
 
 
 def affines_of(task: Task, variables: Variables) -> Affines:
-    """What stands behind every layer; merging leaves it as it is."""
+    """Scale and shift behind every layer; merging leaves them as they are."""
     return affines(task.fn, Net(task).groups, variables, task.example)
 
 

@@ -11,14 +11,13 @@ from jprune.base import Budget, Masks, Pruned, Records, Task
 from jprune.curvature import Rows
 from jprune.masks import intersect
 from jprune.reconstruct.obs import obs as operate
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import check_prunable, fractions, record
 from jprune.train.net import Net, of_single_weights
 from jprune.train.step import stream
 
 
 @dataclasses.dataclass(frozen=True)
-class Surgery:
+class BrainSurgery:
     """Deletes single weights and moves the others, until a budget is met or the stop rule says so.
 
     Attributes:
@@ -43,6 +42,10 @@ class Surgery:
     batch_size: int = 64
     name: str = "prune"
 
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
+
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """New weights and masks, and a record of the fractions kept and the loss predicted."""
         alive = Net(task).prunable(pruned.masks, self.budget)
@@ -66,17 +69,17 @@ class Surgery:
         )
         masks = done.masks if before is None else intersect(before, done.masks)
         predicted = {"predicted_increase": float(done.losses.sum()), "loss": done.loss}
-        seen = record(self.name, {**fractions(task, masks), **predicted})
-        return pruned._replace(variables=done.variables, masks=masks), [seen]
+        line = record(self.name, {**fractions(task, masks), **predicted})
+        return pruned._replace(variables=done.variables, masks=masks), [line]
 
     def more(self, masks: Masks, alive: Masks, task: Task) -> int:
         """How many weights to delete before asking again."""
         sizes = [np.size(mask) for mask in jax.tree.leaves(masks)]
-        left = sum(int(np.sum(mask)) for mask in jax.tree.leaves(masks))
+        alive_now = sum(int(np.sum(mask)) for mask in jax.tree.leaves(masks))
         if self.budget.kind == "density":
             goal = sum(sizes) - round((1 - float(self.budget.value)) * sum(sizes))
-            return left - goal
+            return alive_now - goal
         price = price_of(alive, of_single_weights(self.budget), Net(task).cost)(masks)
         excess = price - float(self.budget.value) - 1e-9
         # Prices differ from layer to layer: half of the way each time, and one by one at the end.
-        return 0 if excess <= 0 else max(1, int(left * excess / price / 2))
+        return 0 if excess <= 0 else max(1, int(alive_now * excess / price / 2))

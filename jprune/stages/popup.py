@@ -14,8 +14,7 @@ from jprune.learners import (
     top_masks,
 )
 from jprune.masks import apply_masks
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train
 from jprune.train.net import Net
 from jprune.train.step import TrainState, plain
@@ -27,7 +26,7 @@ def where_masked(masks: Masks, variables: Variables) -> Variables:
     return jax.tree.map(only, masks, variables, is_leaf=is_none)
 
 
-def fraction_kept(task: Task, budget: Budget) -> float:
+def shared_fraction(task: Task, budget: Budget) -> float:
     """The k at which a budget is met, every layer keeping the same fraction of its weights."""
     return fraction_of(Net(task).prunable(None, budget), budget, Net(task).cost)
 
@@ -53,7 +52,7 @@ class Redraw:
         first, second = jax.random.split(key)
         variables = task.init(first)
         kernels = Net(task).prunable(None, Budget(density=1.0))
-        k = fraction_kept(task, self.budget) if self.scaled else None
+        k = shared_fraction(task, self.budget) if self.scaled else None
         drawn = draw_weights(second, where_masked(kernels, variables), self.init, k)
         variables = jax.tree.map(
             lambda new, old: old if new is None else new, drawn, variables, is_leaf=is_none
@@ -84,7 +83,7 @@ class Popup:
         """
         kernels = Net(task).prunable(None, self.budget)
         Net(task).kernels(kernels)  # refuses a net without any
-        k = fraction_kept(task, self.budget)
+        k = shared_fraction(task, self.budget)
         weights = where_masked(kernels, pruned.variables)
         scores = draw_scores(jax.random.fold_in(key, 1), weights)
         popup, sgd, batch_size = popup_task(task, k), self.train.sgd(task), self.train.batch_size

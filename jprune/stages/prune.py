@@ -1,19 +1,15 @@
-"""The steps that recipes are made of.
+"""Pruning by scores: units or weights are scored, and all but the best are masked.
 
-A stage is a frozen dataclass of settings, called as `stage(pruned, task, key) -> (pruned, records)`
-(`jprune.base.Stage`). Called so, it runs in memory and to the end. `Train` is long, so it can also
-be taken apart: `learner(pruned, task, key)` hands out its steps, and `jprune.train` drives them
-with checkpoints and a progress bar. That is all that a leaf needs to know of a stage, so recipes
-import no leaf, and a new long stage is one with a `learner` of its own.
-
-A stage has a `name`: of its records and of its folder in a run directory.
+What scores is made for a net when its turn comes: a `CriterionOf`, such as `l1_of`.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
@@ -31,8 +27,13 @@ from jprune.base import (
     is_none,
     run_criterion,
 )
-from jprune.masks import apply_masks, density, intersect
-from jprune.stages.evaluate import record
+from jprune.criteria.magnitude import magnitude
+from jprune.criteria.obd import obd
+from jprune.criteria.random import random
+from jprune.criteria.taylor import taylor
+from jprune.curvature import Estimator
+from jprune.masks import apply_masks, intersect
+from jprune.stages.frame import check_prunable, fractions, record
 from jprune.train.net import Net, are_units, of_single_weights
 from jprune.train.step import stream
 from jprune.units import to_units
@@ -72,6 +73,10 @@ class Prune:
     def __post_init__(self):
         if self.per not in ("unit", "weight"):
             raise errors.ArgumentError(f"Prune(per={self.per!r}); write 'unit' or 'weight'.")
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, self.per)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, masked variables, and a record of the fractions kept."""
@@ -123,11 +128,79 @@ class Prune:
         return run_criterion(criterion, variables, itertools.islice(batches, self.batches))
 
 
-def fractions(task: Task, masks: Masks) -> dict[str, float]:
-    """What masks keep of the dense net: `density` (of what is masked), `params`, `macs`."""
-    kept, dense = Net(task).cost(masks), Net(task).cost({})
-    return {
-        "density": density(masks),
-        "params": float(kept.params) / float(dense.params),
-        "macs": float(kept.macs) / float(dense.macs),
-    }
+def l1_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+    """The L1 norm of a unit's kernels, or the absolute value of a weight.
+
+    References:
+        Li, Kadav, Durdanovic, Samet, Graf, Pruning filters for efficient ConvNets, 2017, arXiv
+        1608.08710.
+    """
+    del task, groups, key
+    return magnitude(1)
+
+
+def l2_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+    """The squared L2 norm of a unit's kernels, or the square of a weight.
+
+    References:
+        Li, Kadav, Durdanovic, Samet, Graf, Pruning filters for efficient ConvNets, 2017, arXiv
+        1608.08710.
+    """
+    del task, groups, key
+    return magnitude(2)
+
+
+def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+    """One number a unit, drawn evenly from [0, 1).
+
+    References:
+        Mittal, Bhardwaj, Khapra, Ravindran, Recovering from random pruning, 2018, arXiv 1801.10447.
+    """
+    del task
+    drawn = random(key)
+    units = {name: jnp.zeros(size) for name, size in groups.sizes.items()}
+    return drawn._replace(score=lambda state, variables: drawn.score(state, units))
+
+
+def random_weights_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+    """One number a weight, drawn evenly from [0, 1).
+
+    References:
+        Mittal, Bhardwaj, Khapra, Ravindran, Recovering from random pruning, 2018, arXiv 1801.10447.
+    """
+    del task, groups
+    return random(key)
+
+
+def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+    """The squared gradient of a gate behind the norm: the paper's Taylor-FO-BN.
+
+    References:
+        Molchanov, Mallya, Tyree, Frosio, Kautz, Importance estimation for neural network pruning,
+        2019, arXiv 1906.10771.
+    """
+    del groups, key
+    return Net(task).once(_taylor, task.loss)
+
+
+def _taylor(net: Net, loss: Any) -> Criterion:
+    return taylor(net.task.fn, loss, net.groups, form="gate", at="norm")
+
+
+def obd_of(estimator: Estimator, negative: str = "clip", weight_decay: float = 0.0) -> CriterionOf:
+    """The saliency h_kk w_k^2 / 2 of every weight.
+
+    Args:
+        estimator: of the diagonal h of the Hessian.
+        negative: what to do with negative curvature: "clip", "keep" or "refuse".
+        weight_decay: added to the curvature.
+
+    References:
+        LeCun, Denker, Solla, Optimal brain damage, 1990.
+    """
+
+    def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+        del groups
+        return obd(task.fn, task.loss, estimator, key, negative, weight_decay)
+
+    return criterion

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from jprune.base import Learner, Pruned, Records, Task
+from jprune.base import Learner, Pruned, Records, Task, Variables, is_none
+from jprune.graph import slim, slim_params
 from jprune.masks import apply_masks
-from jprune.stages.small_net import small
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net, are_units
 from jprune.units import expand
@@ -33,8 +35,9 @@ class BeginAnew:
         variables, masks = task.init(key), pruned.masks
         if masks is not None and are_units(Net(task).groups, masks):
             read = expand(Net(task).groups, masks, roles=("in",))
+            # Var w = 1 / fan-in: with a fraction f of the inputs, w is f^(-1/2) times as large.
             widen = lambda kept, leaf: leaf if kept is None else leaf * float(kept.mean()) ** -0.5
-            variables = jax.tree.map(widen, read, variables, is_leaf=lambda node: node is None)
+            variables = jax.tree.map(widen, read, variables, is_leaf=is_none)
         if masks is not None:
             variables = apply_masks(variables, Net(task).weight_masks(masks))
         return pruned._replace(variables=variables), []
@@ -132,6 +135,40 @@ def epochs_of(epochs: float, ratio: float, cap: float | None = None) -> float:
         >>> epochs_of(160, 1 / (1 - 0.342)), epochs_of(90, 3.0, cap=2)
         (243, 180)
     """
+    # E_B = E_dense * (MACs of the dense net / MACs of the small one), the ratio capped
     longer = epochs * (ratio if cap is None else min(ratio, cap))
     # A ratio of 2 comes out of a division a hair below it.
     return math.floor(longer + 1e-6) if epochs == int(epochs) else longer
+
+
+class Small(NamedTuple):
+    """A pruned net, removed units gone."""
+
+    task: Task
+    """With the small net's functions; `init` is still the dense net's."""
+    variables: Variables
+    back: Callable[[Variables], Variables]
+    """`back(small variables) -> dense ones`, with what the pruned net has where units are gone."""
+
+
+def small(task: Task, pruned: Pruned) -> Small:
+    """The small net of unit masks, and the way back.
+
+    Args:
+        task: of the dense net.
+        pruned: with unit masks.
+    """
+    groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
+    numbered = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape), Net(task).shapes)
+    places = slim_params(groups, masks, numbered)
+
+    def write(place: np.ndarray | None, whole: jax.Array, part: jax.Array) -> jax.Array:
+        if place is None:  # in a branch that is gone
+            return whole
+        return whole.ravel().at[np.ravel(place)].set(part.ravel()).reshape(whole.shape)
+
+    return Small(
+        task._replace(fn=slim(task.fn, groups, masks), train_fn=slim(task.train_fn, groups, masks)),
+        slim_params(groups, masks, pruned.variables),
+        lambda variables: jax.tree.map(write, places, pruned.variables, variables, is_leaf=is_none),
+    )

@@ -1,14 +1,21 @@
 """Pruning in rounds with training in between: what iterative methods share."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from jprune import errors, schedules
 from jprune.base import Budget, Recipe, Stage
 from jprune.stages.train import Train
 
+ROUNDS = 5
+"""Of the schedules that have several, where none are asked for."""
+
 
 def in_rounds(
-    prune: Callable[[Budget], Stage], budget: Budget, fractions: list[float], finetune: Train
+    prune: Callable[[Budget], Stage], budgets: Sequence[Budget], finetune: Train
 ) -> tuple[Recipe, Train]:
     """Pruning stages with training in between.
 
@@ -17,14 +24,12 @@ def in_rounds(
 
     Args:
         prune: makes the stage for a budget.
-        budget: of the last round.
-        fractions: kept after each round, the last being the budget's.
+        budgets: of the rounds, the last being that of the recipe.
         finetune: all training after the first round.
 
     Returns:
-        The stages up to the last pruning, and the training that is left for the end.
+        The stages up to the last pruning, and the training that remains for the end.
     """
-    budgets = [dataclasses.replace(budget, **{budget.kind: fraction}) for fraction in fractions]
     first, *others = map(prune, budgets)
     if not others:
         return (first,), finetune
@@ -39,9 +44,74 @@ def in_rounds(
 def evenly(budget: Budget, rounds: int) -> list[Budget]:
     """Budgets of rounds that each keep the same fraction of what is left; the last is the budget.
 
+    Raises:
+        ArgumentError: less than one round.
+
     Example:
         >>> [each.macs for each in evenly(Budget(macs=0.25), 2)]
         [0.5, 0.25]
     """
-    kept = [float(budget.value) ** (number / rounds) for number in range(1, rounds)]
-    return [*(dataclasses.replace(budget, **{budget.kind: fraction}) for fraction in kept), budget]
+    if rounds < 1:
+        raise errors.ArgumentError(f"rounds={rounds}; it is 1 or more.")
+    # After round i of m, the fraction k^(i / m) is left of a budget k.
+    fractions = [float(budget.value) ** (number / rounds) for number in range(1, rounds)]
+    return [*(_with(budget, fraction) for fraction in fractions), budget]
+
+
+def rounds_for(budget: Budget, remaining: float) -> int:
+    """How many rounds meet a budget if each leaves about this fraction of what is there.
+
+    Example:
+        >>> rounds_for(Budget(density=0.5), 0.8), rounds_for(Budget(density=0.64), 0.8)
+        (4, 2)
+    """
+    # remaining^m <= k  <=>  m >= log k / log remaining
+    return max(1, math.ceil(math.log(float(budget.value)) / math.log(remaining) - 1e-9))
+
+
+def scheduled(budget: Budget, schedule: str, rounds: int | None = None) -> list[Budget]:
+    """Budgets of rounds under a schedule, the last being the budget itself; see `kept_after`."""
+    return [_with(budget, each) for each in kept_after(float(budget.value), schedule, rounds)]
+
+
+def kept_after(fraction: float, schedule: str, rounds: int | None = None) -> list[float]:
+    """The fraction kept after each round.
+
+    Args:
+        fraction: kept after the last one.
+        schedule: "one_shot", "iterative" (every round keeps the same fraction of what is left) or
+            "cubic" (early rounds remove more).
+        rounds: how often is pruned; None is 1 for "one_shot" and 5 for the others.
+
+    Raises:
+        ArgumentError: an unknown schedule, or rounds that it cannot have.
+
+    Example:
+        >>> kept_after(0.25, "iterative", 2), kept_after(0.25, "one_shot")
+        ([0.5, 0.25], [0.25])
+    """
+    if schedule not in schedules.SCHEDULES:
+        raise errors.ArgumentError(
+            f"there is no schedule {schedule!r}; write one of {', '.join(schedules.SCHEDULES)}."
+        )
+    at_once = schedule == "one_shot"
+    rounds = (1 if at_once else ROUNDS) if rounds is None else rounds
+    if rounds < 1 or (at_once and rounds > 1):
+        raise errors.ArgumentError(
+            f"{schedule} with rounds={rounds}: one_shot has 1 round, iterative and cubic have 1 or "
+            "more. Write --schedule iterative for several."
+        )
+    if at_once:
+        return [fraction]
+    if schedule == "iterative":
+        density = schedules.iterative(fraction, rounds, every=1)
+        fractions = [density(number) for number in range(rounds - 1)]
+    else:
+        density = schedules.cubic(fraction, 0, rounds)
+        fractions = [density(number) for number in range(1, rounds)]
+    return [*np.asarray(fractions, float).tolist(), fraction]
+
+
+def _with(budget: Budget, fraction: float) -> Budget:
+    """The budget with another fraction kept."""
+    return dataclasses.replace(budget, **{budget.kind: fraction})

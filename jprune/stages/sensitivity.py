@@ -2,16 +2,18 @@
 
 import dataclasses
 import itertools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import criteria
+from jprune import criteria, errors
 from jprune.base import Budget, Pruned, Records, Task
-from jprune.stages.evaluate import record
+from jprune.stages.frame import record
 from jprune.train.evaluate import EVALUATION_BATCH, mean_quality
-from jprune.train.net import Net, per_kernel
+from jprune.train.net import Net
+from jprune.train.numbers import Numbers, per_name
 
 STEP, MOST = 0.25, 4.0
 """The scan tries q = STEP, 2 STEP, ... up to MOST standard deviations."""
@@ -23,7 +25,7 @@ class Sensitivity:
 
     Attributes:
         budget: whose floors leave layers whole.
-        q: "scan", or numbers in execution order.
+        q: "scan"; or one number, one for each kernel in execution order, or {kernel: q}.
         tolerance: validation accuracy that pruning one layer may cost; of a task without accuracy,
             by how much the mean loss may grow.
         examples: of the validation split.
@@ -32,11 +34,27 @@ class Sensitivity:
     """
 
     budget: Budget
-    q: str = "scan"
+    q: Numbers | Literal["scan"] = "scan"
     tolerance: float = 0.01
     examples: int = 1024
     std_over: str = "alive"
     name: str = "scan"
+
+    def __post_init__(self):
+        if isinstance(self.q, str) and self.q != "scan":
+            raise errors.ArgumentError(
+                f"q={self.q!r}; write 'scan', a number, or one for each kernel: q=(0.4, 1, 1, 0.7)."
+            )
+
+    def check(self, task: Task) -> None:
+        """Refuses numbers for other kernels than the net has.
+
+        Raises:
+            ArgumentError: not as many numbers as kernels; nothing is prunable.
+        """
+        kernels = Net(task).kernels(Net(task).prunable(None, self.budget))
+        if not isinstance(self.q, str):
+            per_name(self.q, kernels, "q")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net.
@@ -46,17 +64,17 @@ class Sensitivity:
         """
         del key
         kernels = Net(task).kernels(Net(task).prunable(pruned.masks, self.budget))
-        if self.q == "scan":
+        if isinstance(self.q, str):
             q = self._scan(pruned, task, kernels)
         else:
-            q = per_kernel(self.q, kernels, "q")
+            q = per_name(self.q, kernels, "q")
         extra = Net(task).tree({path: np.asarray(value, np.float32) for path, value in q.items()})
         return pruned._replace(extra=extra), [record(self.name, q)]
 
     def _scan(self, pruned: Pruned, task: Task, kernels: tuple[str, ...]) -> dict[str, float]:
         """The largest q of every layer before validation accuracy falls."""
-        some = lambda *given: itertools.islice(
-            task.data.batches(*given), -(-self.examples // EVALUATION_BATCH)
+        some = lambda *arguments: itertools.islice(
+            task.data.batches(*arguments), -(-self.examples // EVALUATION_BATCH)
         )
         few = task._replace(data=task.data._replace(batches=some))
         accuracy = lambda variables: mean_quality(few, variables, "validation")
@@ -64,16 +82,18 @@ class Sensitivity:
         rule = criteria.std_rule(1.0, self.std_over)
         scores = Net(task).leaves(rule.score((), pruned.variables))
         least = accuracy(pruned.variables) - self.tolerance
-        found = {}
+        largest_q = {}
         for path in kernels:
             sizes = scores[path]
-            found[path] = STEP / 2
+            largest_q[path] = STEP / 2
             for q in np.arange(STEP, MOST + STEP, STEP):
+                # Weights with |w| <= q std(W_l) are cut, in this layer alone.
                 cut = jnp.where(sizes > q, leaves[path], 0)
                 if accuracy(Net(task).tree({**leaves, path: cut})) < least:
                     break
-                found[path] = float(q)
-        convolutions = [path for path in kernels if leaves[path].ndim > 2]
+                largest_q[path] = float(q)
+        layers = Net(task).groups.layers
+        convolutions = [path for path in kernels if path in layers and layers[path].window]
         if convolutions:
-            found[convolutions[0]] = min(found.values())
-        return found
+            largest_q[convolutions[0]] = min(largest_q.values())
+        return largest_q

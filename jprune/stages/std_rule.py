@@ -1,13 +1,17 @@
 """Weights below a multiple of their layer's standard deviation go."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
+import optax
 
-from jprune import allocate, criteria, errors
-from jprune.base import Budget, CostModel, Masks, Pruned, Records, Scores, Task
-from jprune.stages.evaluate import record
+from jprune import criteria, errors
+from jprune.allocate.global_topk import global_topk
+from jprune.base import Budget, CostModel, Groups, Masks, Pruned, Records, Schedule, Scores, Task
+from jprune.sparsify.l1 import l1_decay
+from jprune.stages.frame import check_prunable, record
 from jprune.stages.prune import Prune
 from jprune.train.net import Net
 
@@ -29,6 +33,10 @@ class StdPrune:
     only: str | None = None
     name: str = "prune"
 
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
+
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks nested in those before; survivors keep their values.
 
@@ -37,26 +45,85 @@ class StdPrune:
             BudgetError: the budget asks for less than one weight a layer.
         """
         criterion = criteria.std_rule(pruned.extra, self.std_over)
-        prune = Prune(lambda *_: criterion, self._allocate, self.budget, per="weight")
-        after, (seen,) = prune(pruned, task, key)
+        allocator = lambda scores, budget, model: self.masks(task, scores, budget, model)
+        prune = Prune(lambda *_: criterion, allocator, self.budget, per="weight")
+        after, (line,) = prune(pruned, task, key)
         before = Net(task).prunable(pruned.masks, self.budget)
         scores = Net(task).leaves(criterion.score((), pruned.variables))
         masks, alive = Net(task).leaves(after.masks), Net(task).leaves(before)
+        # The score of a weight is |w| / (q_l std(W_l)): the largest that goes is the multiplier.
         gone = [scores[path][alive[path] & ~np.asarray(masks[path])] for path in alive]
         multiplier = max((float(score.max()) for score in gone if score.size), default=0.0)
-        return after, [record(self.name, {**seen["metrics"], "multiplier": multiplier})]
+        return after, [record(self.name, {**line["metrics"], "multiplier": multiplier})]
 
-    def _allocate(self, scores: Scores, budget: Budget, model: CostModel | None) -> Masks:
+    def masks(self, task: Task, scores: Scores, budget: Budget, model: CostModel | None) -> Masks:
+        """Masks by scores: of all layers, or of one kind while the others stay as they are.
+
+        Raises:
+            ArgumentError: `only` for a net without both kinds of layers.
+        """
         if self.only is None:
-            return allocate.global_topk(scores, budget, model)
-        kinds = {"conv" if leaf.ndim > 2 else "dense" for leaf in jax.tree.leaves(scores)}
-        if len(kinds) < 2:
+            return global_topk(scores, budget, model)
+        by_path, conv = Net(task).leaves(scores), convolutions(Net(task).groups)
+        if {path in conv for path in by_path} != {True, False}:
+            kind = "convolutional" if conv & {*by_path} else "dense"
             raise errors.ArgumentError(
                 f"alternate=true prunes convolutions and dense layers in turn, and this net has "
-                f"{kinds.pop()} layers alone. Leave it out."
+                f"{kind} layers alone. Leave it out."
             )
-        if self.only == "conv":
-            whole = lambda leaf: np.where(leaf > -np.inf, np.inf, leaf) if leaf.ndim == 2 else leaf
-            return allocate.global_topk(jax.tree.map(whole, scores), budget, model)
-        masks = allocate.global_topk(scores, budget, model)
-        return jax.tree.map(lambda m, s: s > -np.inf if m.ndim > 2 else m, masks, scores)
+        if self.only == "conv":  # dense layers never go: what is alive there scores +inf
+            whole = lambda score: np.where(score > -np.inf, np.inf, score)
+            fixed = {p: score if p in conv else whole(score) for p, score in by_path.items()}
+            return global_topk(Net(task).tree(fixed), budget, model)
+        chosen = Net(task).leaves(global_topk(scores, budget, model))
+        fixed = {p: by_path[p] > -np.inf if p in conv else mask for p, mask in chosen.items()}
+        return Net(task).tree(fixed)
+
+
+def convolutions(groups: Groups) -> set[str]:
+    """Kernels with a window; the others are those of dense layers."""
+    return {path for path, layer in groups.layers.items() if layer.window}
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlyMoves:
+    """A `Wrap` in which nothing moves but one kind of layers.
+
+    Attributes:
+        part: "conv", or "dense". Biases and norms move with the layer that they stand behind.
+    """
+
+    part: str
+
+    def __call__(
+        self, net: Net, rate: Schedule, key: jax.Array
+    ) -> Callable[[optax.GradientTransformation], optax.GradientTransformationExtraArgs]:
+        """See `jprune.base.Wrap`."""
+        del rate, key
+        groups, conv = net.groups, convolutions(net.groups)
+        owned = {path: {*layer.owned} for path, layer in groups.layers.items()}
+        of_conv = set().union(*(leaves for path, leaves in owned.items() if path in conv))
+        of_dense = set().union(*(leaves for path, leaves in owned.items() if path not in conv))
+        # What no layer owns, such as a norm on a stream, goes with the convolutions.
+        dense = of_dense - of_conv
+        still = net.tree({path: (path in dense) == (self.part == "conv") for path in groups.leaves})
+        rests = net.task.split(still)[0]
+        return lambda inner: optax.chain(inner, optax.masked(optax.set_to_zero(), rests))
+
+
+@dataclasses.dataclass(frozen=True)
+class L1Penalty:
+    """A `Wrap` with an L1 penalty on kernels, by its proximal step (see `sparsify.l1_decay`).
+
+    Attributes:
+        strength: of the penalty.
+    """
+
+    strength: float
+
+    def __call__(
+        self, net: Net, rate: Schedule, key: jax.Array
+    ) -> Callable[[optax.GradientTransformation], optax.GradientTransformationExtraArgs]:
+        """See `jprune.base.Wrap`."""
+        del net, key
+        return lambda inner: optax.chain(inner, l1_decay(self.strength, rate))

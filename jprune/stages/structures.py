@@ -22,7 +22,7 @@ from jprune.blocks.members import (
     unit_blocks,
 )
 from jprune.masks import density, intersect
-from jprune.stages.walk import seen_kernels
+from jprune.stages.walk import plain_layers
 from jprune.train.net import Net, are_units, of_single_weights, per_kernel, standing
 from jprune.units import expand, ones
 
@@ -155,7 +155,7 @@ def _kernels(task: Task, kind: str, budget: Budget, names: Sequence[str] | None)
     masks = Net(task).prunable(None, budget)
     kernels = Net(task).kernels(masks)
     if kind != "weight":  # a column is one only where a kernel's inputs are contracted
-        kernels = tuple(path for path in kernels if path in seen_kernels(task))
+        kernels = tuple(path for path in kernels if path in plain_layers(Net(task).groups))
     if names is None:
         return kernels
     if unknown := [name for name in names if name not in kernels]:

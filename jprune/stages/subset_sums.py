@@ -12,7 +12,7 @@ from jprune import errors
 from jprune.base import Budget, Pruned, Records, Task
 from jprune.graph import Site, intercept
 from jprune.search.subset_sums import best_subsets
-from jprune.stages.evaluate import record
+from jprune.stages.frame import check_prunable, record
 from jprune.train.net import Net
 from jprune.train.step import stream
 
@@ -27,6 +27,7 @@ def products_of(tolerance: float, c: float) -> int:
         >>> products_of(0.01, 3)
         21
     """
+    # n = int(c round(log2(1 / epsilon)))
     if not 0 < tolerance < 1 or not 1 <= (n := int(c * round(math.log2(1 / tolerance)))) <= 30:
         raise errors.ArgumentError(
             f"subset_sum(tolerance={tolerance}, c={c}); the tolerance is in (0, 1), and c round("
@@ -53,6 +54,10 @@ class Approximate:
     c: float
     name: str = "approximate"
 
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, Budget(density=1.0), "weight")
+
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The approximating net.
 
@@ -65,22 +70,24 @@ class Approximate:
         refuse_unfit(task, pruned, kernels, key)
         leaves = Net(task).leaves(pruned.variables)
         draws = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        kept, misses = 0, []
+        count, misses = 0, []
         for path in kernels:
-            weights = np.asarray(leaves[path], np.float64)
+            layer = Net(task).groups.layers[path]
+            weights = layer.matrix(np.asarray(leaves[path], np.float64))[:, 0]
             sums = np.empty_like(weights)
             for output, column in enumerate(weights.T):
                 products = draws.uniform(column.min(), column.max(), n)
+                # w is approximated by the sum of p_k = a_k u_k over the best subset of k.
                 chosen = best_subsets(products, column)
                 sums[:, output] = chosen @ products
-                kept += int(chosen.sum())
+                count += int(chosen.sum())
             misses.append(np.abs(sums - weights).ravel())
-            leaves[path] = jnp.asarray(sums, leaves[path].dtype)
+            leaves[path] = jnp.asarray(layer.array(sums[:, None]), leaves[path].dtype)
         error = np.concatenate(misses)
         metrics = {
             "products": n,
             "random": n * error.size,
-            "kept": kept,
+            "kept": count,
             "within": float(np.mean(error <= self.tolerance)),
             "error": float(error.max()),
         }
@@ -94,9 +101,11 @@ def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.
     Raises:
         ArgumentError: it is one; the message says why.
     """
-    leaves = Net(task).leaves(pruned.variables)
-    others = [path for path in kernels if leaves[path].ndim != 2]
-    if others or task.split(pruned.variables)[1]:
+    layers = Net(task).groups.layers
+    dense = [path for path, layer in layers.items() if layer.plain and not layer.window]
+    others = [path for path in kernels if path not in dense]
+    norms = {role for layer in layers.values() for role in layer.affine.values()} - {"shift"}
+    if others or norms or task.split(pruned.variables)[1]:
         raise errors.ArgumentError(
             f"subset_sum fits nets of dense layers alone, such as lenet300; {task.name} has "
             f"{others[0] if others else 'norms'}."

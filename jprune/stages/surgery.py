@@ -14,8 +14,7 @@ from jprune.masks import apply_masks
 from jprune.sparsify import dynamic_surgery, masks_of
 from jprune.sparsify.surgery import CUT, begun
 from jprune.sparsify.thresholds import moments_of
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net, of_single_weights
 from jprune.train.numbers import Numbers, per_name
@@ -23,7 +22,7 @@ from jprune.train.step import TrainState, plain
 
 
 @dataclasses.dataclass(frozen=True)
-class Surgery:
+class DynamicSurgery:
     """Training in which masks move.
 
     Afterwards `extra` has, as trees like the variables, what the masked weights are worth
@@ -154,7 +153,7 @@ class Revised:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settle:
+class SettleSurgery:
     """Fixes the masks that surgery left, at a budget.
 
     Of the weights that are alive the smallest |w| / t go; where too few are alive the largest of

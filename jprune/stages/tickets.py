@@ -9,14 +9,13 @@ import numpy as np
 
 from jprune import errors
 from jprune.allocate import keep_best, largest, price_of
-from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task, is_none
+from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task
 from jprune.masks import apply_masks, density, intersect
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import check_prunable, fractions, record
 from jprune.train.net import Net
 
 
-class Layer(NamedTuple):
+class Losing(NamedTuple):
     """A kernel that loses weights."""
 
     rate: float
@@ -41,7 +40,7 @@ class PruneRound:
         budget: after the last round.
         rounds: that are left, this one included.
         together: whether all layers but the last compete.
-        output_rate: fraction that the last layer loses, over p.
+        output_rate: fraction that the last layer loses, over p; last is what no other layer reads.
         name: of the record.
     """
 
@@ -51,6 +50,10 @@ class PruneRound:
     output_rate: float = 0.5
     name: str = "prune"
 
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
+
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks nested in those before, and a record of the fractions kept.
 
@@ -58,32 +61,26 @@ class PruneRound:
             BudgetError: the budget asks for less than one weight a layer.
         """
         del key
-        alive = Net(task).prunable(pruned.masks, self.budget)
-        paths = jax.tree.unflatten(Net(task).groups.treedef, list(Net(task).groups.leaves))
-        inner = {
-            place.leaf
-            for places in Net(task).groups.places.values()
-            for place in places
-            if "kernel" in place.roles
-        }
-        judge = lambda mask, path, leaf: (
-            None if mask is None else (1.0 if path in inner else self.output_rate, mask, abs(leaf))
-        )
-        judged = jax.tree.map(judge, alive, paths, pruned.variables, is_leaf=is_none)
-        layers, structure = jax.tree.flatten(judged, is_leaf=lambda node: isinstance(node, tuple))
-        layers = [Layer(rate, np.where(mask, size, -np.inf)) for rate, mask, size in layers]
-        as_masks = lambda kept: jax.tree.unflatten(structure, kept)
-        p = self._fraction(layers, as_masks, Net(task).cost, alive)
+        net = Net(task)
+        alive = net.prunable(pruned.masks, self.budget)
+        by_path, values = net.leaves(alive), net.leaves(pruned.variables)
+        layers = []
+        for path, mask in by_path.items():
+            last = path in net.groups.layers and net.groups.layers[path].last
+            scores = np.where(mask, np.abs(np.asarray(values[path])), -np.inf)
+            layers.append(Losing(self.output_rate if last else 1.0, scores))
+        as_masks = lambda masks: net.tree(dict(zip(by_path, masks)))
+        p = self._fraction(layers, as_masks, net.cost, alive)
         masks = as_masks(self._kept(layers, p))
         before = Net(task).weight_masks(pruned.masks)
         masks = masks if before is None else intersect(before, masks)
         variables = apply_masks(pruned.variables, masks)
-        seen = record(self.name, fractions(task, masks))
-        return pruned._replace(variables=variables, masks=masks), [seen]
+        line = record(self.name, fractions(task, masks))
+        return pruned._replace(variables=variables, masks=masks), [line]
 
     def _fraction(
         self,
-        layers: list[Layer],
+        layers: list[Losing],
         as_masks: Callable[[list[np.ndarray]], Masks],
         model: CostModel,
         alive: Masks,
@@ -104,20 +101,21 @@ class PruneRound:
                 f"Budget({self.budget.kind}={self.budget.value}) cannot be met: one weight in "
                 f"every layer that loses some is {least:.4f} of the dense net. Ask for more."
             )
-        return 1.0 - largest(lambda left: price(1.0 - left), goal)
+        # The smallest p that meets the budget: 1 - the largest fraction that may be left.
+        return 1.0 - largest(lambda fraction: price(1.0 - fraction), goal)
 
-    def _kept(self, layers: list[Layer], p: float) -> list[np.ndarray]:
+    def _kept(self, layers: list[Losing], p: float) -> list[np.ndarray]:
         """Masks of the layers: the best of each, or of all that lose the full fraction."""
-        kept = [keep_best(layer.scores, after(layer.alive, layer.rate * p, 1)) for layer in layers]
+        masks = [keep_best(layer.scores, after(layer.alive, layer.rate * p, 1)) for layer in layers]
         if not self.together:
-            return kept
+            return masks
         full = [number for number, layer in enumerate(layers) if layer.rate == 1]
         flat = np.concatenate([layers[number].scores.ravel() for number in full])
         best = keep_best(flat, after(int((flat > -np.inf).sum()), p, 1))
         ends = np.cumsum([layers[number].scores.size for number in full])[:-1]
         for number, part in zip(full, np.split(best, ends)):
-            kept[number] = part.reshape(layers[number].scores.shape)
-        return kept
+            masks[number] = part.reshape(layers[number].scores.shape)
+        return masks
 
 
 def after(count: int, p: float, rounds: int) -> int:
@@ -128,5 +126,6 @@ def after(count: int, p: float, rounds: int) -> int:
         (729, 120422)
     """
     for _ in range(rounds):
+        # n <- n - p n, in whole weights
         count -= round(p * count)
     return max(1, count)

@@ -7,8 +7,7 @@ import jax
 from jprune import errors
 from jprune.base import Learner, Pruned, Records, Task, Wrap
 from jprune.learners import to_the_end
-from jprune.stages.evaluate import record
-from jprune.stages.saving import saved
+from jprune.stages.frame import record, saved
 from jprune.train.distill import distilled
 from jprune.train.net import Net
 from jprune.train.optimizers import Sgd

@@ -17,8 +17,7 @@ from jprune.learners.norm_gates import early_shifts
 from jprune.learners.variational import PRIORS, Rule, Settings, inference, variational_task
 from jprune.masks import apply_masks
 from jprune.sparsify import guarded
-from jprune.stages.evaluate import record
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
@@ -63,7 +62,7 @@ def gated_groups(task: Task, budget: Budget) -> list[str]:
     return open_
 
 
-def least_of(budget: Budget, name: str) -> int:
+def least_kept(budget: Budget, name: str) -> int:
     """Units that a group keeps at least."""
     return max(budget.min_units, budget.floors.get(name, 0))
 
@@ -112,7 +111,7 @@ class Gate:
         examples = task.data.sizes["train"]
         steps = self.train.steps(examples)
         settings = self.settings._replace(warmup=max(1, round(self.warmup * steps)))
-        least = {name: least_of(self.budget, name) for name in names}
+        least = {name: least_kept(self.budget, name) for name in names}
         shifts = early_shifts(task.fn, groups, Net(task).shapes, task.example)
         early = {*itertools.chain(*shifts.values())}
         gated = variational_task(task, groups, settings, examples, least, early)
@@ -271,7 +270,7 @@ class Select:
         """What the rule leaves, with the least sure ones where a floor asks for more."""
         order = np.argsort(-score, kind="stable")
         mask = score > 1
-        mask[order[: least_of(self.budget, name)]] = True
+        mask[order[: least_kept(self.budget, name)]] = True
         return mask & (score > -np.inf)
 
     def refuse_unmet(self, seen: dict[str, float]) -> None:

@@ -1,14 +1,12 @@
 """Which layers are pruned one after another: the steps of a walk through a net, and their masks."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jprune import errors
-from jprune.base import Groups, Masks, Pruned, Task
-from jprune.forms.slide import plain_kernels
-from jprune.reconstruct.windows import sites_of
+from jprune.base import Groups, Layer, Masks, Pruned, Task
 from jprune.train.net import Net, are_units
 from jprune.units import expand, places_of
 
@@ -32,93 +30,77 @@ class Step(NamedTuple):
 def steps_of(task: Task, stream: str) -> list[Step]:
     """The steps of a walk, in the order of their first consumer.
 
-    A group takes part if all that reads it are plain contractions with a site, so that its
-    consumers can be seen and refitted; others (read by grouped convolutions, by attention, inside
-    loops) stay whole. A sampler stands before a layer that reads a stream and whose outputs are
-    units of their own.
+    A group takes part if all its readers are plain contractions with a site: their inputs and
+    outputs can be observed, and their weights refitted. Others (read by grouped convolutions, by
+    attention, inside loops) stay whole. A sampler stands before a layer that reads a residual
+    stream and does not write one.
     """
     groups = Net(task).groups
-    seen = seen_kernels(task)
+    layers = plain_layers(groups)
     streams = {name for site in groups.sites if site.kind == "join" for name in site.groups}
-    found: dict[str, Step] = {}
+    steps: dict[str, Step] = {}
     for name, size in groups.sizes.items():
-        kernels = consumers_of(groups, name, size, seen)
+        kernels = consumers_of(groups, name)
         if kernels and (stream == "joint" or name not in streams):
-            found[name] = Step(name, size, kernels)
+            steps[name] = Step(name, size, kernels)
         elif stream == "sampler":
             for path in kernels:
-                if begins_branch(groups, seen[path][0], streams):
-                    inputs = np.arange(groups.leaves[path].shape[-2])[:, None]
+                layer = layers[path]
+                # A branch begins with a layer whose outputs are units, and none of a stream.
+                if layer.writes and not streams & {*layer.writes}:
+                    inputs = np.arange(layer.shape[layer.inputs[0]])[:, None]
                     step = Step(f"sampler/{path}", len(inputs), {path: inputs}, sampler=True)
-                    found[step.name] = step
-    order = list(seen)
-    return sorted(found.values(), key=lambda step: min(order.index(path) for path in step.kernels))
+                    steps[step.name] = step
+    order = list(layers)
+    return sorted(steps.values(), key=lambda step: min(order.index(path) for path in step.kernels))
 
 
-def seen_kernels(task: Task) -> dict[str, tuple[str, ...]]:
-    """{kernel of plain contractions: its call sites}, in execution order."""
-    groups = Net(task).groups
-    plain = plain_kernels(task.fn, Net(task).shapes, task.example, casts=True)
-    found = {path: sites for path, sites in sites_of(groups, plain).items() if sites}
-    order = [site.layer for site in groups.sites if site.kind == "in"]
-    return dict(sorted(found.items(), key=lambda item: order.index(item[1][0])))
+def refuse_unread(task: Task, prunable: Sequence[Any]) -> None:
+    """Refuses a net of which nothing can be chosen by what its readers make of it.
+
+    Args:
+        task: of the net.
+        prunable: steps or groups that take part.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    if not prunable:
+        raise errors.ArgumentError(
+            f"nothing of {task.name} is prunable by this method: no unit is read by plain "
+            "contractions alone. Take a method that looks at no consumer, such as l1."
+        )
+
+
+def plain_layers(groups: Groups) -> dict[str, Layer]:
+    """Layers that can be seen and refitted: plain contractions with a site, in execution order."""
+    return {path: each for path, each in groups.layers.items() if each.plain and each.sites}
 
 
 def mergeable(task: Task) -> list[str]:
-    """Groups whose readers can add what a merged unit said, in execution order."""
-    groups, seen = Net(task).groups, seen_kernels(task)
-    return [
-        name
-        for name, size in groups.sizes.items()
-        if groups.exact[name] and consumers_of(groups, name, size, seen)
-    ]
+    """Groups whose readers can take over a merged unit's outgoing weights, in execution order."""
+    groups = Net(task).groups
+    return [name for name in groups.names if groups.exact[name] and consumers_of(groups, name)]
 
 
-def consumers_of(
-    groups: Groups, name: str, size: int, seen: Mapping[str, tuple[str, ...]]
-) -> dict[str, np.ndarray]:
-    """{kernel that reads the group: [units, repeats] positions}, in execution order.
+def consumers_of(groups: Groups, name: str) -> dict[str, np.ndarray]:
+    """{kernel that reads the group: [units, repeats] positions on its inputs}, in execution order.
 
-    Empty where one of them is not in `seen` (from `seen_kernels`), or where units stand at
-    different numbers of positions.
+    Empty where one of them is no plain layer, or where units stand at different numbers of
+    positions.
     """
-    found: dict[str, np.ndarray] = {}
+    layers, size = plain_layers(groups), groups.sizes[name]
+    positions: dict[str, np.ndarray] = {}
     for _, place in places_of(groups, ("in",), (name,)):
         units = place.units
         repeats = np.bincount(units[units >= 0], minlength=size)
-        on_inputs = place.axis == len(groups.leaves[place.leaf].shape) - 2
-        if place.leaf not in seen or not on_inputs or len({*repeats.tolist()}) > 1:
+        layer = layers.get(place.leaf)
+        if layer is None or place.axis not in layer.inputs or len({*repeats.tolist()}) > 1:
             return {}
         taken = np.flatnonzero(units >= 0)
         index = taken[np.argsort(units[taken], kind="stable")]
-        found[place.leaf] = index.reshape(size, -1)
-    return {path: found[path] for path in seen if path in found}
-
-
-def begins_branch(groups: Groups, site: str, streams: set[str]) -> bool:
-    """Whether what a layer says is units that are on no stream."""
-    (out,) = (s for s in groups.sites if s.layer == site and s.kind == "out")
-    return bool(out.groups) and not set(out.groups) & streams
-
-
-def per_step(ratios: str, steps: Sequence[Step]) -> dict[str, float]:
-    """{step: its share} from one number, or from one a step with ":" between.
-
-    Raises:
-        ArgumentError: no numbers, or not as many as there are steps.
-    """
-    try:
-        numbers = [float(word) for word in ratios.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        numbers *= len(steps)
-    if len(numbers) != len(steps):
-        raise errors.ArgumentError(
-            f"ratios={ratios!r}; write one number, or {len(steps)} with ':' between, for "
-            f"{', '.join(step.name for step in steps)}."
-        )
-    return dict(zip((step.name for step in steps), numbers))
+        positions[place.leaf] = index.reshape(size, -1)
+    return {path: positions[path] for path in layers if path in positions}
 
 
 def alive_of(task: Task, pruned: Pruned, steps: Sequence[Step]) -> dict[str, np.ndarray]:
@@ -126,14 +108,15 @@ def alive_of(task: Task, pruned: Pruned, steps: Sequence[Step]) -> dict[str, np.
     units = Net(task).unit_masks(pruned)
     masks = Net(task).weight_masks(pruned.masks)
     single = {} if masks is None else Net(task).leaves(masks)
-    found = {}
+    alive = {}
     for step in steps:
         if step.sampler:
-            mask = np.asarray(single.get(step.path, np.ones((step.units, 1), bool)))
-            found[step.name] = np.moveaxis(mask, -2, 0).reshape(step.units, -1).any(axis=1)
+            mask, layer = single.get(step.path), Net(task).groups.layers[step.path]
+            whole = np.ones(layer.shape, bool) if mask is None else np.asarray(mask)
+            alive[step.name] = layer.matrix(whole).any(axis=(1, 2))
         else:
-            found[step.name] = np.asarray(units[step.name], bool)
-    return found
+            alive[step.name] = np.asarray(units[step.name], bool)
+    return alive
 
 
 def masks_by_name(
@@ -142,8 +125,8 @@ def masks_by_name(
     """Masks of the net: of units, or of weights where a sampler reads a part of a stream."""
     groups = Net(task).groups
     sampled = {step.path: masks[step.name] for step in steps if step.sampler}
-    mine = {step.name: masks[step.name] for step in steps if not step.sampler}
-    units = {**Net(task).unit_masks(pruned), **mine}
+    chosen = {step.name: masks[step.name] for step in steps if not step.sampler}
+    units = {**Net(task).unit_masks(pruned), **chosen}
     if not sampled and (pruned.masks is None or are_units(groups, pruned.masks)):
         return units
     leaves = Net(task).leaves(expand(groups, units))
@@ -153,6 +136,8 @@ def masks_by_name(
         if path in before:
             leaf = leaf & np.asarray(before[path])
         if path in sampled:
-            leaf = leaf & sampled[path][:, None]
+            read = groups.layers[path].inputs[0]
+            others = [axis for axis in range(leaf.ndim) if axis != read]
+            leaf = leaf & np.expand_dims(sampled[path], others)
         leaves[path] = leaf
     return Net(task).tree(leaves)

@@ -32,7 +32,7 @@ from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.popup import Popup
 from jprune.stages.reinitialise import TrainAnew
-from jprune.stages.surgery import Surgery
+from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
@@ -59,7 +59,7 @@ STAGES = {
     Shrink: PROX,
     Train: FROZEN,
     TrainAnew: FROZEN,
-    Surgery: STRAIGHT,
+    DynamicSurgery: STRAIGHT,
     Popup: STRAIGHT,
     Adversarial: PROX,
     Boost: FROZEN,
@@ -171,7 +171,7 @@ def test_frozen_gates_are_exactly_0_and_the_others_move():
 
 def test_straight_through_surgery_moves_what_masked_weights_are_worth(net):
     task, start = net
-    learner = Surgery(SHORT, Budget(density=0.3), biases=False).learner(start, task, KEY)
+    learner = DynamicSurgery(SHORT, Budget(density=0.3), biases=False).learner(start, task, KEY)
     first = leaves(learner.init().opt_state.hidden)
     for state in steps(learner):
         masks, seen = leaves(masks_of(state.opt_state)), leaves(state.params)

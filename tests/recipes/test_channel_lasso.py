@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jprune
 from experiments.mechanisms import e19_channel_lasso
 from jprune import errors, recipes
 from jprune.base import Budget, Problem, Pruned
@@ -16,7 +17,7 @@ from jprune.recipes import Train, run
 from jprune.recipes.channel_lasso import channel_lasso
 from jprune.reconstruct import lasso, least_squares
 from jprune.reconstruct.lasso import Path, search
-from jprune.stages.layer_wise import ByLasso, LayerWise, as_kernel, as_matrix, by_least_squares
+from jprune.stages.layer_wise import ByLasso, LayerWise, by_least_squares
 from jprune.stages.walk import steps_of
 from jprune.train.net import Net, are_units
 from tests.toys import drawn, toy_task
@@ -129,10 +130,13 @@ def test_several_consumers_count_alike():
 
 def test_kernels_and_matrices():
     kernel = jnp.arange(3 * 2 * 4 * 5.0).reshape(3, 2, 4, 5)
-    matrix = as_matrix(kernel)
+    layout = ("NHWC", "HWIO", "NHWC")
+    fn = lambda v, x: jax.lax.conv_general_dilated(x, v, (1, 1), "SAME", dimension_numbers=layout)
+    (layer,) = jprune.trace(fn, kernel, jnp.ones((1, 6, 6, 4))).layers.values()
+    matrix = layer.matrix(kernel)
     assert matrix.shape == (4, 6, 5)
     np.testing.assert_array_equal(matrix[1, 3], kernel[1, 1, 1])
-    np.testing.assert_array_equal(as_kernel(matrix, kernel), kernel)
+    np.testing.assert_array_equal(layer.array(matrix), kernel)
 
 
 @functools.cache
@@ -216,16 +220,16 @@ def test_a_second_round_goes_on():
 
 def test_ratios():
     task = task_of()
-    done, _ = pruned_by(task, "joint", Budget(density=0.5), ratios="inf:1")
+    done, _ = pruned_by(task, "joint", Budget(density=0.5), ratios=(np.inf, 1))
     kept = {name: int(mask.sum()) for name, mask in done.masks.items()}
     assert kept == {"params/conv1/kernel": 8, "params/conv2/kernel": 2}
-    done, _ = pruned_by(task, "joint", Budget(density=0.5), ratios="1:1.5")
+    done, _ = pruned_by(task, "joint", Budget(density=0.5), ratios=(1, 1.5))
     kept = [int(mask.sum()) for mask in done.masks.values()]
     assert kept == [3, 7]  # 3/8 and 7/12 of ten
-    with pytest.raises(errors.ArgumentError, match="write one number, or 2 with ':'"):
-        pruned_by(task, "joint", Budget(density=0.5), ratios="1:2:3")
+    with pytest.raises(errors.ArgumentError, match=r"ratios has 3 numbers.*write one, or 2 "):
+        pruned_by(task, "joint", Budget(density=0.5), ratios=(1, 2, 3))
     with pytest.raises(errors.ArgumentError, match="each is above 0"):
-        pruned_by(task, "joint", Budget(density=0.5), ratios="0:1")
+        pruned_by(task, "joint", Budget(density=0.5), ratios=(0, 1))
 
 
 def test_bad_input():

@@ -16,8 +16,8 @@ from jprune.recipes import Train
 from jprune.recipes.dns import dns
 from jprune.sparsify import dynamic_surgery
 from jprune.sparsify.thresholds import moments_of, thresholds_of
-from jprune.stages.prune import fractions
-from jprune.stages.surgery import Settle, Surgery
+from jprune.stages.frame import fractions
+from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data
 
@@ -169,7 +169,7 @@ def lenet():
 def test_the_first_cut_and_the_last_masks_meet_the_budget(lenet, kind):
     task, start = lenet
     budget = Budget(**{kind: 0.2})
-    stage = Surgery(TRAIN, budget)
+    stage = DynamicSurgery(TRAIN, budget)
     learner = stage.learner(start, task, KEY)
     state = learner.init()
     cut = task.merge(masks_of(state.opt_state), {})
@@ -180,14 +180,14 @@ def test_the_first_cut_and_the_last_masks_meet_the_budget(lenet, kind):
         mask = np.asarray(cut["params"][name]["kernel"])
         np.testing.assert_array_equal(state.params[name]["kernel"], np.where(mask, before, 0))
     moved = state._replace(params=jax.tree.map(lambda leaf: leaf * 1.1, state.params))
-    settled, (seen,) = Settle(budget)(learner.finish(moved), task, KEY)
+    settled, (seen,) = SettleSurgery(budget)(learner.finish(moved), task, KEY)
     assert seen["metrics"][kind] == pytest.approx(0.2, abs=1e-4)
     assert settled.extra is None
 
 
 def test_settling_splices_the_largest_back_or_cuts_the_smallest(lenet):
     task, start = lenet
-    after, _ = Surgery(TRAIN, Budget(density=0.2), biases=False)(start, task, KEY)
+    after, _ = DynamicSurgery(TRAIN, Budget(density=0.2), biases=False)(start, task, KEY)
     flat = lambda tree: np.concatenate(
         [np.ravel(tree["params"][n]["kernel"]) for n in ("fc1", "fc2", "fc3")]
     )
@@ -201,25 +201,25 @@ def test_settling_splices_the_largest_back_or_cuts_the_smallest(lenet):
             for n, k in ((n, after.masks["params"][n]["kernel"]) for n in ("fc1", "fc2", "fc3"))
         ]
     )
-    more, _ = Settle(Budget(density=0.4))(after, task, KEY)
+    more, _ = SettleSurgery(Budget(density=0.4))(after, task, KEY)
     mask = flat(more.masks).astype(bool)
     assert mask[alive].all()
     back = mask & ~alive
     assert (np.abs(hidden) / t)[back].min() >= (np.abs(hidden) / t)[~mask].max()
     np.testing.assert_array_equal(flat(more.variables)[back], hidden[back])
-    less, _ = Settle(Budget(density=0.05))(after, task, KEY)
+    less, _ = SettleSurgery(Budget(density=0.05))(after, task, KEY)
     kept = flat(less.masks).astype(bool)
     assert not kept[~alive].any()
     sizes = np.abs(flat(after.variables)) / t
     assert sizes[kept].min() >= sizes[alive & ~kept].max() * (1 - 1e-6)
-    same, _ = Settle(None)(after, task, KEY)
+    same, _ = SettleSurgery(None)(after, task, KEY)
     np.testing.assert_array_equal(flat(same.variables), flat(after.variables))
 
 
 def test_biases_are_pruned_or_not_and_c_may_be_given(lenet):
     task, start = lenet
     for biases in (True, False):
-        stage = Surgery(TRAIN, Budget(density=0.5), (-9.0, 1.0, 0.5), biases=biases)
+        stage = DynamicSurgery(TRAIN, Budget(density=0.5), (-9, 1, 0.5), biases=biases)
         masks = masks_of(stage.learner(start, task, KEY).init().opt_state)
         assert (masks["fc1"]["bias"] is None) == (not biases)
         assert np.all(masks["fc1"]["kernel"])
@@ -259,24 +259,26 @@ def test_equal_weights_go_by_index_and_what_cannot_be_is_refused(lenet):
     even = start._replace(variables=jax.tree.map(jnp.ones_like, start.variables))
     settled = []
     for budget in (Budget(density=0.3), Budget(density=0.6)):
-        after, _ = Surgery(dataclasses.replace(TRAIN, learning_rate=1e-12), budget)(even, task, KEY)
-        settled.append(Settle(budget)(after, task, KEY)[0])
+        after, _ = DynamicSurgery(dataclasses.replace(TRAIN, learning_rate=1e-12), budget)(
+            even, task, KEY
+        )
+        settled.append(SettleSurgery(budget)(after, task, KEY)[0])
         assert density(settled[-1].masks) == pytest.approx(budget.density, abs=1e-4)
     broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), start.variables)
     with pytest.raises(errors.ArgumentError, match="hold NaN"):
-        Surgery(TRAIN, Budget(density=0.3), 1.0).learner(Pruned(broken, None), task, KEY)
-    with pytest.raises(errors.ArgumentError, match=r"c_rate has 2 numbers.*write one, or 3"):
-        Surgery(TRAIN, Budget(density=0.3), (1.0, 2.0)).learner(start, task, KEY)
+        DynamicSurgery(TRAIN, Budget(density=0.3), 1.0).learner(Pruned(broken, None), task, KEY)
+    with pytest.raises(errors.ArgumentError, match=r"c_rate has 2 numbers.*write one, or 3 "):
+        DynamicSurgery(TRAIN, Budget(density=0.3), (1, 2)).learner(start, task, KEY)
     with pytest.raises(errors.ArgumentError, match=r"stop is in \(0, 1\)"):
         dns(Budget(density=0.3), None, TRAIN, stop=1.0)
     with pytest.raises(errors.ArgumentError, match="all three are 0 or more"):
         dynamic_surgery(optax.sgd(0.1), {"w": None}, 0.0, KEY, stop=-1)
     with pytest.raises(errors.ArgumentError, match=r"outside \(0, 1\]"):
         dns(Budget(density=1.5), None, TRAIN)
-    after, _ = Surgery(TRAIN, Budget(density=0.3), 99.0, biases=False)(start, task, KEY)
+    after, _ = DynamicSurgery(TRAIN, Budget(density=0.3), 99.0, biases=False)(start, task, KEY)
     with pytest.raises(errors.BudgetError, match="cut all of params/fc1/kernel"):
-        Settle(None)(after, task, KEY)
-    assert density(Settle(Budget(density=0.3))(after, task, KEY)[0].masks) > 0.299
+        SettleSurgery(None)(after, task, KEY)
+    assert density(SettleSurgery(Budget(density=0.3))(after, task, KEY)[0].masks) > 0.299
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from jprune.learners import draw_scores, draw_weights, kept_of, popup_task, top_
 from jprune.learners.popup import learned_masks
 from jprune.recipes import Train
 from jprune.recipes.edge_popup import edge_popup
-from jprune.stages.popup import Popup, Redraw, fraction_kept
-from jprune.stages.prune import fractions
+from jprune.stages.frame import fractions
+from jprune.stages.popup import Popup, Redraw, shared_fraction
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 
@@ -105,7 +105,7 @@ def test_budgets_are_met_by_one_fraction_of_every_layer():
     task = toy_task()
     scores = jax.tree.map(lambda leaf: leaf if leaf.ndim > 1 else None, drawn(task))
     for kind in ("params", "macs"):
-        k = fraction_kept(task, Budget(**{kind: 0.4}))
+        k = shared_fraction(task, Budget(**{kind: 0.4}))
         seen = fractions(task, top_masks(scores, k))
         assert seen[kind] == pytest.approx(0.4, abs=2e-3)
         assert seen[kind] <= 0.4 + 1e-6

@@ -21,7 +21,7 @@ from jprune.recipes.gal import gal
 from jprune.runs import loop
 from jprune.runs.progress import Silent
 from jprune.sparsify import fista
-from jprune.stages.adversarial import Adversarial, Settle, Soft, kept_units, price
+from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft, kept_units, price
 from jprune.train.net import Net
 from tests.toys import drawn, equal, toy_task
 
@@ -268,7 +268,7 @@ def test_branches_of_a_concatenation_and_blocks_have_one_mask():
     assert [int(mask.sum()) for mask in kept.values()] == [8, 2, 0]
     both = stage(Budget(macs=0.5), Soft("channel+block", steps=8)).learner(pruned, task, KEY)
     *_, (state, _) = run(both)
-    done, _ = Settle(Budget(macs=0.5))(both.finish(state), task, KEY)
+    done, _ = SettleSoftMasks(Budget(macs=0.5))(both.finish(state), task, KEY)
     assert BLOCK in done.masks
     assert price(task, Budget(macs=0.5), state.masks) <= 0.5
     floored = Budget(density=0.5, min_units=2, floors={INNER: 7})
@@ -282,7 +282,7 @@ def test_channels_are_rounded_to_what_blocks_leave_of_the_budget(budget):
     ramp = lambda size: np.linspace(0.5, 1, size)
     soft = {STREAM: ramp(8), INNER: ramp(12), BLOCK: np.zeros(1)}
     assert price(task, budget, soft) <= float(budget.value)
-    settled = lambda soft, budget: Settle(budget)(
+    settled = lambda soft, budget: SettleSoftMasks(budget)(
         pruned._replace(extra={"soft_masks": soft}), task, KEY
     )
     done, _ = settled(soft, budget)
@@ -349,7 +349,7 @@ def test_a_budget_that_the_penalty_cannot_reach_says_what_was_reached():
     done, _ = weak(pruned, task, KEY)
     reached = float(price(task, budget, done.extra["soft_masks"]))
     with pytest.raises(errors.BudgetError, match=f"gal reached macs={reached:.4f}, and Budget"):
-        Settle(budget)(done, task, KEY)
+        SettleSoftMasks(budget)(done, task, KEY)
     with pytest.raises(errors.BudgetError, match=r"with all of them at 0 the net costs 0\.0"):
         stage(Budget(macs=0.01), Soft("block")).check(residual()[0])
     with pytest.raises(errors.ArgumentError, match=r"gal cannot meet Budget\(latency=0.5\) while"):

@@ -79,7 +79,7 @@ def test_fractions_of_a_normal_layer_do_not_depend_on_its_scale():
 
 def test_one_multiplier_of_all_q_meets_the_budget(lenet):
     task, start = lenet
-    start, (said,) = Sensitivity(Budget(density=0.3), "2:1:0.5")(start, task, KEY)
+    start, (said,) = Sensitivity(Budget(density=0.3), (2.0, 1.0, 0.5))(start, task, KEY)
     assert list(said["metrics"].values()) == [2, 1, 0.5]
     for budget in (Budget(density=0.3), Budget(params=0.3)):
         pruned, (seen,) = StdPrune(budget)(start, task, KEY)
@@ -97,7 +97,7 @@ def test_one_multiplier_of_all_q_meets_the_budget(lenet):
 
 def test_the_std_of_later_rounds_is_that_of_the_living_or_of_all(lenet):
     task, start = lenet
-    start, _ = Sensitivity(Budget(density=0.3), "1")(start, task, KEY)
+    start, _ = Sensitivity(Budget(density=0.3), 1.0)(start, task, KEY)
     first, _ = StdPrune(Budget(density=0.3))(start, task, KEY)
     for over in ("alive", "all"):
         second, (seen,) = StdPrune(Budget(density=0.1), over)(first, task, KEY)
@@ -284,12 +284,12 @@ def test_a_net_that_is_cut_is_refused(lenet):
 def test_the_scan_is_made_anew_in_every_round():
     names = lambda q: [each.name for each in han(Budget(density=0.1), None, SHORT, rounds=3, q=q)]
     assert names("scan").count("scan") == names("scan").count("prune") == 3
-    assert names("0.5:1:1:1").count("scan") == 1  # these are relative, and stay
+    assert names((0.5, 1, 1, 1)).count("scan") == 1  # these are relative, and stay
 
 
 def test_rounds_keep_trained_values_and_rise_in_q(lenet5):
     (task, start), rounds = lenet5, 2
-    recipe = han(Budget(density=0.1), None, SHORT, rounds=rounds, q="0.5:1:1:1", std_over="all")
+    recipe = han(Budget(density=0.1), None, SHORT, rounds=rounds, q=(0.5, 1, 1, 1), std_over="all")
     pruned, multipliers = start, []
     for number, stage in enumerate(recipe):
         before = pruned
@@ -313,7 +313,7 @@ def test_rounds_keep_trained_values_and_rise_in_q(lenet5):
 
 def test_kinds_of_layers_in_turn_move_one_kind_at_a_time(lenet5):
     task, start = lenet5
-    recipe = han(Budget(density=0.2), None, SHORT, rounds=1, q="1", alternate=True)
+    recipe = han(Budget(density=0.2), None, SHORT, rounds=1, q=1.0, alternate=True)
     pruned, moved = start, []
     for number, stage in enumerate(recipe):
         before = pruned
@@ -335,7 +335,7 @@ def test_kinds_of_layers_in_turn_move_one_kind_at_a_time(lenet5):
     assert moved == [{"fc1", "fc2"}, {"conv1", "conv2"}]
     assert density == pytest.approx(0.2, abs=1e-4)
     other = toy_task("lenet300")
-    begun, _ = Sensitivity(Budget(density=0.2), "1")(Pruned(drawn(other), None), other, KEY)
+    begun, _ = Sensitivity(Budget(density=0.2), 1.0)(Pruned(drawn(other), None), other, KEY)
     with pytest.raises(errors.ArgumentError, match="dense layers alone"):
         StdPrune(Budget(density=0.2), only="dense")(begun, other, KEY)
 
@@ -354,7 +354,7 @@ def test_an_l1_penalty_makes_zeros_in_the_dense_net(lenet):
 def test_equal_weights_go_by_index_and_nan_is_refused(lenet):
     task, start = lenet
     even = start._replace(variables=jax.tree.map(lambda leaf: jnp.ones(leaf.shape), drawn(task)))
-    even, _ = Sensitivity(Budget(density=0.5), "1")(even, task, KEY)
+    even, _ = Sensitivity(Budget(density=0.5), 1.0)(even, task, KEY)
     pruned, _ = StdPrune(Budget(density=0.5))(even, task, KEY)
     flat = np.concatenate([np.ravel(mask) for mask in kernels(pruned.masks).values()])
     kept = int(flat.sum())
@@ -373,20 +373,20 @@ def test_what_cannot_be_is_refused(lenet):
         han(Budget(density=0.5), None, SHORT, rounds=0)
     with pytest.raises(errors.ArgumentError, match="Leave out --weights"):
         han(Budget(density=0.5), None, SHORT, l1=0.1)
-    with pytest.raises(errors.ArgumentError, match="write one number, or 3 with ':' between"):
-        Sensitivity(Budget(density=0.5), "1:2")(start, task, KEY)
+    with pytest.raises(errors.ArgumentError, match=r"q has 2 numbers.*write one, or 3 "):
+        Sensitivity(Budget(density=0.5), (1.0, 2.0))(start, task, KEY)
     with pytest.raises(errors.ArgumentError, match="every q is above 0"):
         criteria.std_rule(-1.0)
     with pytest.raises(errors.ArgumentError, match="write one of alive, all"):
         criteria.std_rule(1.0, "some")
     whole = dict(Net(task).groups.sizes)
     frozen = Budget(density=0.5, floors=whole)
-    begun, (said,) = Sensitivity(frozen, "1")(start, task, KEY)
+    begun, (said,) = Sensitivity(frozen, 1.0)(start, task, KEY)
     assert list(said["metrics"]) == ["params/fc3/kernel"]  # the last kernel has no group
     assert begun.extra["params"]["fc1"]["kernel"] is None
     nothing = task._replace(split=lambda variables: ({}, variables), merge=lambda _, rest: rest)
     with pytest.raises(errors.ArgumentError, match="nothing of lenet300 is prunable"):
-        Sensitivity(Budget(density=0.5), "1")(start, nothing, KEY)
+        Sensitivity(Budget(density=0.5), 1.0)(start, nothing, KEY)
 
 
 @pytest.mark.slow

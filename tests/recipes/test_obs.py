@@ -17,7 +17,7 @@ from jprune.masks import apply_masks
 from jprune.recipes import Train
 from jprune.recipes.obs import obs as obs_recipe
 from jprune.reconstruct.obs import obs
-from jprune.stages.obs import Surgery
+from jprune.stages.obs import BrainSurgery
 from jprune.train.net import Net
 from tests.toys import drawn, toy_task
 
@@ -209,7 +209,7 @@ def digits():
 
 def test_surgery_on_a_net_keeps_a_lower_loss_than_masks_alone(digits):
     task, start = digits
-    pruned, (seen,) = Surgery(Budget(density=0.3), block=64, batches=8)(start, task, KEY)
+    pruned, (seen,) = BrainSurgery(Budget(density=0.3), block=64, batches=8)(start, task, KEY)
     assert seen["metrics"]["density"] == pytest.approx(0.3, abs=1e-4)
     masked = apply_masks(start.variables, pruned.masks)
     after, plain = (
@@ -243,7 +243,7 @@ def test_rounds_stop_train_and_reach_the_budget(digits):
 def test_a_budget_in_macs_is_met_on_a_residual_net():
     task = toy_task()
     start = Pruned(drawn(task), None)
-    surgery = Surgery(Budget(macs=0.4), block=32, batches=1, batch_size=16)
+    surgery = BrainSurgery(Budget(macs=0.4), block=32, batches=1, batch_size=16)
     pruned, (seen,) = surgery(start, task, KEY)
     assert 0.39 < seen["metrics"]["macs"] <= 0.4
     fn, small = Net(task).slim(pruned)

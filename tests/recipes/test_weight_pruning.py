@@ -9,7 +9,8 @@ from jprune import allocate, criteria, data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Evaluate, Prune, Save, Train
-from jprune.recipes.three_step import METHODS, l1_of, taylor_of, three_step
+from jprune.recipes.three_step import METHODS, three_step
+from jprune.stages.prune import l1_of, taylor_of
 from jprune.train.distill import distilled
 from jprune.train.net import Net
 

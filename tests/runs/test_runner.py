@@ -24,7 +24,7 @@ from jprune.base import Pruned
 from jprune.job import main as jobs
 from jprune.recipes import Train
 from jprune.runs.progress import Silent
-from jprune.stages.evaluate import record
+from jprune.stages.frame import record
 from tests.toys import drawn, toy_task
 
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ import jprune
 from jprune import Budget, errors, recipes, train, zoo
 from jprune.base import Learner, Pruned
 from jprune.recipes import Evaluate, Prune, Recalibrate, Repeat, Rewind, Save, Train, three_step
-from jprune.recipes.three_step import kept_after
 from jprune.runs import checkpoint, files, loop
 from jprune.runs.progress import Bars, Lines, Silent
+from jprune.stages.rounds import kept_after
 from jprune.train import step as training
 from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
