@@ -77,6 +77,8 @@ class SiteInfo(NamedTuple):
     """The channel axis of the site's value."""
     groups: tuple[str, ...]
     """Groups whose units stand on that axis."""
+    kernel: str
+    """Path of the kernel whose call site it is: a key of `Groups.layers`."""
 
 
 class Branch(NamedTuple):
@@ -88,13 +90,143 @@ class Branch(NamedTuple):
     """Leaves that only this branch reads; they become None when it goes."""
 
 
+class Layer(NamedTuple):
+    """A kernel and what stands around it: read off the engine, never off names, rank or axis order.
+
+    A leaf is a kernel if data are contracted with it (a convolution, a matrix product). One layer
+    is one kernel, however often it runs. Where several leaves make a kernel (weight norm,
+    `w + a @ b`), the largest one is the kernel of the layer and the others are its `parts`.
+
+    Every axis of the kernel stands in exactly one of `inputs`, `outputs`, `window` and `batch`. If
+    several contractions use the kernel in different ways (an embedding and its transpose), the
+    first one says which. An axis that a reshape splits into several is an input if any is.
+
+    Attributes:
+        kernel: path of the kernel.
+        shape: of the kernel.
+        sites: names of its call sites (`SiteInfo.layer`) in execution order; empty inside loops.
+        inputs: axes that are contracted with data channels; those of one group, for grouped
+            convolutions.
+        outputs: axes that the result has.
+        window: axes of a spatial window, and axes of length 1 that do nothing.
+        batch: axes that kernel and data share and none contracts (members of an ensemble), or that
+            are stacked for a loop.
+        feature_groups: `feature_group_count` of a convolution; 1 for other contractions.
+        parts: other leaves that the kernel is made of.
+        reads: names of the groups on its input axes. A depthwise convolution has none there: the
+            channels that it reads are those on its output axis.
+        writes: names of the groups on its output axes.
+        affine: {path: role} of the per-channel leaves behind the contraction, in the order of their
+            use, with roles `shift`, `scale`, `mean` and `var`. They end where a nonlinearity, a
+            pooling, a join or the next contraction begins, so that together they are one factor and
+            one offset for each channel.
+        positions: at how many output positions the kernel is applied for one example, over all of
+            its uses. A use in a `scan` counts once a turn, in a `while` once, in a branch of a
+            `cond` as if it were taken.
+        macs: multiply-accumulates for one example, counted the same way.
+        plain: a convolution or dense layer as papers mean it: every use is a contraction of data
+            with this leaf itself (cast or transposed at most), outside of loops, without feature
+            groups and batch axes, with one input and one output axis.
+        last: a result of it reaches a main output, and no other layer consumes that result.
+    """
+
+    kernel: str
+    shape: tuple[int, ...]
+    sites: tuple[str, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    window: tuple[int, ...]
+    batch: tuple[int, ...]
+    feature_groups: int
+    parts: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    affine: dict[str, str]
+    positions: float
+    macs: float
+    plain: bool
+    last: bool
+
+    @property
+    def owned(self) -> tuple[str, ...]:
+        """Leaves of this layer: the kernel, its parts, and the affine leaves behind it."""
+        return (self.kernel, *self.parts, *self.affine)
+
+    @property
+    def fan_in(self) -> int:
+        """How many weights lead to one output."""
+        return math.prod(self.shape[axis] for axis in (*self.inputs, *self.window))
+
+    @property
+    def fan_out(self) -> int:
+        """How many weights lead away from one input."""
+        return math.prod(self.shape[axis] for axis in (*self.window, *self.outputs))
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every output sees one input channel: a grouped convolution of groups of one."""
+        inputs = math.prod(self.shape[axis] for axis in self.inputs)
+        return self.feature_groups > 1 and inputs == 1
+
+    def matrix(self, kernel: Any) -> Any:
+        """A kernel (or its mask, or its scores) as [inputs, window, outputs].
+
+        Several axes of a kind become one, in row-major order; batch axes stand before the outputs.
+
+        Args:
+            kernel: NumPy or JAX array of the layer's shape.
+
+        Raises:
+            StructureError: it has another shape.
+
+        Example:
+            >>> import jax.numpy as jnp, jprune
+            >>> fn = lambda v, x: jnp.maximum(v["w"] @ x, 0) @ v["out"]
+            >>> v = {"w": jnp.ones((5, 3)), "out": jnp.ones((5, 2))}  # [out, in] and [in, out]
+            >>> layers = jprune.trace(fn, v, jnp.ones(3)).layers
+            >>> layers["w"].matrix(v["w"]).shape, layers["out"].matrix(v["out"]).shape
+            ((3, 1, 5), (5, 1, 2))
+        """
+        if np.shape(kernel) != self.shape:
+            raise errors.StructureError(
+                f"an array of shape {np.shape(kernel)} came for the kernel {self.kernel}, which "
+                f"has {self.shape}. For a smaller kernel, trace the smaller net and use its layers."
+            )
+        return kernel.transpose(self._order).reshape(self._matrix_shape)
+
+    def array(self, matrix: Any) -> Any:
+        """The inverse of `matrix`: [inputs, window, outputs] in the layout of the kernel.
+
+        Raises:
+            StructureError: it has another shape.
+        """
+        if np.shape(matrix) != self._matrix_shape:
+            raise errors.StructureError(
+                f"a matrix of shape {np.shape(matrix)} came for the kernel {self.kernel}; it is "
+                f"[inputs, window, outputs], here {self._matrix_shape}."
+            )
+        lengths = [self.shape[axis] for axis in self._order]
+        back = sorted(range(len(lengths)), key=self._order.__getitem__)
+        return matrix.reshape(lengths).transpose(back)
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return (*self.inputs, *self.window, *self.batch, *self.outputs)
+
+    @property
+    def _matrix_shape(self) -> tuple[int, int, int]:
+        length = lambda axes: math.prod(self.shape[axis] for axis in axes)
+        return length(self.inputs), length(self.window), length((*self.batch, *self.outputs))
+
+
 class Groups(NamedTuple):
     """What `jprune.trace` finds: static, host-side, NumPy.
 
     `places[name]` are the places of a group, `sizes[name]` its number of units. `leaves` holds
     path, shape and type of every leaf of the variables, `treedef` their structure. `exact[name]`
     is False for a group that was opened although masked and slim nets differ by nature (a
-    normalisation over its axis).
+    normalisation over its axis). `layers` has every kernel that data are contracted with, in
+    execution order, those inside loops and without a group included.
     """
 
     sizes: dict[str, int]
@@ -105,6 +237,15 @@ class Groups(NamedTuple):
     exact: dict[str, bool]
     leaves: dict[str, jax.ShapeDtypeStruct]
     treedef: Any
+    layers: dict[str, Layer]
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Paths of the leaves that are contracted with data, in execution order.
+
+        Biases, scales and statistics are none of them, whatever their rank.
+        """
+        return tuple(self.layers)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from jprune.graph.couple.interpret import walk
 from jprune.graph.couple.labels import SPATIAL, Indices, Reason
 from jprune.graph.couple.rules import RULES
 from jprune.graph.couple.solve import solve
+from jprune.graph.layers import examples_in, find_layers
 from jprune.graph.look.branches import find_branches
 from jprune.graph.look.sites import find_sites, find_spots
 from jprune.jaxprs import describe, user_line
@@ -90,13 +91,14 @@ def trace(
         exact=_exact(coupling, units),
         leaves=leaves,
         treedef=jax.tree.structure(variables),
+        layers={},
     )
     groups = _without(groups, tuple(freeze))
     spots = find_spots(coupling.program, coupling.uses, coupling.paths)
     branches = find_branches(coupling.program, spots, coupling.paths, coupling.main)
-    return groups._replace(
-        sites=find_sites(coupling.under(groups), spots, groups), branches=branches
-    )
+    sites = find_sites(coupling.under(groups), spots, groups)
+    groups = groups._replace(sites=sites, branches=branches)
+    return groups._replace(layers=find_layers(coupling, groups, examples_in(args)))
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -8,13 +8,14 @@ On which side of a kernel an axis stands is read off labels too, other ones than
 the network: these follow parameters only, and end where data begins.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from jprune.graph.couple.interpret import Frame
-from jprune.graph.couple.labels import AxisLabels, Fixed, Flags, Indices, Labels
+from jprune.graph.couple.labels import AxisLabels, Fixed, Flags, Indices, Labels, Solution
 from jprune.graph.couple.rules import PARAMETER, RULES, Context, unknown
 from jprune.graph.couple.solve import solve
 from jprune.jaxprs import NESTED, Equation, Program, scan_parts
@@ -40,7 +41,11 @@ class Contraction(NamedTuple):
     kernel: int
     """Which operand is the kernel."""
     leaf: int
-    """The kernel's leaf (the first one, if several make the kernel)."""
+    """The kernel's leaf (the largest one, if several make the kernel; of equal ones the first)."""
+    leaves: tuple[int, ...]
+    """All leaves that make the kernel."""
+    axes: AxisLabels
+    """Labels of the kernel operand's axes, as parameters alone pass them on."""
 
 
 class Meeting(NamedTuple):
@@ -65,6 +70,12 @@ class Uses(NamedTuple):
     meetings: list[Meeting]
     taints: list[Taint]
     """By value id of the top-level program."""
+    nested: dict[int, list[Taint]]
+    """`id` of a nested program -> the same by its value ids."""
+    leaf_axes: list[AxisLabels]
+    """By leaf: labels of its axes, of the kind that `Contraction.axes` has."""
+    solution: Solution
+    """What these labels mean."""
 
     def of_axis(self, leaf: int, axis: int) -> set[str]:
         """Roles of one axis of a leaf."""
@@ -87,14 +98,17 @@ DATA_VALUE = _Value(None, ())
 class _Walker:
     """Follows parameters through a program and its nested programs."""
 
-    def __init__(self, leaves: int):
-        self.roles: list[set[str]] = [set() for _ in range(leaves)]
+    def __init__(self, shapes: Sequence[tuple[int, ...]]):
+        self.roles: list[set[str]] = [set() for _ in shapes]
         self.labels = Labels()
+        self.axes = [tuple(self.labels.axis(length) for length in shape) for shape in shapes]
+        self.sizes = [math.prod(shape) for shape in shapes]
         self.contracted: list[Indices] = []
         self.surviving: list[Indices] = []
         self.first: dict[int, int] = {}
         self.contractions: list[Contraction] = []
         self.meetings: list[Meeting] = []
+        self.nested_taints: dict[int, list[Taint]] = {}
 
     def note(self, taint: Taint, role: str) -> None:
         """These leaves meet data in this role."""
@@ -138,6 +152,7 @@ class _Walker:
                 results = [DATA_VALUE] * len(equation.outputs)
             for value, known in zip(equation.outputs, results):
                 values[value] = known
+        self.nested_taints[id(program)] = [value.taint for value in values]
         return values
 
     def of_parameters(
@@ -166,7 +181,10 @@ class _Walker:
                 if taint:
                     self.mark(operands[side].axes, contracted[side])
                     self.note(taint, "kernel")
-                    self.contractions.append(Contraction(program, number, side, min(taint)))
+                    leaf = min(taint, key=lambda leaf: (-self.sizes[leaf], leaf))
+                    self.contractions.append(
+                        Contraction(program, number, side, leaf, tuple(taint), operands[side].axes)
+                    )
             if operands[0].taint is None and operands[1].taint is None:
                 self.meetings.append(Meeting(program, frame, number))
             return
@@ -269,33 +287,32 @@ def uses_of(program: Program, frame: Frame, leaves: int, main_outputs: int | Non
         leaves: how many of the inputs are leaves of the variables.
         main_outputs: how many of the outputs count; None for all.
     """
-    walker = _Walker(leaves)
-    axes = [
-        tuple(walker.labels.axis(length) for length in program.shape(value))
-        for value in program.inputs[:leaves]
-    ]
-    inputs = [_Value({leaf: frozenset({PLAIN})}, axes[leaf]) for leaf in range(leaves)]
+    walker = _Walker([program.shape(value) for value in program.inputs[:leaves]])
+    inputs = [_Value({leaf: frozenset({PLAIN})}, walker.axes[leaf]) for leaf in range(leaves)]
     inputs += [DATA_VALUE] * (len(program.inputs) - leaves)
     live = reaching(program, program.outputs[:main_outputs])
-    values = walker.visit(program, frame, inputs, live)
+    walker.visit(program, frame, inputs, live)
     read = {value for equation in program.equations for value in equation.inputs}
     read |= set(program.outputs)
     for leaf, value in enumerate(program.inputs[:leaves]):
         walker.roles[leaf] = settled(walker.roles[leaf], value in read)
+    walker.labels.frozen.clear()  # only what belongs together counts here
+    solution = solve(walker.labels, opened=True)
     return Uses(
         walker.roles,
-        _sides(walker, axes),
+        _sides(walker, solution),
         walker.first,
         walker.contractions,
         walker.meetings,
-        [value.taint for value in values],
+        walker.nested_taints.pop(id(program)),
+        walker.nested_taints,
+        walker.axes,
+        solution,
     )
 
 
-def _sides(walker: _Walker, axes: Sequence[AxisLabels]) -> dict[tuple[int, int], set[str]]:
+def _sides(walker: _Walker, solution: Solution) -> dict[tuple[int, int], set[str]]:
     """On which side of its contractions every axis of every kernel stands."""
-    walker.labels.frozen.clear()  # only what belongs together counts here
-    solution = solve(walker.labels, opened=True)
     marked = {"in": walker.contracted, "kernel": walker.surviving}
     components: dict[str, Flags] = {}
     for side, found in marked.items():
@@ -307,7 +324,7 @@ def _sides(walker: _Walker, axes: Sequence[AxisLabels]) -> dict[tuple[int, int],
             known[solution.component[labels]] = True
         components[side] = known
     sides: dict[tuple[int, int], set[str]] = {}
-    for leaf, own in enumerate(axes):
+    for leaf, own in enumerate(walker.axes):
         for number, axis in enumerate(own):
             if walker.roles[leaf] == {"kernel"} and not isinstance(axis, Fixed):
                 atoms = solution.atoms_of(axis)

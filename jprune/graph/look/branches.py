@@ -64,9 +64,10 @@ def find_forks(program: Program, spots: Sequence[Spot], leaves: int) -> list[For
 
 def branch_spots(forks: Sequence[Fork], spots: Sequence[Spot]) -> list[Spot]:
     """The operands of sums that are branches, as sites."""
-    axes = {spot.equation: spot.axis for spot in spots if spot.kind == "join"}
+    joins = {spot.equation: spot for spot in spots if spot.kind == "join"}
     return [
-        Spot("branch", fork.name, fork.branch, fork.equation, axes[fork.equation]) for fork in forks
+        joins[fork.equation]._replace(kind="branch", layer=fork.name, value=fork.branch)
+        for fork in forks
     ]
 
 

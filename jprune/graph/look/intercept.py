@@ -29,6 +29,8 @@ class Site(NamedTuple):
     """The contraction run again on another data operand (sites `in` and `out`)."""
     patches: Callable[[Any], Any]
     """The data operand as `[batch, *positions, channels, window]` (sites `in` and `out`)."""
+    kernel: str
+    """Path of the kernel whose contraction the layer is named after."""
 
 
 Handler = Callable[[Site, Any, Any], tuple[Any, Any]]
@@ -142,7 +144,7 @@ def _site(
     def patches(data: Any) -> Any:
         return patches_of(equation, contraction(), data, operands)
 
-    return Site(spot.kind, spot.layer, spot.axis, units, apply, patches)
+    return Site(spot.kind, spot.layer, spot.axis, units, apply, patches, spot.kernel)
 
 
 def patches_of(equation: Equation, kernel: int, data: Any, operands: Sequence[Any]) -> Any:

@@ -27,7 +27,7 @@ AFFINE = {"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type", 
 SUMS = {"add", "add_any"}
 
 
-_ELEMENTWISE = {*ELEMENTWISE, "custom_jvp_call", "custom_vjp_call"}
+POINTWISE = {*ELEMENTWISE, "custom_jvp_call", "custom_vjp_call"}
 
 
 class Spot(NamedTuple):
@@ -41,9 +41,11 @@ class Spot(NamedTuple):
     """Number of the equation that reads (`in`) or makes the value."""
     axis: int
     """Channel axis of the value."""
+    kernel: str
+    """Path of the kernel whose contraction the layer is named after."""
 
 
-class _Flow:
+class Flow:
     """Who reads a value, and along which axes a value is constant."""
 
     def __init__(self, program: Program, taints: Sequence[Taint]):
@@ -71,7 +73,7 @@ class _Flow:
             source = self._along(equation.inputs[0])
             varying = {places[axis] for axis in range(len(places)) if axis not in source}
             return frozenset(range(len(shape))) - varying
-        if equation.name in _ELEMENTWISE:
+        if equation.name in POINTWISE:
             sets = [
                 self._along(value)
                 for value in equation.inputs
@@ -80,10 +82,10 @@ class _Flow:
             return frozenset.intersection(*sets) if sets else frozenset()
         return frozenset()
 
-    def per_channel(self, value: int, axis: int) -> bool:
-        """Whether a value varies along the channel axis at most."""
+    def per_channel(self, value: int, *axes: int) -> bool:
+        """Whether a value varies along the channel axis (or axes) at most."""
         rank = len(self.program.shape(value))
-        return rank == 0 or set(range(rank)) - {axis} <= self._along(value)
+        return rank == 0 or set(range(rank)) - set(axes) <= self._along(value)
 
     def is_beside(self, operand: int, equation: Equation, axis: int) -> bool:
         """Whether an operand is a number a channel to an equation, and no activation in a sum.
@@ -136,7 +138,7 @@ class _Flow:
             number = waiting.pop(0)
             equation = self.program.equations[number]
             (result, *rest) = equation.outputs
-            if rest or result in inside or equation.name not in _ELEMENTWISE:
+            if rest or result in inside or equation.name not in POINTWISE:
                 continue
             if self.program.shape(result) != shape or not all(
                 operand == value or operand in inside or self.is_beside(operand, equation, axis)
@@ -162,8 +164,8 @@ class _Flow:
 
 def find_spots(program: Program, uses: Uses, paths: Sequence[str]) -> list[Spot]:
     """All sites of a program, in execution order."""
-    flow = _Flow(program, uses.taints)
-    finder = _Finder(flow, {})
+    flow = Flow(program, uses.taints)
+    finder = _Finder(flow)
     for found in uses.contractions:
         if found.program is program:
             finder.contraction(found.equation, 1 - found.kernel, paths[found.leaf])
@@ -177,16 +179,18 @@ def find_spots(program: Program, uses: Uses, paths: Sequence[str]) -> list[Spot]
 class _Finder:
     """Collects spots under unique (layer, kind) keys."""
 
-    def __init__(self, flow: _Flow, spots: dict[tuple[str, str], Spot]):
+    def __init__(self, flow: Flow):
         self.flow = flow
-        self.spots = spots
+        self.spots: dict[tuple[str, str], Spot] = {}
+        self.kernels: dict[str, str] = {}
+        """Layer -> path of its kernel."""
         self.inside: set[int] = set()
         """Values inside activation functions: their sums are no joins."""
         self.origin: dict[int, tuple[str, int]] = {}
         """Value at the end of a chain -> its layer and channel axis."""
 
     def add(self, kind: str, layer: str, value: int, equation: int, axis: int) -> None:
-        self.spots[layer, kind] = Spot(kind, layer, value, equation, axis)
+        self.spots[layer, kind] = Spot(kind, layer, value, equation, axis, self.kernels[layer])
 
     def contraction(self, number: int, data: int, path: str) -> None:
         """`in`, `out`, and what follows."""
@@ -195,6 +199,7 @@ class _Finder:
         layer, count = path, 2
         while (layer, "out") in self.spots:
             layer, count = f"{path}@{count}", count + 1
+        self.kernels[layer] = path
         self.add("in", layer, equation.inputs[data], number, in_axis)
         self.add("out", layer, equation.outputs[0], number, out_axis)
         self.follow(layer, equation.outputs[0], number, out_axis)
@@ -221,6 +226,7 @@ class _Finder:
         name, count = layer, 2
         while (name, "join") in self.spots:
             name, count = f"{layer}@{count}", count + 1
+        self.kernels[name] = self.kernels[layer]
         self.add("join", name, result, number, axis)
         self.origin[result] = (name, axis)
         self.follow(name, result, number, axis)
@@ -263,6 +269,12 @@ def find_sites(coupling: Coupling, spots: Sequence[Spot], groups: Groups) -> tup
     """The static part of all sites."""
     numbers = unit_numbers(groups)
     return tuple(
-        SiteInfo(spot.kind, spot.layer, spot.axis, tuple(units_on(coupling, groups, numbers, spot)))
+        SiteInfo(
+            spot.kind,
+            spot.layer,
+            spot.axis,
+            tuple(units_on(coupling, groups, numbers, spot)),
+            spot.kernel,
+        )
         for spot in spots
     )
