@@ -19,6 +19,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Budget, Recipe
+from jprune.blocks import weights
 from jprune.criteria.std_rule import STD_OVER
 from jprune.sparsify import l1_decay
 from jprune.stages.dead_units import RemoveDead
@@ -144,7 +145,7 @@ def _only(part: str) -> SparsifierOf:
 
 
 def _l1(strength: float) -> SparsifierOf:
-    return lambda *_: lambda rate: l1_decay(strength, rate)
+    return lambda task, groups, key: lambda rate: l1_decay(weights(groups), strength, rate)
 
 
 METHODS = {"han": han}

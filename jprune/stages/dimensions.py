@@ -18,10 +18,10 @@ from jprune.search import fit, optimum
 from jprune.stages.evaluate import record
 from jprune.stages.saving import saved
 from jprune.train.evaluate import evaluate
-from jprune.train.net import Net, standing
+from jprune.train.net import Net
 from jprune.train.resolution import Size, at_resolution, check_size, size_of
 from jprune.train.step import stream
-from jprune.units import to_units
+from jprune.units import standing, to_units
 
 DIMENSIONS: tuple[str, ...] = ("depth", "width", "resolution")
 
