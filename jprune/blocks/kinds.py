@@ -23,12 +23,12 @@ def split(text: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(text.split("+")) if isinstance(text, str) else tuple(text)
 
 
-def words_of(text: str | Sequence[str], known: Sequence[str], option: str) -> tuple[str, ...]:
+def words_of(text: str | Sequence[str], words: Sequence[str], option: str) -> tuple[str, ...]:
     """Kinds as a method takes them, checked.
 
     Args:
         text: "filter+column", or a sequence of words.
-        known: the words that the method knows.
+        words: those that the method takes.
         option: of the method, for the message.
 
     Raises:
@@ -39,9 +39,9 @@ def words_of(text: str | Sequence[str], known: Sequence[str], option: str) -> tu
         ('filter', 'column')
     """
     kinds = split(text)
-    if not kinds or len({*kinds}) < len(kinds) or not {*kinds} <= {*known}:
+    if not kinds or len({*kinds}) < len(kinds) or not {*kinds} <= {*words}:
         raise errors.ArgumentError(
-            f"{option}={text!r}; write one of {', '.join(known)}, or several with '+' between."
+            f"{option}={text!r}; write one of {', '.join(words)}, or several with '+' between."
         )
     if "depth" in kinds and {*kinds} & {*PATTERNS}:
         raise errors.ArgumentError(
@@ -87,13 +87,15 @@ def of_kinds(
     fixed = {
         place.leaf for name in whole for place in groups.places[name] if "kernel" in place.roles
     }
-    known = {kind: _names(groups, kind, fixed) for kind in kinds}
-    unknown = [name for name in names or () if not any(name in own for own in known.values())]
+    names_of = {kind: _names(groups, kind, fixed) for kind in kinds}
+    unknown = [name for name in names or () if not any(name in own for own in names_of.values())]
     families = []
     for kind in kinds:
-        taken = names if names is None else [name for name in names if name in known[kind]]
-        taken = taken if names is None else unknown or taken or names
-        made = _of_kind(groups, kind, None if taken is None else tuple(taken), scales, shifts)
+        wanted = None
+        if names is not None:  # what is unknown, or of other kinds alone, is refused below by name
+            own = [name for name in names if name in names_of[kind]]
+            wanted = tuple(unknown or own or names)
+        made = _of_kind(groups, kind, wanted, scales, shifts)
         left_out = whole if kind in UNITS else fixed
         made = made.where([name for name in made if kind == "depth" or name not in left_out])
         if not made:

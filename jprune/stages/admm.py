@@ -148,14 +148,14 @@ def nearest(
         Norms and masks, {kind: {block: [groups]}}. Kinds are projected on in order: the norms of
         one are those that the projections before it leave.
     """
-    found = supports([(each, counts[each.kind]) for each in families], variables)
+    projected = supports([(each, counts[each.kind]) for each in families], variables)
     norms = {
         each.kind: {name: np.sqrt(np.asarray(s, float)) for name, s in support.squares.items()}
-        for each, support in zip(families, found)
+        for each, support in zip(families, projected)
     }
     alive = {
         each.kind: {name: np.asarray(mask) for name, mask in support.keep.items()}
-        for each, support in zip(families, found)
+        for each, support in zip(families, projected)
     }
     return norms, alive
 
