@@ -513,9 +513,57 @@ class Stage(Protocol):
 Recipe = tuple[Stage, ...]
 
 
+class Progress(Protocol):
+    """Told what happens in a run; shows it somehow (`jprune.runs.progress`)."""
+
+    def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
+        """A stage begins: the `number`-th of `of`, with so many steps, of which some are done.
+
+        A stage that is done at a stroke has 0 steps.
+        """
+        ...
+
+    def advance(self, step: int, metrics: dict[str, float]) -> None:
+        """So many steps of the stage are done; metrics are the latest, or empty."""
+        ...
+
+    def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:
+        """An epoch of the stage is over."""
+        ...
+
+    def end(self) -> None:
+        """The stage is over."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        ...
+
+
 def is_none(leaf: Any) -> bool:
     """For `is_leaf` of tree functions: None means "not prunable" and is a leaf."""
     return leaf is None
+
+
+def quality(metrics: Mapping[str, Any], loss: Any) -> Any:
+    """What says how good a net is: the metric `accuracy`, or minus the loss where there is none.
+
+    Args:
+        metrics: of a task, for every example or their means.
+        loss: of the task, likewise.
+
+    Returns:
+        Of the shape of a metric; higher is better.
+
+    Example:
+        >>> quality({"loss": 0.2, "accuracy": 0.9}, 0.2), quality({"error": 0.3}, 0.2)
+        (0.9, -0.2)
+    """
+    return metrics.get("accuracy", -loss)
 
 
 def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[Batch]) -> Scores:

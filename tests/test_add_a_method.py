@@ -59,9 +59,8 @@ def test_scales_shrink_to_exactly_nothing(page):
     task = train.task(zoo.build("resnet8", shape=(8, 8, 1)), data.load("digits"))
     start = Pruned(task.init(jax.random.key(0)), None)
     stage = Train(1, 0.1, 32, schedule="constant", max_steps=3)
-    sparse = Train(
-        1, 0.1, 32, schedule="constant", max_steps=3, sparsify=page["shrink_scales"](100.0)
-    )
+    wrap = page["ShrinkScales"](100.0)
+    sparse = Train(1, 0.1, 32, schedule="constant", max_steps=3, wrap=wrap)
     scales = lambda pruned: [
         leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(pruned.variables["params"])

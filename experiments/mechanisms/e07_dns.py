@@ -70,13 +70,13 @@ class Settings:
     smoke: bool = False
 
 
-def rates(net: Pruned, kept: dict[str, float], budget: float) -> str:
+def rates(net: Pruned, kept: dict[str, float], budget: float) -> tuple[float, ...]:
     """The c of every layer at which the first cut leaves the paper's fraction, for the budget."""
     found = []
     for name, least in thresholds(net.variables, kept, budget).items():
         sizes = np.abs(np.asarray(net.variables["params"][name]["kernel"]))
-        found.append(f"{(least / CUT - sizes.mean()) / sizes.std():.4f}")
-    return ":".join(found)
+        found.append(round(float((least / CUT - sizes.mean()) / sizes.std()), 4))
+    return tuple(found)
 
 
 def operated(

@@ -13,6 +13,7 @@ References:
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,6 +116,25 @@ def told_apart(real: jax.Array, fake: jax.Array, weight: jax.Array) -> jax.Array
     return weight @ ((real > fake) + 0.5 * (real == fake))
 
 
+def outputs_of(task: Task, variables: Variables) -> int:
+    """How many numbers the net says of an example: the discriminator's inputs.
+
+    Raises:
+        ArgumentError: it does not return one array [batch, ...].
+    """
+    out = jax.eval_shape(task.fn, variables, task.example)
+    if not hasattr(out, "shape") or out.shape[:1] != task.example.shape[:1]:
+        raise errors.ArgumentError(
+            f"gal compares the outputs of two nets, and {task.name} returns {out}. Write a task "
+            "whose fn returns one array [batch, ...]."
+        )
+    return math.prod(out.shape[1:])
+
+
+def _flat(out: jax.Array) -> jax.Array:
+    return out.reshape(len(out), -1)
+
+
 Optimizers = tuple[optax.GradientTransformationExtraArgs, ...]
 
 
@@ -187,11 +207,12 @@ def step_of(
     def step(state: AdversarialState, batch: Batch, key: jax.Array):
         weight, x = batch["weight"] / batch["weight"].sum(), batch["image"]
         here = jax.random.fold_in(key, state.step)
-        real = task.fn(teacher, x)
+        real = _flat(task.fn(teacher, x))
         unit = jnp.sqrt(weight @ jnp.square(real).mean(axis=-1)) + 1e-6
 
         def forward(params: Params, masks: dict[str, jax.Array]):
-            return task.train_fn(masked(masks, task.merge(params, state.rest)), x, here)
+            out, new = task.train_fn(masked(masks, task.merge(params, state.rest)), x, here)
+            return _flat(out), new
 
         fake, backward, new = jax.vjp(forward, state.params, state.masks, has_aux=True)
         losses = jax.value_and_grad(judge_loss, has_aux=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jprune import errors
-from jprune.base import Task, Variables
+from jprune.base import Task, Variables, quality
 
 LATE = 2**30
 """Steps after which an average that is divided by 1 - m^steps is divided by 1."""
@@ -186,12 +186,12 @@ def scorer(
         key: for what the net draws, the same for all candidates.
 
     Returns:
-        `score(*what) -> number`: the accuracy; minus the loss, where a task has none.
+        `score(*what) -> number`: the mean `jprune.base.quality`.
     """
 
     def of_batch(variables: Variables, batch: Any) -> tuple[jax.Array, jax.Array]:
-        seen = task.metrics(task.fn(variables, batch["image"]), batch)
-        value = seen["accuracy"] if "accuracy" in seen else -seen["loss"]
+        out = task.fn(variables, batch["image"])
+        value = quality(task.metrics(out, batch), task.loss(out, batch))
         return batch["weight"] @ value, batch["weight"].sum()
 
     @jax.jit

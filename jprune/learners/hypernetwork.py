@@ -94,6 +94,8 @@ class Hypernetwork(NamedTuple):
     net: Callable[[Params, Variables, Any], Variables]
     """`net(hyper, variables, widths) -> variables` of the net, masked; jittable in widths [groups].
     The statistics, and what is not learned, are those of the variables that come in."""
+    decayed: Callable[[Params], PyTree]
+    """`decayed(hyper) -> bools`: where weight decay is for, kernels and what they are made of."""
 
 
 def hypernetwork(
@@ -175,7 +177,15 @@ def hypernetwork(
         whole = jax.tree.unflatten(groups.treedef, list(leaves.values()))
         return apply_masks(whole, expand(groups, width_masks(menu, widths)))
 
-    return Hypernetwork(menu, init, net)
+    def decayed(hyper: Params) -> PyTree:
+        layers = {"first": True, "shift": False, "second": True, "kernel": True}
+        return {
+            "made": dict.fromkeys(hyper["made"], layers),
+            "tables": dict.fromkeys(hyper["tables"], False),
+            "direct": {path: not _is_vector(groups, path) for path in hyper["direct"]},
+        }
+
+    return Hypernetwork(menu, init, net, decayed)
 
 
 def _trained(task: Task, groups: Groups) -> set[str]:
@@ -237,7 +247,8 @@ def hypernetwork_task(task: Task, hyper: Hypernetwork, smoothing: float = 0.1) -
     Args:
         task: of the net.
         hyper: what is trained.
-        smoothing: of labels: so much of the loss is that of all classes alike.
+        smoothing: of labels: so much of the loss is that of all classes alike. Labels that are no
+            whole numbers are no classes, and stay as they are.
 
     Raises:
         ArgumentError: a smoothing outside [0, 1).
@@ -257,7 +268,7 @@ def hypernetwork_task(task: Task, hyper: Hypernetwork, smoothing: float = 0.1) -
 
     def loss(out: Any, batch: Batch) -> jax.Array:
         own = task.loss(out, batch)
-        if not smoothing:
+        if not smoothing or not jnp.issubdtype(batch["label"].dtype, jnp.integer):
             return own
         of_class = lambda label: task.loss(
             out, {**batch, "label": jnp.full_like(batch["label"], label)}

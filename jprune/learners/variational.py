@@ -114,7 +114,8 @@ def variational_task(
 
     Trained are the net's parameters and the gates {"mu", "log_var"}; gated scales of the net are
     not read. The loss of an example is the task's, plus weight * KL / examples: KL counts once for
-    the data set. Its outputs are for its own `loss` and `metrics`, which has `kl` in nats.
+    the data set. Its outputs are for its own `loss` and `metrics`, which has `kl` in nats, and
+    `loss` whatever the task's metrics are.
 
     Args:
         task: of the net.
@@ -142,6 +143,7 @@ def variational_task(
 
     def metrics(outs: tuple[Any, ...], batch: Batch) -> dict[str, jax.Array]:
         return {
+            "loss": task.loss(outs[0], batch),
             **task.metrics(outs[0], batch),
             "kl": jnp.full_like(batch["weight"], outs[1]),
         }

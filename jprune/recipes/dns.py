@@ -25,7 +25,7 @@ def dns(
     train: Train | None,
     finetune: Train,
     *,
-    c_rate: float | str | None = None,
+    c_rate: float | tuple[float, ...] | None = None,
     gamma: float = 1e-4,
     power: float = 1.0,
     stop: float = 0.875,

@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune.base import Budget, Groups, Recipe, Schedule, Task
+from jprune.base import Budget, Recipe, Schedule
 from jprune.forms.factored import Factored
 from jprune.stages.eigenbasis import Rotate
 from jprune.stages.kronecker import floors_of, recipe_of
 from jprune.stages.train import Train
+from jprune.train.net import Net
 
 
 def eigendamage(
@@ -78,17 +79,15 @@ def eigendamage(
     limit = (0.95 if rounds == 1 else 0.5) if limit is None else limit
     floors_of({}, limit)
     if fix_rotation:
-        finetune = dataclasses.replace(finetune, sparsify=cores_only)
+        finetune = dataclasses.replace(finetune, wrap=cores_only)
     rotate = Rotate(budget, limit, labels, normalize, per_cost, last, batches, batch_size)
     prune = lambda wanted: dataclasses.replace(rotate, budget=wanted)
     return recipe_of(prune, budget, train, finetune, rounds, recalibrate)
 
 
-def cores_only(
-    task: Task, groups: Groups, key: jax.Array
-) -> Callable[[Schedule], optax.GradientTransformation]:
-    """Behind the step: the rotations of factored kernels do not move."""
-    del task, groups, key
+def cores_only(net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
+    """A `Wrap` in which the rotations of factored kernels do not move."""
+    del net, rate, key
 
     def still(update: Any) -> Any:
         if not isinstance(update, Factored):
@@ -97,7 +96,7 @@ def cores_only(
 
     held = lambda node: isinstance(node, Factored)
     only = optax.stateless(lambda updates, params: jax.tree.map(still, updates, is_leaf=held))
-    return lambda rate: only
+    return lambda inner: optax.chain(inner, only)
 
 
 METHODS = {"eigendamage": eigendamage}

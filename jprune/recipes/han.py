@@ -18,7 +18,7 @@ import jax
 import optax
 
 from jprune import errors
-from jprune.base import Budget, Recipe
+from jprune.base import Budget, Recipe, Schedule, Wrap
 from jprune.blocks import weights
 from jprune.criteria.std_rule import STD_OVER
 from jprune.sparsify import l1_decay
@@ -29,7 +29,7 @@ from jprune.stages.rounds import evenly
 from jprune.stages.saving import Save
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import StdPrune
-from jprune.stages.train import SparsifierOf, Train
+from jprune.stages.train import Train
 
 
 def han(
@@ -91,7 +91,7 @@ def han(
             "here. Leave out --weights."
         )
     if train is not None and l1:
-        train = dataclasses.replace(train, weight_decay=0.0, sparsify=_l1(l1))
+        train = dataclasses.replace(train, weight_decay=0.0, wrap=_l1(l1))
     between = dataclasses.replace(finetune, epochs=finetune.epochs / rounds, name="between")
     scan = Sensitivity(budget, q, tolerance, examples, std_over)
     stages: list[Any] = []
@@ -123,12 +123,12 @@ def _round(
             train,
             epochs=train.epochs / len(steps),
             name=name if final else train.name,
-            sparsify=None if part is None else _only(part),
+            wrap=None if part is None else _only(part),
         )
 
 
-def _only(part: str) -> SparsifierOf:
-    """`sparsify` of a `Train` that moves nothing but one kind of layers."""
+def _only(part: str) -> Wrap:
+    """`wrap` of a `Train` that moves nothing but one kind of layers."""
     conv = part == "conv"
 
     def still(params: Any) -> Any:
@@ -141,11 +141,16 @@ def _only(part: str) -> SparsifierOf:
         rests = lambda path, leaf: (ranks.get(path[:-1], 3) > 2) != conv
         return jax.tree_util.tree_map_with_path(rests, params)
 
-    return lambda *_: lambda rate: optax.masked(optax.set_to_zero(), still)
+    return lambda *_: lambda inner: optax.chain(inner, optax.masked(optax.set_to_zero(), still))
 
 
-def _l1(strength: float) -> SparsifierOf:
-    return lambda task, groups, key: lambda rate: l1_decay(weights(groups), strength, rate)
+def _l1(strength: float) -> Wrap:
+    def wrap(net: Any, rate: Schedule, key: jax.Array) -> Any:
+        del key
+        penalty = l1_decay(weights(net.groups), strength, rate)
+        return lambda inner: optax.chain(inner, penalty)
+
+    return wrap
 
 
 METHODS = {"han": han}

@@ -11,9 +11,12 @@ from jprune.runs.checkpoint import Checkpoint
 from jprune.runs.directory import RunDirectory, open_directory
 from jprune.runs.execution import execute
 from jprune.runs.files import append_line, atomic_write, read_lines
+from jprune.runs.progress import Bars, Lines
 
 __all__ = [
+    "Bars",
     "Checkpoint",
+    "Lines",
     "RunDirectory",
     "append_line",
     "atomic_write",

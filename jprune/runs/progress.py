@@ -2,41 +2,14 @@
 
 import sys
 import time
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich import progress as bars
 from rich.console import Console
 
+from jprune.base import Progress
 
-class Progress(Protocol):
-    """Told what happens; shows it somehow."""
-
-    def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
-        """A stage begins: the `number`-th of `of`, with so many steps, of which some are done.
-
-        A stage that is done at a stroke has 0 steps.
-        """
-        ...
-
-    def advance(self, step: int, metrics: dict[str, float]) -> None:
-        """So many steps of the stage are done; metrics are the latest, or empty."""
-        ...
-
-    def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:
-        """An epoch of the stage is over."""
-        ...
-
-    def end(self) -> None:
-        """The stage is over."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        ...
-
-    def close(self) -> None:
-        """Leaves the terminal as it was."""
-        ...
+__all__ = ["Bars", "Lines", "Progress", "Silent", "briefly", "described"]
 
 
 class Silent:

@@ -140,6 +140,11 @@ def centripetal(
     return optax.GradientTransformation(init, update)
 
 
+def with_members(state: CentripetalState, members: PyTree) -> CentripetalState:
+    """The state with other clusters; nothing recompiles."""
+    return state._replace(members=members)
+
+
 def cluster_means(values: jax.Array, own: tuple[Any, ...]) -> jax.Array:
     """Every position has the mean of its cluster; `own` is a leaf of `memberships`."""
     for axis, ids in enumerate(own):

@@ -91,17 +91,10 @@ def dynamic_surgery(
 
     def init(params: Params) -> SurgeryState:
         start = as_masks(masks, params)
-        thresholds = thresholds_of(params, start, c_rate)
-        begun = jax.tree.map(_revised, start, params, thresholds, is_leaf=is_none)
-        chosen = begun if stop > 0 else start
-        return SurgeryState(
-            jnp.zeros((), jnp.int32),
-            key if key.dtype == jnp.uint32 else jax.random.key_data(key),
-            thresholds,
-            jax.tree.map(_hidden, chosen, params, is_leaf=is_none),
-            HoldState(chosen),
-            inner.init(params),
-        )
+        data = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
+        step = jnp.zeros((), jnp.int32)
+        state = SurgeryState(step, data, None, None, HoldState(start), inner.init(params))
+        return begun(state, params, start, c_rate, revise=stop > 0)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:
@@ -133,6 +126,25 @@ def dynamic_surgery(
         return result, kept
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def begun(
+    state: SurgeryState, params: Params, masks: Masks, c_rate: PyTree, revise: bool = True
+) -> SurgeryState:
+    """A state of `dynamic_surgery` with other masks, before the first step; nothing recompiles.
+
+    Args:
+        state: of the same transformation.
+        params: all of them, masked or not.
+        masks: tree like the parameters, True to begin with; a None leaf is not pruned.
+        c_rate: as `dynamic_surgery` takes it.
+        revise: whether the first revision happens here.
+    """
+    thresholds = thresholds_of(params, masks, c_rate)
+    if revise:
+        masks = jax.tree.map(_revised, masks, params, thresholds, is_leaf=is_none)
+    hidden = jax.tree.map(_hidden, masks, params, is_leaf=is_none)
+    return state._replace(thresholds=thresholds, hidden=hidden, hold=HoldState(masks))
 
 
 def revision_chance(step: Any, gamma: float, power: float) -> jax.Array:

@@ -12,7 +12,7 @@ from jprune import errors
 from jprune.allocate import global_topk
 from jprune.base import Budget, Learner, Pruned, Records, Task
 from jprune.learners import Terms, to_the_end
-from jprune.learners.adversarial import AdversarialState, init_judge, start, step_of
+from jprune.learners.adversarial import AdversarialState, init_judge, outputs_of, start, step_of
 from jprune.learners.soft_masks import chosen, ends_of, scaled, sizes_of
 from jprune.masks import apply_masks
 from jprune.sparsify import fista
@@ -123,10 +123,12 @@ class Adversarial:
         """Refuses gates and budgets that this net cannot have.
 
         Raises:
-            ArgumentError: a gate on nothing, or a budget that is not counted here.
+            ArgumentError: a gate on nothing, a budget that is not counted here, or a net with
+                another output than one array.
             FrozenError: a gate on something frozen.
             BudgetError: not even masks that are all 0 meet the budget.
         """
+        outputs_of(task, Net(task).shapes)
         self.falling(task, self.sizes(task), 1)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
@@ -141,15 +143,17 @@ class Adversarial:
         sizes = self.sizes(task)
         ends = ends_of(task, groups, sizes, pruned.variables)
         masked = lambda masks, tree: scaled(groups, masks, ends, tree)
-        steps = given.steps(task.data.sizes["train"])
+        sgd = given.sgd(task)
+        steps = sgd.taken
         every = max(1, steps // soft.steps)
         held = Net(task).weight_masks(pruned.masks)
-        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
-        judge = Sgd(self.judge_rate, "constant", steps, given.momentum, 0.0)
+        judge = Sgd(self.judge_rate, "constant", steps, given.momentum, weight_decay=0.0)
         optimizers = (
-            sgd.transformation(None if held is None else task.split(held)[0]),
+            sgd.transformation(
+                task.split(Net(task).is_kernel)[0], None if held is None else task.split(held)[0]
+            ),
             self.falling(task, sizes, steps // every),
-            judge.transformation(None),
+            judge.transformation(decayed=False),
         )
         teacher = saved(pruned, "dense", "gal")
         step = step_of(task, teacher, masked, optimizers, self.terms, every)
@@ -161,8 +165,8 @@ class Adversarial:
                 name: INITS[soft.init](jax.random.fold_in(draw, number), size)
                 for number, (name, size) in enumerate(sizes.items())
             }
-            classes = jax.eval_shape(task.fn, teacher, task.example).shape[-1]
-            weights = init_judge(jax.random.fold_in(key, 2), classes, self.judge_std)
+            outputs = outputs_of(task, teacher)
+            weights = init_judge(jax.random.fold_in(key, 2), outputs, self.judge_std)
             return start(task.split(pruned.variables), first, weights, optimizers)
 
         def finish(state: AdversarialState) -> Pruned:
@@ -173,7 +177,7 @@ class Adversarial:
             steps=steps,
             epoch=task.data.sizes["train"] // given.batch_size,
             init=init,
-            batches=lambda begin: stream(task.data, given.batch_size, key, begin),
+            batches=lambda start: stream(task.data, given.batch_size, key, sgd.begin + start),
             step=lambda state, batch: step(state, batch, key),
             variables=variables,
             finish=finish,

@@ -1,7 +1,7 @@
 """The stages of C-SGD: cluster units, pull clusters together, merge them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,10 +15,9 @@ from jprune.base import (
     Budget,
     Groups,
     Learner,
-    Masks,
     Pruned,
-    PyTree,
     Records,
+    Schedule,
     Task,
     Variables,
 )
@@ -26,14 +25,13 @@ from jprune.masks import apply_masks
 from jprune.reconstruct import Merge
 from jprune.reconstruct.merge import matrix
 from jprune.sparsify import centripetal, cluster, deviation_of, memberships, strength_for
+from jprune.sparsify.centripetal import with_members
 from jprune.sparsify.clusters import CLUSTERINGS
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.train import Train, trained
 from jprune.stages.walk import mergeable
 from jprune.train.net import Net, are_units
-from jprune.train.optimizers import Sgd
-from jprune.train.rates import LEARNING_RATES
 from jprune.train.step import TrainState, plain
 from jprune.units import map_units, ones, places_of, rows
 
@@ -144,65 +142,59 @@ class Pull:
         Raises:
             ArgumentError: there are no clusters.
         """
-        groups, masks = Net(task).groups, Net(task).weight_masks(pruned.masks)
-        members = task.split(memberships(groups, clusters_in(pruned)))[0]
-        given, steps = self.train, self.train.steps(task.data.sizes["train"])
-        task = given.taught(task, pruned)
-        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
-        rates = np.asarray(LEARNING_RATES[sgd.schedule](sgd.learning_rate, steps)(np.arange(steps)))
-        strength = self.strength
+        net, task = Net(task), self.train.taught(task, pruned)
+        members = task.split(memberships(net.groups, clusters_in(pruned)))[0]
+        sgd, strength = self.train.sgd(task), self.strength
         if strength is None:
+            rates = np.asarray(sgd.rate(np.arange(sgd.taken)))
             strength = strength_for(rates, sgd.momentum, self.goal, self.of_vectors)
-        factors = task.split(self.factors(groups))[0]
-        pulling = Pulling(sgd, strength, self.of_vectors, self.bias_rate, members, factors)
-        learner = plain(task, pruned, masks, pulling, key, given.batch_size)
+        pulled = Pulled(strength, self.of_vectors, self.bias_rate)
+        masks, batch_size = net.weight_masks(pruned.masks), self.train.batch_size
+        learner = plain(task, pruned, masks, sgd, key, batch_size, pulled)
+
+        def init() -> TrainState:
+            state = learner.init()
+            pull, *others = state.opt_state
+            return state._replace(opt_state=(with_members(pull, members), *others))
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
             state, seen = learner.step(state, batch)
             # A copy: the next step gives the state's own array away.
             return state, {**seen, "deviation": state.opt_state[0].deviation + 0}
 
-        return learner._replace(step=step)
+        return learner._replace(init=init, step=step)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Pulls to the end, in memory; one record of the last step's metrics."""
         return trained(self.learner(pruned, task, key), self.name)
 
-    def factors(self, groups: Groups) -> PyTree:
-        """The factor of every leaf's learning rate."""
-        biases = {place.leaf for _, place in places_of(groups, ("shift",))}
-        rates = [self.bias_rate if path in biases else 1.0 for path in groups.leaves]
-        return groups.treedef.unflatten(rates)
-
 
 @dataclasses.dataclass(frozen=True)
-class Pulling:
-    """The optimizer of C-SGD. Equal ones share what was compiled: clusters are in their state."""
+class Pulled:
+    """How clusters take part in training: `centripetal`, and faster biases, before the optimizer.
 
-    sgd: Sgd
+    Which units are in a cluster stands in the first state of the chain; none are at first.
+
+    Attributes:
+        strength: see `csgd`; a number.
+        of_vectors: see `csgd`.
+        bias_rate: see `csgd`.
+    """
+
     strength: float
     of_vectors: float
     bias_rate: float
-    members: PyTree = dataclasses.field(compare=False)
-    factors: PyTree = dataclasses.field(compare=False)
 
-    @property
-    def begin(self) -> int:
-        """The step of the schedule at which it begins."""
-        return self.sgd.begin
-
-    @property
-    def taken(self) -> int:
-        """Steps that it takes."""
-        return self.sgd.taken
-
-    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
-        """The optax chain; the first state is that of `centripetal`."""
-        faster = lambda gradients, _: jax.tree.map(jnp.multiply, gradients, self.factors)
-        return optax.chain(
-            centripetal(self.members, self.strength, self.of_vectors),
-            optax.stateless(faster),
-            self.sgd.transformation(masks),
+    def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
+        """As `jprune.base.Wrap`."""
+        del rate, key
+        alone = net.task.split(memberships(net.groups, {}))[0]
+        biases = {place.leaf for _, place in places_of(net.groups, ("shift",))}
+        factors = [self.bias_rate if path in biases else 1.0 for path in net.groups.leaves]
+        of_params = net.task.split(net.groups.treedef.unflatten(factors))[0]
+        faster = lambda gradients, _: jax.tree.map(jnp.multiply, gradients, of_params)
+        return lambda inner: optax.chain(
+            centripetal(alone, self.strength, self.of_vectors), optax.stateless(faster), inner
         )
 
 

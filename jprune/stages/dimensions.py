@@ -17,7 +17,7 @@ from jprune.masks import apply_masks
 from jprune.search import fit, optimum
 from jprune.stages.evaluate import record
 from jprune.stages.saving import saved
-from jprune.train.evaluate import evaluate
+from jprune.train.evaluate import mean_quality
 from jprune.train.net import Net
 from jprune.train.resolution import Size, at_resolution, check_size, size_of
 from jprune.train.step import stream
@@ -177,8 +177,9 @@ GONE = np.zeros(1, bool)
 class Observe:
     """Writes down how good the net is, at its depth, width and resolution.
 
-    `extra` is [n, 4] then: these three, and the accuracy on the validation split. A net whose
-    dimensions were rounded to those of an earlier one is left out.
+    `extra` is [n, 4] then: these three, and the accuracy on the validation split (of a task without
+    accuracy, minus the loss). A net whose dimensions were rounded to those of an earlier one is
+    left out.
 
     Attributes:
         name: of the record.
@@ -200,10 +201,9 @@ class Observe:
 
 
 def seen_of(task: Task, pruned: Pruned) -> np.ndarray:
-    """[4]: depth, width, resolution, accuracy on the validation split."""
+    """[4]: depth, width, resolution, `jprune.base.quality` on the validation split."""
     smaller = at_resolution(task, pruned)
-    accuracy = evaluate(smaller, pruned.variables, "validation")["accuracy"]
-    return np.array([*where(task, pruned), accuracy])
+    return np.array([*where(task, pruned), mean_quality(smaller, pruned.variables, "validation")])
 
 
 @dataclasses.dataclass(frozen=True)

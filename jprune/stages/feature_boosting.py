@@ -23,7 +23,6 @@ from jprune.learners.feature_boosting import (
 )
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
-from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain
 
 
@@ -114,9 +113,8 @@ class Boost:
             FrozenError: a gate on something frozen.
             BudgetError: the fewest winners allowed cost too much.
         """
-        groups, layers, given = Net(task).groups, self.layers(task), self.train
-        last = density_for(task, layers, self.budget)
-        steps = given.steps(task.data.sizes["train"])
+        groups, layers, sgd = Net(task).groups, self.layers(task), self.train.sgd(task)
+        last, steps = density_for(task, layers, self.budget), sgd.taken
         densities = densities_down_to(last, self.drop, steps)
         tables = [counts_at(layers, density) for density in densities]
         counts = {name: np.array([table[name] for table in tables]) for name in layers}
@@ -124,8 +122,10 @@ class Boost:
         net, levels = prepared(groups, layers, self.boosting, pruned.variables)
         gates = init_gates(jax.random.fold_in(key, 1), layers, levels, self.boosting.std)
         begun = {"net": net, "gates": gates, "step": jnp.zeros((), jnp.int32)}
-        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
-        learner = plain(boosted, pruned._replace(variables=begun), None, sgd, key, given.batch_size)
+        of_gates = {name: {"predictor": True, "level": False} for name in layers}
+        decayed = {"net": task.split(Net(task).is_kernel)[0], "gates": of_gates}
+        start, batch_size = pruned._replace(variables=begun), self.train.batch_size
+        learner = plain(boosted, start, None, sgd, key, batch_size, decayed=decayed)
         first = self.boosting.shift_first
         held = jax.jit(lambda v, kept: as_winners(task, groups, layers, first, v, kept))
 

@@ -24,7 +24,6 @@ from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
-from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain, stream
 
 
@@ -35,7 +34,7 @@ class TrainHypernetwork:
     Attributes:
         widths: what is drawn from.
         train: how long, and how.
-        smoothing: of labels.
+        smoothing: of labels that are numbers of classes; see `hypernetwork_task`.
         recalibrate: training batches for the statistics of the whole net.
         name: of the records; their validation is that of the whole net.
     """
@@ -62,15 +61,15 @@ class TrainHypernetwork:
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps."""
         self.widths.check(task, Net(task).groups, Net(task).cost)
-        hyper, given = self.widths.hypernetwork(task, Net(task).groups), self.train
+        hyper = self.widths.hypernetwork(task, Net(task).groups)
         fresh, start, draws = jax.random.split(key, 3)
         net = task.init(fresh)
         begun = pruned._replace(variables={"hyper": hyper.init(start, net), "net": net})
-        steps = given.steps(task.data.sizes["train"])
-        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
         of_widths = hypernetwork_task(task, hyper, self.smoothing)
-        learner = plain(of_widths, begun, None, sgd, draws, given.batch_size)
-        images = stacked(task, "train", given.batch_size, self.recalibrate, draws)["image"]
+        decayed, sgd = hyper.decayed(begun.variables["hyper"]), self.train.sgd(task)
+        batch_size = self.train.batch_size
+        learner = plain(of_widths, begun, None, sgd, draws, batch_size, decayed=decayed)
+        images = stacked(task, "train", batch_size, self.recalibrate, draws)["image"]
 
         @jax.jit
         def whole(params: Any, rest: Variables, images: Any) -> Variables:
@@ -120,7 +119,8 @@ class Search:
     """Searches widths with the hypernetwork in `extra`; the best are the masks.
 
     A step is a generation. Its records have the `best` and the `mean` score (accuracy on a part of
-    the validation split), and how many candidates were `evaluated`.
+    the validation split, or minus the loss of a task without accuracy), and how many candidates
+    were `evaluated`.
 
     Attributes:
         widths: what is searched, under which budget.
@@ -139,7 +139,7 @@ class Search:
     name: str = "search"
 
     def scorer(self, task: Task, hyper: Hypernetwork, key: jax.Array) -> Callable[..., Any]:
-        """`score(hypernetwork's parameters, variables, widths) -> accuracy`, compiled once."""
+        """`score(hypernetwork's parameters, variables, widths) -> quality`, compiled once."""
         images = stacked(task, "train", self.batch_size, self.recalibrate, key)["image"]
         size = min(self.images, task.data.sizes["validation"])
         held_out = stacked(task, "validation", size, 1)

@@ -18,7 +18,6 @@ from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.train import Train
 from jprune.train.net import Net
-from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain
 
 
@@ -88,11 +87,9 @@ class Popup:
         k = fraction_kept(task, self.budget)
         weights = where_masked(kernels, pruned.variables)
         scores = draw_scores(jax.random.fold_in(key, 1), weights)
-        given, popup = self.train, popup_task(task, k)
-        steps = given.steps(task.data.sizes["train"])
-        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
+        popup, sgd, batch_size = popup_task(task, k), self.train.sgd(task), self.train.batch_size
         start = pruned._replace(variables={"scores": scores, "fixed": pruned.variables})
-        learner = plain(popup, start, None, sgd, key, given.batch_size)
+        learner = plain(popup, start, None, sgd, key, batch_size, decayed=True)
 
         def masked(state: TrainState) -> tuple[Variables, Masks]:
             masks = top_masks(state.params, k)

@@ -10,7 +10,7 @@ import numpy as np
 from jprune import criteria
 from jprune.base import Budget, Pruned, Records, Task
 from jprune.stages.evaluate import record
-from jprune.train.evaluate import EVALUATION_BATCH, evaluate
+from jprune.train.evaluate import EVALUATION_BATCH, mean_quality
 from jprune.train.net import Net, per_kernel
 
 STEP, MOST = 0.25, 4.0
@@ -24,7 +24,8 @@ class Sensitivity:
     Attributes:
         budget: whose floors leave layers whole.
         q: "scan", or numbers in execution order.
-        tolerance: validation accuracy that pruning one layer may cost.
+        tolerance: validation accuracy that pruning one layer may cost; of a task without accuracy,
+            by how much the mean loss may grow.
         examples: of the validation split.
         std_over: "alive" or "all" weights, as in `criteria.std_rule`.
         name: of the record: q by kernel.
@@ -58,7 +59,7 @@ class Sensitivity:
             task.data.batches(*given), -(-self.examples // EVALUATION_BATCH)
         )
         few = task._replace(data=task.data._replace(batches=some))
-        accuracy = lambda variables: evaluate(few, variables, "validation")["accuracy"]
+        accuracy = lambda variables: mean_quality(few, variables, "validation")
         leaves = Net(task).leaves(pruned.variables)
         rule = criteria.std_rule(1.0, self.std_over)
         scores = Net(task).leaves(rule.score((), pruned.variables))

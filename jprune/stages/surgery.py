@@ -1,24 +1,24 @@
 """The stages of dynamic network surgery: operate, and settle on a budget."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jprune import allocate, errors
-from jprune.base import Budget, Learner, Masks, Pruned, PyTree, Records, Task, is_none
+from jprune.base import Budget, Learner, Masks, Pruned, PyTree, Records, Schedule, Task, is_none
 from jprune.masks import apply_masks
 from jprune.sparsify import dynamic_surgery, masks_of
-from jprune.sparsify.surgery import CUT
+from jprune.sparsify.surgery import CUT, begun
 from jprune.sparsify.thresholds import moments_of
 from jprune.stages.evaluate import record
 from jprune.stages.prune import fractions
 from jprune.stages.train import Train, trained
-from jprune.train.net import Net, of_single_weights, per_kernel
-from jprune.train.optimizers import Sgd
+from jprune.train.net import Net, of_single_weights
+from jprune.train.numbers import Numbers, per_name
 from jprune.train.step import TrainState, plain
 
 
@@ -32,7 +32,7 @@ class Surgery:
     Attributes:
         train: how long, and how.
         budget: that the first cut meets where `c_rate` is None; and its floors.
-        c_rate: see `dns`.
+        c_rate: see `dns`; one number, or one for each kernel.
         gamma: see `dns`.
         power: see `dns`.
         biases: see `dns`.
@@ -42,7 +42,7 @@ class Surgery:
 
     train: Train
     budget: Budget
-    c_rate: float | str | None = None
+    c_rate: Numbers | None = None
     gamma: float = 1e-4
     power: float = 1.0
     biases: bool = True
@@ -57,20 +57,19 @@ class Surgery:
             BudgetError: the budget asks for less than one weight a layer.
         """
         start = self.start(task, pruned.masks)
-        given, steps = self.train, self.train.steps(task.data.sizes["train"])
-        task = given.taught(task, pruned)
-        optimizer = Operating(
-            Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay),
-            self.gamma, self.power, self.splice,
-            task.split(start)[0],
-            task.split(self.rates(task, pruned, start))[0],
-            jax.random.key_data(key),
-        )  # fmt: skip
-        learner = plain(task, pruned, None, optimizer, key, given.batch_size)
+        task = self.train.taught(task, pruned)
+        sgd, rates = self.train.sgd(task), self.rates(task, pruned, start)
+        revised = Revised(self.gamma, self.power, sgd.taken, self.splice)
+        learner = plain(task, pruned, None, sgd, key, self.train.batch_size, revised)
 
         def init() -> TrainState:
             state = learner.init()
-            return state._replace(params=apply_masks(state.params, masks_of(state.opt_state)))
+            of_params, c_rate = task.split(start)[0], task.split(rates)[0]
+            opt_state = begun(state.opt_state, state.params, of_params, c_rate)
+            state = state._replace(
+                params=apply_masks(state.params, masks_of(opt_state)), opt_state=opt_state
+            )
+            return jax.tree.map(jnp.array, state)  # copies: a step gives them away, masks included
 
         def finish(state: TrainState) -> Pruned:
             none = jax.tree.map(lambda leaf: None, state.rest)
@@ -105,7 +104,7 @@ class Surgery:
         if self.c_rate is None:
             c = dict.fromkeys(kernels, self.solved(task, pruned, start))
         else:
-            c = per_kernel(str(self.c_rate), kernels, "c_rate")
+            c = per_name(self.c_rate, kernels, "c_rate")
         by_layer = {path.rpartition("/")[0]: value for path, value in c.items()}
         paths = Net(task).leaves(start)
         return Net(task).tree({path: by_layer[path.rpartition("/")[0]] for path in paths})
@@ -127,32 +126,30 @@ class Surgery:
 
 
 @dataclasses.dataclass(frozen=True)
-class Operating:
-    """The optimizer of surgery. Equal ones share what was compiled: the rest is in their state."""
+class Revised:
+    """How surgery takes part in training: around the optimizer, `dynamic_surgery` revises masks.
 
-    sgd: Sgd
+    Masks, thresholds and the key stand in its state; nothing is masked at first.
+
+    Attributes:
+        gamma: see `dns`.
+        power: see `dns`.
+        stop: step from which the masks are fixed.
+        splice: see `dns`.
+    """
+
     gamma: float
     power: float
+    stop: int
     splice: bool
-    start: Masks = dataclasses.field(compare=False)
-    rates: PyTree = dataclasses.field(compare=False)
-    key: jax.Array = dataclasses.field(compare=False)
 
-    @property
-    def begin(self) -> int:
-        """The step of the schedule at which it begins."""
-        return self.sgd.begin
-
-    @property
-    def taken(self) -> int:
-        """Steps that it takes."""
-        return self.sgd.taken
-
-    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
-        """The optax chain."""
-        return dynamic_surgery(
-            self.sgd.transformation(masks), self.start, self.rates, self.key,
-            gamma=self.gamma, power=self.power, stop=self.taken, splice=self.splice,
+    def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
+        """As `jprune.base.Wrap`."""
+        del rate
+        nothing = jax.tree.map(lambda leaf: None, net.task.split(net.shapes)[0])
+        return lambda inner: dynamic_surgery(
+            inner, nothing, 0.0, key,
+            gamma=self.gamma, power=self.power, stop=self.stop, splice=self.splice,
         )  # fmt: skip
 
 
@@ -195,7 +192,8 @@ class Settle:
             budget = of_single_weights(self.budget)
             masks = allocate.global_topk(scores, budget, Net(task).cost)
         by_leaf = Net(task).leaves(masks)
-        if kernels := [path for path, m in by_leaf.items() if m.ndim > 1 and not np.any(m)]:
+        is_kernel = Net(task).leaves(Net(task).is_kernel)
+        if kernels := [path for path, m in by_leaf.items() if is_kernel[path] and not np.any(m)]:
             raise errors.BudgetError(
                 f"surgery has cut all of {kernels[0]}: its thresholds are too high. Write a "
                 "smaller c_rate, or correct=true for the budget to be met in the end."

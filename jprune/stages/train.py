@@ -1,20 +1,11 @@
 """Plain training as a stage."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
-import optax
 
 from jprune import errors
-from jprune.base import (
-    Groups,
-    Learner,
-    Pruned,
-    Records,
-    Schedule,
-    Task,
-)
+from jprune.base import Learner, Pruned, Records, Task, Wrap
 from jprune.learners import to_the_end
 from jprune.stages.evaluate import record
 from jprune.stages.saving import saved
@@ -24,11 +15,6 @@ from jprune.train.optimizers import Sgd
 from jprune.train.rates import LEARNING_RATES
 from jprune.train.resolution import at_resolution
 from jprune.train.step import plain
-
-SparsifierOf = Callable[
-    [Task, Groups, jax.Array], Callable[[Schedule], optax.GradientTransformation]
-]
-"""`(task, groups, key) -> (learning rate at a step -> transformation)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +31,8 @@ class Train:
         max_steps: stop after so many steps; the schedule is that of the shortened training.
         begin: the step of the schedule at which this training begins.
         stop: the step of the schedule at which it stops; None: at its end.
-        sparsify: makes an optax transformation that stands behind the step and makes sparse.
+        wrap: how a method takes part, as `jprune.base.Wrap` says; for a transformation `tx` behind
+            the step: `lambda net, rate, key: lambda inner: optax.chain(inner, tx)`.
         distill: weight in the loss of the outputs of the net that was saved as "dense"; 0: none.
         temperature: of the distillation.
         name: of the records.
@@ -60,7 +47,7 @@ class Train:
     max_steps: int | None = None
     begin: int = 0
     stop: int | None = None
-    sparsify: SparsifierOf | None = None
+    wrap: Wrap | None = None
     distill: float = 0.0
     temperature: float = 4.0
     name: str = "train"
@@ -77,6 +64,13 @@ class Train:
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise errors.ArgumentError(f"Train(max_steps={self.max_steps}); it is at least 1.")
+        try:
+            hash(self.wrap)
+        except TypeError:
+            raise errors.ArgumentError(
+                f"Train(wrap={self.wrap!r}) cannot be hashed: equal wraps share what was compiled. "
+                "Write a function, or a frozen dataclass of settings with __call__(net, rate, key)."
+            ) from None
         if not 0 <= self.distill <= 1:
             raise errors.ArgumentError(
                 f"Train(distill={self.distill}) is outside [0, 1]: it is the weight of the dense "
@@ -108,6 +102,24 @@ class Train:
         teacher = saved(pruned, "dense", f"Train(distill={self.distill})")
         return distilled(task, teacher, self.distill, self.temperature)
 
+    def sgd(self, task: Task) -> Sgd:
+        """The optimizer of this training; stages that train otherwise take it too.
+
+        Raises:
+            ArgumentError: a batch is larger than the training split, or `begin` or `stop` is not
+                in the schedule.
+        """
+        steps = self.steps(task.data.sizes["train"])
+        if not 0 <= self.begin < (steps if self.stop is None else self.stop) <= steps:
+            raise errors.ArgumentError(
+                f"Train(begin={self.begin}, stop={self.stop}) of a schedule of {steps} steps; "
+                f"write 0 <= begin < stop <= {steps}."
+            )
+        return Sgd(
+            self.learning_rate, self.schedule, steps, self.momentum, self.weight_decay,
+            self.begin, self.stop,
+        )  # fmt: skip
+
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.
 
@@ -116,23 +128,8 @@ class Train:
                 not in the schedule.
         """
         task = at_resolution(self.taught(task, pruned), pruned)
-        steps = self.steps(task.data.sizes["train"])
-        if not 0 <= self.begin < (steps if self.stop is None else self.stop) <= steps:
-            raise errors.ArgumentError(
-                f"Train(begin={self.begin}, stop={self.stop}) of a schedule of {steps} steps; "
-                f"write 0 <= begin < stop <= {steps}."
-            )
-        sgd = Sgd(
-            self.learning_rate,
-            self.schedule,
-            steps,
-            self.momentum,
-            self.weight_decay,
-            self.begin,
-            self.stop,
-            None if self.sparsify is None else self.sparsify(task, Net(task).groups, key),
-        )
-        return plain(task, pruned, Net(task).weight_masks(pruned.masks), sgd, key, self.batch_size)
+        masks = Net(task).weight_masks(pruned.masks)
+        return plain(task, pruned, masks, self.sgd(task), key, self.batch_size, self.wrap)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""

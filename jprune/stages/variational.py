@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 
 from jprune import allocate, errors
-from jprune.base import Allocator, Budget, Learner, Masks, Pruned, Records, Task, Variables
+from jprune.base import Allocator, Budget, Learner, Pruned, Records, Schedule, Task, Variables
 from jprune.learners import gateable
 from jprune.learners.norm_gates import early_shifts
 from jprune.learners.variational import PRIORS, Rule, Settings, inference, variational_task
@@ -21,7 +22,6 @@ from jprune.stages.prune import fractions
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
-from jprune.train.rates import LEARNING_RATES
 from jprune.train.step import TrainState, plain
 
 ALLOCATORS: dict[str, Allocator] = {
@@ -109,8 +109,8 @@ class Gate:
                 "Gate before whatever prunes."
             )
         groups, names = Net(task).groups, gated_groups(task, self.budget)
-        given, examples = self.train, task.data.sizes["train"]
-        steps = given.steps(examples)
+        examples = task.data.sizes["train"]
+        steps = self.train.steps(examples)
         settings = self.settings._replace(warmup=max(1, round(self.warmup * steps)))
         least = {name: least_of(self.budget, name) for name in names}
         shifts = early_shifts(task.fn, groups, Net(task).shapes, task.example)
@@ -118,9 +118,10 @@ class Gate:
         gated = variational_task(task, groups, settings, examples, least, early)
         sizes = {name: groups.sizes[name] for name in names}
         start = pruned._replace(variables=self.start(pruned.variables, sizes, examples))
-        sgd = Sgd(given.learning_rate, given.schedule, steps, given.momentum, given.weight_decay)
-        optimizer = Gating(sgd, self.rate(sgd, examples))
-        learner = plain(gated, start, None, optimizer, key, given.batch_size)
+        sgd = self.train.sgd(task)
+        guard, batch_size = Guarded(self.rate(sgd, examples)), self.train.batch_size
+        decayed = {"net": task.split(Net(task).is_kernel)[0], "gates": False}
+        learner = plain(gated, start, None, sgd, key, batch_size, guard, decayed)
         net = lambda state: inference(groups, gated.merge(state.params, state.rest), early)
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -157,10 +158,10 @@ class Gate:
         """The factor of the learning rate of log sigma^2."""
         if self.variance_rate is not None:
             return self.variance_rate
-        rise = min(RISES[self.settings.prior], RISE_A_STEP * sgd.steps)
+        rise = min(RISES[self.settings.prior], RISE_A_STEP * sgd.taken)
         if not rise:
             return 1.0
-        rates = LEARNING_RATES[sgd.schedule](sgd.learning_rate, sgd.steps)(np.arange(sgd.steps))
+        rates = sgd.rate(np.arange(sgd.taken))
         return float(2 * examples * rise * (1 - sgd.momentum) / np.sum(rates))
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
@@ -180,31 +181,27 @@ def _watched(state: TrainState, loss: jax.Array) -> dict[str, jax.Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gating:
-    """The optimizer of weights and gates; it stops at what is not finite."""
+class Guarded:
+    """How gates take part in training: their variances have a rate of their own.
 
-    sgd: Sgd
+    Around the optimizer stands `guarded`: it stops at what is not finite.
+
+    Attributes:
+        variance_rate: factor of the learning rate of log sigma^2.
+    """
+
     variance_rate: float
 
-    @property
-    def begin(self) -> int:
-        """The step of the schedule at which it begins."""
-        return self.sgd.begin
-
-    @property
-    def taken(self) -> int:
-        """Steps that it takes."""
-        return self.sgd.taken
-
-    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
-        """The optax chain."""
+    def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
+        """As `jprune.base.Wrap`."""
+        del net, rate, key
 
         def faster(gradients: Any, _: Any) -> Any:
             gates = gradients["gates"]
             moved = jax.tree.map(lambda leaf: self.variance_rate * leaf, gates["log_var"])
             return {**gradients, "gates": {**gates, "log_var": moved}}
 
-        return guarded(optax.chain(optax.stateless(faster), self.sgd.transformation(masks)))
+        return lambda inner: guarded(optax.chain(optax.stateless(faster), inner))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ def distilled(task: Task, teacher: Variables, weight: float, temperature: float 
     """The task with a loss that also asks for the teacher's outputs.
 
     loss = (1 - weight) task.loss + weight T^2 KL(softmax(teacher / T) || softmax(net / T)), with T
-    the temperature and both nets' outputs taken as logits [batch, classes].
+    the temperature and both nets' outputs taken as logits [batch, ..., classes]; where there are
+    several positions, their mean.
 
     Args:
         task: what is trained; its inference function runs the teacher.
@@ -24,7 +25,7 @@ def distilled(task: Task, teacher: Variables, weight: float, temperature: float 
         them; metrics and `fn` are those of the net alone.
 
     Raises:
-        ArgumentError: a weight or temperature outside its range.
+        ArgumentError: a weight or temperature outside its range, or outputs that are no logits.
 
     References:
         Hinton, Vinyals, Dean, Distilling the knowledge in a neural network, 2015, arXiv
@@ -45,13 +46,22 @@ def distilled(task: Task, teacher: Variables, weight: float, temperature: float 
             "the temperature above 0. Write weight=0.9, temperature=4.0."
         )
 
+    said = jax.eval_shape(task.fn, teacher, task.example)
+    if len(getattr(said, "shape", ())) < 2 or said.shape[-1] < 2:
+        raise errors.ArgumentError(
+            f"distillation takes outputs as logits [batch, ..., classes], and {task.name} returns "
+            f"{said}. Write distill=0."
+        )
+
     def train_fn(variables: Variables, x: jax.Array, key: jax.Array):
         out, new = task.train_fn(variables, x, key)
         return (out, jax.lax.stop_gradient(task.fn(teacher, x))), new
 
     def loss(outs: tuple[jax.Array, jax.Array], batch: Batch) -> jax.Array:
         own, taught = (jax.nn.log_softmax(out / temperature, axis=-1) for out in outs)
+        # KL(softmax(teacher / T) || softmax(net / T))
         divergence = jnp.sum(jnp.exp(taught) * (taught - own), axis=-1)
+        divergence = divergence.reshape(len(divergence), -1).mean(axis=1)
         return (1 - weight) * task.loss(outs[0], batch) + weight * temperature**2 * divergence
 
     return task._replace(

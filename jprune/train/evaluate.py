@@ -6,11 +6,7 @@ from typing import Any
 
 import jax
 
-from jprune.base import (
-    Batch,
-    Task,
-    Variables,
-)
+from jprune.base import Batch, Task, Variables, quality
 from jprune.train.net import Net
 
 EVALUATION_BATCH = 256
@@ -44,6 +40,30 @@ def evaluate(
         for name, value in sums(variables, batch).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     return {name: total / count for name, total in totals.items()}
+
+
+def mean_quality(task: Task, variables: Variables, split: str) -> float:
+    """How good a net is on a split, higher being better: its `jprune.base.quality`.
+
+    Args:
+        task: whose metrics, loss and data.
+        variables: of the net.
+        split: "train", "validation" or "test".
+
+    Example:
+        >>> from jprune import data, train, zoo
+        >>> net = zoo.build("lenet300", shape=(8, 8, 1))
+        >>> task = train.task(net, data.load("digits"), metrics=lambda out, batch: {})
+        >>> mean_quality(task, task.init(jax.random.key(0)), "test") < -2  # minus the loss
+        True
+    """
+    judged = task._replace(metrics=_quality_of(task.metrics, task.loss))
+    return evaluate(judged, variables, split)["quality"]
+
+
+@functools.lru_cache(maxsize=8)  # the same function for the same task: it is compiled for
+def _quality_of(metrics: Callable[..., Any], loss: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda out, batch: {"quality": quality(metrics(out, batch), loss(out, batch))}
 
 
 @functools.lru_cache(maxsize=8)

@@ -32,6 +32,9 @@ from jprune.units import are_units, expand, ones
 
 Made = TypeVar("Made")
 
+MOST_MADE = 16
+"""Results of `Net.once` that are held: a step that was compiled holds memory."""
+
 
 class _Facts:
     """What is found out about a net, when it is first asked for."""
@@ -124,16 +127,29 @@ class Net:
         """Shapes and types of the dense net's variables."""
         return self._facts.shapes
 
+    @property
+    def is_kernel(self) -> PyTree:
+        """A tree of bools like the variables: parameters that are contracted with data.
+
+        They are what may be pruned by weights, and what weight decay is for: all parameters that
+        have two axes or more.
+        """
+        params, rest = self.task.split(self.shapes)
+        kernels = jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        return self.task.merge(kernels, jax.tree.map(lambda leaf: False, rest))
+
     def once(self, make: Callable[..., Made], *settings: Hashable) -> Made:
         """What `make(net, *settings)` returns, made once for the nets of the same functions.
 
         Rounds, and arms of a comparison, share what was compiled. `make` may look at the net's
-        functions, groups and costs, and at its settings: not at the task's data or loss.
+        functions, groups and costs, and at its settings: not at the task's data or loss. The
+        results that were asked for last are held, 16 of a net.
         """
-        key = (make, *settings)
-        if key not in self._facts.made:
-            self._facts.made[key] = make(self, *settings)
-        return self._facts.made[key]
+        made, key = self._facts.made, (make, *settings)
+        made[key] = made.pop(key) if key in made else make(self, *settings)
+        if len(made) > MOST_MADE:
+            del made[next(iter(made))]
+        return made[key]
 
     def are_units(self, masks: Masks) -> bool:
         """Whether masks or scores are {group: [units]} and not a tree like the variables."""
@@ -154,8 +170,7 @@ class Net:
     def prunable(self, masks: Masks, budget: Budget) -> Masks:
         """Masks of all weights that may go, True where one is alive; None for the other leaves.
 
-        Kernels may go, all that have two axes or more, but for those of a group that the budget's
-        floors leave whole.
+        Kernels may go, but for those of a group that the budget's floors leave whole.
 
         Args:
             masks: of weights or units, from before; or None.
@@ -169,14 +184,12 @@ class Net:
             for place in groups.places[name]
             if "kernel" in place.roles
         }
-        params, rest = self.task.split(self.shapes)
-        nothing = lambda tree: jax.tree.map(lambda leaf: None, tree)
-        kernels = self.task.merge(
-            jax.tree.map(lambda leaf: np.ones(leaf.shape, bool) if leaf.ndim > 1 else None, params),
-            nothing(rest),
-        )
         kernels = self.tree(
-            {path: mask for path, mask in self.leaves(kernels).items() if path not in whole}
+            {
+                path: np.ones(groups.leaves[path].shape, bool)
+                for path, is_kernel in self.leaves(self.is_kernel).items()
+                if is_kernel and path not in whole
+            }
         )
         before = self.weight_masks(masks)
         if before is None:

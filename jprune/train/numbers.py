@@ -18,7 +18,8 @@ def per_name(numbers: Numbers, names: Sequence[str], option: str) -> dict[str, f
         option: where the numbers come from, for the message.
 
     Raises:
-        ArgumentError: not as many numbers as names, a name without one, or one that is no name.
+        ArgumentError: not as many numbers as names, a name without one, or one that is no name;
+            text.
 
     Example:
         >>> per_name((0.5, 2.0), ("conv1/kernel", "fc/kernel"), "q")
@@ -26,6 +27,11 @@ def per_name(numbers: Numbers, names: Sequence[str], option: str) -> dict[str, f
         >>> per_name(3.0, ("conv1/kernel", "fc/kernel"), "q")
         {'conv1/kernel': 3.0, 'fc/kernel': 3.0}
     """
+    if isinstance(numbers, str):
+        raise errors.ArgumentError(
+            f"{option}={numbers!r} is text; write a number, or a tuple of {len(names)}: text is "
+            "for the command line."
+        )
     if isinstance(numbers, Mapping):
         if {*numbers} != {*names}:
             wrong = sorted({*numbers} ^ {*names})

@@ -1,24 +1,26 @@
 """Optimizers of plain training: settings that make an optax chain."""
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from jprune.base import (
-    Masks,
-    Params,
-    PyTree,
-    Schedule,
-)
+from jprune.base import Masks, PyTree, Schedule
 from jprune.sparsify import hold
-from jprune.train.rates import LEARNING_RATES
+from jprune.train.rates import LEARNING_RATES, constant
 
 
 class Sgd(NamedTuple):
     """Stochastic gradient descent with Nesterov momentum and weight decay on kernels.
+
+    Attributes:
+        learning_rate: the largest one of the schedule.
+        schedule: a name of `LEARNING_RATES`.
+        steps: of the whole schedule.
+        momentum: in [0, 1).
+        weight_decay: times the weight, added to the gradient; of kernels only, not of biases and
+            norms.
+        begin: the step of the schedule at which this training begins.
+        stop: the step of the schedule at which it stops; None: at its end.
 
     References:
         Sutskever, Martens, Dahl, Hinton, On the importance of initialization and momentum in deep
@@ -26,58 +28,92 @@ class Sgd(NamedTuple):
     """
 
     learning_rate: float
-    """The largest one of the schedule."""
     schedule: str
-    """A name of `LEARNING_RATES`."""
     steps: int
     momentum: float
     weight_decay: float
-    """Times the weight, added to the gradient; of kernels only, not of biases and norms."""
     begin: int = 0
-    """The step of the schedule at which this training begins."""
     stop: int | None = None
-    """The step of the schedule at which it stops; None: at its end."""
-    sparsify: Callable[[Schedule], optax.GradientTransformation] | None = None
-    """Learning rate at a step -> a transformation behind the step: it may move updates so that
-    weights become exactly 0. Its update is given the step's `batch`."""
 
     @property
     def taken(self) -> int:
         """Steps that this training takes."""
         return (self.steps if self.stop is None else self.stop) - self.begin
 
-    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
-        """The optax chain; with masks, it ends in `hold`."""
+    @property
+    def rate(self) -> Schedule:
+        """Learning rate at a step of this training."""
         whole = LEARNING_RATES[self.schedule](self.learning_rate, self.steps)
-        rate = lambda step: whole(step + self.begin)
-        chain = [
-            optax.add_decayed_weights(self.weight_decay, mask=_kernels),
-            optax.trace(self.momentum, nesterov=True),
-            optax.scale_by_learning_rate(rate),
-            *([] if self.sparsify is None else [self.sparsify(rate)]),
-            *([] if masks is None else [hold(masks)]),
-        ]
-        return optax.chain(*chain)
+        return lambda step: whole(step + self.begin)
+
+    def transformation(
+        self, decayed: PyTree, masks: Masks | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optax chain; with masks, it ends in `hold`.
+
+        Args:
+            decayed: a tree of bools like the parameters, True where weights decay. One bool may
+                stand for a whole branch of the tree.
+            masks: a tree like the parameters, None leaves are not prunable; or None.
+        """
+        # With the gradient g, weight decay eta, momentum m and learning rate tau:
+        return _held(
+            optax.add_decayed_weights(self.weight_decay, mask=decayed),  # g <- g + eta w
+            optax.trace(self.momentum, nesterov=True),  # v <- m v + g;  g <- m v + g
+            optax.scale_by_learning_rate(self.rate),  # w <- w - tau g
+            masks=masks,
+        )
 
 
-def _kernels(params: Params) -> PyTree:
-    """Which leaves are kernels: all with two axes or more."""
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
+class Adam(NamedTuple):
+    """AMSGrad at a constant learning rate; weight decay is part of the loss.
 
+    Attributes:
+        learning_rate: the same in all steps.
+        steps: of this training.
+        weight_decay: times the weight, added to the gradient; of kernels only.
 
-class Optimizer(Protocol):
-    """What plain training needs of an optimizer: `Sgd`, or a wrapper of one. It can be hashed."""
+    References:
+        Reddi, Kale, Kumar, On the convergence of Adam and beyond, 2018, arXiv 1904.09237.
+    """
+
+    learning_rate: float
+    steps: int
+    weight_decay: float
 
     @property
     def begin(self) -> int:
-        """The step of the schedule at which this training begins."""
-        ...
+        """The step of the schedule at which this training begins: the first one."""
+        return 0
 
     @property
     def taken(self) -> int:
         """Steps that this training takes."""
-        ...
+        return self.steps
 
-    def transformation(self, masks: Masks | None) -> optax.GradientTransformationExtraArgs:
-        """The optax chain; what it depends on beyond equal settings is in its state."""
-        ...
+    @property
+    def rate(self) -> Schedule:
+        """Learning rate at a step."""
+        return constant(self.learning_rate, self.steps)
+
+    def transformation(
+        self, decayed: PyTree, masks: Masks | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optax chain; as `Sgd.transformation`."""
+        return _held(
+            optax.add_decayed_weights(self.weight_decay, mask=decayed),
+            optax.scale_by_amsgrad(),
+            optax.scale_by_learning_rate(self.learning_rate),
+            masks=masks,
+        )
+
+
+Optimizer = Sgd | Adam
+"""What plain training takes. One more has the same members: `begin`, `taken`, `rate` and
+`transformation`; equal ones share what was compiled for a step."""
+
+
+def _held(
+    *links: optax.GradientTransformation, masks: Masks | None
+) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(*links, *([] if masks is None else [hold(masks)]))

@@ -17,22 +17,29 @@ from jprune.base import (
     Pruned,
     PyTree,
     Task,
+    Wrap,
 )
 from jprune.masks import apply_masks
+from jprune.sparsify import masks_of
+from jprune.sparsify.hold import held
 from jprune.train.net import Net
 from jprune.train.optimizers import Optimizer
 
 
 class TrainState(NamedTuple):
-    """What plain training carries."""
+    """What plain training carries.
+
+    Attributes:
+        step: how many were taken.
+        params: float32, whatever type the net computes in.
+        rest: what is not trained: statistics.
+        opt_state: with the masks in it (`jprune.masks_of`).
+    """
 
     step: jax.Array
     params: Params
-    """Float32, whatever type the net computes in."""
     rest: PyTree
-    """What is not trained: statistics."""
     opt_state: PyTree
-    """With the masks in it (`jprune.masks_of`)."""
 
 
 class Functions(NamedTuple):
@@ -50,9 +57,11 @@ def plain(
     task: Task,
     pruned: Pruned,
     masks: Masks | None,
-    sgd: Optimizer,
+    optimizer: Optimizer,
     key: jax.Array,
     batch_size: int,
+    wrap: Wrap | None = None,
+    decayed: PyTree | None = None,
 ) -> Learner:
     """Training of the weights, masked ones held at exactly 0.
 
@@ -60,58 +69,113 @@ def plain(
         task: what is trained on what.
         pruned: where training begins; its arrays are copied.
         masks: a tree like the variables, True keeps, None leaves are not prunable; or None.
-        sgd: the optimizer.
+        optimizer: of the trained parameters.
         key: determines the order of the data and whatever the net draws.
         batch_size: examples in a step, at most those of the training split.
+        wrap: how a method takes part. Whatever it does, masked weights are 0 after a step.
+        decayed: a tree of bools like the trained parameters, True where weights decay, for a task
+            that trains something else than the parameters of its net; None: the net's kernels.
 
     Returns:
         A learner whose metrics are means over the batch, of `task.metrics`.
     """
     of_params = None if masks is None else task.split(masks)[0]
-    run = task._replace(train_fn=Net(task).train_fn)
-    functions = Functions(*(getattr(run, name) for name in Functions._fields))
-    stepped = _step(functions, sgd, of_params is not None)
+    net, masked = Net(task), masks is not None
+    settings = step_settings(net, optimizer, wrap, decayed)
+    stepped = compiled_step(net, settings, masked)
 
     def init() -> TrainState:
-        start = pruned.variables if masks is None else apply_masks(pruned.variables, masks)
+        start = apply_masks(pruned.variables, masks) if masked else pruned.variables
         params, rest = task.split(start)
-        opt_state = sgd.transformation(of_params).init(params)
+        opt_state = settings.transformation(net, of_params, key).init(params)
         state = TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state)
         return jax.tree.map(jnp.array, state)  # copies: a step gives them away, masks included
 
     return Learner(
-        steps=sgd.taken,
+        steps=optimizer.taken,
         epoch=task.data.sizes["train"] // batch_size,
         init=init,
-        batches=lambda start: stream(task.data, batch_size, key, sgd.begin + start),
+        batches=lambda start: stream(task.data, batch_size, key, optimizer.begin + start),
         step=lambda state, batch: stepped(state, batch, key),
         variables=lambda state: task.merge(state.params, state.rest),
         finish=lambda state: pruned._replace(variables=task.merge(state.params, state.rest)),
     )
 
 
-# Rounds of pruning train with the same functions and settings: they share what was compiled.
-@functools.lru_cache(maxsize=8)
-def _step(functions: Functions, sgd: Optimizer, masked: bool) -> Callable[..., Any]:
-    """`step(state, batch, key) -> state, metrics`; the masks are in the state."""
-    update = sgd.transformation({} if masked else None).update
+class StepSettings(NamedTuple):
+    """What a step is compiled for, beside the functions of its task; it can be hashed.
+
+    Attributes:
+        optimizer: of the trained parameters.
+        wrap: how a method takes part, or None.
+        flags: whether weights decay, for every leaf of the structure.
+        structure: of the parameters, or of a tree of which they are branches.
+    """
+
+    optimizer: Optimizer
+    wrap: Wrap | None
+    flags: tuple[bool, ...]
+    structure: Any
+
+    def transformation(
+        self, net: Net, masks: Masks | None, key: jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optax transformation of a step; masks and key are in the state that it begins with.
+
+        Args:
+            net: whose parameters are trained.
+            masks: a tree like the parameters, or None.
+            key: for what the method draws.
+        """
+        inner = self.optimizer.transformation(self.structure.unflatten(self.flags), masks)
+        if self.wrap is None:
+            return inner
+        return optax.with_extra_args_support(self.wrap(net, self.optimizer.rate, key)(inner))
+
+
+def step_settings(
+    net: Net, optimizer: Optimizer, wrap: Wrap | None = None, decayed: PyTree | None = None
+) -> StepSettings:
+    """What a step of a net is compiled for; the arguments are those of `plain`."""
+    kernels = net.task.split(net.is_kernel)[0] if decayed is None else decayed
+    flags, structure = jax.tree.flatten(kernels)
+    return StepSettings(optimizer, wrap, tuple(flags), structure)
+
+
+def compiled_step(net: Net, settings: StepSettings, masked: bool) -> Callable[..., Any]:
+    """`step(state, batch, key) -> state, metrics`, jitted; the masks are in the state.
+
+    Rounds of pruning train with the same functions and settings: they share what was compiled.
+    """
+    run = net.task._replace(train_fn=net.train_fn)
+    functions = Functions(*(getattr(run, name) for name in Functions._fields))
+    return net.once(_step, functions, settings, masked)
+
+
+def _step(
+    net: Net, functions: Functions, settings: StepSettings, masked: bool
+) -> Callable[..., Any]:
+    # Of masks, clusters and keys a step reads those in the state: these here are never looked at.
+    change = settings.transformation(net, {} if masked else None, jax.random.key(0)).update
     train_fn, loss, metrics, split, merge, write = functions
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Any]:
-        here = jax.random.fold_in(key, state.step)
+        of_step = jax.random.fold_in(key, state.step)
         weight = batch["weight"] / batch["weight"].sum()
 
         def mean_loss(params: Params):
-            out, new = train_fn(merge(params, state.rest), batch["image"], here)
-            seen = {name: weight @ value for name, value in metrics(out, batch).items()}
-            return weight @ loss(out, batch), (new, seen)
+            out, new = train_fn(merge(params, state.rest), batch["image"], of_step)
+            means = {name: weight @ value for name, value in metrics(out, batch).items()}
+            return weight @ loss(out, batch), (new, means)
 
-        gradient, (new, seen) = jax.grad(mean_loss, has_aux=True)(state.params)
-        updates, opt_state = update(gradient, state.opt_state, state.params, batch=batch)
+        gradient, (new, means) = jax.grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = change(gradient, state.opt_state, state.params, batch=batch)
+        if masked and settings.wrap is not None:  # it may have moved what `hold` has brought to 0
+            updates = held(updates, state.params, masks_of(opt_state))
         params = optax.apply_updates(state.params, updates)
         params, rest = split(write(merge(params, state.rest), new))
-        return TrainState(state.step + 1, params, rest, opt_state), seen
+        return TrainState(state.step + 1, params, rest, opt_state), means
 
     return step
 

@@ -16,6 +16,7 @@ from jprune.recipes import Train
 from jprune.recipes.dns import dns
 from jprune.sparsify import dynamic_surgery
 from jprune.sparsify.thresholds import moments_of, thresholds_of
+from jprune.stages.prune import fractions
 from jprune.stages.surgery import Settle, Surgery
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data
@@ -172,7 +173,7 @@ def test_the_first_cut_and_the_last_masks_meet_the_budget(lenet, kind):
     learner = stage.learner(start, task, KEY)
     state = learner.init()
     cut = task.merge(masks_of(state.opt_state), {})
-    kept = recipes.stages.fractions(task, cut)[kind]
+    kept = fractions(task, cut)[kind]
     assert kept == pytest.approx(0.2, abs=2e-3)
     for name in ("fc1", "fc2"):
         before = start.variables["params"][name]["kernel"]
@@ -218,7 +219,7 @@ def test_settling_splices_the_largest_back_or_cuts_the_smallest(lenet):
 def test_biases_are_pruned_or_not_and_c_may_be_given(lenet):
     task, start = lenet
     for biases in (True, False):
-        stage = Surgery(TRAIN, Budget(density=0.5), "-9:1:0.5", biases=biases)
+        stage = Surgery(TRAIN, Budget(density=0.5), (-9.0, 1.0, 0.5), biases=biases)
         masks = masks_of(stage.learner(start, task, KEY).init().opt_state)
         assert (masks["fc1"]["bias"] is None) == (not biases)
         assert np.all(masks["fc1"]["kernel"])
@@ -264,8 +265,8 @@ def test_equal_weights_go_by_index_and_what_cannot_be_is_refused(lenet):
     broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), start.variables)
     with pytest.raises(errors.ArgumentError, match="hold NaN"):
         Surgery(TRAIN, Budget(density=0.3), 1.0).learner(Pruned(broken, None), task, KEY)
-    with pytest.raises(errors.ArgumentError, match="c_rate='1:2'; write one number, or 3"):
-        Surgery(TRAIN, Budget(density=0.3), "1:2").learner(start, task, KEY)
+    with pytest.raises(errors.ArgumentError, match=r"c_rate has 2 numbers.*write one, or 3"):
+        Surgery(TRAIN, Budget(density=0.3), (1.0, 2.0)).learner(start, task, KEY)
     with pytest.raises(errors.ArgumentError, match=r"stop is in \(0, 1\)"):
         dns(Budget(density=0.3), None, TRAIN, stop=1.0)
     with pytest.raises(errors.ArgumentError, match="all three are 0 or more"):

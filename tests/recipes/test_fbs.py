@@ -150,7 +150,7 @@ def test_a_neutral_start_is_the_dense_net(shift_first, kind):
     full = counts_at(layers, 1.0)
     held = jax.jit(lambda v: as_winners(task, groups, layers, shift_first, v, full))(variables)
     wanted = task.fn(net(kind)[1], images())
-    got = task.fn(held, images())
+    got = Net(task).fn(held, images())
     np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
@@ -179,7 +179,7 @@ def test_the_kernels_that_are_handed_over_are_the_net_that_was_trained(kind, shi
     (logits, penalty, is_open), _ = jax.jit(boosted.train_fn)(variables, images(), KEY)
     held = jax.jit(lambda v: as_winners(task, groups, layers, shift_first, v, counts))(variables)
     close = functools.partial(np.testing.assert_allclose, atol=rtol * np.abs(logits).max())
-    close(task.fn(held, images()), logits)
+    close(Net(task).fn(held, images()), logits)
     run = jax.jit(gates_of(task.fn, groups))
     out, gates = run(held, images())
     close(out, logits)
@@ -227,7 +227,7 @@ def test_gates_belong_to_their_image():
         np.testing.assert_allclose(exchanged[name], gates[name][::-1], rtol=1e-6)
     assert len({row.tobytes() for row in np.asarray(gates[CONVS[2]]) > 0}) > 1
     back = read_back(written_out(held))
-    np.testing.assert_array_equal(task.fn(back, images()), task.fn(held, images()))
+    np.testing.assert_array_equal(Net(task).fn(back, images()), Net(task).fn(held, images()))
 
 
 def test_macs_are_counted_image_by_image_with_inputs_and_outputs_left_out():
@@ -300,7 +300,7 @@ def test_a_run_meets_its_budget_on_every_image_and_gates_differ_between_images()
     apart = [mean_distance(np.asarray(gate) > 0) for gate in gates.values()]
     assert max(apart) > 0.05  # P32 asks it of half of the layers, on real images
     fn, small = Net(task).slim(pruned)
-    expected = task.fn(pruned.variables, batch["image"])
+    expected = Net(task).fn(pruned.variables, batch["image"])
     np.testing.assert_allclose(fn(small, batch["image"]), expected, atol=1e-5)
 
 

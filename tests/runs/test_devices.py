@@ -79,8 +79,8 @@ def on_four_devices(path):
     state = devices.everywhere(learner.init())
     batch = devices.place(next(learner.batches(0)))
     state, _ = learner.step(state, batch)
-    functions = training.Functions(*(getattr(task, name) for name in training.Functions._fields))
-    step = training._step(functions, Sgd(0.05, "one_cycle", 8, 0.9, 5e-4), True)
+    settings = training.step_settings(Net(task), Sgd(0.05, "one_cycle", 8, 0.9, 5e-4))
+    step = training.compiled_step(Net(task), settings, True)
     odd = next(spread.data.batches("validation", 6))
     with pytest.raises(errors.ArgumentError) as caught:
         devices.place(odd)

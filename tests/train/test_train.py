@@ -178,11 +178,63 @@ def test_a_resumed_stream_goes_on_where_it_was():
     assert not equal(whole[0], other)
 
 
+@dataclasses.dataclass(frozen=True)
+class Damped:
+    """A `Wrap` that moves all weights towards 1, whether they are masked or not."""
+
+    pull: float
+
+    def __call__(self, net, rate, key):
+        towards = lambda updates, params: jax.tree.map(
+            lambda u, p: u + self.pull * (1 - p - u), updates, params
+        )
+        return lambda inner: optax.chain(inner, optax.stateless(towards))
+
+
+def test_a_wrap_moves_weights_and_masked_ones_stay_zero():
+    task = toy_task("lenet300")
+    masks = {name: np.arange(size) % 2 == 0 for name, size in Net(task).groups.sizes.items()}
+    stage = Train(1, 0.1, 16, wrap=Damped(1.0))
+    trained = stage(Pruned(drawn(task), masks), task, KEY)[0].variables["params"]
+    for mask, leaf in zip(
+        *map(jax.tree.leaves, (Net(task).weight_masks(masks)["params"], trained))
+    ):
+        np.testing.assert_allclose(leaf, np.asarray(mask, float), atol=1e-6)
+
+
+def test_a_wrap_gets_the_net_and_the_learning_rate_of_this_training():
+    task, got = toy_task("lenet300"), []
+
+    def wrap(net, rate, key):
+        got.append((net.groups.names, float(rate(0)), key))
+        return lambda inner: inner
+
+    stage = Train(2, 0.1, 16, schedule="cosine", begin=3, wrap=wrap)
+    stage.learner(Pruned(drawn(task), None), task, KEY).init()
+    assert {names for names, *_ in got} == {Net(task).groups.names}
+    # Half of the six steps are over.
+    assert [rate for _, rate, _ in got] == pytest.approx([0.05] * len(got))
+    assert got[-1][2] is KEY  # of the state: what is compiled has no key
+
+
+def test_a_wrap_that_cannot_be_hashed_is_refused():
+    with pytest.raises(errors.ArgumentError, match=r"cannot be hashed.*a frozen dataclass"):
+        Train(1, 0.1, wrap=[])
+
+
 def test_rounds_share_what_was_compiled():
     task, settings = toy_task("lenet300"), Train(1, 0.1, 16)
-    functions = training.Functions(*(getattr(task, name) for name in training.Functions._fields))
+    wrap = Damped(0.5)
+
+    def compiled(sgd, wrap=None):
+        net = Net(task)
+        return training.compiled_step(net, training.step_settings(net, sgd, wrap), False)
+
     sgd = Sgd(0.1, "one_cycle", 3, 0.9, 5e-4)
-    assert training._step(functions, sgd, False) is training._step(functions, sgd, False)
+    assert compiled(sgd) is compiled(Sgd(*sgd))
+    assert compiled(sgd, wrap) is compiled(sgd, Damped(0.5))
+    assert compiled(sgd, wrap) is not compiled(sgd, Damped(0.4))
+    assert compiled(sgd, wrap) is not compiled(sgd)
     assert settings.learner(Pruned(drawn(task), None), task, KEY).steps == 3
 
 
@@ -377,6 +429,43 @@ def test_a_checkpoint_of_another_seed_is_refused(tmp_path, monkeypatch):
 
 
 # Recipes.
+
+
+def test_a_run_in_memory_shows_what_it_does_and_is_the_same_run():
+    task = toy_task("tiny")
+    recipe = recipes.find("l1")(
+        Budget(macs=0.5), Train(2, 0.05, 16), Train(1, 0.05, 16, name="tune")
+    )
+    stream, start = io.StringIO(), Pruned(drawn(task), None)
+    told, records = recipes.run(recipe, start, task, KEY, progress=Lines(stream))
+    silent, others = recipes.run(recipe, start, task, KEY)
+    assert equal(told.variables, silent.variables)
+    assert records == others
+    lines = stream.getvalue().splitlines()
+    count = len(recipe)
+    epochs = [line.partition(",")[0] for line in lines if "epoch" in line]
+    assert epochs[:2] == [f"[1/{count}] train: epoch {number} of 2" for number in (1, 2)]
+    assert all("loss" in line and "accuracy" in line for line in lines if "epoch" in line)
+    assert sum("epoch" in line for line in lines) == 3
+    done = [line.split(":")[0] for line in lines if ": done in " in line]
+    assert done == [f"[{n}/{count}] {stage.name}" for n, stage in enumerate(recipe, 1)]
+
+
+def test_progress_is_closed_when_a_stage_fails():
+    calls = []
+
+    class Told(Silent):
+        def begin(self, *given):
+            calls.append(given)
+
+        def close(self):
+            calls.append("closed")
+
+    task = toy_task("lenet300")
+    stages = (Train(1, 0.1, 16, max_steps=2), Rewind("dense"))
+    with pytest.raises(errors.ArgumentError, match="saved are none"):
+        recipes.run(stages, Pruned(drawn(task), None), task, KEY, progress=Told())
+    assert calls == [("train", 1, 2, 2, 0), ("rewind", 2, 2, 0, 0), "closed"]
 
 
 def test_every_method_prunes_to_its_budget_and_the_slim_net_is_the_masked_one():
