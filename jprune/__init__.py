@@ -3,9 +3,9 @@
 A network is any pure function `fn(variables, *args)`. `trace` finds its units, criteria score them,
 allocators turn scores into masks under a budget, `slim` makes the network small.
 
-Read `jprune.base` first: it holds every protocol. The rooms are `jprune.criteria`,
-`jprune.allocate`, `jprune.schedules` and `jprune.recipes`; the leaves that need more libraries
-are `jprune.zoo`, `data`, `train`, `measure`, `export` and `report`.
+Read `jprune.base` first: it holds every protocol. The rooms are `jprune.blocks` (which weights go
+together), `criteria`, `allocate`, `sparsify`, `schedules` and `recipes`; the leaves that need more
+libraries are `jprune.zoo`, `data`, `train`, `measure`, `export` and `report`.
 """
 
 from jprune import errors

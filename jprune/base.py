@@ -300,7 +300,7 @@ class Budget:
     energy: Any = None
     min_units: int = 1
     multiple_of: int = 1
-    floors: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    floors: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
 
     KINDS = ("density", "params", "macs", "latency", "energy")
 

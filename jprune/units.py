@@ -193,6 +193,27 @@ def leaves_by_path(groups: Groups, tree: PyTree) -> dict[str, Any]:
     return dict(zip(groups.leaves, leaves))
 
 
+def are_units(groups: Groups, masks: Masks) -> bool:
+    """Whether masks are {group: [units]} and not a tree like the variables."""
+    names = {*groups.sizes, *(branch.name for branch in groups.branches)}
+    return isinstance(masks, dict) and set(masks) <= names
+
+
+def standing(groups: Groups, masks: Mapping[str, Any]) -> tuple[str, ...]:
+    """Groups with a place outside the branches that masks remove."""
+    removed = {
+        leaf
+        for branch in groups.branches
+        if not np.all(masks.get(branch.name, True))
+        for leaf in branch.leaves
+    }
+    return tuple(
+        name
+        for name in groups.names
+        if any(place.leaf not in removed for place in groups.places[name])
+    )
+
+
 def to_units(
     groups: Groups,
     scores: Scores,

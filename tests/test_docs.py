@@ -43,16 +43,21 @@ def run(page: str, code: str, names: dict):
         assert repr(value) == promise[1], f"{page}:{statement.lineno}"
 
 
+def missing(code: str) -> list[str]:
+    """Libraries that a section imports and that are not installed."""
+    tops = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            tops |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            tops.add((node.module or "jax").split(".")[0])
+    return [top for top in sorted(tops) if importlib.util.find_spec(top) is None]
+
+
 def skip_without(code: str):
     """Skips a section whose library is not installed."""
-    for node in ast.walk(ast.parse(code)):
-        if not isinstance(node, (ast.Import, ast.ImportFrom)):
-            continue
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for module in modules or [getattr(node, "module", None) or "jax"]:
-            top = module.split(".")[0]
-            if importlib.util.find_spec(top) is None:
-                pytest.skip(f"{top} is not installed")
+    if tops := missing(code):
+        pytest.skip(f"{', '.join(tops)} is not installed")
 
 
 LIBRARIES = "libraries.md"
@@ -76,6 +81,25 @@ def test_every_library_has_a_section():
         "Haiku",
         "Keras 3",
     ]
+
+
+OWN_LOOP = "own_loop.md"
+OWN_LOOP_SECTIONS = list(sections(OWN_LOOP).items())
+
+
+def test_methods_in_a_loop_of_ones_own():
+    """In one go, since a section may go on from the one before it."""
+    names = {}
+    for _, code in OWN_LOOP_SECTIONS:
+        if not missing(code):
+            run(OWN_LOOP, code, names)
+
+
+def test_a_method_in_a_loop_of_ones_own_has_ten_lines_at_most():
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / OWN_LOOP).read_text(), re.DOTALL)
+    used = [block for block in blocks if "sparsify." in block]
+    assert len(used) == 6
+    assert max(len(block.splitlines()) for block in used) <= 10
 
 
 @pytest.fixture

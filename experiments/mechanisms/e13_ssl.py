@@ -31,23 +31,22 @@ from experiments.mechanisms._nets import cifar10, mnist, task_of
 from jprune.base import Budget, Pruned, Task
 from jprune.recipes import Train, evaluate
 from jprune.report.figures import PRINT
-from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
-from jprune.stages.structures import norms_of
+from jprune.stages.group_lasso import Penalty, ReadOff, Shrink, norms_of
 from jprune.train.net import Net
 
 RESULTS = rows.RESULTS / "mechanisms" / "e13.jsonl"
 WHOLE = Budget(macs=1.0)
-SWEEP = ("0.01", "0.02")
-RUNS: dict[str, dict[str, tuple[str, ...]]] = {
+SWEEP = (0.01, 0.02)
+RUNS: dict[str, dict[str, tuple[float, ...]]] = {
     "lenet5": {"filter+channel": SWEEP, "shape": SWEEP},
-    "lenet300": {"filter+shape": ("0.002", "0.003")},
-    "resnet8": {"depth": ("0.05", "0.1")},
+    "lenet300": {"filter+shape": (0.002, 0.003)},
+    "resnet8": {"depth": (0.05, 0.1)},
 }
 """{net: {families: strengths}}."""
 ON = {"lenet5": ("params/conv1/kernel", "params/conv2/kernel")}
 """{net: what is penalised}, where it is not everything: units of convolutions, as in the paper's
 tables; the channels of conv2's units are inputs of fc1."""
-COMPARED = ("lenet5", "filter+channel", "0.02")
+COMPARED = ("lenet5", "filter+channel", 0.02)
 """Where the proximal step is compared with the subgradient."""
 
 
@@ -104,14 +103,14 @@ def nets(settings: Settings, net: str, task: Task, seed: int) -> Iterator[rows.R
     for arm, penalty in penalties(settings, net):
         stage = Shrink(of(settings.shrink, rate), WHOLE, penalty)
         shrunk, _ = stage(dense, task, jax.random.fold_in(key, 2))
-        blocks = {kind: term.blocks for kind, term in penalty.terms(task, WHOLE).items()}
-        norms = norms_of(task, blocks, shrunk.variables)
+        blocks = [term.blocks for term in penalty.terms(task, WHOLE).values()]
+        norms = norms_of(blocks, shrunk.variables)
         read, (seen,) = ReadOff(WHOLE, penalty, correct=False)(shrunk, task, key)
         tuned, _ = of(settings.finetune, rate / 2)(read, task, jax.random.fold_in(key, 3))
         yield {
             "arm": arm,
             "families": "+".join(penalty.families),
-            "strength": float(penalty.strength),
+            "strength": penalty.strength,
             "zeros": seen["metrics"]["zeros"],
             "macs": float(Net(task).cost(read.masks).macs) / float(Net(task).cost({}).macs),
             "kept": {
@@ -210,7 +209,7 @@ def findings(found: Sequence[rows.Row]) -> list[Finding]:
             listed.append(Finding(claim, paper if asked else "-", text, few if asked else None))
     net, families, strength = COMPARED
     for arm, paper in (("prox", "-"), ("subgradient", "many"), ("subgradient_alone", "none")):
-        mine = of(found, net, arm=arm, families=families, strength=float(strength))
+        mine = of(found, net, arm=arm, families=families, strength=strength)
         share = [100 * row["zeros"] for row in mine]
         holds = mean(share) == 0 if arm == "subgradient_alone" else mean(share) > 20
         claim = f"{arm}, {families} {strength}: groups that are exactly 0, %"

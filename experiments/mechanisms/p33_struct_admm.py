@@ -37,8 +37,8 @@ from jprune.stages.admm import Admm, Cut, Sets
 
 RESULTS = rows.RESULTS / "mechanisms" / "p33.jsonl"
 SETS = {
-    "P33a": ("weight", "0.2:0.08:0.009:0.07"),
-    "P33b": ("filter+column", "0.5:0.5:0.25+1:0.3:1:1"),
+    "P33a": ("weight", (0.2, 0.08, 0.009, 0.07)),
+    "P33b": ("filter+column", ((0.5, 0.5, 0.25), (1.0, 0.3, 1.0, 1.0))),
 }
 
 
@@ -105,7 +105,7 @@ def nets(settings: Settings, task: Task, seed: int) -> Iterator[rows.Row]:
     }
     for number, (part, (kinds, keep)) in enumerate(SETS.items(), start=2):
         here = jax.random.fold_in(key, number)
-        fractions = "0.5" if settings.smoke else keep  # of kernels alone, as in the paper
+        fractions = 0.5 if settings.smoke else keep  # of kernels alone, as in the paper
         sets = Sets(Budget(macs=1.0), tuple(kinds.split("+")), fractions, affine=False)
         rounds = 2 if settings.smoke else round(settings.rounds / (1.5 if part == "P33b" else 1))
         during = of(rounds * settings.per_round, settings.learning_rate)

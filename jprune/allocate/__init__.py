@@ -5,6 +5,8 @@ scores of units {group: [n]} or of weights (a tree), honour -inf (gone already) 
 pruned), count exactly, and meet budgets in parameters or MACs by asking the cost model about the
 masks themselves.
 
+`jointly` meets one budget with groups of several kinds (`jprune.blocks`).
+
 Read `uniform.py` first. Allocators share `_counts.py` (how many entries are kept), `_budgets.py`
 (the search for a density that meets a budget) and `jprune/topk.py` (which entries are kept);
 methods with a rule of their own use `keep_best`, `price_of` and `largest`.
@@ -12,8 +14,22 @@ methods with a rule of their own use `keep_best`, `price_of` and `largest`.
 
 from jprune.allocate._budgets import largest, price_of
 from jprune.allocate.global_topk import global_topk
+from jprune.allocate.jointly import fraction_kept, jointly
 from jprune.allocate.normalize import normalized
 from jprune.allocate.uniform import uniform
 from jprune.topk import keep_best
 
-__all__ = ["global_topk", "keep_best", "largest", "normalized", "price_of", "uniform"]
+ALLOCATORS = {"uniform": uniform, "global_topk": global_topk}
+"""By name, as options of methods have them."""
+
+__all__ = [
+    "ALLOCATORS",
+    "fraction_kept",
+    "global_topk",
+    "jointly",
+    "keep_best",
+    "largest",
+    "normalized",
+    "price_of",
+    "uniform",
+]

@@ -1,1 +1,46 @@
-"""What lives or dies together: units, branches, and patterns of weights within a kernel."""
+"""What lives or dies together: one vocabulary of blocks, made from `groups` alone.
+
+Units and branches: `filters`, `channels`, `branches`. Patterns within a kernel: `weights`,
+`vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. What one does with them: `norms`,
+`scale`, `pool` (scores of weights to scores of groups) and `spread` (masks of groups to masks of
+weights), `alive` and `masks` (what is left, as masks), `lift` (units that a pattern leaves no
+reader). `of_kinds` has them by the words that options of methods use.
+
+    columns = blocks.columns(groups)
+    masks = allocate.global_topk(blocks.pool(columns, scores), Budget(density=0.5))
+    units = blocks.lift(groups, blocks.spread(columns, masks))
+
+Here belongs what says which weights go together, whatever a method does with it. Read `members.py`
+first: what a block is.
+"""
+
+from jprune.blocks.grains import block, columns, kernels, n_of_m, rows, vectors, weights
+from jprune.blocks.kinds import of_kinds
+from jprune.blocks.masks import alive, lift, masks, spread
+from jprune.blocks.members import Block, Blocks, Member, norms, pool, scale, squares
+from jprune.blocks.units import branches, channels, filters
+
+__all__ = [
+    "Block",
+    "Blocks",
+    "Member",
+    "alive",
+    "block",
+    "branches",
+    "channels",
+    "columns",
+    "filters",
+    "kernels",
+    "lift",
+    "masks",
+    "n_of_m",
+    "norms",
+    "of_kinds",
+    "pool",
+    "rows",
+    "scale",
+    "spread",
+    "squares",
+    "vectors",
+    "weights",
+]

@@ -1,11 +1,14 @@
-"""Groups of weights that live or die together, reduced to a norm and multiplied by a factor.
+"""Blocks of groups: what lives or dies together, reduced to a norm and multiplied by a factor.
 
-A *block* is all groups of one kind that compete with each other: the units of an engine group (over
-all producers of a residual stream, or all consumers), the columns of one kernel, one branch. What
-stands in several leaves is one group, so penalties and projections see what is coupled.
+A *group* is weights that go together: a filter over all producers of a residual stream, a column of
+a kernel, a branch. A *block* is all groups that compete with each other: those of one engine group,
+or of one kernel. What stands in several leaves is one group, so penalties and projections see what
+is coupled. `Blocks` are the blocks of one kind, by name.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,219 +16,352 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Groups, Params, PyTree
-from jprune.units import places_of
-
-AXES = ("d", "h", "w", "in", "out")
-"""Names of a kernel's axes, counted from the last one, as in `jprune.blocks.grains`."""
+from jprune.base import Groups, PyTree, Scores, Variables
+from jprune.graph.shrink.concrete import at_hand, put_back
 
 
 class Member(NamedTuple):
-    """Where the groups of a block stand in one leaf."""
+    """Where the groups of a block stand in one leaf: a grid of boxes of equal lengths.
+
+    Attributes:
+        path: of the leaf.
+        lengths: along every axis of the leaf, how many positions a box has; None: the whole axis.
+            A last box is shorter where the length does not divide the axis.
+        units: [boxes], row by row: which group a box belongs to, -1 for none. None: every box is a
+            group, one after the other.
+    """
 
     path: str
-    axes: tuple[int, ...]
-    """Axes along which one group differs from the next; a group has all of the other axes."""
-    units: np.ndarray | None
-    """[positions along the axes]: the group at each, -1 for none; None: one after the other."""
+    lengths: tuple[int | None, ...]
+    units: np.ndarray | None = None
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """How many boxes there are along every axis of a leaf.
+
+        Raises:
+            StructureError: a leaf with another number of axes.
+        """
+        if len(shape) != len(self.lengths):
+            raise errors.StructureError(
+                f"{self.path} has the shape {tuple(shape)}; the groups are those of a leaf with "
+                f"{len(self.lengths)} axes. Trace the net that the variables are of."
+            )
+        return tuple(1 if n is None else -(-axis // n) for axis, n in zip(shape, self.lengths))
 
 
 class Block(NamedTuple):
-    """Groups that compete."""
+    """Groups that compete.
+
+    Attributes:
+        size: how many groups there are.
+        members: the leaves whose weights count in norms and scores.
+        followers: the leaves that go to 0 with their group, and do not count.
+    """
 
     size: int
     members: tuple[Member, ...]
-    """Whose weights count."""
     followers: tuple[Member, ...] = ()
-    """What goes to 0 with its group, and does not count."""
 
 
-Blocks = Mapping[str, Block]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blocks(Mapping[str, Block]):
+    """The blocks of one kind, by name: of engine groups, of kernels' paths, or of branches.
+
+    Attributes:
+        kind: what the groups are called: "filter", "column", ...
+        per: what a mask of them is a mask of: "unit", "branch" or "weight".
+        by_name: the blocks.
+        groups: of the net, from `trace`; None for blocks made by hand, which make no masks.
+    """
+
+    kind: str
+    per: str
+    by_name: Mapping[str, Block]
+    groups: Groups | None = None
+
+    def __getitem__(self, name: str) -> Block:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    @property
+    def counted(self) -> frozenset[str]:
+        """Paths of the leaves whose weights count."""
+        return frozenset(m.path for block in self.values() for m in block.members)
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """Paths of the leaves whose weights count, and of those that follow."""
+        following = (m.path for block in self.values() for m in block.followers)
+        return self.counted.union(following)
+
+    def where(self, names: Collection[str]) -> "Blocks":
+        """The same kind, of these names alone."""
+        taken = {name: block for name, block in self.items() if name in names}
+        return dataclasses.replace(self, by_name=taken)
 
 
-def unit_blocks(
-    groups: Groups,
-    names: Sequence[str] | None = None,
-    roles: Sequence[str] = ("kernel",),
-    followers: Sequence[str] = (),
-) -> dict[str, Block]:
-    """The units of engine groups, coupled wherever they stand.
+def by_kind(blocks: Blocks | Sequence[Blocks], values: Any, option: str) -> list[Any]:
+    """`[(blocks, their values)]` of one kind or several.
 
     Args:
-        groups: from `trace`.
-        names: of groups; None: all that have a place in these roles.
-        roles: ("kernel",) are filters, over all producers; ("in",) channels, over all consumers.
-        followers: roles of what goes with them.
+        blocks: of one kind, or of several.
+        values: of one kind, what belongs to it; of several, {kind: what belongs to it}, or what
+            belongs to all.
+        option: where the values come from, for the message.
 
     Raises:
-        FrozenError: a name is that of a leaf that the engine has frozen; the message says why.
-        StructureError: no such group, or one without a place in these roles.
-
-    Example:
-        >>> import jprune
-        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
-        >>> variables = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 1))}
-        >>> blocks = unit_blocks(jprune.trace(fn, variables, jnp.zeros((1, 2))))
-        >>> squares(blocks, variables)["first"].tolist()
-        [2.0, 2.0, 2.0]
+        ArgumentError: two of one kind, a kind without values, or values of a kind that is not
+            there.
     """
-    found = {}
-    for name in groups.names if names is None else names:
-        _check_group(groups, name)
-        if members := _members(groups, name, roles):
-            found[name] = Block(groups.sizes[name], members, _members(groups, name, followers))
-        elif names is not None:
-            raise errors.StructureError(
-                f"the group {name!r} has no place in the roles {tuple(roles)}: there is nothing "
-                "to reduce to a norm. Leave it out."
-            )
-    return found
-
-
-def _members(groups: Groups, name: str, roles: Sequence[str]) -> tuple[Member, ...]:
-    places = places_of(groups, roles, (name,))
-    return tuple(Member(place.leaf, (place.axis,), place.units) for _, place in places)
-
-
-def _check_group(groups: Groups, name: str) -> None:
-    if name in groups.sizes:
-        return
-    for frozen in groups.frozen:
-        if name in (frozen.leaf, frozen.leaf.rpartition("/")[0]):
-            remedy = f" {frozen.remedy}" if frozen.remedy else ""
-            raise errors.FrozenError(
-                f"{name!r} is frozen: axis {frozen.axis} of {frozen.leaf} {frozen.reason}. No "
-                f"penalty can remove it.{remedy} The groups are {', '.join(groups.names)}."
-            )
-    raise errors.StructureError(
-        f"there is no group {name!r}; {errors.nearest(name, groups.names)}the groups are "
-        f"{', '.join(groups.names) or 'none'}."
-    )
-
-
-def grain_blocks(
-    groups: Groups, kernels: Sequence[str], along: Sequence[str] = ("d", "h", "w", "in")
-) -> dict[str, Block]:
-    """Patterns inside kernels, each kernel for itself.
-
-    Args:
-        groups: from `trace`.
-        kernels: paths of kernels [window..., in, out].
-        along: named axes along which one group differs from the next: all but "out" are columns
-            (one tap of one input, over all filters), all five are single weights.
-
-    Example:
-        >>> import jprune
-        >>> fn = lambda v, x: x @ v["w"]
-        >>> variables = {"w": jnp.arange(6.0).reshape(3, 2)}
-        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 3)))
-        >>> squares(grain_blocks(groups, ["w"]), variables)["w"].tolist()
-        [1.0, 13.0, 41.0]
-    """
-    found = {}
-    for path in kernels:
-        shape = groups.leaves[path].shape
-        axes = tuple(axis for axis, name in enumerate(AXES[-len(shape) :]) if name in along)
-        size = int(np.prod([shape[axis] for axis in axes]))
-        found[path] = Block(size, (Member(path, axes, None),))
-    return found
-
-
-def branch_blocks(
-    groups: Groups, names: Sequence[str] | None = None, scales: bool = False
-) -> dict[str, Block]:
-    """Branches of residual sums, each one group: its kernels count, all else of it follows.
-
-    Args:
-        groups: from `trace`.
-        names: of branches; None: all.
-        scales: the scales of norms count too.
-
-    Raises:
-        StructureError: no such branch, or no branch at all.
-    """
-    branches = {branch.name: branch for branch in groups.branches}
-    unknown = [name for name in names or () if name not in branches]
-    if unknown or not branches:
-        wanted = repr(unknown[0]) if unknown else "depth"
-        raise errors.StructureError(
-            f"{wanted}: the net has {', '.join(branches) or 'no'} branches. A branch is the side "
-            "of a residual sum that has weights, the other side having none."
+    if isinstance(blocks, Blocks):
+        return [(blocks, values)]
+    kinds = [each.kind for each in blocks]
+    if len({*kinds}) < len(kinds):
+        raise errors.ArgumentError(
+            f"blocks of the kinds {', '.join(kinds)} came; each kind can come once. Take different "
+            "`names` of a kind in one call."
         )
-    count = {path for path, leaf in groups.leaves.items() if len(leaf.shape) > 1}
-    if scales:
-        count |= {place.leaf for _, place in places_of(groups, ("scale",))}
-    found = {}
-    for name in branches if names is None else names:
-        whole = {path: Member(path, (), None) for path in branches[name].leaves}
-        counted = tuple(member for path, member in whole.items() if path in count)
-        found[name] = Block(1, counted, tuple(m for m in whole.values() if m not in counted))
-    return found
+    if not isinstance(values, Mapping):
+        return [(each, values) for each in blocks]
+    if {*values} != {*kinds}:
+        raise errors.ArgumentError(
+            f"{option} is of {', '.join(map(str, values)) or 'nothing'}; of blocks of several "
+            f"kinds, write {{kind: ...}} with {', '.join(kinds)}."
+        )
+    return [(each, values[each.kind]) for each in blocks]
 
 
-def leaves_of(paths: PyTree, params: Params) -> dict[str, jax.Array]:
-    """{path: leaf} of parameters.
+def paths_among(paths: Collection[str], tree: PyTree) -> tuple[str, ...]:
+    """Paths among the traced variables of the leaves of a tree that is those variables or a part.
+
+    An optimizer is mostly given one collection of the variables: what is "conv/kernel" there is
+    "params/conv/kernel" in the traced net. The part is found by the paths that have to be in it.
 
     Args:
-        paths: a tree like the parameters, of the leaves' paths among the variables.
-        params: the parameters.
+        paths: some of the variables, by path: those that a method changes.
+        tree: variables, parameters, gradients, updates, or `{path: leaf}`.
+
+    Returns:
+        A path for every leaf, in the order of `jax.tree.leaves`.
+
+    Raises:
+        StructureError: none of the paths is in the tree, or several parts of the variables could
+            be meant.
+
+    Example:
+        >>> paths_among(["params/a/kernel"], {"a": {"bias": 0, "kernel": 1}})
+        ('params/a/bias', 'params/a/kernel')
     """
-    return dict(zip(jax.tree.leaves(paths), jax.tree.leaves(params), strict=True))
+    own = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    if not paths:
+        return tuple(own)
+    names, shared = {*own}, Counter[str]()
+    for path in paths:
+        ends = [0, *(place + 1 for place, letter in enumerate(path) if letter == "/")]
+        shared.update(path[:end] for end in ends if path[end:] in names)
+    if not shared:
+        raise errors.StructureError(
+            f"none of {', '.join(sorted(paths)[:3])} is among {', '.join(own[:3])} (...): the "
+            "groups are of another net. Trace the variables that hold these parameters."
+        )
+    depth = lambda prefix: (-shared[prefix], prefix.count("/"))
+    prefixes = sorted(shared, key=depth)
+    if len(prefixes) > 1 and depth(prefixes[0]) == depth(prefixes[1]):
+        raise errors.StructureError(
+            f"the parameters may be those at {prefixes[0]} or at {prefixes[1]} of the traced "
+            "variables. Pass the collection that holds both."
+        )
+    return tuple(prefixes[0] + path for path in own)
 
 
-def squares(blocks: Blocks, leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
+def leaves_of(blocks: Blocks | Sequence[Blocks], tree: PyTree) -> dict[str, Any]:
+    """`{path among the variables: leaf}` of all leaves of a tree.
+
+    Args:
+        blocks: whose leaves tell which part of the variables the tree is, see `paths_among`.
+        tree: variables, parameters, gradients, updates, or `{path: leaf}`.
+
+    Raises:
+        StructureError: a tree of another net.
+    """
+    families = [blocks] if isinstance(blocks, Blocks) else blocks
+    wanted = frozenset[str]().union(*(each.touched for each in families))
+    return dict(zip(paths_among(wanted, tree), jax.tree.leaves(tree)))
+
+
+def squares(blocks: Blocks, variables: Variables) -> dict[str, Any]:
     """{block: [groups]}: sums of squares over the weights of every group.
 
     Args:
-        blocks: the groups.
-        leaves: {path: array}; members that are not there are left out.
+        blocks: of one kind.
+        variables: those of the traced net or a part of them; members that are not in it are left
+            out. Arrays at hand are summed by NumPy in float64.
+
+    Example:
+        >>> rows = Blocks("row", "weight", {"w": Block(2, (Member("w", (1, None)),))})
+        >>> squares(rows, {"w": jnp.array([[3.0, 4.0], [0.0, 1.0]])})["w"].tolist()
+        [25.0, 1.0]
     """
-    return {name: _squares(block, leaves) for name, block in blocks.items()}
+    leaves = leaves_of(blocks, variables)
+    return {name: total(block, leaves, lambda leaf: leaf**2) for name, block in blocks.items()}
 
 
-def _squares(block: Block, leaves: Mapping[str, Any]) -> jax.Array:
-    total: Any = 0.0
+def norms(blocks: Blocks, variables: Variables) -> dict[str, np.ndarray]:
+    """{block: [groups]}: the Euclidean norm of every group.
+
+    Args:
+        blocks: of one kind.
+        variables: those of the traced net or a part of them.
+
+    Example:
+        >>> rows = Blocks("row", "weight", {"w": Block(2, (Member("w", (1, None)),))})
+        >>> norms(rows, {"w": jnp.array([[3.0, 4.0], [0.0, 1.0]])})["w"].tolist()
+        [5.0, 1.0]
+    """
+    return {name: np.sqrt(np.asarray(s, float)) for name, s in squares(blocks, variables).items()}
+
+
+def total(block: Block, leaves: Mapping[str, Any], of: Any) -> Any:
+    """[groups]: the sum over a group's weights of what a function makes of them.
+
+    Args:
+        block: its members count, those that are not among the leaves left out.
+        leaves: {path: array}.
+        of: array -> array of the same shape.
+    """
+    sums: Any = np.zeros(block.size)
     for member in block.members:
         if (leaf := leaves.get(member.path)) is None:
             continue
-        rest = tuple(axis for axis in range(leaf.ndim) if axis not in member.axes)
-        values = jnp.sum(leaf**2, axis=rest).reshape(-1)
-        total = total + _gathered(values, member.units, block.size)
-    return jnp.broadcast_to(jnp.asarray(total), (block.size,))
+        numbers = at_hand(leaf)
+        values = of(leaf if numbers is None else numbers.astype(np.float64))
+        sums = sums + _gathered(box_sums(member, values), member.units, block.size)
+    return sums
 
 
-def _gathered(values: jax.Array, units: np.ndarray | None, size: int) -> jax.Array:
+def box_sums(member: Member, values: Any) -> Any:
+    """[boxes]: the sums over a leaf's boxes, row by row."""
+    xnp = np if isinstance(values, np.ndarray) else jnp
+    member.grid(np.shape(values))
+    whole = tuple(axis for axis, n in enumerate(member.lengths) if n is None)
+    values = values.sum(whole, keepdims=True)
+    for axis, n in enumerate(member.lengths):
+        if n is None or n == 1:
+            continue
+        short = -values.shape[axis] % n
+        values = xnp.pad(values, [(0, short * (axis == a)) for a in range(values.ndim)])
+        split = (*values.shape[:axis], values.shape[axis] // n, n, *values.shape[axis + 1 :])
+        values = values.reshape(split).sum(axis=axis + 1)
+    return values.reshape(-1)
+
+
+def _gathered(values: Any, units: np.ndarray | None, size: int) -> Any:
+    """[groups]: values of boxes, added up by group."""
     if units is None or np.array_equal(units, np.arange(size)):
         return values
-    taken = np.flatnonzero(units >= 0)
-    return jax.ops.segment_sum(values[taken], units[taken], size)
+    inside = np.flatnonzero(units >= 0)
+    if isinstance(values, np.ndarray):
+        result = np.zeros(size, values.dtype)
+        np.add.at(result, units[inside], values[inside])
+        return result
+    return jax.ops.segment_sum(values[inside], units[inside], size)
 
 
 def along(member: Member, shape: Sequence[int], values: Any, other: Any) -> Any:
-    """Values of groups [groups] where they stand in a leaf; it broadcasts to the leaf's shape.
+    """Values of groups where they stand in a leaf; the result broadcasts to the leaf's shape.
 
     Args:
         member: of a block.
         shape: of the leaf.
-        values: one a group.
+        values: [groups], of NumPy or JAX.
         other: at positions that belong to none.
     """
+    xnp = np if isinstance(values, np.ndarray) else jnp
     if member.units is not None and not np.array_equal(member.units, np.arange(len(values))):
-        values = jnp.where(member.units < 0, other, values[np.maximum(member.units, 0)])
-    kept = [length if axis in member.axes else 1 for axis, length in enumerate(shape)]
-    return values.reshape(kept)
+        values = xnp.where(member.units < 0, other, values[np.maximum(member.units, 0)])
+    values = values.reshape(member.grid(shape))
+    for axis, n in enumerate(member.lengths):
+        if n is not None and n > 1:
+            values = xnp.repeat(values, n, axis)
+            values = values[(slice(None),) * axis + (slice(shape[axis]),)]
+    return values
 
 
-def scaled(
-    blocks: Blocks, leaves: Mapping[str, Any], factors: Mapping[str, jax.Array]
-) -> dict[str, Any]:
-    """The leaves with every group multiplied by its factor; followers of a factor 0 are 0."""
-    found = dict(leaves)
+def scale(blocks: Blocks, variables: Variables, factors: Mapping[str, Any]) -> Variables:
+    """The variables with every group multiplied by its factor.
+
+    Args:
+        blocks: of one kind.
+        variables: those of the traced net, or a part of them.
+        factors: {block: [groups]}. Followers of a group are 0 where its factor is 0 or less, and
+            stay as they are elsewhere.
+
+    Returns:
+        A tree of the same structure; leaves that no group touches are the very same.
+
+    Example:
+        >>> rows = Blocks("row", "weight", {"w": Block(2, (Member("w", (1, None)),))})
+        >>> scale(rows, {"w": jnp.ones((2, 2))}, {"w": np.array([0.5, 0.0])})["w"].tolist()
+        [[0.5, 0.5], [0.0, 0.0]]
+    """
+    leaves = leaves_of(blocks, variables)
     for name, block in blocks.items():
         factor = factors[name]
-        here = [(member, factor) for member in block.members]
-        here += [(member, (factor > 0).astype(factor.dtype)) for member in block.followers]
-        for member, values in here:
-            if (leaf := found.get(member.path)) is not None:
-                found[member.path] = leaf * along(member, leaf.shape, values, 1.0)
-    return found
+        concrete = at_hand(factor)
+        factor = factor if concrete is None else concrete
+        pairs = [(member, factor) for member in block.members]
+        pairs += [(member, factor > 0) for member in block.followers]
+        for member, values in pairs:
+            if (leaf := leaves.get(member.path)) is not None:
+                leaves[member.path] = _product(leaf, along(member, np.shape(leaf), values, 1))
+    return jax.tree.unflatten(jax.tree.structure(variables), list(leaves.values()))
+
+
+def _product(leaf: Any, values: Any) -> Any:
+    numbers = at_hand(leaf)
+    if numbers is None or not isinstance(values, np.ndarray):
+        return leaf * values.astype(leaf.dtype)
+    return put_back(numbers * values.astype(numbers.dtype), leaf)
+
+
+def pool(blocks: Blocks, scores: Scores, how: str = "sum") -> dict[str, Any]:
+    """Scores of groups from scores of weights.
+
+    Args:
+        blocks: of one kind.
+        scores: a tree like the variables or a part of them; None where there are no scores.
+        how: "sum", or "mean" where groups of unequal size compete.
+
+    Returns:
+        {block: [groups]}; blocks without a score are left out. A weight at -inf takes its group
+        along, one at +inf saves it.
+
+    Raises:
+        ArgumentError: another way to reduce.
+
+    Example:
+        >>> columns = Blocks("column", "weight", {"w": Block(2, (Member("w", (1, None)),))})
+        >>> pool(columns, {"w": np.array([[1.0, 2.0], [3.0, 5.0]])}, "mean")["w"].tolist()
+        [1.5, 4.0]
+    """
+    if how not in ("sum", "mean"):
+        raise errors.ArgumentError(f'pool(how={how!r}); write "sum" or "mean".')
+    leaves = leaves_of(blocks, scores)
+    result = {}
+    for name, block in blocks.items():
+        if not any(member.path in leaves for member in block.members):
+            continue
+        with np.errstate(invalid="ignore"):  # +inf and -inf are scores
+            sums = total(block, leaves, lambda leaf: leaf)
+            if how == "mean":
+                sums = sums / total(block, leaves, lambda leaf: np.ones(np.shape(leaf)))
+        result[name] = sums
+    return result

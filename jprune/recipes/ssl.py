@@ -16,13 +16,15 @@ References:
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from jprune import errors
 from jprune.base import Budget, Recipe
+from jprune.blocks.kinds import split, words_of
 from jprune.stages.frame import Evaluate, Save
 from jprune.stages.group_lasso import FAMILIES, Penalty, ReadOff, Shrink
-from jprune.stages.structures import kinds_of
 from jprune.stages.train import Train
+from jprune.train.numbers import Numbers
 
 STRENGTHS = {"shape": 0.003, "filter": 0.003, "channel": 0.003, "depth": 0.007}
 """The paper's, for CIFAR-10 (ConvNet, ResNet-20)."""
@@ -33,9 +35,9 @@ def ssl(
     train: Train | None,
     finetune: Train,
     *,
-    families: str = "filter+channel",
-    strength: float | str | None = None,
-    names: str | None = None,
+    families: str | Sequence[str] = ("filter", "channel"),
+    strength: Numbers | Sequence[Sequence[float]] | Mapping[str, Numbers] | None = None,
+    names: str | Sequence[str] | None = None,
     how: str = "prox",
     threshold: float | None = None,
     scales: bool = True,
@@ -53,13 +55,15 @@ def ssl(
             what the penalty has made 0 goes.
         train: training of the dense net; None where it is trained already.
         finetune: the training under the penalty and the one after it.
-        families: "filter", "channel", "shape" or "depth", or several with "+" between: they add.
-            "filter+shape" are the paper's rows and columns, "depth" its ResNet's. Shapes make masks
-            of weights, the others of units or branches.
-        strength: lambda of all; "0.003+0.005" of each family; "0.003:0.001:0.01+0.005" of each
-            block (group, kernel, branch) of the first. None: 0.003, and 0.007 for depth. The
-            paper's are tuned by hand.
-        names: of groups, kernels or branches that are penalised, with "+" between; None: all.
+        families: "filter", "channel", "shape" or "depth", or several of them: they add. Filters
+            and shapes are the paper's rows and columns, depth its ResNet's. Shapes make masks of
+            weights, the others of units or branches. (On the command line "filter+shape".)
+        strength: lambda of all; of each block (group, kernel, branch) in execution order; a
+            sequence of such sequences, one a family; or {family: either of the former}. None:
+            0.003, and 0.007 for depth. The paper's are tuned by hand. (On the command line
+            "0.003:0.001+0.005" are two blocks of the first family, and all of the second.)
+        names: of groups, kernels or branches that are penalised; None: all. (On the command line
+            with "+" between.)
         how: "prox", whose step makes groups exactly 0, or "subgradient", the authors'.
         threshold: weights below it become 0 after every step; None: 0 for "prox", and the authors'
             1e-4 for "subgradient", which makes no zeros by itself.
@@ -85,13 +89,13 @@ def ssl(
         >>> [(stage.name, getattr(stage, "epochs", None)) for stage in recipe][2:]
         [('shrink', None), ('prune', None), ('before_finetune', None), ('finetune', 4.0)]
     """
-    given = kinds_of(families, FAMILIES, "families")
+    kinds = words_of(families, FAMILIES, "families")
     if not 0 < stop < 1:
         raise errors.ArgumentError(f"ssl(stop={stop}); it is in (0, 1).")
     penalty = Penalty(
-        given,
-        "+".join(str(STRENGTHS[kind]) for kind in given) if strength is None else str(strength),
-        None if names is None else tuple(names.split("+")),
+        kinds,
+        {kind: STRENGTHS[kind] for kind in kinds} if strength is None else strength,
+        None if names is None else split(names),
         how,
         (1e-4 if how == "subgradient" else 0.0) if threshold is None else threshold,
         scales,

@@ -14,14 +14,17 @@ References:
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from jprune import errors
+from jprune.allocate import ALLOCATORS
 from jprune.base import Budget, Recipe
+from jprune.blocks.kinds import split, words_of
 from jprune.stages.admm import Admm, Cut, Sets
 from jprune.stages.frame import Evaluate, Save
 from jprune.stages.rounds import evenly
-from jprune.stages.structures import ALLOCATORS, kinds_of
 from jprune.stages.train import Train
+from jprune.train.numbers import Numbers
 
 KINDS = ("filter", "channel", "column", "weight")
 OPTIMIZERS = ("adam", "sgd")
@@ -32,9 +35,9 @@ def struct_admm(
     train: Train | None,
     finetune: Train,
     *,
-    groups: str = "filter",
-    keep: str | float | None = None,
-    names: str | None = None,
+    groups: str | Sequence[str] = "filter",
+    keep: Numbers | Sequence[Sequence[float]] | Mapping[str, Numbers] | None = None,
+    names: str | Sequence[str] | None = None,
     allocator: str = "uniform",
     affine: bool = True,
     rounds: int | None = None,
@@ -56,14 +59,17 @@ def struct_admm(
         train: training of the dense net; None where it is trained already.
         finetune: ADMM and the training after it.
         groups: "filter" (over all producers of a unit), "channel" (over all its consumers),
-            "column" (one tap of one input, over all filters of a kernel), "weight", or several with
-            "+" between, "filter+column" being the paper's rows and columns: projected one after the
-            other, as the authors do, which is not the nearest point of both. Columns and weights
-            make masks of weights: the gain is a smaller matrix, and units that nothing reads. With
-            them, the budget's `multiple_of` has no meaning.
-        keep: fractions kept, instead of those that meet the budget: one number, "0.5+0.3" one of
-            each kind, "0.5:0.5:0.25+1:0.3:1:1" one of each block. They have to fit the budget.
-        names: of groups or kernels that are pruned, with "+" between; None: all.
+            "column" (one tap of one input, over all filters of a kernel), "weight", or several,
+            filters and columns being the paper's rows and columns: projected one after the other,
+            as the authors do, which is not the nearest point of both. Columns and weights make
+            masks of weights: the gain is a smaller matrix, and units that nothing reads. With
+            them, the budget's `multiple_of` has no meaning. (On the command line "filter+column".)
+        keep: fractions kept, instead of those that meet the budget, which they have to fit: one
+            for all; one for each block in execution order; a sequence of such sequences, one a
+            kind; or {kind: either of the former}. (On the command line "0.5:0.25+0.3" are two
+            blocks of the first kind, and all of the second.)
+        names: of groups or kernels that are pruned; None: all. (On the command line with "+"
+            between.)
         allocator: how the budget is spread: "uniform" (every layer the same fraction) or
             "global_topk" (by the norms of the dense net). The paper's fractions are set by hand.
         affine: whether a filter has its scales and shifts in it. The paper's has kernels alone, in
@@ -98,7 +104,7 @@ def struct_admm(
         >>> [stage.name for stage in recipe][2:]
         ['admm', 'prune', 'between', 'admm', 'prune', 'before_finetune', 'finetune']
     """
-    kinds = kinds_of(groups, KINDS, "groups")
+    kinds = words_of(groups, KINDS, "groups")
     if {"filter", "channel"} <= set(kinds):
         raise errors.ArgumentError(
             f"groups={groups!r}: a unit would have to be kept twice, as a filter and as a channel, "
@@ -120,22 +126,21 @@ def struct_admm(
         ("progressive", progressive, progressive >= 1, "1 or more"),
         ("purify", purify, 0 <= purify < 1, "in [0, 1)"),
     )
-    given = None if keep is None else str(keep)
-    if given is not None and progressive > 1:
+    if keep is not None and progressive > 1:
         raise errors.ArgumentError(
-            f"keep={given!r} with progressive={progressive}: the fractions of every cut come from "
+            f"keep={keep!r} with progressive={progressive}: the fractions of every cut come from "
             "the budget. Leave one of the two out."
         )
-    chosen = None if names is None else tuple(names.split("+"))
+    chosen = None if names is None else split(names)
     share = lambda part: part * finetune.epochs / progressive
     during = dataclasses.replace(finetune, epochs=share(stop), schedule="constant")
     after = dataclasses.replace(finetune, epochs=share(1 - stop))
     adam = (rate, weight_decay) if optimizer == "adam" else None
     stages = []
-    for here in evenly(budget, progressive):
-        sets = Sets(here, kinds, given, chosen, allocator, affine)
-        split = Admm(during, sets, rounds, rho, growth, limit, adam)
-        stages += [split, Cut(sets, purify), dataclasses.replace(after, name="between")]
+    for goal in evenly(budget, progressive):
+        sets = Sets(goal, kinds, keep, chosen, allocator, affine)
+        training = Admm(during, sets, rounds, rho, growth, limit, adam)
+        stages += [training, Cut(sets, purify), dataclasses.replace(after, name="between")]
     return (
         *(() if train is None else (train,)),
         Save("dense"),
@@ -146,9 +151,9 @@ def struct_admm(
     )
 
 
-def _check_numbers(*given: tuple[str, float | None, bool, str]) -> None:
+def _check_numbers(*options: tuple[str, float | None, bool, str]) -> None:
     """(option, value, whether it is right, what is) of each."""
-    for name, value, right, expected in given:
+    for name, value, right, expected in options:
         if not right:
             raise errors.ArgumentError(f"struct_admm({name}={value}); {name} is {expected}.")
 

@@ -16,7 +16,7 @@ from jprune.sparsify.centripetal import (
 )
 from jprune.sparsify.clusters import cluster
 from jprune.sparsify.fista import FistaState, fista
-from jprune.sparsify.group_lasso import Term, group_lasso, group_penalty
+from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.hold import HoldState, hold, masks_of, with_masks
 from jprune.sparsify.l1 import l1_decay
@@ -31,7 +31,6 @@ __all__ = [
     "HoldState",
     "ScheduledState",
     "SurgeryState",
-    "Term",
     "admm",
     "centripetal",
     "cluster",

@@ -17,104 +17,161 @@ import jax.numpy as jnp
 import optax
 
 from jprune import errors
-from jprune.base import Params, PyTree
-from jprune.blocks.members import Blocks, leaves_of, scaled, squares
+from jprune.base import Params, PyTree, Variables, is_none
+from jprune.blocks.members import Blocks, by_kind, leaves_of, scale, squares
 from jprune.topk import best
 
-Leaves = Mapping[str, jax.Array]
-"""{path: array}."""
-Projection = Callable[[Leaves], Leaves]
-"""Leaves to the nearest ones of a set; leaves that the set says nothing of are left out."""
+Projection = Callable[[Params], PyTree]
+"""Parameters to the nearest ones of a set, None at leaves of which the set says nothing."""
+
+Keep = float | Mapping[str, Any]
+"""Fraction of the groups of each block; {block: how many}; {kind: either of them}."""
 
 
 class AdmmState(NamedTuple):
-    """State of `admm`; arrays are {path: ...} of the leaves that are projected."""
+    """State of `admm`; Z and U are trees like the parameters, None where nothing is projected.
+
+    Attributes:
+        step: how many steps were taken.
+        target: Z.
+        duals: U, scaled: the multipliers over rho.
+        rho: of this round.
+        size: ||W|| at the beginning, which the duals are measured by: weights that grow with them
+            say nothing.
+        primal: ||W - Z|| / ||W|| at the last refresh.
+        change: ||Z - the Z before|| / ||W|| at the last refresh: the dual residual over rho ||W||.
+        good: the parameters at the last refresh whose duals were good.
+        stopped: the round in which the duals diverged; 0: they have not.
+        inner: state of the optimizer of the W-step.
+    """
 
     step: jax.Array
-    target: Leaves
-    """Z."""
-    duals: Leaves
-    """U, scaled: the multipliers over rho."""
+    target: PyTree
+    duals: PyTree
     rho: jax.Array
     size: jax.Array
-    """||W|| at the beginning, which the duals are measured by: weights that grow with them say
-    nothing."""
     primal: jax.Array
-    """||W - Z|| / ||W|| at the last refresh."""
     change: jax.Array
-    """||Z - the Z before|| / ||W|| at the last refresh: the dual residual over rho ||W||."""
     good: PyTree
-    """The parameters at the last refresh whose duals were good."""
     stopped: jax.Array
-    """The round in which the duals diverged; 0: they have not."""
     inner: PyTree
 
 
-def projection(sets: Sequence[tuple[Blocks, Mapping[str, int]]]) -> Projection:
+def counts_of(blocks: Blocks, keep: Keep) -> dict[str, int]:
+    """{block: how many of its groups are kept}.
+
+    Args:
+        blocks: of one kind.
+        keep: a fraction in (0, 1], of which 1 group is the least; or counts by block.
+
+    Raises:
+        ArgumentError: another fraction, or counts that are not one for every block.
+    """
+    if isinstance(keep, Mapping):
+        wrong = [n for n in keep if n in blocks and not 0 <= keep[n] <= blocks[n].size]
+        if {*keep} != {*blocks} or wrong:
+            raise errors.ArgumentError(
+                f"projection(keep={dict(keep)}); write a fraction, or for each of "
+                f"{', '.join(blocks)} how many of its groups are kept."
+            )
+        return {name: int(keep[name]) for name in blocks}
+    if not 0 < keep <= 1:
+        raise errors.ArgumentError(
+            f"projection(keep={keep}); it is the fraction of groups kept, in (0, 1], or a count "
+            "for every block."
+        )
+    return {
+        name: max(1, block.size - round((1 - keep) * block.size)) for name, block in blocks.items()
+    }
+
+
+def projection(blocks: Blocks | Sequence[Blocks], keep: Keep) -> Projection:
     """Keeps the groups with the largest norms, so many of every block, and zeroes the others.
 
-    One set's result is the nearest point of it. Several are taken one after the other, as the
+    One kind's result is the nearest point of it. Several are taken one after the other, as the
     authors do, which is a point of all of them if each keeps what is 0 at 0, and not the nearest.
 
     Args:
-        sets: (blocks, {block: groups kept}).
+        blocks: the groups, from `jprune.blocks`, of one kind or of several.
+        keep: fraction of the groups of every block, or how many, by block; of several kinds also
+            {kind: either of them}.
 
     Returns:
-        `project(leaves)`; equal norms go by the lowest index.
+        `project(parameters)`, None at leaves without such groups; equal norms go by the lowest
+        index.
+
+    Raises:
+        ArgumentError: a fraction outside (0, 1], or counts that are not one for every block.
 
     Example:
-        >>> from jprune.blocks.members import Block, Member
-        >>> rows = {"w": Block(2, (Member("w", (0,), None),))}
-        >>> columns = {"w": Block(3, (Member("w", (1,), None),))}
-        >>> w = {"w": jnp.array([[3.0, 0.0, 1.0], [0.0, 2.0, 2.0]])}
-        >>> projection([(rows, {"w": 1})])(w)["w"].tolist()
-        [[3.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
-        >>> projection([(columns, {"w": 2})])(w)["w"].tolist()
-        [[3.0, 0.0, 1.0], [0.0, 0.0, 2.0]]
+        >>> import jprune
+        >>> from jprune import blocks
+        >>> w = {"w": jnp.array([[3.0, 0.0], [0.0, 2.0], [1.0, 2.0]])}
+        >>> groups = jprune.trace(lambda v, x: x @ v["w"], w, jnp.ones(3))
+        >>> projection(blocks.rows(groups), keep=0.5)(w)["w"].tolist()
+        [[3.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+        >>> projection(blocks.columns(groups), keep={"w": 2})(w)["w"].tolist()
+        [[3.0, 0.0], [0.0, 0.0], [1.0, 2.0]]
     """
-    touched = {m.path for blocks, _ in sets for b in blocks.values() for m in b.members}
+    sets = [(each, counts_of(each, own)) for each, own in by_kind(blocks, keep, "keep")]
 
-    def project(leaves: Leaves) -> Leaves:
-        found = {path: leaf for path, leaf in leaves.items() if path in touched}
-        return found if not sets else supports(sets, found)[-1].left
+    def project(params: Params) -> PyTree:
+        # Z = arg min ||Z - V|| over the set: the groups with the largest norms of V, 0 elsewhere
+        near = supports(sets, params)[-1].near if sets else params
+        counted = frozenset[str]().union(*(each.counted for each, _ in sets))
+        leaves = leaves_of([each for each, _ in sets], near)
+        chosen = [leaf if path in counted else None for path, leaf in leaves.items()]
+        return jax.tree.unflatten(jax.tree.structure(params), chosen)
 
     return project
 
 
 class Support(NamedTuple):
-    """What a set keeps of leaves that the sets before it have left."""
+    """What the projection on the groups of one kind keeps, of what those before it left.
+
+    Attributes:
+        squares: {block: [groups]}: the squared norms, after the projections before this one.
+        keep: {block: bool [groups]}.
+        near: the variables with zeros at all other groups.
+    """
 
     squares: Mapping[str, Any]
-    """{block: [groups]}: the squared norms that it has seen."""
-    kept: Mapping[str, Any]
-    """{block: bool [groups]}."""
-    left: Leaves
-    """The leaves with zeros at all other groups."""
+    keep: Mapping[str, Any]
+    near: Variables
 
 
 def supports(
-    sets: Sequence[tuple[Blocks, Mapping[str, int]]], leaves: Mapping[str, Any]
+    sets: Sequence[tuple[Blocks, Mapping[str, int]]], variables: Variables
 ) -> list[Support]:
-    """What `projection` keeps, set by set."""
-    found = []
+    """What `projection` keeps, kind by kind.
+
+    Args:
+        sets: (blocks, {block: how many groups are kept}), in the order of the projections.
+        variables: those of the traced net or a part of them.
+    """
+    result = []
     for blocks, counts in sets:
-        seen = squares(blocks, leaves)
-        kept = {name: jnp.asarray(best(square, counts[name])) for name, square in seen.items()}
-        factors = {name: kept[name].astype(square.dtype) for name, square in seen.items()}
-        leaves = scaled(blocks, leaves, factors)
-        found.append(Support(seen, kept, leaves))
-    return found
+        sums = squares(blocks, variables)
+        keep = {name: best(square, counts[name]) for name, square in sums.items()}
+        variables = scale(blocks, variables, {name: 1.0 * mask for name, mask in keep.items()})
+        result.append(Support(sums, keep, variables))
+    return result
 
 
-def norm(leaves: Leaves) -> jax.Array:
+def norm(tree: PyTree) -> jax.Array:
     """The Euclidean norm of all leaves together."""
-    return jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in leaves.values()), jnp.zeros(())))
+    return jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros(())))
+
+
+def _like(target: PyTree, function: Callable[..., Any], *trees: PyTree) -> PyTree:
+    """Maps over the leaves that are projected; None elsewhere."""
+    one = lambda leaf, *others: None if leaf is None else function(leaf, *others)
+    return jax.tree.map(one, target, *trees, is_leaf=is_none)
 
 
 def admm(
     inner: optax.GradientTransformation,
     project: Projection,
-    paths: PyTree,
     *,
     rho: float,
     every: int,
@@ -124,7 +181,7 @@ def admm(
     """An optimizer whose weights are pulled towards a sparse copy that follows them.
 
     The pull rho (W - Z + U) is part of the gradient that `inner` gets: of f, weight decay included.
-    Nothing is masked: W is dense until it is cut.
+    Nothing is masked: W is dense until it is cut. Then take `projection` of W itself.
 
     A dual diverges if it is not finite, or longer than `limit` times the first weights. The round
     is then undone: the parameters go back to those of the last good round and stay there, and
@@ -133,7 +190,6 @@ def admm(
     Args:
         inner: the optimizer of the W-step.
         project: on the set; from `projection`.
-        paths: a tree like the parameters, of the leaves' paths.
         rho: of rho / 2 ||W - Z + U||^2 (authors' code that leaves the half out means twice its
             number).
         every: steps in a round.
@@ -144,17 +200,19 @@ def admm(
 
     Raises:
         ArgumentError: a number out of range; `update` without parameters.
+        StructureError: parameters of another net (in `init`).
 
     Example:
-        >>> from jprune.blocks.members import Block, Member
-        >>> project = projection([({"w": Block(2, (Member("w", (0,), None),))}, {"w": 1})])
-        >>> tx = admm(optax.sgd(0.5), project, {"w": "w"}, rho=1.0, every=1)
-        >>> params = {"w": jnp.array([2.0, 1.9])}
+        >>> import jprune
+        >>> from jprune import blocks
+        >>> params = {"w": jnp.array([[2.0, 1.9]])}
+        >>> groups = jprune.trace(lambda v, x: x @ v["w"], params, jnp.ones(1))
+        >>> tx = admm(optax.sgd(0.5), projection(blocks.rows(groups), 0.5), rho=1.0, every=1)
         >>> state = tx.init(params)
-        >>> gradient = jax.tree.map(lambda w: w - jnp.array([2.0, 1.9]), params)
+        >>> gradient = jax.tree.map(lambda w: w - jnp.array([[2.0, 1.9]]), params)
         >>> updates, state = tx.update(gradient, state, params)
         >>> print(optax.apply_updates(params, updates)["w"].round(2), state.duals["w"].round(2))
-        [2.   0.95] [0.   0.95]
+        [[2.   0.95]] [[0.   0.95]]
     """
     if not (rho > 0 and every >= 1 and growth >= 1 and limit > 0):
         raise errors.ArgumentError(
@@ -164,11 +222,9 @@ def admm(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> AdmmState:
-        leaves = leaves_of(paths, params)
-        target = project(leaves)
-        mine = {path: leaves[path] for path in target}
-        size = norm(mine)
-        gap = norm({path: leaf - target[path] for path, leaf in mine.items()}) / size
+        target = project(params)
+        size = norm(_like(target, lambda z, w: w, params))
+        gap = norm(_like(target, lambda z, w: w - z, params)) / size
         zeros = jax.tree.map(jnp.zeros_like, target)
         none = jnp.zeros((), jnp.int32)
         return AdmmState(
@@ -181,13 +237,13 @@ def admm(
             raise errors.ArgumentError(
                 "admm needs the parameters: call tx.update(gradients, state, params)."
             )
-        pulled = _pulled(updates, params, state, paths)
+        pulled = _pulled(updates, params, state)
         moves, inner_state = inner.update(pulled, state.inner, params, **extra)
         moved = optax.apply_updates(params, moves)
         state = state._replace(step=state.step + 1, inner=inner_state)
         state = jax.lax.cond(
             (state.step % every == 0) & (state.stopped == 0),
-            lambda: _refreshed(state, moved, project, paths, every, growth, limit),
+            lambda: _refreshed(state, moved, project, every, growth, limit),
             lambda: state,
         )
         back = jax.tree.map(
@@ -199,36 +255,38 @@ def admm(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _pulled(gradients: PyTree, params: Params, state: AdmmState, paths: PyTree) -> PyTree:
-    """Gradients with rho (W - Z + U)."""
+def _pulled(gradients: PyTree, params: Params, state: AdmmState) -> PyTree:
+    """Gradients of f(W) + rho/2 ||W - Z + U||^2."""
 
-    def one(path: str, gradient: jax.Array, weight: jax.Array) -> jax.Array:
-        if path not in state.target:
+    def one(target: Any, dual: Any, gradient: jax.Array, weight: jax.Array) -> jax.Array:
+        if target is None:
             return gradient
-        away = weight - state.target[path] + state.duals[path]
-        return gradient + state.rho.astype(gradient.dtype) * away
+        # df/dW + rho (W - Z + U)
+        return gradient + state.rho.astype(gradient.dtype) * (weight - target + dual)
 
-    return jax.tree.map(one, paths, gradients, params)
+    return jax.tree.map(one, state.target, state.duals, gradients, params, is_leaf=is_none)
 
 
 def _refreshed(
     state: AdmmState,
     params: Params,
     project: Projection,
-    paths: PyTree,
     every: int,
     growth: float,
     limit: float,
 ) -> AdmmState:
     """The state after a round: a new Z and U, or the mark that they diverged."""
-    leaves = leaves_of(paths, params)
-    mine = {path: leaves[path] for path in state.target}
-    target = project({path: leaf + state.duals[path] for path, leaf in mine.items()})
-    gap = {path: leaf - target[path] for path, leaf in mine.items()}
-    duals = {path: state.duals[path] + gap[path] for path in gap}
-    size = norm(mine)
+    weights = _like(state.target, lambda z, w: w, params)
+    duals = state.duals
+    # Z <- projection(W + U)
+    ahead = jax.tree.map(lambda u, w: w if u is None else w + u, duals, params, is_leaf=is_none)
+    target = project(ahead)
+    gap = jax.tree.map(jnp.subtract, weights, target)
+    # U <- U + W - Z
+    duals = jax.tree.map(jnp.add, duals, gap)
+    size = norm(weights)
     good = norm(duals) <= limit * state.size  # False where they are NaN
-    change = norm({path: target[path] - old for path, old in state.target.items()})
+    change = norm(jax.tree.map(jnp.subtract, target, state.target))
     after = state._replace(
         target=target,
         duals=jax.tree.map(lambda dual: dual / growth, duals),

@@ -1,4 +1,4 @@
-"""Units put into clusters."""
+"""Units put into clusters, by k-means or by their numbers."""
 
 from collections.abc import Callable
 

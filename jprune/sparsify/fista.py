@@ -17,18 +17,22 @@ HALVINGS = 30
 
 
 class FistaState(NamedTuple):
-    """What FISTA carries."""
+    """What FISTA carries.
+
+    Attributes:
+        before: the parameters one step ago.
+        pace: the paper's a_k (t_k); 0 before the first step.
+        step: how many steps were taken.
+    """
 
     before: PyTree
-    """The parameters one step ago."""
     pace: jax.Array
-    """The paper's a_k (t_k); 0 before the first step."""
     step: jax.Array
 
 
 def fista(
-    rate: Schedule,
-    strength: Schedule,
+    rate: float | Schedule,
+    strength: float | Schedule,
     *,
     positive: bool = True,
     restart: int = 0,
@@ -46,8 +50,8 @@ def fista(
     textbook's method, at m_k where a backward pass is to be saved.
 
     Args:
-        rate: step size at a step.
-        strength: of the penalty at a step.
+        rate: size of a step, or step -> size.
+        strength: of the penalty, or step -> strength.
         positive: what comes out negative becomes 0.
         restart: a_k is 1 again after every so many steps; 0: never.
         floors: a tree like the parameters, of how many entries of a leaf no penalty touches: those
@@ -68,7 +72,7 @@ def fista(
         problems, 2009.
 
     Example:
-        >>> tx, m = fista(lambda step: 0.1, lambda step: 0.5), jnp.array([0.2, 0.04, -0.1])
+        >>> tx, m = fista(rate=0.1, strength=0.5), jnp.array([0.2, 0.04, -0.1])
         >>> updates, _ = tx.update(jnp.array([0.5, 0.0, 0.0]), tx.init(m), m)
         >>> optax.apply_updates(m, updates).round(6).tolist()
         [0.10000000149011612, 0.0, 0.0]
@@ -89,19 +93,23 @@ def fista(
         if restart:
             again = (state.step > 0) & (state.step % restart == 0)
             pace = jnp.where(again, 1.0, pace)
+        # a_{k+1} = (1 + sqrt(1 + 4 a_k^2)) / 2
         following = (1 + jnp.sqrt(1 + 4 * pace**2)) / 2
+        # (a_k - 1) / a_{k+1}
         factor = jnp.maximum(pace - 1, 0) / following
-        size = rate(state.step)
+        size = rate(state.step) if callable(rate) else rate
         fewest = jax.tree.map(lambda _: 0, params) if floors is None else floors
 
         def at(force: Any, factor: Any = factor) -> Params:
             def one(m: jax.Array, old: jax.Array, g: jax.Array, floor: int) -> jax.Array:
+                # v = m_k + (a_k - 1) / a_{k+1} (m_k - m_{k-1}) - rate g
                 moved = m + factor * (m - old) - size * g
                 return _shrunk(m, moved, size * force, positive, floor)
 
             return jax.tree.map(one, params, state.before, updates, fewest)
 
-        force = jnp.asarray(strength(state.step), jnp.float32)
+        force = strength(state.step) if callable(strength) else strength
+        force = jnp.asarray(force, jnp.float32)
         after = at(force)
         if enough is not None:
             met = enough
@@ -119,7 +127,8 @@ def fista(
 def _shrunk(
     m: jax.Array, moved: jax.Array, threshold: jax.Array, positive: bool, floor: int
 ) -> jax.Array:
-    """The proximal step on one leaf."""
+    """The proximal step on one leaf; the `floor` largest entries stay as they are."""
+    # m_{k+1} = sign(v) max(|v| - rate strength, 0), and 0 where that is negative
     result = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - threshold, 0)
     result = jnp.maximum(result, 0) if positive else result
     if not floor:
@@ -134,7 +143,7 @@ def _least(met: Callable[[jax.Array], jax.Array], most: jax.Array) -> jax.Array:
     def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
         middle = (low + high) / 2
-        there = met(middle)
-        return jnp.where(there, low, middle), jnp.where(there, middle, high)
+        holds = met(middle)
+        return jnp.where(holds, low, middle), jnp.where(holds, middle, high)
 
     return jax.lax.fori_loop(0, HALVINGS, halve, (jnp.zeros_like(most), most))[1]

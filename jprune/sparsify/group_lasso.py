@@ -1,5 +1,7 @@
 """Group lasso: a penalty on the norm of every group of weights, as a step that zeroes whole groups.
 
+    E(W) = E_D(W) + sum_f lambda_f sum_g ||w_g||
+
 References:
     Yuan, Lin, Model selection and estimation in regression with grouped variables, 2006. The step:
     Parikh, Boyd, Proximal algorithms, 2014. In nets: Wen, Wu, Wang, Chen, Li, Learning structured
@@ -16,131 +18,180 @@ import jax.numpy as jnp
 import optax
 
 from jprune import errors
-from jprune.base import Params, PyTree, Schedule
-from jprune.blocks.members import Blocks, along, leaves_of, scaled, squares
+from jprune.base import Params, Schedule, Variables
+from jprune.blocks.members import Blocks, along, by_kind, leaves_of, scale, squares
+
+Strength = float | Mapping[str, Any]
+"""Lambda of all blocks; {block: lambda}; of blocks of several kinds also {kind: either of them}."""
 
 
 class Term(NamedTuple):
-    """One family of groups, and how strongly each block of it is penalised."""
+    """The groups of one kind, and how strongly each block of them is penalised.
+
+    Attributes:
+        blocks: of one kind.
+        strengths: {block: lambda}.
+        least: {block: how many groups at least stay}: the largest ones, which are left as they are
+            where the step would zero them. Of units the same ones stay in all terms: those whose
+            smallest norm of all such terms is the largest.
+    """
 
     blocks: Blocks
     strengths: Mapping[str, float]
-    """{block: lambda}."""
     least: Mapping[str, int] = MappingProxyType({})
-    """{block: groups that are left}: the largest of them stay as they are when they would go."""
-    units: bool = False
-    """Whether groups are units. In terms of units the same ones are left: those whose smallest norm
-    of all such terms is the largest."""
 
 
-def group_penalty(terms: Sequence[Term], leaves: Mapping[str, Any]) -> jax.Array:
-    """Sum over terms and groups of lambda ||w_g||; its gradient at a group of zeros is 0.
+def terms_of(
+    blocks: Blocks | Sequence[Blocks],
+    strength: Strength,
+    least: int | Mapping[str, Any] = 0,
+) -> tuple[Term, ...]:
+    """A term for every kind.
 
     Args:
-        terms: families; those that overlap simply add.
-        leaves: {path: array}.
+        blocks: of one kind or of several.
+        strength: of the penalty.
+        least: how many groups of a block stay; for all, by block, or by kind.
+
+    Raises:
+        ArgumentError: there is no group, a strength is negative, or one is missing or of a block
+            that is not there.
+    """
+    pairs = zip(by_kind(blocks, strength, "strength"), by_kind(blocks, least, "least"))
+    terms = tuple(
+        Term(each, _by_block(each, own, "strength"), _by_block(each, most, "least"))
+        for (each, own), (_, most) in pairs
+    )
+    values = [value for term in terms for value in term.strengths.values()]
+    if not values or not min(values) >= 0:
+        raise errors.ArgumentError(
+            f"group_lasso got strengths {values}; one or more groups are penalised, each by 0 "
+            "or more."
+        )
+    return terms
+
+
+def _by_block(blocks: Blocks, values: Any, option: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        return dict.fromkeys(blocks, values)
+    if {*values} != {*blocks}:
+        raise errors.ArgumentError(
+            f"{option} is of the {blocks.kind}s {', '.join(values) or 'of nothing'}; write one "
+            f"number, or one for each of {', '.join(blocks)}."
+        )
+    return values
+
+
+def group_penalty(
+    blocks: Blocks | Sequence[Blocks], strength: Strength, variables: Variables
+) -> jax.Array:
+    """Sum over kinds and groups of lambda ||w_g||; its gradient at a group of zeros is 0.
+
+    Args:
+        blocks: of one kind or of several; those that overlap simply add.
+        strength: lambda.
+        variables: those of the traced net or a part of them.
 
     Example:
-        >>> from jprune.blocks.members import Block, Member
-        >>> rows = {"w": Block(2, (Member("w", (0,), None),))}
-        >>> term = Term(rows, {"w": 0.1})
-        >>> w = jnp.array([[3.0, 4.0], [0.0, 0.0]])
-        >>> print(jax.grad(lambda w: group_penalty([term], {"w": w}))(w).round(2))
-        [[0.06 0.08]
-         [0.   0.  ]]
+        >>> import jprune
+        >>> from jprune import blocks
+        >>> w = {"w": jnp.array([[3.0, 0.0], [4.0, 0.0]])}
+        >>> rows = blocks.rows(jprune.trace(lambda v, x: x @ v["w"], w, jnp.ones(2)))
+        >>> print(jax.grad(lambda w: group_penalty(rows, 0.1, w))(w)["w"].round(2))
+        [[0.06 0.  ]
+         [0.08 0.  ]]
     """
     total = jnp.zeros(())
-    for blocks, strengths, *_ in terms:
-        for name, square in squares(blocks, leaves).items():
+    for each, strengths, _ in terms_of(blocks, strength):
+        for name, square in squares(each, variables).items():
             positive = square > 0  # the root's gradient at 0 is not finite, and 0 of it is NaN
             norm = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+            # lambda sum_g ||w_g||
             total = total + strengths[name] * norm.sum()
     return total
 
 
 def shrunk(
-    terms: Sequence[Term], leaves: Mapping[str, Any], step_size: Any, how: str = "prox"
-) -> dict[str, Any]:
-    """Leaves after one step against the penalty, w_g max(0, 1 - t lambda / ||w_g||) a group.
+    terms: Sequence[Term], variables: Variables, step_size: Any, how: str = "prox"
+) -> Variables:
+    """The variables after one step against the penalty, w_g max(0, 1 - t lambda / ||w_g||).
 
     Args:
-        terms: families. They act one after the other: exact where groups of an earlier one lie
+        terms: kinds. They act one after the other: exact where groups of an earlier one lie
             inside those of a later one (columns before channels before branches), else an
             approximation of the step of the sum.
-        leaves: {path: array}.
+        variables: those of the traced net or a part of them.
         step_size: t.
         how: "prox", or "subgradient": w_g (1 - t lambda / ||w_g||), which goes past 0 and back and
             meets it never.
-
-    Example:
-        >>> from jprune.blocks.members import Block, Member
-        >>> term = Term({"w": Block(2, (Member("w", (0,), None),))}, {"w": 1.0})
-        >>> shrunk([term], {"w": jnp.array([[3.0, 4.0], [0.3, 0.4]])}, 1.0)["w"]
-        Array([[2.4, 3.2],
-               [0. , 0. ]], dtype=float32)
     """
-    found, lasts = dict(leaves), _last(terms, leaves)
-    for (blocks, strengths, *_), last in zip(terms, lasts):
+    lasts = _last(terms, variables)
+    for (blocks, strengths, _), last in zip(terms, lasts):
         factors = {}
-        for name, square in squares(blocks, found).items():
+        for name, square in squares(blocks, variables).items():
             norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+            # 1 - t lambda / ||w_g||
             factor = jnp.where(square > 0, 1.0 - step_size * strengths[name] / norm, 0.0)
-            factors[name] = _stopped(factor, last.get(name)) if how == "prox" else factor
-        found = scaled(blocks, found, factors) if how == "prox" else _moved(blocks, found, factors)
-    return found
+            factors[name] = _clipped(factor, last.get(name)) if how == "prox" else factor
+        if how != "prox":  # followers are left alone, since factors may be negative
+            alone = {name: block._replace(followers=()) for name, block in blocks.items()}
+            blocks = Blocks(blocks.kind, blocks.per, alone, blocks.groups)
+        variables = scale(blocks, variables, factors)
+    return variables
 
 
-def _last(terms: Sequence[Term], leaves: Mapping[str, Any]) -> list[dict[str, jax.Array]]:
-    """{block: bool [groups]} of every term: what is not taken, where `Term.least` leaves some."""
-    found = []
+def _last(terms: Sequence[Term], variables: Variables) -> list[dict[str, jax.Array]]:
+    """{block: bool [groups]} of every term: the groups that stay, where `Term.least` asks so."""
+    lasts: list[dict[str, jax.Array]] = []
     for term in terms:
-        beside = [other for other in terms if other.units] if term.units else [term]
-        found.append({})
+        of_units = term.blocks.per == "unit"
+        beside = [t for t in terms if t.blocks.per == "unit"] if of_units else [term]
+        lasts.append({})
         for name, least in ((name, least) for name, least in term.least.items() if least):
             square = functools.reduce(
                 jnp.minimum,
-                (squares({name: other.blocks[name]}, leaves)[name]
-                 for other in beside if name in other.blocks),
-            )  # fmt: skip
+                (
+                    squares(other.blocks.where((name,)), variables)[name]
+                    for other in beside
+                    if name in other.blocks
+                ),
+            )
             smallest = jax.lax.top_k(square, min(least, square.size))[0][-1]
-            found[-1][name] = (square >= smallest) & (square > 0)
-    return found
+            lasts[-1][name] = (square >= smallest) & (square > 0)
+    return lasts
 
 
-def _stopped(factor: jax.Array, last: jax.Array | None) -> jax.Array:
-    """Factors of at least 0, and of 1 for groups that would go and are among the last ones."""
+def _clipped(factor: jax.Array, last: jax.Array | None) -> jax.Array:
+    """Clipped at 0; the `least` largest groups that would vanish keep factor 1."""
     if last is None:
         return jnp.maximum(factor, 0.0)
     return jnp.where(factor > 0, factor, jnp.where(last, 1.0, 0.0))
 
 
-def _moved(blocks: Blocks, leaves: Mapping[str, Any], factors: Mapping[str, Any]) -> dict[str, Any]:
-    """As `scaled`, but followers are left alone and factors may be negative."""
-    members = {name: block._replace(followers=()) for name, block in blocks.items()}
-    return scaled(members, leaves, factors)
-
-
-def cleared(terms: Sequence[Term], leaves: Mapping[str, Any], threshold: float) -> dict[str, Any]:
-    """Leaves whose penalised weights are 0 where |w| < threshold, and followers of zero groups."""
-    found = dict(leaves)
+def cleared(terms: Sequence[Term], variables: Variables, threshold: float) -> Variables:
+    """Penalised weights become 0 where |w| < threshold, and so do followers of groups of zeros."""
     for blocks, *_ in terms:
+        leaves = leaves_of(blocks, variables)
         for block in blocks.values():
             for member in block.members:
-                if (leaf := found.get(member.path)) is not None:
+                if (leaf := leaves.get(member.path)) is not None:
                     inside = along(member, leaf.shape, jnp.ones(block.size, bool), False)
-                    found[member.path] = jnp.where(inside & (jnp.abs(leaf) < threshold), 0, leaf)
-        alive = {name: (s > 0).astype(s.dtype) for name, s in squares(blocks, found).items()}
-        found = scaled(blocks, found, alive)
-    return found
+                    small = inside & (jnp.abs(leaf) < threshold)
+                    leaves[member.path] = jnp.where(small, jnp.zeros_like(leaf), leaf)
+        variables = jax.tree.unflatten(jax.tree.structure(variables), list(leaves.values()))
+        factors = {name: 1.0 * (square > 0) for name, square in squares(blocks, variables).items()}
+        variables = scale(blocks, variables, factors)
+    return variables
 
 
 def group_lasso(
-    terms: Sequence[Term],
-    paths: PyTree,
-    rate: Schedule,
+    blocks: Blocks | Sequence[Blocks],
+    strength: Strength,
+    rate: float | Schedule,
     *,
     how: str = "prox",
     threshold: float = 0.0,
+    least: int | Mapping[str, Any] = 0,
 ) -> optax.GradientTransformation:
     """Takes rate * lambda off the norm of every group in a step.
 
@@ -151,36 +202,46 @@ def group_lasso(
     then, where a ReLU has no gradient: channels and columns come back, such filters do not.
 
     Args:
-        terms: families of groups, see `shrunk` for their order.
-        paths: a tree like the parameters, of the leaves' paths among the traced variables.
-        rate: step -> size of a step.
+        blocks: the groups, from `jprune.blocks`; of several kinds, small groups first (see
+            `shrunk`).
+        strength: lambda.
+        rate: size of a step, or step -> size.
         how: "prox", or "subgradient".
         threshold: penalised weights below it become 0 after every step (the paper's code has 1e-4
             with the subgradient, which makes no zeros by itself); 0: none.
+        least: how many groups of a block stay whatever the penalty; for all, or by block.
 
     Returns:
-        An optax transformation whose state is the number of the step.
+        An optax transformation whose state is the number of the step. `blocks.alive` says which
+        groups are other than 0.
 
     Raises:
         ArgumentError: a negative strength or threshold, another `how`, no group; `update` without
             parameters.
+        StructureError: parameters of another net (in `init`).
 
     Example:
-        >>> from jprune.blocks.members import Block, Member
-        >>> term = Term({"w": Block(2, (Member("w", (0,), None),))}, {"w": 1.0})
-        >>> tx = group_lasso([term], {"w": "w"}, lambda step: 0.5)
-        >>> params = {"w": jnp.array([[3.0, 4.0], [0.3, 0.4]])}
+        >>> import jprune
+        >>> from jprune import blocks
+        >>> params = {"w": jnp.array([[3.0, 0.3], [4.0, 0.4]])}
+        >>> groups = jprune.trace(lambda v, x: x @ v["w"], params, jnp.ones(2))
+        >>> tx = group_lasso(blocks.rows(groups), strength=1.0, rate=0.5)
         >>> still = jax.tree.map(jnp.zeros_like, params)
         >>> updates, _ = tx.update(still, tx.init(params), params)
         >>> print(optax.apply_updates(params, updates)["w"].round(2))
-        [[2.7 3.6]
-         [0.  0. ]]
+        [[2.7 0. ]
+         [3.6 0. ]]
     """
-    terms = tuple(terms)
-    _check(terms, how, threshold)
+    terms = terms_of(blocks, strength, least)
+    if how not in ("prox", "subgradient") or threshold < 0:
+        raise errors.ArgumentError(
+            f"group_lasso(how={how!r}, threshold={threshold}); write how='prox' or 'subgradient', "
+            "and a threshold of 0 or more."
+        )
 
     def init(params: Params) -> jax.Array:
-        leaves_of(paths, params)  # the same number of leaves
+        for term in terms:
+            leaves_of(term.blocks, params)  # refuses parameters of another net
         return jnp.zeros((), jnp.int32)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
@@ -188,29 +249,14 @@ def group_lasso(
             raise errors.ArgumentError(
                 "group_lasso needs the parameters: call tx.update(gradients, state, params)."
             )
-        before = leaves_of(paths, params)
-        moved = {path: before[path] + change for path, change in leaves_of(paths, updates).items()}
-        after = shrunk(terms, moved, rate(state), how)
+        moved = jax.tree.map(jnp.add, params, updates)
+        after = shrunk(terms, moved, rate(state) if callable(rate) else rate, how)
         after = cleared(terms, after, threshold) if threshold else after
         # Leaves that no group touches keep the optimizer's own step, to the last bit.
-        changes = {
-            path: change if after[path] is moved[path] else after[path] - before[path]
-            for path, change in leaves_of(paths, updates).items()
-        }
-        return jax.tree.unflatten(jax.tree.structure(updates), list(changes.values())), state + 1
+        changes = jax.tree.map(
+            lambda change, param, step, new: change if new is step else new - param,
+            updates, params, moved, after,
+        )  # fmt: skip
+        return changes, state + 1
 
     return optax.GradientTransformation(init, update)
-
-
-def _check(terms: Sequence[Term], how: str, threshold: float) -> None:
-    if how not in ("prox", "subgradient") or threshold < 0:
-        raise errors.ArgumentError(
-            f"group_lasso(how={how!r}, threshold={threshold}); write how='prox' or 'subgradient', "
-            "and a threshold of 0 or more."
-        )
-    strengths = [strength for term in terms for strength in term.strengths.values()]
-    if not strengths or min(strengths) < 0:
-        raise errors.ArgumentError(
-            f"group_lasso got strengths {strengths}; one or more groups are penalised, each by 0 "
-            "or more."
-        )

@@ -1,4 +1,11 @@
-"""An L1 penalty, decoupled from the gradient."""
+"""An L1 penalty, decoupled from the gradient.
+
+    E(W) = E_D(W) + lambda sum |w|
+
+References:
+    Tibshirani, Regression shrinkage and selection via the lasso, 1996. As a proximal step: Parikh,
+    Boyd, Proximal algorithms, 2014.
+"""
 
 from typing import Any
 
@@ -8,36 +15,46 @@ import optax
 
 from jprune import errors
 from jprune.base import Params, Schedule
+from jprune.blocks.members import Blocks, leaves_of
 
 
-def l1_decay(strength: float, rate: Schedule) -> optax.GradientTransformation:
-    """Takes rate * strength off |w| of every kernel in a step, down to 0 and not beyond.
+def l1_decay(
+    blocks: Blocks, strength: float, rate: float | Schedule
+) -> optax.GradientTransformation:
+    """Takes rate * strength off |w| of every weight in a step, down to 0 and not beyond.
 
-    Stands behind the step, where momentum does not gather it. Biases and norms are left alone.
+    Stands behind the step, where momentum does not gather it. With momentum m and rate = learning
+    rate / (1 - m) the weights at which nothing moves any more are those of loss + penalty.
 
     Args:
+        blocks: whose leaves are penalised, as a whole: `blocks.weights(groups)` are all kernels.
+            Biases and norms are none of them.
         strength: of the penalty `strength * sum |w|`.
-        rate: learning rate at a step.
+        rate: size of a step, or step -> size.
+
+    Returns:
+        An optax transformation whose state is the number of the step.
 
     Raises:
-        ArgumentError: a negative strength.
-
-    References:
-        Tibshirani, Regression shrinkage and selection via the lasso, 1996. As a proximal step:
-        Parikh, Boyd, Proximal algorithms, 2014.
+        ArgumentError: a negative strength; `update` without parameters.
+        StructureError: parameters of another net (in `init`).
 
     Example:
-        >>> tx = l1_decay(0.5, lambda step: 0.1)
-        >>> params = {"w": jnp.array([[1.0, -0.01]])}
-        >>> updates, _ = tx.update({"w": jnp.zeros((1, 2))}, tx.init(params), params)
-        >>> optax.apply_updates(params, updates)["w"]
-        Array([[0.95, 0.  ]], dtype=float32)
+        >>> import jprune
+        >>> from jprune import blocks
+        >>> params = {"b": jnp.array([0.01]), "w": jnp.array([[1.0], [-0.01]])}
+        >>> groups = jprune.trace(lambda v, x: x @ v["w"] + v["b"], params, jnp.ones(2))
+        >>> tx = l1_decay(blocks.weights(groups), strength=0.5, rate=0.1)
+        >>> still = jax.tree.map(jnp.zeros_like, params)
+        >>> updates, _ = tx.update(still, tx.init(params), params)
+        >>> optax.apply_updates(params, updates)["w"].tolist()
+        [[0.949999988079071], [0.0]]
     """
     if strength < 0:
         raise errors.ArgumentError(f"l1_decay(strength={strength}); it is 0 or more.")
 
     def init(params: Params) -> jax.Array:
-        del params
+        leaves_of(blocks, params)  # refuses parameters of another net
         return jnp.zeros((), jnp.int32)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
@@ -45,14 +62,14 @@ def l1_decay(strength: float, rate: Schedule) -> optax.GradientTransformation:
             raise errors.ArgumentError(
                 "l1_decay needs the parameters: call tx.update(gradients, state, params)."
             )
-        off = rate(state) * strength
-
-        def one(change: jax.Array, weight: jax.Array) -> jax.Array:
-            if jnp.ndim(weight) < 2:
-                return change
-            moved = weight + change
-            return jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - off, 0) - weight
-
-        return jax.tree.map(one, updates, params), state + 1
+        step_size = rate(state) if callable(rate) else rate
+        changes = leaves_of(blocks, updates)
+        weights = leaves_of(blocks, params)
+        for path in blocks.counted & {*changes}:
+            moved = weights[path] + changes[path]
+            # w <- sign(w) max(|w| - t lambda, 0)
+            size = jnp.maximum(jnp.abs(moved) - step_size * strength, 0)
+            changes[path] = jnp.sign(moved) * size - weights[path]
+        return jax.tree.unflatten(jax.tree.structure(updates), list(changes.values())), state + 1
 
     return optax.GradientTransformation(init, update)

@@ -2,84 +2,93 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jprune import errors
-from jprune.base import Batch, Budget, Learner, Pruned, PyTree, Records, Schedule, Task
-from jprune.blocks.members import Blocks
+from jprune import allocate, blocks, errors
+from jprune.base import (
+    Batch,
+    Budget,
+    Learner,
+    Masks,
+    Pruned,
+    Records,
+    Schedule,
+    Task,
+    Variables,
+    is_none,
+)
+from jprune.blocks import Blocks
+from jprune.blocks.kinds import least_of
 from jprune.masks import apply_masks
 from jprune.sparsify import admm, projection
-from jprune.sparsify.admm import Projection, supports
+from jprune.sparsify.admm import supports
 from jprune.stages.frame import fractions, record
-from jprune.stages.structures import (
-    AFFINE,
-    ALLOCATORS,
-    Alive,
-    Scores,
-    allocated,
-    blocks_by_kind,
-    fraction_kept,
-    least_of,
-    masks_of,
-    norms_of,
-    numbers_of,
-    paths_of,
-)
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
+from jprune.train.numbers import Numbers, per_kind
 from jprune.train.optimizers import Adam
 from jprune.train.step import TrainState, plain
 
 ROUNDS = 30
 """The authors' number of rounds."""
 
-
 LEAST = 100
 """Steps of a round: in fewer, duals grow faster than weights can follow, and supports flip."""
+
+Scores = Mapping[str, Mapping[str, np.ndarray]]
+"""{kind: {block: [groups]}}."""
+
+Counts = Mapping[str, Mapping[str, int]]
+"""{kind: {block: groups kept}}."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """Which groups are kept how often; see `struct_admm` for what the attributes do.
+    """Which groups are kept how often.
 
     Attributes:
         budget: what may be kept.
         kinds: "filter", "channel", "column", "weight"; they are projected on in this order.
-        keep: fractions; None: what meets the budget.
+        keep: fractions of groups kept: of all blocks; of each block in execution order; a sequence
+            of either, one a kind; or {kind: either}. None: what meets the budget.
         names: of groups or kernels; None: all.
         spread: of the budget, "uniform" or "global_topk".
-        affine: filters have their scales and shifts in them.
+        affine: whether filters have their scales and shifts in them.
     """
 
     budget: Budget
     kinds: tuple[str, ...] = ("filter",)
-    keep: str | None = None
+    keep: Numbers | Sequence[Sequence[float]] | Mapping[str, Numbers] | None = dataclasses.field(
+        default=None, hash=False
+    )
     names: tuple[str, ...] | None = None
     spread: str = "uniform"
     affine: bool = True
 
-    def blocks(self, task: Task) -> dict[str, Blocks]:
-        """{kind: its groups}.
+    def families(self, task: Task) -> tuple[Blocks, ...]:
+        """The groups of every kind.
 
         Raises:
             FrozenError: a name is frozen.
             StructureError: a kind or name that the net does not have.
         """
-        beside = AFFINE if self.affine else ()
-        return blocks_by_kind(task, self.kinds, self.budget, self.names, beside)
+        return blocks.of_kinds(
+            Net(task).groups, self.kinds, self.names,
+            scales=self.affine, shifts=self.affine, floors=self.budget.floors,
+        )  # fmt: skip
 
-    def fractions(self, blocks: Mapping[str, Blocks]) -> dict[str, dict[str, float]]:
+    def fractions(self, families: Sequence[Blocks]) -> dict[str, dict[str, float]]:
         """{kind: {block: fraction kept}}, as `keep` says.
 
         Raises:
             ArgumentError: not as many fractions as blocks, or one outside (0, 1].
         """
-        asked = numbers_of(self.keep or "1", self.kinds, blocks, "keep")
+        keep = 1.0 if self.keep is None else self.keep
+        asked = per_kind(keep, {each.kind: each for each in families}, "keep")
         for of_kind in asked.values():
             if not all(0 < fraction <= 1 for fraction in of_kind.values()):
                 raise errors.ArgumentError(
@@ -87,59 +96,70 @@ class Sets:
                 )
         return asked
 
-    def counts(self, task: Task, pruned: Pruned) -> dict[str, dict[str, int]]:
+    def counts(self, task: Task, pruned: Pruned) -> Counts:
         """{kind: {block: groups kept}}.
 
         Raises:
             ArgumentError: not as many fractions as blocks, or one outside (0, 1].
             BudgetError: no counts meet the budget, or those asked for do not.
         """
-        blocks = self.blocks(task)
+        net, families = Net(task), self.families(task)
         if self.keep is None:
-            norms = norms_of(task, blocks, pruned.variables)
+            norms = {each.kind: blocks.norms(each, pruned.variables) for each in families}
             alive = {k: {n: norm > 0 for n, norm in of.items()} for k, of in norms.items()}
-            allocator, scores = ALLOCATORS[self.spread], scored(norms, alive)
-            alive = allocated(task, scores, self.budget, allocator, pruned.masks)
+            alive = self.allocated(net, families, scored(norms, alive), pruned.masks)
             return {k: {n: int(np.sum(m)) for n, m in of.items()} for k, of in alive.items()}
-        asked = self.fractions(blocks)
+        asked = self.fractions(families)
         counts = {
-            kind: {
-                name: max(least_of(self.budget, kind, name), n - round((1 - asked[kind][name]) * n))
-                for name, n in ((name, block.size) for name, block in of_kind.items())
+            each.kind: {
+                name: max(least, each[name].size - round((1 - part) * each[name].size))
+                for (name, least), part in zip(
+                    least_of(each, self.budget).items(), asked[each.kind].values()
+                )
             }
-            for kind, of_kind in blocks.items()
+            for each in families
         }
-        _, alive = nearest(task, blocks, counts, pruned.variables)
-        kept = fraction_kept(task, masks_of(task, alive, pruned.masks), self.budget)
-        if kept > float(self.budget.value) + 1e-9:
+        _, alive = nearest(families, counts, pruned.variables)
+        masks = blocks.masks(families, alive, pruned.masks)
+        fraction = allocate.fraction_kept(net.groups, masks, self.budget, net.cost)
+        if fraction > float(self.budget.value) + 1e-9:
             raise errors.BudgetError(
-                f"keep={self.keep!r} keeps {self.budget.kind}={kept:.4f} of the dense net, and "
+                f"keep={self.keep!r} keeps {self.budget.kind}={fraction:.4f} of the dense net, and "
                 f"{self.budget.kind}={self.budget.value} was asked for. Write smaller fractions, "
                 "leave keep out, or ask for more."
             )
         return counts
 
+    def allocated(
+        self, net: Net, families: Sequence[Blocks], scores: Scores, before: Masks
+    ) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """What stays alive under the budget, spread as the sets say."""
+        allocator = allocate.ALLOCATORS[self.spread]
+        return allocate.jointly(families, scores, self.budget, net.cost, allocator, before)
+
 
 def nearest(
-    task: Task,
-    blocks: Mapping[str, Blocks],
-    counts: Mapping[str, Mapping[str, int]],
-    variables: PyTree,
-) -> tuple[Scores, Alive]:
-    """Norms as the projection sees them, of each kind after those before it, and what it keeps."""
-    seen = supports([(blocks[kind], counts[kind]) for kind in blocks], Net(task).leaves(variables))
+    families: Sequence[Blocks], counts: Counts, variables: Variables
+) -> tuple[Scores, Scores]:
+    """What the projection keeps of variables.
+
+    Returns:
+        Norms and masks, {kind: {block: [groups]}}. Kinds are projected on in order: the norms of
+        one are those that the projections before it leave.
+    """
+    projected = supports([(each, counts[each.kind]) for each in families], variables)
     norms = {
-        kind: {name: np.sqrt(np.asarray(square, float)) for name, square in each.squares.items()}
-        for kind, each in zip(blocks, seen)
+        each.kind: {name: np.sqrt(np.asarray(s, float)) for name, s in support.squares.items()}
+        for each, support in zip(families, projected)
     }
     alive = {
-        kind: {name: np.asarray(mask) for name, mask in each.kept.items()}
-        for kind, each in zip(blocks, seen)
+        each.kind: {name: np.asarray(mask) for name, mask in support.keep.items()}
+        for each, support in zip(families, projected)
     }
     return norms, alive
 
 
-def scored(norms: Mapping[str, Mapping[str, np.ndarray]], alive: Alive) -> Scores:
+def scored(norms: Scores, alive: Scores) -> Scores:
     """Squared norms; -inf where a group is gone."""
     return {
         kind: {name: np.where(alive[kind][name], norm**2, -np.inf) for name, norm in of.items()}
@@ -147,12 +167,21 @@ def scored(norms: Mapping[str, Mapping[str, np.ndarray]], alive: Alive) -> Score
     }
 
 
-class Splitting(NamedTuple):
-    """How ADMM takes part in training: a sparse copy of the weights beside them."""
+@dataclasses.dataclass(frozen=True)
+class Splitting:
+    """How ADMM takes part in training: a sparse copy of the weights beside them.
 
-    project: Projection
-    paths: tuple[tuple[str, ...], Any]
-    """Of the parameters: leaves and structure."""
+    Attributes:
+        sets: what is projected on.
+        counts: groups kept, by kind and block.
+        rho: see `jprune.sparsify.admm`.
+        every: steps in a round.
+        growth: see `jprune.sparsify.admm`.
+        limit: see `jprune.sparsify.admm`.
+    """
+
+    sets: Sets
+    counts: Counts = dataclasses.field(hash=False)
     rho: float
     every: int
     growth: float
@@ -160,11 +189,11 @@ class Splitting(NamedTuple):
 
     def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
         """As `jprune.base.Wrap`."""
-        del net, rate, key
+        del rate, key
+        project = projection(self.sets.families(net.task), self.counts)
         return lambda inner: admm(
-            inner, self.project, jax.tree.unflatten(self.paths[1], self.paths[0]),
-            rho=self.rho, every=self.every, growth=self.growth, limit=self.limit,
-        )  # fmt: skip
+            inner, project, rho=self.rho, every=self.every, growth=self.growth, limit=self.limit
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +224,8 @@ class Admm:
     name: str = "admm"
 
     def check(self, task: Task) -> None:
-        """Raises what `Sets.blocks` and `Sets.fractions` do."""
-        self.sets.fractions(self.sets.blocks(task))
+        """Raises what `Sets.families` and `Sets.fractions` do."""
+        self.sets.fractions(self.sets.families(task))
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.
@@ -216,29 +245,21 @@ class Admm:
                 "fewer rounds or more epochs."
             )
         task = train.taught(task, pruned)
-        blocks, counts = self.sets.blocks(task), self.sets.counts(task, pruned)
-        touched = {m.path for of in blocks.values() for b in of.values() for m in b.members}
-        Net(task).refuse_nan(pruned.variables, tuple(sorted(touched)))
-        paths = jax.tree.flatten(paths_of(task))
-        optimizer = (
-            train.sgd(task) if self.adam is None else Adam(self.adam[0], steps, self.adam[1])
-        )
-        splitting = Splitting(
-            projection([(blocks[kind], counts[kind]) for kind in self.sets.kinds]),
-            (tuple(paths[0]), paths[1]),
-            self.rho,
-            every,
-            self.growth,
-            self.limit,
-        )
-        masks = Net(task).weight_masks(pruned.masks)
+        net, optimizer = Net(task), train.sgd(task)
+        if self.adam is not None:
+            optimizer = Adam(self.adam[0], steps, self.adam[1])
+        counts = self.sets.counts(task, pruned)
+        counted = frozenset[str]().union(*(each.counted for each in self.sets.families(task)))
+        net.refuse_nan(pruned.variables, tuple(sorted(counted)))
+        splitting = Splitting(self.sets, counts, self.rho, every, self.growth, self.limit)
+        masks = net.weight_masks(pruned.masks)
         learner = plain(task, pruned, masks, optimizer, key, train.batch_size, splitting)
 
         @functools.partial(jax.jit, donate_argnums=0)
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-            state, seen = learner.step(state, batch)
+            state, metrics = learner.step(state, batch)
             residuals = {name: getattr(state.opt_state, name) for name in ("primal", "change")}
-            return state, {**seen, **residuals}
+            return state, {**metrics, **residuals}
 
         def finish(state: TrainState) -> Pruned:
             stopped = int(state.opt_state.stopped)
@@ -283,37 +304,39 @@ class Cut:
                 "has left. Write a smaller rho where the loss grew, a larger one or growth=1.1 "
                 "where the rounds cycled, or a larger limit."
             )
-        blocks = self.sets.blocks(task)
-        norms, alive = nearest(task, blocks, counts, pruned.variables)
+        net, families = Net(task), self.sets.families(task)
+        norms, alive = nearest(families, counts, pruned.variables)
         if self.purify:
             alive = {
                 kind: {name: self.pure(norms[kind][name], mask) for name, mask in of.items()}
                 for kind, of in alive.items()
             }
-        masks = masks_of(task, alive, pruned.masks)
-        if fraction_kept(task, masks, self.sets.budget) > float(self.sets.budget.value) + 1e-9:
+        masks = blocks.masks(families, alive, pruned.masks)
+        budget = self.sets.budget
+        fraction = allocate.fraction_kept(net.groups, masks, budget, net.cost)
+        if fraction > float(budget.value) + 1e-9:
             # What columns cost depends on which filters they share: counts alone do not say.
-            left = scored(norms, alive)
-            alive = allocated(task, left, self.sets.budget, ALLOCATORS["uniform"], pruned.masks)
-            masks = masks_of(task, alive, pruned.masks)
-        variables = apply_masks(pruned.variables, Net(task).weight_masks(masks))
-        seen = fractions(task, masks) | {"gap": gap(task, pruned.variables, blocks, counts)}
-        return Pruned(variables, masks, None, pruned.saved), [record(self.name, seen)]
+            alive = allocate.jointly(
+                families, scored(norms, alive), budget, net.cost, allocate.uniform, pruned.masks
+            )
+            masks = blocks.masks(families, alive, pruned.masks)
+        variables = apply_masks(pruned.variables, net.weight_masks(masks))
+        metrics = fractions(task, masks) | {"gap": gap(families, counts, pruned.variables)}
+        return Pruned(variables, masks, None, pruned.saved), [record(self.name, metrics)]
 
     def pure(self, norm: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The mask without groups that are near 0; the largest always stays."""
         return mask & (norm >= min(self.purify * norm[mask].mean(), norm.max()))
 
 
-def gap(
-    task: Task,
-    variables: PyTree,
-    blocks: Mapping[str, Blocks],
-    counts: Mapping[str, Mapping[str, int]],
-) -> float:
+def gap(families: Sequence[Blocks], counts: Counts, variables: Variables) -> float:
     """||W - projection of W|| / ||W|| over the leaves that are projected."""
-    project = projection([(blocks[kind], counts[kind]) for kind in blocks])
-    leaves = Net(task).leaves(variables)
-    near = project(leaves)
-    away = sum(float(jnp.sum((leaves[path] - leaf) ** 2)) for path, leaf in near.items())
-    return (away / sum(float(jnp.sum(leaves[path] ** 2)) for path in near)) ** 0.5
+    near = projection(families, counts)(variables)
+    square = lambda leaf: float(np.sum(np.asarray(leaf, float) ** 2))
+    pairs = jax.tree.leaves(
+        jax.tree.map(
+            lambda z, w: None if z is None else (square(w - z), square(w)),
+            near, variables, is_leaf=is_none,
+        )
+    )  # fmt: skip
+    return (sum(pairs[::2]) / sum(pairs[1::2])) ** 0.5

@@ -17,10 +17,10 @@ from jprune.masks import apply_masks
 from jprune.search import fit, optimum
 from jprune.stages.frame import record, saved
 from jprune.train.evaluate import mean_quality
-from jprune.train.net import Net, standing
+from jprune.train.net import Net
 from jprune.train.resolution import Size, at_resolution, check_size, size_of
 from jprune.train.step import stream
-from jprune.units import to_units
+from jprune.units import standing, to_units
 
 DIMENSIONS: tuple[str, ...] = ("depth", "width", "resolution")
 

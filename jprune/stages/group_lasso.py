@@ -1,52 +1,56 @@
 """The stages of SSL: training under group lasso, and the masks that it has made."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from jprune import errors
+from jprune import allocate, blocks, errors
 from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task
+from jprune.blocks import Blocks
+from jprune.blocks.kinds import UNITS, least_of
 from jprune.masks import apply_masks
-from jprune.sparsify import Term, group_lasso
+from jprune.sparsify.group_lasso import Term, group_lasso
 from jprune.stages.frame import fractions, record
-from jprune.stages.structures import (
-    ALLOCATORS,
-    UNITS,
-    Scores,
-    allocated,
-    blocks_by_kind,
-    fraction_kept,
-    least_of,
-    masks_of,
-    norms_of,
-    numbers_of,
-    paths_of,
-)
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
+from jprune.train.numbers import Numbers, per_kind
 
 FAMILIES = ("shape", "filter", "channel", "depth")
 """In the order in which they act: small groups first."""
 
-
 TINY = np.finfo(float).tiny
 """Above 0, for a block that was 0 in the dense net."""
+
+Scores = Mapping[str, Mapping[str, np.ndarray]]
+"""{kind: {block: [groups]}}."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Penalty:
-    """Group lasso on a task's net; see `ssl` for its attributes.
+    """Group lasso on a net.
+
+    Attributes:
+        families: kinds of groups, of `FAMILIES`.
+        strength: lambda of all; of each block in execution order; a sequence of either, one a
+            family; or {family: either}.
+        names: of groups, kernels or branches that are penalised; None: all.
+        how: "prox" or "subgradient", see `jprune.sparsify.group_lasso`.
+        threshold: weights below it become 0 after every step.
+        scales: whether the norm of a filter or branch has the scales of its batch norms in it.
 
     Raises:
         ArgumentError: another `how`, or a negative threshold.
     """
 
     families: tuple[str, ...] = ("filter", "channel")
-    strength: str = "0.003"
-    names: Sequence[str] | None = None
+    strength: Numbers | Sequence[Sequence[float]] | Mapping[str, Numbers] = dataclasses.field(
+        default=0.003, hash=False
+    )
+    names: tuple[str, ...] | None = None
     how: str = "prox"
     threshold: float = 0.0
     scales: bool = True
@@ -61,25 +65,58 @@ class Penalty:
     def terms(self, task: Task, budget: Budget) -> dict[str, Term]:
         """{family: its groups and strengths}, small groups first.
 
+        Args:
+            task: of the net whose groups are penalised.
+            budget: whose floors are read.
+
         Raises:
             FrozenError: a penalty on a frozen group.
             StructureError: a family or name that the net does not have.
             ArgumentError: not as many strengths as blocks, or a negative one.
         """
-        beside = ("scale",) if self.scales else ()
-        blocks = blocks_by_kind(task, self.families, budget, self.names, beside)
-        numbers = numbers_of(self.strength, self.families, blocks, "strength")
-        lowest = min(value for of_kind in numbers.values() for value in of_kind.values())
+        order = [kind for kind in FAMILIES if kind in self.families]
+        made = blocks.of_kinds(
+            Net(task).groups, self.families, self.names, scales=self.scales, floors=budget.floors
+        )
+        by_kind = {each.kind: each for each in made}
+        strengths = per_kind(self.strength, by_kind, "strength")
+        lowest = min(value for of_kind in strengths.values() for value in of_kind.values())
         if not lowest >= 0:
             raise errors.ArgumentError(f"strength={self.strength!r}; each is 0 or more.")
-        order = [kind for kind in FAMILIES if kind in self.families]
-        least = {
-            kind: {name: least_of(budget, kind, name) for name in blocks[kind] if kind != "depth"}
+        return {
+            kind: Term(by_kind[kind], strengths[kind], least_of(by_kind[kind], budget))
             for kind in order
         }
-        return {
-            kind: Term(blocks[kind], numbers[kind], least[kind], kind in UNITS) for kind in order
-        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalised:
+    """How group lasso takes part in training: a step against the penalty, behind the optimizer's.
+
+    Attributes:
+        penalty: on what, and how much.
+        budget: whose floors are read.
+        momentum: of the optimizer. The step's size is learning rate / (1 - momentum), so that what
+            stands still is a minimum of loss + penalty.
+    """
+
+    penalty: Penalty
+    budget: Budget
+    momentum: float
+
+    def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
+        """As `jprune.base.Wrap`; raises what `Penalty.terms` does."""
+        del key
+        terms = self.penalty.terms(net.task, self.budget)
+        step = group_lasso(
+            [term.blocks for term in terms.values()],
+            {kind: term.strengths for kind, term in terms.items()},
+            lambda step: rate(step) / (1 - self.momentum),
+            how=self.penalty.how,
+            threshold=self.penalty.threshold,
+            least={kind: term.least for kind, term in terms.items()},
+        )
+        return lambda inner: optax.chain(inner, step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +124,7 @@ class Shrink:
     """Training under group lasso.
 
     Attributes:
-        train: how long, and how; the step against the penalty is learning rate / (1 - momentum),
-            so that what stands still is a minimum of loss + penalty.
+        train: how long, and how.
         budget: whose floors are read.
         penalty: on what, and how much.
         name: of the records.
@@ -105,16 +141,8 @@ class Shrink:
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps; raises what `Penalty.terms` does."""
-        terms, paths = tuple(self.penalty.terms(task, self.budget).values()), paths_of(task)
-        how, threshold = self.penalty.how, self.penalty.threshold
-        gathered = 1 / (1 - self.train.momentum)
-
-        def wrap(net: Net, rate: Schedule, key: jax.Array):
-            del net, key
-            step_size = lambda step: gathered * rate(step)
-            shrink = group_lasso(terms, paths, step_size, how=how, threshold=threshold)
-            return lambda inner: optax.chain(inner, shrink)
-
+        self.check(task)
+        wrap = Penalised(self.penalty, self.budget, self.train.momentum)
         stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)
         return stage.learner(pruned, task, key)
 
@@ -148,11 +176,13 @@ class ReadOff:
             BudgetError: the penalty has not reached the budget, or has left nothing of a group.
         """
         del key
+        net = Net(task)
         terms = self.penalty.terms(task, self.budget)
-        norms = norms_of(task, {kind: t.blocks for kind, t in terms.items()}, pruned.variables)
+        families = [term.blocks for term in terms.values()]
+        norms = norms_of(families, pruned.variables)
         alive = {k: {n: norm > 0 for n, norm in of.items()} for k, of in norms.items()}
-        masks = masks_of(task, alive, pruned.masks)
-        reached = fraction_kept(task, masks, self.budget)
+        masks = blocks.masks(families, alive, pruned.masks)
+        reached = allocate.fraction_kept(net.groups, masks, self.budget, net.cost)
         flat = np.concatenate([mask for of in alive.values() for mask in of.values()])
         if reached > float(self.budget.value) + 1e-9:
             if not self.correct:
@@ -162,15 +192,21 @@ class ReadOff:
                     f"of {flat.size} groups are 0. Write a larger strength than "
                     f"{self.penalty.strength}, more epochs, or correct=true."
                 )
-            begun = pruned.saved.get("dense", pruned.variables)
-            dense = norms_of(task, {kind: t.blocks for kind, t in terms.items()}, begun)
+            dense = norms_of(families, pruned.saved.get("dense", pruned.variables))
             scores = scores_of(norms, dense, terms)
-            chosen = allocated(task, scores, self.budget, ALLOCATORS["global_topk"], masks)
-            masks = masks_of(task, chosen, masks)
-        variables = apply_masks(pruned.variables, Net(task).weight_masks(masks))
-        seen = {"reached": reached, "zeros": float(1 - flat.mean())}
+            chosen = allocate.jointly(
+                families, scores, self.budget, net.cost, allocate.global_topk, masks
+            )
+            masks = blocks.masks([each for each in families if each.kind in chosen], chosen, masks)
+        variables = apply_masks(pruned.variables, net.weight_masks(masks))
+        metrics = {"reached": reached, "zeros": float(1 - flat.mean())}
         after = pruned._replace(variables=variables, masks=masks)
-        return after, [record(self.name, fractions(task, masks) | seen)]
+        return after, [record(self.name, fractions(task, masks) | metrics)]
+
+
+def norms_of(families: Sequence[Blocks], variables: Any) -> dict[str, dict[str, np.ndarray]]:
+    """{kind: {block: [groups]}}: the norm of every group."""
+    return {each.kind: blocks.norms(each, variables) for each in families}
 
 
 def scores_of(norms: Scores, dense: Scores, terms: Mapping[str, Term]) -> Scores:
@@ -184,7 +220,7 @@ def scores_of(norms: Scores, dense: Scores, terms: Mapping[str, Term]) -> Scores
         {kind: {block: [groups]}}, -inf where a group is 0.
     """
     free = not any(strength for term in terms.values() for strength in term.strengths.values())
-    left = {
+    scores = {
         kind: {
             name: np.where(norm > 0, norm / max(dense[kind][name].mean(), TINY), -np.inf)
             for name, norm in of_kind.items()
@@ -192,11 +228,11 @@ def scores_of(norms: Scores, dense: Scores, terms: Mapping[str, Term]) -> Scores
         }
         for kind, of_kind in norms.items()
     }
-    if not set(UNITS) <= set(left):
-        return left
-    first, second = (left.pop(kind) for kind in UNITS)
+    if not set(UNITS) <= set(scores):
+        return scores
+    first, second = (scores.pop(kind) for kind in UNITS)
     units = {
         name: np.minimum(first.get(name, np.inf), second.get(name, np.inf))
         for name in {**first, **second}
     }
-    return {**left, "filter": units}
+    return {**scores, "filter": units}

@@ -10,6 +10,7 @@ import optax
 from jprune import criteria, errors
 from jprune.allocate.global_topk import global_topk
 from jprune.base import Budget, CostModel, Groups, Masks, Pruned, Records, Schedule, Scores, Task
+from jprune.blocks import weights
 from jprune.sparsify.l1 import l1_decay
 from jprune.stages.frame import check_prunable, record
 from jprune.stages.prune import Prune
@@ -125,5 +126,6 @@ class L1Penalty:
         self, net: Net, rate: Schedule, key: jax.Array
     ) -> Callable[[optax.GradientTransformation], optax.GradientTransformationExtraArgs]:
         """See `jprune.base.Wrap`."""
-        del net, key
-        return lambda inner: optax.chain(inner, l1_decay(self.strength, rate))
+        del key
+        penalty = l1_decay(weights(net.groups), self.strength, rate)
+        return lambda inner: optax.chain(inner, penalty)

@@ -1,6 +1,5 @@
 """`Net(task)`: what stages ask of a task's net, each found once."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from jprune import errors
+from jprune.allocate.jointly import of_single_weights as of_single_weights
 from jprune.base import (
     Budget,
     Cost,
@@ -21,14 +21,14 @@ from jprune.base import (
     Variables,
     is_none,
 )
-from jprune.blocks.grains import lift
+from jprune.blocks import lift
 from jprune.cost import cost, cost_model
 from jprune.cost.samples import gates_of, sample_macs
 from jprune.forms.opened import dense_of, has_leaf_types, opened
 from jprune.forms.winners import has_dynamic
 from jprune.graph import slim, slim_params, trace
 from jprune.train.resolution import seen_at
-from jprune.units import expand, ones
+from jprune.units import are_units, expand, ones
 
 Made = TypeVar("Made")
 
@@ -273,58 +273,3 @@ class Net:
             total += float(batch["weight"] @ macs)
             examples += float(batch["weight"].sum())
         return total / examples
-
-
-def are_units(groups: Groups, masks: Masks) -> bool:
-    """Whether masks are {group: [units]} and not a tree like the variables."""
-    known = {*groups.sizes, *(branch.name for branch in groups.branches)}
-    return isinstance(masks, dict) and set(masks) <= known
-
-
-def standing(groups: Groups, masks: Mapping[str, Any]) -> tuple[str, ...]:
-    """Groups with a place outside the branches that masks remove."""
-    removed = {
-        leaf
-        for branch in groups.branches
-        if not np.all(masks.get(branch.name, True))
-        for leaf in branch.leaves
-    }
-    return tuple(
-        name
-        for name in groups.names
-        if any(place.leaf not in removed for place in groups.places[name])
-    )
-
-
-def of_single_weights(budget: Budget) -> Budget:
-    """The budget without what concerns units: multiples and floors."""
-    return dataclasses.replace(budget, multiple_of=1, min_units=1, floors={})
-
-
-def per_kernel(text: str, kernels: tuple[str, ...], option: str) -> dict[str, float]:
-    """{kernel: number} from one number, or from one a kernel with ":" between.
-
-    Args:
-        text: "3" or "0.4:1:1:0.7".
-        kernels: paths, in execution order.
-        option: name of the option, for the message.
-
-    Raises:
-        ArgumentError: no numbers, or not as many as there are kernels.
-
-    Example:
-        >>> per_kernel("0.5:2", ("params/conv1/kernel", "params/fc/kernel"), "q")
-        {'params/conv1/kernel': 0.5, 'params/fc/kernel': 2.0}
-    """
-    try:
-        numbers = [float(word) for word in text.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        numbers *= len(kernels)
-    if len(numbers) != len(kernels):
-        raise errors.ArgumentError(
-            f"{option}={text!r}; write one number, or {len(kernels)} with ':' between, for "
-            f"{', '.join(kernels)}."
-        )
-    return dict(zip(kernels, numbers))

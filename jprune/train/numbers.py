@@ -1,6 +1,7 @@
 """A number for each of several things, from one number, a list in their order, or by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from jprune import errors
 
@@ -47,3 +48,45 @@ def per_name(numbers: Numbers, names: Sequence[str], option: str) -> dict[str, f
             f"the command line with ':' between), for {', '.join(names)}."
         )
     return {name: float(number) for name, number in zip(names, numbers)}
+
+
+def per_kind(
+    numbers: Numbers | Sequence[Sequence[float]] | Mapping[str, Numbers],
+    names: Mapping[str, Iterable[str]],
+    option: str,
+) -> dict[str, dict[str, float]]:
+    """`{kind: {name: number}}`.
+
+    Args:
+        numbers: one for all; one for each name of a kind; a sequence of sequences, one a kind, of
+            which one number alone is for all its names; or {kind: what `per_name` takes}.
+        names: {kind: its names}, in their order.
+        option: where the numbers come from, for the message.
+
+    Raises:
+        ArgumentError: not as many numbers as kinds, or as names of a kind; a kind without numbers.
+
+    Example:
+        >>> kinds = {"filter": ["conv1", "conv2"], "depth": ["branch"]}
+        >>> per_kind(((0.1, 0.2), (0.5,)), kinds, "strength")
+        {'filter': {'conv1': 0.1, 'conv2': 0.2}, 'depth': {'branch': 0.5}}
+    """
+    rows: list[Any] = [numbers] * len(names)
+    if isinstance(numbers, Mapping):
+        if {*numbers} != {*names}:
+            raise errors.ArgumentError(
+                f"{option}={dict(numbers)!r}; write one number, or one for each of "
+                f"{', '.join(names)}."
+            )
+        rows = [numbers[kind] for kind in names]
+    elif isinstance(numbers, Sequence) and any(isinstance(row, Sequence) for row in numbers):
+        if len(numbers) != len(names):
+            raise errors.ArgumentError(
+                f"{option}={numbers!r}; write one number, or one for each of {', '.join(names)} "
+                "(on the command line with '+' between)."
+            )
+        rows = [row[0] if isinstance(row, Sequence) and len(row) == 1 else row for row in numbers]
+    return {
+        kind: per_name(row, tuple(of_kind), option)
+        for row, (kind, of_kind) in zip(rows, names.items())
+    }

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jprune
-from jprune import errors, forms
-from jprune.blocks import grains as granularity
+from jprune import blocks, errors, forms
 from jprune.forms.csr import CSR
 from jprune.forms.factored import Factored
 from jprune.forms.leaf_type import is_leaf_type
@@ -265,7 +264,7 @@ def test_compact_converts_what_can_be_converted_and_changes_nothing(float64):
     masks["plain"] = np.ones(6, bool) & (rng.random((3, 3, 3, 1)) < 0.4)
     masks["deep"] = None
     masked = jprune.apply_masks(variables, masks)
-    units = granularity.lift(groups, masks)
+    units = blocks.lift(groups, masks)
     small_fn = jprune.slim(MIXED.fn, groups, units)
     small, left = (jprune.slim_params(groups, units, tree) for tree in (masked, masks))
     held = forms.compact(small_fn, small, left, *inputs)

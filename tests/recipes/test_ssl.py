@@ -9,28 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jprune
-from jprune import errors, forms, recipes
+from jprune import blocks, errors, forms, recipes
 from jprune.base import Budget, Pruned
-from jprune.blocks.members import (
-    Block,
-    Member,
-    branch_blocks,
-    grain_blocks,
-    scaled,
-    squares,
-    unit_blocks,
-)
-from jprune.forms.opened import dense_of
+from jprune.blocks import Block, Blocks, Member
 from jprune.recipes import Train
-from jprune.sparsify import Term, group_lasso, group_penalty
-from jprune.sparsify.group_lasso import cleared, shrunk
+from jprune.sparsify import group_lasso, group_penalty
+from jprune.sparsify.group_lasso import Term, cleared, shrunk
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink, scores_of
 from jprune.train.net import Net
+from tests.blocks.test_grains import groups_of
 from tests.nets import FIRST_CUT, draw
 from tests.toys import drawn, toy_task
 
 NETS = {net.name: net for net in FIRST_CUT}
-ALONG = {"filter": ("out",), "channel": ("in",), "shape": ("d", "h", "w", "in"), "layer": ()}
+WHOLE = {"h": 9, "w": 9, "outputs": 9}
+KINDS = {
+    "filter": blocks.rows,
+    "channel": lambda groups: blocks.block(groups, **WHOLE),
+    "shape": blocks.columns,
+    "layer": lambda groups: blocks.block(groups, inputs=9, **WHOLE),
+}
 KEY = jax.random.key(3)
 
 
@@ -40,10 +38,15 @@ def traced(name):
     return net.fn, variables, x, jprune.trace(net.fn, variables, x)
 
 
-def one_kernel(shape, along, path="w"):
-    fn = lambda v, x: dense_of(v)[path]
-    groups = jprune.trace(fn, {path: jnp.zeros(shape)}, jnp.zeros(1))
-    return grain_blocks(groups, [path], along)
+def one_kernel(shape, kind, path="w"):
+    return KINDS[kind](groups_of({path: shape}))
+
+
+def rows_of(size, path="w", **settings):
+    """The rows of a matrix, as groups of one block."""
+    name = settings.get("name", path)
+    block = Block(size, (Member(path, (1, None)),))
+    return Blocks(settings.get("kind", "row"), settings.get("per", "weight"), {name: block})
 
 
 @pytest.mark.parametrize(("values", "expected"), [
@@ -52,14 +55,13 @@ def one_kernel(shape, along, path="w"):
 ])  # fmt: skip
 def test_penalties_of_the_four_families(values, expected):
     kernel = jnp.asarray(values.reshape(2, 3, 2, 2).transpose(2, 3, 1, 0))  # OIHW to HWIO
-    for along, number in zip(ALONG.values(), expected):
-        blocks = one_kernel(kernel.shape, along)
-        assert group_penalty([Term(blocks, {"w": 1.0})], {"w": kernel}) == pytest.approx(number)
+    for kind, number in zip(KINDS, expected):
+        groups = one_kernel(kernel.shape, kind)
+        assert group_penalty(groups, 1.0, {"w": kernel}) == pytest.approx(number)
 
 
 def test_the_gradient_is_lambda_times_the_direction_and_0_at_0():
-    rows = {"w": Block(2, (Member("w", (0,), None),))}
-    loss = lambda w: group_penalty([Term(rows, {"w": 0.1})], {"w": w})
+    loss = lambda w: group_penalty(rows_of(2), 0.1, {"w": w})
     found = jax.jit(jax.grad(loss))(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
     np.testing.assert_allclose(found, [[0.06, 0.08], [0, 0]], atol=1e-8)
 
@@ -72,7 +74,7 @@ def test_zero_filters_and_columns_leave_the_matrix(float64):
         kernel[tap] = 0
     kernel, x = jnp.asarray(kernel), jnp.asarray(rng.normal(size=(2, 7, 6, 4)))
     alive = {
-        name: np.asarray(squares(one_kernel(kernel.shape, ALONG[name]), {"w": kernel})["w"]) > 0
+        name: blocks.alive(one_kernel(kernel.shape, name), {"w": kernel})["w"]
         for name in ("filter", "shape")
     }
     mask = alive["shape"].reshape(2, 3, 4)[..., None] & alive["filter"]
@@ -93,9 +95,8 @@ def test_the_step_solves_the_proximal_problem(seed, strength):
     """v - w is t lambda times the direction of w, or at most so long where w is 0."""
     rng = np.random.default_rng(seed)
     before = rng.normal(size=(3, 4)) * rng.uniform(0, 2, (3, 1))
-    rows = {"w": Block(3, (Member("w", (0,), None),))}
     with jax.enable_x64(True):
-        term = Term(rows, {"w": strength})
+        term = Term(rows_of(3), {"w": strength})
         after = np.asarray(shrunk([term], {"w": jnp.asarray(before)}, 0.7)["w"])
     for v, w in zip(before, after):
         if np.linalg.norm(v) <= 0.7 * strength:
@@ -108,10 +109,13 @@ def test_nested_families_are_exact_small_groups_first(float64):
     """Columns inside channels: no point near the result has a smaller objective."""
     rng = np.random.default_rng(1)
     before = jnp.asarray(rng.normal(size=(2, 3, 4, 5)))
-    small = Term(one_kernel(before.shape, ALONG["shape"]), {"w": 0.6})
-    large = Term(one_kernel(before.shape, ALONG["channel"]), {"w": 1.5})
+    small = Term(one_kernel(before.shape, "shape"), {"w": 0.6})
+    large = Term(one_kernel(before.shape, "channel"), {"w": 1.5})
     objective = jax.jit(
-        lambda w: 0.5 * jnp.sum((w - before) ** 2) + group_penalty([small, large], {"w": w})
+        lambda w: (
+            0.5 * jnp.sum((w - before) ** 2)
+            + group_penalty([small.blocks, large.blocks], {"column": 0.6, "block": 1.5}, {"w": w})
+        )
     )
     right = shrunk([small, large], {"w": before}, 1.0)["w"]
     wrong = shrunk([large, small], {"w": before}, 1.0)["w"]
@@ -128,10 +132,10 @@ def test_filters_and_channels_are_those_of_coupled_units():
     axes = lambda path, axis: (np.asarray(leaves[path], float) ** 2).sum(
         tuple(a for a in range(4) if a != axis)
     )
-    filters = squares(unit_blocks(groups), leaves)
+    filters = blocks.squares(blocks.filters(groups, scales=False), leaves)
     expected = axes("stem", 3) + axes("conv2a", 3) + axes("conv2b", 3)
     np.testing.assert_allclose(filters["stem"], expected, rtol=1e-5)
-    channels = squares(unit_blocks(groups, roles=("in",)), leaves)
+    channels = blocks.squares(blocks.channels(groups), leaves)
     head = (np.asarray(variables["head"]["kernel"], float) ** 2).sum(1)
     expected = axes("conv1a", 2) + axes("conv1b", 2) + head
     np.testing.assert_allclose(channels["stem"], expected, rtol=1e-5)
@@ -141,8 +145,8 @@ def test_filters_and_channels_are_those_of_coupled_units():
 def test_a_group_of_factor_0_takes_its_followers_along_and_nothing_else():
     _, variables, _, groups = traced("resnet_padded")
     leaves = jprune.units.leaves_by_path(groups, variables)
-    blocks = unit_blocks(groups, ["conv2"], followers=("scale", "shift"))
-    after = scaled(blocks, leaves, {"conv2": jnp.array([0.0, 1.0, 0.5])})
+    filters = blocks.filters(groups, ["conv2"], scales=False)
+    after = blocks.scale(filters, leaves, {"conv2": jnp.array([0.0, 1.0, 0.5])})
     # Of the eight channels behind the join, 0, 6 and 7 are the group's, see tests/nets.py.
     ratio = np.asarray(after["conv2"] / leaves["conv2"])[0, 0, 0]
     np.testing.assert_allclose(ratio, [0, 1, 1, 1, 1, 1, 1, 0.5])
@@ -155,7 +159,7 @@ def test_a_group_of_factor_0_takes_its_followers_along_and_nothing_else():
 
 PULLED = [3.0, 4.0, 0.3, 0.4, -1.0, 1.0]
 REST = [2.4, 3.2, 0.0, 0.0, -0.292893, 0.292893]
-PAIRS = {"w": Block(3, (Member("w", (0,), np.repeat(np.arange(3), 2)),))}
+PAIRS = Blocks("pair", "weight", {"w": Block(3, (Member("w", (2,)),))})
 
 
 def minimised(how, momentum=0.0, steps=400, threshold=0.0):
@@ -163,9 +167,8 @@ def minimised(how, momentum=0.0, steps=400, threshold=0.0):
     rate = 0.2 * (1 - momentum)
     tx = optax.chain(
         optax.sgd(rate, momentum, nesterov=momentum > 0),
-        group_lasso([Term(PAIRS, {"w": 1.0})], {"w": "w"}, lambda step: rate / (1 - momentum),
-                    how=how, threshold=threshold),
-    )  # fmt: skip
+        group_lasso(PAIRS, 1.0, rate / (1 - momentum), how=how, threshold=threshold),
+    )
     params = {"w": jnp.ones(6)}
 
     def step(carry, _):
@@ -187,10 +190,10 @@ def test_what_stands_still_is_the_minimum_and_only_the_proximal_step_reaches_0(m
 
 
 def test_weights_below_the_threshold_are_cleared_and_others_are_not():
-    blocks = unit_blocks(traced("vgg")[3], ["conv1"], followers=("scale", "shift"))
+    filters = blocks.filters(traced("vgg")[3], ["conv1"], scales=False)
     leaves = {"conv1": jnp.full((3, 3, 3, 5), 2e-4).at[..., 1].set(5e-5).at[0, 0, 0, 2].set(0),
               "norm1/shift": jnp.ones(5), "conv2": jnp.full((3, 3, 5, 7), 5e-5)}  # fmt: skip
-    after = cleared([Term(blocks, {"conv1": 1.0})], leaves, 1e-4)
+    after = cleared([Term(filters, {"conv1": 1.0})], leaves, 1e-4)
     assert not after["conv1"][..., 1].any()
     assert after["conv1"][..., 3].all()
     assert after["norm1/shift"].tolist() == [1, 0, 1, 1, 1]
@@ -208,14 +211,17 @@ def test_the_last_units_are_the_same_by_filter_and_by_channel():
 
     Zeros stay: unit 3 has a filter of 0.
     """
-    rows = lambda path: Block(4, (Member(path, (0,), None),))
     leaves = {"a": jnp.array([[5.0], [4], [3], [0]]), "b": jnp.array([[1.0], [4], [5], [9]])}
-    terms = [Term({"unit": rows(path)}, {"unit": 100.0}, {"unit": 2}, True) for path in "ab"]
-    after = shrunk(terms, leaves, 1.0)
+
+    def term(path, per):
+        rows = rows_of(4, path, kind=path, per=per, name="unit")
+        return Term(rows, {"unit": 100.0}, {"unit": 2})
+
+    after = shrunk([term(path, "unit") for path in "ab"], leaves, 1.0)
     assert after["a"][:, 0].tolist() == [0, 4, 3, 0]
     assert after["b"][:, 0].tolist() == [0, 4, 5, 0]
     # Groups of other kinds may have the same name.
-    after = shrunk([term._replace(units=False) for term in terms], leaves, 1.0)
+    after = shrunk([term(path, "weight") for path in "ab"], leaves, 1.0)
     assert after["a"][:, 0].tolist() == [5, 4, 0, 0]
     assert after["b"][:, 0].tolist() == [0, 0, 5, 9]
 
@@ -223,7 +229,7 @@ def test_the_last_units_are_the_same_by_filter_and_by_channel():
 def test_floors_hold_under_a_penalty_that_takes_everything(net):
     task, start = net
     budget = Budget(macs=1.0, min_units=3, floors={"params/conv2/kernel": 5})
-    penalty = Penalty(("filter", "channel"), "30")
+    penalty = Penalty(("filter", "channel"), 30.0)
     stage = Shrink(Train(10, 0.05, 16, max_steps=6), budget, penalty)
     pruned, _ = ReadOff(budget, penalty)(stage(start, task, KEY)[0], task, KEY)
     assert {name: int(mask.sum()) for name, mask in pruned.masks.items()} == {
@@ -238,16 +244,16 @@ def test_a_zero_channel_comes_back_and_a_zero_filter_does_not(net):
         kernel = params[name]["kernel"]
         gone = {**params, name: {"kernel": kernel.at[(slice(None),) * axis + (0,)].set(0)}}
         begun = start._replace(variables={**start.variables, "params": gone})
-        penalty = Penalty((kind,), "1e-9", ("params/conv2/kernel",))
+        penalty = Penalty((kind,), 1e-9, ("params/conv2/kernel",))
         after = trained((task, begun), penalty)
         found = np.asarray(after.variables["params"][name]["kernel"])
         assert np.take(found, 0, axis).any() == (kind == "channel")
 
 
 def test_the_correction_compares_what_is_left_of_the_dense_net():
-    blocks = {name: Block(2, ()) for name in ("wide", "narrow")}
-    terms = {"filter": Term(blocks, {"wide": 0.1, "narrow": 0.1}),
-             "channel": Term({"wide": blocks["wide"]}, {"wide": 0.1})}  # fmt: skip
+    both = Blocks("filter", "unit", {name: Block(2, ()) for name in ("wide", "narrow")})
+    terms = {"filter": Term(both, {"wide": 0.1, "narrow": 0.1}),
+             "channel": Term(both.where(("wide",)), {"wide": 0.1})}  # fmt: skip
     norms = {"filter": {"wide": np.array([8.0, 4]), "narrow": np.array([0.9, 0])},
              "channel": {"wide": np.array([1.0, 3])}}  # fmt: skip
     dense = {"filter": {"wide": np.array([10.0, 10]), "narrow": np.array([1.0, 1])},
@@ -255,10 +261,10 @@ def test_the_correction_compares_what_is_left_of_the_dense_net():
     (units,) = scores_of(norms, dense, terms).values()
     np.testing.assert_allclose(units["wide"], [0.25, 0.4])  # a unit goes when either does
     assert units["narrow"].tolist() == [0.9, -np.inf]
-    free = terms | {"filter": Term(blocks, {"wide": 0.0, "narrow": 0.1})}
+    free = terms | {"filter": Term(both, {"wide": 0.0, "narrow": 0.1})}
     (units,) = scores_of({"filter": norms["filter"]}, dense, free).values()
     assert list(units) == ["narrow"]  # a strength of 0 leaves a block alone
-    none = {"filter": Term(blocks, dict.fromkeys(blocks, 0.0))}
+    none = {"filter": Term(both, dict.fromkeys(both, 0.0))}
     (units,) = scores_of({"filter": norms["filter"]}, dense, none).values()
     assert set(units) == {"wide", "narrow"}
 
@@ -266,15 +272,15 @@ def test_the_correction_compares_what_is_left_of_the_dense_net():
 def test_kinds_take_the_names_that_they_know(net):
     task, _ = net
     (branch,) = Net(task).groups.branches
-    mixed = Penalty(("filter", "depth"), "0.1", ("params/conv2/kernel", branch.name))
+    mixed = Penalty(("filter", "depth"), 0.1, ("params/conv2/kernel", branch.name))
     terms = mixed.terms(task, Budget(macs=0.5))
     assert {kind: list(term.blocks) for kind, term in terms.items()} == {
         "filter": ["params/conv2/kernel"], "depth": [branch.name]
     }  # fmt: skip
     with pytest.raises(errors.StructureError, match="branches"):
-        Penalty(("filter", "depth"), "0.1", ("params/conv2/kernel",)).terms(task, Budget(macs=0.5))
+        Penalty(("filter", "depth"), 0.1, ("params/conv2/kernel",)).terms(task, Budget(macs=0.5))
     with pytest.raises(errors.StructureError, match="no group 'conv7'"):
-        Penalty(("filter", "depth"), "0.1", ("conv7", branch.name)).terms(task, Budget(macs=0.5))
+        Penalty(("filter", "depth"), 0.1, ("conv7", branch.name)).terms(task, Budget(macs=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +305,7 @@ def test_zero_units_of_a_residual_stream_are_the_pruning(net):
     Under the subgradient no group is 0.
     """
     task, _ = net
-    after = trained(net, Penalty(("filter",), "0.76"))
+    after = trained(net, Penalty(("filter",), 0.76))
     pruned, (record,) = ReadOff(Budget(macs=1.0), Penalty(("filter",)))(after, task, KEY)
     stream = pruned.masks["params/conv1/kernel"]
     assert 0 < stream.sum() < stream.size
@@ -313,18 +319,15 @@ def test_zero_units_of_a_residual_stream_are_the_pruning(net):
     small_fn, small = Net(task).slim(pruned)
     image = next(task.data.batches("test", 12))["image"]
     np.testing.assert_allclose(small_fn(small, image), dense, atol=1e-5 * np.abs(dense).max())
-    other = trained(net, Penalty(("filter",), "0.76", how="subgradient"))
-    norms = squares(
-        unit_blocks(Net(task).groups),
-        jprune.units.leaves_by_path(Net(task).groups, other.variables),
-    )
+    other = trained(net, Penalty(("filter",), 0.76, how="subgradient"))
+    norms = blocks.norms(blocks.filters(Net(task).groups, scales=False), other.variables)
     assert all((norm > 0).all() for norm in norms.values())
 
 
 def test_a_whole_branch_vanishes(net):
     task, _ = net
     (branch,) = Net(task).groups.branches
-    after = trained(net, Penalty(("depth",), "3"))
+    after = trained(net, Penalty(("depth",), 3.0))
     pruned, (record,) = ReadOff(Budget(macs=1.0), Penalty(("depth",)))(after, task, KEY)
     assert not pruned.masks[branch.name].any()
     assert all(mask.all() for name, mask in pruned.masks.items() if name != branch.name)
@@ -338,7 +341,7 @@ def test_a_whole_branch_vanishes(net):
 
 def test_columns_become_masks_of_weights(net):
     task, _ = net
-    after = trained(net, Penalty(("shape",), "0.3"), steps=6)
+    after = trained(net, Penalty(("shape",), 0.3), steps=6)
     pruned, (record,) = ReadOff(Budget(macs=1.0), Penalty(("shape",)))(after, task, KEY)
     mask = np.asarray(pruned.masks["params"]["conv2"]["kernel"])
     kernel = np.asarray(after.variables["params"]["conv2"]["kernel"])
@@ -401,9 +404,9 @@ def test_a_penalty_on_a_frozen_group_is_refused(net):
     with pytest.raises(errors.StructureError, match="no group 'params/conv7/kernel'; did you mean"):
         Penalty(("filter",), names=("params/conv7/kernel",)).terms(task, Budget(macs=0.5))
     with pytest.raises(errors.StructureError, match="the net has no branches"):
-        branch_blocks(traced("vgg")[3])
+        blocks.branches(traced("vgg")[3])
     whole = dict.fromkeys(Net(task).groups.names, 99)
-    with pytest.raises(errors.StructureError, match="tiny has no filter to make sparse"):
+    with pytest.raises(errors.StructureError, match="the net has no filter to make sparse"):
         Penalty(("filter",)).terms(task, Budget(macs=0.5, floors=whole))
 
 
@@ -421,14 +424,22 @@ def test_settings_that_mean_nothing_are_refused(options, message):
 
 def test_strengths_are_one_a_family_or_one_a_block(net):
     task, _ = net
-    terms = Penalty(("channel", "filter"), "0.1:0.2+0.3").terms(task, Budget(macs=0.5))
+    terms = Penalty(("channel", "filter"), ((0.1, 0.2), (0.3,))).terms(task, Budget(macs=0.5))
     assert list(terms) == ["filter", "channel"]
     assert list(terms["channel"].strengths.values()) == [0.1, 0.2]
     assert set(terms["filter"].strengths.values()) == {0.3}
-    for text, message in (("0.1+0.2+0.3", "one for each of"), ("1:2:3", "or 2 with ':'"),
-                          ("-1", "each is 0 or more")):  # fmt: skip
+    named = Penalty(("filter", "channel"), {"filter": 0.3, "channel": (0.1, 0.2)})
+    assert {k: t.strengths for k, t in named.terms(task, Budget(macs=0.5)).items()} == {
+        kind: term.strengths for kind, term in terms.items()
+    }
+    for numbers, message in (
+        (((0.1,), (0.2,), (0.3,)), "one for each of"),
+        ((1.0, 2.0, 3.0), "or 2 .*with ':'"),
+        ({"filter": 0.1}, "one for each of filter, channel"),
+        (-1.0, "each is 0 or more"),
+    ):
         with pytest.raises(errors.ArgumentError, match=message):
-            Penalty(("filter", "channel"), text).terms(task, Budget(macs=0.5))
+            Penalty(("filter", "channel"), numbers).terms(task, Budget(macs=0.5))
 
 
 def test_the_recipe_with_the_penalty_it_was_given(net):

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import jprune
-from jprune import errors, recipes
+from jprune import blocks, errors, recipes
 from jprune.base import Budget, Pruned
-from jprune.blocks.members import Block, Member, squares, unit_blocks
+from jprune.blocks import Block, Blocks, Member
 from jprune.masks import apply_masks
 from jprune.recipes import Train
 from jprune.sparsify import admm, projection
@@ -20,23 +20,20 @@ from jprune.stages.admm import Admm, Cut, Sets
 from jprune.train.net import Net
 from jprune.units import leaves_by_path
 from tests.nets import FIRST_CUT, draw
-from tests.recipes.test_ssl import ALONG, one_kernel
+from tests.recipes.test_ssl import one_kernel, rows_of
 from tests.toys import drawn, toy_task
 
 KEY = jax.random.key(5)
-SINGLE = {"w": Block(2, (Member("w", (0,), None),))}
+SINGLE = Blocks("weight", "weight", {"w": Block(2, (Member("w", (1,)),))})
 
 
 @pytest.mark.parametrize(("kind", "keep"), [("filter", 2), ("channel", 1), ("shape", 3)])
 def test_the_projection_is_the_nearest_point_of_all_supports(kind, keep, float64):
     kernel = np.random.default_rng(0).normal(size=(2, 2, 2, 3))
-    blocks = one_kernel(kernel.shape, ALONG[kind])
-    near = np.asarray(projection([(blocks, {"w": keep})])({"w": jnp.asarray(kernel)})["w"])
-    block = blocks["w"]
-    (member,) = block.members
-    number = np.arange(block.size).reshape([
-        length if axis in member.axes else 1 for axis, length in enumerate(kernel.shape)
-    ])  # fmt: skip
+    groups = one_kernel(kernel.shape, kind)
+    near = np.asarray(projection(groups, {"w": keep})({"w": jnp.asarray(kernel)})["w"])
+    block = groups["w"]
+    number = blocks.members.along(block.members[0], kernel.shape, np.arange(block.size), -1)
     points = [
         kernel * np.isin(number, support)
         for support in itertools.combinations(range(block.size), keep)
@@ -48,12 +45,12 @@ def test_the_projection_is_the_nearest_point_of_all_supports(kind, keep, float64
 
 def test_rows_and_columns_of_a_matrix():
     w = jnp.array([[3.0, 0, 1], [0, 2, 2]])
-    rows = {"w": Block(2, (Member("w", (0,), None),))}
-    columns = {"w": Block(3, (Member("w", (1,), None),))}
-    assert squares(columns, {"w": w})["w"].tolist() == [9, 4, 5]
-    row = projection([(rows, {"w": 1})])({"w": w})["w"]
-    both = projection([(rows, {"w": 1}), (columns, {"w": 1})])({"w": w})["w"]
-    column = projection([(columns, {"w": 2})])({"w": w})["w"]
+    rows = rows_of(2)
+    columns = Blocks("column", "weight", {"w": Block(3, (Member("w", (None, 1)),))})
+    assert blocks.squares(columns, {"w": w})["w"].tolist() == [9, 4, 5]
+    row = projection(rows, {"w": 1})({"w": w})["w"]
+    both = projection([rows, columns], {"row": {"w": 1}, "column": {"w": 1}})({"w": w})["w"]
+    column = projection(columns, {"w": 2})({"w": w})["w"]
     assert row.tolist() == [[3, 0, 1], [0, 0, 0]]
     assert ((w - row) ** 2).sum() == 8
     assert column.tolist() == [[3, 0, 1], [0, 0, 2]]
@@ -66,8 +63,8 @@ def test_coupled_units_are_projected_together():
     variables, (x,) = draw(net)
     groups = jprune.trace(net.fn, variables, x)
     leaves = leaves_by_path(groups, variables)
-    blocks = unit_blocks(groups, ["stem"])
-    after = projection([(blocks, {"stem": 3})])(leaves)
+    near = projection(blocks.filters(groups, ["stem"], scales=False), {"stem": 3})(leaves)
+    after = {path: leaf for path, leaf in near.items() if leaf is not None}
     assert set(after) == {"stem", "conv2a", "conv2b"}
     total = sum((np.asarray(leaves[path]) ** 2).sum((0, 1, 2)) for path in after)
     kept = np.isin(np.arange(8), np.argsort(total)[-3:])
@@ -78,8 +75,8 @@ def test_coupled_units_are_projected_together():
 def analytic(rho, rounds, growth=1.0):
     """0.5 ||w - a||^2, one of two kept; a step of size 1 / (1 + rho) is the exact W-step."""
     goal = jnp.array([2.0, 1.9])
-    tx = admm(optax.sgd(1 / (1 + rho)), projection([(SINGLE, {"w": 1})]), {"w": "w"},
-              rho=rho, every=1, growth=growth)  # fmt: skip
+    project = projection(SINGLE, {"w": 1})
+    tx = admm(optax.sgd(1 / (1 + rho)), project, rho=rho, every=1, growth=growth)
     params, found = {"w": goal}, []
     state = tx.init(params)
 
@@ -180,13 +177,12 @@ def test_behind_batch_norms_a_cut_is_free_only_if_scales_and_shifts_fall_too(net
 def test_the_cut_keeps_the_support_of_the_projection(net):
     """Columns are ranked by the filters that stay."""
     task, start = net
-    sets = Sets(Budget(macs=1.0), ("filter", "column"), "0.5+0.5")
+    sets = Sets(Budget(macs=1.0), ("filter", "column"), 0.5)
     pruned, _ = Cut(sets)(
         start._replace(extra={"counts": sets.counts(task, start), "stopped": 0}), task, KEY
     )
-    blocks, counts = sets.blocks(task), sets.counts(task, start)
     leaves = leaves_by_path(Net(task).groups, start.variables)
-    near = projection([(blocks[kind], counts[kind]) for kind in sets.kinds])(leaves)
+    near = projection(sets.families(task), sets.counts(task, start))(leaves)
     masks = leaves_by_path(Net(task).groups, pruned.masks)
     for before, here in (("conv1", "conv2"), ("conv2", "conv3")):
         read = np.asarray(near[f"params/{before}/kernel"]).any((0, 1, 2))
@@ -245,7 +241,7 @@ def test_duals_that_diverge_stop_at_the_last_good_round(net):
 
 
 def test_a_dual_that_is_not_finite_is_undone_too():
-    tx = admm(optax.sgd(1.0), projection([(SINGLE, {"w": 1})]), {"w": "w"}, rho=1.0, every=1)
+    tx = admm(optax.sgd(1.0), projection(SINGLE, 0.5), rho=1.0, every=1)
     params = {"w": jnp.array([2.0, 1.9])}
     state = tx.init(params)
     updates, state = tx.update({"w": jnp.array([jnp.inf, 0.0])}, state, params)
@@ -256,14 +252,14 @@ def test_a_dual_that_is_not_finite_is_undone_too():
 
 def test_fractions_by_hand_and_purification(net):
     task, start = net
-    sets = Sets(Budget(macs=0.9), ("filter", "column"), "0.5:0.75+1:0.25:1:1")
+    sets = Sets(Budget(macs=0.9), ("filter", "column"), ((0.5, 0.75), (1.0, 0.25, 1.0, 1.0)))
     counts = sets.counts(task, start)
     assert list(counts["filter"].values()) == [4, 9]
     assert list(counts["column"].values())[1] == 18  # 3 x 3 taps of 8 inputs
     with pytest.raises(errors.BudgetError, match=r"keeps macs=0.* and macs=0.1 was asked for"):
-        Sets(Budget(macs=0.1), ("filter",), "0.9").counts(task, start)
+        Sets(Budget(macs=0.1), ("filter",), 0.9).counts(task, start)
     with pytest.raises(errors.ArgumentError, match=r"in \(0, 1\]"):
-        Sets(Budget(macs=0.5), ("filter",), "1.5").counts(task, start)
+        Sets(Budget(macs=0.5), ("filter",), 1.5).counts(task, start)
     pure = Cut(sets, purify=0.5).pure(np.array([4.0, 1.0, 5.0, 0.1]), np.array([1, 1, 1, 0], bool))
     assert pure.tolist() == [True, False, True, False]
 
@@ -273,9 +269,9 @@ def test_a_frozen_group_is_refused_before_anything_is_trained(net):
     split = Admm(Train(1, 0.1, 16), Sets(Budget(macs=0.5), names=("params/fc/kernel",)))
     with pytest.raises(errors.FrozenError, match="'params/fc/kernel' is frozen: axis 1"):
         split.check(task)
-    for keep in ("0.1:0.2:0.3", "abc", "1.5"):
+    for keep in ((0.1, 0.2, 0.3), {"filter": {"conv1": 0.5}}, 1.5):
         split = Admm(Train(1, 0.1, 16), Sets(Budget(macs=0.5), keep=keep))
-        with pytest.raises(errors.ArgumentError, match="keep="):
+        with pytest.raises(errors.ArgumentError, match="keep"):
             split.check(task)
 
 
@@ -299,7 +295,10 @@ def test_settings_that_mean_nothing_are_refused(options, message):
 def test_numbers_of_the_transformation_are_checked(net):
     task, start = net
     with pytest.raises(errors.ArgumentError, match="rho and limit are above 0"):
-        admm(optax.sgd(0.1), projection([]), {}, rho=0.0, every=1)
+        admm(optax.sgd(0.1), projection([], 0.5), rho=0.0, every=1)
+    for keep in (0.0, {"w": 3}, {"v": 1}):
+        with pytest.raises(errors.ArgumentError, match=r"projection\(keep="):
+            projection(SINGLE, keep)
     split, _ = stage(("filter",), steps=3, rounds=5)
     with pytest.raises(errors.ArgumentError, match="rounds=5 in 3 steps"):
         split.learner(start, task, KEY)

@@ -1,0 +1,225 @@
+"""Masks from what is alive of units, branches and patterns: where they meet.
+
+A filter that nothing reads, a channel that nothing makes and a branch that is empty are one
+question, and a pattern is worth what it leaves of the units: `lift` finds those that it leaves no
+reader, for `slim` to remove; `forms.compact` holds what is left of a kernel.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jprune import errors
+from jprune.base import Groups, Masks, Variables
+from jprune.blocks.members import Blocks, along, by_kind, squares
+from jprune.masks import intersect
+from jprune.units import are_units, expand, leaves_by_path, ones, places_of, standing
+
+Alive = Mapping[str, Any]
+"""{block: bool [groups]} of one kind, or {kind: {block: bool [groups]}}."""
+
+
+def alive(blocks: Blocks, variables: Variables) -> dict[str, np.ndarray]:
+    """{block: bool [groups]}: whether any weight of a group is other than 0.
+
+    Of filters and channels, that is masks of units as `slim` takes them; `masks` makes masks of
+    whatever is alive of several kinds.
+
+    Args:
+        blocks: of one kind.
+        variables: those of the traced net or a part of them.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> from jprune import blocks
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 1))}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 2)))
+        >>> alive(blocks.filters(groups), variables)
+        {'first': array([ True,  True, False])}
+    """
+    return {name: np.asarray(s) > 0 for name, s in squares(blocks, variables).items()}
+
+
+def spread(blocks: Blocks, masks: Alive) -> Masks:
+    """Masks of weights from masks of groups.
+
+    Args:
+        blocks: of one kind, made from groups.
+        masks: {block: bool [groups]}; a block that is not named stays whole.
+
+    Returns:
+        A tree like the traced variables; None where there are no groups.
+
+    Raises:
+        StructureError: masks of other blocks.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> from jprune import blocks
+        >>> variables = {"b": jnp.ones(3), "w": jnp.ones((2, 3))}
+        >>> fn = lambda v, x: x @ v["w"] + v["b"]
+        >>> rows = blocks.rows(jprune.trace(fn, variables, jnp.ones(2)))
+        >>> spread(rows, {"w": np.array([True, False, True])})["b"] is None
+        True
+        >>> spread(rows, {"w": np.array([True, False, True])})["w"].tolist()
+        [[True, False, True], [True, False, True]]
+    """
+    groups = _groups_of(blocks)
+    by_path: dict[str, Any] = {}
+    for name, mask in masks.items():
+        if name not in blocks or np.shape(mask) != (blocks[name].size,):
+            expected = f"[{blocks[name].size}]" if name in blocks else f"of {', '.join(blocks)}"
+            raise errors.StructureError(
+                f"a mask of shape {np.shape(mask)} for {name!r}; masks of these {blocks.kind}s "
+                f"are {expected}. Pass the masks of pool(blocks, scores), and the same blocks."
+            )
+        for member in (*blocks[name].members, *blocks[name].followers):
+            shape = groups.leaves[member.path].shape
+            own = np.broadcast_to(along(member, shape, np.asarray(mask, bool), True), shape)
+            by_path[member.path] = own & by_path.get(member.path, True)
+    return groups.treedef.unflatten([by_path.get(path) for path in groups.leaves])
+
+
+def _groups_of(blocks: Blocks) -> Groups:
+    if blocks.groups is None:
+        raise errors.ArgumentError(
+            f"these {blocks.kind}s were made by hand and belong to no net. Make them from groups: "
+            f"blocks.{blocks.kind}s(jprune.trace(fn, variables, x))."
+        )
+    return blocks.groups
+
+
+def masks(blocks: Blocks | Sequence[Blocks], alive: Alive, before: Masks = None) -> Masks:
+    """Masks from what is alive: of units and branches, or of weights where patterns are among it.
+
+    A unit goes if its filter or its channel does. A group without units goes with the branch that
+    it is in.
+
+    Args:
+        blocks: of one kind, or of several.
+        alive: {block: bool [groups]}, of several kinds {kind: {block: bool [groups]}}.
+        before: masks from before, of weights or units; what they mask stays masked.
+
+    Raises:
+        BudgetError: a group is empty and in no branch: nothing would pass.
+        ArgumentError: blocks that were not made from groups.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> from jprune import blocks
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.eye(2, 3), "second": jnp.array([[1.0], [0.0], [1.0]])}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 2)))
+        >>> both = blocks.filters(groups), blocks.channels(groups)
+        >>> masks(both, {each.kind: alive(each, variables) for each in both})
+        {'first': array([ True, False, False])}
+    """
+    families = by_kind(blocks, alive, "alive")
+    groups = _groups_of(families[0][0])
+    units, patterns = _units(groups, families), _patterns(families)
+    if before is None or are_units(groups, before):
+        for name, mask in (before or {}).items():
+            units[name] = np.asarray(mask, bool) & units.get(name, True)
+        return units if patterns is None else intersect(patterns, expand(groups, units))
+    weights = intersect(before, expand(groups, units))
+    return weights if patterns is None else intersect(weights, patterns)
+
+
+def _units(groups: Groups, families: Sequence[tuple[Blocks, Alive]]) -> dict[str, np.ndarray]:
+    units, gone = ones(groups), {}
+    for blocks, of_kind in families:
+        for name, mask in of_kind.items():
+            if blocks.per == "unit":
+                units[name] = units[name] & np.asarray(mask, bool)
+            elif blocks.per == "branch":
+                gone[name] = np.asarray(mask, bool)
+    for name in [name for name, mask in units.items() if not mask.any()]:
+        leaves = {place.leaf for place in groups.places[name]}
+        around = [branch for branch in groups.branches if leaves <= set(branch.leaves)]
+        if not around:
+            raise errors.BudgetError(
+                f"no unit of {name} is left: nothing passes through it. Write a smaller strength, "
+                "fewer epochs, or a floor for this group."
+            )
+        gone[min(around, key=lambda branch: len(branch.leaves)).name] = np.zeros(1, bool)
+    for name in {*groups.names} - {*standing(groups, gone)}:
+        units[name] = np.ones(groups.sizes[name], bool)
+    return units | gone
+
+
+def _patterns(families: Sequence[tuple[Blocks, Alive]]) -> Masks:
+    """Masks of weights that all patterns keep; None where there is no pattern."""
+    result = None
+    for blocks, of_kind in families:
+        if blocks.per == "weight" and of_kind:
+            own = spread(blocks, of_kind)
+            result = own if result is None else intersect(result, own)
+    return result
+
+
+def lift(groups: Groups, masks: Masks) -> dict[str, np.ndarray]:
+    """Masks of units from masks of weights: a unit goes once the pattern leaves it no reader.
+
+    The rule. A unit goes if its places with the role `in` are empty in all its consumers: whatever
+    it computes, nobody reads it. Nothing less is enough for every net: an empty filter still speaks
+    through its shift, and one whose shift is empty too through a nonlinearity with f(0) != 0. Units
+    that end in a contraction of two activations have no consumer with weights; there the places
+    that stand in for `in` (kernel, shift and mean) must all be empty. A group that was opened (a
+    norm counts its units, read or not) stays whole.
+
+    What only a unit that goes was reading goes too, and so on. A pattern that leaves no unit of a
+    group a reader keeps one, since no layer can be left without channels.
+
+    Args:
+        groups: from `trace`.
+        masks: a tree like the variables, None leaves are whole.
+
+    Returns:
+        {group: [units]} bool.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.zeros((2, 3)), "second": jnp.zeros((3, 1))}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 2)))
+        >>> lift(groups, {"first": None, "second": np.array([[True], [False], [True]])})
+        {'first': array([ True, False,  True])}
+    """
+    weights = {
+        path: np.ones(groups.leaves[path].shape, bool)
+        if mask is None
+        else np.broadcast_to(np.asarray(mask, bool), groups.leaves[path].shape).copy()
+        for path, mask in leaves_by_path(groups, masks).items()
+    }
+    units = ones(groups)
+    while True:
+        read = _read(groups, weights, units)
+        gone = [name for name in groups.names if (units[name] & ~read[name]).any()]
+        if not gone:
+            return units
+        for name in gone:
+            units[name] &= read[name]
+            for place in groups.places[name]:
+                dead = (place.units >= 0) & ~units[name][place.units]
+                np.moveaxis(weights[place.leaf], place.axis, 0)[dead] = False
+
+
+def _read(
+    groups: Groups, weights: dict[str, np.ndarray], units: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """{group: [units]}: whether a weight that reads a unit is kept; one of `units` always is."""
+    places = places_of(groups, ("in",))
+    read = {name: np.zeros(size, bool) for name, size in groups.sizes.items()}
+    for name, place in places:
+        rows = np.moveaxis(weights[place.leaf], place.axis, 0)
+        alive = rows.reshape(len(rows), -1).any(axis=1) & (place.units >= 0)
+        read[name][place.units[alive]] = True
+    with_readers = {name for name, _ in places}
+    for name, alive in read.items():
+        if name not in with_readers or not groups.exact[name]:
+            alive[:] = True
+        elif not (alive & units[name]).any():
+            alive[np.flatnonzero(units[name])[0]] = True
+    return read
