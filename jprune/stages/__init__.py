@@ -86,7 +86,7 @@ from jprune.stages.reinitialise import (
 )
 from jprune.stages.rounds import evenly, in_rounds, kept_after, rounds_for, scheduled
 from jprune.stages.sensitivity import Sensitivity
-from jprune.stages.std_rule import StdPrune, l1_penalty, only_moves
+from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
@@ -110,12 +110,14 @@ __all__ = [
     "Evaluate",
     "EvaluateDeformed",
     "Gate",
+    "L1Penalty",
     "LayerWise",
     "LongStage",
     "MergeClusters",
     "MergeUnits",
     "Narrow",
     "Observe",
+    "OnlyMoves",
     "Optimum",
     "Penalty",
     "Popup",
@@ -158,10 +160,8 @@ __all__ = [
     "in_rounds",
     "kept_after",
     "l1_of",
-    "l1_penalty",
     "l2_of",
     "obd_of",
-    "only_moves",
     "opening",
     "random_of",
     "random_weights_of",
