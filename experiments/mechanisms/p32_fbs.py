@@ -32,12 +32,11 @@ from experiments.mechanisms._nets import cifar10
 from jprune import train, zoo
 from jprune.base import Budget, Pruned, Task
 from jprune.cost.samples import gates_of
-from jprune.data.deformed import DEFORMATIONS
 from jprune.learners import Boosting
 from jprune.masks import apply_masks
 from jprune.recipes import Evaluate, Train
 from jprune.report.figures import PRINT
-from jprune.stages.deformed import EvaluateDeformed
+from jprune.stages.deformed import DEFORMATIONS, EvaluateDeformed
 from jprune.stages.feature_boosting import Boost
 from jprune.train.net import Net
 from jprune.units import expand

@@ -17,9 +17,8 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.data.deformed import DEFORMATIONS
 from jprune.learners.feature_boosting import Boosting
-from jprune.stages.deformed import EvaluateDeformed
+from jprune.stages.deformed import DEFORMATIONS, EvaluateDeformed
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.frame import opening
 from jprune.stages.train import Train

@@ -14,7 +14,6 @@ from experiments.mechanisms import p32_fbs
 from jprune import errors, recipes, slim, trace, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.cost.samples import gates_of, sample_macs
-from jprune.data.deformed import mosaic, occlusion
 from jprune.forms.opened import read_back, written_out
 from jprune.forms.winners import Winners, saliences, winners
 from jprune.graph.look.affine import affine_leaves, affine_of
@@ -30,7 +29,7 @@ from jprune.learners.feature_boosting import (
 )
 from jprune.recipes import Train
 from jprune.recipes.fbs import fbs
-from jprune.stages.deformed import EvaluateDeformed, deformed
+from jprune.stages.deformed import EvaluateDeformed, deformed, mosaic, occlusion
 from jprune.stages.feature_boosting import Boost, density_for
 from jprune.train.net import Net
 from jprune.zoo import layers as parts

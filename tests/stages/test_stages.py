@@ -1,6 +1,8 @@
 """The room of the stages: what it exports is all there is, and a name stands for one thing."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 from jprune import stages
@@ -38,3 +40,13 @@ def test_a_name_is_defined_once():
 def test_exports_exist():
     assert len({*stages.__all__}) == len(stages.__all__)
     assert all(hasattr(stages, name) for name in stages.__all__)
+
+
+def test_importing_stages_and_recipes_loads_no_data_set_library():
+    slow = ("orbax", "tensorflow_datasets", "grain", "matplotlib")
+    code = (
+        "import sys\nfrom jprune import recipes, stages\n"
+        f"print([name for name in {slow!r} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
