@@ -153,6 +153,12 @@ class Layer(NamedTuple):
         return (self.kernel, *self.parts, *self.affine)
 
     @property
+    def bias(self) -> str | None:
+        """Path of the bias: the leaf that the result meets first, if it is added; else None."""
+        leaf, role = next(iter(self.affine.items()), (None, None))
+        return leaf if role == "shift" else None
+
+    @property
     def fan_in(self) -> int:
         """How many weights lead to one output."""
         return math.prod(self.shape[axis] for axis in (*self.inputs, *self.window))

@@ -167,3 +167,87 @@ def test_importing_jprune_loads_no_leaf_library():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(run.stdout) == []
+
+
+# Files that compare a rank with a number or take a path apart, and why that is no guess at a layer.
+NO_GUESSES = {
+    "allocate/_budgets.py": "scores of units are {group: [units]}, with one axis",
+    "data/fetch.py": "paths are those of files in an archive",
+    "export/litert.py": "a signature has the batch on its first axis",
+    "reconstruct/least_squares.py": "what is kept is [units] or [units, outputs]",
+    "report/figures.py": "a title is shortened",
+    "search/polynomial.py": "points are [n, dimensions]",
+    "stages/dropout.py": "Flax keeps the rates of a layer beside it, under the layer's path",
+    "units.py": "a map of units is a matrix",
+}
+# Files that still guess; whoever mends one takes it off.
+GUESSES = {
+    "blocks/grains.py",
+    "blocks/members.py",
+    "recipes/han.py",
+    "sparsify/l1.py",
+    "stages/dead_units.py",
+    "stages/sensitivity.py",
+    "stages/std_rule.py",
+    "stages/subset_sums.py",
+}
+
+
+def guesses(text: str) -> list[str]:
+    """What a file does to tell layers and kernels by rank, by their parent or by a name's "@"."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Compare():
+                sides = [node.left, *node.comparators]
+                ranks = [side for side in sides if is_rank(side)]
+                numbers = [getattr(side, "value", None) for side in sides]
+                guess = bool(ranks) and any(number in numbers for number in (1, 2, 3))
+            case ast.Call(
+                func=ast.Attribute(attr="split" | "rsplit" | "partition" | "rpartition"),
+                args=[ast.Constant(value="/" | "@"), *_],
+            ):
+                guess = True
+            case ast.Subscript(value=ast.Name(id="path"), slice=ast.Slice(lower=None)):
+                guess = ast.unparse(node.slice) == ":-1"
+            case _:
+                guess = False
+        found += [ast.unparse(node)] if guess else []
+    return found
+
+
+def is_rank(node: ast.expr) -> bool:
+    """Whether an expression is `x.ndim`, `jnp.ndim(x)`, `len(shape)` or `len(x.shape)`."""
+    match node:
+        case ast.Attribute(attr="ndim") | ast.Call(func=ast.Attribute(attr="ndim")):
+            return True
+        case ast.Call(func=ast.Name(id="len"), args=[inner]):
+            return getattr(inner, "attr", getattr(inner, "id", "")) == "shape"
+    return False
+
+
+def test_guesses_are_seen():
+    for text in (
+        "leaf.ndim > 1",
+        "jnp.ndim(leaf) == 1",
+        "len(shape) >= 2",
+        "len(leaf.shape) < 3",
+        "path.rpartition('/')[0]",
+        "site.layer.partition('@')[0]",
+        "path[:-1]",
+    ):
+        assert guesses(text) == [text.removesuffix("[0]")]
+    assert not guesses("axis = value.ndim - 1")
+
+
+def test_layers_are_read_and_not_guessed():
+    """What a layer, a kernel, a bias or an owner is says `groups.layers`; see NO_GUESSES."""
+    free = ("graph", "forms", "zoo")  # who make layers, hold kernels, build nets
+    files = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+    wrong = {
+        name: seen
+        for name, path in files.items()
+        if not name.startswith(free) and (seen := guesses(path.read_text()))
+    }
+    assert {*wrong} - {*NO_GUESSES} - GUESSES == set(), f"groups.layers says it: {wrong}"
+    assert {*NO_GUESSES} <= {*wrong}, "these files guess no more: take them off"

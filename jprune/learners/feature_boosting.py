@@ -26,7 +26,7 @@ from jprune.base import Groups, PyTree, Task, Variables
 from jprune.forms.slide import plain_kernels
 from jprune.forms.winners import Winners, saliences, winners
 from jprune.graph.look.affine import affine_leaves, affine_of
-from jprune.graph.look.intercept import Site, intercept, taps
+from jprune.graph.look.intercept import Site, intercept
 from jprune.learners.norm_gates import early_shifts
 from jprune.units import leaves_by_path
 
@@ -80,7 +80,7 @@ class Boosting:
             )
 
 
-def layers_of(task: Task, groups: Groups, shapes: Variables) -> dict[str, Gated]:
+def boostable_layers(task: Task, groups: Groups, shapes: Variables) -> dict[str, Gated]:
     """{kernel: what its gates need} of all convolutions whose outputs can be suppressed.
 
     Dense layers have none: a predictor would cost what the layer costs. Nor have grouped
@@ -89,27 +89,26 @@ def layers_of(task: Task, groups: Groups, shapes: Variables) -> dict[str, Gated]
     behind a gate that is folded into such a kernel the other reader would see another value.
     """
     between = affine_leaves(task.fn, groups, shapes, task.example)
-    values = jax.eval_shape(taps(task.fn, groups, ("in", "out")), shapes, task.example)[1]
-    axes = {(site.layer, site.kind): site.axis for site in groups.sites}
+    # Gates are a leaf type, and leaf types are for kernels [window..., inputs, outputs].
     plain = plain_kernels(task.fn, shapes, task.example, casts=True)
     roles = {p.leaf: p.roles for name in groups.names for p in groups.places[name]}
     early = early_shifts(task.fn, groups, shapes, task.example)
     found = {}
     for site in groups.sites:
-        layer = site.layer
-        usable = site.kind == "norm" and site.groups and layer in plain and layer in early
-        if not usable or len(groups.leaves[layer].shape) < 3 or f"{layer}@2" in between:
+        path, layer = site.kernel, groups.layers[site.kernel]
+        usable = site.kind == "norm" and site.groups and path in plain and path in early
+        if not usable or not layer.window or len(layer.sites) > 1:
             continue
-        widths = (values[layer, k].shape[axes[layer, k]] for k in ("in", "out"))
+        inputs, outputs = (layer.shape[axis] for axis in (*layer.inputs, *layer.outputs))
         by_role = (
             tuple(
-                path
-                for path in between[layer]
-                if role in roles.get(path, ()) and path not in early[layer]
+                leaf
+                for leaf in between[path]
+                if role in roles.get(leaf, ()) and leaf not in early[path]
             )
             for role in ("scale", "shift", "mean")
         )
-        found[layer] = Gated(*widths, *by_role, early=early[layer])
+        found[path] = Gated(inputs, outputs, *by_role, early=early[path])
     return found
 
 
@@ -212,7 +211,7 @@ def boosted_task(
     Args:
         task: of the plain net.
         groups: of it.
-        layers: from `layers_of`.
+        layers: from `boostable_layers`.
         boosting: the settings.
         counts: {layer: int [phases], how many outputs win in each}.
         steps: of the whole training, which the phases divide evenly.

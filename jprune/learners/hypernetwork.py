@@ -143,8 +143,9 @@ def hypernetwork(
         )
     trained = _trained(task, groups)
     on_leaf = {path: _groups_on(groups, menu, path) for path in groups.leaves}
-    made = [p for p in groups.leaves if p in trained and on_leaf[p] and not _is_vector(groups, p)]
-    tables = [p for p in trained if on_leaf[p] and _is_vector(groups, p)]
+    contracted = _contracted(groups)
+    made = [p for p in groups.leaves if p in trained and on_leaf[p] and p in contracted]
+    tables = [p for p in trained if on_leaf[p] and p not in contracted]
     direct = [p for p in trained if not on_leaf[p] or (p in tables and vectors == "shared")]
     tables = tables if vectors == "each" else []
 
@@ -182,7 +183,7 @@ def hypernetwork(
         return {
             "made": dict.fromkeys(hyper["made"], layers),
             "tables": dict.fromkeys(hyper["tables"], False),
-            "direct": {path: not _is_vector(groups, path) for path in hyper["direct"]},
+            "direct": {path: path in contracted for path in hyper["direct"]},
         }
 
     return Hypernetwork(menu, init, net, decayed)
@@ -195,15 +196,9 @@ def _trained(task: Task, groups: Groups) -> set[str]:
     return {path for number, path in enumerate(groups.leaves) if number in numbers}
 
 
-def _is_vector(groups: Groups, path: str) -> bool:
-    """Whether a leaf is a bias, scale or shift: of one axis, others having length 1 ([1, 1, C]).
-
-    A kernel may look alike ([1, 1, 1, C] sees one channel); its roles tell.
-    """
-    shape = groups.leaves[path].shape
-    places = [place for found in groups.places.values() for place in found if place.leaf == path]
-    contracted = any({"kernel", "in"} & {*place.roles} for place in places)
-    return len(shape) == 1 or (math.prod(shape) == max(shape) and not contracted)
+def _contracted(groups: Groups) -> set[str]:
+    """Paths of kernels and of what they are made of; biases, scales and shifts are vectors."""
+    return {leaf for layer in groups.layers.values() for leaf in (layer.kernel, *layer.parts)}
 
 
 def _groups_on(groups: Groups, menu: Menu, path: str) -> list[int]:

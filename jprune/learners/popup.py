@@ -7,7 +7,7 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune import errors
-from jprune.base import Masks, PyTree, Scores, Task, Variables, is_none
+from jprune.base import Layer, Masks, PyTree, Scores, Task, Variables, is_none
+from jprune.graph.couple.coupling import leaf_paths
 from jprune.masks import ste
 from jprune.topk import keep_best
 
@@ -94,11 +95,19 @@ def masked_by(variables: Variables, masks: PyTree) -> Variables:
     return jax.tree.map(product, masks, variables, is_leaf=is_none)
 
 
-def draw_scores(key: jax.Array, weights: PyTree) -> Scores:
-    """Kaiming-uniform with a = sqrt 5: even in +-1 / sqrt(fan in)."""
-    return _drawn(
-        key, weights, lambda key, shape, fan: jax.random.uniform(key, shape, minval=-1.0) / fan**0.5
-    )
+def draw_scores(key: jax.Array, weights: PyTree, layers: Mapping[str, Layer]) -> Scores:
+    """Kaiming-uniform with a = sqrt 5: even in +-1 / sqrt(fan in).
+
+    Args:
+        key: for the draw.
+        weights: kernels whose shapes are taken, a tree like the variables; None stays None.
+        layers: `groups.layers` of the net, for the fan-in.
+
+    Raises:
+        StructureError: a leaf that is no kernel of the layers.
+    """
+    draw = lambda key, shape, fan: jax.random.uniform(key, shape, minval=-1.0) / fan**0.5
+    return _drawn(key, weights, layers, draw)
 
 
 Draw = Callable[[jax.Array, tuple[int, ...], float], jax.Array]
@@ -108,37 +117,53 @@ DRAWS: dict[str, Draw] = {
 }
 
 
-def draw_weights(key: jax.Array, weights: PyTree, how: str, k: float | None = None) -> PyTree:
+def draw_weights(
+    key: jax.Array,
+    weights: PyTree,
+    layers: Mapping[str, Layer],
+    how: str,
+    k: float | None = None,
+) -> PyTree:
     """Random weights whose outputs have the variance of their inputs.
 
     Args:
         key: for the draw.
-        weights: whose shapes are taken, [..., in, out]; None stays None.
+        weights: kernels whose shapes are taken, a tree like the variables; None stays None.
+        layers: `groups.layers` of the net, for the fan-in.
         how: "signed_constant" (+-std) or "kaiming_normal", with std = sqrt(2 / fan in).
         k: fraction kept: std = sqrt(2 / (k fan in)), so that the variance is right under the masks.
             (The authors' `scale_fan` has 1 - k there, which is right at a half alone.)
 
     Raises:
         ArgumentError: another `how`.
+        StructureError: a leaf that is no kernel of the layers.
 
     Example:
-        >>> like = {"w": jnp.ones((8, 3))}
-        >>> print(abs(draw_weights(jax.random.key(0), like, "signed_constant", k=0.25)["w"][0]))
+        >>> import jprune
+        >>> like = {"w": jnp.ones((3, 8))}  # [out, in]
+        >>> layers = jprune.trace(lambda v, x: x @ v["w"].T, like, jnp.ones((1, 8))).layers
+        >>> drawn = draw_weights(jax.random.key(0), like, layers, "signed_constant", k=0.25)
+        >>> print(abs(drawn["w"][:, 0]))
         [1. 1. 1.]
     """
     if how not in DRAWS:
         raise errors.ArgumentError(f"draw_weights(how={how!r}); write one of {', '.join(DRAWS)}.")
     kept = 1.0 if k is None else k
     draw = lambda key, shape, fan: DRAWS[how](key, shape, math.sqrt(2 / (kept * fan)))
-    return _drawn(key, weights, draw)
+    return _drawn(key, weights, layers, draw)
 
 
-def _drawn(key: jax.Array, like: PyTree, draw: Draw) -> PyTree:
+def _drawn(key: jax.Array, like: PyTree, layers: Mapping[str, Layer], draw: Draw) -> PyTree:
     """A tree of draws; `draw(key, shape, fan in)`."""
-    leaves, structure = jax.tree.flatten(like)
+    structure, leaves = jax.tree.structure(like), leaf_paths(like)
+    if others := [path for path in leaves if path not in layers]:
+        raise errors.StructureError(
+            f"{others[0]} has no fan-in: it is no kernel of this net. Its kernels are "
+            f"{', '.join(layers) or 'none'}; None stands for leaves that are not drawn."
+        )
     keys = jax.random.split(key, max(1, len(leaves)))
     drawn: list[Any] = [
-        draw(here, leaf.shape, math.prod(leaf.shape[:-1])).astype(leaf.dtype)
-        for here, leaf in zip(keys, leaves)
+        draw(own_key, leaf.shape, layers[path].fan_in).astype(leaf.dtype)
+        for own_key, (path, leaf) in zip(keys, leaves.items())
     ]
     return structure.unflatten(drawn)

@@ -17,6 +17,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import Groups, Task, Variables
 from jprune.graph import gated
+from jprune.graph.look.branches import PREFIX
 from jprune.learners.norm_gates import early_shifts
 from jprune.units import expand, leaves_by_path
 
@@ -137,14 +138,16 @@ def ends_of(
     early = early_shifts(task.fn, groups, shapes, task.example)
     noise = np.random.default_rng(0).normal(size=(2, *task.example.shape[1:]))
     x = jnp.asarray(noise, task.example.dtype)
+    kernel_of = {site.layer: site.kernel for site in groups.sites}
     for branch in (branch for branch in groups.branches if branch.name in set(names)):
-        layer = branch.name.partition("/")[2].partition("@")[0]
+        site = branch.name.removeprefix(PREFIX)
+        layer = kernel_of[site]
         group = next(
             (n for n, places in groups.places.items()
              for p in places if p.leaf == layer and "kernel" in p.roles), None,
         )  # fmt: skip
         inside = [p for p in groups.places.get(group or "", ()) if p.leaf in branch.leaves]
-        inner = early.get(layer, ())
+        inner = early.get(site, ())
         norms = tuple(
             p.leaf for p in inside if {"scale", "shift"} & set(p.roles) and p.leaf not in inner
         )

@@ -13,6 +13,7 @@ from jprune.sparsify.centripetal import (
     deviation_of,
     memberships,
     strength_for,
+    strengths,
 )
 from jprune.sparsify.clusters import cluster
 from jprune.sparsify.fista import FistaState, fista
@@ -22,6 +23,7 @@ from jprune.sparsify.hold import HoldState, hold, masks_of, with_masks
 from jprune.sparsify.l1 import l1_decay
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
+from jprune.sparsify.thresholds import layer_numbers
 
 __all__ = [
     "AdmmState",
@@ -43,10 +45,12 @@ __all__ = [
     "guarded",
     "hold",
     "l1_decay",
+    "layer_numbers",
     "masks_of",
     "memberships",
     "projection",
     "scheduled_prune",
     "strength_for",
+    "strengths",
     "with_masks",
 ]

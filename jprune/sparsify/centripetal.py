@@ -82,9 +82,27 @@ def _numbered(names: list[tuple[Any, ...]]) -> jax.Array:
     return jnp.array([numbers.setdefault(name, len(numbers)) for name in alone], jnp.int32)
 
 
-def centripetal(
-    members: PyTree, strength: float, of_vectors: float = 0.1
-) -> optax.GradientTransformation:
+def strengths(groups: Groups, strength: float, of_vectors: float = 0.1) -> PyTree:
+    """The strength of every leaf for `centripetal`, as a tree like the variables.
+
+    Args:
+        groups: from `trace`: their layers say which leaves are kernels.
+        strength: of kernels.
+        of_vectors: factor of the strength for all other leaves, scales and biases.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: x @ v["w"] + v["b"]
+        >>> variables = {"w": jnp.ones((3, 5)), "b": jnp.ones((1, 5))}
+        >>> strengths(jprune.trace(fn, variables, jnp.ones((2, 3))), 0.5)
+        {'b': 0.05, 'w': 0.5}
+    """
+    contracted = {leaf for layer in groups.layers.values() for leaf in (layer.kernel, *layer.parts)}
+    pulls = [strength * (1.0 if path in contracted else of_vectors) for path in groups.leaves]
+    return groups.treedef.unflatten(pulls)
+
+
+def centripetal(members: PyTree, strength: float | PyTree) -> optax.GradientTransformation:
     """Gradients with which clusters contract; stands in front of weight decay and momentum.
 
     With H the cluster of unit j, its weights F_j get the gradient
@@ -97,8 +115,8 @@ def centripetal(
 
     Args:
         members: from `memberships`, of the trained parameters.
-        strength: the paper's epsilon.
-        of_vectors: factor of the strength for leaves with one axis (scales and biases).
+        strength: the paper's epsilon, of all leaves or of each: a tree like the parameters. The
+            authors pull scales and biases by a tenth of it: see `strengths`.
 
     Raises:
         ArgumentError: a negative number; `update` without parameters.
@@ -115,10 +133,8 @@ def centripetal(
          [ 2.785  1.69 ]
          [ 4.475  4.475]]
     """
-    if strength < 0 or of_vectors < 0:
-        raise errors.ArgumentError(
-            f"centripetal(strength={strength}, of_vectors={of_vectors}); both are 0 or more."
-        )
+    if any(number < 0 for number in jax.tree.leaves(strength)):
+        raise errors.ArgumentError(f"centripetal(strength={strength}); strengths are 0 or more.")
 
     def init(params: Params) -> CentripetalState:
         return CentripetalState(members, deviation_of(params, members))
@@ -129,12 +145,14 @@ def centripetal(
                 "centripetal needs the parameters: call tx.update(gradients, state, params)."
             )
 
-        def one(gradient: jax.Array, away: jax.Array, own: tuple[Any, ...]) -> jax.Array:
-            pull = strength * (of_vectors if jnp.ndim(gradient) == 1 else 1.0)
+        def one(gradient: Any, away: Any, pull: Any, own: tuple[Any, ...]) -> jax.Array:
+            # mean over k in H of dL/dF_k + epsilon (F_j - mean over k in H of F_k)
             return cluster_means(gradient, own) + pull * away
 
         away = jax.tree.map(_away, params, state.members)
-        moved = jax.tree.map(one, updates, away, state.members)
+        alike = jax.tree_util.all_leaves([strength])
+        pulls = jax.tree.map(lambda leaf: strength, updates) if alike else strength
+        moved = jax.tree.map(one, updates, away, pulls, state.members)
         return moved, CentripetalState(state.members, _squares(away))
 
     return optax.GradientTransformation(init, update)

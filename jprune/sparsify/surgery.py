@@ -14,7 +14,7 @@ import optax
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, is_none
 from jprune.sparsify.hold import HoldState, as_masks
-from jprune.sparsify.thresholds import layers_of, thresholds_of
+from jprune.sparsify.thresholds import leaves_by_layer, thresholds_of
 
 CUT, BACK = 0.9, 1.1
 """A weight goes at |w| <= CUT t and comes back at |w| > BACK t (the paper's a and b)."""
@@ -45,6 +45,7 @@ def dynamic_surgery(
     power: float = 1.0,
     stop: int,
     splice: bool = True,
+    layers: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer whose parameters are w * m at all times, m being revised as w moves.
 
@@ -52,8 +53,7 @@ def dynamic_surgery(
     *all* weights w (straight-through): those of masked ones are kept in the state. A layer has one
     threshold t = max(mu + c sd, 0), mu and sd being those of |w| over its weights that are not 0,
     before the first step. In iteration i < stop, with probability (1 + gamma i)^-power and by
-    layer, weights with |w| <= 0.9 t go and masked ones with |w| > 1.1 t come back. Leaves of one
-    parent in the tree are a layer: a kernel, and its bias if that has a mask.
+    layer, weights with |w| <= 0.9 t go and masked ones with |w| > 1.1 t come back.
 
     The first revision happens in `init`, so begin with `apply_masks(params, masks_of(state))`.
 
@@ -66,6 +66,8 @@ def dynamic_surgery(
         power: of the same.
         stop: iteration from which the masks are fixed.
         splice: False is the control that never brings a weight back: masked ones take no gradient.
+        layers: a tree like the masks, the number of its layer at every leaf (`layer_numbers` has
+            them for the variables of a net); None: every leaf is a layer by itself.
 
     Returns:
         An optax transformation, for `tx.update(gradients, state, params)`.
@@ -94,7 +96,7 @@ def dynamic_surgery(
         data = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
         step = jnp.zeros((), jnp.int32)
         state = SurgeryState(step, data, None, None, HoldState(start), inner.init(params))
-        return begun(state, params, start, c_rate, revise=stop > 0)
+        return begun(state, params, start, c_rate, layers, revise=stop > 0)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:
@@ -112,7 +114,7 @@ def dynamic_surgery(
             moved = jax.tree.map(_alone, old, moved, is_leaf=is_none)
         chance = jnp.where(step < stop, revision_chance(step, gamma, power), 0.0)
         here = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
-        new = _revise(old, moved, state.thresholds, chance, here)
+        new = _revise(old, moved, state.thresholds, chance, here, layers)
 
         def one(mask: Any, before: Any, param: Any, move: Any, weight: Any) -> Any:
             if mask is None:
@@ -129,7 +131,12 @@ def dynamic_surgery(
 
 
 def begun(
-    state: SurgeryState, params: Params, masks: Masks, c_rate: PyTree, revise: bool = True
+    state: SurgeryState,
+    params: Params,
+    masks: Masks,
+    c_rate: PyTree,
+    layers: PyTree = None,
+    revise: bool = True,
 ) -> SurgeryState:
     """A state of `dynamic_surgery` with other masks, before the first step; nothing recompiles.
 
@@ -138,9 +145,10 @@ def begun(
         params: all of them, masked or not.
         masks: tree like the parameters, True to begin with; a None leaf is not pruned.
         c_rate: as `dynamic_surgery` takes it.
+        layers: as `dynamic_surgery` takes them.
         revise: whether the first revision happens here.
     """
-    thresholds = thresholds_of(params, masks, c_rate)
+    thresholds = thresholds_of(params, masks, c_rate, layers)
     if revise:
         masks = jax.tree.map(_revised, masks, params, thresholds, is_leaf=is_none)
     hidden = jax.tree.map(_hidden, masks, params, is_leaf=is_none)
@@ -157,12 +165,14 @@ def revision_chance(step: Any, gamma: float, power: float) -> jax.Array:
     return (1.0 + gamma * jnp.asarray(step, jnp.float32)) ** -power
 
 
-def _revise(masks: Masks, weights: PyTree, thresholds: PyTree, chance: Any, key: Any) -> Masks:
+def _revise(
+    masks: Masks, weights: PyTree, thresholds: PyTree, chance: Any, key: Any, layers: PyTree
+) -> Masks:
     """New masks of the layers that a draw chooses; the others are not even looked at."""
     structure = jax.tree.structure(masks, is_leaf=is_none)
     trees = [structure.flatten_up_to(tree) for tree in (masks, weights, thresholds)]
     found = list(trees[0])
-    for layer, numbers in enumerate(layers_of(masks)):
+    for layer, numbers in enumerate(leaves_by_layer(masks, layers)):
         given = [[leaves[number] for leaves in trees] for number in numbers]
         drawn = jax.random.bernoulli(jax.random.fold_in(key, layer), chance)
         chosen = jax.lax.cond(

@@ -5,21 +5,55 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jprune.base import Masks, Params, PyTree, is_none
+from jprune.base import Groups, Masks, Params, PyTree, is_none
 
 
-def layers_of(masks: Masks) -> list[list[int]]:
-    """Numbers of the masked leaves (None ones counted) of every layer: those of one parent."""
+def layer_numbers(groups: Groups) -> PyTree:
+    """The number of its layer at every leaf, as a tree like the variables.
+
+    A kernel, what it is made of and its bias are one layer; every other leaf is one by itself.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["w"] + v["b"], 0) @ v["out"]
+        >>> variables = {"w": jnp.ones((3, 5)), "b": jnp.ones(5), "out": jnp.ones((5, 2))}
+        >>> layer_numbers(jprune.trace(fn, variables, jnp.ones((1, 3))))
+        {'b': 0, 'out': 1, 'w': 0}
+    """
+    owner: dict[str, str] = {}
+    for path, layer in groups.layers.items():
+        biases = () if layer.bias is None else (layer.bias,)
+        for leaf in (path, *layer.parts, *biases):
+            owner.setdefault(leaf, path)
+    numbers: dict[str, int] = {}
+    owners = [owner.get(path, path) for path in groups.leaves]
+    return groups.treedef.unflatten([numbers.setdefault(own, len(numbers)) for own in owners])
+
+
+def leaves_by_layer(masks: Masks, layers: PyTree = None) -> list[list[int]]:
+    """Numbers of the masked leaves (None ones counted) of every layer.
+
+    Args:
+        masks: a tree, None where nothing is prunable.
+        layers: a tree like the masks, the number of its layer at every leaf; None: every leaf is a
+            layer by itself.
+    """
+    leaves, structure = jax.tree.flatten(masks, is_leaf=is_none)
+    names = range(len(leaves)) if layers is None else structure.flatten_up_to(layers)
     found: dict[Any, list[int]] = {}
-    leaves = jax.tree_util.tree_leaves_with_path(masks, is_leaf=is_none)
-    for number, (path, mask) in enumerate(leaves):
+    for number, (name, mask) in enumerate(zip(names, leaves)):
         if mask is not None:
-            found.setdefault(path[:-1], []).append(number)
+            found.setdefault(name, []).append(number)
     return list(found.values())
 
 
-def moments_of(params: Params, masks: Masks) -> tuple[PyTree, PyTree]:
+def moments_of(params: Params, masks: Masks, layers: PyTree = None) -> tuple[PyTree, PyTree]:
     """Mu and sd of |w| over the weights of a layer that are alive and not 0, at each of its leaves.
+
+    Args:
+        params: the weights.
+        masks: a tree like them; None leaves do not count.
+        layers: as in `leaves_by_layer`.
 
     Example:
         >>> w = jnp.array([0.2, -0.4, 0.6, -0.8, 1, -1.2, 1.4, -2.4])
@@ -35,7 +69,7 @@ def moments_of(params: Params, masks: Masks) -> tuple[PyTree, PyTree]:
     ]
     means: list[Any] = [None] * len(sizes)
     stds: list[Any] = [None] * len(sizes)
-    for layer in layers_of(masks):
+    for layer in leaves_by_layer(masks, layers):
         parts: list[Any] = [sizes[number] for number in layer]
         count = jnp.maximum(sum(jnp.sum(part > 0) for part in parts), 1)
         mean = sum(jnp.sum(part) for part in parts) / count
@@ -46,9 +80,9 @@ def moments_of(params: Params, masks: Masks) -> tuple[PyTree, PyTree]:
     return structure.unflatten(means), structure.unflatten(stds)
 
 
-def thresholds_of(params: Params, masks: Masks, c_rate: PyTree) -> PyTree:
+def thresholds_of(params: Params, masks: Masks, c_rate: PyTree, layers: PyTree = None) -> PyTree:
     """The thresholds t = max(mu + c sd, 0) of all masked leaves; None elsewhere."""
-    mean, std = moments_of(params, masks)
+    mean, std = moments_of(params, masks, layers)
     same = isinstance(c_rate, (int, float))
     rates = jax.tree.map(lambda leaf: c_rate, mean) if same else c_rate
     return jax.tree.map(

@@ -25,7 +25,7 @@ from jprune.masks import apply_masks
 from jprune.reconstruct import Merge
 from jprune.reconstruct.merge import matrix
 from jprune.sparsify import centripetal, cluster, deviation_of, memberships, strength_for
-from jprune.sparsify.centripetal import with_members
+from jprune.sparsify.centripetal import strengths, with_members
 from jprune.sparsify.clusters import CLUSTERINGS
 from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
@@ -191,10 +191,9 @@ class Pulled:
         biases = {place.leaf for _, place in places_of(net.groups, ("shift",))}
         factors = [self.bias_rate if path in biases else 1.0 for path in net.groups.leaves]
         of_params = net.task.split(net.groups.treedef.unflatten(factors))[0]
+        pulls = net.task.split(strengths(net.groups, self.strength, self.of_vectors))[0]
         faster = lambda gradients, _: jax.tree.map(jnp.multiply, gradients, of_params)
-        return lambda inner: optax.chain(
-            centripetal(alone, self.strength, self.of_vectors), optax.stateless(faster), inner
-        )
+        return lambda inner: optax.chain(centripetal(alone, pulls), optax.stateless(faster), inner)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ from jprune.learners.feature_boosting import (
     Boosting,
     Gated,
     as_winners,
+    boostable_layers,
     boosted_task,
     chosen_layers,
     counts_at,
     init_gates,
-    layers_of,
     prepared,
 )
 from jprune.stages.train import Train, trained
@@ -89,7 +89,7 @@ class Boost:
     def layers(self, task: Task) -> dict[str, Gated]:
         """The layers that get gates, with the winners that the budget's floors ask for."""
         groups, budget = Net(task).groups, self.budget
-        known = layers_of(task, groups, Net(task).shapes)
+        known = boostable_layers(task, groups, Net(task).shapes)
         whole = {n for n, floor in budget.floors.items() if floor >= groups.sizes[n]}
         free = {}
         for name, layer in known.items():

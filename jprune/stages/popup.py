@@ -53,7 +53,8 @@ class Redraw:
         variables = task.init(first)
         kernels = Net(task).prunable(None, Budget(density=1.0))
         k = shared_fraction(task, self.budget) if self.scaled else None
-        drawn = draw_weights(second, where_masked(kernels, variables), self.init, k)
+        layers = Net(task).groups.layers
+        drawn = draw_weights(second, where_masked(kernels, variables), layers, self.init, k)
         variables = jax.tree.map(
             lambda new, old: old if new is None else new, drawn, variables, is_leaf=is_none
         )
@@ -85,7 +86,7 @@ class Popup:
         Net(task).kernels(kernels)  # refuses a net without any
         k = shared_fraction(task, self.budget)
         weights = where_masked(kernels, pruned.variables)
-        scores = draw_scores(jax.random.fold_in(key, 1), weights)
+        scores = draw_scores(jax.random.fold_in(key, 1), weights, Net(task).groups.layers)
         popup, sgd, batch_size = popup_task(task, k), self.train.sgd(task), self.train.batch_size
         start = pruned._replace(variables={"scores": scores, "fixed": pruned.variables})
         learner = plain(popup, start, None, sgd, key, batch_size, decayed=True)

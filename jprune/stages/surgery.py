@@ -13,7 +13,7 @@ from jprune.base import Budget, Learner, Masks, Pruned, PyTree, Records, Schedul
 from jprune.masks import apply_masks
 from jprune.sparsify import dynamic_surgery, masks_of
 from jprune.sparsify.surgery import CUT, begun
-from jprune.sparsify.thresholds import moments_of
+from jprune.sparsify.thresholds import layer_numbers, moments_of
 from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net, of_single_weights
@@ -55,7 +55,7 @@ class DynamicSurgery:
             ArgumentError: weights that are NaN, nothing to prune, a c for another number of layers.
             BudgetError: the budget asks for less than one weight a layer.
         """
-        start = self.start(task, pruned.masks)
+        start, layers = self.start(task, pruned.masks), layer_numbers(Net(task).groups)
         task = self.train.taught(task, pruned)
         sgd, rates = self.train.sgd(task), self.rates(task, pruned, start)
         revised = Revised(self.gamma, self.power, sgd.taken, self.splice)
@@ -63,8 +63,8 @@ class DynamicSurgery:
 
         def init() -> TrainState:
             state = learner.init()
-            of_params, c_rate = task.split(start)[0], task.split(rates)[0]
-            opt_state = begun(state.opt_state, state.params, of_params, c_rate)
+            of_params, c_rate, numbers = (task.split(tree)[0] for tree in (start, rates, layers))
+            opt_state = begun(state.opt_state, state.params, of_params, c_rate, numbers)
             state = state._replace(
                 params=apply_masks(state.params, masks_of(opt_state)), opt_state=opt_state
             )
@@ -88,11 +88,12 @@ class DynamicSurgery:
         """Masks of what may be cut, all True unless something was pruned before."""
         kernels = Net(task).leaves(Net(task).prunable(masks, self.budget))
         if self.biases:
-            layers = {path.rpartition("/")[0] for path in kernels}
+            groups = Net(task).groups
+            biases = [groups.layers[path].bias for path in kernels]
             kernels |= {
-                path: np.ones(leaf.shape, bool)
-                for path, leaf in Net(task).leaves(Net(task).shapes).items()
-                if path.rpartition("/")[0] in layers and leaf.ndim == 1
+                path: np.ones(groups.leaves[path].shape, bool)
+                for path in biases
+                if path is not None
             }
         return Net(task).tree(kernels)
 
@@ -104,13 +105,14 @@ class DynamicSurgery:
             c = dict.fromkeys(kernels, self.solved(task, pruned, start))
         else:
             c = per_name(self.c_rate, kernels, "c_rate")
-        by_layer = {path.rpartition("/")[0]: value for path, value in c.items()}
+        number_of = Net(task).leaves(layer_numbers(Net(task).groups))
+        by_layer = {number_of[path]: value for path, value in c.items()}
         paths = Net(task).leaves(start)
-        return Net(task).tree({path: by_layer[path.rpartition("/")[0]] for path in paths})
+        return Net(task).tree({path: by_layer[number_of[path]] for path in paths})
 
     def solved(self, task: Task, pruned: Pruned, start: Masks) -> float:
         """The c of all layers whose first cut meets the budget: the best c that is cut."""
-        mean, std = moments_of(pruned.variables, start)
+        mean, std = moments_of(pruned.variables, start, layer_numbers(Net(task).groups))
 
         def cut_at(mask: Any, weight: Any, mu: Any, sd: Any) -> Any:
             if mask is None:
@@ -146,9 +148,10 @@ class Revised:
         """As `jprune.base.Wrap`."""
         del rate
         nothing = jax.tree.map(lambda leaf: None, net.task.split(net.shapes)[0])
+        layers = net.task.split(layer_numbers(net.groups))[0]
         return lambda inner: dynamic_surgery(
             inner, nothing, 0.0, key,
-            gamma=self.gamma, power=self.power, stop=self.stop, splice=self.splice,
+            gamma=self.gamma, power=self.power, stop=self.stop, splice=self.splice, layers=layers,
         )  # fmt: skip
 
 

@@ -131,12 +131,13 @@ class Net:
     def is_kernel(self) -> PyTree:
         """A tree of bools like the variables: parameters that are contracted with data.
 
-        They are what may be pruned by weights, and what weight decay is for: all parameters that
-        have two axes or more.
+        They are what may be pruned by weights, and what weight decay is for: `groups.kernels` among
+        the parameters, whatever their rank.
         """
-        params, rest = self.task.split(self.shapes)
-        kernels = jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-        return self.task.merge(kernels, jax.tree.map(lambda leaf: False, rest))
+        kernels = {*self.groups.kernels}
+        params, rest = self.task.split(self.tree({path: path for path in self.groups.leaves}))
+        contracted = jax.tree.map(lambda path: path in kernels, params)
+        return self.task.merge(contracted, jax.tree.map(lambda leaf: False, rest))
 
     def once(self, make: Callable[..., Made], *settings: Hashable) -> Made:
         """What `make(net, *settings)` returns, made once for the nets of the same functions.

@@ -51,12 +51,13 @@ def test_a_layer_is_a_kernel_with_its_bias_and_zeros_do_not_count():
     }
     masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
     masks["b"]["bias"] = None
-    mean, std = moments_of(params, masks)
+    layers = {"a": {"kernel": 0, "bias": 0}, "b": {"kernel": 1, "bias": 1}}
+    mean, std = moments_of(params, masks, layers)
     assert mean["a"] == {"kernel": 3.0, "bias": 3.0}
     np.testing.assert_allclose(std["a"]["bias"], np.std([1, 3, 5]), rtol=1e-6)
     assert mean["b"] == {"kernel": 7.0, "bias": None}
     rates = {"a": {"kernel": 1.0, "bias": 1.0}, "b": {"kernel": 2.0, "bias": None}}
-    t = thresholds_of(params, masks, rates)
+    t = thresholds_of(params, masks, rates, layers)
     np.testing.assert_allclose(t["a"]["kernel"], 3 + np.std([1, 3, 5]), rtol=1e-6)
 
 

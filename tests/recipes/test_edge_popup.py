@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jprune
 from experiments.mechanisms import e10_edge_popup
 from jprune import errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
@@ -17,6 +18,7 @@ from jprune.recipes.edge_popup import edge_popup
 from jprune.stages.frame import fractions
 from jprune.stages.popup import Popup, Redraw, shared_fraction
 from jprune.train.net import Net
+from tests.nets import conv
 from tests.toys import CLASSES, SHAPE, drawn, equal, toy_data, toy_task
 
 KEY = jax.random.key(6)
@@ -115,18 +117,22 @@ def test_budgets_are_met_by_one_fraction_of_every_layer():
 
 
 def test_weights_are_drawn_as_in_the_paper():
-    like = {"w": jnp.zeros((5, 5, 20, 50)), "v": jnp.zeros((400, 30)), "b": None}
+    like = {"w": jnp.zeros((5, 5, 20, 50)), "v": jnp.zeros((30, 400)), "b": None}
+    fn = lambda v, x, y: (conv(x, v["w"]), v["v"] @ y)
+    layers = jprune.trace(fn, like, jnp.ones((1, 5, 5, 20)), jnp.ones(400)).layers
     for how, k in (("signed_constant", None), ("kaiming_normal", 0.3)):
-        drawn_ = draw_weights(KEY, like, how, k)
+        drawn_ = draw_weights(KEY, like, layers, how, k)
         assert drawn_["b"] is None
         for name, fan in (("w", 500), ("v", 400)):
             std = np.sqrt(2 / (fan * (k or 1.0)))
             assert np.std(drawn_[name]) == pytest.approx(std, rel=0.02)
             if how == "signed_constant":
                 np.testing.assert_allclose(np.abs(drawn_[name]), std, rtol=1e-6)
-    scores = draw_scores(KEY, like)
+    scores = draw_scores(KEY, like, layers)
     assert np.abs(scores["v"]).max() <= 1 / 20
     assert np.std(scores["v"]) == pytest.approx(1 / 20 / np.sqrt(3), rel=0.02)
+    with pytest.raises(errors.StructureError, match="b has no fan-in"):
+        draw_scores(KEY, {**like, "b": jnp.zeros((3, 3))}, layers)
 
 
 def test_the_recipe_draws_trains_and_slims(lenet):

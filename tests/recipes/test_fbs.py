@@ -20,11 +20,11 @@ from jprune.graph.look.affine import affine_leaves, affine_of
 from jprune.learners.feature_boosting import (
     Boosting,
     as_winners,
+    boostable_layers,
     boosted_task,
     chosen_layers,
     counts_at,
     init_gates,
-    layers_of,
     prepared,
 )
 from jprune.recipes import Train
@@ -101,7 +101,7 @@ def images(count=6):
 def begun(boosting, std=None, kind="tiny"):
     task, variables = net(kind)
     groups = Net(task).groups
-    layers = layers_of(task, groups, Net(task).shapes)
+    layers = boostable_layers(task, groups, Net(task).shapes)
     start, levels = prepared(groups, layers, boosting, variables)
     gates = init_gates(KEY, layers, levels, boosting.std if std is None else std)
     return task, groups, layers, {"net": start, "gates": gates, "step": jnp.zeros((), jnp.int32)}
@@ -325,7 +325,7 @@ def test_scales_of_gated_layers_are_1_and_stay_so():
 
 def test_densities_are_solved_for_budgets():
     task, _ = net()
-    layers = layers_of(task, Net(task).groups, Net(task).shapes)
+    layers = boostable_layers(task, Net(task).groups, Net(task).shapes)
     assert density_for(task, layers, Budget(density=0.3)) == 0.3
     found = [density_for(task, layers, Budget(macs=share)) for share in (0.3, 0.5, 0.8)]
     assert found == sorted(found)
@@ -340,7 +340,7 @@ def test_budgets_are_kept_where_norms_read_what_is_suppressed():
     """Behind a concatenation and a norm a channel of zeros is there all the same."""
     task, variables = net("concatenated")
     groups = Net(task).groups
-    layers = layers_of(task, groups, Net(task).shapes)
+    layers = boostable_layers(task, groups, Net(task).shapes)
     density = density_for(task, layers, Budget(macs=0.6))
     counts = counts_at(layers, density)
     there = {n: jnp.arange(layers[n].outputs)[None] < kept for n, kept in counts.items()}
@@ -371,7 +371,7 @@ def test_a_sum_of_two_activations_ends_a_chain_at_one_position():
 def test_a_gate_on_a_frozen_group_is_refused():
     task, _ = net()
     groups = Net(task).groups
-    known = layers_of(task, groups, Net(task).shapes)
+    known = boostable_layers(task, groups, Net(task).shapes)
     with pytest.raises(errors.FrozenError, match="params/fc/kernel, which is frozen: its axis 1"):
         chosen_layers(groups, known, "params/fc/*")
     with pytest.raises(errors.ArgumentError, match=r"did you mean params/conv2/kernel\?"):
@@ -427,7 +427,7 @@ def test_mosaics_are_means_of_tiles_and_occlusions_a_square():
 
 def test_resnets_are_gated_at_every_convolution():
     task = toy_task("resnet8")
-    layers = layers_of(task, Net(task).groups, Net(task).shapes)
+    layers = boostable_layers(task, Net(task).groups, Net(task).shapes)
     assert len(layers) == 7
     assert {len(layer.scales) for layer in layers.values()} == {1}
 
