@@ -10,12 +10,12 @@ from jprune.base import Masks, Params, PyTree, is_none
 
 def layers_of(masks: Masks) -> list[list[int]]:
     """Numbers of the masked leaves (None ones counted) of every layer: those of one parent."""
-    found: dict[Any, list[int]] = {}
+    layers: dict[Any, list[int]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(masks, is_leaf=is_none)
     for number, (path, mask) in enumerate(leaves):
         if mask is not None:
-            found.setdefault(path[:-1], []).append(number)
-    return list(found.values())
+            layers.setdefault(path[:-1], []).append(number)
+    return list(layers.values())
 
 
 def moments_of(params: Params, masks: Masks) -> tuple[PyTree, PyTree]:
@@ -38,6 +38,7 @@ def moments_of(params: Params, masks: Masks) -> tuple[PyTree, PyTree]:
     for layer in layers_of(masks):
         parts: list[Any] = [sizes[number] for number in layer]
         count = jnp.maximum(sum(jnp.sum(part > 0) for part in parts), 1)
+        # mu = mean |w|;  sd^2 = mean |w|^2 - mu^2
         mean = sum(jnp.sum(part) for part in parts) / count
         square = sum(jnp.sum(part**2) for part in parts) / count
         for number in layer:
@@ -51,6 +52,7 @@ def thresholds_of(params: Params, masks: Masks, c_rate: PyTree) -> PyTree:
     mean, std = moments_of(params, masks)
     same = isinstance(c_rate, (int, float))
     rates = jax.tree.map(lambda leaf: c_rate, mean) if same else c_rate
+    # t = max(mu + c sd, 0)
     return jax.tree.map(
         lambda m, s, c: None if m is None else jnp.maximum(m + c * s, 0),
         mean, std, rates, is_leaf=is_none,

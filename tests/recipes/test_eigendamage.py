@@ -110,7 +110,7 @@ def test_without_pruning_the_rotated_net_is_the_net(task, start):
         held["params"][name]["kernel"] = kernel
     x = next(task.data.batches("test", 4))["image"]
     expected = task.fn(start.variables, x)
-    np.testing.assert_allclose(task.fn(held, x), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(Net(task).fn(held, x), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_layer_whose_parts_are_larger_stays_as_it_is(task, start):
@@ -143,7 +143,9 @@ def test_what_was_rotated_is_rotated_again(task, halved):
     full, (record,) = Rotate(Budget(macs=0.6), batches=2)(pruned, task, KEY)
     assert record["metrics"]["damage"] == pytest.approx(0, abs=1e-9)
     x = next(task.data.batches("test", 4))["image"]
-    np.testing.assert_allclose(task.fn(full.variables, x), task.fn(pruned.variables, x), atol=1e-4)
+    np.testing.assert_allclose(
+        Net(task).fn(full.variables, x), Net(task).fn(pruned.variables, x), atol=1e-4
+    )
 
 
 def test_fine_tuning_trains_the_parts(task, halved):
@@ -208,7 +210,7 @@ def test_bad_input_is_refused(task, start):
 def test_filters_are_pruned_under_the_budget(task, start, form):
     pruned, (record,) = PruneFilters(Budget(macs=0.5), form, batches=2)(start, task, KEY)
     assert 0.4 < record["metrics"]["macs"] <= 0.5
-    weights = jprune.recipes.weight_masks(task, pruned.masks)
+    weights = Net(task).weight_masks(pruned.masks)
     gone = jax.tree.map(
         lambda mask, leaf: bool((leaf[~mask] == 0).all()), weights, pruned.variables
     )
@@ -306,7 +308,7 @@ def test_the_exported_net_is_the_factored_one(run):
         assert f"tensor<{ends[0]}x{ends[1]}xf32>" in stablehlo_text(model)
     task = train.task(net_for(settings.model, settings.data), data.load(settings.data))
     x = next(task.data.batches("test", 5))["image"]
-    expected = np.asarray(task.fn(variables, x))
+    expected = np.asarray(Net(task).fn(variables, x))
     found = load_stablehlo(out / "model.stablehlo").call(x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
