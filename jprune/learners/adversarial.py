@@ -42,31 +42,40 @@ def _total(tree: PyTree, of: Callable[[jax.Array], jax.Array]) -> jax.Array:
 
 
 class Terms(NamedTuple):
-    """What the losses are made of."""
+    """What the losses are made of.
+
+    Attributes:
+        mu: weight of the mean squared difference of the logits, over batch and classes as in the
+            authors' code (the paper has the sum over classes, halved).
+        adversarial: weight of the discriminator's verdict; 0: the discriminator looks on.
+        regulariser: of the discriminator, a name of `REGULARISERS`.
+    """
 
     mu: float = 1.0
-    """Weight of the mean squared difference of the logits, over batch and classes as in the
-    authors' code (the paper has the sum over classes, halved)."""
     adversarial: float = 1.0
-    """Weight of the discriminator's verdict; 0: the discriminator looks on."""
     regulariser: str = "adversarial"
-    """Of the discriminator, a name of `REGULARISERS`."""
 
 
 class AdversarialState(NamedTuple):
-    """What adversarial training carries."""
+    """What adversarial training carries.
+
+    Attributes:
+        step: how many were taken.
+        params: of the net.
+        rest: what is not trained: statistics.
+        masks: {group or residual branch: soft masks}.
+        judge: weights of the discriminator.
+        opt_states: of weights, masks and discriminator.
+        good: False once a step was not finite: nothing moves from then on.
+    """
 
     step: jax.Array
     params: Params
     rest: PyTree
-    """What is not trained: statistics."""
     masks: dict[str, jax.Array]
     judge: PyTree
-    """Weights of the discriminator."""
     opt_states: tuple[PyTree, PyTree, PyTree]
-    """Of weights, masks and discriminator."""
     good: jax.Array
-    """False once a step was not finite: nothing moves from then on."""
 
 
 def init_judge(key: jax.Array, classes: int, std: float | None = None) -> PyTree:
@@ -193,12 +202,15 @@ def step_of(
 
     def judge_loss(judge: PyTree, pair: tuple[jax.Array, jax.Array], weight: jax.Array):
         ours, theirs = (judged(judge, logits) for logits in pair)
+        # L_D = BCE(D(f_b), 1) + BCE(D(f_g), 0) + R(D); BCE of a logit z: softplus(-z) for 1,
+        # softplus(z) for 0
         verdicts = weight @ (jax.nn.softplus(-ours) + jax.nn.softplus(theirs))
         return verdicts + penalty(judge, theirs, weight), told_apart(ours, theirs, weight)
 
     def net_loss(
         fake: jax.Array, judge: PyTree, real: jax.Array, unit: jax.Array, weight: jax.Array
     ):
+        # L_G = mu mean (f_b - f_g)^2 + adversarial BCE(D(f_g), 1)
         apart = weight @ jnp.square(fake - real).mean(axis=-1)
         fooled = weight @ jax.nn.softplus(-judged(judge, fake / unit))
         return terms.mu * apart + terms.adversarial * fooled, apart
@@ -206,12 +218,12 @@ def step_of(
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: AdversarialState, batch: Batch, key: jax.Array):
         weight, x = batch["weight"] / batch["weight"].sum(), batch["image"]
-        here = jax.random.fold_in(key, state.step)
+        of_step = jax.random.fold_in(key, state.step)
         real = _flat(task.fn(teacher, x))
         unit = jnp.sqrt(weight @ jnp.square(real).mean(axis=-1)) + 1e-6
 
         def forward(params: Params, masks: dict[str, jax.Array]):
-            out, new = task.train_fn(masked(masks, task.merge(params, state.rest)), x, here)
+            out, new = task.train_fn(masked(masks, task.merge(params, state.rest)), x, of_step)
             return _flat(out), new
 
         fake, backward, new = jax.vjp(forward, state.params, state.masks, has_aux=True)
@@ -238,15 +250,15 @@ def step_of(
         )  # fmt: skip
         sizes = optax.tree.norm((params, masks, judge))
         good = state.good & jnp.isfinite(net_value + judge_value + sizes)
-        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+        result = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
         entries = sum(mask.size for mask in masks.values())
         metrics = {
             "loss": jnp.where(good, net_value, jnp.nan),
             "difference": apart,
             "discriminator_loss": judge_value,
             "discriminator_accuracy": accuracy,
-            "masks_alive": _total(kept.masks, lambda mask: mask != 0) / entries,
+            "masks_alive": _total(result.masks, lambda mask: mask != 0) / entries,
         }
-        return kept._replace(good=good), metrics
+        return result._replace(good=good), metrics
 
     return step

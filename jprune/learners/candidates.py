@@ -100,15 +100,21 @@ def _refuse(task: Task, odd: dict[str, jax.Array]) -> None:
 
 
 class _Apart(NamedTuple):
-    """A net, its statistics (arrays of floats that are no parameters) apart from the others."""
+    """A net, its statistics (arrays of floats that are no parameters) apart from the others.
+
+    Attributes:
+        names: paths of the statistics.
+        old: the statistics.
+        params: of the net.
+        update: `update(params, old, image, key) -> new`.
+        whole: `whole(params, statistics) -> variables`.
+    """
 
     names: list[str]
     old: list[Any]
     params: Any
     update: Callable[..., list[Any]]
-    """`update(params, old, image, key) -> new`."""
     whole: Callable[..., Variables]
-    """`whole(params, statistics) -> variables`."""
 
 
 def _apart(task: Task, variables: Variables, image: Any, key: jax.Array) -> _Apart:

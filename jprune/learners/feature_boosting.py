@@ -34,18 +34,25 @@ STARTS = ("one", "scale")
 
 
 class Gated(NamedTuple):
-    """A layer that gets gates."""
+    """A layer that gets gates.
+
+    Attributes:
+        inputs: channels that it reads.
+        outputs: channels that it makes; each has a gate.
+        scales: leaves that the gate takes the place of.
+        shifts: paths of the leaves that are added behind the scale.
+        means: paths of the running means of its norm.
+        early: shifts that the scale multiplies, such as a convolution's bias before its norm.
+        least: outputs that win at least.
+    """
 
     inputs: int
     outputs: int
     scales: tuple[str, ...]
-    """Leaves that the gate takes the place of."""
     shifts: tuple[str, ...]
     means: tuple[str, ...]
     early: tuple[str, ...] = ()
-    """Shifts that the scale multiplies, such as a convolution's bias before its norm."""
     least: int = 1
-    """Outputs that win at least."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,14 +29,18 @@ VECTORS = ("fixed", "shared", "each")
 
 
 class Menu(NamedTuple):
-    """Widths that the groups may have."""
+    """Widths that the groups may have.
+
+    Attributes:
+        names: groups whose width is free; all others are whole.
+        sizes: int [groups]: units.
+        widths: int [groups, options], rising; equal ones where a group has fewer units than
+            options.
+    """
 
     names: tuple[str, ...]
-    """Groups whose width is free; all others are whole."""
     sizes: np.ndarray
-    """Int [groups]: units."""
     widths: np.ndarray
-    """Int [groups, options], rising; equal ones where a group has fewer units than options."""
 
 
 def menu(size: int, options: int = 31, least: float = 0.1) -> list[int]:
@@ -86,16 +90,22 @@ def width_masks(menu: Menu, widths: Any) -> dict[str, Any]:
 
 
 class Hypernetwork(NamedTuple):
-    """The functions of a hypernetwork; its parameters are a tree `hyper` beside the net's."""
+    """The functions of a hypernetwork; its parameters are a tree `hyper` beside the net's.
+
+    Attributes:
+        menu: the widths that it was made for.
+        init: `init(key, variables) -> hyper`; variables are initial values of the net.
+        net: `net(hyper, variables, widths) -> variables` of the net, masked; jittable in widths
+            [groups]. The statistics, and what is not learned, are those of the variables that come
+            in.
+        decayed: `decayed(hyper) -> bools`: where weight decay is for, kernels and what they are
+            made of.
+    """
 
     menu: Menu
     init: Callable[[jax.Array, Variables], Params]
-    """`init(key, variables) -> hyper`; variables are initial values of the net."""
     net: Callable[[Params, Variables, Any], Variables]
-    """`net(hyper, variables, widths) -> variables` of the net, masked; jittable in widths [groups].
-    The statistics, and what is not learned, are those of the variables that come in."""
     decayed: Callable[[Params], PyTree]
-    """`decayed(hyper) -> bools`: where weight decay is for, kernels and what they are made of."""
 
 
 def hypernetwork(
@@ -122,9 +132,9 @@ def hypernetwork(
         ArgumentError: another word, no hidden unit, or a net without a free group.
 
     Example:
-        >>> from jprune import data, recipes, train, zoo
+        >>> from jprune import data, train, zoo
         >>> task = train.task(zoo.build("lenet300", shape=(8, 8, 1)), data.load("digits"))
-        >>> groups = Net(task).groups
+        >>> groups = train.Net(task).groups
         >>> free = Menu(groups.names, np.array([300, 100]), np.array([[30, 300], [10, 100]]))
         >>> hyper, net = hypernetwork(task, groups, free, 2), task.init(jax.random.key(0))
         >>> small = hyper.net(hyper.init(jax.random.key(1), net), net, np.array([30, 10]))

@@ -55,23 +55,29 @@ def log_ratio(mu: jax.Array, log_var: jax.Array) -> jax.Array:
 
 
 class Prior(NamedTuple):
-    """What pulls gates towards zero, and when one is there."""
+    """What pulls gates towards zero, and when one is there.
+
+    Attributes:
+        divergence: `(mu, log sigma^2) -> nats`, elementwise.
+        worth: `(mu, log sigma^2, rule) -> scores`, elementwise: at most 1 where the rule prunes.
+    """
 
     divergence: Callable[[jax.Array, jax.Array], jax.Array]
-    """`(mu, log sigma^2) -> nats`, elementwise."""
     worth: Callable[[Any, Any, "Rule"], Any]
-    """`(mu, log sigma^2, rule) -> scores`, elementwise: at most 1 where the rule prunes."""
 
 
 class Rule(NamedTuple):
-    """When a unit is surely zero."""
+    """When a unit is surely zero.
+
+    Attributes:
+        mu: largest |mu|, with the Gaussian prior.
+        sigma: largest sigma, with the Gaussian prior: an uncertain unit is not a zero one.
+        log_alpha: smallest log(sigma^2 / mu^2), with the log-uniform prior.
+    """
 
     mu: float = 0.02
-    """Largest |mu|, with the Gaussian prior."""
     sigma: float = 0.01
-    """Largest sigma, with the Gaussian prior: an uncertain unit is not a zero one."""
     log_alpha: float = 3.0
-    """Smallest log(sigma^2 / mu^2), with the log-uniform prior."""
 
 
 PRIORS: dict[str, Prior] = {
@@ -89,17 +95,21 @@ PRIORS: dict[str, Prior] = {
 
 
 class Settings(NamedTuple):
-    """What variational training depends on."""
+    """What variational training depends on.
+
+    Attributes:
+        prior: a name of `PRIORS`.
+        weight: of the divergence; 1 is the evidence lower bound.
+        warmup: steps in which the weight grows in a line.
+        rule: when a unit is surely zero.
+        masks: whether a unit that the rule prunes is gone at once, and for good.
+    """
 
     prior: str = "gaussian"
-    """A name of `PRIORS`."""
     weight: float = 1.0
-    """Of the divergence; 1 is the evidence lower bound."""
     warmup: int = 1
-    """Steps in which the weight grows in a line."""
     rule: Rule = Rule()
     masks: bool = True
-    """Whether a unit that the rule prunes is gone at once, and for good."""
 
 
 def variational_task(

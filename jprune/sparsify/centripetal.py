@@ -23,12 +23,15 @@ PRODUCERS = ("kernel", "shift", "scale")
 
 
 class CentripetalState(NamedTuple):
-    """State of `centripetal`."""
+    """State of `centripetal`.
+
+    Attributes:
+        members: see `memberships`: arrays, so that other clusters do not recompile.
+        deviation: sum of the squared differences of weights from the means of their clusters.
+    """
 
     members: PyTree
-    """See `memberships`: arrays, so that other clusters do not recompile."""
     deviation: jax.Array
-    """Sum of the squared differences of weights from the means of their clusters."""
 
 
 def memberships(groups: Groups, clusters: Mapping[str, Any]) -> PyTree:
@@ -210,15 +213,16 @@ def contraction(rates: np.ndarray, momentum: float, pull: Any) -> np.ndarray:
         0.628
     """
     pull = np.asarray(pull, float)
-    left, velocity, most = np.ones_like(pull), np.zeros_like(pull), np.zeros_like(pull)
+    rest, velocity, most = np.ones_like(pull), np.zeros_like(pull), np.zeros_like(pull)
     late = len(rates) - max(1, len(rates) // 10)
     with np.errstate(over="ignore", invalid="ignore"):
         for step, rate in enumerate(np.asarray(rates, float)):
-            gradient = pull * left
+            # v <- g + m v;  d <- d - tau (g + m v), for a difference d with the gradient g = pull d
+            gradient = pull * rest
             velocity = gradient + momentum * velocity
-            left = left - rate * (gradient + momentum * velocity)
+            rest = rest - rate * (gradient + momentum * velocity)
             if step >= late:
-                most = np.fmax(most, np.abs(left))
+                most = np.fmax(most, np.abs(rest))
     return most
 
 

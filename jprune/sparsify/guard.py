@@ -1,4 +1,4 @@
-"""Training stops at the first update that is not finite, and keeps what it had."""
+"""From the first update that is not finite on, nothing moves: the last good parameters stay."""
 
 from typing import Any, NamedTuple
 
@@ -8,10 +8,14 @@ import optax
 
 
 class GuardState(NamedTuple):
-    """State of `guarded`."""
+    """State of `guarded`.
+
+    Attributes:
+        good: False once an update was not finite.
+        inner: state of the optimizer.
+    """
 
     good: jax.Array
-    """False once an update was not finite."""
     inner: Any
 
 

@@ -24,12 +24,17 @@ from jprune.units import expand, to_units
 
 
 class ScheduledState(NamedTuple):
-    """State of `scheduled_prune`."""
+    """State of `scheduled_prune`.
+
+    Attributes:
+        step: how many were taken.
+        criterion: its state, since the last new masks.
+        hold: where `masks_of` finds the masks.
+    """
 
     step: jax.Array
     criterion: PyTree
     hold: HoldState
-    """Where `masks_of` finds the masks."""
 
 
 def scheduled_prune(
@@ -103,15 +108,12 @@ def scheduled_prune(
 
         def prune(seen: PyTree, old: Masks) -> tuple[PyTree, Masks]:
             masks = new_masks(criterion.score(seen, params), params, schedule(state.step))
-            # What is not prunable keeps its ones; what is gone stays gone only if its score says
-            # so.
-            chosen = jax.tree.map(
-                lambda mask, kept: kept if mask is None else mask,
-                masks,
-                old,
-                is_leaf=is_none,
+            # Leaves without scores keep their masks of ones. Pruned weights come back where their
+            # score is high enough again.
+            masks = jax.tree.map(
+                lambda new, before: before if new is None else new, masks, old, is_leaf=is_none
             )
-            return criterion.init(params), chosen
+            return criterion.init(params), masks
 
         seen, masks = jax.lax.cond(
             state.step % every == 0, prune, lambda seen, old: (seen, old), seen, state.hold.masks

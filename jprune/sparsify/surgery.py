@@ -21,17 +21,23 @@ CUT, BACK = 0.9, 1.1
 
 
 class SurgeryState(NamedTuple):
-    """State of `dynamic_surgery`."""
+    """State of `dynamic_surgery`.
+
+    Attributes:
+        step: how many were taken.
+        key: uint32, so that checkpoints can hold it.
+        thresholds: t of every masked leaf, fixed at the beginning; None elsewhere.
+        hidden: what the masked weights are worth, 0 where one is alive; None where nothing is
+            masked.
+        hold: where `masks_of` finds the masks.
+        inner: state of the optimizer.
+    """
 
     step: jax.Array
     key: jax.Array
-    """uint32, so that checkpoints can hold it."""
     thresholds: PyTree
-    """t of every masked leaf, fixed at the beginning; None elsewhere."""
     hidden: PyTree
-    """What the masked weights are worth, 0 where one is alive; None where nothing is masked."""
     hold: HoldState
-    """Where `masks_of` finds the masks."""
     inner: PyTree
 
 
@@ -104,6 +110,7 @@ def dynamic_surgery(
                 "dynamic_surgery needs the parameters: call tx.update(gradients, state, params)."
             )
         old, step = state.hold.masks, state.step + 1
+        # w: the parameters where they are alive, and what the masked ones are worth
         weights = jax.tree.map(
             lambda m, p, h: p if m is None else jnp.where(m, p, h),
             old, params, state.hidden, is_leaf=is_none,
@@ -112,9 +119,10 @@ def dynamic_surgery(
         moved = optax.apply_updates(weights, moves)
         if not splice:
             moved = jax.tree.map(_alone, old, moved, is_leaf=is_none)
+        # sigma(i), the probability of a revision in iteration i; 0 from iteration `stop` on
         chance = jnp.where(step < stop, revision_chance(step, gamma, power), 0.0)
-        here = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
-        new = _revise(old, moved, state.thresholds, chance, here, layers)
+        of_step = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
+        new = _revise(old, moved, state.thresholds, chance, of_step, layers)
 
         def one(mask: Any, before: Any, param: Any, move: Any, weight: Any) -> Any:
             if mask is None:
@@ -124,8 +132,8 @@ def dynamic_surgery(
 
         result = jax.tree.map(one, new, old, params, moves, moved, is_leaf=is_none)
         hidden = jax.tree.map(_hidden, new, moved, is_leaf=is_none)
-        kept = SurgeryState(step, state.key, state.thresholds, hidden, HoldState(new), inner_state)
-        return result, kept
+        after = SurgeryState(step, state.key, state.thresholds, hidden, HoldState(new), inner_state)
+        return result, after
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -191,6 +199,7 @@ def _revised(mask: Any, weight: Any, threshold: Any) -> Any:
     if mask is None:
         return None
     size = jnp.abs(weight)
+    # m <- 0 where |w| <= a t;  m <- 1 where |w| > b t;  m as it was between them
     return jnp.where(mask, size > CUT * threshold, size > BACK * threshold)
 
 

@@ -40,11 +40,11 @@ def leaves_by_layer(masks: Masks, layers: PyTree = None) -> list[list[int]]:
     """
     leaves, structure = jax.tree.flatten(masks, is_leaf=is_none)
     names = range(len(leaves)) if layers is None else structure.flatten_up_to(layers)
-    found: dict[Any, list[int]] = {}
+    by_layer: dict[Any, list[int]] = {}
     for number, (name, mask) in enumerate(zip(names, leaves)):
         if mask is not None:
-            found.setdefault(name, []).append(number)
-    return list(found.values())
+            by_layer.setdefault(name, []).append(number)
+    return list(by_layer.values())
 
 
 def moments_of(params: Params, masks: Masks, layers: PyTree = None) -> tuple[PyTree, PyTree]:
@@ -72,6 +72,7 @@ def moments_of(params: Params, masks: Masks, layers: PyTree = None) -> tuple[PyT
     for layer in leaves_by_layer(masks, layers):
         parts: list[Any] = [sizes[number] for number in layer]
         count = jnp.maximum(sum(jnp.sum(part > 0) for part in parts), 1)
+        # mu = mean |w|;  sd^2 = mean |w|^2 - mu^2
         mean = sum(jnp.sum(part) for part in parts) / count
         square = sum(jnp.sum(part**2) for part in parts) / count
         for number in layer:
@@ -85,6 +86,7 @@ def thresholds_of(params: Params, masks: Masks, c_rate: PyTree, layers: PyTree =
     mean, std = moments_of(params, masks, layers)
     same = isinstance(c_rate, (int, float))
     rates = jax.tree.map(lambda leaf: c_rate, mean) if same else c_rate
+    # t = max(mu + c sd, 0)
     return jax.tree.map(
         lambda m, s, c: None if m is None else jnp.maximum(m + c * s, 0),
         mean, std, rates, is_leaf=is_none,

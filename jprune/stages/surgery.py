@@ -111,12 +111,13 @@ class DynamicSurgery:
         return Net(task).tree({path: by_layer[number_of[path]] for path in paths})
 
     def solved(self, task: Task, pruned: Pruned, start: Masks) -> float:
-        """The c of all layers whose first cut meets the budget: the best c that is cut."""
+        """The one c of all layers at which the first cut meets the budget."""
         mean, std = moments_of(pruned.variables, start, layer_numbers(Net(task).groups))
 
         def cut_at(mask: Any, weight: Any, mu: Any, sd: Any) -> Any:
             if mask is None:
                 return None
+            # |w| <= a (mu + c sd) holds from c = (|w| / a - mu) / sd on: the c that cuts a weight
             at = (jnp.abs(weight) / CUT - mu) / jnp.where(sd > 0, sd, 1.0)
             return np.where(mask, at, -np.inf)
 

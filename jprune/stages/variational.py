@@ -174,7 +174,7 @@ class Gate:
 
 @jax.jit
 def _watched(state: TrainState, loss: jax.Array) -> dict[str, jax.Array]:
-    """What is seen beside the task's metrics; a loss of NaN stops a run where nothing moves."""
+    """Metrics beside the task's; a loss of NaN once the guard has frozen all: it stops the run."""
     alive = jnp.concatenate([*state.rest["alive"].values()]).mean()
     return {"alive": alive, "loss": jnp.where(state.opt_state.good, loss, jnp.nan)}
 

@@ -456,9 +456,11 @@ def test_a_space_that_is_used_up_gives_nothing_more():
 def test_a_space_without_a_member_is_refused():
     task = task_of()
     with pytest.raises(errors.BudgetError, match=r"no member under the budget 0.001.*Ask for 0\."):
-        Widths(Budget(macs=0.001)).check(task)
+        Widths(Budget(macs=0.001)).check(task, Net(task).groups, Net(task).cost)
     with pytest.raises(errors.BudgetError, match=r"no member that costs 0\.6993 to 0\.7"):
-        Widths(Budget(macs=0.7, multiple_of=4), window=0.001).check(task)
+        Widths(Budget(macs=0.7, multiple_of=4), window=0.001).check(
+            task, Net(task).groups, Net(task).cost
+        )
     with pytest.raises(errors.BudgetError, match="no member under the budget"):
         TrainHypernetwork(Widths(Budget(params=0.001)), SHORT).check(task)
     assert isinstance(metapruning(Budget(macs=0.5), SHORT)[3], CheckedStage)
@@ -471,7 +473,7 @@ def test_bad_numbers():
     with pytest.raises(errors.ArgumentError, match="the window is in"):
         metapruning(Budget(macs=0.5), SHORT, window=0.0)
     with pytest.raises(errors.ArgumentError, match="one of fixed, shared, each"):
-        Widths(Budget(macs=0.5), vectors="none").check(task)
+        Widths(Budget(macs=0.5), vectors="none").check(task, Net(task).groups, Net(task).cost)
     with pytest.raises(errors.ArgumentError, match="smoothing=1 is outside"):
         hypernetwork_task(task, hyper_of()[0], smoothing=1)
     with pytest.raises(errors.ArgumentError, match="2 options or more"):
@@ -480,7 +482,7 @@ def test_bad_numbers():
         evolution(space_of(), population=10)
     whole = Budget(macs=0.5, floors=dict(groups.sizes))
     with pytest.raises(errors.ArgumentError, match="nothing of tiny has a width to choose"):
-        Widths(whole).check(task)
+        Widths(whole).check(task, Net(task).groups, Net(task).cost)
 
 
 def test_the_recipe_finds_a_net_under_the_budget():

@@ -18,7 +18,7 @@ from jprune.base import Pruned
 from jprune.data.batches import Split, feed
 from jprune.data.table import Spec
 from jprune.recipes import Train
-from jprune.runs import devices, files
+from jprune.runs import devices, execute, files
 from jprune.runs import directory as run
 from jprune.runs.progress import Silent
 from jprune.train import step as training
@@ -56,7 +56,7 @@ def work(path) -> Pruned:
     directory = run.open_directory(path, {"seed": 0}, {"commit": None}, {})
     start = lambda: Pruned(drawn(task), None)
     key = jax.random.key(0)
-    return run.execute(directory, recipe, task, key, start, Silent(), save_seconds=0.0)
+    return execute(directory, recipe, task, key, start, Silent(), save_seconds=0.0)
 
 
 def facts(pruned):
