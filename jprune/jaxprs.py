@@ -19,8 +19,6 @@ from jax.extend import core as jex
 
 # Primitives whose body can be written out where they stand. Names, since JAX moves the objects.
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-
-
 # Primitives that keep their bodies: parameter(s) that hold them.
 NESTED = {
     "custom_jvp_call": ("call_jaxpr",),
@@ -32,8 +30,6 @@ NESTED = {
     "while": ("cond_jaxpr", "body_jaxpr"),
     "cond": ("branches",),
 }
-
-
 REMAT = {"checkpoint", "remat2"}
 
 

@@ -48,8 +48,6 @@ USUAL = {
     "fashion_mnist": Usual(20, 20, 128, 0.1, 0.05),
     "cifar10": Usual(60, 8, 128, 0.1, 0.05),
 }
-
-
 WITHOUT_NORMS = 0.25
 """Factor of the learning rates of nets without norms, which diverge at those of the others."""
 

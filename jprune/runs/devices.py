@@ -26,11 +26,7 @@ from jprune import errors
 from jprune.base import Batch, PyTree, Task
 
 Result = TypeVar("Result")
-
-
 AXIS = "data"
-
-
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 

@@ -34,8 +34,6 @@ from jprune.runs.files import (
 )
 
 SCHEMA = 1
-
-
 OURS = (
     "config.json",
     "records.jsonl",

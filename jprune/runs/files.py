@@ -15,8 +15,6 @@ from typing import Any, NamedTuple, TextIO
 from jprune import errors
 
 PathLike = str | os.PathLike[str]
-
-
 TEMPORARY = ".tmp"
 """End of the names of files that are not whole; they begin with a dot."""
 

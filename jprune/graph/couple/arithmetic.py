@@ -9,8 +9,6 @@ from jprune.graph.couple.labels import SPATIAL, UNIT, Axis, AxisLabels, Fixed, R
 from jprune.graph.couple.rules import CONSTANT, DATA, Context, rule
 
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
-
-
 DotDimensionNumbers: TypeAlias = tuple[Pair, Pair]
 """Contracted axes and batch axes, each for both operands."""
 

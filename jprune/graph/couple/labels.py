@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 Indices: TypeAlias = npt.NDArray[np.int64]
-
-
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -48,11 +46,7 @@ AxisLabels: TypeAlias = tuple[Axis, ...]
 
 
 SPATIAL = Fixed(Reason("position of an image or window, no channel"))
-
-
 SYMBOLIC = Fixed(Reason("axis of symbolic length"))
-
-
 UNIT = Fixed(Reason("axis of length one"))
 
 

@@ -11,8 +11,6 @@ from jprune.graph.couple.labels import SYMBOLIC, UNIT, Axis, AxisLabels, Fixed, 
 from jprune.graph.couple.rules import Context, rule
 
 COMPUTED = "cut at a place that is only known when the net runs", "slice at a constant place"
-
-
 LOOKED_UP = "looked up at places that are only known when the net runs", "use constant indices"
 
 

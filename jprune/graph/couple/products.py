@@ -24,14 +24,8 @@ STAND_INS = frozenset({"kernel", "shift", "mean"})
 
 # Elementwise functions that are zero ...
 ANY = {"mul", "and"}  # ... if one operand is
-
-
 ALL = {"add", "add_any", "sub", "max", "min", "or", "xor", "atan2"}  # ... if all operands are
-
-
 FIRST = {"div", "rem", "integer_pow", "shift_left"}  # ... if the first one is
-
-
 ALONE = set(
     """
     abs asin asinh atan atanh cbrt ceil convert_element_type copy copy_p device_put erf erf_inv
@@ -39,8 +33,6 @@ ALONE = set(
     sharding_constraint sign sin sinh sqrt square stop_gradient tan tanh
     """.split()
 )  # ... if their operand is
-
-
 CHANGES = {*ELEMENTWISE, "argmax", "argmin", "iota", "random_bits"} - ALONE
 """What may turn zeros into something else; whatever only moves or sums them does not."""
 

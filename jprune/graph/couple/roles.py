@@ -21,12 +21,8 @@ from jprune.graph.couple.solve import solve
 from jprune.jaxprs import CONTROL_FLOW, NESTED, Equation, Program, nested
 
 CONTRACTIONS = ("conv_general_dilated", "dot_general")
-
-
 # What a parameter went through before it met data, as bits.
 PLAIN, MULTIPLIED, NEGATED, ROOT = 0, 1, 2, 4
-
-
 Taint: TypeAlias = dict[int, frozenset[int]] | None
 """{leaf: bits of every way it came}; None for a value that depends on data."""
 

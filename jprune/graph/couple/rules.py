@@ -103,8 +103,6 @@ class Context(NamedTuple):
 
 
 Rule: TypeAlias = Callable[[Context, Sequence[AxisLabels]], list[AxisLabels]]
-
-
 RULES: dict[str, Rule] = {}
 
 

@@ -22,8 +22,6 @@ class Fate(NamedTuple):
 
 
 NOWHERE = Fate()
-
-
 LOOPS = ("scan", "while", "cond")
 
 

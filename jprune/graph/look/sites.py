@@ -19,14 +19,8 @@ from jprune.graph.couple.roles import Taint, Uses
 from jprune.jaxprs import Equation, Program
 
 KINDS = ("branch", "in", "out", "norm", "join", "act")
-
-
 AFFINE = {"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type", "copy"}
-
-
 SUMS = {"add", "add_any"}
-
-
 POINTWISE = {*ELEMENTWISE, "custom_jvp_call", "custom_vjp_call"}
 
 

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 from jprune.jaxprs import NESTED, REMAT, Equation, Program, bind, program_of
 
 Function = Callable[..., Any]
-
-
 MAXIMUM_TAPS = 64
 """Windows of more positions (over 8x8) stay convolutions: the gradient of so many multiply-adds
 takes seconds to compile and is no faster."""

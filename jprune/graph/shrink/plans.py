@@ -23,8 +23,6 @@ from jprune.graph.trace import trace
 from jprune.jaxprs import Equation, Program, describe, program_of, user_line
 
 SCHEMA = 1
-
-
 FORMS: dict[str, Any] = {
     "thin": Thin,
     "rows": Rows,

@@ -193,11 +193,7 @@ SHAPELESS = {
     *("transpose", "squeeze", "unstack", "rev", "concatenate", "dot_general", "sort"),
     *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "dynamic_update_slice"),
 }
-
-
 ShrinkRule: TypeAlias = Callable[[Step], list[Any]]
-
-
 RULES: dict[str, ShrinkRule] = {}
 
 
