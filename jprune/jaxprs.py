@@ -34,7 +34,12 @@ REMAT = {"checkpoint", "remat2"}
 
 
 class Equation(NamedTuple):
-    """One primitive applied to values."""
+    """One primitive applied to values.
+
+    Attributes:
+        traceback: where it comes from, innermost first: JAX cuts the trace of its own functions
+            short.
+    """
 
     primitive: Any
     name: str
@@ -43,21 +48,23 @@ class Equation(NamedTuple):
     outputs: tuple[int, ...]
     inner: tuple["Program", ...]
     traceback: tuple[Any, ...]
-    """Where it comes from, innermost first: JAX cuts the trace of its own functions short."""
 
 
 class Program(NamedTuple):
-    """A jaxpr without nesting: equations over value ids, in execution order."""
+    """A jaxpr without nesting: equations over value ids, in execution order.
+
+    Attributes:
+        constants: value id -> array or scalar: closed-over constants and literals.
+        avals: shape and type of every value, by id.
+        makers: value id -> the equation that makes it.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     constants: dict[int, Any]
-    """Value id -> array or scalar: closed-over constants and literals."""
     equations: tuple[Equation, ...]
     avals: tuple[Any, ...]
-    """Shape and type of every value, by id."""
     makers: dict[int, Equation]
-    """Value id -> the equation that makes it."""
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Shape of a value."""

@@ -34,17 +34,20 @@ BASELINE = ("baseline",)
 
 
 class Paper(NamedTuple):
-    """A paper as `survey.bib` has it."""
+    """A paper as `survey.bib` has it.
+
+    Attributes:
+        kind: of the BibTeX entry.
+        number: of the survey's reference; None for a paper that it does not list.
+        methods: names on the command line.
+        fields: BibTeX fields: author, title, year, booktitle or journal, eprint (of arXiv).
+    """
 
     kind: str
-    """Of the BibTeX entry."""
     key: str
     number: int | None
-    """Of the survey's reference; None for a paper that it does not list."""
     methods: tuple[str, ...]
-    """Names on the command line."""
     fields: dict[str, str]
-    """BibTeX fields: author, title, year, booktitle or journal, eprint (of arXiv)."""
 
     @property
     def text(self) -> str:
@@ -65,16 +68,19 @@ class Paper(NamedTuple):
 
 
 class Row(TypedDict):
-    """What `jprune methods --json` says of a method."""
+    """What `jprune methods --json` says of a method.
+
+    Attributes:
+        refs: references of the survey; none for a baseline.
+        taxonomy: its place in the survey, from the root.
+        file: where its recipe is, from the root of the repository.
+    """
 
     name: str
     refs: list[int]
-    """References of the survey; none for a baseline."""
     taxonomy: list[str]
-    """Its place in the survey, from the root."""
     paper: str
     file: str | None
-    """Where its recipe is, from the root of the repository."""
     implemented: bool
 
 

@@ -16,12 +16,15 @@ class Span(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One metric in one stage."""
+    """One metric in one stage.
+
+    Attributes:
+        steps: on the common axis.
+    """
 
     stage: str
     metric: str
     steps: list[int]
-    """On the common axis."""
     values: list[float]
 
 

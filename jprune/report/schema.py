@@ -22,17 +22,20 @@ class LatencyTable(TypedDict):
 
 
 class Measured(TypedDict):
-    """What is known of one net: dense, pruned before fine-tuning, or slim."""
+    """What is known of one net: dense, pruned before fine-tuning, or slim.
+
+    Attributes:
+        accuracy: in 0..1, on the test split; on the validation split before fine-tuning.
+        params: parameters that are not zero; statistics do not count.
+        macs: Multiply-accumulates for one example.
+        bytes: size of the float32 .tflite file.
+    """
 
     accuracy: float | None
-    """In 0..1, on the test split; on the validation split before fine-tuning."""
     loss: float | None
     params: int | None
-    """Parameters that are not zero; statistics do not count."""
     macs: int | None
-    """Multiply-accumulates for one example."""
     bytes: int | None
-    """Size of the float32 .tflite file."""
     latency_ms: LatencyTable
 
 
@@ -47,27 +50,31 @@ class Achieved(TypedDict):
 
 
 class Result(TypedDict):
-    """The whole of `result.json`."""
+    """The whole of `result.json`.
+
+    Attributes:
+        commit: of jprune's source tree.
+        refs: numbers of the survey's references that the method is from.
+        wall_s: {stage: seconds}.
+        requested: the budget, {kind: fraction kept}.
+        law_max_rel_err: largest relative difference between the masked and the slim net, on real
+            data.
+    """
 
     schema: int
     commit: str | None
-    """Of jprune's source tree."""
     command: str
     method: str
     refs: list[int]
-    """Numbers of the survey's references that the method is from."""
     model: str
     data: str
     seed: int
     versions: dict[str, str | None]
     device: Device
     wall_s: dict[str, float]
-    """{stage: seconds}."""
     requested: dict[str, float]
-    """The budget, {kind: fraction kept}."""
     achieved: Achieved
     law_max_rel_err: float | None
-    """Largest relative difference between the masked and the slim net, on real data."""
     dense: Measured
     before_finetune: Measured
     pruned: Measured

@@ -4,8 +4,9 @@ A folder holds one checkpoint, the newest. Orbax writes it beside the old one an
 is whole, so a kill in the middle of a save leaves the old one; what the kill left behind goes when
 the folder is opened the next time.
 
-Of several processes one alone calls this, with a state that all of them have: what lies on many
-devices is written as if it lay on one, and read on one, so a run can go on with other devices.
+Of several processes the first alone calls this, with a state that all of them have: arrays that are
+spread over many devices are written as whole arrays, and read onto one device, so a run can go on
+with other devices.
 """
 
 import contextlib
@@ -28,12 +29,17 @@ SCHEMA = 1
 
 
 class Checkpoint(NamedTuple):
-    """What `load` found."""
+    """What `load` returns.
+
+    Attributes:
+        step: number of the steps done.
+        state: the tree of arrays.
+        meta: the plain facts that `save` got: data position, key, seconds so far.
+    """
 
     step: int
     state: PyTree
     meta: dict[str, Any]
-    """What `save` was given: data position, key, seconds so far."""
 
 
 def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> None:
@@ -50,6 +56,7 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
             is untouched.
     """
     path = make_folder(folder)
+    # Leaf types (factored, CSR) become plain dictionaries: Orbax knows no others.
     state = _of_one_process(written_out(state))
     try:
         with _manager(path) as manager:
@@ -94,6 +101,8 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
             if step is None:
                 return None
             if template is None:
+                # Without a template Orbax would ask for the devices that the arrays lay on when
+                # they were saved.
                 template = manager.item_metadata(step)["state"].tree
             restored = manager.restore(
                 step,
@@ -104,6 +113,7 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
             )
     except Exception as error:  # Orbax has no error of its own for damaged or foreign files
         raise _unreadable(path, _short(error)) from error
+    # Behind the `try`: this is our own complaint, which must not be wrapped as one of Orbax.
     meta = dict(restored["meta"])
     if meta.pop("schema", None) != SCHEMA:
         raise _unreadable(path, f"it is of another version; this one reads schema {SCHEMA}")
@@ -121,6 +131,7 @@ def save_tree(path: PathLike, tree: PyTree) -> None:
         CheckpointError: the disk is full or the folder cannot be written to.
     """
     try:
+        # `force`: a run that was killed while it exported has left a folder of this name.
         with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
             writer.save(os.path.abspath(path), _of_one_process(written_out(tree)), force=True)
     except Exception as error:  # Orbax passes on what its storage raises, of many types
@@ -138,8 +149,8 @@ def load_tree(path: PathLike) -> PyTree:
     """
     try:
         with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
-            found = reader.metadata(os.path.abspath(path)).item_metadata
-            return read_back(reader.restore(os.path.abspath(path), _abstract(found.tree)))
+            metadata = reader.metadata(os.path.abspath(path)).item_metadata
+            return read_back(reader.restore(os.path.abspath(path), _abstract(metadata.tree)))
     except Exception as error:  # Orbax has no error of its own for damaged or foreign files
         raise errors.CheckpointError(
             f"{path} cannot be read ({_short(error)}). It is written at the end of a run: run the "
@@ -171,6 +182,7 @@ def _abstract(tree: PyTree) -> PyTree:
 
 def _alone() -> ocp.options.MultiprocessingOptions:
     """Keeps Orbax from waiting for other processes."""
+    # Orbax puts barriers around a save that all processes must reach; here only the first comes by.
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 

@@ -46,6 +46,7 @@ def connect() -> bool:
     address, *numbers = (os.environ.get(name) for name in VARIABLES)
     if address is not None and not jax.distributed.is_initialized():
         try:
+            # None lets JAX ask the scheduler of the cluster.
             count, index = (None if text is None else int(text) for text in numbers)
             jax.distributed.initialize(num_processes=count, process_id=index)
         except (ValueError, RuntimeError, TypeError) as error:
@@ -63,7 +64,7 @@ def is_first() -> bool:
 
 
 def from_first(call: Callable[[], Result]) -> Result:
-    """What a call gives in the first process; the others do not make it, and get a copy.
+    """Calls a function in the first process alone; all processes return (a copy of) its result.
 
     All processes come here together. An error of the first is raised by all of them, so that none
     waits for ever.
@@ -78,21 +79,23 @@ def from_first(call: Callable[[], Result]) -> Result:
     if jax.process_count() == 1:
         return call()
     if not is_first():
-        found, error = pickle.loads(_from_first_process(b""))
+        result, error = pickle.loads(_from_first_process(b""))
         if error is not None:
             raise error
-        return found
+        return result
     try:
-        found = call()
+        result = call()
+    # The others wait in a broadcast: they must hear of the error before it is raised here.
     except Exception as error:
         _from_first_process(pickle.dumps((None, error)))
         raise
-    _from_first_process(pickle.dumps((found, None)))
-    return found
+    _from_first_process(pickle.dumps((result, None)))
+    return result
 
 
 def _from_first_process(content: bytes) -> bytes:
     """The bytes that the first process has."""
+    # Two broadcasts: arrays need equal shapes in all processes, so the length goes first.
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
@@ -101,8 +104,8 @@ def _from_first_process(content: bytes) -> bytes:
 def spread(task: Task, local: bool = False) -> Task:
     """The task with its batches split over all devices.
 
-    A batch whose size their number does not divide lies on each of them whole: the same numbers,
-    and no gain. (For a training step, `place` refuses such a one.)
+    A batch whose size is not a multiple of the number of devices is copied whole to each of them:
+    the results are the same, and nothing is gained. (`place` refuses such a training batch.)
 
     Args:
         task: net, loss and data.
@@ -126,8 +129,10 @@ def _batches(
     start: int = 0,
 ) -> Iterator[Batch]:
     """As `base.Data.batches`; every process makes its own rows, of a batch that is the same."""
+    # The rows of a batch are split by the first axis; an image or its label alike.
     layout = _layout(mesh, (batch_size,))
     share = _share(layout, batch_size)
+    # A loader of the user's own need not know `rows` as long as there is one process.
     rows = {} if share == slice(0, batch_size) else {"rows": share}
     for batch in batches(split, batch_size, seed=seed, epoch=epoch, start=start, **rows):
         yield {
@@ -151,6 +156,8 @@ def place(batch: Batch) -> Batch:
     if mesh is None:
         return batch
     for size in {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf)}:
+        # A batch that lies whole on each device would give the right gradient at no gain; refused,
+        # since the user would pay for devices that do nothing.
         if size % mesh.size:
             fitting = size // mesh.size * mesh.size
             near = [str(n) for n in (fitting, fitting + mesh.size) if n]
@@ -161,9 +168,13 @@ def place(batch: Batch) -> Batch:
             )
 
     def put(leaf: Any) -> jax.Array:
+        # From `spread`: it is in place already, and a copy through the host would cost more than
+        # the step.
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == {*mesh.devices.flat}:
             return leaf
         host = np.asarray(leaf)
+        # The callback cuts each device's rows out of the host's copy; nothing goes through device
+        # 0.
         return jax.make_array_from_callback(
             host.shape, _layout(mesh, host.shape), lambda index: host[index]
         )
@@ -183,9 +194,11 @@ def everywhere(tree: PyTree, local: bool = False) -> PyTree:
 
 
 def gathered(tree: PyTree) -> PyTree:
-    """A tree whose arrays are where those of a program for one device are; NumPy's stay."""
+    """The tree with its JAX arrays on the default device; NumPy arrays stay as they are."""
     if jax.device_count() == 1:
         return tree
+    # Through the host: what is pruned next runs eagerly, and would pay for a transfer per
+    # operation.
     one = lambda leaf: jnp.asarray(np.asarray(leaf)) if isinstance(leaf, jax.Array) else leaf
     return jax.tree.map(one, tree)
 
@@ -196,6 +209,8 @@ def _mesh(local: bool = False) -> Mesh | None:
     devices = jax.local_devices() if local else jax.devices()
     if len(devices) == 1:
         return None
+    # JAX lists devices in the order of the hardware, in which processes may alternate; a process
+    # can only make a contiguous run of rows.
     return Mesh(sorted(devices, key=lambda device: (device.process_index, device.id)), (AXIS,))
 
 
@@ -208,5 +223,6 @@ def _layout(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 def _share(layout: NamedSharding, size: int) -> slice:
     """The rows of a batch that lie on this process's devices."""
     parts = layout.addressable_devices_indices_map((size,)).values()
+    # The devices of a process stand side by side in the mesh, so its rows are one slice.
     ranges = [index[0].indices(size) for index in parts if index is not None]
     return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))

@@ -17,21 +17,22 @@ from jprune import errors
 PathLike = str | os.PathLike[str]
 TEMPORARY = ".tmp"
 """End of the names of files that are not whole; they begin with a dot."""
-
-
 LOCK = ".lock"
 """Name of the file that `locked` keeps in a folder while somebody works in it."""
-
-
+# What `flock` answers on file systems that know no locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lines(NamedTuple):
-    """What `read_lines` found."""
+    """The records of a file.
+
+    Attributes:
+        records: one for each whole line.
+        dropped: the last line where a kill tore it; empty where it is whole.
+    """
 
     records: list[dict[str, Any]]
     dropped: str
-    """The last line where a kill tore it; empty where it is whole."""
 
 
 @contextlib.contextmanager
@@ -102,6 +103,8 @@ def locked_name(lock: pathlib.Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Removed before it is unlocked: a process that waits on the old file finds that it has no
+        # name any more, and takes a new one (see `_take`).
         lock.unlink(missing_ok=True)
         file.close()
 
@@ -128,6 +131,7 @@ def _take(lock: pathlib.Path, what: str) -> TextIO:
                 break
         file.close()
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    # Opened with "a+", which cuts nothing: before the lock is held the content is another's.
     file.truncate(0)
     json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
     file.flush()
@@ -136,8 +140,8 @@ def _take(lock: pathlib.Path, what: str) -> TextIO:
 
 def _holder(lock: pathlib.Path) -> str:
     try:
-        found = json.loads(lock.read_text())
-        return f"process {found['pid']} on {found['host']}, since {found['since']}"
+        owner = json.loads(lock.read_text())
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (OSError, ValueError, KeyError):  # it is being written, or was removed just now
         return "a process that has only just begun"
 
@@ -168,9 +172,13 @@ def atomic_write(path: PathLike, data: bytes | str) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
+                # On the disk before the name points to it: some file systems write the name first.
                 os.fsync(file.fileno())
+            # mkstemp makes files that their owner alone can read; others of the group may want the
+            # report.
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
+        # Also when the user interrupts: no half file is left.
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -202,6 +210,8 @@ def append_line(path: PathLike, record: dict[str, Any]) -> None:
         # O_APPEND: two writers do not tear each other's lines.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
+            # One call of the system: buffered writing may split a line, and a kill falls in
+            # between.
             written = os.write(descriptor, line)
         finally:
             os.close(descriptor)
@@ -245,6 +255,8 @@ def read_lines(path: PathLike) -> Lines:
             if not isinstance(record, dict):
                 raise ValueError(f"it holds a {type(record).__name__}, no object")
         except ValueError as error:
+            # Torn by a kill: the last line, or the one before the final newline if only part of the
+            # disk's blocks arrived.
             if last or (number == len(lines) - 1 and not lines[-1]):
                 return Lines(records, line.decode(errors="replace"))
             raise errors.CheckpointError(

@@ -9,12 +9,12 @@ from rich.console import Console
 
 
 class Progress(Protocol):
-    """Told what happens; shows it somehow."""
+    """Shows what a run does, in whatever way; a run calls these methods as it goes on."""
 
     def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
         """A stage begins: the `number`-th of `of`, with so many steps, of which some are done.
 
-        A stage that is done at a stroke has 0 steps.
+        A stage that is not trained step by step has 0 steps.
         """
         ...
 
@@ -74,13 +74,13 @@ class Lines:
         self._since = 0.0
 
     def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
-        """Remembers the stage; a line where a killed one goes on."""
+        """Remembers the stage; prints a line if it goes on after a stop."""
         self._stage, self._since = f"[{number}/{of}] {stage}", time.perf_counter()
         if done:
             self.note(f"{self._stage}: goes on after step {done} of {steps}")
 
     def advance(self, step: int, metrics: dict[str, float]) -> None:
-        """Nothing: steps are too many for lines."""
+        """Shows nothing: there are too many steps to print a line for each."""
 
     def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:
         """A line."""
@@ -92,6 +92,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """The line."""
+        # Logs are read while the run goes on.
         print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
@@ -116,6 +117,8 @@ class Bars:
             bars.TimeRemainingColumn(elapsed_when_finished=True),
             bars.TextColumn("{task.fields[metrics]}"),
             console=Console(stderr=True) if console is None else console,
+            # Seconds: the mean over a minute is steady, and still follows a machine that slows
+            # down.
             speed_estimate_period=60,
         )
         self._bars.start()
@@ -135,6 +138,7 @@ class Bars:
 
     def advance(self, step: int, metrics: dict[str, float]) -> None:
         """Moves the bar."""
+        # A bar whose clock runs while XLA compiles would promise hours.
         if not self._ticking:  # the clock starts when the first step is through
             self._ticking = True
             self._bars.start_task(self._task)
@@ -149,6 +153,7 @@ class Bars:
 
     def end(self) -> None:
         """Fills the bar."""
+        # Also of a stage that had no steps and so no total.
         self._bars.update(self._task, total=1, completed=1)
 
     def note(self, text: str) -> None:

@@ -27,27 +27,33 @@ ADVICE = "Nothing of it was run. Save weights alone: torch.save(model.state_dict
 
 
 class Storage(NamedTuple):
-    """A run of numbers in the file."""
+    """A run of numbers in the file.
+
+    Attributes:
+        size: how many numbers.
+    """
 
     key: str
     dtype: np.dtype
     size: int
-    """How many numbers."""
 
 
 class Tensor(NamedTuple):
-    """An array that lies within its storage, every element at a place of its own."""
+    """An array that lies within its storage, every element at a place of its own.
+
+    Attributes:
+        offset: of the first element, in elements.
+        strides: in elements.
+    """
 
     storage: Storage
     offset: int
-    """Of the first element, in elements."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """In elements."""
 
 
 class _Machine(NamedTuple):
-    """What the program works on."""
+    """The state of the stack machine: the bytes to come, the stack, its marks and the memo."""
 
     stream: io.BytesIO
     stack: list[Any]
@@ -106,12 +112,14 @@ def read(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
     """
     machine = _Machine(stream, [], [], {}, {})
     try:
+        # Bounded, so that a crafted file cannot keep the machine busy for hours.
         for _ in range(MAX_STEPS):
             code = stream.read(1)
             if code == pickle.STOP:
                 return machine.stack.pop(), machine.storages
             if not code:
                 raise errors.CheckpointError("the pickle has no end. It is truncated.")
+            # The table is the whole language: whatever is not in it ends the reading.
             if code not in _STEPS:
                 raise errors.CheckpointError(
                     f"the pickle has the instruction {code!r} at byte {stream.tell() - 1}, which "
@@ -130,6 +138,8 @@ def show(value: Any) -> str:
     if isinstance(value, str | int | float | None):
         text = repr(value)
         return text if len(text) <= 80 else text[:77] + "..."
+    # `type(...) is int`, since True is an int too; only the first few, as the list is from the
+    # file.
     if isinstance(value, list | tuple) and all(type(item) is int for item in value[:MAX_AXES]):
         return show(str(list(value[:MAX_AXES]))).strip("'")
     return f"a {type(value).__name__}"
@@ -168,6 +178,7 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
             "a tensor is not described by its storage, offset, shape and strides."
         )
     storage, offset, shape, strides = arguments[:4]
+    # Torch keeps these as flags and not as numbers; ignoring them would give wrong signs.
     if len(arguments) == 7 and arguments[6]:
         raise errors.CheckpointError(
             "a tensor is marked as negated or conjugated. Save it resolved: tensor.resolve_neg()."
@@ -194,6 +205,8 @@ def _require_inside(
     if 0 in shape:
         return
     reach = 0
+    # reach = sum (side - 1) stride over the axes so far: the last place that they touch. A next
+    # stride of at most that lands on a place that is taken.
     for stride, side in sorted(zip(strides, shape)):
         if side > 1 and stride <= reach:
             raise errors.CheckpointError(
@@ -277,6 +290,7 @@ def _storage(machine: _Machine) -> Storage:
             f"the pickle refers to {show(came)} outside of it; expected a storage. {ADVICE}"
         )
     storage = Storage(came[2], came[1], came[4])
+    # Two tensors may share a storage (tied weights), but both must say the same about it.
     if machine.storages.setdefault(storage.key, storage) != storage:
         raise errors.CheckpointError(f"storage {show(storage.key)} has two types or sizes.")
     return storage
@@ -284,6 +298,7 @@ def _storage(machine: _Machine) -> Storage:
 
 def _set(target: Any, items: list[Any]) -> None:
     """Writes keys and values, which alternate, into a dict."""
+    # The stack holds key, value, key, value, ...
     keys = items[::2]
     # A nested tuple as a key would be hashed to any depth.
     if (

@@ -22,7 +22,13 @@ INPUT = "tied to the network input "
 
 
 class Coupling(NamedTuple):
-    """A program with the labels of all its values and what they mean."""
+    """A program with the labels of all its values and what they mean.
+
+    Attributes:
+        output: shapes of what the function returns.
+        main: how many of the flat outputs count, the others being new statistics; None for all.
+        paths: of the leaves of the variables.
+    """
 
     program: Program
     frame: Frame
@@ -30,11 +36,8 @@ class Coupling(NamedTuple):
     solution: Solution
     uses: Uses
     output: Any
-    """Shapes of what the function returns."""
     main: int | None
-    """How many of the flat outputs count, the others being new statistics; None for all."""
     paths: tuple[str, ...]
-    """Of the leaves of the variables."""
     argument_names: tuple[str, ...]
 
     def under(self, groups: Groups) -> "Coupling":

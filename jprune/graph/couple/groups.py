@@ -14,21 +14,27 @@ from jprune.graph.couple.solve import components
 
 
 class Found(NamedTuple):
-    """A group."""
+    """A group.
+
+    Attributes:
+        atoms: [units].
+    """
 
     places: tuple[Place, ...]
     atoms: Indices
-    """[units]."""
 
 
 class LeafAxis(NamedTuple):
-    """One axis of a leaf that has atoms."""
+    """One axis of a leaf that has atoms.
+
+    Attributes:
+        atoms: [k, length], -1 for none.
+    """
 
     leaf: int
     axis: int
     roles: tuple[str, ...]
     atoms: Indices
-    """[k, length], -1 for none."""
 
 
 def find_units(coupling: Coupling) -> dict[str, Found]:

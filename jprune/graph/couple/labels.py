@@ -39,37 +39,39 @@ class Fixed(NamedTuple):
 
 Axis: TypeAlias = Indices | Fixed
 """[length] labels, or `Fixed`."""
-
-
 AxisLabels: TypeAlias = tuple[Axis, ...]
 """One entry per axis of an array."""
-
-
 SPATIAL = Fixed(Reason("position of an image or window, no channel"))
 SYMBOLIC = Fixed(Reason("axis of symbolic length"))
 UNIT = Fixed(Reason("axis of length one"))
 
 
 class Product(NamedTuple):
-    """`whole[i, j, ...]` lives while `factors[0][i]`, `factors[1][j]`, ... all live."""
+    """`whole[i, j, ...]` lives while `factors[0][i]`, `factors[1][j]`, ... all live.
+
+    Attributes:
+        whole: [d0, d1, ...] labels.
+        factors: labels [d0], [d1], ...
+        reason: where it was stated; the text is that of whoever freezes something for it.
+    """
 
     whole: Indices
-    """[d0, d1, ...] labels."""
     factors: tuple[Indices, ...]
-    """Labels [d0], [d1], ..."""
     reason: Reason
-    """Where it was stated; the text is that of whoever freezes something for it."""
 
 
 class Solution(NamedTuple):
-    """What the labels mean after all ties."""
+    """What the labels mean after all ties.
+
+    Attributes:
+        component: [labels]: component of every label.
+        atoms: [components, k]: the atoms that a component is a conjunction of, -1 for none.
+        causes: [components]: number of the reason that freezes it, -1 for none.
+    """
 
     component: Indices
-    """[labels]: component of every label."""
     atoms: Indices
-    """[components, k]: the atoms that a component is a conjunction of, -1 for none."""
     causes: Indices
-    """[components]: number of the reason that freezes it, -1 for none."""
     reasons: tuple[Reason, ...]
 
     def atoms_of(self, axis: Indices) -> Indices:

@@ -225,18 +225,21 @@ def split_axis(context: Context, axis: Axis, lengths: Sequence[int]) -> list[Axi
 
 
 class Gather(NamedTuple):
-    """What a gather does to the axes of its operand."""
+    """What a gather does to the axes of its operand.
+
+    Attributes:
+        passed: operand axis -> result axis, for axes of which a window is taken.
+        batch: result axes that follow the leading axes of the indices, in order.
+        looked_up: operand axes at whose positions the indices point.
+        tied: operand axis -> axis of the indices that runs beside it.
+        known: [leading axes of the indices]: known numbers, where one axis is looked up.
+    """
 
     passed: dict[int, int]
-    """Operand axis -> result axis, for axes of which a window is taken."""
     batch: tuple[int, ...]
-    """Result axes that follow the leading axes of the indices, in order."""
     looked_up: tuple[int, ...]
-    """Operand axes at whose positions the indices point."""
     tied: dict[int, int]
-    """Operand axis -> axis of the indices that runs beside it."""
     known: Indices | None
-    """[leading axes of the indices]: known numbers, where one axis is looked up."""
 
 
 def gather_of(params: dict[str, Any], known: Any, rank: int, out_rank: int) -> Gather:

@@ -20,8 +20,6 @@ from jprune.jaxprs import Equation, Program, describe, nested, user_line
 
 STAND_INS = frozenset({"kernel", "shift", "mean"})
 """Roles whose places are cleared where a unit has no consumer with parameters."""
-
-
 # Elementwise functions that are zero ...
 ANY = {"mul", "and"}  # ... if one operand is
 ALL = {"add", "add_any", "sub", "max", "min", "or", "xor", "atan2"}  # ... if all operands are
@@ -35,8 +33,6 @@ ALONE = set(
 )  # ... if their operand is
 CHANGES = {*ELEMENTWISE, "argmax", "argmin", "iota", "random_bits"} - ALONE
 """What may turn zeros into something else; whatever only moves or sums them does not."""
-
-
 Zero: TypeAlias = tuple[bool, ...]
 """Per axis: whether an array is zero at the positions of units whose producers are cleared."""
 

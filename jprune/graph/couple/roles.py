@@ -28,20 +28,24 @@ Taint: TypeAlias = dict[int, frozenset[int]] | None
 
 
 class Contraction(NamedTuple):
-    """A contraction of data with parameters."""
+    """A contraction of data with parameters.
+
+    Attributes:
+        program: the whole program, or one nested in it.
+        equation: number of the equation in that program.
+        kernel: which operand is the kernel.
+        leaf: the kernel's leaf (the largest one, if several make the kernel; of equal ones the
+            first).
+        leaves: all leaves that make the kernel.
+        axes: labels of the kernel operand's axes, as parameters alone pass them on.
+    """
 
     program: Program
-    """The whole program, or one nested in it."""
     equation: int
-    """Number of the equation in that program."""
     kernel: int
-    """Which operand is the kernel."""
     leaf: int
-    """The kernel's leaf (the largest one, if several make the kernel; of equal ones the first)."""
     leaves: tuple[int, ...]
-    """All leaves that make the kernel."""
     axes: AxisLabels
-    """Labels of the kernel operand's axes, as parameters alone pass them on."""
 
 
 class Meeting(NamedTuple):
@@ -53,25 +57,29 @@ class Meeting(NamedTuple):
 
 
 class Uses(NamedTuple):
-    """How the leaves are used."""
+    """How the leaves are used.
+
+    Attributes:
+        roles: by leaf: kernel, shift, scale, mean, var, state; empty for a leaf that nothing reads.
+        sides: (leaf, axis) of a kernel -> `in` (contracted), `kernel` (the contraction keeps it),
+            both.
+        first: leaf -> when it first meets data.
+        contractions: in execution order, those of nested programs included.
+        taints: by value id of the top-level program.
+        nested: `id` of a nested program -> the same by its value ids.
+        leaf_axes: by leaf: labels of its axes, of the kind that `Contraction.axes` has.
+        solution: what these labels mean.
+    """
 
     roles: list[set[str]]
-    """By leaf: kernel, shift, scale, mean, var, state; empty for a leaf that nothing reads."""
     sides: dict[tuple[int, int], set[str]]
-    """(leaf, axis) of a kernel -> `in` (contracted), `kernel` (the contraction keeps it), both."""
     first: dict[int, int]
-    """Leaf -> when it first meets data."""
     contractions: list[Contraction]
-    """In execution order, those of nested programs included."""
     meetings: list[Meeting]
     taints: list[Taint]
-    """By value id of the top-level program."""
     nested: dict[int, list[Taint]]
-    """`id` of a nested program -> the same by its value ids."""
     leaf_axes: list[AxisLabels]
-    """By leaf: labels of its axes, of the kind that `Contraction.axes` has."""
     solution: Solution
-    """What these labels mean."""
 
     def of_axis(self, leaf: int, axis: int) -> set[str]:
         """Roles of one axis of a leaf."""

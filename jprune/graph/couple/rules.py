@@ -17,19 +17,20 @@ from jprune.jaxprs import Equation, Program, describe, user_line
 
 CONSTANT, PARAMETER, DATA = 0, 1, 2
 """What a value depends on at most: nothing, the variables, the inputs."""
-
-
 OPEN = "name the group in jprune.trace(..., open=(...)) to accept that what is left changes"
 
 
 class Context(NamedTuple):
-    """What a rule may use."""
+    """What a rule may use.
+
+    Attributes:
+        levels: what every operand depends on.
+    """
 
     labels: Labels
     program: Program
     equation: Equation
     levels: Sequence[int]
-    """What every operand depends on."""
 
     def reason(self, text: str, remedy: str = "") -> Reason:
         """A reason that names this equation and the user's line."""

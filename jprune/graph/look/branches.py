@@ -20,15 +20,18 @@ PREFIX = "branch/"
 
 
 class Fork(NamedTuple):
-    """A branch in a program."""
+    """A branch in a program.
+
+    Attributes:
+        equation: number of the sum.
+        branch: value id of the operand that can go.
+        identity: value id of the other operand.
+    """
 
     name: str
     equation: int
-    """Number of the sum."""
     branch: int
-    """Value id of the operand that can go."""
     identity: int
-    """Value id of the other operand."""
 
 
 def dependencies(program: Program, leaves: int) -> list[int]:

@@ -17,20 +17,23 @@ from jprune.jaxprs import Equation, bind
 
 
 class Site(NamedTuple):
-    """A site while the network runs."""
+    """A site while the network runs.
+
+    Attributes:
+        axis: channel axis of the value.
+        units: {group: [positions on the axis] number of the unit, -1 for none}.
+        apply: the contraction run again on another data operand (sites `in` and `out`).
+        patches: the data operand as `[batch, *positions, channels, window]` (sites `in` and `out`).
+        kernel: path of the kernel whose contraction the layer is named after.
+    """
 
     kind: str
     layer: str
     axis: int
-    """Channel axis of the value."""
     units: dict[str, Indices]
-    """{group: [positions on the axis] number of the unit, -1 for none}."""
     apply: Callable[[Any], Any]
-    """The contraction run again on another data operand (sites `in` and `out`)."""
     patches: Callable[[Any], Any]
-    """The data operand as `[batch, *positions, channels, window]` (sites `in` and `out`)."""
     kernel: str
-    """Path of the kernel whose contraction the layer is named after."""
 
 
 Handler = Callable[[Site, Any, Any], tuple[Any, Any]]

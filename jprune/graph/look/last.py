@@ -9,12 +9,15 @@ from jprune.jaxprs import Body, Equation, Program, nested
 
 
 class Fate(NamedTuple):
-    """What becomes of a value."""
+    """What becomes of a value.
+
+    Attributes:
+        consumers: kernels (by leaf, as bits) that are the next to contract it.
+        ends: whether it reaches a main output without being contracted.
+    """
 
     consumers: int = 0
-    """Kernels (by leaf, as bits) that are the next to contract it."""
     ends: bool = False
-    """Whether it reaches a main output without being contracted."""
 
     def also(self, other: "Fate") -> "Fate":
         """What becomes of a value that two readers share."""

@@ -25,18 +25,21 @@ POINTWISE = {*ELEMENTWISE, "custom_jvp_call", "custom_vjp_call"}
 
 
 class Spot(NamedTuple):
-    """A site in a program."""
+    """A site in a program.
+
+    Attributes:
+        value: value id; for `in`, the operand as this one equation reads it.
+        equation: number of the equation that reads (`in`) or makes the value.
+        axis: channel axis of the value.
+        kernel: path of the kernel whose contraction the layer is named after.
+    """
 
     kind: str
     layer: str
     value: int
-    """Value id; for `in`, the operand as this one equation reads it."""
     equation: int
-    """Number of the equation that reads (`in`) or makes the value."""
     axis: int
-    """Channel axis of the value."""
     kernel: str
-    """Path of the kernel whose contraction the layer is named after."""
 
 
 class Flow:

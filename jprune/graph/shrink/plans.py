@@ -31,8 +31,6 @@ FORMS: dict[str, Any] = {
     "winners": Winners,
 }
 """Leaf types by their names in a plan; each has `plan` and `planned`."""
-
-
 # Parameters of primitives that say what is computed; functions and meshes are left out.
 _PLAIN = (int, float, str, bool, type(None), np.dtype, np.integer)
 

@@ -30,11 +30,14 @@ Keep: TypeAlias = tuple[Flags | None, ...]
 
 
 class Alive(NamedTuple):
-    """Which labels live."""
+    """Which labels live.
+
+    Attributes:
+        atoms: [atoms].
+    """
 
     solution: Solution
     atoms: Flags
-    """[atoms]."""
 
     def of(self, labels: Indices) -> Flags:
         """[like labels]: which of them live."""
