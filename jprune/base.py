@@ -44,8 +44,10 @@ class Place(NamedTuple):
 
     Attributes:
         leaf: path of the leaf, `keystr(path, simple=True, separator="/")`.
-        units: [axis length]: the unit at every position, -1 where the position is not of this
-            group.
+        axis: of the leaf.
+        roles: of `ROLES`: what the leaf does to the units on this axis.
+        units: [axis length]: number of the unit at every position, -1 where a position belongs to
+            no unit of this group.
     """
 
     leaf: str
@@ -58,7 +60,12 @@ class Frozen(NamedTuple):
     """Positions of one axis that cannot be removed, and why.
 
     Attributes:
+        leaf: path of the leaf.
+        axis: of the leaf.
         positions: how many positions of the axis are frozen for this reason.
+        reason: in words.
+        primitive: name of the primitive that froze them; empty where it was none.
+        equation: as text, with the shapes of its operands; empty where it was none.
         source: the user's line, `file:line (function)`; empty where JAX recorded none.
         remedy: what would open it; empty where nothing would.
     """
@@ -169,6 +176,7 @@ class Layer(NamedTuple):
     @property
     def fan_in(self) -> int:
         """How many weights lead to one output."""
+        # n = in k^2, the n of He et al.'s initial values.
         return math.prod(self.shape[axis] for axis in (*self.inputs, *self.window))
 
     @property
@@ -180,6 +188,7 @@ class Layer(NamedTuple):
     def depthwise(self) -> bool:
         """Whether every output sees one input channel: a grouped convolution of groups of one."""
         inputs = math.prod(self.shape[axis] for axis in self.inputs)
+        # One input channel alone says little: the first layer of a grey image has one too.
         return self.feature_groups > 1 and inputs == 1
 
     def matrix(self, kernel: Any) -> Any:
@@ -206,6 +215,7 @@ class Layer(NamedTuple):
                 f"an array of shape {np.shape(kernel)} came for the kernel {self.kernel}, which "
                 f"has {self.shape}. For a smaller kernel, trace the smaller net and use its layers."
             )
+        # [inputs..., window..., batch..., outputs...] -> [inputs, window, batch x outputs]
         return kernel.transpose(self._order).reshape(self._matrix_shape)
 
     def array(self, matrix: Any) -> Any:
@@ -220,6 +230,7 @@ class Layer(NamedTuple):
                 f"[inputs, window, outputs], here {self._matrix_shape}."
             )
         lengths = [self.shape[axis] for axis in self._order]
+        # The inverse permutation: back[order[i]] = i.
         back = sorted(range(len(lengths)), key=self._order.__getitem__)
         return matrix.reshape(lengths).transpose(back)
 
@@ -271,12 +282,13 @@ class Cost(NamedTuple):
     """What a net costs, for one example. All fields are counts, not fractions.
 
     Attributes:
-        params: parameters and statistics are told apart: statistics do not count.
-        macs: Multiply-accumulates of convolutions and contractions (papers' "FLOPs" are MACs here).
-        bytes: bytes of the parameters plus those of the activations that contractions read and
+        params: number of parameters; batch-norm statistics are not counted.
+        macs: multiply-accumulates of convolutions and matrix products (papers' "FLOPs" are MACs
+            here).
+        bytes: bytes of the parameters, plus those of the activations that contractions read and
             write.
-        by_group: MACs in whose count a group's units occur; groups share equations, so they do not
-            add up.
+        by_group: {group: MACs of the equations in which its units occur}. Groups share equations,
+            so these do not add up to `macs`.
     """
 
     params: Any
@@ -324,19 +336,20 @@ class Budget:
     KINDS = ("density", "params", "macs", "latency", "energy")
 
     def __post_init__(self):
-        given = [kind for kind in self.KINDS if getattr(self, kind) is not None]
-        if len(given) != 1:
+        kinds = [kind for kind in self.KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
             raise errors.ArgumentError(
-                f"Budget got {given or 'nothing'}; it takes exactly one of "
+                f"Budget got {kinds or 'nothing'}; it takes exactly one of "
                 f"{', '.join(self.KINDS)}, each a fraction of the dense net that is kept. Write "
                 "Budget(macs=0.5)."
             )
+        # A learned budget is traced: it has no number to check.
         if not isinstance(self.value, Tracer):
             value = float(self.value)
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise errors.ArgumentError(
-                    f"Budget({given[0]}={self.value}) is outside (0, 1]: it is the fraction that "
-                    f"is kept. To remove 30 %, write Budget({given[0]}=0.7)."
+                    f"Budget({kinds[0]}={self.value}) is outside (0, 1]: it is the fraction that "
+                    f"is kept. To remove 30 %, write Budget({kinds[0]}=0.7)."
                 )
         if self.min_units < 1 or self.multiple_of < 1:
             raise errors.ArgumentError(
@@ -377,16 +390,16 @@ class Criterion(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Reconstruction: what a consumer said, to be had again from fewer of its inputs.
+    """A reconstruction: the outputs of a consumer are fitted again, from fewer of its inputs.
 
     Attributes:
         inputs: [n, units, window]: what the consumer reads, at n sampled positions.
-        targets: [n, outputs]: what it should say, before its bias.
-        weight: [units, window, outputs], as it is.
-        keep: bool [units], or [units, outputs]: where weights may be other than 0.
-        rows: [n] weights of the rows; None: all 1.
-        ridge: how strongly weights are held at their old values; None: the reconstructor's own
-            rule.
+        targets: [n, outputs]: the outputs that it should have, before its bias.
+        weight: [units, window, outputs]: the present weights.
+        keep: bool [units], or [units, outputs]: where weights may differ from 0.
+        rows: [n]: weights of the rows in the sum of squares; None: all 1.
+        ridge: strength of the penalty that holds weights at their old values; None: the
+            reconstructor's own rule.
         bias: whether a constant may be added to every output.
     """
 
@@ -427,7 +440,9 @@ class Data(NamedTuple):
     rows alone.
 
     Attributes:
-        shape: shape of one image.
+        name: of the data set.
+        shape: of one image, (height, width, channels).
+        classes: number of classes.
         sizes: {"train": n, "validation": n, "test": n}.
     """
 
@@ -473,12 +488,13 @@ class Pruned(NamedTuple):
     """A net on its way through a recipe.
 
     Attributes:
+        variables: of the net, dense (pruned units are masked, not cut off).
         masks: unit masks {group: [units]}, or a tree like the variables; None while nothing is
             pruned.
         extra: what a method trains beside the weights: gates, a hypernetwork.
-        saved: {name: variables}: `init`, `teacher`, `rewind`.
-        resolution: int [height, width] that images are resized to before the net; None: as they
-            come.
+        saved: {name: variables} that earlier stages saved, such as `init`, `teacher`, `rewind`.
+        resolution: int [height, width] that images are resized to before the net; None: no
+            resizing.
     """
 
     variables: Variables
@@ -495,6 +511,7 @@ class Learner(NamedTuple):
     stopped and restored takes the very steps of one that was not.
 
     Attributes:
+        steps: how many steps there are in all.
         epoch: steps in an epoch.
         init: `init() -> state`, a tree of arrays.
         batches: `batches(start)`: endless, from that step on.
@@ -575,11 +592,12 @@ def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[
     """
     state = criterion.init(variables)
     if criterion.needs_data:
-        seen = 0
+        batches_seen = 0
         for batch in batches:
+            # Batch by batch: calibration data never lie in memory together.
             state = criterion.update(state, variables, batch)
-            seen += 1
-        if not seen:
+            batches_seen += 1
+        if not batches_seen:
             raise errors.ArgumentError(
                 "run_criterion got no batch, and this criterion looks at data. Pass an iterable of "
                 'batches, for example [{"image": x, "label": y}].'

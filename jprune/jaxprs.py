@@ -37,8 +37,14 @@ class Equation(NamedTuple):
     """One primitive applied to values.
 
     Attributes:
-        traceback: where it comes from, innermost first: JAX cuts the trace of its own functions
-            short.
+        primitive: JAX's object, for `bind`.
+        name: of the primitive.
+        params: its static parameters.
+        inputs: value ids of the operands.
+        outputs: value ids of the results.
+        inner: programs of its bodies; empty for most.
+        traceback: where it comes from, innermost call first. JAX shortens the traces of its own
+            functions, so those of the callers follow.
     """
 
     primitive: Any
@@ -54,7 +60,10 @@ class Program(NamedTuple):
     """A jaxpr without nesting: equations over value ids, in execution order.
 
     Attributes:
+        inputs: value ids.
+        outputs: value ids.
         constants: value id -> array or scalar: closed-over constants and literals.
+        equations: in execution order.
         avals: shape and type of every value, by id.
         makers: value id -> the equation that makes it.
     """
@@ -72,6 +81,7 @@ class Program(NamedTuple):
 
     def known(self, value: int) -> np.ndarray | None:
         """The number behind a value that constants alone make; None for any other value."""
+        # Inside `jit`, constants would else become tracers, and have no number.
         with jax.ensure_compile_time_eval():
             result = self._evaluated(value)
         return None if result is None else np.asarray(result)
@@ -111,6 +121,8 @@ class _Builder:
     def add(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[int]) -> list[int]:
         """Appends the equations of `jaxpr` applied to `inputs`; returns the ids of its outputs."""
         ids: dict[Any, int] = dict(zip(jaxpr.invars, inputs))
+        # Constants of a body stand beside it (open jaxprs) or inside it (closed ones); `opened`
+        # hides which.
         closed_over = dict(zip(jaxpr.constvars, constants))
 
         def read(variable: Any) -> int:
@@ -130,6 +142,8 @@ class _Builder:
             if inlined is not None:
                 body, body_constants = opened(equation.params[inlined])
                 outside = self.callers
+                # An equation inside a `jit` has the trace up to that call alone; with those of the
+                # callers behind it the user's line is always among them.
                 self.callers = (equation.source_info.traceback, *outside)
                 results = self.add(body, body_constants, operands)
                 self.callers = outside
@@ -152,8 +166,8 @@ class _Builder:
 
     def bodies(self, equation: Any) -> tuple[Program, ...]:
         keys = NESTED.get(equation.primitive.name, ())
-        found = [equation.params[key] for key in keys if key in equation.params]
-        flat = [body for item in found for body in (item if isinstance(item, tuple) else (item,))]
+        bodies = [equation.params[key] for key in keys if key in equation.params]
+        flat = [body for item in bodies for body in (item if isinstance(item, tuple) else (item,))]
         callers = (equation.source_info.traceback, *self.callers)
         return tuple(flatten(body, self.inline_remat, callers) for body in flat)
 
@@ -198,6 +212,8 @@ def _without_placement(leaf: Any) -> Any:
     """The shape of an array: how it is sharded is no part of the network."""
     if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
         return leaf
+    # Weak types (of Python numbers) give way in promotions: without the flag another program would
+    # be traced.
     weak = getattr(leaf, "weak_type", False)  # random keys have none
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)
 
@@ -206,8 +222,9 @@ def bind(
     equation: Equation, values: Sequence[Any], params: dict[str, Any] | None = None
 ) -> list[Any]:
     """Runs one equation, custom derivatives included."""
-    given = equation.params if params is None else params
-    ready: Any = equation.primitive.get_bind_params(given)
+    parameters = equation.params if params is None else params
+    # Primitives with functions among their parameters want these as arguments again.
+    ready: Any = equation.primitive.get_bind_params(parameters)
     results = equation.primitive.bind(*values, **ready)
     return list(results) if equation.primitive.multiple_results else [results]
 

@@ -97,14 +97,16 @@ def papers() -> tuple[Paper, ...]:
         'Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv
         1906.10771'
     """
+    # From inside the package, so that it is found in a wheel as well.
     text = resources.files("jprune").joinpath("survey.bib").read_text(encoding="utf-8")
-    found = []
+    result = []
     for kind, key, body in _ENTRY.findall(text):
         fields = dict(_FIELD.findall(body))
+        # Two fields of our own; the others are BibTeX and are printed as they are.
         number = fields.pop("survey", None)
         methods = tuple(fields.pop("methods").split(", "))
-        found.append(Paper(kind, key, None if number is None else int(number), methods, fields))
-    return tuple(found)
+        result.append(Paper(kind, key, None if number is None else int(number), methods, fields))
+    return tuple(result)
 
 
 def papers_of(method: str) -> tuple[Paper, ...]:
@@ -119,6 +121,7 @@ def implementations() -> dict[str, str]:
         >>> implementations()["l1"]
         'jprune/recipes/three_step.py'
     """
+    # Late, as recipes import nearly everything; the survey alone is read by `--help`.
     methods = importlib.import_module("jprune.recipes.methods")
     return {
         name: module.__name__.replace(".", "/") + ".py"
@@ -152,4 +155,5 @@ def _row(name: str, file: str | None) -> Row:
 
 
 def _place(number: int) -> tuple[str, ...]:
+    # The first place: [6] has two, of which the table says the main one.
     return next(place for place, numbers in TAXONOMY.items() if number in numbers)

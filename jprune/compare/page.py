@@ -244,18 +244,18 @@ def _wins(orders: Sequence[Order]) -> Markup:
 
 
 def _provenance(comparison: Comparison) -> Markup:
-    made = comparison.provenance
+    provenance = comparison.provenance
     versions = [
         ", ".join(f"{name} {version}" for name, version in each.items() if version)
-        for each in made["versions"]
+        for each in provenance["versions"]
     ]
     facts = {
-        "Device": "; ".join(map(device_text, made["devices"])),
+        "Device": "; ".join(map(device_text, provenance["devices"])),
         "Versions": "; ".join(versions),
-        "Commit": ", ".join(commit or "not a git checkout" for commit in made["commits"]),
+        "Commit": ", ".join(commit or "not a git checkout" for commit in provenance["commits"]),
         "Seeds": ", ".join(map(str, sorted({s for c in comparison.cells for s in c.seeds}))),
     }
     pairs: list[Any] = [join(tag("dt", k), tag("dd", v)) for k, v in facts.items()]
-    commands = tag("pre", "\n".join(command or "" for command in made["commands"]))
-    many = counted(len(made["commands"]), "command")
+    commands = tag("pre", "\n".join(command or "" for command in provenance["commands"]))
+    many = counted(len(provenance["commands"]), "command")
     return join(tag("dl", *pairs), tag("details", tag("summary", many), commands))

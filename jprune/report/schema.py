@@ -22,13 +22,15 @@ class LatencyTable(TypedDict):
 
 
 class Measured(TypedDict):
-    """What is known of one net: dense, pruned before fine-tuning, or slim.
+    """What was measured of one net: dense, pruned before fine-tuning, or slim.
 
     Attributes:
         accuracy: in 0..1, on the test split; on the validation split before fine-tuning.
+        loss: on the same split.
         params: parameters that are not zero; statistics do not count.
-        macs: Multiply-accumulates for one example.
+        macs: multiply-accumulates for one example.
         bytes: size of the float32 .tflite file.
+        latency_ms: by runtime and batch size.
     """
 
     accuracy: float | None
@@ -136,15 +138,16 @@ def _check(value: Any, kind: Any, path: str, source: str) -> None:
             return
         kind = next(option for option in get_args(kind) if option is not type(None))
     if is_typeddict(kind):
+        # The schema is the TypedDict itself, so that types and check cannot part.
         _check_type(value, Mapping, path, source)
         for key, inner in get_type_hints(kind).items():
-            here = f"{path}.{key}" if path else key
+            place = f"{path}.{key}" if path else key
             if key not in value:
                 raise errors.CheckpointError(
-                    f"{source} has no `{here}`. Every key of schema {SCHEMA} has to be there, with "
-                    "null for what was not measured."
+                    f"{source} has no `{place}`. Every key of schema {SCHEMA} has to be there, "
+                    "with null for what was not measured."
                 )
-            _check(value[key], inner, here, source)
+            _check(value[key], inner, place, source)
     elif get_origin(kind) is dict:
         _check_type(value, Mapping, path, source)
         for key, item in value.items():
@@ -154,6 +157,7 @@ def _check(value: Any, kind: Any, path: str, source: str) -> None:
         for position, item in enumerate(value):
             _check(item, get_args(kind)[0], f"{path}[{position}]", source)
     else:
+        # JSON writes 1.0 and 1 alike, so an integer is a number too.
         _check_type(value, (int, float) if kind is float else kind, path, source)
 
 

@@ -197,8 +197,8 @@ def gathered(tree: PyTree) -> PyTree:
     """The tree with its JAX arrays on the default device; NumPy arrays stay as they are."""
     if jax.device_count() == 1:
         return tree
-    # Through the host: what is pruned next runs eagerly, and would pay for a transfer per
-    # operation.
+    # Through the host, which gives arrays that are bound to no device: JAX refuses to mix arrays
+    # that are bound to different ones.
     one = lambda leaf: jnp.asarray(np.asarray(leaf)) if isinstance(leaf, jax.Array) else leaf
     return jax.tree.map(one, tree)
 

@@ -149,7 +149,7 @@ def _opened(
     else:
         # The settings decide every number: a run that went on with others would be two runs in one.
         _check_same(folder, read_json(folder / "config.json"), settings)
-    # Last of all, so that a folder with a configuration is known to be a run's.
+    # Written once: every later opening is compared with it.
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", settings)
     _sweep(folder)

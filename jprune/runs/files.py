@@ -103,8 +103,8 @@ def locked_name(lock: pathlib.Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed before it is unlocked: a process that waits on the old file finds that it has no
-        # name any more, and takes a new one (see `_take`).
+        # Removed while it is locked: whoever has opened this file and locks it later sees that it
+        # has no name any more, and takes a new one (see `_take`).
         lock.unlink(missing_ok=True)
         file.close()
 

@@ -169,12 +169,12 @@ def convert(net: Net, tensors: Mapping[str, np.ndarray]) -> Variables:
         (3, 10)
     """
     abstract = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
-    ours = _layers_of_net(net, abstract)
+    of_net = _layers_of_net(net, abstract)
     arrays: dict[tuple[str, str], Any] = {}
     # Channels of the last result, walking along the net: a dense layer that follows a flatten reads
     # them once a pixel.
     channels = net.example.shape[-1]
-    for layer, partner in _pairs(ours, _layers_of_file(tensors)):
+    for layer, partner in _pairs(of_net, _layers_of_file(tensors)):
         if layer.kind == "dense":
             partner = _channels_last(partner, channels)
         _require_alike(layer, partner)
@@ -270,22 +270,22 @@ def _layer_and_name(path: Any) -> tuple[str, str]:
     return layer, jax.tree_util.keystr(path[-1:], simple=True)
 
 
-def _pairs(ours: list[Layer], theirs: list[Layer]) -> list[tuple[Layer, Layer]]:
+def _pairs(ours: list[Layer], of_file: list[Layer]) -> list[tuple[Layer, Layer]]:
     """Every layer of the net with one of the file: by name, else by order within a kind."""
-    named = {layer.name.replace(".", "/"): layer for layer in theirs}
+    named = {layer.name.replace(".", "/"): layer for layer in of_file}
     # Only if all agree: with some names equal by chance, an order of kinds is the safer guess.
     if set(named) == {layer.name for layer in ours}:
         return [(layer, named[layer.name]) for layer in ours]
     # Order within a kind is enough: files and programs may put a norm before or after its
     # convolution.
-    waiting = {kind: iter([layer for layer in theirs if layer.kind == kind]) for kind in NAMES}
+    waiting = {kind: iter([layer for layer in of_file if layer.kind == kind]) for kind in NAMES}
     pairs = []
     for layer in ours:
         partner = next(waiting[layer.kind], None)
         if partner is None:
             raise errors.StructureError(
                 f"the net's {_describe(layer)} has no partner: the file has only "
-                f"{sum(other.kind == layer.kind for other in theirs)} of this kind."
+                f"{sum(other.kind == layer.kind for other in of_file)} of this kind."
             )
         pairs.append((layer, partner))
     # Layers left over in the file: it belongs to a larger net, though all pairs so far may agree.
@@ -310,14 +310,14 @@ def _channels_last(layer: Layer, channels: int) -> Layer:
     return layer._replace(arrays={**layer.arrays, "kernel": kernel})
 
 
-def _require_alike(ours: Layer, theirs: Layer) -> None:
+def _require_alike(of_net: Layer, of_file: Layer) -> None:
     """Refuses a pair whose arrays are not the same ones, or have other shapes."""
-    came = {name: tuple(array.shape) for name, array in theirs.arrays.items()}
-    expected = {name: tuple(leaf.shape) for name, leaf in ours.arrays.items()}
-    if came != expected or ours.kind != theirs.kind:
+    came = {name: tuple(array.shape) for name, array in of_file.arrays.items()}
+    expected = {name: tuple(leaf.shape) for name, leaf in of_net.arrays.items()}
+    if came != expected or of_net.kind != of_file.kind:
         raise errors.StructureError(
-            f"the net's {_describe(ours)} and the file's {_describe(theirs)} differ (kernels are "
-            "written [h, w, in, out] and [in, out]). Build the net with the image shape, the "
+            f"the net's {_describe(of_net)} and the file's {_describe(of_file)} differ (kernels "
+            "are written [h, w, in, out] and [in, out]). Build the net with the image shape, the "
             "number of classes and the options that the file was trained with."
         )
 

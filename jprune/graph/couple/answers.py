@@ -103,8 +103,8 @@ class _Spreader:
         """Units [n, k] of wholes without those of the factors that are known."""
         rest = units.copy()
         for factor in factors:
-            known = np.where(self.known[factor][:, None], self.table[factor], NONE)
-            rest[(units[:, :, None] == known[:, None, :]).any(axis=2)] = NONE
+            units_of_factor = np.where(self.known[factor][:, None], self.table[factor], NONE)
+            rest[(units[:, :, None] == units_of_factor[:, None, :]).any(axis=2)] = NONE
         return rest
 
     def explained(self, units: Indices, factors: Indices, asked: Flags) -> tuple[Indices, Indices]:

@@ -25,9 +25,15 @@ class Coupling(NamedTuple):
     """A program with the labels of all its values and what they mean.
 
     Attributes:
+        program: the function.
+        frame: labels of all its values.
+        labels: ties, products and frozen labels, as the rules collected them.
+        solution: what the labels mean.
+        uses: how the leaves of the variables are used.
         output: shapes of what the function returns.
         main: how many of the flat outputs count, the others being new statistics; None for all.
         paths: of the leaves of the variables.
+        argument_names: paths of the leaves of the other arguments.
     """
 
     program: Program
@@ -54,8 +60,8 @@ class Coupling(NamedTuple):
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
     """{path: leaf} of a tree, in flattening order; paths are the names users see."""
-    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf_type)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf_type)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
 
 
 def couple(
@@ -94,6 +100,7 @@ def couple(
     uses = uses_of(program, frame, len(paths), main)
     if twin is not None:
         other, _ = program_of(twin, variables, *args, inline_remat=inline_remat)
+        # Into the same `labels`: the twin's ties join those of the function, at the same leaves.
         interpret(labels, other, [*leaves, *_fixed_arguments(other, names)], levels)
         _note_state(other, uses)
     if groups is None:
@@ -115,18 +122,20 @@ def unit_solution(labels: Labels, leaves: Mapping[str, AxisLabels], groups: Grou
         leaves: {path: labels of the axes}.
         groups: their units are numbered one group after the other.
     """
-    found: dict[tuple[str, int], list[Indices]] = {}
+    by_axis: dict[tuple[str, int], list[Indices]] = {}
     start = 0
     for name, places in groups.places.items():
         for place in places:
             units = np.where(place.units >= 0, place.units + start, -1)
-            found.setdefault((place.leaf, place.axis), []).append(units)
+            by_axis.setdefault((place.leaf, place.axis), []).append(units)
         start += groups.sizes[name]
     seeds: list[tuple[Axis, Indices]] = []
     for path, axes in leaves.items():
         for number, axis in enumerate(axes):
             none = np.full((1, groups.leaves[path].shape[number]), -1)
-            seeds.append((axis, np.stack(found[path, number]) if (path, number) in found else none))
+            seeds.append(
+                (axis, np.stack(by_axis[path, number]) if (path, number) in by_axis else none)
+            )
     return spread(labels, seeds)
 
 
@@ -166,16 +175,16 @@ def check_leaves(groups: Groups, variables: Any) -> list[Any]:
     Raises:
         StructureError: other leaves or shapes than the traced net has.
     """
-    found = leaf_paths(variables)
-    for path in {**groups.leaves, **found}:
+    leaves = leaf_paths(variables)
+    for path in {**groups.leaves, **leaves}:
         expected = groups.leaves[path].shape if path in groups.leaves else "nothing"
-        shape = np.shape(found[path]) if path in found else "nothing"
+        shape = np.shape(leaves[path]) if path in leaves else "nothing"
         if shape != expected:
             raise errors.StructureError(
                 f"at {path} the variables have {shape}; the traced net has {expected}. Pass the "
                 "variables of the net that was traced, not slim ones."
             )
-    return list(found.values())
+    return list(leaves.values())
 
 
 def check_arguments(coupling: Coupling) -> None:

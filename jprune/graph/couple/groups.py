@@ -17,7 +17,8 @@ class Found(NamedTuple):
     """A group.
 
     Attributes:
-        atoms: [units].
+        places: axes of leaves where its units stand.
+        atoms: [units]: the atom that each unit is.
     """
 
     places: tuple[Place, ...]
@@ -28,7 +29,10 @@ class LeafAxis(NamedTuple):
     """One axis of a leaf that has atoms.
 
     Attributes:
-        atoms: [k, length], -1 for none.
+        leaf: number of the leaf.
+        axis: of the leaf.
+        roles: of the leaf on this axis.
+        atoms: [k, length]: the atoms that every position is a conjunction of, -1 for none.
     """
 
     leaf: int
@@ -52,7 +56,7 @@ def find_units(coupling: Coupling) -> dict[str, Found]:
         for key in np.unique(signature[atoms]).tolist():
             touched.setdefault(key, []).append(row)
     meeting = _meeting(coupling, count)
-    found: list[tuple[tuple[int, ...], str, Found]] = []
+    unordered: list[tuple[tuple[int, ...], str, Found]] = []
     for key, rows in touched.items():
         stands_in = not any("in" in row.roles for row in rows)
         producer = min(rows, key=lambda row: _producer_order(coupling, row))
@@ -62,9 +66,9 @@ def find_units(coupling: Coupling) -> dict[str, Found]:
             places = (place for row in rows for place in _places(coupling, row, atoms, cleared))
             # Of two groups on one axis the earlier one is first, then the one with longer steps.
             order = (*_producer_order(coupling, producer), first[0], -first[min(1, len(first) - 1)])
-            found.append((order, coupling.paths[producer.leaf], Found(tuple(places), atoms)))
+            unordered.append((order, coupling.paths[producer.leaf], Found(tuple(places), atoms)))
     groups: dict[str, Found] = {}
-    for _, path, group in sorted(found, key=lambda item: item[0]):
+    for _, path, group in sorted(unordered, key=lambda item: item[0]):
         groups[numbered(path, groups)] = group
     return groups
 
@@ -83,12 +87,12 @@ def _kinds(rows: Sequence[LeafAxis], atoms: Indices) -> list[Indices]:
     """Splits atoms into those that never share a position: heads here, head dimensions there."""
     index = np.full(max(int(row.atoms.max()) for row in rows) + 2, -1)  # the last: that of -1
     index[atoms] = np.arange(len(atoms))
-    shared = [here for row in rows if ((here := index[row.atoms]) >= 0).sum(axis=0).max() > 1]
+    shared = [numbers for row in rows if ((numbers := index[row.atoms]) >= 0).sum(axis=0).max() > 1]
     if not shared:
         return [atoms]
     together = np.zeros((len(atoms), len(atoms)), bool)
-    for here in shared:
-        for left, right in itertools.combinations(here, 2):
+    for numbers in shared:
+        for left, right in itertools.combinations(numbers, 2):
             both = (left >= 0) & (right >= 0)
             together[left[both], right[both]] = together[right[both], left[both]] = True
     kind = components(np.stack(np.nonzero(~together)), len(atoms))
@@ -104,8 +108,8 @@ def _axes(coupling: Coupling) -> list[LeafAxis]:
         for number, axis in enumerate(coupling.leaf_axes(leaf)):
             atoms = coupling.solution.atoms_of(axis)
             if (atoms >= 0).any():
-                known = coupling.uses.of_axis(leaf, number)
-                roles = tuple(role for role in ROLES if role in known)
+                roles_of_axis = coupling.uses.of_axis(leaf, number)
+                roles = tuple(role for role in ROLES if role in roles_of_axis)
                 rows.append(LeafAxis(leaf, number, roles, atoms))
     return rows
 
@@ -133,7 +137,9 @@ def _places(coupling: Coupling, row: LeafAxis, atoms: Indices, stand_in: bool) -
     units = np.sort(units, axis=0)[::-1]
     roles = _with_stand_in(row.roles) if stand_in else row.roles
     path = coupling.paths[row.leaf]
-    return [Place(path, row.axis, roles, here) for here in units if (here >= 0).any()]
+    return [
+        Place(path, row.axis, roles, row_units) for row_units in units if (row_units >= 0).any()
+    ]
 
 
 def _with_stand_in(roles: tuple[str, ...]) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ class Solution(NamedTuple):
         component: [labels]: component of every label.
         atoms: [components, k]: the atoms that a component is a conjunction of, -1 for none.
         causes: [components]: number of the reason that freezes it, -1 for none.
+        reasons: that the numbers of `causes` stand for.
     """
 
     component: Indices
@@ -82,10 +83,10 @@ class Solution(NamedTuple):
         """Why positions of an axis are frozen, and how many for each reason."""
         causes = self.causes[self.component[axis]]
         numbers, counts = np.unique(causes[causes >= 0], return_counts=True)
-        found = Counter[Reason]()
+        reasons = Counter[Reason]()
         for number, count in zip(numbers.tolist(), counts.tolist()):
-            found[self.reasons[number]] += count
-        return found
+            reasons[self.reasons[number]] += count
+        return reasons
 
 
 class Labels:
@@ -114,7 +115,7 @@ class Labels:
             self.frozen.append((axis, reason))
 
     def reduce(self, axis: Axis, reason: Reason) -> None:
-        """These positions must stay, unless the caller accepts that what is left changes."""
+        """These positions must stay, unless the caller accepts that the others' values change."""
         if not isinstance(axis, Fixed) and axis.size:
             self.reduced.append((axis, reason))
 

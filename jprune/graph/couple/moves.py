@@ -55,11 +55,11 @@ def squeeze(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels
 @rule("unstack")
 def unstack(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Takes an axis apart, all of whose positions must therefore stay."""
-    gone, axes = context.equation.params["axis"], operands[0]
-    context.freeze(axes[gone], "an axis that is unstacked")
+    unstacked, axes = context.equation.params["axis"], operands[0]
+    context.freeze(axes[unstacked], "an axis that is unstacked")
     # Every result is one position of the axis: without it the function would have a result less.
-    left = tuple(axis for position, axis in enumerate(axes) if position != gone)
-    return [left] * len(context.equation.outputs)
+    remaining = tuple(axis for position, axis in enumerate(axes) if position != unstacked)
+    return [remaining] * len(context.equation.outputs)
 
 
 @rule("stack")
@@ -242,12 +242,12 @@ class Gather(NamedTuple):
     known: Indices | None
 
 
-def gather_of(params: dict[str, Any], known: Any, rank: int, out_rank: int) -> Gather:
+def gather_of(params: dict[str, Any], indices: Any, rank: int, out_rank: int) -> Gather:
     """Reads the dimension numbers of a gather.
 
     Args:
         params: of the equation.
-        known: the indices if constants alone make them, else None.
+        indices: if constants alone make them, else None.
         rank: of the operand.
         out_rank: of the result.
     """
@@ -258,13 +258,13 @@ def gather_of(params: dict[str, Any], known: Any, rank: int, out_rank: int) -> G
     windows = (axis for axis in range(rank) if axis not in away)
     tied = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims))
     looked_up = tuple(numbers.start_index_map)
-    single = known is not None and looked_up == tuple(numbers.collapsed_slice_dims)
+    single = indices is not None and looked_up == tuple(numbers.collapsed_slice_dims)
     return Gather(
         dict(zip(windows, numbers.offset_dims)),
         tuple(axis for axis in range(out_rank) if axis not in numbers.offset_dims),
         looked_up,
         tied,
-        np.asarray(known)[..., 0].astype(np.int64) if single and len(looked_up) == 1 else None,
+        np.asarray(indices)[..., 0].astype(np.int64) if single and len(looked_up) == 1 else None,
     )
 
 

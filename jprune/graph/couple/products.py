@@ -46,7 +46,7 @@ def freeze_survivors(program: Program, frame: Frame, labels: Labels, uses: Uses)
         # Cleared are the producers of a unit (and its slices elsewhere): kernel, shift and mean.
         # A scale need not be, since scale * 0 is 0.
         roles = (uses.of_axis(leaf, axis) for axis in range(len(inputs[leaf])))
-        inputs[leaf] = tuple(bool(known & {*STAND_INS, "in"}) for known in roles)
+        inputs[leaf] = tuple(bool(roles_of_axis & {*STAND_INS, "in"}) for roles_of_axis in roles)
     _Walker(labels).visit(program, frame, inputs)
 
 
@@ -158,8 +158,8 @@ def is_nothing(program: Program, frame: Frame, value: int) -> bool:
     """Whether a value is the constant zero."""
     if frame.levels[value] != CONSTANT:
         return False
-    known = program.known(value)
-    return known is not None and not known.any()
+    number = program.known(value)
+    return number is not None and not number.any()
 
 
 def moved(
@@ -195,9 +195,9 @@ def reshaped(program: Program, frame: Frame, equation: Equation, zeros: Zero) ->
     axes: AxisLabels = frame.labels[equation.inputs[0]]
     result = [False] * len(shapes[1])
     for sources, targets in aligned(*shapes):
-        known = [zeros[axis] for axis in sources if not isinstance(axes[axis], Fixed)]
+        labelled = [zeros[axis] for axis in sources if not isinstance(axes[axis], Fixed)]
         for target in targets:
-            result[target] = bool(known) and all(known)
+            result[target] = bool(labelled) and all(labelled)
     return tuple(result)
 
 

@@ -65,6 +65,7 @@ class Uses(NamedTuple):
             both.
         first: leaf -> when it first meets data.
         contractions: in execution order, those of nested programs included.
+        meetings: contractions of two activations.
         taints: by value id of the top-level program.
         nested: `id` of a nested program -> the same by its value ids.
         leaf_axes: by leaf: labels of its axes, of the kind that `Contraction.axes` has.
@@ -89,7 +90,7 @@ class Uses(NamedTuple):
 
 
 class _Value(NamedTuple):
-    """What is known of a value."""
+    """A value: the leaves that it is made of, and the labels of its axes."""
 
     taint: Taint
     axes: AxisLabels
@@ -144,8 +145,8 @@ class _Walker:
         for value in program.constants:
             axes = tuple(self.labels.axis(length) for length in program.shape(value))
             values[value] = _Value({}, axes)
-        for value, known in zip(program.inputs, inputs):
-            values[value] = known
+        for value, followed in zip(program.inputs, inputs):
+            values[value] = followed
         for number, equation in enumerate(program.equations):
             operands = [values[value] for value in equation.inputs]
             # What only the new statistics need gives a leaf no role.
@@ -158,8 +159,8 @@ class _Walker:
                 if noted:
                     self.meet(program, frame, number, operands)
                 results = [DATA_VALUE] * len(equation.outputs)
-            for value, known in zip(equation.outputs, results):
-                values[value] = known
+            for value, followed in zip(equation.outputs, results):
+                values[value] = followed
         self.nested_taints[id(program)] = [value.taint for value in values]
         return values
 
@@ -321,22 +322,23 @@ def _sides(walker: _Walker, solution: Solution) -> dict[tuple[int, int], set[str
     """On which side of its contractions every axis of every kernel stands."""
     marked = {"in": walker.contracted, "kernel": walker.surviving}
     components: dict[str, Flags] = {}
-    for side, found in marked.items():
-        known = np.zeros(len(solution.atoms), bool)
-        if found:
-            labels = np.concatenate(found)
+    for side, axes in marked.items():
+        on_side = np.zeros(len(solution.atoms), bool)
+        if axes:
+            labels = np.concatenate(axes)
             atoms = solution.atoms_of(labels)
-            known[atoms[atoms >= 0]] = True
-            known[solution.component[labels]] = True
-        components[side] = known
+            on_side[atoms[atoms >= 0]] = True
+            # A frozen component has no atoms, but is on a side all the same.
+            on_side[solution.component[labels]] = True
+        components[side] = on_side
     sides: dict[tuple[int, int], set[str]] = {}
     for leaf, own in enumerate(walker.axes):
         for number, axis in enumerate(own):
             if walker.roles[leaf] == {"kernel"} and not isinstance(axis, Fixed):
                 atoms = solution.atoms_of(axis)
                 all_of_it = np.concatenate([atoms[atoms >= 0], solution.component[axis]])
-                found = {side for side, known in components.items() if known[all_of_it].any()}
-                sides[leaf, number] = found or {"kernel"}
+                stands_on = {side for side, flags in components.items() if flags[all_of_it].any()}
+                sides[leaf, number] = stands_on or {"kernel"}
     return sides
 
 

@@ -24,7 +24,10 @@ class Context(NamedTuple):
     """What a rule may use.
 
     Attributes:
-        levels: what every operand depends on.
+        labels: collects ties, products and frozen labels.
+        program: that the equation is part of.
+        equation: that the rule is asked about.
+        levels: what every operand depends on: CONSTANT, PARAMETER or DATA.
     """
 
     labels: Labels

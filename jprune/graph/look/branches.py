@@ -41,6 +41,7 @@ def dependencies(program: Program, leaves: int) -> list[int]:
         bits[value] = 1 << leaf
     for equation in program.equations:
         joined = 0
+        # Python's integers have as many bits as there are leaves, and `|` unites sets in one step.
         for value in equation.inputs:
             joined |= bits[value]
         for value in equation.outputs:
@@ -56,6 +57,8 @@ def find_forks(program: Program, spots: Sequence[Spot], leaves: int) -> list[For
         if spot.kind != "join":
             continue
         left, right = program.equations[spot.equation].inputs
+        # One side's leaves must include the other's: left | right is one of them. Equal sets (a net
+        # added to itself) have no identity.
         if bits[left] == bits[right] or bits[left] | bits[right] not in (bits[left], bits[right]):
             continue
         identity, branch = (
@@ -88,8 +91,9 @@ def without(
     Returns:
         Program and frame with the same value ids.
     """
+    # x + branch(x) -> x: whoever read the sum reads the identity.
     alias = {program.equations[fork.equation].outputs[0]: fork.identity for fork in cut}
-    gone = {fork.equation for fork in cut}
+    removed = {fork.equation for fork in cut}
 
     def follow(value: int) -> int:
         while value in alias:
@@ -98,21 +102,25 @@ def without(
 
     wanted = tuple(follow(value) for value in (program.outputs if outputs is None else outputs))
     needed = set(wanted)
-    kept: list[tuple[int, Equation]] = []
+    remaining: list[tuple[int, Equation]] = []
+    # Backwards: an equation stays if a later one that stays reads it.
     for number in range(len(program.equations) - 1, -1, -1):
         equation = program.equations[number]
-        if number in gone or not any(value in needed for value in equation.outputs):
+        if number in removed or not any(value in needed for value in equation.outputs):
             continue
         inputs = tuple(follow(value) for value in equation.inputs)
         needed.update(inputs)
-        kept.append((number, equation._replace(inputs=inputs)))
-    kept.reverse()
+        remaining.append((number, equation._replace(inputs=inputs)))
+    remaining.reverse()
+    # Equations have new numbers, so the frames of their bodies are numbered anew.
     inner = {
         place: frame.inner[number]
-        for place, (number, _) in enumerate(kept)
+        for place, (number, _) in enumerate(remaining)
         if number in frame.inner
     }
-    smaller = program._replace(equations=tuple(equation for _, equation in kept), outputs=wanted)
+    smaller = program._replace(
+        equations=tuple(equation for _, equation in remaining), outputs=wanted
+    )
     return smaller, frame._replace(inner=inner)
 
 
@@ -132,25 +140,26 @@ class Needs:
 
     def only(self, fork: Fork) -> tuple[set[int], set[int]]:
         """Equations (by number) and values that only a branch needs, its sum included."""
-        gone = {fork.equation}
+        removed = {fork.equation}
         waiting = {fork.branch}
+        # A heap of negative numbers gives the latest equation first.
         heap = [-self.maker[fork.branch]] if fork.branch in self.maker else []
         needed = self.wanted | {fork.identity}
 
         def unused(value: int) -> bool:
             readers = self.readers.get(value, ())
-            return value not in needed and all(reader in gone for reader in readers)
+            return value not in needed and all(reader in removed for reader in readers)
 
         while heap:  # the latest first: whoever reads its results was looked at before
             number = -heapq.heappop(heap)
             equation = self.program.equations[number]
-            if number not in gone and all(map(unused, equation.outputs)):
-                gone.add(number)
+            if number not in removed and all(map(unused, equation.outputs)):
+                removed.add(number)
                 waiting.update(equation.inputs)
                 for value in equation.inputs:
                     if value in self.maker:
                         heapq.heappush(heap, -self.maker[value])
-        return gone, set(filter(unused, waiting))
+        return removed, set(filter(unused, waiting))
 
 
 def find_branches(

@@ -20,6 +20,8 @@ class Site(NamedTuple):
     """A site while the network runs.
 
     Attributes:
+        kind: one of `KINDS`.
+        layer: name of the call site, or of the branch.
         axis: channel axis of the value.
         units: {group: [positions on the axis] number of the unit, -1 for none}.
         apply: the contraction run again on another data operand (sites `in` and `out`).
@@ -76,11 +78,14 @@ def intercept(
         )
 
     def intercepted(variables: Any, carry: Any, *args: Any) -> tuple[Any, Any]:
+        # Traced anew at every call, since shapes (of a batch) may differ; under `jit` that happens
+        # once for each shape.
         check_leaves(groups, variables)
         coupling = couple(fn, variables, *args, inline_remat=True, groups=groups)
         program = coupling.program
         uses = coupling.uses
         spots = find_spots(program, uses, coupling.paths)
+        # Branches are read off the joins, so the other sites come first.
         spots += branch_spots(find_forks(program, spots, len(coupling.paths)), spots)
         spots = [spot for spot in spots if spot.kind in kinds]
         kernels = {c.equation: c.kernel for c in uses.contractions if c.program is program}
@@ -93,6 +98,8 @@ def intercept(
         reading: dict[int, list[Spot]] = {}
         making: dict[int, list[Spot]] = {}
         for spot in spots:
+            # Values that a reader alone sees (`in`, `branch`) are changed in its operands, so that
+            # other readers get the old value; the others are changed where they are made.
             where = reading if spot.kind in ("in", "branch") else making
             where.setdefault(spot.equation, []).append(spot)
 
@@ -101,6 +108,7 @@ def intercept(
             units = units_on(coupling, groups, numbers, spot)
             site = _site(spot, units, equation, operands, kernels.get(spot.equation))
             result, carry = handler(site, value, carry)
+            # The equations that follow were traced for this shape.
             if jnp.shape(result) != jnp.shape(value):
                 raise errors.StructureError(
                     f"the handler turned the value at ({spot.layer}, {spot.kind}) of shape "
@@ -111,6 +119,7 @@ def intercept(
         for number, equation in enumerate(program.equations):
             operands = [values[value] for value in equation.inputs]
             for spot in reading.get(number, ()):
+                # One place: the other operand is a kernel or the identity, never the same value.
                 place = equation.inputs.index(spot.value)
                 operands[place] = call(spot, operands[place], equation, operands)
             for value, result in zip(equation.outputs, bind(equation, operands)):
@@ -159,11 +168,14 @@ def patches_of(equation: Equation, kernel: int, data: Any, operands: Sequence[An
     numbers = equation.params["dimension_numbers"]
     if equation.name == "dot_general":
         axes = numbers[0][1 - kernel]
+        # [..., contracted axes] -> [..., channels, 1]
         moved = jnp.moveaxis(data, axes, range(-len(axes), 0))
         return moved.reshape(*moved.shape[: -len(axes)], -1, 1)
     params = equation.params
     window = [operands[kernel].shape[axis] for axis in numbers.rhs_spec[2:]]
     rank = data.ndim
+    # Patches come as [batch, positions..., channels x window], channels before window whatever the
+    # layout of the data.
     last = (0, rank - 1, *range(1, rank - 1))
     result = jax.lax.conv_general_dilated_patches(
         data,
@@ -176,6 +188,7 @@ def patches_of(equation: Equation, kernel: int, data: Any, operands: Sequence[An
         precision=params["precision"],
     )
     channels = data.shape[numbers.lhs_spec[1]]
+    # [batch, positions..., channels x window] -> [batch, positions..., channels, window]
     return result.reshape(*result.shape[:-1], channels, -1)
 
 
@@ -234,6 +247,7 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
         if site.kind == "branch":
             if site.layer in gates:
                 gate = jnp.asarray(gates[site.layer])
+                # [1] or [batch, 1] -> [1 or batch, 1, ..., 1]
                 value = value * gate.reshape(-1, *[1] * (value.ndim - 1)).astype(value.dtype)
             return value, gates
         for name, units in site.units.items():
@@ -245,6 +259,7 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
     gateable = {name for site in groups.sites if site.kind == at for name in site.groups}
     sizes = dict(groups.sizes)
     if at == "join":
+        # A branch is one unit with one gate.
         sizes |= {branch.name: 1 for branch in groups.branches}
         gateable |= {branch.name for branch in groups.branches}
 
@@ -267,6 +282,8 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
 
 def _gate_along(site: Site, value: Any, gate: Any, units: Indices) -> Any:
     """A gate as it multiplies a site's value; positions of other units get one."""
+    # [units] or [batch, units] -> [positions] or [batch, positions]: unit -1 has gate 1. The index
+    # is clipped, or -1 would read the last unit's gate.
     along = jnp.where(units < 0, jnp.ones((), gate.dtype), gate[..., np.maximum(units, 0)])
     shape = [1] * value.ndim
     shape[site.axis] = len(units)

@@ -43,6 +43,8 @@ def put_back(result: np.ndarray, like: Any) -> Any:
     """
     if not isinstance(like, jax.Array):
         return result
+    # Uncommitted arrays stay so: JAX moves them freely, and refuses to mix arrays bound to
+    # different devices.
     return jax.device_put(result, like.sharding if like.committed else None)
 
 
