@@ -279,7 +279,7 @@ class Groups(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a net costs, for one example. All fields are counts, not fractions.
+    """The cost of a net for one example. All fields are counts, not fractions.
 
     Attributes:
         params: number of parameters; batch-norm statistics are not counted.
@@ -359,7 +359,7 @@ class Budget:
 
     @property
     def kind(self) -> str:
-        """Which of the five was given."""
+        """Which of the five was set."""
         return next(kind for kind in self.KINDS if getattr(self, kind) is not None)
 
     @property
@@ -507,8 +507,8 @@ class Pruned(NamedTuple):
 class Learner(NamedTuple):
     """Training that can stop after any step and go on from there.
 
-    All that a step depends on is the state, the batch and the number of the step, so a run that was
-    stopped and restored takes the very steps of one that was not.
+    A step depends on the state, the batch and its number alone, so a run that was stopped and
+    restored takes exactly the steps of one that was not.
 
     Attributes:
         steps: how many steps there are in all.
@@ -530,9 +530,9 @@ class Learner(NamedTuple):
 
 
 class Searcher(NamedTuple):
-    """Search in rounds: candidates are asked for, and their scores are told.
+    """Search in rounds: `ask` gives candidates, `tell` takes their scores.
 
-    All of it is pure: what is drawn depends on the key of `init` and on the round.
+    All functions are pure: random draws depend on the key of `init` and on the round alone.
 
     Attributes:
         init: `init(key) -> state`, a tree of arrays.

@@ -110,7 +110,7 @@ def _parts(item: Any) -> Iterable[Any]:
 
 
 def _docstrings(item: Any) -> Iterator[str]:
-    """An object's docstring, that of the function it was made in, that of its module."""
+    """Docstrings of an object, of the function that made it, and of its module, in this order."""
     if isinstance(item, types.ModuleType):
         yield item.__doc__ or ""
         return

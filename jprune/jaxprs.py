@@ -80,7 +80,7 @@ class Program(NamedTuple):
         return tuple(getattr(self.avals[value], "shape", ()))
 
     def known(self, value: int) -> np.ndarray | None:
-        """The number behind a value that constants alone make; None for any other value."""
+        """The value as an array, if it depends on constants alone; else None."""
         # Inside `jit`, constants would else become tracers, and have no number.
         with jax.ensure_compile_time_eval():
             result = self._evaluated(value)
@@ -209,7 +209,7 @@ def program_of(
 
 
 def _without_placement(leaf: Any) -> Any:
-    """The shape of an array: how it is sharded is no part of the network."""
+    """Shape and type of an array, without its sharding, which is no part of the network."""
     if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
         return leaf
     # Weak types (of Python numbers) give way in promotions: without the flag another program would
@@ -243,7 +243,7 @@ CONTROL_FLOW = {"cond", "while", "scan"}
 
 
 class Body(NamedTuple):
-    """A program inside an equation, and how values go in and come out.
+    """A program inside an equation, and how the equation's values map to its own.
 
     Attributes:
         program: the body.

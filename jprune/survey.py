@@ -1,7 +1,7 @@
 """The survey as a table: its 52 references, the papers of the baselines, and the methods in them.
 
 The papers stand in `survey.bib`, each with its number and the names of its methods; their places
-in the survey's taxonomy stand here. What is implemented is asked of the code, never written down.
+in the survey's taxonomy stand here. Which methods are implemented is read off the code.
 
 References:
     Wang, Ou, Song, A Comprehensive Survey of Pruning-Based Techniques for Convolutional Neural

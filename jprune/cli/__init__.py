@@ -1,8 +1,8 @@
 """The command line: `jprune VERB`.
 
-Here belongs what turns words into calls and results into text; nothing is computed here. Read
+Here belongs what turns arguments into calls and results into text; nothing is computed here. Read
 `options.py` first (what can be written), then `verbs.py` (what is done with it). `parse.py` turns
-complaints into one sentence, `show.py` draws tables. Libraries that are slow to import are imported
+mistakes into one sentence, `show.py` draws tables. Libraries that are slow to import are imported
 by the verb that needs them.
 
 Exit codes: 0; 1 when something failed; 2 when the arguments were wrong, with one line on the error

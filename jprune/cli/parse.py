@@ -1,4 +1,4 @@
-"""From arguments to options; what is wrong with them becomes one sentence."""
+"""From arguments to options; mistakes become an error of one sentence."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 
 def sentence(complaint: str) -> str:
-    """What one of Tyro's boxes says, in one line.
+    """The text of one of Tyro's boxes, in one line.
 
     Example:
         >>> sentence("╭─ Value error ──╮\\n│ Argument --n:  │\\n│ no number.     │\\n"
@@ -66,7 +66,7 @@ def sentence(complaint: str) -> str:
 
 
 def _check_names(options: type, arguments: Sequence[str], prog: str) -> None:
-    """Refuses unknown options by name: people mistype more than they misuse."""
+    """Refuses unknown options and suggests the nearest name: most mistakes are typing errors."""
     flags = {"help"} | {_flag(field) for field in dataclasses.fields(options)}
     for argument in arguments:
         name = argument.partition("=")[0].removeprefix("--").replace("_", "-")

@@ -129,7 +129,7 @@ def inspection(report: Mapping[str, Any]) -> None:
 def _by(
     records: Sequence[Mapping[str, Any]], key: str, name: Callable[[Any], str] = str
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Records in lists, by the name of the value of a key."""
+    """{name of a key's value: records with this value}."""
     lists: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         lists.setdefault(name(record[key]), []).append(record)

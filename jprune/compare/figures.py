@@ -18,7 +18,7 @@ from jprune.compare.words import capital, counted
 from jprune.report.figures import PRINT, SCREEN, Palette, bare, for_page, numbered, settings
 from jprune.report.markup import Markup
 
-# Readable on white and on black, apart for the colour-blind; baselines are set back.
+# Readable on white and on black, and by the colour-blind; baselines have muted colours.
 _COLOURS = ("#0f9488", "#d97706", "#6366f1", "#db2777", "#65a30d", "#0284c7", "#a16207", "#9333ea")
 _BASELINES = {"random": "#98a2b3", "l1": "#667085", "scratch_e": "#b08968", "scratch_b": "#8a6240"}
 _MARKERS = "osD^vPX*"
@@ -40,12 +40,12 @@ class Look(NamedTuple):
 
 
 def png(comparisons: Sequence[Comparison]) -> bytes:
-    """All comparisons in one picture, one below the other; what is unfair says so in its title."""
+    """All comparisons in one PNG, one below the other; unfair ones are labelled in their titles."""
     return _drawn(comparisons, "png", PRINT, titled=True).getvalue()
 
 
 def svg(comparisons: Sequence[Comparison]) -> str:
-    """The same as a drawing; equal rows give equal bytes."""
+    """The same picture as SVG; equal rows give equal bytes."""
     return numbered(_drawn(comparisons, "svg", PRINT, titled=True).getvalue().decode())
 
 
@@ -94,7 +94,7 @@ def _drawn(
 
 
 def _title_height(comparison: Comparison) -> float:
-    """In inches."""
+    """Height of the title, in inches."""
     return 0.4 + 0.17 * len(_labels(comparison))
 
 
@@ -132,7 +132,7 @@ def _draw(part: SubFigure, comparison: Comparison, palette: Palette, titled: boo
 
 
 def _looks(cells: Sequence[Cell]) -> dict[str, Look]:
-    """{method: look}: methods in colours, then baselines set back, the dense net first."""
+    """{method: look}: methods in bright colours, then the baselines in muted ones."""
     names = list(dict.fromkeys(cell.method for cell in cells if cell.budget))
     own = sorted(name for name in names if name not in BASELINES)
     looks = {
@@ -158,7 +158,7 @@ def _handle(name: str, look: Look) -> Line2D:
 
 
 def _points(cells: Sequence[Cell], cost: str, metric: str) -> list[tuple[Cell, Spread, Spread]]:
-    """Cells that have both numbers, from cheap to dear."""
+    """Cells that have both numbers, in ascending order of cost."""
     points = []
     for cell in cells:
         price, value = cell.spreads[cost], cell.spreads[metric]

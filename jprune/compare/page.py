@@ -84,7 +84,7 @@ def _body(number: int, comparison: Comparison) -> Markup:
 
 
 def _wide(picture: Markup) -> Markup:
-    """A picture that narrow screens scroll, since its text would be too small to read."""
+    """A picture that scrolls on narrow screens: shrunk, its text would be too small to read."""
     inner = tag("div", picture, style="min-width: 640px")
     return tag("div", inner, class_="curves", style="display: block; overflow-x: auto")
 
@@ -95,7 +95,7 @@ def _section(title: str, note: str, *content: str) -> Markup:
 
 
 def _labels(comparison: Comparison) -> Markup:
-    """Whether it is fair; if not, in red, and why."""
+    """A note that the comparison is fair, or a red card with the rules that it breaks."""
     if not comparison.breaches:
         words = (
             "It keeps to the protocol: seeds, fine-tuning, baselines, budgets, versions, device."
@@ -160,7 +160,7 @@ def _cell(cell: Cell, name: str, dense_bytes: Spread | None) -> Markup:
 
 
 def _two(words: str, more: str = "") -> Markup:
-    """A number that is not torn from its unit, and what stands below it."""
+    """A number with its unit on one line, and a smaller line below."""
     below = tag("span", more, class_="more") if more else ""
     return tag("div", words.replace(" ", NO_BREAK), below)
 

@@ -56,7 +56,7 @@ def breaches(runs: Runs) -> list[Breach]:
 
 
 def notes(runs: Runs) -> list[str]:
-    """What a reader has to know, though it breaks no rule."""
+    """Remarks that a reader needs, about settings that break no rule."""
     if not any((row["settings"] or {}).get("weights") for row in _rows(runs)):
         return []
     return [
@@ -74,7 +74,7 @@ def _rows(runs: Runs) -> list[Row]:
 
 
 def _baselines(runs: Runs) -> list[str]:
-    """Dense, and all others at every budget."""
+    """The dense net must be there, and every other baseline at every budget."""
     budgets = list(dict.fromkeys(arm.budget for arm in _pruned(runs)))
     # The first word: settings may stand behind the name.
     present = {(arm.method.split()[0], arm.budget) for arm in runs}
@@ -93,7 +93,7 @@ def _baselines(runs: Runs) -> list[str]:
 
 
 def _seeds(runs: Runs) -> list[str]:
-    """At least three, and the same for all: then methods can be compared seed by seed."""
+    """At least three seeds, the same for all methods, so that they can be compared seed by seed."""
     pruned = _pruned(runs)
     sentences = []
     # A dict with None as a set that keeps its order.
@@ -112,7 +112,7 @@ def _seeds(runs: Runs) -> list[str]:
 
 
 def _finetuning(runs: Runs) -> list[str]:
-    """Epochs and learning rate the same for all, and steps up to the rounding of rounds."""
+    """Equal epochs and learning rates for all methods; steps may differ by rounding."""
     methods: dict[tuple[float, float, int | None], list[str]] = {}
     for arm, seeds in _pruned(runs).items():
         settled = [row["finetune"] for row in seeds.values() if row["finetune"] is not None]
@@ -134,7 +134,7 @@ def _finetuning(runs: Runs) -> list[str]:
 
 
 def _dense(runs: Runs) -> list[str]:
-    """Methods of one seed begin with one dense net."""
+    """All methods of one seed must begin with the same dense net."""
     accuracies: dict[int, set[float]] = {}
     for row in _rows(_pruned(runs)):
         accuracy = (row["dense"] or {}).get("accuracy")

@@ -176,8 +176,8 @@ def arms(rows: Sequence[Row]) -> tuple[Runs, list[str]]:
     """Sorts rows of one task by method, budget and seed; the dense net is an arm too.
 
     Settings in which the rows of one method differ become part of its name. Of several rows of one
-    arm and seed the last counts. The dense net is taken from rows of its own, else from what the
-    other rows say of theirs.
+    arm and seed the last counts. The dense net is taken from rows of its own, else from the
+    `dense` entries of other rows.
 
     Returns:
         The runs, and notes of what does not count.
@@ -200,7 +200,7 @@ def arms(rows: Sequence[Row]) -> tuple[Runs, list[str]]:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Methods, with the settings in which rows of one method differ."""
+    """A name for each row: its method, with the settings in which rows of that method differ."""
     settings = [_flat(row["settings"] or {}) for row in rows]
     differing: dict[str, list[str]] = {}
     for method in {row["method"] for row in rows}:
@@ -321,6 +321,6 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
 
 
 def _base(stage: str) -> str:
-    """A stage's name without the number that tells it from others: "prune-2" is a "prune"."""
+    """A stage's name without the number of a repeated one: "prune" for "prune-2"."""
     name, _, number = stage.rpartition("-")
     return name if number.isdecimal() else stage

@@ -32,7 +32,7 @@ class Metric(NamedTuple):
 
 
 def _in(*path: str) -> Callable[[Row], float | None]:
-    """Reads a value that lies deep in a row; None where anything on the way is null."""
+    """A function that reads a nested value of a row; None where anything on the path is null."""
 
     def read(row: Row) -> float | None:
         value: Any = row
@@ -145,12 +145,12 @@ class Comparison(NamedTuple):
 
     @property
     def seeds(self) -> int:
-        """Of the arm with the fewest, the dense net aside."""
+        """Number of seeds of the arm with the fewest, the dense net not counted."""
         return min((len(cell.seeds) for cell in self.cells if cell.budget), default=0)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and standard deviation; what is None does not count.
+    """Mean and standard deviation of the values that are not None; None if there are none.
 
     Example:
         >>> spread([1.0, None, 3.0]), spread([None])
@@ -166,7 +166,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
-    """The points that no other beats: none is as cheap and as good, and better in one of both.
+    """The Pareto front: points for which no other is as cheap and as good, and better in one.
 
     Args:
         points: {name: (cost, value)}; low costs and high values are good.
@@ -281,7 +281,7 @@ def _compare(
 
 
 def _once(values: Iterable[Any]) -> list[Any]:
-    """Values without repetition, in order; they need no hash."""
+    """Values without repetition, in order; unlike in a set they need no hash."""
     distinct: list[Any] = []
     for value in values:
         # By equality, as rows hold dicts; there are few different ones.
@@ -352,7 +352,7 @@ def _orders(runs: Runs, metric: str) -> list[Order]:
 
 
 def _findings(cells: Sequence[Cell], metric: str) -> list[str]:
-    """Where random is not beaten: it is a strong baseline."""
+    """A sentence for every budget at which methods are no better than `random`."""
     sign = 1 if METRICS[metric].higher_is_better else -1
     findings = []
     for budget in _once(cell.budget for cell in cells if cell.budget):

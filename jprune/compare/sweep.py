@@ -38,7 +38,7 @@ CHOOSING = ("l1", 0)
 
 
 class Sweep(NamedTuple):
-    """What is to be run.
+    """The runs of a comparison, before they are made.
 
     Attributes:
         job: settings of all runs; its method, budget, seed and options are replaced by the sweep's.
@@ -142,7 +142,7 @@ def _run(sweep: Sweep, folder: pathlib.Path, progress: Progress) -> Swept:
 
 
 def _each(sweep: Sweep) -> Iterator[tuple[str, Budget, int]]:
-    """Seed by seed: a sweep that is stopped has whole comparisons of the first seeds."""
+    """All runs, seed by seed, so that a stopped sweep has whole comparisons of the first seeds."""
     for seed in sweep.seeds:
         for budget in sweep.budgets:
             for method in sweep.methods:
@@ -181,7 +181,7 @@ def _one(
     task: Task,
     progress: Progress,
 ) -> Row:
-    """One run, done or taken up, and its row."""
+    """Makes a run, or finishes a stopped one; returns its row."""
     # A directory with a configuration has begun: it goes on by itself.
     if first is not None and not (path / "config.json").exists():
         share_training(job, first, path, task)
@@ -190,7 +190,7 @@ def _one(
 
 
 def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task) -> bool:
-    """Opens a run with the dense net of another run of its seed, already trained.
+    """Gives a new run the dense net of another run of its seed, so that it is not trained again.
 
     Args:
         job: of the run that is opened.
@@ -211,7 +211,7 @@ def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task
 
 
 def copy_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task) -> None:
-    """Opens a run whose first stage, the training of the dense net, is that of another run.
+    """Makes a run directory whose first stage, the dense training, is copied from another run.
 
     Args:
         job: of the run that is opened.
@@ -276,7 +276,7 @@ def _learning_rate(sweep: Sweep, task: Task, folder: pathlib.Path, progress: Pro
 
 
 def best_rate(tried: dict[float, float], method: str) -> tuple[float, str]:
-    """The learning rate with the best validation accuracy, the smaller one of equals.
+    """The learning rate with the best validation accuracy; of equally good ones the smallest.
 
     Args:
         tried: {learning rate: accuracy on the validation split}, without those that diverged.

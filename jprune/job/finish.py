@@ -125,7 +125,7 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """Times the dense net against the slim one, and weighs their .tflite files.
+    """Measures latencies of the dense and the slim net, and the sizes of their .tflite files.
 
     Attributes:
         folder: the run directory, with the slim `model.tflite` where there is one.

@@ -32,7 +32,7 @@ from jprune.zoo import pretrained
 
 
 class Usual(NamedTuple):
-    """What is trained where nothing else is asked for."""
+    """Settings of training for a data set, where the user sets none."""
 
     epochs: float
     finetune_epochs: float
@@ -255,7 +255,7 @@ def finetunes(method: str) -> bool:
 
 
 def with_frozen(task: Task, budget: Budget, patterns: Sequence[str]) -> Budget:
-    """The budget with a floor of its whole size under every group that a pattern names.
+    """The budget, with a floor for every group that a pattern names: all of its units.
 
     Raises:
         ArgumentError: a pattern that names no group.

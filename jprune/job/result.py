@@ -15,7 +15,7 @@ from jprune.train.net import Net
 
 
 class Asked(NamedTuple):
-    """What was asked for, as `result.json` says it."""
+    """The settings of the run that `result.json` repeats."""
 
     command: str
     method: str
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
 def write_result(
     directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned
 ) -> dict[str, Any]:
-    """Writes `plan.json`, `result.json` and `report.html`; a run that has them keeps them.
+    """Writes `plan.json`, `result.json` and `report.html`, unless they exist already.
 
     Args:
         directory: of the run, all of whose stages are done.

@@ -33,7 +33,7 @@ class Palette(NamedTuple):
 
 
 PRINT = Palette("#ffffff", "#1c2430", "#667085", "#e4e7ec", "#cbd2dc", "#0f766e", "#b45309")
-# Stand-ins that the page replaces by its own colours, which differ in light and dark.
+# Placeholders that the page replaces by its own colours, which differ in light and dark.
 SCREEN = Palette(*(f"#00000{number}" for number in range(1, 8)))
 _LATENCIES = {"xla_b1": "XLA, batch 1", "xla_b128": "XLA, batch 128", "tflite_b1": "TFLite"}
 
@@ -63,7 +63,7 @@ def curve(records: Sequence[Mapping[str, Any]], ending: str) -> Markup | None:
 
 
 def numbered(svg: str) -> str:
-    """A picture with identifiers in the order in which they come.
+    """Renames the identifiers of a picture to numbers in order of occurrence.
 
     Matplotlib makes those of markers and clips from all bits of their coordinates, of which the
     last ones differ from processor to processor.
@@ -81,7 +81,7 @@ def numbered(svg: str) -> str:
 
 
 def for_page(svg: str, name: str) -> Markup:
-    """A picture in the colours of `SCREEN` as part of a page, whose colours and font it takes.
+    """Makes a picture in the colours of `SCREEN` part of a page, with the page's colours and font.
 
     Args:
         svg: as Matplotlib writes it.
@@ -139,7 +139,7 @@ def summary(run: Run) -> bytes:
 
 @contextlib.contextmanager
 def settings(salt: str) -> Iterator[None]:
-    """Matplotlib as it comes, whatever the user's own settings; the same run, the same picture."""
+    """Matplotlib's defaults instead of the user's: equal runs give equal pictures."""
     own: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text
         "svg.hashsalt": salt,  # identifiers would be random
@@ -150,7 +150,7 @@ def settings(salt: str) -> Iterator[None]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names of groups without what all of them share, where they stay different.
+    """Names of groups without `params/` and `/kernel`, if the short names are still different.
 
     Example:
         >>> short_names(["params/conv1/kernel", "params/block1/conv1/kernel"])
@@ -161,7 +161,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def bare(axes: Axes, title: str, palette: Palette) -> None:
-    """Leaves of the axes a title and a base line."""
+    """Removes all lines around the axes but the lower one, and sets the title."""
     axes.set_title(title, loc="left", fontsize=11, color=palette.ink, pad=18)
     axes.set_facecolor("none")
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -63,7 +63,7 @@ def _group(name: str, short: str, group: Mapping[str, Any], widest: int) -> Mark
 
 
 def forms(leaf_types: Mapping[str, Mapping[str, Any]], leaves: Mapping[str, Any]) -> Markup:
-    """A line per kernel that is held in another form: which, and what is left of it.
+    """A line per kernel that is not a dense array: its form, and the size of its parts.
 
     Args:
         leaf_types: of the plan, {path: {form, what is kept}}.
@@ -91,7 +91,7 @@ def _form(path: str, settings: Mapping[str, Any], shape: Sequence[int]) -> Marku
 
 
 def frozen(records: Sequence[Mapping[str, Any]]) -> Markup:
-    """Frozen axes by reason: which, why, where in the user's source, and what would open them."""
+    """Frozen axes, grouped by reason, with the user's source lines and what would unfreeze them."""
     if not records:
         return tag("p", "None: every axis can shrink.")
     reasons: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

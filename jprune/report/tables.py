@@ -20,12 +20,12 @@ _RUNTIMES = {
 
 
 def value(words: str) -> Markup:
-    """A cell's text; one that says "not measured" is set back."""
+    """A cell's text; "not measured" is shown in a muted colour."""
     return tag("span", words, class_="unknown") if words == text.NOT_MEASURED else join(words)
 
 
 def median(latency: Latency | None) -> float | None:
-    """Its median in ms; None where it was not measured."""
+    """Median of a latency in ms; None where it was not measured."""
     return latency["median"] if latency else None
 
 

@@ -43,7 +43,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-    """Saves a checkpoint and drops the one before.
+    """Saves a checkpoint and deletes the one before.
 
     Args:
         folder: of this stage; made if it is not there.
@@ -121,7 +121,7 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
 
 
 def save_tree(path: PathLike, tree: PyTree) -> None:
-    """Writes a tree of arrays by itself, for other programs: an Orbax checkpoint.
+    """Writes a tree of arrays as an Orbax checkpoint that other programs can read.
 
     Args:
         path: a folder; replaced if it is there.
@@ -142,7 +142,7 @@ def save_tree(path: PathLike, tree: PyTree) -> None:
 
 
 def load_tree(path: PathLike) -> PyTree:
-    """Reads what `save_tree` wrote, arrays on the first device.
+    """Reads what `save_tree` wrote, onto the first device.
 
     Raises:
         CheckpointError: there is no such folder, or it is damaged.
@@ -188,7 +188,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def _of_one_process(tree: PyTree) -> PyTree:
-    """The tree in the host's memory, where its arrays are also on devices of other processes."""
+    """The tree; with several processes as NumPy arrays, since Orbax would wait for the others."""
     return tree if jax.process_count() == 1 else jax.tree.map(np.asarray, tree)
 
 

@@ -94,7 +94,7 @@ def from_first(call: Callable[[], Result]) -> Result:
 
 
 def _from_first_process(content: bytes) -> bytes:
-    """The bytes that the first process has."""
+    """Sends bytes from the first process to all; returns them in each."""
     # Two broadcasts: arrays need equal shapes in all processes, so the length goes first.
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8)
@@ -128,7 +128,7 @@ def _batches(
     epoch: int = 0,
     start: int = 0,
 ) -> Iterator[Batch]:
-    """As `base.Data.batches`; every process makes its own rows, of a batch that is the same."""
+    """As `base.Data.batches`; every process loads only the rows that lie on its own devices."""
     # The rows of a batch are split by the first axis; an image or its label alike.
     layout = _layout(mesh, (batch_size,))
     share = _share(layout, batch_size)
@@ -144,7 +144,7 @@ def _batches(
 
 
 def place(batch: Batch) -> Batch:
-    """A training batch split over all devices, where it is not already.
+    """Splits a training batch over all devices; one that is split already is returned as it is.
 
     Args:
         batch: arrays whose first axis is that of the examples; in every process the whole batch.
@@ -183,7 +183,7 @@ def place(batch: Batch) -> Batch:
 
 
 def everywhere(tree: PyTree, local: bool = False) -> PyTree:
-    """A tree with all of its arrays on every device.
+    """Copies all arrays of a tree to every device.
 
     Args:
         tree: arrays, the same in every process.
@@ -205,7 +205,7 @@ def gathered(tree: PyTree) -> PyTree:
 
 @functools.lru_cache(maxsize=2)
 def _mesh(local: bool = False) -> Mesh | None:
-    """The devices in a row, a process's own side by side; None for a single one."""
+    """A mesh of all devices on one axis, those of a process side by side; None for one device."""
     devices = jax.local_devices() if local else jax.devices()
     if len(devices) == 1:
         return None
@@ -215,7 +215,7 @@ def _mesh(local: bool = False) -> Mesh | None:
 
 
 def _layout(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Split along the first axis where the devices divide it, else whole on each."""
+    """Split along the first axis if its length is a multiple of the devices, else whole on each."""
     divides = bool(shape) and shape[0] % mesh.size == 0
     return NamedSharding(mesh, PartitionSpec(AXIS) if divides else PartitionSpec())
 

@@ -67,14 +67,14 @@ class RunDirectory(NamedTuple):
         return self.path / "records.jsonl"
 
     def append(self, entry: Mapping[str, Any], seconds: float) -> None:
-        """Writes a record, with where it comes from."""
+        """Appends a record with `about` and its time; the first one with `provenance` too."""
         # Versions and device stand in the first record alone: they are the same for the whole run.
         first = not self.records.exists() or not self.records.stat().st_size
         line = {**self.about, **entry, "wall_s": round(seconds, 3)}
         append_line(self.records, {**line, **self.provenance} if first else line)
 
     def outcomes(self) -> dict[str, dict[str, Any]]:
-        """What the `DONE` of every finished stage says, by name, in order.
+        """Contents of the `DONE` files of all finished stages, in their order.
 
         Returns:
             {name: {"wall_s": seconds that it took, "records": those of a short stage}}.
@@ -167,7 +167,7 @@ def _clear(folder: pathlib.Path) -> None:
 
 
 def _sweep(folder: pathlib.Path) -> None:
-    """Removes what a kill left half written."""
+    """Deletes files that a kill left half written."""
     for pattern in (f".*{TEMPORARY}", f"stages/*/.*{TEMPORARY}"):
         for file in folder.glob(pattern):
             file.unlink()

@@ -29,7 +29,7 @@ def execute(
     progress: Progress,
     save_seconds: float = loop.SAVE_SECONDS,
 ) -> Pruned:
-    """Runs the stages that are not done.
+    """Runs the stages of a recipe that are not done yet.
 
     Args:
         directory: from `open_directory`.
@@ -94,7 +94,7 @@ class _Place(NamedTuple):
         return self.names[-1]
 
     def begin(self, steps: int, done: int) -> None:
-        """Shows the stage, and drops records of what is about to be done again."""
+        """Shows the stage, and deletes records of steps that are about to be done again."""
         dropped = lambda: _keep_records(self.directory, {*self.names[:-1]}, self.name, done)
         devices.from_first(dropped)
         self.progress.begin(self.name, len(self.names), self.of, steps, done)
@@ -104,7 +104,7 @@ class _Place(NamedTuple):
         devices.from_first(lambda: self.directory.append(entry, seconds))
 
     def finish(self, before: Pruned, after: Pruned, seconds: float, records: Records) -> None:
-        """Writes down that the stage is over, and the net if it is another one now."""
+        """Writes the net, if the stage has changed it, and then `DONE`."""
         if after is not before:
             # First the net, then DONE: a kill in between does the stage again, never skips it.
             checkpoint.save(self.folder / "state", 0, after._asdict(), {})
@@ -131,7 +131,7 @@ def _run(
 def _long(
     place: _Place, stage: LongStage, pruned: Pruned, task: Task, key: jax.Array, save_seconds: float
 ) -> Pruned:
-    """Training, on the devices of all processes."""
+    """A stage of training, on the devices of all processes; returns the trained net."""
     # The resolution first: images are resized on the host, before they are split.
     task = devices.spread(at_resolution(task, pruned))
     steps = place.folder / "steps"
@@ -172,7 +172,7 @@ def _name(stage: Stage) -> str:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Names that differ: the second "prune" is "prune-2".
+    """Makes names differ: the second "prune" becomes "prune-2".
 
     Example:
         >>> numbered(["prune", "train", "prune"])
@@ -187,7 +187,7 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 def _keep_records(directory: RunDirectory, done: set[str], stage: str, step: int) -> None:
-    """Drops records of what is not done: other stages, and steps behind the checkpoint."""
+    """Deletes records of stages that are not done, and of steps behind the checkpoint."""
     lines = read_lines(directory.records)
     records = [
         record

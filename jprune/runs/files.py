@@ -65,10 +65,10 @@ def make_folder(path: PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def locked(path: PathLike) -> Iterator[None]:
-    """Keeps a folder to this process.
+    """Locks a folder for this process.
 
-    It is the kernel that holds the lock (`flock`), so a process that dies, however, lets go of it.
-    On a file system without locks (some cluster mounts) nobody is kept out.
+    The kernel holds the lock (`flock`), and releases it when the process ends, however it ends.
+    On a file system without locks (some cluster mounts) it has no effect.
 
     Args:
         path: the folder; made if it is not there.
@@ -88,7 +88,7 @@ def locked(path: PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_name(lock: pathlib.Path, what: str) -> Iterator[None]:
-    """Keeps whatever a file stands for to this process, as `locked` does a folder.
+    """Locks a file for this process, and so whatever the file stands for, as `locked` a folder.
 
     Args:
         lock: the file, in a folder that is there; it is removed in the end.
@@ -110,7 +110,7 @@ def locked_name(lock: pathlib.Path, what: str) -> Iterator[None]:
 
 
 def _take(lock: pathlib.Path, what: str) -> TextIO:
-    """The file, locked, with who holds it written in."""
+    """Opens and locks the file, and writes into it which process has it."""
     while True:
         file = lock.open("a+")
         try:
@@ -233,7 +233,7 @@ def plain(value: Any) -> Any:
 def read_lines(path: PathLike) -> Lines:
     """Reads a file of records, one line of JSON each.
 
-    A kill can tear the last line; it is left out and handed back as `dropped`.
+    A kill can tear the last line: such a line is no record, and is returned as `dropped`.
 
     Args:
         path: the file; one that is not there has no records.

@@ -26,7 +26,7 @@ SAVE_SECONDS = 60.0
 
 
 class Restored(NamedTuple):
-    """Where a stage goes on.
+    """The point from which a stage goes on.
 
     Attributes:
         step: number of the steps done.
@@ -40,7 +40,7 @@ class Restored(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What happens around the steps.
+    """Functions that `fit` calls between the steps.
 
     Attributes:
         append: `append(step, seconds, metrics)` writes a record.
@@ -169,7 +169,7 @@ def means(window: list[dict[str, Any]], step: int, folder: pathlib.Path) -> dict
 def _check_finite(learner: Learner, state: PyTree, step: int, folder: pathlib.Path) -> None:
     """Refuses weights that are not finite: the loss before the last update was still good.
 
-    What else the state holds may be infinite (scores of what is never pruned), but no NaN.
+    Other arrays of the state may be infinite (scores of units that are never pruned), but not NaN.
     """
     if not _everywhere(jnp.isfinite, learner.variables(state)):
         raise _diverged(f"a weight is not finite after step {step}", folder)

@@ -126,7 +126,7 @@ class Bars:
         self._ticking = False
 
     def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
-        """A new bar; without steps, one that swings to and fro."""
+        """A new bar; for a stage without steps one that only shows that something runs."""
         self._ticking = not steps
         self._task = self._bars.add_task(
             f"{number}/{of} {stage}",
@@ -166,7 +166,7 @@ class Bars:
 
 
 def briefly(metrics: dict[str, float]) -> str:
-    """The loss, and the accuracy on the validation split where it is known; 80 columns are few.
+    """The loss and one accuracy (on the validation split if there is one), for 80 columns.
 
     Example:
         >>> briefly({"loss": 0.25, "accuracy": 0.5, "validation_accuracy": 0.4})

@@ -76,7 +76,7 @@ class Dense(nnx.Linear):
     dropout: nnx.BatchStat | None = None
 
     def dropped(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """The outputs with dropout; as they are without a key, or where the layer has none.
+        """Applies dropout to the outputs; returns them unchanged without a key or a rate.
 
         References:
             Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, Dropout, 2014 (scaled in
@@ -125,7 +125,7 @@ def global_average(x: jax.Array) -> jax.Array:
 
 
 def number(module: nnx.Module, name: str, children: Iterable[nnx.Module]) -> tuple[str, ...]:
-    """Hangs children on a module as `name1`, `name2`, ... and returns these names.
+    """Sets the children as attributes `name1`, `name2`, ... of a module; returns these names.
 
     A list of modules would put a bare number into every parameter's path; this keeps paths such as
     `block1/conv1/kernel`.

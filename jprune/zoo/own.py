@@ -184,7 +184,7 @@ def _refuse(target: str, came: str, expected: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _current_directory() -> Iterator[None]:
-    """Lets imports look into the current directory last, as a console script's do not."""
+    """Appends the current directory to `sys.path`: a console script does not have it there."""
     folder = os.getcwd()
     # Last, so that a file of the user's does not hide an installed package of the same name.
     sys.path.append(folder)

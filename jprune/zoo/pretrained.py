@@ -271,7 +271,7 @@ def _layer_and_name(path: Any) -> tuple[str, str]:
 
 
 def _pairs(ours: list[Layer], of_file: list[Layer]) -> list[tuple[Layer, Layer]]:
-    """Every layer of the net with one of the file: by name, else by order within a kind."""
+    """Pairs of a layer of the net and one of the file: by name, else by order within a kind."""
     named = {layer.name.replace(".", "/"): layer for layer in of_file}
     # Only if all agree: with some names equal by chance, an order of kinds is the safer guess.
     if set(named) == {layer.name for layer in ours}:
@@ -311,7 +311,7 @@ def _channels_last(layer: Layer, channels: int) -> Layer:
 
 
 def _require_alike(of_net: Layer, of_file: Layer) -> None:
-    """Refuses a pair whose arrays are not the same ones, or have other shapes."""
+    """Refuses a pair of layers that differ in kind, in the names of their arrays, or in shapes."""
     came = {name: tuple(array.shape) for name, array in of_file.arrays.items()}
     expected = {name: tuple(leaf.shape) for name, leaf in of_net.arrays.items()}
     if came != expected or of_net.kind != of_file.kind:

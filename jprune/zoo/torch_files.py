@@ -54,7 +54,7 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the arrays of a PyTorch checkpoint.
 
     The state dict is the whole file or stands in it under "state_dict", "model_state_dict", "model"
-    or "net". What stands beside it (epochs, the optimizer) is left.
+    or "net". Other entries (epochs, the optimizer) are ignored.
 
     Args:
         path: a file of `torch.save` (any version since 0.1.10; usually .pth, .pt or .th) or of
@@ -102,7 +102,7 @@ def _reader(head: bytes) -> Any:
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:
-    """`NAME/data.pkl`, and one file `NAME/data/KEY` for each storage."""
+    """Reads an archive of `NAME/data.pkl` and one file `NAME/data/KEY` for each storage."""
     entries = _zip_entries(content)
     # The root is the name that the file had when it was saved, so it is read off and not assumed.
     pickles = [name for name in entries if name.endswith("/data.pkl")]
@@ -124,8 +124,8 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
 def _zip_entries(content: bytes) -> dict[str, tuple[memoryview, int]]:
     """{name: (bytes, CRC)} of a zip archive whose entries are stored as they are.
 
-    Torch compresses nothing. So no entry is longer in memory than in the file, and a bomb has no
-    place here.
+    Torch compresses nothing, and compressed entries are refused: no entry is longer in memory
+    than in the file, so that a small file cannot fill the memory.
     """
     # The directory's end record is the last thing in the file; a comment behind it is allowed.
     end = content.rfind(b"PK\x05\x06")
@@ -178,7 +178,7 @@ def _zip_data(entries: Mapping[str, tuple[memoryview, int]], name: str) -> memor
 
 
 def _read_stream(content: bytes) -> dict[str, np.ndarray]:
-    """Five pickles (magic, version, system, value, keys of the storages), then the storages."""
+    """Reads five pickles (magic, version, system, value, keys of storages), then the storages."""
     stream = io.BytesIO(content)
     magic, version, system = (torch_pickle.read(stream)[0] for _ in range(3))
     if magic != STREAM_MAGIC or version != STREAM_VERSION or not isinstance(system, dict):
@@ -228,7 +228,7 @@ def _stream_buffers(
 
 
 def _state_dict(value: Any) -> dict[str, Tensor]:
-    """The tensors by name, from wherever in the file they stand."""
+    """{name: tensor}, also where the state dict is nested in a dict of the training script."""
     for _ in CONTAINERS:  # a dict could hold itself
         inner = (
             [value[key] for key in CONTAINERS if key in value] if isinstance(value, dict) else []
@@ -265,9 +265,9 @@ def _array(tensor: Tensor, buffer: memoryview) -> np.ndarray:
 
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
-    """A count of 8 bytes, a JSON object of that many, and the numbers without gaps.
+    """Reads the length of the header (8 bytes), the header (JSON), and the numbers (no gaps).
 
-    The format keeps no order, so the names come in theirs: "layer10" behind "layer2".
+    The format keeps no order, so the names are sorted: "layer10" comes after "layer2".
     """
     (size,) = struct.unpack_from("<Q", content)
     # Compared before anything of that size is made: the number comes from the file.

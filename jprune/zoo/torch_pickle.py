@@ -39,7 +39,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """An array that lies within its storage, every element at a place of its own.
+    """An array: a part of a storage in which no two elements share a place.
 
     Attributes:
         offset: of the first element, in elements.
@@ -85,11 +85,11 @@ class _Machine(NamedTuple):
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def pop_mark(self) -> list[Any]:
-        """The values since the last mark, which is closed."""
+        """Takes the values above the last mark off the stack, and the mark too."""
         return self.pop(max(0, len(self.stack) - self.marks.pop()))
 
     def remember(self, place: int) -> None:
-        """Keeps the last value for later."""
+        """Writes the last value into the memo."""
         self.memo[place] = self.stack[-1]
 
 
@@ -199,8 +199,8 @@ def _require_inside(
 ) -> None:
     """Refuses elements that share a place, or that lie outside the storage.
 
-    With its axes in the order of their strides, a tensor has every element at a place of its own
-    if each stride leaps over all that the axes before it reach. Then it fits into its storage.
+    Take the axes in the order of their strides. No two elements share a place if each stride is
+    larger than the last offset that the axes before it reach.
     """
     if 0 in shape:
         return
@@ -247,7 +247,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 
 
 def _global(module: Any, name: Any) -> Any:
-    """What stands for a global. Nothing is imported."""
+    """Looks a global up in `_GLOBALS`. Nothing is imported."""
     if not (isinstance(module, str) and isinstance(name, str)) or (module, name) not in _GLOBALS:
         raise errors.CheckpointError(
             f"the pickle names {show(name)} of {show(module)}, which no state dict needs. {ADVICE}"
@@ -264,7 +264,7 @@ def _reduce(machine: _Machine) -> None:
 
 
 def _build(machine: _Machine) -> None:
-    """Drops what torch hangs on an ordered dict, the version numbers of the modules."""
+    """Ignores the attributes that torch sets on an ordered dict: version numbers of the modules."""
     machine.stack.pop()
     if not isinstance(machine.stack[-1], dict):
         raise errors.CheckpointError(

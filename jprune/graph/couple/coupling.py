@@ -47,7 +47,7 @@ class Coupling(NamedTuple):
     argument_names: tuple[str, ...]
 
     def under(self, groups: Groups) -> "Coupling":
-        """The same, with the units of groups as atoms."""
+        """The same coupling, with the units of groups as atoms."""
         leaves = (self.frame.labels[value] for value in self.program.inputs)
         solution = unit_solution(self.labels, dict(zip(self.paths, leaves)), groups)
         return self._replace(solution=solution)
@@ -73,7 +73,7 @@ def couple(
     twin: Callable[..., Any] | None = None,
     groups: Groups | None = None,
 ) -> Coupling:
-    """Interprets `fn(variables, *args)` with labels; arrays or shapes do.
+    """Interprets `fn(variables, *args)` with labels; the arguments may be arrays or shapes.
 
     Args:
         fn: the function.
@@ -115,7 +115,7 @@ def couple(
 
 
 def unit_solution(labels: Labels, leaves: Mapping[str, AxisLabels], groups: Groups) -> Solution:
-    """Which units every label answers to.
+    """A solution that says which units every label stands for.
 
     Args:
         labels: of a program.
@@ -188,7 +188,7 @@ def check_leaves(groups: Groups, variables: Any) -> list[Any]:
 
 
 def check_arguments(coupling: Coupling) -> None:
-    """An argument beside the variables that holds channels must move into the variables.
+    """Refuses arguments beside the variables that have channels: they belong into the variables.
 
     Raises:
         TraceError: names the argument.
@@ -220,7 +220,7 @@ def _channel_axis(coupling: Coupling, equation: Equation) -> Axis:
 
 
 def _names_tied_to_channels(coupling: Coupling) -> set[str]:
-    """Arguments that froze a leaf's axis which no contraction consumes there."""
+    """Arguments that freeze an axis of a leaf on which the leaf is not contracted."""
     names: set[str] = set()
     for leaf in range(len(coupling.paths)):
         for number, axis in enumerate(coupling.leaf_axes(leaf)):

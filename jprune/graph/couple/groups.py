@@ -84,7 +84,7 @@ def numbered(name: str, taken: Container[str]) -> str:
 
 
 def _kinds(rows: Sequence[LeafAxis], atoms: Indices) -> list[Indices]:
-    """Splits atoms into those that never share a position: heads here, head dimensions there."""
+    """Splits atoms that share positions into kinds, such as heads and head dimensions."""
     index = np.full(max(int(row.atoms.max()) for row in rows) + 2, -1)  # the last: that of -1
     index[atoms] = np.arange(len(atoms))
     shared = [numbers for row in rows if ((numbers := index[row.atoms]) >= 0).sum(axis=0).max() > 1]
@@ -121,7 +121,7 @@ def _producer_order(coupling: Coupling, row: LeafAxis) -> tuple[int, int, int]:
 
 
 def _in_order(rows: Indices, atoms: Indices) -> tuple[Indices, list[int]]:
-    """The atoms in the order in which they first stand in [k, length], and where that is."""
+    """The atoms in order of their first positions in [k, length], and these positions."""
     flat = rows.T.reshape(-1)
     values, first = np.unique(flat, return_index=True)
     place = first[np.searchsorted(values, atoms)] // len(rows)
@@ -130,7 +130,7 @@ def _in_order(rows: Indices, atoms: Indices) -> tuple[Indices, list[int]]:
 
 
 def _places(coupling: Coupling, row: LeafAxis, atoms: Indices, stand_in: bool) -> list[Place]:
-    """Where the units stand on an axis: one place, or more if positions answer to several."""
+    """The units' places on an axis: several if positions belong to several units."""
     index = np.full(len(coupling.solution.atoms), -1)
     index[atoms] = np.arange(len(atoms))
     units = np.where(row.atoms >= 0, index[row.atoms], -1)
@@ -143,7 +143,7 @@ def _places(coupling: Coupling, row: LeafAxis, atoms: Indices, stand_in: bool) -
 
 
 def _with_stand_in(roles: tuple[str, ...]) -> tuple[str, ...]:
-    """Units that end in a contraction of two activations: their producers stand in for `in`."""
+    """The roles; a producer also gets `in` if no consumer has parameters that could be masked."""
     return (*roles, "in") if set(roles) & STAND_INS and "in" not in roles else roles
 
 

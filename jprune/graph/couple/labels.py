@@ -1,4 +1,4 @@
-"""Labels, and what rules say about them.
+"""Labels, and the statements that rules make about them.
 
 Every axis of every array carries one label (an integer) per position, or is `Fixed`: its
 positions are no channels and cannot go. Rules *tie* labels that must be the same channel,
@@ -6,8 +6,8 @@ positions are no channels and cannot go. Rules *tie* labels that must be the sam
 factors `r[i]` and `c[j]` both live (a reshape that splits or merges two labelled axes, a grouped
 convolution).
 
-`Labels.solve` names the *atoms*, the labels that everything else is a conjunction of. Atoms
-become units. How it is solved is in `solve.py`.
+`solve.py` finds the *atoms*, the labels that everything else is a conjunction of. Atoms
+become units.
 """
 
 from collections import Counter
@@ -110,17 +110,17 @@ class Labels:
         return self.fresh(int(length)) if isinstance(length, (int, np.integer)) else SYMBOLIC
 
     def freeze(self, axis: Axis, reason: Reason) -> None:
-        """These positions must stay."""
+        """States that these positions must stay."""
         if not isinstance(axis, Fixed) and axis.size:
             self.frozen.append((axis, reason))
 
     def reduce(self, axis: Axis, reason: Reason) -> None:
-        """These positions must stay, unless the caller accepts that the others' values change."""
+        """States that these positions must stay, unless the caller accepts other results."""
         if not isinstance(axis, Fixed) and axis.size:
             self.reduced.append((axis, reason))
 
     def tie(self, left: Axis, right: Axis) -> Axis:
-        """The same channels, position by position; returns the axis that stands for both."""
+        """States that two axes have the same channels; returns the axis that stands for both."""
         if isinstance(left, Fixed):
             if isinstance(right, Fixed):
                 return left
@@ -136,7 +136,7 @@ class Labels:
         self.products.append(Product(whole, tuple(factors), reason))
 
     def with_reduced(self, reduced: list[tuple[Indices, Reason]]) -> "Labels":
-        """The same, with other labels that reductions freeze."""
+        """A copy with other `reduced` labels."""
         other = Labels()
         other.count, other.reduced = self.count, reduced
         other.ties, other.frozen, other.products = self.ties, self.frozen, self.products

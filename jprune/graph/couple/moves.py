@@ -86,7 +86,7 @@ def rev(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
 
 @rule("slice")
 def slice_(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
-    """Takes the labels of the positions that it takes."""
+    """The result has the labels of the positions that the slice takes."""
     params = context.equation.params
     strides = params["strides"] or (1,) * len(params["start_indices"])
     windows = zip(params["start_indices"], params["limit_indices"], strides)
@@ -134,7 +134,7 @@ def concatenate(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
 
 @rule("pad")
 def pad(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
-    """Padding makes new positions with labels of their own; cropping forgets labels."""
+    """Padded positions get new labels; cropped ones lose theirs."""
     result: list[Axis] = []
     for axis, (low, high, interior) in zip(operands[0], context.equation.params["padding_config"]):
         if isinstance(axis, Fixed) or not (low or high or interior):
@@ -215,7 +215,7 @@ def merge(context: Context, axes: Sequence[Axis], lengths: Sequence[int]) -> Axi
 
 
 def split_axis(context: Context, axis: Axis, lengths: Sequence[int]) -> list[Axis]:
-    """Several axes from one: whole rows or whole columns are what can go."""
+    """Several axes from one, of which whole rows or whole columns can be removed."""
     if len(lengths) == 1 or isinstance(axis, Fixed):
         return [axis] * len(lengths)
     # A dense array loses whole rows or whole columns only: axis[i, j] = rows[i] and columns[j].

@@ -1,4 +1,4 @@
-"""Whether a unit is gone where two activations are contracted, once its producers are zero.
+"""Whether a unit vanishes from a contraction of two activations, once its producers are zero.
 
 A head dimension ends in q . k: no parameter of a consumer could be masked there. Its producers
 stand in, which removes it exactly if every function between them and the contraction maps zero to
@@ -57,7 +57,7 @@ class _Walker:
         self.labels = labels
 
     def visit(self, program: Program, frame: Frame, inputs: Sequence[Zero]) -> list[Zero]:
-        """Of the program's outputs."""
+        """Zeros of the program's outputs, from those of its inputs."""
         zeros: list[Zero] = [(False,) * len(program.shape(v)) for v in range(len(program.avals))]
         for value, zero in zip(program.inputs, inputs):
             zeros[value] = zero

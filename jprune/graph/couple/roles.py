@@ -4,8 +4,8 @@ Values that depend on no input are followed from the leaves they come from until
 How they meet it is the role: a contraction makes a kernel, a product a scale, a sum a shift; a
 statistic is told by the root it goes through (variance) or by its sign (mean).
 
-On which side of a kernel an axis stands is read off labels too, other ones than those that couple
-the network: these follow parameters only, and end where data begins.
+On which side of a kernel an axis stands is read off labels too. They are not those that couple
+the network: they follow parameters only, and end where data begins.
 """
 
 import math
@@ -116,7 +116,7 @@ class _Walker:
         self.nested_taints: dict[int, list[Taint]] = {}
 
     def note(self, taint: Taint, role: str) -> None:
-        """These leaves meet data in this role."""
+        """Records that these leaves meet data in this role."""
         for leaf, ways in (taint or {}).items():
             self.first.setdefault(leaf, len(self.first))
             # rsqrt(var + eps) multiplies: whatever went through a root is a variance.
@@ -139,7 +139,7 @@ class _Walker:
     def visit(
         self, program: Program, frame: Frame, inputs: Sequence[_Value], live: set[int] | None
     ) -> list[_Value]:
-        """All values of a program; `live` limits the notes to what reaches the main output."""
+        """All values of a program; only equations in `live` (None: all) give leaves a role."""
         # Until it is made, a value counts as data.
         values = [DATA_VALUE] * len(program.avals)
         for value in program.constants:
@@ -181,7 +181,7 @@ class _Walker:
         return [_Value(taint, result) for result in axes]
 
     def meet(self, program: Program, frame: Frame, number: int, operands: Sequence[_Value]) -> None:
-        """An equation in which data takes part."""
+        """Records the roles that an equation gives to the parameters that meet data in it."""
         equation = program.equations[number]
         name = equation.name
         if name in CONTRACTIONS:

@@ -88,7 +88,7 @@ class _Solver:
         """[components]: the first entry of `frozen` that freezes it, -1 for none."""
 
     def run(self) -> Solution:
-        """The fixed point."""
+        """Applies all rules until nothing changes."""
         self.refresh()
         while self.products:
             before = self.state()
@@ -104,7 +104,7 @@ class _Solver:
         return Solution(self.component, self.expand(), self.first, reasons)
 
     def state(self) -> tuple[int, ...]:
-        """Changes whenever anything changes."""
+        """A tuple that changes whenever the solver's state does."""
         return len(self.first), self.count, len(self.frozen), len(self.products)
 
     def refresh(self) -> None:
@@ -184,7 +184,7 @@ class _Solver:
         return result
 
     def common(self, same: Sequence[Product]) -> list[Product]:
-        """One product that says what several splits of one axis can say together."""
+        """The product of the finest axes into which several splits cut the same whole."""
         strides = [_strides(product.whole.shape) for product in same]
         shared = _shared_strides(strides)
         reason = same[-1].reason
@@ -229,7 +229,7 @@ class _Solver:
         return _Definitions(np.concatenate(whole), factors, alive, numbers)
 
     def close(self, table: _Definitions) -> None:
-        """One round of the rules on definitions."""
+        """Applies every rule on definitions once."""
         sets = table.sets()
         varying = (sets != NONE).sum(axis=0)
         fixed = self.first[table.whole]
@@ -260,7 +260,7 @@ class _Solver:
             self.agree(table.alive[:, columns], table.alive[:, partner[columns]], product)
 
     def agree(self, left: Indices, right: Indices, product: int) -> None:
-        """Makes two definitions [k, n] of the same components say the same."""
+        """Ties or freezes factors in which definitions [k, n] of one component differ."""
         # {a, b} and {a, c}: one factor on each side that the other has not, so b is c.
         alone, missing = _only(left, right), _only(right, left)
         single = [pair for pair in zip(alone, missing) if len(pair[0]) == len(pair[1]) == 1]
@@ -304,7 +304,7 @@ class _Solver:
         }
 
     def freeze_cycles(self) -> bool:
-        """A component that is defined by itself leaves nothing to choose."""
+        """Freezes components that are defined by themselves; returns whether there were any."""
         rows = self.rows()
         done: set[int] = set()
         cyclic: set[int] = set()
@@ -358,7 +358,7 @@ def components(pairs: Indices, count: int) -> Indices:
 
 
 def beside(factor: Indices, axis: int, shape: tuple[int, ...]) -> Indices:
-    """A factor beside every element of its whole, flat."""
+    """[elements of the whole]: the factor's label for every element, flat."""
     along = [-1 if other == axis else 1 for other in range(len(shape))]
     return np.broadcast_to(factor.reshape(along), shape).reshape(-1)
 
@@ -370,7 +370,7 @@ def _first_equal(columns: Indices) -> Indices:
 
 
 def _only(one: Indices, other: Indices) -> list[list[int]]:
-    """What every column of [k, n] has that the same column of another array has not."""
+    """Per column of [k, n], the entries that the same column of another array lacks."""
     columns = zip(one.T.tolist(), other.T.tolist())
     return [sorted({*factors} - {*others, NONE}) for factors, others in columns]
 

@@ -1,4 +1,4 @@
-"""What stands between a contraction and its nonlinearity: per channel, a factor and an offset."""
+"""The factor and offset per channel between a contraction and its nonlinearity."""
 
 from collections.abc import Callable
 from typing import Any

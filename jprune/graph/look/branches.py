@@ -69,7 +69,7 @@ def find_forks(program: Program, spots: Sequence[Spot], leaves: int) -> list[For
 
 
 def branch_spots(forks: Sequence[Fork], spots: Sequence[Spot]) -> list[Spot]:
-    """The operands of sums that are branches, as sites."""
+    """Sites of the kind `branch`: the operands of sums that are branches."""
     joins = {spot.equation: spot for spot in spots if spot.kind == "join"}
     return [
         joins[fork.equation]._replace(kind="branch", layer=fork.name, value=fork.branch)
@@ -80,7 +80,7 @@ def branch_spots(forks: Sequence[Fork], spots: Sequence[Spot]) -> list[Spot]:
 def without(
     program: Program, frame: Frame, cut: Sequence[Fork], outputs: Sequence[int] | None = None
 ) -> tuple[Program, Frame]:
-    """The program with some branches cut off, and nothing that only they needed.
+    """The program without some branches and without the equations that only they need.
 
     Args:
         program: the whole program.
@@ -125,7 +125,7 @@ def without(
 
 
 class Needs:
-    """Who reads what, among the equations that some outputs need."""
+    """Readers and makers of values, among the equations that some outputs need."""
 
     def __init__(self, program: Program, outputs: Sequence[int]):
         self.program = program

@@ -1,4 +1,4 @@
-"""`intercept` and what is made of it: taps, gates and perturbations at sites."""
+"""`intercept`, and with it: values, gates and perturbations at sites."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -195,7 +195,7 @@ def patches_of(equation: Equation, kernel: int, data: Any, operands: Sequence[An
 def taps(
     fn: Callable[..., Any], groups: Groups, kinds: Sequence[str] = ("in",)
 ) -> Callable[..., Any]:
-    """The values at sites, beside the output.
+    """The network, returning the values at its sites beside its output.
 
     Returns:
         `fn'(variables, *args) -> (out, {(layer, kind): value})`.
@@ -281,7 +281,7 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
 
 
 def _gate_along(site: Site, value: Any, gate: Any, units: Indices) -> Any:
-    """A gate as it multiplies a site's value; positions of other units get one."""
+    """A gate in the shape that a site's value is multiplied by; 1 at positions of other groups."""
     # [units] or [batch, units] -> [positions] or [batch, positions]: unit -1 has gate 1. The index
     # is clipped, or -1 would read the last unit's gate.
     along = jnp.where(units < 0, jnp.ones((), gate.dtype), gate[..., np.maximum(units, 0)])

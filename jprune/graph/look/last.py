@@ -13,7 +13,7 @@ from jprune.jaxprs import Body, Equation, Program, nested
 
 
 class Fate(NamedTuple):
-    """What becomes of a value.
+    """Where a value goes: to which kernels, and whether to an output.
 
     Attributes:
         consumers: kernels (by leaf, as bits) that are the next to contract it.
@@ -24,7 +24,7 @@ class Fate(NamedTuple):
     ends: bool = False
 
     def also(self, other: "Fate") -> "Fate":
-        """What becomes of a value that two readers share."""
+        """The fate of a value that two readers share."""
         return Fate(self.consumers | other.consumers, self.ends or other.ends)
 
 
@@ -33,7 +33,7 @@ LOOPS = ("scan", "while", "cond")
 
 
 def last_layers(program: Program, uses: Uses, main: int | None) -> set[int]:
-    """Leaves of the kernels a result of which reaches a main output and no other kernel.
+    """Numbers of the kernels with a result that reaches a main output, and no other kernel.
 
     Args:
         program: the whole net.

@@ -89,9 +89,9 @@ class Flow:
         return rank == 0 or set(range(rank)) - set(axes) <= self._along(value)
 
     def is_beside(self, operand: int, equation: Equation, axis: int) -> bool:
-        """Whether an operand is a number a channel to an equation, and no activation in a sum.
+        """Whether an operand has one number per channel, and is not a side of a residual sum.
 
-        Of one image with one position an activation is a number a channel too.
+        For one image with one position, an activation has one number per channel too.
         """
         return self.per_channel(operand, axis) and not self.is_sum(equation)
 
@@ -214,7 +214,7 @@ class _Finder:
         self.spots[layer, kind] = Spot(kind, layer, value, equation, axis, self.kernels[layer])
 
     def contraction(self, number: int, data: int, path: str) -> None:
-        """`in`, `out`, and what follows."""
+        """Adds the sites of a contraction: `in`, `out`, `norm` and `act`."""
         equation = self.flow.program.equations[number]
         in_axis, out_axis = channel_axes(self.flow.program, equation, data)
         layer, count = path, 2
@@ -226,7 +226,7 @@ class _Finder:
         self.follow(layer, equation.outputs[0], number, out_axis)
 
     def follow(self, layer: str, value: int, number: int, axis: int) -> None:
-        """`norm` and `act` behind a value."""
+        """Adds the sites `norm` and `act` that follow a value."""
         end = self.flow.affine_end(value, axis)
         # A join has the name of its branch, which may have a norm of its own: the first one stays.
         if (layer, "norm") not in self.spots:
@@ -239,7 +239,7 @@ class _Finder:
             self.origin[result] = (layer, axis)
 
     def join(self, number: int, equation: Equation) -> None:
-        """A sum takes the name of its latest branch; what follows it is followed too."""
+        """Adds the sites of a sum, under the name of the side that is computed last."""
         # Of the two sides the one that is computed later is the branch, the other the shortcut.
         chains = [value for value in sorted(equation.inputs) if value in self.origin]
         if not chains:

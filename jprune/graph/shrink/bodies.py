@@ -1,7 +1,7 @@
 """Equations with bodies on smaller arrays: custom derivatives, rematerialisation, control flow.
 
-Custom derivatives are rebuilt, never opened: their rule is the *interpreted* program of their own
-jvp or vjp.
+Functions with custom derivatives keep them: on smaller arrays, the derivative is the program of
+their own jvp or vjp, run on the kept positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,7 +90,7 @@ def _tangents(shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStr
 def _rerun(
     fn: Callable[..., Any], shapes: tuple[Any, ...], keeps: Sequence[Keep], values: Sequence[Any]
 ) -> list[Any]:
-    """Runs a derivative, traced at full `shapes`, on what `keeps` leaves of its inputs."""
+    """Runs a derivative, traced at full `shapes`, on the positions of its inputs in `keeps`."""
     # Its own program, with labels of its own: only the kept positions of its inputs tell what
     # lives.
     program, _ = program_of(fn, *shapes)

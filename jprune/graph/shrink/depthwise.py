@@ -67,7 +67,7 @@ def shift_depthwise(fn: Function, platform: str | None = None) -> Function:
 
 
 def _rewritten(fn: Function) -> Function:
-    """`shift_depthwise` without the question where the function runs."""
+    """`shift_depthwise` for a function that is known to run on a CPU."""
 
     def rewritten(*args: Any) -> Any:
         program, output = program_of(fn, *args)
@@ -219,7 +219,7 @@ def _taps(numbers: Any, kernel: Any, channels: int) -> Any:
 
 
 def _padded(params: dict[str, Any], data: Any, spatial: Sequence[int]) -> Any:
-    """The data with its padding, and with holes where the data are dilated."""
+    """The data with its padding, and with zeros between positions if the data are dilated."""
     config = [(0, 0, 0)] * data.ndim
     for axis, (low, high), dilation in zip(spatial, params["padding"], params["lhs_dilation"]):
         config[axis] = (low, high, dilation - 1)

@@ -1,4 +1,4 @@
-"""Plans: what was removed, as plain data: written as JSON, replayed on the same net."""
+"""Plans: the removed units as plain data, written as JSON and replayed on the same net."""
 
 import hashlib
 from collections import Counter
@@ -161,7 +161,7 @@ def replay(
     *args: Any,
     groups: Groups | None = None,
 ) -> tuple[Groups, dict[str, np.ndarray]]:
-    """Groups and masks of a plan on the net that it was made of.
+    """Groups and masks of a plan, for the net that it was made of.
 
     Args:
         plan: from `plan_of`, perhaps read from JSON.

@@ -70,7 +70,7 @@ class Step(NamedTuple):
 
 
 def kept_shape(full: Sequence[int], keep: Keep) -> tuple[int, ...]:
-    """A shape after removal."""
+    """The shape of an array after removal."""
     return tuple(n if k is None else int(k.sum()) for n, k in zip(full, keep))
 
 
@@ -81,7 +81,7 @@ def take(value: Any, keep: Keep) -> Any:
 
 
 def cut(value: Any, keep: Keep) -> Any:
-    """The same; a NumPy array where the numbers are at hand, which a program has as a constant."""
+    """As `take`; concrete arrays come back as NumPy arrays, which programs have as constants."""
     if all(mask is None for mask in keep):
         return value
     numbers = at_hand(value)
@@ -171,7 +171,7 @@ def shrunk(step: Step) -> list[Any]:
 
 
 def _cast(step: Step) -> Any:
-    """A gated kernel in another type, its gates as they are.
+    """Casts a gated kernel to another type; its gates are unchanged.
 
     Raises:
         StructureError: anything but a cast, on which a kernel would lose its gates.
@@ -220,7 +220,7 @@ def rule(*names: str) -> Callable[[ShrinkRule], ShrinkRule]:
 
 @rule("reshape")
 def reshape(step: Step) -> list[Any]:
-    """To the kept shape: what is left of a merge or split is still row-major."""
+    """To the kept shape: whole rows and columns are removed, so the rest is still row-major."""
     return [jax.lax.reshape(step.values[0], step.shape())]
 
 
@@ -233,7 +233,7 @@ def broadcast_in_dim(step: Step) -> list[Any]:
 
 @rule("conv_general_dilated")
 def convolution(step: Step) -> list[Any]:
-    """The number of groups follows from the widths that are left."""
+    """With as many feature groups as remain."""
     params = dict(step.equation.params)
     if params["feature_group_count"] > 1:
         numbers = params["dimension_numbers"]
@@ -265,7 +265,7 @@ def slice_(step: Step) -> list[Any]:
 
 @rule("stack")
 def stack(step: Step) -> list[Any]:
-    """Without the operands whose place on the new axis is gone."""
+    """Without the operands whose position on the new axis is removed."""
     keep = step.out_keeps[0][step.equation.params["axis"]]
     remaining = step.values if keep is None else list(itertools.compress(step.values, keep))
     return bind(step.equation, remaining)
@@ -273,7 +273,7 @@ def stack(step: Step) -> list[Any]:
 
 @rule("split")
 def split(step: Step) -> list[Any]:
-    """Parts as wide as what each keeps."""
+    """Into parts of the kept widths."""
     axis = step.equation.params["axis"]
     sizes = [step.shape(result)[axis] for result in range(len(step.out_keeps))]
     offsets = np.cumsum([0, *sizes]).tolist()
@@ -286,7 +286,7 @@ def split(step: Step) -> list[Any]:
 
 @rule("pad")
 def pad(step: Step) -> list[Any]:
-    """As much padding as is kept; a padded axis that also lost channels is put together anew."""
+    """With the kept part of the padding, also on axes that lost channels."""
     value, filling = step.values
     for axis, config in enumerate(step.equation.params["padding_config"]):
         keep = step.out_keeps[0][axis]
@@ -343,14 +343,14 @@ def _pad_kept(
 
 @rule("dynamic_slice")
 def dynamic_slice(step: Step) -> list[Any]:
-    """Axes that are taken whole are as wide as what is left."""
+    """With the kept widths of axes that are taken whole."""
     value, *starts = step.values
     return [jax.lax.dynamic_slice(value, starts, step.shape())]
 
 
 @rule("gather")
 def gather(step: Step) -> list[Any]:
-    """Constant indices are numbered anew; windows are as wide as what is left."""
+    """With constant indices renumbered, and windows of the kept widths."""
     params, value = dict(step.equation.params), step.values[0]
     full = step.program.shape(step.equation.inputs[0])
     indices_known = step.program.known(step.equation.inputs[1])
@@ -375,7 +375,7 @@ def gather(step: Step) -> list[Any]:
 
 
 def _index_left(step: Step, index: Indices, axis: int, batch: Sequence[int]) -> Indices:
-    """Indices of what is left, into what is left."""
+    """Constant indices without the removed results, renumbered for the smaller operand."""
     for number, target in enumerate(batch):
         keep = step.out_keeps[0][target]
         if keep is not None:

@@ -1,4 +1,4 @@
-"""`slim` and `slim_params`: the same network, dense, with the kept units only."""
+"""`slim` and `slim_params`: the same network on smaller dense arrays, with the kept units."""
 
 import functools
 import math
@@ -103,7 +103,7 @@ def axis_keeps(groups: Groups, masks: Mapping[str, Any]) -> dict[str, list[np.nd
 
 
 def _emptied(groups: Groups, path: str, axis: int) -> errors.StructureError:
-    """Masks of several groups that leave nothing where positions need a unit of each."""
+    """The error for masks of several groups that together leave no position of an axis."""
     names = [
         name
         for name, places in groups.places.items()
@@ -174,7 +174,7 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
 
 
 def _take_where_it_is(leaf: Any, keep: Keep) -> Any:
-    """The kept part; what was sharded stays sharded, where the kept width can be divided."""
+    """The kept part of an array; a sharded axis stays sharded if its kept length can be divided."""
     sharding = getattr(leaf, "sharding", None)
     traced = isinstance(leaf, Tracer)
     if traced or not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
@@ -191,7 +191,7 @@ def _take_where_it_is(leaf: Any, keep: Keep) -> Any:
 
 
 def _parts(sharding: NamedSharding, names: Any) -> int:
-    """Into how many parts these mesh axes divide an axis."""
+    """The number of parts into which these mesh axes divide an array's axis."""
     several = names if isinstance(names, tuple) else (names,)
     return math.prod(sharding.mesh.shape[name] for name in several)
 
@@ -265,7 +265,7 @@ def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., 
 def _without_branches(
     coupling: Coupling, cut: set[str], dead: set[str]
 ) -> tuple[Program, Frame, list[bool]]:
-    """The program without some branches, and which outputs (not their statistics) it still has.
+    """The program without some branches, and which outputs it still has (without their statistics).
 
     Raises:
         StructureError: this function has no such branch.
@@ -320,7 +320,7 @@ def check_slim(
 def alive_units(
     coupling: Coupling, groups: Groups, masks: Mapping[str, Any], keeps: Mapping[str, Sequence[Any]]
 ) -> Alive:
-    """What lives under the masks, after a look at whether this program allows them.
+    """The labels that live under the masks, checked against what this program freezes and ties.
 
     Raises:
         FrozenError: something is removed that this program freezes.
@@ -365,7 +365,7 @@ def alive_units(
 
 
 def _removed(alive: Alive, frozen: Sequence[tuple[Indices, Reason]]) -> Reason | None:
-    """The first reason for which something was frozen that is gone."""
+    """The first reason for which a removed label is frozen; None if none is."""
     if not frozen:
         return None
     labels = np.concatenate([axis for axis, _ in frozen])
