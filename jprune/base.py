@@ -40,54 +40,75 @@ ROLES = ("kernel", "shift", "scale", "mean", "var", "in", "state")
 
 
 class Place(NamedTuple):
-    """Where a group's units stand: one axis of one leaf."""
+    """Where a group's units stand: one axis of one leaf.
+
+    Attributes:
+        leaf: path of the leaf, `keystr(path, simple=True, separator="/")`.
+        axis: of the leaf.
+        roles: of `ROLES`: what the leaf does to the units on this axis.
+        units: [axis length]: number of the unit at every position, -1 where a position belongs to
+            no unit of this group.
+    """
 
     leaf: str
-    """Path of the leaf, `keystr(path, simple=True, separator="/")`."""
     axis: int
     roles: tuple[str, ...]
     units: np.ndarray
-    """[axis length]: the unit at every position, -1 where the position is not of this group."""
 
 
 class Frozen(NamedTuple):
-    """Positions of one axis that cannot be removed, and why."""
+    """Positions of one axis that cannot be removed, and why.
+
+    Attributes:
+        leaf: path of the leaf.
+        axis: of the leaf.
+        positions: how many positions of the axis are frozen for this reason.
+        reason: in words.
+        primitive: name of the primitive that froze them; empty where it was none.
+        equation: as text, with the shapes of its operands; empty where it was none.
+        source: the user's line, `file:line (function)`; empty where JAX recorded none.
+        remedy: what would open it; empty where nothing would.
+    """
 
     leaf: str
     axis: int
     positions: int
-    """How many positions of the axis are frozen for this reason."""
     reason: str
     primitive: str
     equation: str
     source: str
-    """The user's line, `file:line (function)`; empty where JAX recorded none."""
     remedy: str
-    """What would open it; empty where nothing would."""
 
 
 class SiteInfo(NamedTuple):
-    """Where a method can look or act: the static part of a site."""
+    """Where a method can look or act: the static part of a site.
+
+    Attributes:
+        kind: `in`, `out`, `norm`, `act` or `join`.
+        layer: name of the call site: the kernel's path, with `@2` at its second use.
+        axis: the channel axis of the site's value.
+        groups: groups whose units stand on that axis.
+        kernel: path of the kernel whose call site it is: a key of `Groups.layers`.
+    """
 
     kind: str
-    """`in`, `out`, `norm`, `act` or `join`."""
     layer: str
-    """Name of the call site: the kernel's path, with `@2` at its second use."""
     axis: int
-    """The channel axis of the site's value."""
     groups: tuple[str, ...]
-    """Groups whose units stand on that axis."""
     kernel: str
-    """Path of the kernel whose call site it is: a key of `Groups.layers`."""
 
 
 class Branch(NamedTuple):
-    """The side of a residual sum that has weights: a unit that can be removed as a whole."""
+    """The side of a residual sum that has weights: a unit that can be removed as a whole.
+
+    Attributes:
+        name: `branch/` and the layer whose output is summed; unit masks and gates of it have shape
+            [1].
+        leaves: leaves that only this branch reads; they become None when it goes.
+    """
 
     name: str
-    """`branch/` and the layer whose output is summed; unit masks and gates of it have shape [1]."""
     leaves: tuple[str, ...]
-    """Leaves that only this branch reads; they become None when it goes."""
 
 
 class Layer(NamedTuple):
@@ -161,6 +182,7 @@ class Layer(NamedTuple):
     @property
     def fan_in(self) -> int:
         """How many weights lead to one output."""
+        # n = in k^2, the n of He et al.'s initial values.
         return math.prod(self.shape[axis] for axis in (*self.inputs, *self.window))
 
     @property
@@ -172,6 +194,7 @@ class Layer(NamedTuple):
     def depthwise(self) -> bool:
         """Whether every output sees one input channel: a grouped convolution of groups of one."""
         inputs = math.prod(self.shape[axis] for axis in self.inputs)
+        # One input channel alone says little: the first layer of a grey image has one too.
         return self.feature_groups > 1 and inputs == 1
 
     def matrix(self, kernel: Any) -> Any:
@@ -198,6 +221,7 @@ class Layer(NamedTuple):
                 f"an array of shape {np.shape(kernel)} came for the kernel {self.kernel}, which "
                 f"has {self.shape}. For a smaller kernel, trace the smaller net and use its layers."
             )
+        # [inputs..., window..., batch..., outputs...] -> [inputs, window, batch x outputs]
         return kernel.transpose(self._order).reshape(self._matrix_shape)
 
     def array(self, matrix: Any) -> Any:
@@ -212,6 +236,7 @@ class Layer(NamedTuple):
                 f"[inputs, window, outputs], here {self._matrix_shape}."
             )
         lengths = [self.shape[axis] for axis in self._order]
+        # The inverse permutation: back[order[i]] = i.
         back = sorted(range(len(lengths)), key=self._order.__getitem__)
         return matrix.reshape(lengths).transpose(back)
 
@@ -260,16 +285,22 @@ class Groups(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a net costs, for one example. All fields are counts, not fractions."""
+    """The cost of a net for one example. All fields are counts, not fractions.
+
+    Attributes:
+        params: number of parameters; batch-norm statistics are not counted.
+        macs: multiply-accumulates of convolutions and matrix products (papers' "FLOPs" are MACs
+            here).
+        bytes: bytes of the parameters, plus those of the activations that contractions read and
+            write.
+        by_group: {group: MACs of the equations in which its units occur}. Groups share equations,
+            so these do not add up to `macs`.
+    """
 
     params: Any
-    """Parameters and statistics are told apart: statistics do not count."""
     macs: Any
-    """Multiply-accumulates of convolutions and contractions (papers' "FLOPs" are MACs here)."""
     bytes: Any
-    """Bytes of the parameters plus those of the activations that contractions read and write."""
     by_group: dict[str, Any]
-    """MACs in whose count a group's units occur; groups share equations, so they do not add up."""
 
 
 CostModel = Callable[[Any], Cost]
@@ -311,19 +342,20 @@ class Budget:
     KINDS = ("density", "params", "macs", "latency", "energy")
 
     def __post_init__(self):
-        given = [kind for kind in self.KINDS if getattr(self, kind) is not None]
-        if len(given) != 1:
+        kinds = [kind for kind in self.KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
             raise errors.ArgumentError(
-                f"Budget got {given or 'nothing'}; it takes exactly one of "
+                f"Budget got {kinds or 'nothing'}; it takes exactly one of "
                 f"{', '.join(self.KINDS)}, each a fraction of the dense net that is kept. Write "
                 "Budget(macs=0.5)."
             )
+        # A learned budget is traced: it has no number to check.
         if not isinstance(self.value, Tracer):
             value = float(self.value)
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise errors.ArgumentError(
-                    f"Budget({given[0]}={self.value}) is outside (0, 1]: it is the fraction that "
-                    f"is kept. To remove 30 %, write Budget({given[0]}=0.7)."
+                    f"Budget({kinds[0]}={self.value}) is outside (0, 1]: it is the fraction that "
+                    f"is kept. To remove 30 %, write Budget({kinds[0]}=0.7)."
                 )
         if self.min_units < 1 or self.multiple_of < 1:
             raise errors.ArgumentError(
@@ -339,7 +371,7 @@ class Budget:
 
     @property
     def kind(self) -> str:
-        """Which of the five was given."""
+        """Which of the five was set."""
         return next(kind for kind in self.KINDS if getattr(self, kind) is not None)
 
     @property
@@ -356,34 +388,40 @@ class Criterion(NamedTuple):
     """Scores from variables and data.
 
     A criterion that looks at no data ignores `batch` in `update`, and `needs_data` says so.
+
+    Attributes:
+        init: `init(variables) -> state`.
+        update: `update(state, variables, batch) -> state`, jitted.
+        score: `score(state, variables) -> scores`: a tree like the variables, or {group: [units]}.
     """
 
     init: Callable[[Variables], PyTree]
-    """`init(variables) -> state`."""
     update: Callable[[PyTree, Variables, Batch], PyTree]
-    """`update(state, variables, batch) -> state`, jitted."""
     score: Callable[[PyTree, Variables], Scores]
-    """`score(state, variables) -> scores`: a tree like the variables, or {group: [units]}."""
     needs_data: bool = True
 
 
 class Problem(NamedTuple):
-    """Reconstruction: what a consumer said, to be had again from fewer of its inputs."""
+    """A reconstruction: the outputs of a consumer are fitted again, from fewer of its inputs.
+
+    Attributes:
+        inputs: [n, units, window]: what the consumer reads, at n sampled positions.
+        targets: [n, outputs]: the outputs that it should have, before its bias.
+        weight: [units, window, outputs]: the present weights.
+        keep: bool [units], or [units, outputs]: where weights may differ from 0.
+        rows: [n]: weights of the rows in the sum of squares; None: all 1.
+        ridge: strength of the penalty that holds weights at their old values; None: the
+            reconstructor's own rule.
+        bias: whether a constant may be added to every output.
+    """
 
     inputs: Any
-    """[n, units, window]: what the consumer reads, at n sampled positions."""
     targets: Any
-    """[n, outputs]: what it should say, before its bias."""
     weight: Any
-    """[units, window, outputs], as it is."""
     keep: Any
-    """Bool [units], or [units, outputs]: where weights may be other than 0."""
     rows: Any = None
-    """[n] weights of the rows; None: all 1."""
     ridge: float | None = None
-    """How strongly weights are held at their old values; None: the reconstructor's own rule."""
     bias: bool = False
-    """Whether a constant may be added to every output."""
 
 
 Reconstructor = Callable[[Problem], tuple[np.ndarray, np.ndarray]]
@@ -412,93 +450,113 @@ class Data(NamedTuple):
     is padded with weight 0. `start` skips that many batches, so that a resumed run sees what an
     undisturbed one sees. A run on several hosts also passes `rows`, a slice: of every batch, those
     rows alone.
+
+    Attributes:
+        name: of the data set.
+        shape: of one image, (height, width, channels).
+        classes: number of classes.
+        sizes: {"train": n, "validation": n, "test": n}.
     """
 
     name: str
     shape: tuple[int, ...]
-    """Shape of one image."""
     classes: int
     sizes: dict[str, int]
-    """{"train": n, "validation": n, "test": n}."""
     batches: Callable[..., Iterator[Batch]]
 
 
 class Task(NamedTuple):
-    """What a user brings: a net, a loss and data."""
+    """What a user brings: a net, a loss and data.
+
+    Attributes:
+        name: of the model.
+        fn: `fn(variables, x) -> out` in inference mode.
+        train_fn: `train_fn(variables, x, key) -> (out, new)`, `new` being what `update` takes.
+        loss: `loss(out, batch) -> [batch]`.
+        metrics: `metrics(out, batch) -> {name: [batch]}`, averaged over a split by
+            `train.evaluate`.
+        init: `init(key) -> variables`.
+        example: shape and type of the inputs for one example, batch axis 1 included.
+        split: `split(variables) -> (params, rest)`: the trained part and the rest.
+        merge: `merge(params, rest) -> variables`.
+        update: `update(variables, new) -> variables` with the statistics of a training step written
+            in.
+    """
 
     name: str
-    """Of the model."""
     fn: Callable[..., Any]
-    """`fn(variables, x) -> out` in inference mode."""
     train_fn: Callable[..., Any]
-    """`train_fn(variables, x, key) -> (out, new)`, `new` being what `update` takes."""
     loss: Callable[[Any, Batch], jax.Array]
-    """`loss(out, batch) -> [batch]`."""
     metrics: Callable[[Any, Batch], dict[str, jax.Array]]
-    """`metrics(out, batch) -> {name: [batch]}`, averaged over a split by `train.evaluate`."""
     init: Callable[[jax.Array], Variables]
-    """`init(key) -> variables`."""
     example: Any
-    """Shape and type of the inputs for one example, batch axis 1 included."""
     data: Data
     split: Callable[[Variables], tuple[Params, PyTree]]
-    """`split(variables) -> (params, rest)`: the trained part and the rest."""
     merge: Callable[[Params, PyTree], Variables]
-    """`merge(params, rest) -> variables`."""
     update: Callable[[Variables, Any], Variables]
-    """`update(variables, new) -> variables` with the statistics of a training step written in."""
 
 
 class Pruned(NamedTuple):
-    """A net on its way through a recipe."""
+    """A net on its way through a recipe.
+
+    Attributes:
+        variables: of the net, dense (pruned units are masked, not cut off).
+        masks: unit masks {group: [units]}, or a tree like the variables; None while nothing is
+            pruned.
+        extra: what a method trains beside the weights: gates, a hypernetwork.
+        saved: {name: variables} that earlier stages saved, such as `init`, `teacher`, `rewind`.
+        resolution: int [height, width] that images are resized to before the net; None: no
+            resizing.
+    """
 
     variables: Variables
     masks: Masks
-    """Unit masks {group: [units]}, or a tree like the variables; None while nothing is pruned."""
     extra: PyTree = None
-    """What a method trains beside the weights: gates, a hypernetwork."""
     saved: Mapping[str, Variables] = {}
-    """{name: variables}: `init`, `teacher`, `rewind`."""
     resolution: Any = None
-    """Int [height, width] that images are resized to before the net; None: as they come."""
 
 
 class Learner(NamedTuple):
     """Training that can stop after any step and go on from there.
 
-    All that a step depends on is the state, the batch and the number of the step, so a run that was
-    stopped and restored takes the very steps of one that was not.
+    A step depends on the state, the batch and its number alone, so a run that was stopped and
+    restored takes exactly the steps of one that was not.
+
+    Attributes:
+        steps: how many steps there are in all.
+        epoch: steps in an epoch.
+        init: `init() -> state`, a tree of arrays.
+        batches: `batches(start)`: endless, from that step on.
+        step: `step(state, batch) -> state, metrics`, jitted; the old state is given away (donated).
+        variables: `variables(state)`: the net at this point.
+        finish: `finish(state)`: the net as it goes to the next stage.
     """
 
     steps: int
     epoch: int
-    """Steps in an epoch."""
     init: Callable[[], PyTree]
-    """`init() -> state`, a tree of arrays."""
     batches: Callable[[int], Iterator[Batch]]
-    """`batches(start)`: endless, from that step on."""
     step: Callable[[PyTree, Batch], tuple[PyTree, dict[str, jax.Array]]]
-    """`step(state, batch) -> state, metrics`, jitted; the old state is given away (donated)."""
     variables: Callable[[PyTree], Variables]
-    """`variables(state)`: the net at this point."""
     finish: Callable[[PyTree], Pruned]
-    """`finish(state)`: the net as it goes to the next stage."""
 
 
 class Searcher(NamedTuple):
-    """Search in rounds: candidates are asked for, and their scores are told.
+    """Search in rounds: `ask` gives candidates, `tell` takes their scores.
 
-    All of it is pure: what is drawn depends on the key of `init` and on the round.
+    All functions are pure: random draws depend on the key of `init` and on the round alone.
+
+    Attributes:
+        init: `init(key) -> state`, a tree of arrays.
+        ask: `ask(state) -> candidates`: int [p, genes], none of them asked before; p may be 0.
+        tell: `tell(state, candidates, scores [p]) -> state`; higher is better.
+        best: `best(state) -> (candidate [genes], its score)`, of all so far.
     """
 
     init: Callable[[jax.Array], PyTree]
-    """`init(key) -> state`, a tree of arrays."""
     ask: Callable[[PyTree], np.ndarray]
-    """`ask(state) -> candidates`: int [p, genes], none of them asked before; p may be 0."""
     tell: Callable[[PyTree, np.ndarray, Any], PyTree]
-    """`tell(state, candidates, scores [p]) -> state`; higher is better."""
     best: Callable[[PyTree], tuple[np.ndarray, float]]
-    """`best(state) -> (candidate [genes], its score)`, of all so far."""
 
 
 Wrap = Callable[
@@ -594,11 +652,12 @@ def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[
     """
     state = criterion.init(variables)
     if criterion.needs_data:
-        seen = 0
+        batches_seen = 0
         for batch in batches:
+            # Batch by batch: calibration data never lie in memory together.
             state = criterion.update(state, variables, batch)
-            seen += 1
-        if not seen:
+            batches_seen += 1
+        if not batches_seen:
             raise errors.ArgumentError(
                 "run_criterion got no batch, and this criterion looks at data. Pass an iterable of "
                 'batches, for example [{"image": x, "label": y}].'

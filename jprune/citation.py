@@ -49,24 +49,27 @@ def citation(*objects: Any) -> str:
     named = {
         paper.key: paper for name in objects if isinstance(name, str) for paper in _of_method(name)
     }
-    texts = [text for thing in objects if not isinstance(thing, str) for text in _texts(thing)]
-    known = [p for p in survey.papers() if p.key in named or any(_cites(t, p) for t in texts)]
+    # Blocks are collected first, since papers are printed in the order of the survey.
+    texts = [text for item in objects if not isinstance(item, str) for text in _texts(item)]
+    cited = [p for p in survey.papers() if p.key in named or any(_cites(t, p) for t in texts)]
     numbers = {paper.fields.get("eprint") for paper in survey.papers()}
+    # Each number once, in the order in which it was met.
     others = dict.fromkeys(n for text in texts for n in _ARXIV.findall(text) if n not in numbers)
-    return "\n\n".join([*(paper.bibtex for paper in known), *map(_unknown, others)])
+    return "\n\n".join([*(paper.bibtex for paper in cited), *map(_unknown, others)])
 
 
 def _of_method(name: str) -> tuple[Paper, ...]:
-    found = survey.papers_of(name)
-    if not found:
+    papers = survey.papers_of(name)
+    if not papers:
         raise errors.ArgumentError(
             f"there is no method {name!r} to cite; `jprune methods` lists their names. Pass an "
             "object itself, not its name."
         )
-    return found
+    return papers
 
 
 def _cites(text: str, paper: Paper) -> bool:
+    # By arXiv number, else by title; without the blanks a title could end within a word.
     return paper.fields.get("eprint", "-") in _ARXIV.findall(text) or (
         f" {_words(paper.fields['title'])} " in f" {_words(text)} "
     )
@@ -80,38 +83,43 @@ def _unknown(number: str) -> str:
     return f"@misc{{arxiv{number},\n  eprint = {{{number}}},\n  archiveprefix = {{arXiv}},\n}}"
 
 
-def _texts(thing: Any, inside: tuple[int, ...] = ()) -> Iterator[str]:
+def _texts(item: Any, inside: tuple[int, ...] = ()) -> Iterator[str]:
     """References blocks of an object and its parts, lines joined."""
-    if id(thing) in inside or isinstance(thing, (str, bytes, int, float, complex, type(None))):
+    # `inside` holds what is being looked at: an object that holds itself ends here. Strings are no
+    # iterables of parts.
+    if id(item) in inside or isinstance(item, (str, bytes, int, float, complex, type(None))):
         return
-    for docstring in _docstrings(thing):
+    for docstring in _docstrings(item):
+        # The nearest docstring with a block: what a function cites counts more than what its module
+        # does.
         if blocks := _BLOCK.findall(inspect.cleandoc(docstring)):
             yield " ".join(" ".join(blocks).split())
             break
-    for part in _parts(thing):
-        yield from _texts(part, (*inside, id(thing)))
+    for part in _parts(item):
+        yield from _texts(part, (*inside, id(item)))
 
 
-def _parts(thing: Any) -> Iterable[Any]:
-    if isinstance(thing, functools.partial):
-        return (thing.func, *thing.args, *thing.keywords.values())
-    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        return [getattr(thing, field.name) for field in dataclasses.fields(thing)]
-    if isinstance(thing, Mapping):
-        return thing.values()
-    return thing if isinstance(thing, (tuple, list)) else ()
+def _parts(item: Any) -> Iterable[Any]:
+    if isinstance(item, functools.partial):
+        return (item.func, *item.args, *item.keywords.values())
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return [getattr(item, field.name) for field in dataclasses.fields(item)]
+    if isinstance(item, Mapping):
+        return item.values()
+    return item if isinstance(item, (tuple, list)) else ()
 
 
-def _docstrings(thing: Any) -> Iterator[str]:
-    """An object's docstring, that of the function it was made in, that of its module."""
-    if isinstance(thing, types.ModuleType):
-        yield thing.__doc__ or ""
+def _docstrings(item: Any) -> Iterator[str]:
+    """Docstrings of an object, of the function that made it, and of its module, in this order."""
+    if isinstance(item, types.ModuleType):
+        yield item.__doc__ or ""
         return
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    named = item if hasattr(item, "__qualname__") else type(item)
     yield named.__doc__ or ""
     module = sys.modules.get(named.__module__)
+    # A closure: `taylor.<locals>.score` cites what `taylor` does.
     if "<locals>" in named.__qualname__:
         made_in = getattr(module, named.__qualname__.split(".")[0], None)
         yield getattr(made_in, "__doc__", None) or ""
-    if named is thing:  # the module of a class is not about its instances
+    if named is item:  # the module of a class is not about its instances
         yield getattr(module, "__doc__", None) or ""

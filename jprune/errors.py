@@ -22,7 +22,7 @@ class StructureError(JpruneError, ValueError):
 
 
 class TraceError(JpruneError, ValueError):
-    """A function that the engine cannot couple: an unknown primitive, a tied argument."""
+    """A function that cannot be traced: an unknown primitive, an argument tied to channels."""
 
 
 class FrozenError(StructureError):
@@ -46,7 +46,7 @@ class CheckpointError(JpruneError, ValueError):
 
 
 class InUseError(CheckpointError):
-    """A run directory, or a name in one, that another process has."""
+    """A run directory, or a file in one, that another process is using."""
 
 
 class MissingExtraError(JpruneError, ImportError):
@@ -57,17 +57,17 @@ class ExportError(JpruneError, RuntimeError):
     """A net that an export format cannot hold, or whose export gives other numbers."""
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.4) -> str:
-    """A suggestion for a name that is not known, with a blank behind it; empty if none is near.
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.4) -> str:
+    """A suggestion for a misspelt name, with a blank behind it; empty if no name is near.
 
     Args:
         name: what came.
-        known: what could have come.
+        names: what could have come.
         cutoff: how near a name must be, in 0..1.
 
     Example:
         >>> nearest("tailor", ["l1", "taylor"])
         'did you mean taylor? '
     """
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
     return f"did you mean {near[0]}? " if near else ""

@@ -19,8 +19,6 @@ from jax.extend import core as jex
 
 # Primitives whose body can be written out where they stand. Names, since JAX moves the objects.
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-
-
 # Primitives that keep their bodies: parameter(s) that hold them.
 NESTED = {
     "custom_jvp_call": ("call_jaxpr",),
@@ -32,13 +30,22 @@ NESTED = {
     "while": ("cond_jaxpr", "body_jaxpr"),
     "cond": ("branches",),
 }
-
-
 REMAT = {"checkpoint", "remat2"}
 
 
 class Equation(NamedTuple):
-    """One primitive applied to values."""
+    """One primitive applied to values.
+
+    Attributes:
+        primitive: JAX's object, for `bind`.
+        name: of the primitive.
+        params: its static parameters.
+        inputs: value ids of the operands.
+        outputs: value ids of the results.
+        inner: programs of its bodies; empty for most.
+        traceback: where it comes from, innermost call first. JAX shortens the traces of its own
+            functions, so those of the callers follow.
+    """
 
     primitive: Any
     name: str
@@ -47,28 +54,34 @@ class Equation(NamedTuple):
     outputs: tuple[int, ...]
     inner: tuple["Program", ...]
     traceback: tuple[Any, ...]
-    """Where it comes from, innermost first: JAX cuts the trace of its own functions short."""
 
 
 class Program(NamedTuple):
-    """A jaxpr without nesting: equations over value ids, in execution order."""
+    """A jaxpr without nesting: equations over value ids, in execution order.
+
+    Attributes:
+        inputs: value ids.
+        outputs: value ids.
+        constants: value id -> array or scalar: closed-over constants and literals.
+        equations: in execution order.
+        avals: shape and type of every value, by id.
+        makers: value id -> the equation that makes it.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     constants: dict[int, Any]
-    """Value id -> array or scalar: closed-over constants and literals."""
     equations: tuple[Equation, ...]
     avals: tuple[Any, ...]
-    """Shape and type of every value, by id."""
     makers: dict[int, Equation]
-    """Value id -> the equation that makes it."""
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Shape of a value."""
         return tuple(getattr(self.avals[value], "shape", ()))
 
     def known(self, value: int) -> np.ndarray | None:
-        """The number behind a value that constants alone make; None for any other value."""
+        """The value as an array, if it depends on constants alone; else None."""
+        # Inside `jit`, constants would else become tracers, and have no number.
         with jax.ensure_compile_time_eval():
             result = self._evaluated(value)
         return None if result is None else np.asarray(result)
@@ -108,6 +121,8 @@ class _Builder:
     def add(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[int]) -> list[int]:
         """Appends the equations of `jaxpr` applied to `inputs`; returns the ids of its outputs."""
         ids: dict[Any, int] = dict(zip(jaxpr.invars, inputs))
+        # Constants of a body stand beside it (open jaxprs) or inside it (closed ones); `opened`
+        # hides which.
         closed_over = dict(zip(jaxpr.constvars, constants))
 
         def read(variable: Any) -> int:
@@ -127,6 +142,8 @@ class _Builder:
             if inlined is not None:
                 body, body_constants = opened(equation.params[inlined])
                 outside = self.callers
+                # An equation inside a `jit` has the trace up to that call alone; with those of the
+                # callers behind it the user's line is always among them.
                 self.callers = (equation.source_info.traceback, *outside)
                 results = self.add(body, body_constants, operands)
                 self.callers = outside
@@ -149,8 +166,8 @@ class _Builder:
 
     def bodies(self, equation: Any) -> tuple[Program, ...]:
         keys = NESTED.get(equation.primitive.name, ())
-        found = [equation.params[key] for key in keys if key in equation.params]
-        flat = [body for item in found for body in (item if isinstance(item, tuple) else (item,))]
+        bodies = [equation.params[key] for key in keys if key in equation.params]
+        flat = [body for item in bodies for body in (item if isinstance(item, tuple) else (item,))]
         callers = (equation.source_info.traceback, *self.callers)
         return tuple(flatten(body, self.inline_remat, callers) for body in flat)
 
@@ -192,9 +209,11 @@ def program_of(
 
 
 def _without_placement(leaf: Any) -> Any:
-    """The shape of an array: how it is sharded is no part of the network."""
+    """Shape and type of an array, without its sharding, which is no part of the network."""
     if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
         return leaf
+    # Weak types (of Python numbers) give way in promotions: without the flag another program would
+    # be traced.
     weak = getattr(leaf, "weak_type", False)  # random keys have none
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)
 
@@ -203,8 +222,9 @@ def bind(
     equation: Equation, values: Sequence[Any], params: dict[str, Any] | None = None
 ) -> list[Any]:
     """Runs one equation, custom derivatives included."""
-    given = equation.params if params is None else params
-    ready: Any = equation.primitive.get_bind_params(given)
+    parameters = equation.params if params is None else params
+    # Primitives with functions among their parameters want these as arguments again.
+    ready: Any = equation.primitive.get_bind_params(parameters)
     results = equation.primitive.bind(*values, **ready)
     return list(results) if equation.primitive.multiple_results else [results]
 
@@ -223,7 +243,7 @@ CONTROL_FLOW = {"cond", "while", "scan"}
 
 
 class Body(NamedTuple):
-    """A program inside an equation, and how values go in and come out.
+    """A program inside an equation, and how the equation's values map to its own.
 
     Attributes:
         program: the body.

@@ -29,6 +29,7 @@ def one_shot(density: float, at: int = 0) -> Schedule:
     _check_density(density)
     if at < 0:
         raise errors.ArgumentError(f"one_shot(at={at}): steps count from 0.")
+    # `where` and not `if`: the step may be traced.
     return lambda step: jnp.where(jnp.asarray(step) < at, 1.0, density)
 
 

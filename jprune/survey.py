@@ -1,7 +1,7 @@
 """The survey as a table: its 52 references, the papers of the baselines, and the methods in them.
 
 The papers stand in `survey.bib`, each with its number and the names of its methods; their places
-in the survey's taxonomy stand here. What is implemented is asked of the code, never written down.
+in the survey's taxonomy stand here. Which methods are implemented is read off the code.
 
 References:
     Wang, Ou, Song, A Comprehensive Survey of Pruning-Based Techniques for Convolutional Neural
@@ -34,17 +34,20 @@ BASELINE = ("baseline",)
 
 
 class Paper(NamedTuple):
-    """A paper as `survey.bib` has it."""
+    """A paper as `survey.bib` has it.
+
+    Attributes:
+        kind: of the BibTeX entry.
+        number: of the survey's reference; None for a paper that it does not list.
+        methods: names on the command line.
+        fields: BibTeX fields: author, title, year, booktitle or journal, eprint (of arXiv).
+    """
 
     kind: str
-    """Of the BibTeX entry."""
     key: str
     number: int | None
-    """Of the survey's reference; None for a paper that it does not list."""
     methods: tuple[str, ...]
-    """Names on the command line."""
     fields: dict[str, str]
-    """BibTeX fields: author, title, year, booktitle or journal, eprint (of arXiv)."""
 
     @property
     def text(self) -> str:
@@ -65,16 +68,19 @@ class Paper(NamedTuple):
 
 
 class Row(TypedDict):
-    """What `jprune methods --json` says of a method."""
+    """What `jprune methods --json` says of a method.
+
+    Attributes:
+        refs: references of the survey; none for a baseline.
+        taxonomy: its place in the survey, from the root.
+        file: where its recipe is, from the root of the repository.
+    """
 
     name: str
     refs: list[int]
-    """References of the survey; none for a baseline."""
     taxonomy: list[str]
-    """Its place in the survey, from the root."""
     paper: str
     file: str | None
-    """Where its recipe is, from the root of the repository."""
     implemented: bool
 
 
@@ -91,10 +97,12 @@ def papers() -> tuple[Paper, ...]:
         'Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv
         1906.10771'
     """
+    # From inside the package, so that it is found in a wheel as well.
     text = resources.files("jprune").joinpath("survey.bib").read_text(encoding="utf-8")
     entries = []
     for kind, key, body in _ENTRY.findall(text):
         fields = dict(_FIELD.findall(body))
+        # Two fields of our own; the others are BibTeX and are printed as they are.
         number = fields.pop("survey", None)
         methods = tuple(fields.pop("methods").split(", "))
         entries.append(Paper(kind, key, None if number is None else int(number), methods, fields))
@@ -113,6 +121,7 @@ def implementations() -> dict[str, str]:
         >>> implementations()["l1"]
         'jprune/recipes/three_step.py'
     """
+    # Late, as recipes import nearly everything; the survey alone is read by `--help`.
     methods = importlib.import_module("jprune.recipes.methods")
     return {
         name: module.__name__.replace(".", "/") + ".py"
@@ -146,4 +155,5 @@ def _row(name: str, file: str | None) -> Row:
 
 
 def _place(number: int) -> tuple[str, ...]:
+    # The first place: [6] has two, of which the table says the main one.
     return next(place for place, numbers in TAXONOMY.items() if number in numbers)

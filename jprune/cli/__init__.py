@@ -1,8 +1,8 @@
 """The command line: `jprune VERB`.
 
-Here belongs what turns words into calls and results into text; nothing is computed here. Read
+Here belongs what turns arguments into calls and results into text; nothing is computed here. Read
 `options.py` first (what can be written), then `verbs.py` (what is done with it). `parse.py` turns
-complaints into one sentence, `show.py` draws tables. Libraries that are slow to import are imported
+mistakes into one sentence, `show.py` draws tables. Libraries that are slow to import are imported
 by the verb that needs them.
 
 Exit codes: 0; 1 when something failed; 2 when the arguments were wrong, with one line on the error
@@ -42,12 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except errors.JpruneError as error:
         return _complain(error, 1)
+    # 130 is what shells report for a program that was interrupted: 128 + SIGINT.
     except KeyboardInterrupt:
         print("jprune: interrupted; the same command goes on.", file=sys.stderr)
         return 130
 
 
 def _complain(error: Exception, code: int) -> int:
+    # One line, whatever the message's own breaks: scripts read the error stream by lines.
     print("jprune:", " ".join(str(error).split()), file=sys.stderr)
     return code
 
@@ -63,12 +65,14 @@ def _run(words: list[str]) -> int:
         return 0
     verb = words[0]
     if verb not in VERBS:
+        # 0.5: verbs are short, and any word is somewhat like one of them.
         hint = errors.nearest(verb, VERBS, cutoff=0.5)
         raise errors.ArgumentError(
             f"there is no verb {verb!r}; {hint}Write one of {', '.join(VERBS)}."
         )
     try:
         options = parse(VERBS[verb], words[1:], f"jprune {verb}")
+    # The dataclass of a verb is its parser: nothing is read before the verb is known.
     except SystemExit:  # the help text is out
         return 0
     level = getattr(logging, options.log_level.upper())

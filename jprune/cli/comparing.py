@@ -24,72 +24,79 @@ _SHOWN = 6
 _FRONT = {"macs": "MACs", "latency": "time"}
 
 
-def compare(given: Compare, words: Sequence[str]) -> None:
+def compare(settings: Compare, words: Sequence[str]) -> None:
     """Compares, writes what was asked for, and shows the table."""
-    comparisons.find_metric(given.metric)
-    if given.rows:
-        _refuse_settings(given)
-        rows, notes = comparisons.read(given.rows)
-        out = given.out
+    comparisons.find_metric(settings.metric)
+    if settings.rows:
+        _refuse_settings(settings)
+        rows, notes = comparisons.read(settings.rows)
+        out = settings.out
     else:
-        out = given.out or f"runs/compare-{given.model}-{given.data}".replace(":", "-")
-        rows, notes = _swept(given, words, out)
-    found = comparisons.summarize(rows, given.metric, notes)
-    written = [] if out is None else comparisons.write(out, found)
-    if given.json:
-        print(json.dumps(comparisons.plain(found), indent=1))
-    elif not given.quiet:
-        for comparison in found:
+        # Rows are only shown unless --out is written; a sweep has to put its runs somewhere.
+        out = settings.out or f"runs/compare-{settings.model}-{settings.data}".replace(":", "-")
+        rows, notes = _swept(settings, words, out)
+    results = comparisons.summarize(rows, settings.metric, notes)
+    written = [] if out is None else comparisons.write(out, results)
+    if settings.json:
+        print(json.dumps(comparisons.plain(results), indent=1))
+    elif not settings.quiet:
+        for comparison in results:
             show(comparison)
+        # The JSON is for programs: people are told of the page and the picture.
         for file in written[1:]:
             print(file)
 
 
-def _refuse_settings(given: Compare) -> None:
-    """Settings of runs beside runs that are finished would do nothing."""
-    kept = ("rows", "metric", "out", "json", "quiet", "log_level")
+def _refuse_settings(settings: Compare) -> None:
+    """Refuses settings of runs beside rows of finished runs: they would have no effect."""
+    allowed = ("rows", "metric", "out", "json", "quiet", "log_level")
     usual = Compare()
-    for name, value in vars(given).items():
-        if name not in kept and value != getattr(usual, name):
+    for name, value in vars(settings).items():
+        # A setting that was written with its usual value cannot be told from none; it does no harm.
+        if name not in allowed and value != getattr(usual, name):
             raise errors.ArgumentError(
                 f"--{name.replace('_', '-')} is for runs that are still to be done, and "
-                f"{given.rows[0]} holds finished ones. Leave out one of the two."
+                f"{settings.rows[0]} holds finished ones. Leave out one of the two."
             )
 
 
-def _swept(given: Compare, words: Sequence[str], out: str) -> comparisons.Read:
+def _swept(settings: Compare, words: Sequence[str], out: str) -> comparisons.Read:
+    # Late: JAX takes a second to import, which `--help` and the comparison of rows need not wait
+    # for.
     from jprune.compare import sweep as sweeps
     from jprune.job.main import Job
     from jprune.runs.progress import Bars, Lines, Silent
 
-    missing = [name for name in ("model", "data", "methods") if not getattr(given, name)]
+    missing = [name for name in ("model", "data", "methods") if not getattr(settings, name)]
     if missing:
         raise errors.ArgumentError(
             f"--{missing[0]} is missing. Write a folder of rows, or --model, --data, --methods and "
             "--macs of the runs to do."
         )
-    budgets = _budgets(given)
+    budgets = _budgets(settings)
     job = Job(
-        model=given.model or "",
-        data=given.data or "",
-        method=given.methods[0],
+        model=settings.model or "",
+        data=settings.data or "",
+        # A job has one method and one budget; the sweep replaces both for every run.
+        method=settings.methods[0],
         budget=budgets[0],
-        epochs=given.epochs,
-        finetune_epochs=given.finetune_epochs,
-        batch_size=given.batch_size,
-        learning_rate=given.learning_rate,
-        finetune_learning_rate=given.finetune_learning_rate,
-        max_steps=given.steps,
-        distill=given.distill,
-        freeze=given.freeze,
-        weights=given.weights,
-        data_dir=given.data_dir,
+        epochs=settings.epochs,
+        finetune_epochs=settings.finetune_epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        finetune_learning_rate=settings.finetune_learning_rate,
+        max_steps=settings.steps,
+        distill=settings.distill,
+        freeze=settings.freeze,
+        weights=settings.weights,
+        data_dir=settings.data_dir,
     )
-    methods = sweeps.with_baselines(given.methods)
+    methods = sweeps.with_baselines(settings.methods)
     command = shlex.join(["jprune", *words])
-    options = _options(given.set, methods)
-    sweep = sweeps.Sweep(job, methods, budgets, given.seeds, command, options)
-    progress = Silent() if given.quiet else Bars() if sys.stderr.isatty() else Lines()
+    options = _options(settings.set, methods)
+    sweep = sweeps.Sweep(job, methods, budgets, settings.seeds, command, options)
+    # Bars need a terminal; a log gets lines.
+    progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()
     try:
         return comparisons.Read(*sweeps.run(sweep, out, progress))
     finally:
@@ -100,20 +107,20 @@ def _options(texts: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str
     """{method: options} of METHOD.OPTION=VALUE each."""
     from jprune import recipes
 
-    found: dict[str, dict[str, Any]] = {}
-    for given in texts:
-        method, dot, option = given.partition(".")
+    by_method: dict[str, dict[str, Any]] = {}
+    for assignment in texts:
+        method, dot, option = assignment.partition(".")
         if not dot or method not in methods:
             raise errors.ArgumentError(
-                f"--set {given}: write METHOD.OPTION=VALUE with one of "
+                f"--set {assignment}: write METHOD.OPTION=VALUE with one of "
                 f"{', '.join(methods)}, such as {methods[0]}.rounds=3."
             )
-        found.setdefault(method, {}).update(recipes.read_options(method, [option]))
-    return found
+        by_method.setdefault(method, {}).update(recipes.read_options(method, [option]))
+    return by_method
 
 
-def _budgets(given: Compare) -> tuple[Budget, ...]:
-    asked = {name: getattr(given, name) for name in ("macs", "params", "density")}
+def _budgets(settings: Compare) -> tuple[Budget, ...]:
+    asked = {name: getattr(settings, name) for name in ("macs", "params", "density")}
     asked = {name: fractions for name, fractions in asked.items() if fractions}
     if len(asked) != 1:
         came = " and ".join(f"--{name}" for name in asked) or "none"
@@ -123,7 +130,7 @@ def _budgets(given: Compare) -> tuple[Budget, ...]:
         )
     ((kind, fractions),) = asked.items()
     return tuple(
-        Budget(**{kind: fraction}, multiple_of=given.multiple_of, min_units=given.min_units)
+        Budget(**{kind: fraction}, multiple_of=settings.multiple_of, min_units=settings.min_units)
         for fraction in fractions
     )
 
@@ -133,6 +140,7 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     console = Console() if console is None else console
     metric = METRICS[comparison.metric]
     seeds = counted(comparison.seeds, "seed")
+    # No markup: "[49]" is a reference and not a style.
     say = lambda words, style="": console.print(words, style=style, markup=False, highlight=False)
     say(f"{comparison.title}, {seeds}: {metric.title}", "bold")
     if comparison.breaches:
@@ -147,6 +155,7 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     table.add_column("front")
     budget = None
     for cell in comparison.cells:
+        # Cells come budget by budget: each gets a heading when it begins.
         if cell.budget is not None and cell.budget != budget:
             table.add_row(budget_text(cell.budget).replace(" the ", " "), style="italic")
         budget = cell.budget
@@ -166,16 +175,18 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
 
 
 def _cells(cell: Cell, comparison: Comparison) -> list[str]:
-    found, metric = cell.spreads, METRICS[comparison.metric]
-    percent = lambda kept: "-" if kept is None else text.percent(kept.mean, int(kept.mean < 1))
-    size, pruning = found["bytes"], found["prune_s"]
-    reached = found[comparison.metric]
+    spreads, metric = cell.spreads, METRICS[comparison.metric]
+    percent = lambda spread: (
+        "-" if spread is None else text.percent(spread.mean, int(spread.mean < 1))
+    )
+    size, pruning = spreads["bytes"], spreads["prune_s"]
+    reached = spreads[comparison.metric]
     return [
         cell.method if cell.budget is None else f"  {cell.method}",
         "-" if reached is None else spread_text(reached, metric.fraction).removesuffix(" %"),
-        percent(found["before"]),
-        percent(found["macs"]),
-        percent(found["latency"]),
+        percent(spreads["before"]),
+        percent(spreads["macs"]),
+        percent(spreads["latency"]),
         "-" if size is None else text.count(size.mean, "B"),
         "-" if pruning is None else text.seconds(pruning.mean),
         " ".join(_FRONT[cost] for cost in FRONTS if cost in cell.fronts),

@@ -45,6 +45,7 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 def _seeds(text: str) -> tuple[int, ...]:
     seeds = tuple(_seed(word) for word in _names(text))
+    # Equal seeds would be equal runs, and a deviation of 0.
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"{text!r} are no different seeds. Write some, such as 0,1,2.")
     return seeds
@@ -64,6 +65,7 @@ def _count(text: str) -> int:
 
 
 def _seed(text: str) -> int:
+    # JAX's keys take 32 bits with a sign.
     if not text.isdecimal() or int(text) >= 2**31:
         raise ValueError(f"{text!r} is no seed. Write a whole number from 0 to {2**31 - 1}.")
     return int(text)
@@ -71,6 +73,8 @@ def _seed(text: str) -> int:
 
 def _kind(metavar: str, read: Callable[[str], Any]) -> Any:
     """How an option's value is read and what stands for it in the help."""
+    # One argument, read by our own function, so that every complaint says what to write; Tyro's own
+    # say what type was expected.
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,

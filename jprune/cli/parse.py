@@ -1,4 +1,4 @@
-"""From arguments to options; what is wrong with them becomes one sentence."""
+"""From arguments to options; mistakes become an error of one sentence."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,16 @@ def parse(options: type, arguments: Sequence[str], prog: str) -> Any:
         ArgumentError: an unknown option, one without its value, or a value that it cannot have.
         SystemExit: --help was asked for and printed.
     """
+    # Tyro suggests options of all kinds in several lines: names are looked at before it comes to
+    # that.
     _check_names(options, arguments, prog)
     complaint = io.StringIO()
     try:
+        # Tyro prints its box and exits; both are caught, as every mistake is one line here.
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(options, args=list(arguments), prog=prog, config=CONFIG)
     except SystemExit as stop:
+        # --help exits with 0, its text is on standard output already.
         if not stop.code:
             raise
     raise errors.ArgumentError(f"{sentence(complaint.getvalue())} See `{prog} --help`.")
@@ -42,31 +46,32 @@ CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 
 def sentence(complaint: str) -> str:
-    """What one of Tyro's boxes says, in one line.
+    """The text of one of Tyro's boxes, in one line.
 
     Example:
         >>> sentence("╭─ Value error ──╮\\n│ Argument --n:  │\\n│ no number.     │\\n"
         ...          "│ ──────────── │\\n│ For help, ... │\\n╰───╯")
         'Argument --n: no number.'
     """
-    said = []
+    texts = []
     for line in complaint.splitlines():
         text = line.strip().strip("│").strip()
         if text.startswith(_INNER):
             break
         if text and not text.startswith(_FRAME):
-            said.append(text)
-    words = " ".join(" ".join(said).split()) or "the arguments cannot be read"
+            texts.append(text)
+    # The box breaks lines anywhere, so they are joined and split anew.
+    words = " ".join(" ".join(texts).split()) or "the arguments cannot be read"
     return words if words.endswith((".", "?")) else f"{words}."
 
 
 def _check_names(options: type, arguments: Sequence[str], prog: str) -> None:
-    """Refuses unknown options by name: people mistype more than they misuse."""
-    known = {"help"} | {_flag(field) for field in dataclasses.fields(options)}
+    """Refuses unknown options and suggests the nearest name: most mistakes are typing errors."""
+    flags = {"help"} | {_flag(field) for field in dataclasses.fields(options)}
     for argument in arguments:
         name = argument.partition("=")[0].removeprefix("--").replace("_", "-")
-        if argument.startswith("--") and name and name not in known:
-            others = [f"--{other}" for other in sorted(known)]
+        if argument.startswith("--") and name and name not in flags:
+            others = [f"--{other}" for other in sorted(flags)]
             hint = errors.nearest(f"--{name}", others, cutoff=0.5)
             raise errors.ArgumentError(f"there is no option --{name}; {hint}See `{prog} --help`.")
 

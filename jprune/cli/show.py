@@ -16,24 +16,25 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def result(found: Mapping[str, Any], out: str) -> None:
-    """What a run has come to, in a few lines."""
+def result(outcome: Mapping[str, Any], out: str) -> None:
+    """Prints accuracy, cost and latency of a finished run, dense beside slim."""
     table = _table(
-        f"{found['method']} on {found['model']}, {found['data']}, seed {found['seed']}",
+        f"{outcome['method']} on {outcome['model']}, {outcome['data']}, seed {outcome['seed']}",
         "",
         "dense",
         "slim",
         "kept",
     )
-    dense, slim, kept = found["dense"], found["pruned"], found["achieved"]
+    dense, slim, achieved = outcome["dense"], outcome["pruned"], outcome["achieved"]
     table.add_row("test accuracy", _percent(dense["accuracy"]), _percent(slim["accuracy"]), "")
     for name, title in (("macs", "MACs"), ("params", "parameters"), ("bytes", ".tflite bytes")):
-        table.add_row(title, _whole(dense[name]), _whole(slim[name]), _percent(kept[name]))
+        table.add_row(title, _whole(dense[name]), _whole(slim[name]), _percent(achieved[name]))
     for name, title in (
         ("xla_b1", "XLA, batch 1"),
         ("xla_b128", "XLA, batch 128"),
         ("tflite_b1", "TFLite, batch 1"),
     ):
+        # Either may be None: no TFLite extra, or no time to measure.
         before, after = (net["latency_ms"][name] for net in (dense, slim))
         table.add_row(
             f"{title}, ms",
@@ -44,7 +45,8 @@ def result(found: Mapping[str, Any], out: str) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"masked against slim net: relative difference {found['law_max_rel_err']:.1e}",
+        f"masked against slim net: relative difference {outcome['law_max_rel_err']:.1e}",
+        # Not wrapped: a path that is broken over two lines cannot be copied.
         f"report: {pathlib.Path(out) / 'report.html'}",
         sep="\n",
         highlight=False,
@@ -68,6 +70,7 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> None:
     """The methods, a line each, under their places in the survey's taxonomy."""
     console = Console(highlight=False, markup=False)
     files = {row["name"]: (row["file"] or "not yet").removeprefix("jprune/") for row in rows}
+    # Fixed columns, without a table: headings of the taxonomy stand between the lines.
     wide = max(map(len, files.values())) + 1
     line = lambda *cells: console.print(
         "{:<19}{:<8}{:<{wide}}{}".format(*cells, wide=wide), no_wrap=True, overflow="ellipsis"
@@ -78,36 +81,36 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> None:
         for row in members:
             refs = ", ".join(map(str, row["refs"])) or "-"
             line(row["name"], refs, files[row["name"]], row["paper"])
-    here = sum(row["implemented"] for row in rows)
-    console.print(f"\n{here} of {len(rows)} methods are here. Whole titles: methods --json")
+    implemented = sum(row["implemented"] for row in rows)
+    console.print(f"\n{implemented} of {len(rows)} methods are here. Whole titles: methods --json")
 
 
-def inspection(found: Mapping[str, Any]) -> None:
+def inspection(report: Mapping[str, Any]) -> None:
     """Groups, branches, sites and frozen axes of a net."""
     console = Console()
-    cost = found["cost"]
+    cost = report["cost"]
     console.print(
-        f"{found['model']}: {_whole(cost['params'])} parameters, {_whole(cost['macs'])} MACs, "
+        f"{report['model']}: {_whole(cost['params'])} parameters, {_whole(cost['macs'])} MACs, "
         f"{_whole(cost['bytes'])} bytes moved, for one example",
         highlight=False,
     )
     table = _table("\nGroups: units that live or die together", "group", "units", "places", "MACs")
-    for name, group in found["groups"].items():
+    for name, group in report["groups"].items():
         places = str(len(group["places"]))
         table.add_row(name, _whole(group["size"]), places, _whole(group["macs"]))
     console.print(table)
-    if found["branches"]:
+    if report["branches"]:
         table = _table("\nBranches that can go as a whole", "branch", "leaves")
-        for branch in found["branches"]:
+        for branch in report["branches"]:
             table.add_row(branch["name"], str(len(branch["leaves"])))
         console.print(table)
     table = _table("\nSites, by kind", "kind", "sites", "groups")
-    for kind, sites in _by(found["sites"], "kind").items():
+    for kind, sites in _by(report["sites"], "kind").items():
         groups = {name for site in sites for name in site["groups"]}
         table.add_row(kind, str(len(sites)), str(len(groups)))
     console.print(table)
-    console.print("\n[italic]Frozen axes[/italic]" if found["frozen"] else "\nNothing is frozen.")
-    for reason, records in _by(found["frozen"], "reason").items():
+    console.print("\n[italic]Frozen axes[/italic]" if report["frozen"] else "\nNothing is frozen.")
+    for reason, records in _by(report["frozen"], "reason").items():
         console.print(f"{reason}:", highlight=False, markup=False)
         for record in records:
             at = f", at {record['source']}" if record["source"] else ""
@@ -118,6 +121,7 @@ def inspection(found: Mapping[str, Any]) -> None:
                 markup=False,
                 soft_wrap=True,
             )
+        # Many axes may have one remedy: it is said once.
         for remedy in dict.fromkeys(record["remedy"] for record in records if record["remedy"]):
             console.print(f"  To open it: {remedy}", highlight=False, markup=False)
 
@@ -125,7 +129,7 @@ def inspection(found: Mapping[str, Any]) -> None:
 def _by(
     records: Sequence[Mapping[str, Any]], key: str, name: Callable[[Any], str] = str
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Records in lists, by the name of the value of a key."""
+    """{name of a key's value: records with this value}."""
     lists: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         lists.setdefault(name(record[key]), []).append(record)

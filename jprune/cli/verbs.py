@@ -12,53 +12,57 @@ from jprune.base import Budget
 from jprune.cli import options, show
 
 
-def prune(given: options.Prune, words: Sequence[str]) -> None:
+def prune(settings: options.Prune, words: Sequence[str]) -> None:
     """The main job."""
-    budget = _budget(given)
+    # Before the imports below, which take seconds: a mistake is answered at once.
+    budget = _budget(settings)
     from jprune import recipes
     from jprune.job import main as jobs
     from jprune.runs.devices import connect
     from jprune.runs.progress import Bars, Lines, Silent
 
     if not connect():  # one of several processes is enough to talk
-        given = dataclasses.replace(given, quiet=True, json=False)
-    chosen = {name: getattr(given, name) for name in ("schedule", "rounds", "allocator")}
+        settings = dataclasses.replace(settings, quiet=True, json=False)
+    chosen = {name: getattr(settings, name) for name in ("schedule", "rounds", "allocator")}
     job = jobs.Job(
-        model=given.model,
-        data=given.data,
-        method=given.method,
+        model=settings.model,
+        data=settings.data,
+        method=settings.method,
         budget=budget,
-        seed=given.seed,
-        epochs=given.epochs,
-        finetune_epochs=given.finetune_epochs,
-        batch_size=given.batch_size,
-        learning_rate=given.learning_rate,
-        finetune_learning_rate=given.finetune_learning_rate,
-        max_steps=given.steps,
-        distill=given.distill,
-        freeze=given.freeze,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        finetune_epochs=settings.finetune_epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        finetune_learning_rate=settings.finetune_learning_rate,
+        max_steps=settings.steps,
+        distill=settings.distill,
+        freeze=settings.freeze,
         options={
-            **recipes.read_options(given.method, given.set),
+            **recipes.read_options(settings.method, settings.set),
+            # The three have options of their own since most methods share them; unset ones are left
+            # to the method's recipe.
             **{name: value for name, value in chosen.items() if value is not None},
         },
-        dtype=given.dtype,
-        weights=given.weights,
-        data_dir=given.data_dir,
+        dtype=settings.dtype,
+        weights=settings.weights,
+        data_dir=settings.data_dir,
     )
-    out = given.out or f"runs/{_folder_name(given, budget)}"
-    progress = Silent() if given.quiet else Bars() if sys.stderr.isatty() else Lines()
+    out = settings.out or f"runs/{_folder_name(settings, budget)}"
+    progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()
     try:
-        result = jobs.prune(job, out, shlex.join(["jprune", *words]), progress, given.overwrite)
+        result = jobs.prune(job, out, shlex.join(["jprune", *words]), progress, settings.overwrite)
     finally:
+        # Also after an error: a terminal without its cursor would be left behind.
         progress.close()
-    if given.json:
+    if settings.json:
         _print_json(result)
-    elif not given.quiet:
+    elif not settings.quiet:
         show.result(result, out)
 
 
-def _budget(given: options.Prune) -> Budget:
-    fractions = {name: getattr(given, name) for name in ("macs", "params", "density")}
+def _budget(settings: options.Prune) -> Budget:
+    fractions = {name: getattr(settings, name) for name in ("macs", "params", "density")}
     fractions = {name: value for name, value in fractions.items() if value is not None}
     if len(fractions) != 1:
         came = " and ".join(f"--{name}" for name in fractions) or "none"
@@ -66,73 +70,77 @@ def _budget(given: options.Prune) -> Budget:
             f"write exactly one of --macs, --params and --density; {came} came. To keep half of "
             "the multiply-accumulates, write --macs 0.5."
         )
-    return Budget(**fractions, multiple_of=given.multiple_of, min_units=given.min_units)
+    return Budget(**fractions, multiple_of=settings.multiple_of, min_units=settings.min_units)
 
 
-def _folder_name(given: options.Prune, budget: Budget) -> str:
-    model = given.model.replace(":", "-").replace("/", "-")
-    return f"{model}-{given.data}-{given.method}-{budget.kind}{budget.value:g}-seed{given.seed}"
+def _folder_name(settings: options.Prune, budget: Budget) -> str:
+    # A colon or slash has a meaning in paths.
+    model = settings.model.replace(":", "-").replace("/", "-")
+    return (
+        f"{model}-{settings.data}-{settings.method}-"
+        f"{budget.kind}{budget.value:g}-seed{settings.seed}"
+    )
 
 
-def compare(given: options.Compare, words: Sequence[str]) -> None:
+def compare(settings: options.Compare, words: Sequence[str]) -> None:
     """Methods side by side."""
     from jprune.cli import comparing
 
-    comparing.compare(given, words)
+    comparing.compare(settings, words)
 
 
-def inspect(given: options.Inspect, words: Sequence[str]) -> None:
+def inspect(settings: options.Inspect, words: Sequence[str]) -> None:
     """Groups, sites, frozen axes, cost."""
     del words
     from jprune.job.inspection import inspected
 
-    found = inspected(given.model, given.data)
-    if given.json:
-        _print_json(found)
+    report = inspected(settings.model, settings.data)
+    if settings.json:
+        _print_json(report)
     else:
-        show.inspection(found)
+        show.inspection(report)
 
 
-def report(given: options.Report, words: Sequence[str]) -> None:
+def report(settings: options.Report, words: Sequence[str]) -> None:
     """The page of a finished run."""
     del words
     from jprune import report
 
-    _tell([str(report.html(given.directory))], given)
+    _tell([str(report.html(settings.directory))], settings)
 
 
-def export(given: options.Export, words: Sequence[str]) -> None:
+def export(settings: options.Export, words: Sequence[str]) -> None:
     """The exported forms of a finished run."""
     del words
     from jprune.job.export import export_again
 
-    _tell([str(path) for path in export_again(given.directory, given.to)], given)
+    _tell([str(path) for path in export_again(settings.directory, settings.to)], settings)
 
 
-def methods(given: options.Methods, words: Sequence[str]) -> None:
+def methods(settings: options.Methods, words: Sequence[str]) -> None:
     """The table of methods."""
     del words
     from jprune import survey
 
     rows = survey.rows()
-    if given.json:
+    if settings.json:
         _print_json(rows)
     else:
         show.methods(rows)
 
 
-def data(given: options.Data, words: Sequence[str]) -> None:
+def data(settings: options.Data, words: Sequence[str]) -> None:
     """Prepares a data set."""
     del words
     from jprune import data
 
-    _tell([str(data.prepare(given.name, given.data_dir, given.source))], given)
+    _tell([str(data.prepare(settings.name, settings.data_dir, settings.source))], settings)
 
 
-def _tell(paths: list[str], given: Any) -> None:
-    if given.json:
+def _tell(paths: list[str], settings: Any) -> None:
+    if settings.json:
         _print_json({"written": paths})
-    elif not given.quiet:
+    elif not settings.quiet:
         print("\n".join(paths))
 
 

@@ -1,7 +1,7 @@
 """Comparing: runs side by side under a protocol, and a label on what breaks it.
 
 Here belongs what turns finished runs (rows) into tables, curves and warnings; nothing is trained
-here but through the main job. Read `protocol.py` first (what is fair), then `rows.py` (what a row
+here, except by the main job. Read `protocol.py` first (what is fair), then `rows.py` (what a row
 is), `summary.py` (means, fronts, order). `figures.py` and `page.py` show a comparison, `sweep.py`
 makes one: methods x budgets x seeds (not imported here, since it needs all the other leaves).
 """

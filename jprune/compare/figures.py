@@ -18,7 +18,7 @@ from jprune.compare.words import capital, counted
 from jprune.report.figures import PRINT, SCREEN, Palette, bare, for_page, numbered, settings
 from jprune.report.markup import Markup
 
-# Readable on white and on black, apart for the colour-blind; baselines are set back.
+# Readable on white and on black, and by the colour-blind; baselines have muted colours.
 _COLOURS = ("#0f9488", "#d97706", "#6366f1", "#db2777", "#65a30d", "#0284c7", "#a16207", "#9333ea")
 _BASELINES = {"random": "#98a2b3", "l1": "#667085", "scratch_e": "#b08968", "scratch_b": "#8a6240"}
 _MARKERS = "osD^vPX*"
@@ -40,12 +40,12 @@ class Look(NamedTuple):
 
 
 def png(comparisons: Sequence[Comparison]) -> bytes:
-    """All comparisons in one picture, one below the other; what is unfair says so in its title."""
+    """All comparisons in one PNG, one below the other; unfair ones are labelled in their titles."""
     return _drawn(comparisons, "png", PRINT, titled=True).getvalue()
 
 
 def svg(comparisons: Sequence[Comparison]) -> str:
-    """The same as a drawing; equal rows give equal bytes."""
+    """The same picture as SVG; equal rows give equal bytes."""
     return numbered(_drawn(comparisons, "svg", PRINT, titled=True).getvalue().decode())
 
 
@@ -74,12 +74,15 @@ def _drawn(
     file = io.BytesIO()
     heights = [PANELS + (_title_height(each) if titled else 0) for each in comparisons]
     with settings("comparison"):
+        # A `Figure` of its own and not `pyplot`, which keeps global state and wants a display.
         figure = Figure(
             figsize=(11, sum(heights)),
             dpi=150,
             layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1),
             facecolor=palette.paper if titled else "none",
         )
+        # Nested subfigures: each comparison has a title, curves and a legend of its own, and the
+        # layout keeps their sizes apart.
         parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         for part, comparison in zip(parts, comparisons):
             _draw(part, comparison, palette, titled)
@@ -91,7 +94,7 @@ def _drawn(
 
 
 def _title_height(comparison: Comparison) -> float:
-    """In inches."""
+    """Height of the title, in inches."""
     return 0.4 + 0.17 * len(_labels(comparison))
 
 
@@ -99,8 +102,8 @@ def _labels(comparison: Comparison) -> list[str]:
     """The lines that say that a comparison is not fair, and why."""
     if not comparison.breaches:
         return []
-    said = "; ".join(breach.says for breach in comparison.breaches)
-    return textwrap.wrap(f"Not a fair comparison: {said}", _WIDE)
+    reasons = "; ".join(breach.says for breach in comparison.breaches)
+    return textwrap.wrap(f"Not a fair comparison: {reasons}", _WIDE)
 
 
 def _draw(part: SubFigure, comparison: Comparison, palette: Palette, titled: bool) -> None:
@@ -114,6 +117,7 @@ def _draw(part: SubFigure, comparison: Comparison, palette: Palette, titled: boo
         label = "\n".join(_labels(comparison))
         head.text(**at, y=1 - 0.38 / height, s=label, fontsize=9, color=_WARNING, linespacing=1.35)
     looks = _looks(comparison.cells)
+    # One metric, two costs: the shared axis lets the eye go from one to the other.
     all_axes = part.subplots(1, len(FRONTS), sharey=True)
     for axes, cost in zip(all_axes, FRONTS):
         _draw_cost(axes, comparison, cost, looks, palette)
@@ -128,17 +132,19 @@ def _draw(part: SubFigure, comparison: Comparison, palette: Palette, titled: boo
 
 
 def _looks(cells: Sequence[Cell]) -> dict[str, Look]:
-    """{method: look}: methods in colours, then baselines set back, the dense net first."""
+    """{method: look}: methods in bright colours, then the baselines in muted ones."""
     names = list(dict.fromkeys(cell.method for cell in cells if cell.budget))
     own = sorted(name for name in names if name not in BASELINES)
-    found = {
+    looks = {
         name: Look(colour, marker, "-")
+        # Sorted names get colours in turn: a method has the same colour in all pictures with the
+        # same methods.
         for name, colour, marker in zip(own, itertools.cycle(_COLOURS), itertools.cycle(_MARKERS))
     }
     for name in BASELINES:
         if name in names:
-            found[name] = Look(_BASELINES[name], ".", "--" if "scratch" in name else "-")
-    return found
+            looks[name] = Look(_BASELINES[name], ".", "--" if "scratch" in name else "-")
+    return looks
 
 
 def _front(palette: Palette) -> dict[str, Any]:
@@ -152,13 +158,14 @@ def _handle(name: str, look: Look) -> Line2D:
 
 
 def _points(cells: Sequence[Cell], cost: str, metric: str) -> list[tuple[Cell, Spread, Spread]]:
-    """Cells that have both numbers, from cheap to dear."""
-    found = []
+    """Cells that have both numbers, in ascending order of cost."""
+    points = []
     for cell in cells:
         price, value = cell.spreads[cost], cell.spreads[metric]
         if price is not None and value is not None:
-            found.append((cell, price, value))
-    return sorted(found, key=lambda point: point[1].mean)
+            points.append((cell, price, value))
+    # By cost, or the line of a method would run to and fro.
+    return sorted(points, key=lambda point: point[1].mean)
 
 
 def _draw_cost(
@@ -175,6 +182,7 @@ def _draw_cost(
         )
         return
     for cell, price, value in points:
+        # The dense net: a point, and its level as a dashed line through the whole picture.
         if cell.budget is None:
             axes.axhline(value.mean, color=palette.muted, linewidth=0.9, linestyle=(0, (4, 3)))
             axes.plot(price.mean, value.mean, "s", color=palette.ink, markersize=6)
@@ -188,13 +196,13 @@ def _draw_cost(
                 color=palette.ink,
             )
     for name, look in looks.items():
-        mine = [
+        of_method = [
             (price, value) for cell, price, value in points if cell.method == name and cell.budget
         ]
         axes.errorbar(
-            [price.mean for price, _ in mine],
-            [value.mean for _, value in mine],
-            yerr=[value.std or 0 for _, value in mine],
+            [price.mean for price, _ in of_method],
+            [value.mean for _, value in of_method],
+            yerr=[value.std or 0 for _, value in of_method],
             color=look.colour,
             marker=look.marker,
             linestyle=look.dashes,
@@ -204,6 +212,7 @@ def _draw_cost(
             capsize=2.5,
         )
     front = [(price.mean, value.mean) for cell, price, value in points if cost in cell.fronts]
+    # `points` go by cost, so the front's do too; it lies below the curves.
     axes.plot(*zip(*front), **_front(palette), zorder=1)
     _scale(axes, [price.mean for _, price, _ in points])
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -214,7 +223,9 @@ def _draw_cost(
 def _scale(axes: Axes, costs: Sequence[float]) -> None:
     """A logarithmic axis with round fractions on it."""
     axes.set_xscale("log")
+    # A twelfth more on both sides, as a factor: the axis is logarithmic.
     axes.set_xlim(min(costs) / 1.12, max(costs) * 1.12)
+    # A narrow range would have one coarse tick or none.
     ticks = _FINE if max(costs) < 5 * min(costs) else _COARSE
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -57,6 +57,7 @@ def html(comparisons: Sequence[Comparison]) -> str:
     """The text of `comparison.html`."""
     title = "; ".join(comparison.title for comparison in comparisons)
     body = join(*(_body(number, each) for number, each in enumerate(comparisons)))
+    # The page of a single run and this one share style and script.
     template = resources.files("jprune.report").joinpath("template.html").read_text("utf-8")
     return string.Template(template).substitute(title=join(f"Compared: {title}"), body=body)
 
@@ -83,7 +84,7 @@ def _body(number: int, comparison: Comparison) -> Markup:
 
 
 def _wide(picture: Markup) -> Markup:
-    """A picture that narrow screens scroll, since its text would be too small to read."""
+    """A picture that scrolls on narrow screens: shrunk, its text would be too small to read."""
     inner = tag("div", picture, style="min-width: 640px")
     return tag("div", inner, class_="curves", style="display: block; overflow-x: auto")
 
@@ -94,18 +95,18 @@ def _section(title: str, note: str, *content: str) -> Markup:
 
 
 def _labels(comparison: Comparison) -> Markup:
-    """Whether it is fair; if not, in red, and why."""
+    """A note that the comparison is fair, or a red card with the rules that it breaks."""
     if not comparison.breaches:
         words = (
             "It keeps to the protocol: seeds, fine-tuning, baselines, budgets, versions, device."
         )
         return tag("p", words, class_="note")
     red = "border-color: #d92d20; border-left-width: 5px; margin-top: 24px"
-    said = [tag("li", breach.says) for breach in comparison.breaches]
+    sentences = [tag("li", breach.says) for breach in comparison.breaches]
     return tag(
         "div",
         tag("strong", "Not a fair comparison"),
-        tag("ul", *said, style="margin: 6px 0 0; padding-left: 20px"),
+        tag("ul", *sentences, style="margin: 6px 0 0; padding-left: 20px"),
         class_="card",
         style=red,
         role="note",
@@ -116,6 +117,7 @@ def _table(comparison: Comparison) -> Markup:
     metric = METRICS[comparison.metric]
     names = [name for name in COLUMNS if name != comparison.metric]
     head = ["", capital(metric.title), *(COLUMNS[name] for name in names)]
+    # Sizes are shown as a fraction of the dense net's, where it was measured.
     dense = next((cell for cell in comparison.cells if cell.budget is None), None)
     size = dense and dense.spreads["bytes"]
     body: list[list[str]] = []
@@ -144,21 +146,21 @@ def front_text(cell: Cell) -> str:
 
 
 def _cell(cell: Cell, name: str, dense_bytes: Spread | None) -> Markup:
-    found = cell.spreads[name]
-    if found is None:
+    measured = cell.spreads[name]
+    if measured is None:
         return value("" if cell.budget is None else text.NOT_MEASURED)
     if name == "bytes":
-        kept = text.percent(found.mean / dense_bytes.mean, 0) if dense_bytes else ""
-        return _two(text.count(found.mean, "B"), kept)
+        fraction = text.percent(measured.mean / dense_bytes.mean, 0) if dense_bytes else ""
+        return _two(text.count(measured.mean, "B"), fraction)
     if name == "prune_s":
-        return _two(text.seconds(found.mean))
+        return _two(text.seconds(measured.mean))
     if name == "tflite_b1":
-        return _two(text.milliseconds(found.mean))
-    return _two(text.percent(found.mean))
+        return _two(text.milliseconds(measured.mean))
+    return _two(text.percent(measured.mean))
 
 
 def _two(words: str, more: str = "") -> Markup:
-    """A number that is not torn from its unit, and what stands below it."""
+    """A number with its unit on one line, and a smaller line below."""
     below = tag("span", more, class_="more") if more else ""
     return tag("div", words.replace(" ", NO_BREAK), below)
 
@@ -166,6 +168,7 @@ def _two(words: str, more: str = "") -> Markup:
 def _spread(spread: Spread | None, fraction: bool) -> Markup:
     if spread is None:
         return value(text.NOT_MEASURED)
+    # The text is taken apart again, so that table, page and terminal round alike.
     mean, _, deviation = spread_text(spread, fraction).partition(" ± ")
     unit = " %" if fraction and deviation else ""
     return _two(f"{mean}{unit}", f"± {deviation.removesuffix(' %')}" if deviation else "")
@@ -181,14 +184,15 @@ def spread_text(spread: Spread | None, fraction: bool) -> str:
     if spread is None:
         return text.NOT_MEASURED
     scale, unit = (100, " %") if fraction else (1, "")
+    # Percentages to hundredths; other numbers to four digits behind the point, two from 10 on.
     digits = 2 if fraction or abs(spread.mean) >= 10 else 4
     deviation = "" if spread.std is None else f" ± {scale * spread.std:.{digits}f}"
     return f"{scale * spread.mean:.{digits}f}{deviation}{unit}"
 
 
 def _findings(comparison: Comparison) -> list[Markup]:
-    said = [tag("p", words) for words in (*comparison.findings, *comparison.notes)]
-    return [_section("To be noted", "", *said)] if said else []
+    paragraphs = [tag("p", words) for words in (*comparison.findings, *comparison.notes)]
+    return [_section("To be noted", "", *paragraphs)] if paragraphs else []
 
 
 def _orders(comparison: Comparison) -> list[Markup]:
@@ -223,13 +227,16 @@ def _wins(orders: Sequence[Order]) -> Markup:
     """A matrix: in how many seeds the row is better than the column."""
     wins: dict[tuple[str, str], tuple[int, int]] = {}
     for order in orders:
+        # An order holds the losses of the better one; the matrix wants wins, both ways.
         wins[order.better, order.worse] = order.seeds - order.changes, order.seeds
         wins[order.worse, order.better] = order.changes, order.seeds
     names = list(dict.fromkeys(name for order in orders for name in (order.better, order.worse)))
+    # By all wins together, so that the upper right triangle has the large numbers.
     names.sort(key=lambda name: -sum(won for (one, _), (won, _) in wins.items() if one == name))
 
     def cell(one: str, other: str) -> Markup:
         won, seeds = wins.get((one, other), (0, 0))
+        # Neither always nor never ahead: one more seed may turn the order round.
         unstable = "strong" if 0 < won < seeds else None
         return tag("span", f"{won} of {seeds}" if seeds else "", class_=unstable)
 
@@ -237,18 +244,18 @@ def _wins(orders: Sequence[Order]) -> Markup:
 
 
 def _provenance(comparison: Comparison) -> Markup:
-    made = comparison.provenance
+    provenance = comparison.provenance
     versions = [
         ", ".join(f"{name} {version}" for name, version in each.items() if version)
-        for each in made["versions"]
+        for each in provenance["versions"]
     ]
     facts = {
-        "Device": "; ".join(map(device_text, made["devices"])),
+        "Device": "; ".join(map(device_text, provenance["devices"])),
         "Versions": "; ".join(versions),
-        "Commit": ", ".join(commit or "not a git checkout" for commit in made["commits"]),
+        "Commit": ", ".join(commit or "not a git checkout" for commit in provenance["commits"]),
         "Seeds": ", ".join(map(str, sorted({s for c in comparison.cells for s in c.seeds}))),
     }
     pairs: list[Any] = [join(tag("dt", k), tag("dd", v)) for k, v in facts.items()]
-    commands = tag("pre", "\n".join(command or "" for command in made["commands"]))
-    many = counted(len(made["commands"]), "command")
+    commands = tag("pre", "\n".join(command or "" for command in provenance["commands"]))
+    many = counted(len(provenance["commands"]), "command")
     return join(tag("dl", *pairs), tag("details", tag("summary", many), commands))

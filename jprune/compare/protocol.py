@@ -27,15 +27,19 @@ ROUNDED = 0.02
 """The largest relative difference in fine-tuning steps: rounds do not divide every number."""
 BASELINES = ("dense", "random", "l1", "scratch_e", "scratch_b")
 SCRATCH = ("scratch_e", "scratch_b")
-"""They are not fine-tuned: how long they train is what defines them."""
+"""Baselines without fine-tuning: the length of their training is what defines them."""
 
 
 class Breach(NamedTuple):
-    """A rule that a comparison breaks."""
+    """A rule that a comparison breaks.
+
+    Attributes:
+        rule: its name, a key of `RULES`.
+        says: whose rows break it, and how.
+    """
 
     rule: str
     says: str
-    """Whose rows break it, and how."""
 
 
 def breaches(runs: Runs) -> list[Breach]:
@@ -52,7 +56,7 @@ def breaches(runs: Runs) -> list[Breach]:
 
 
 def notes(runs: Runs) -> list[str]:
-    """What a reader has to know, though it breaks no rule."""
+    """Remarks that a reader needs, about settings that break no rule."""
     if not any((row["settings"] or {}).get("weights") for row in _rows(runs)):
         return []
     return [
@@ -70,65 +74,75 @@ def _rows(runs: Runs) -> list[Row]:
 
 
 def _baselines(runs: Runs) -> list[str]:
-    """Dense, and all others at every budget."""
+    """The dense net must be there, and every other baseline at every budget."""
     budgets = list(dict.fromkeys(arm.budget for arm in _pruned(runs)))
-    there = {(arm.method.split()[0], arm.budget) for arm in runs}
-    nowhere = [] if ("dense", None) in there else ["dense"]
+    # The first word: settings may stand behind the name.
+    present = {(arm.method.split()[0], arm.budget) for arm in runs}
+    nowhere = [] if ("dense", None) in present else ["dense"]
     nowhere += [
-        name for name in BASELINES[1:] if all((name, budget) not in there for budget in budgets)
+        name for name in BASELINES[1:] if all((name, budget) not in present for budget in budgets)
     ]
-    said = [f"baselines missing: {', '.join(nowhere)}"] if nowhere else []
+    sentences = [f"baselines missing: {', '.join(nowhere)}"] if nowhere else []
     for budget in budgets:
-        absent = [name for name in BASELINES[1:] if (name, budget) not in there]
+        absent = [name for name in BASELINES[1:] if (name, budget) not in present]
+        # What is missing at every budget was said above, once.
         absent = [name for name in absent if name not in nowhere]
         if absent and budget is not None:
-            said.append(f"baselines missing at {budget_text(budget)}: {', '.join(absent)}")
-    return said
+            sentences.append(f"baselines missing at {budget_text(budget)}: {', '.join(absent)}")
+    return sentences
 
 
 def _seeds(runs: Runs) -> list[str]:
-    """At least three, and the same for all: then methods can be compared seed by seed."""
+    """At least three seeds, the same for all methods, so that they can be compared seed by seed."""
     pruned = _pruned(runs)
-    said = []
+    sentences = []
+    # A dict with None as a set that keeps its order.
     few = {
         f"{arm.method} {len(seeds)}": None for arm, seeds in pruned.items() if len(seeds) < SEEDS
     }
     if few:
-        said.append(f"fewer than {SEEDS} seeds: {some(few)}")
+        sentences.append(f"fewer than {SEEDS} seeds: {some(few)}")
+    # The union, not the intersection: a method without a seed that another has is the one to be
+    # named.
     every = set[int]().union(*pruned.values())
     lacking = {arm.method: None for arm, seeds in pruned.items() if set(seeds) != every}
     if lacking:
-        said.append(f"not the same seeds for all: some are missing for {some(lacking)}")
-    return said
+        sentences.append(f"not the same seeds for all: some are missing for {some(lacking)}")
+    return sentences
 
 
 def _finetuning(runs: Runs) -> list[str]:
-    """Epochs and learning rate the same for all, and steps up to the rounding of rounds."""
-    found: dict[tuple[float, float, int | None], list[str]] = {}
+    """Equal epochs and learning rates for all methods; steps may differ by rounding."""
+    methods: dict[tuple[float, float, int | None], list[str]] = {}
     for arm, seeds in _pruned(runs).items():
-        given = [row["finetune"] for row in seeds.values() if row["finetune"] is not None]
-        for each in given if arm.method.split()[0] not in SCRATCH else ():
+        settled = [row["finetune"] for row in seeds.values() if row["finetune"] is not None]
+        for each in settled if arm.method.split()[0] not in SCRATCH else ():
+            # Learning rates come from JSON, so equal settings are equal numbers.
             key = each["epochs"], each["learning_rate"], each["steps"]
-            found.setdefault(key, []).append(arm.method)
-    settings = {key[:2] for key in found}
-    steps = [key[2] for key in found if key[2] is not None]
+            methods.setdefault(key, []).append(arm.method)
+    settings = {key[:2] for key in methods}
+    steps = [key[2] for key in methods if key[2] is not None]
+    # max steps <= (1 + 2 %) min steps: several rounds divide the epochs, and each rounds to whole
+    # steps.
     if len(settings) <= 1 and (not steps or max(steps) <= (1 + ROUNDED) * min(steps)):
         return []
     each = [
         f"{some(dict.fromkeys(names))} {epochs:g} epochs at {rate:g} in {steps} steps"
-        for (epochs, rate, steps), names in found.items()
+        for (epochs, rate, steps), names in methods.items()
     ]
     return [f"unequal fine-tuning: {some(each, '; ')}"]
 
 
 def _dense(runs: Runs) -> list[str]:
-    """Methods of one seed begin with one dense net."""
+    """All methods of one seed must begin with the same dense net."""
     accuracies: dict[int, set[float]] = {}
     for row in _rows(_pruned(runs)):
         accuracy = (row["dense"] or {}).get("accuracy")
         if accuracy is not None:
+            # The test accuracy is a fingerprint of the dense net: other weights hardly ever give
+            # the same one.
             accuracies.setdefault(row["seed"], set()).add(accuracy)
-    differing = [str(seed) for seed, found in sorted(accuracies.items()) if len(found) > 1]
+    differing = [str(seed) for seed, values in sorted(accuracies.items()) if len(values) > 1]
     return [f"not one dense net for all methods: seeds {some(differing)}"] if differing else []
 
 
@@ -136,9 +150,11 @@ def _budgets(runs: Runs) -> list[str]:
     missed = []
     for arm, seeds in _pruned(runs).items():
         kind, asked = arm.budget or ("", 1.0)
-        kept = [(row["achieved"] or {}).get(kind) for row in seeds.values()]
+        achieved = [(row["achieved"] or {}).get(kind) for row in seeds.values()]
+        # |achieved / requested - 1|, of which the worst seed counts. The default argument binds
+        # this turn's budget: a closure would see the last one.
         error = lambda value, asked=asked: abs(value / asked - 1)
-        worst = max((value for value in kept if value is not None), key=error, default=asked)
+        worst = max((value for value in achieved if value is not None), key=error, default=asked)
         if error(worst) > MISSED:
             missed.append(f"{arm.method} keeps {text.percent(worst)} for {text.percent(asked)}")
     if not missed:
@@ -147,13 +163,13 @@ def _budgets(runs: Runs) -> list[str]:
 
 
 def _versions(runs: Runs) -> list[str]:
-    seen: dict[str, set[str]] = {}
+    by_name: dict[str, set[str]] = {}
     for row in _rows(runs):
         for name, version in row["versions"].items():
-            seen.setdefault(name, set()).add(str(version))
+            by_name.setdefault(name, set()).add(str(version))
     mixed = [
         f"{name} {' and '.join(sorted(versions))}"
-        for name, versions in sorted(seen.items())
+        for name, versions in sorted(by_name.items())
         if len(versions) > 1
     ]
     return [f"mixed versions: {some(mixed)}"] if mixed else []
@@ -165,6 +181,7 @@ def _devices(runs: Runs) -> list[str]:
 
 
 def _commits(runs: Runs) -> list[str]:
+    # Seven digits, as git shortens them.
     commits = sorted({(row["commit"] or "none")[:7] for row in _rows(runs)})
     return [f"mixed commits: {some(commits)}"] if len(commits) > 1 else []
 

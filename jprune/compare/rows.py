@@ -1,7 +1,7 @@
 """Rows: finished runs as lines of JSON, read, checked, and sorted into arms.
 
-A row is what `jprune prune` has found in one run, flat enough to be kept for ever. What was not
-measured is null, never absent:
+A row holds the results of one run of `jprune prune`, in a form that later versions can read. What
+was not measured is null, never absent:
 
     schema, id, config            of the row; its name; the comparison that it was run for
     method, refs, budget, seed    budget: {"macs": 0.5}, null for the dense net
@@ -40,12 +40,15 @@ NO_PRUNING = (
 
 
 class Arm(NamedTuple):
-    """A method at a budget: what several seeds are runs of."""
+    """A method at a budget: what several seeds are runs of.
+
+    Attributes:
+        method: with the settings that tell it from others of its name.
+        budget: (kind, fraction kept); None for the dense net.
+    """
 
     method: str
-    """With the settings that tell it from others of its name."""
     budget: tuple[str, float] | None
-    """(kind, fraction kept); None for the dense net."""
 
 
 Runs = dict[Arm, dict[int, Row]]
@@ -53,11 +56,15 @@ Runs = dict[Arm, dict[int, Row]]
 
 
 class Read(NamedTuple):
-    """What `read` found."""
+    """The rows of some files.
+
+    Attributes:
+        rows: in the order of the files' names.
+        notes: what was left out, and why.
+    """
 
     rows: list[Row]
     notes: list[str]
-    """What was left out, and why."""
 
 
 def read(places: Iterable[PathLike]) -> Read:
@@ -83,12 +90,14 @@ def read(places: Iterable[PathLike]) -> Read:
                 f"{place} is not there. Write a file of rows (.jsonl) or a folder with such files, "
                 "such as experiments/results/first_comparison."
             )
+        # Sorted, since the order of a folder differs between file systems, and of two rows of one
+        # run the last counts.
         for file in sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]:
-            found = read_lines(file)
-            for number, row in enumerate(found.records, start=1):
+            lines = read_lines(file)
+            for number, row in enumerate(lines.records, start=1):
                 check(row, f"{file.name}, line {number}")
-            rows += found.records
-            if found.dropped:
+            rows += lines.records
+            if lines.dropped:
                 notes.append(f"The last line of {file.name} is torn and was left out.")
     if not rows:
         where = ", ".join(map(str, places))
@@ -126,6 +135,8 @@ def check(row: Any, source: str) -> None:
             f"{source}, has schema {row['schema']!r}; this version of jprune reads {SCHEMA}. "
             f"{advice}"
         )
+    # A key that is missing is told apart from null: the first is a file of another kind, the second
+    # only says that nothing was measured.
     absent = [key for key in OPTIONAL if key not in row]
     empty = [key for key in NEEDED if row.get(key) in (None, "", {})]
     if absent or empty:
@@ -134,6 +145,7 @@ def check(row: Any, source: str) -> None:
             f"and {', '.join(NEEDED[:-1])} and {NEEDED[-1]} are never null."
         )
     budget = row["budget"]
+    # Exactly one kind: two limits at once have no place on an axis of budgets.
     one = isinstance(budget, dict) and len(budget) == 1
     if budget is not None and not (one and isinstance(next(iter(budget.values())), int | float)):
         raise errors.CheckpointError(
@@ -154,18 +166,18 @@ def tasks(rows: Iterable[Row]) -> dict[tuple[str, str, int | None], list[Row]]:
         >>> {task: len(same) for task, same in tasks(rows).items()}
         {('a', 'x', None): 2, ('a', 'y', None): 1}
     """
-    found: dict[tuple[str, str, int | None], list[Row]] = {}
+    by_task: dict[tuple[str, str, int | None], list[Row]] = {}
     for row in rows:
-        found.setdefault((row["model"], row["data"], row["train_images"]), []).append(row)
-    return found
+        by_task.setdefault((row["model"], row["data"], row["train_images"]), []).append(row)
+    return by_task
 
 
 def arms(rows: Sequence[Row]) -> tuple[Runs, list[str]]:
     """Sorts rows of one task by method, budget and seed; the dense net is an arm too.
 
     Settings in which the rows of one method differ become part of its name. Of several rows of one
-    arm and seed the last counts. The dense net is taken from rows of its own, else from what the
-    other rows say of theirs.
+    arm and seed the last counts. The dense net is taken from rows of its own, else from the
+    `dense` entries of other rows.
 
     Returns:
         The runs, and notes of what does not count.
@@ -175,9 +187,11 @@ def arms(rows: Sequence[Row]) -> tuple[Runs, list[str]]:
     for row, name in zip(rows, _names(rows)):
         budget = None if row["budget"] is None else next(iter(row["budget"].items()))
         seeds = runs.setdefault(Arm(name, budget), {})
+        # The same arm and seed once more: the later row replaces the earlier one.
         again += row["seed"] in seeds
         seeds[row["seed"]] = row
     dense = {row["seed"]: _dense(row) for row in rows if _accuracy(row, "dense") is not None}
+    # Rows of its own come second, so that they win.
     dense |= {row["seed"]: _dense(row) for row in rows if row["budget"] is None}
     whole = {Arm("dense", None): dense} if dense else {}
     notes = [f"{again} of the rows were run again later: of one seed, the last row counts."]
@@ -186,19 +200,23 @@ def arms(rows: Sequence[Row]) -> tuple[Runs, list[str]]:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Methods, with the settings in which rows of one method differ."""
+    """A name for each row: its method, with the settings in which rows of that method differ."""
     settings = [_flat(row["settings"] or {}) for row in rows]
     differing: dict[str, list[str]] = {}
     for method in {row["method"] for row in rows}:
-        mine = [given for row, given in zip(rows, settings) if row["method"] == method]
-        keys = dict.fromkeys(key for given in mine for key in given)
-        differing[method] = [key for key in keys if len({str(g.get(key)) for g in mine}) > 1]
+        of_method = [chosen for row, chosen in zip(rows, settings) if row["method"] == method]
+        # A dict keeps the order in which settings came; a set would not, and names would change
+        # between runs.
+        keys = dict.fromkeys(key for chosen in of_method for key in chosen)
+        # Compared as text: lists have no hash. A setting that is not in a row counts as another
+        # value.
+        differing[method] = [key for key in keys if len({str(g.get(key)) for g in of_method}) > 1]
     return [
         " ".join(
             [row["method"]]
-            + [f"{key}={given.get(key, 'usual')}" for key in differing[row["method"]]]
+            + [f"{key}={chosen.get(key, 'usual')}" for key in differing[row["method"]]]
         )
-        for row, given in zip(rows, settings)
+        for row, chosen in zip(rows, settings)
     ]
 
 
@@ -206,7 +224,7 @@ _ARM = ("method", "seed", "budget", "macs", "params", "density")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {path with dots: value}, without what an arm and its seeds are."""
+    """Nested settings as {path with dots: value}, without those that make the arm and the seed."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if name in _ARM and not prefix:
@@ -223,9 +241,11 @@ def _accuracy(row: Row, net: str) -> float | None:
 
 
 def _dense(row: Row) -> Row:
-    """The row of the dense net: of its own, or that which a run began with."""
+    """The row of a dense net: the row itself, or one made of the net that its run began with."""
+    # In a row of its own the dense net is what came out; in other rows it is what the run began
+    # with.
     own = row["budget"] is None and _accuracy(row, "pruned") is not None
-    kept = dict.fromkeys(("density", "params", "macs", "bytes", "latency"), 1.0)
+    unpruned = dict.fromkeys(("density", "params", "macs", "bytes", "latency"), 1.0)
     nothing = dict.fromkeys(("before_finetune", "finetune", "prune_s"))
     validation = (row["validation"] or {}).get("pruned" if own else "dense")
     return {
@@ -235,7 +255,7 @@ def _dense(row: Row) -> Row:
         "refs": [],
         "budget": None,
         "pruned": row["pruned" if own else "dense"],
-        "achieved": kept,
+        "achieved": unpruned,
         "validation": {"pruned": validation},
     }
 
@@ -257,10 +277,12 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
     steps: dict[str, int] = {}
     validation: dict[str, float] = {}
     for record in records:
+        # Only the records at the end of an epoch have it; the last one of a stage stays.
         if "validation_accuracy" in record["metrics"]:
             steps[record["stage"]] = record["step"]
             validation[record["stage"]] = record["metrics"]["validation_accuracy"]
     finetune = settings["finetune"]
+    # Whatever trains behind the dense net counts as fine-tuning, rounds of pruning included.
     after = [stage for stage in steps if stage != "train"]
     copied = "refs model data seed versions device wall_s achieved dense before_finetune pruned"
     return {
@@ -279,9 +301,12 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
         "date": datetime.fromtimestamp((folder / "result.json").stat().st_mtime, UTC).isoformat(
             timespec="seconds"
         ),
+        # A `KeyError` here means that `result.json` is not of a finished run.
         **{key: result[key] for key in copied.split()},
         "validation": {
             "dense": validation.get("train"),
+            # The last training stage: what comes behind it no longer changes the accuracy by
+            # training.
             "pruned": validation[after[-1]] if after else None,
         },
         "finetune": {
@@ -296,6 +321,6 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
 
 
 def _base(stage: str) -> str:
-    """A stage's name without the number that tells it from others: "prune-2" is a "prune"."""
+    """A stage's name without the number of a repeated one: "prune" for "prune-2"."""
     name, _, number = stage.rpartition("-")
     return name if number.isdecimal() else stage

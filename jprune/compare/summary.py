@@ -16,21 +16,28 @@ SCHEMA = 1
 
 
 class Metric(NamedTuple):
-    """Something that methods are compared by."""
+    """A number that methods are compared by.
+
+    Attributes:
+        title: in words.
+        of: reads it from a row; None where it was not measured.
+        higher_is_better: whether large values are good.
+        fraction: whether it is shown as a percentage.
+    """
 
     title: str
     of: Callable[[Row], float | None]
     higher_is_better: bool
     fraction: bool
-    """Shown as a percentage."""
 
 
 def _in(*path: str) -> Callable[[Row], float | None]:
-    """Reads a value that lies deep in a row; None where anything on the way is null."""
+    """A function that reads a nested value of a row; None where anything on the path is null."""
 
     def read(row: Row) -> float | None:
         value: Any = row
         for key in path:
+            # Null on the way (a net that was not measured at all) gives null, no error.
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
@@ -61,54 +68,74 @@ FRONTS = ("macs", "latency")
 
 
 class Spread(NamedTuple):
-    """A metric over the seeds of an arm."""
+    """A metric over the seeds of an arm.
+
+    Attributes:
+        mean: over the seeds that have a value.
+        std: standard deviation of the sample (n - 1); None for one value.
+        n: how many seeds have a value.
+    """
 
     mean: float
     std: float | None
-    """Standard deviation of the sample (n - 1); None for one value."""
     n: int
 
 
 class Cell(NamedTuple):
-    """An arm: one line of the table."""
+    """An arm: one line of the table.
+
+    Attributes:
+        method: name, with the settings that tell it from others of its name.
+        budget: (kind, fraction kept); None for the dense net.
+        seeds: that were run, in ascending order.
+        spreads: {metric: mean and deviation}; None where no seed has a value.
+        fronts: the costs (of `FRONTS`) for which it lies on the Pareto front.
+    """
 
     method: str
     budget: tuple[str, float] | None
     seeds: tuple[int, ...]
     spreads: dict[str, Spread | None]
-    """By metric; None where no seed has it."""
     fronts: tuple[str, ...]
-    """Costs on whose front it lies."""
 
 
 class Order(NamedTuple):
-    """Two methods at one budget, and how often a seed turns them round."""
+    """Two methods at one budget, and in how many seeds their order is the other way round.
+
+    Attributes:
+        budget: (kind, fraction kept).
+        better: the method with the better mean.
+        worse: the other one.
+        changes: number of seeds in which `worse` is better.
+        seeds: number of seeds that both have.
+    """
 
     budget: tuple[str, float]
     better: str
     worse: str
     changes: int
-    """Seeds in which `worse` is better."""
     seeds: int
-    """Seeds that both have."""
 
 
 class Comparison(NamedTuple):
-    """Methods side by side on one task."""
+    """Methods side by side on one task.
+
+    Attributes:
+        cells: the dense net, then budget by budget from large to small, best first.
+        breaches: where the protocol is broken; none for a fair comparison.
+        provenance: commits, versions, devices, configs and commands, each only once.
+    """
 
     model: str
     data: str
     train_images: int | None
     metric: str
     cells: list[Cell]
-    """The dense net, then budget by budget from large to small, best first."""
     orders: list[Order]
     breaches: list[Breach]
-    """Where the protocol is broken; none for a fair comparison."""
     notes: list[str]
     findings: list[str]
     provenance: dict[str, list[Any]]
-    """Commits, versions, devices, configs and commands, each only once."""
 
     @property
     def title(self) -> str:
@@ -118,26 +145,28 @@ class Comparison(NamedTuple):
 
     @property
     def seeds(self) -> int:
-        """Of the arm with the fewest, the dense net aside."""
+        """Number of seeds of the arm with the fewest, the dense net not counted."""
         return min((len(cell.seeds) for cell in self.cells if cell.budget), default=0)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and standard deviation; what is None does not count.
+    """Mean and standard deviation of the values that are not None; None if there are none.
 
     Example:
         >>> spread([1.0, None, 3.0]), spread([None])
         (Spread(mean=2.0, std=1.4142135623730951, n=2), None)
     """
-    known = [float(value) for value in values if value is not None]
-    if not known:
+    numbers = [float(value) for value in values if value is not None]
+    if not numbers:
         return None
-    std = statistics.stdev(known) if len(known) > 1 else None
-    return Spread(statistics.fmean(known), std, len(known))
+    # s^2 = sum (x - mean)^2 / (n - 1), the sample's: with few seeds the population's would be too
+    # small.
+    std = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return Spread(statistics.fmean(numbers), std, len(numbers))
 
 
 def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
-    """The points that no other beats: none is as cheap and as good, and better in one of both.
+    """The Pareto front: points for which no other is as cheap and as good, and better in one.
 
     Args:
         points: {name: (cost, value)}; low costs and high values are good.
@@ -148,6 +177,8 @@ def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
     """
 
     def beaten(cost: float, value: float) -> bool:
+        # q beats p: cost_q <= cost_p and value_q >= value_p, and one of both strictly. Equal points
+        # do not beat each other, so ties stay on the front.
         return any(
             other <= cost and gain >= value and (other < cost or gain > value)
             for other, gain in points.values()
@@ -159,7 +190,7 @@ def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
 def rank_changes(
     values: Mapping[str, Mapping[int, float]], higher_is_better: bool = True
 ) -> list[tuple[str, str, int, int]]:
-    """How often seeds turn the order of two methods round.
+    """In how many seeds the order of two methods is not that of their means.
 
     Args:
         values: {method: {seed: value}}.
@@ -174,16 +205,20 @@ def rank_changes(
         [('a', 'b', 1, 3)]
     """
     sign = 1 if higher_is_better else -1
-    found = []
+    pairs = []
     for one, other in itertools.combinations(values, 2):
         seeds = sorted(values[one].keys() & values[other].keys())
         if not seeds:
             continue
+        # d_s = sign (a_s - b_s) for every seed s that both have: pairs, since a seed fixes the
+        # dense net.
         ahead = [sign * (values[one][seed] - values[other][seed]) for seed in seeds]
+        # The better one by mean d comes first, so that changes = #{s: d_s < 0} counts seeds against
+        # it.
         if sum(ahead) < 0:
             one, other, ahead = other, one, [-lead for lead in ahead]
-        found.append((one, other, sum(lead < 0 for lead in ahead), len(seeds)))
-    return found
+        pairs.append((one, other, sum(lead < 0 for lead in ahead), len(seeds)))
+    return pairs
 
 
 def find_metric(name: str) -> Metric:
@@ -246,12 +281,13 @@ def _compare(
 
 
 def _once(values: Iterable[Any]) -> list[Any]:
-    """Values without repetition, in order; they need no hash."""
-    found: list[Any] = []
+    """Values without repetition, in order; unlike in a set they need no hash."""
+    distinct: list[Any] = []
     for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        # By equality, as rows hold dicts; there are few different ones.
+        if value not in distinct:
+            distinct.append(value)
+    return distinct
 
 
 def _cells(runs: Runs, metric: str) -> list[Cell]:
@@ -262,13 +298,17 @@ def _cells(runs: Runs, metric: str) -> list[Cell]:
         }
         for arm, seeds in runs.items()
     }
+    # The fronts are taken over all budgets together: a cheap good net beats a dear bad one.
     fronts: dict[str, set[Arm]] = {cost: _front(spreads, cost, metric) for cost in FRONTS}
     sign = -1 if METRICS[metric].higher_is_better else 1
 
     def place(arm: Arm) -> tuple[Any, ...]:
+        # The dense net has no kind: "" sorts first, and -2 before any -fraction.
         kind, fraction = arm.budget or ("", 2.0)
-        found = spreads[arm][metric]
-        return kind, -fraction, found is None, sign * found.mean if found else 0.0, arm.method
+        value = spreads[arm][metric]
+        # Kind of budget, large budgets first, cells without a value last, best first, then the
+        # name.
+        return kind, -fraction, value is None, sign * value.mean if value else 0.0, arm.method
 
     return [
         Cell(
@@ -285,32 +325,36 @@ def _cells(runs: Runs, metric: str) -> list[Cell]:
 def _front(spreads: Mapping[Arm, Mapping[str, Spread | None]], cost: str, metric: str) -> set[Arm]:
     sign = 1 if METRICS[metric].higher_is_better else -1
     points = {}
-    for arm, found in spreads.items():
-        price, value = found[cost], found[metric]
+    for arm, of_arm in spreads.items():
+        price, value = of_arm[cost], of_arm[metric]
         if price is not None and value is not None:
+            # A front of means: a net may lie on it by luck of its seeds, which is why the deviation
+            # stands beside it in the table.
             points[arm] = (price.mean, sign * value.mean)
     return pareto(points)
 
 
 def _orders(runs: Runs, metric: str) -> list[Order]:
-    found = METRICS[metric]
+    ranked_by = METRICS[metric]
     budgets: dict[tuple[str, float], dict[str, dict[int, float]]] = {}
     for arm, seeds in runs.items():
-        values = {seed: found.of(row) for seed, row in seeds.items()}
-        known = {seed: value for seed, value in values.items() if value is not None}
-        if arm.budget is not None and known:
-            budgets.setdefault(arm.budget, {})[arm.method] = known
+        values = {seed: ranked_by.of(row) for seed, row in seeds.items()}
+        measured = {seed: value for seed, value in values.items() if value is not None}
+        # Only methods at the same budget are ranked: a method that keeps more is ahead for that
+        # reason.
+        if arm.budget is not None and measured:
+            budgets.setdefault(arm.budget, {})[arm.method] = measured
     return [
         Order(budget, *change)
         for budget, values in sorted(budgets.items(), reverse=True)
-        for change in rank_changes(values, found.higher_is_better)
+        for change in rank_changes(values, ranked_by.higher_is_better)
     ]
 
 
 def _findings(cells: Sequence[Cell], metric: str) -> list[str]:
-    """Where random is not beaten: it is a strong baseline."""
+    """A sentence for every budget at which methods are no better than `random`."""
     sign = 1 if METRICS[metric].higher_is_better else -1
-    found = []
+    findings = []
     for budget in _once(cell.budget for cell in cells if cell.budget):
         means = {
             cell.method: sign * reached.mean
@@ -319,13 +363,14 @@ def _findings(cells: Sequence[Cell], metric: str) -> list[str]:
         }
         if "random" not in means:
             continue
+        # `<=`: equal to random is not better than random.
         beaten = [name for name, mean in means.items() if mean <= means["random"]]
         beaten = [name for name in beaten if name != "random"]
         if beaten:
-            found.append(
+            findings.append(
                 f"At {budget_text(budget)} random is as good as or better than {listed(beaten)}."
             )
-    return found
+    return findings
 
 
 def plain(comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -350,7 +395,7 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
                 "seeds": list(cell.seeds),
                 "fronts": list(cell.fronts),
                 "metrics": {
-                    name: found and found._asdict() for name, found in cell.spreads.items()
+                    name: spread and spread._asdict() for name, spread in cell.spreads.items()
                 },
             }
             for cell in comparison.cells

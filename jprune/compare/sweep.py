@@ -39,21 +39,27 @@ CHOOSING = ("l1", 0)
 
 
 class Sweep(NamedTuple):
-    """What is to be run."""
+    """The runs of a comparison, before they are made.
+
+    Attributes:
+        job: settings of all runs; its method, budget, seed and options are replaced by the sweep's.
+        methods: names, baselines included.
+        budgets: each method runs at each of them.
+        seeds: each method and budget runs with each of them.
+        command: how it was called.
+        options: {method: its options}, where they are not the usual ones.
+    """
 
     job: Job
-    """Settings of all runs; method, budget, seed and options are those of the sweep."""
     methods: tuple[str, ...]
     budgets: tuple[Budget, ...]
     seeds: tuple[int, ...]
     command: str
-    """How it was called."""
     options: Mapping[str, Mapping[str, Any]] = {}
-    """{method: its options}, where they are not the usual ones."""
 
 
 class Swept(NamedTuple):
-    """What a sweep has come to."""
+    """The rows of a sweep, and notes for people."""
 
     rows: list[Row]
     notes: list[str]
@@ -101,16 +107,20 @@ def run(sweep: Sweep, out: PathLike, progress: Progress) -> Swept:
 
 
 def _run(sweep: Sweep, folder: pathlib.Path, progress: Progress) -> Swept:
-    task, said = jobs.task_for(sweep.job), tuple(_said(sweep))
+    task, remarks = jobs.task_for(sweep.job), tuple(_said(sweep))
+    # Patterns become names of groups here, once, and not in each of the runs.
     whole = tuple(jobs.with_frozen(task, each, sweep.job.freeze) for each in sweep.budgets)
     sweep = sweep._replace(budgets=whole, job=dataclasses.replace(sweep.job, freeze=()))
+    # A budget that cannot be met is refused before the first of many trainings, not after.
     for budget in sweep.budgets:
         jobs.check_budget(task, budget)
     chosen = _learning_rate(sweep, task, folder, progress)
-    notes = [chosen.note, *said]
+    notes = [chosen.note, *remarks]
     settled = dataclasses.replace(sweep.job, finetune_learning_rate=chosen.rate)
     planned = [_job(sweep._replace(job=settled), *each) for each in _each(sweep)]
     rows: list[Row] = []
+    # {seed: folder of a run that holds its dense net}, to be taken over by all later runs of the
+    # seed.
     first = {CHOOSING[1]: chosen.trained} if chosen.trained else {}
     clock = _Clock(len(planned), progress)
     for job in planned:
@@ -118,19 +128,22 @@ def _run(sweep: Sweep, folder: pathlib.Path, progress: Progress) -> Swept:
         clock.begin(job, fresh=not (path / "result.json").exists())
         try:
             row = _one(job, path, first.get(job.seed), sweep.command, task, progress)
+        # A run that diverges is a result, not an end: the others go on, and a note says so.
         except errors.DivergenceError:
             notes.append(f"{job.method} at {_asked(job)} diverged with seed {job.seed}.")
             continue
         finally:
             clock.end()
+        # Only after the run is over, so that a torn one is never shared.
         first.setdefault(job.seed, path)
         rows.append({**row, "config": folder.resolve().name})
+        # After every run, whole: a sweep that is killed leaves rows that can be compared.
         write_lines(folder / "rows.jsonl", rows)
     return Swept(rows, notes)
 
 
 def _each(sweep: Sweep) -> Iterator[tuple[str, Budget, int]]:
-    """Seed by seed: a sweep that is stopped has whole comparisons of the first seeds."""
+    """All runs, seed by seed, so that a stopped sweep has whole comparisons of the first seeds."""
     for seed in sweep.seeds:
         for budget in sweep.budgets:
             for method in sweep.methods:
@@ -143,10 +156,10 @@ def _job(sweep: Sweep, method: str, budget: Budget, seed: int) -> Job:
 
 
 def _said(sweep: Sweep) -> Iterator[str]:
-    """Settings that are not the usual ones, for people."""
+    """Sentences about the settings that are not the usual ones."""
     for method, options in sweep.options.items():
-        given = listed(f"{name}={written(value)}" for name, value in options.items())
-        yield f"{method} was run with {given}."
+        settings = listed(f"{name}={written(value)}" for name, value in options.items())
+        yield f"{method} was run with {settings}."
     if sweep.job.freeze:
         yield f"{listed(sweep.job.freeze)} stayed whole."
     if sweep.job.distill:
@@ -169,7 +182,8 @@ def _one(
     task: Task,
     progress: Progress,
 ) -> Row:
-    """One run, done or taken up, and its row."""
+    """Makes a run, or finishes a stopped one; returns its row."""
+    # A directory with a configuration has begun: it goes on by itself.
     if first is not None and not (path / "config.json").exists():
         share_training(job, first, path, task)
     jobs.prune(job, path, command, progress, task=task)
@@ -177,7 +191,7 @@ def _one(
 
 
 def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task) -> bool:
-    """Opens a run with the dense net of another run of its seed, already trained.
+    """Gives a new run the dense net of another run of its seed, so that it is not trained again.
 
     Args:
         job: of the run that is opened.
@@ -190,6 +204,7 @@ def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task
     """
     train, finetune = jobs.trainings(job, task)
     begins = next(iter(recipes.unrolled(jobs.recipe_of(job, train, finetune))), None)
+    # Stages compare by their settings: equal ones with equal keys give equal nets.
     if train is None or begins != train or not (first / TRAINING / "DONE").exists():
         return False
     copy_training(job, first, path, task)
@@ -197,7 +212,7 @@ def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task
 
 
 def copy_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task) -> None:
-    """Opens a run whose first stage, the training of the dense net, is that of another run.
+    """Makes a run directory whose first stage, the dense training, is copied from another run.
 
     Args:
         job: of the run that is opened.
@@ -208,10 +223,12 @@ def copy_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task)
     train, finetune = jobs.trainings(job, task)
     config, about = jobs.config_of(job, train, finetune), jobs.about(job)
     provenance = {"versions": measure.versions(), "device": measure.device()}
+    # Under a hidden name beside it and renamed at the end: a kill leaves no half run behind.
     half = path.parent / f".{path.name}"
     shutil.rmtree(half, ignore_errors=True)
     directory = open_directory(half / path.name, config, about, provenance)
     shutil.copytree(first / TRAINING, directory.path / TRAINING)
+    # The records of the training move along, or the report of the new run would have no curve.
     for record in read_lines(first / "records.jsonl").records:
         if record["stage"] == "train":
             directory.append({**record, **directory.about}, record["wall_s"])
@@ -231,14 +248,15 @@ class _Chosen(NamedTuple):
 
 
 def _learning_rate(sweep: Sweep, task: Task, folder: pathlib.Path, progress: Progress) -> _Chosen:
-    given = sweep.job.finetune_learning_rate
-    if given is not None:
-        note = f"The learning rate of fine-tuning, {given:g}, was given, not chosen."
-        return _Chosen(given, note, None)
+    rate_of_job = sweep.job.finetune_learning_rate
+    if rate_of_job is not None:
+        note = f"The learning rate of fine-tuning, {rate_of_job:g}, was given, not chosen."
+        return _Chosen(rate_of_job, note, None)
     job = _job(sweep, CHOOSING[0], sweep.budgets[0], CHOOSING[1])
     usual = jobs.trainings(job, task)[1].learning_rate
     tried: dict[float, float] = {}
     first: pathlib.Path | None = None
+    # Rounded to three digits, since the rate is part of the folder's name.
     for rate in (float(f"{factor * usual:.3g}") for factor in RATES):
         path = folder / "rates" / f"{_name(job)}-rate{rate:g}"
         progress.note(f"choosing the learning rate: {rate:g}")
@@ -259,7 +277,7 @@ def _learning_rate(sweep: Sweep, task: Task, folder: pathlib.Path, progress: Pro
 
 
 def best_rate(tried: dict[float, float], method: str) -> tuple[float, str]:
-    """The learning rate with the best validation accuracy, the smaller one of equals.
+    """The learning rate with the best validation accuracy; of equally good ones the smallest.
 
     Args:
         tried: {learning rate: accuracy on the validation split}, without those that diverged.
@@ -280,14 +298,15 @@ def best_rate(tried: dict[float, float], method: str) -> tuple[float, str]:
             "fine-tuning diverged at every learning rate that was tried. Write a smaller "
             "--finetune-learning-rate."
         )
+    # Highest accuracy; of equals the smallest rate, which is the safer one for other budgets.
     best = min(tried, key=lambda rate: (-tried[rate], rate))
-    each = listed(f"{rate:g} ({text.percent(found)})" for rate, found in tried.items())
+    each = listed(f"{rate:g} ({text.percent(accuracy)})" for rate, accuracy in tried.items())
     how = f"with {method}, seed {CHOOSING[1]}, by the validation split"
     return best, f"The learning rate of fine-tuning, {best:g}, was chosen among {each} {how}."
 
 
 class _Clock:
-    """Says which run it is, and how long all that are left will take."""
+    """Shows which run begins, and about how long the remaining ones will take."""
 
     def __init__(self, total: int, progress: Progress):
         self._total, self._progress = total, progress
@@ -295,12 +314,12 @@ class _Clock:
         self._since: float | None = None
 
     def begin(self, job: Job, fresh: bool) -> None:
-        left = self._total - self._begun
+        remaining = self._total - self._begun
         self._begun += 1
         # Runs that were done before take no time: they tell nothing of those that are left.
         self._since = time.monotonic() if fresh else None
         mean = self._spent / self._timed if self._timed else None
-        soon = "" if mean is None else f", about {text.seconds(left * mean)} left"
+        soon = "" if mean is None else f", about {text.seconds(remaining * mean)} left"
         which = f"{job.method}, {_asked(job)}, seed {job.seed}"
         self._progress.note(f"run {self._begun} of {self._total}: {which}{soon}")
 

@@ -21,8 +21,6 @@ from jprune.graph.look.sites import AFFINE, POINTWISE, Flow
 from jprune.jaxprs import Equation, Program, nested
 
 AFFINE_ROLES = ("shift", "scale", "mean", "var")
-
-
 MOVES = ("transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim")
 """Primitives that change the shape of a value and none of its numbers."""
 

@@ -33,6 +33,7 @@ def export_again(out: PathLike, to: PathLike | None = None) -> list[pathlib.Path
     """
     folder = pathlib.Path(out)
     files = [folder / f"model{suffix}" for suffix in WRITERS] if to is None else [pathlib.Path(to)]
+    # Before anything is read: the mistake costs nothing then.
     if files[0].suffix not in WRITERS:
         raise errors.ArgumentError(
             f"{to} is neither {' nor '.join(WRITERS)}. Write --to {files[0].stem}.tflite."
@@ -43,6 +44,8 @@ def export_again(out: PathLike, to: PathLike | None = None) -> list[pathlib.Path
         # A .tflite is float32, whatever type the net was trained in.
         dtype = "float32" if file.suffix == ".tflite" else config["dtype"]
         net = net_for(config["model"], config["data"], dtype)
+        # The net is traced anew and its masks are read off the plan: only arrays are stored, no
+        # program.
         shapes = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
         groups, masks = replay(plan, net.fn, shapes, net.example)
         fn = seen_at(slim(net.fn, groups, masks), plan.get("resolution"))

@@ -37,7 +37,7 @@ class Law:
 
     The record's `max_rel_err` is max |a - b| / max |a| over all outputs, a being those of the dense
     net whose consumers' slices are masked, all kernels being arrays. Where a net chooses its
-    channels for every image, a is that of the dense kernels with gates on what they say.
+    channels for every image, a is that of the dense kernels with gates on their outputs.
     """
 
     fn: Function
@@ -50,7 +50,11 @@ class Law:
         del key
         groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
         dense = dense_of(pruned.variables)
+        # The law: masks on the `in` places (the consumers' slices) alone make the dense net compute
+        # what the slim one does. Producers may say what they like.
         masked, fn = apply_masks(dense, expand(groups, masks, roles=("in",))), self.fn
+        # Its channels differ between images: gates in the net are the same for all, so the kernels'
+        # own choice is made visible by gates on what they give.
         if has_dynamic(pruned.variables):
             run = gates_of(self.fn, groups)
             masked, fn = pruned.variables, lambda variables, image: run(variables, image)[0]
@@ -59,13 +63,18 @@ class Law:
         @jax.jit
         def largest(image: jax.Array) -> tuple[jax.Array, jax.Array]:
             a, b = fn(masked, image), small_fn(small, image)
+            # Relative to the largest output of all batches, not element by element: logits near 0
+            # would make any rounding look large.
             return jnp.abs(a - b).max(), jnp.abs(a).max()
 
         difference, size = 0.0, 0.0
         with jax.default_matmul_precision("highest"):  # GPUs and TPUs round float32 otherwise
             for batch in task.data.batches(self.split, EVALUATION_BATCH):
-                found = largest(batch["image"])
-                difference, size = max(difference, float(found[0])), max(size, float(found[1]))
+                worst_of_batch = largest(batch["image"])
+                difference, size = (
+                    max(difference, float(worst_of_batch[0])),
+                    max(size, float(worst_of_batch[1])),
+                )
         return pruned, [record(self.name, {"max_rel_err": difference / size if size else 0.0})]
 
 
@@ -97,6 +106,8 @@ class Export:
         """The same net; the files."""
         del key
         fn, variables = Net(task).slim(pruned)
+        # .tflite holds float32 kernels: a net that computes in bfloat16 is exported from its
+        # float32 form.
         exact = slim(self.fn, Net(task).groups, Net(task).unit_masks(pruned))
         exact = seen_at(exact, pruned.resolution)
         save_tree(self.folder / "params", variables)
@@ -105,6 +116,8 @@ class Export:
         try:
             model = export.tflite(exact, variables, task.example)
             atomic_write(self.folder / "model.tflite", model)
+        # A run is whole without this file: its extra may be missing, or an operation have no TFLite
+        # form.
         except (errors.MissingExtraError, errors.ExportError) as error:
             self.note(f"model.tflite was not written: {error}")
         return pruned, []
@@ -112,7 +125,7 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """Times the dense net against the slim one, and weighs their .tflite files.
+    """Measures latencies of the dense and the slim net, and the sizes of their .tflite files.
 
     Attributes:
         folder: the run directory, with the slim `model.tflite` where there is one.
@@ -132,19 +145,22 @@ class Measure:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record."""
         del key
+        # Latency depends on shapes alone: where no stage has saved the dense net, the present
+        # kernels serve.
         dense = pruned.saved.get("dense", pruned.variables)
         table: dict[str, Any] = measure.xla_latency(
             (task.fn, dense), Net(task).slim(pruned), task.example, seconds=self.seconds
         )
-        found = {"dense": dict(table["dense"]), "pruned": dict(table["slim"])}
+        metrics = {"dense": dict(table["dense"]), "pruned": dict(table["slim"])}
         for name, value in self._tflite(dense, task).items():
-            found[name] |= value
-        return pruned, [record(self.name, found)]
+            metrics[name] |= value
+        return pruned, [record(self.name, metrics)]
 
     def _tflite(self, dense: Variables, task: Task) -> dict[str, dict[str, Any]]:
         small = self.folder / "model.tflite"
         if not small.exists():
             return {}
+        # Both models are timed in turns, so that a machine that slows down slows both.
         large = export.tflite(self.fn, dense, task.example)
         models = {"dense": large, "pruned": small.read_bytes()}
         times = measure.tflite_latency(models, seconds=self.seconds)

@@ -1,7 +1,7 @@
 """The main job: from names to a small net, measured, exported and reported.
 
 Train or load the dense net, run the method's recipe, slim, check the law on real images, export,
-measure, report. All of it lies in one directory; `run.py` says how it survives being killed.
+measure, report. All of it lies in one directory; `jprune.runs` says how it survives being killed.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from jprune.zoo import pretrained
 
 
 class Usual(NamedTuple):
-    """What is trained where nothing else is asked for."""
+    """Settings of training for a data set, where the user sets none."""
 
     epochs: float
     finetune_epochs: float
@@ -49,8 +49,6 @@ USUAL = {
     "fashion_mnist": Usual(20, 20, 128, 0.1, 0.05),
     "cifar10": Usual(60, 8, 128, 0.1, 0.05),
 }
-
-
 WITHOUT_NORMS = 0.25
 """Factor of the learning rates of nets without norms, which diverge at those of the others."""
 
@@ -133,12 +131,15 @@ def prune(
         JpruneError: whatever else goes wrong on the way, each with a class of its own.
     """
     progress = Silent() if progress is None else progress
+    # The name first: an unknown method is refused before data are read.
     recipes.find(job.method)
     task = task_for(job) if task is None else task
+    # Law and .tflite want float32, whatever the type that the net is trained in.
     exact = task.fn if job.dtype == "float32" else net_for(job.model, job.data).fn
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = recipe_of(job, train, finetune)
+    # Budgets of weights (unstructured pruning) can always be met; those of whole units may not.
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
     check(recipe, task)
@@ -148,11 +149,13 @@ def prune(
 
     def start() -> Pruned:
         if job.weights is None:
+            # `fold_in(key, 0)` makes the first values; the stages count from 1.
             return Pruned(task.init(jax.random.fold_in(key, 0)), None)
         net = net_for(job.model, job.data, job.dtype)
         return Pruned(pretrained.load(net, job.weights), None)
 
     with held(out, config, about(job), provenance, overwrite) as directory:
+        # The recipe first, then what every run is judged by.
         stages = (
             *recipe,
             Evaluate("test", slim=True, name="pruned"),
@@ -186,20 +189,23 @@ def about(job: Job) -> dict[str, Any]:
 def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
     """Training of the dense net (None where it is read) and fine-tuning."""
     usual = USUAL.get(job.data, USUAL["cifar10"])
+    # Statistics: only norms have them.
     has_norms = bool(jax.tree.leaves(task.split(Net(task).shapes)[1]))
     slower = 1.0 if has_norms else WITHOUT_NORMS
     batch_size = job.batch_size or usual.batch_size
 
     def stage(name: str, epochs: float, rate: float, distill: float = 0.0) -> Train:
-        made = Train(epochs, rate, batch_size, max_steps=job.max_steps, distill=distill, name=name)
-        made.steps(task.data.sizes["train"])  # refuses what does not fit, before anything runs
-        return made
+        training = Train(
+            epochs, rate, batch_size, max_steps=job.max_steps, distill=distill, name=name
+        )
+        training.steps(task.data.sizes["train"])  # refuses what does not fit, before anything runs
+        return training
 
-    given = lambda value, otherwise: otherwise if value is None else value
+    chosen = lambda value, otherwise: otherwise if value is None else value
     finetune = stage(
         "finetune",
-        given(job.finetune_epochs, usual.finetune_epochs),
-        given(job.finetune_learning_rate, slower * usual.finetune_learning_rate),
+        chosen(job.finetune_epochs, usual.finetune_epochs),
+        chosen(job.finetune_learning_rate, slower * usual.finetune_learning_rate),
         job.distill,
     )
     if job.weights is not None:
@@ -210,8 +216,8 @@ def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
                 "--finetune-learning-rate."
             )
         return None, finetune
-    rate = given(job.learning_rate, slower * usual.learning_rate)
-    return stage("train", given(job.epochs, usual.epochs), rate), finetune
+    rate = chosen(job.learning_rate, slower * usual.learning_rate)
+    return stage("train", chosen(job.epochs, usual.epochs), rate), finetune
 
 
 def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
@@ -228,6 +234,7 @@ def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
             f"{', '.join('--' + name.replace('_', '-') for name in taken) or 'none'}."
         )
     factory = recipes.find(job.method)
+    # By signature: methods without fine-tuning (lottery tickets, scratch) take one training.
     if finetunes(job.method):
         return factory(job.budget, train, finetune, **job.options)
     if job.finetune_epochs is not None or job.finetune_learning_rate is not None or job.distill:
@@ -249,7 +256,7 @@ def finetunes(method: str) -> bool:
 
 
 def with_frozen(task: Task, budget: Budget, patterns: Sequence[str]) -> Budget:
-    """The budget with a floor of its whole size under every group that a pattern names.
+    """The budget, with a floor for every group that a pattern names: all of its units.
 
     Raises:
         ArgumentError: a pattern that names no group.
@@ -263,6 +270,8 @@ def with_frozen(task: Task, budget: Budget, patterns: Sequence[str]) -> Budget:
                 f"freeze={pattern!r} names no group of {task.name}; "
                 f"{errors.nearest(pattern, sizes)}`jprune inspect` lists them."
             )
+        # A floor of all units: no allocator can take one, and the budget is met by the other
+        # groups.
         floors |= {name: sizes[name] for name in named}
     return dataclasses.replace(budget, floors=floors)
 
@@ -275,6 +284,7 @@ def check_budget(task: Task, budget: Budget) -> None:
     """
     groups = Net(task).groups
     scores = {name: np.zeros(size) for name, size in groups.sizes.items()}
+    # Scores of 0 do: whether a budget can be met depends on the smallest widths, not on the scores.
     allocate.uniform(scores, budget, Net(task).cost)
 
 
@@ -285,6 +295,8 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         "model": job.model,
         "data": job.data,
         "method": job.method,
+        # Only what was asked for: a kind of budget that comes later must not change the settings of
+        # old runs.
         "budget": {name: value for name, value in budget.items() if value not in (None, {})},
         "seed": job.seed,
         "options": {name: written(value) for name, value in job.options.items()},

@@ -26,5 +26,6 @@ def net_for(model: str, data: str, dtype: str = "float32") -> zoo.Net:
     if dtype not in DTYPES:
         raise errors.ArgumentError(f"dtype {dtype!r}; write one of {', '.join(DTYPES)}.")
     spec = find(data)
+    # A colon stands in no name of the zoo.
     make = zoo.load if ":" in model else zoo.build
     return make(model, classes=spec.classes, shape=spec.shape, dtype=DTYPES[dtype])

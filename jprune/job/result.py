@@ -15,7 +15,7 @@ from jprune.train.net import Net
 
 
 class Asked(NamedTuple):
-    """What was asked for, as `result.json` says it."""
+    """The settings of the run that `result.json` repeats."""
 
     command: str
     method: str
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
 def write_result(
     directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned
 ) -> dict[str, Any]:
-    """Writes `plan.json`, `result.json` and `report.html`; a run that has them keeps them.
+    """Writes `plan.json`, `result.json` and `report.html`, unless they exist already.
 
     Args:
         directory: of the run, all of whose stages are done.
@@ -43,6 +43,8 @@ def write_result(
         CheckpointError: the disk is full or the folder cannot be written to.
     """
     path = directory.path / "result.json"
+    # The result is written once: latencies that were measured stay those of the run, whatever
+    # machine opens the directory later.
     if not path.exists():
         groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
         shapes, small = Net(task).shapes, slim_params(groups, masks, pruned.variables)
@@ -51,6 +53,8 @@ def write_result(
             plan["resolution"] = np.asarray(pruned.resolution).tolist()
         write_json(directory.path / "plan.json", plan)
         result = result_of(directory, asked, task, pruned)
+        # Checked before it is written: a result without a key would be found by its readers, much
+        # later.
         report.check(result)
         write_json(path, result)
     if not (directory.path / "report.html").exists():
@@ -77,7 +81,7 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
         {**_metrics(directory, name), **measured.get(name, {})}
         for name in ("dense", "before_finetune", "pruned")
     )
-    kept = lambda kind: _ratio(small.get(kind), dense.get(kind))
+    fraction = lambda kind: _ratio(small.get(kind), dense.get(kind))
     return {
         "schema": report.SCHEMA,
         "commit": directory.about["commit"],
@@ -93,9 +97,9 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
         "requested": {asked.budget.kind: float(asked.budget.value)},
         "achieved": {
             "density": density(pruned.masks),
-            "params": kept("params"),
-            "macs": kept("macs"),
-            "bytes": kept("bytes"),
+            "params": fraction("params"),
+            "macs": fraction("macs"),
+            "bytes": fraction("bytes"),
             "latency": _ratio(_median(small), _median(dense)),
         },
         "law_max_rel_err": _metrics(directory, "law").get("max_rel_err"),
@@ -107,8 +111,8 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
 
 def _metrics(directory: RunDirectory, stage: str) -> dict[str, Any]:
     """Metrics of a stage that has one record; none if the recipe has no such stage."""
-    found = directory.outcomes().get(stage)
-    return found["records"][0]["metrics"] if found else {}
+    outcome = directory.outcomes().get(stage)
+    return outcome["records"][0]["metrics"] if outcome else {}
 
 
 def _median(net: dict[str, Any]) -> float | None:

@@ -1,7 +1,7 @@
-"""Reporting: what a run has found, for people.
+"""Reporting: the results of a run as pages and pictures.
 
-Here belongs what turns the files of a run directory into pages and pictures; nothing is computed
-anew and no number is typed. `schema.py` defines `result.json`, which other programs read too.
+Here belongs what turns the files of a run directory into pages and pictures; nothing is measured
+again, and no number is typed. `schema.py` defines `result.json`, which other programs read too.
 `read.py` reads a run, `page.py` makes `report.html` of it (with `markup.py`, `text.py` and
 `template.html`), `figures.py` draws. Read `schema.py` first, then `page.py`.
 """

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 LONGEST = 400
-"""More points than these are thinned: a curve on a page has no more pixels."""
+"""Longer curves are thinned to about so many points: a picture on a page has no more pixels."""
 
 
 class Span(NamedTuple):
@@ -16,12 +16,18 @@ class Span(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One metric in one stage."""
+    """One metric in one stage.
+
+    Attributes:
+        stage: name of the stage.
+        metric: name of the metric.
+        steps: on the axis that all stages share.
+        values: at these steps.
+    """
 
     stage: str
     metric: str
     steps: list[int]
-    """On the common axis."""
     values: list[float]
 
 
@@ -37,12 +43,14 @@ def spans(records: Sequence[Mapping[str, Any]], ending: str) -> list[Span]:
     for record in records:
         if _metrics(record, ending):
             steps.setdefault(record["stage"], []).append(record["step"])
-    found, start = [], 0
+    stages, start = [], 0
     for stage, taken in steps.items():
+        # Every stage counts its steps from its own beginning: on the common axis it starts where
+        # the stage before it ends.
         stop = start + max(taken) - min(taken)
-        found.append(Span(stage, start, stop))
+        stages.append(Span(stage, start, stop))
         start = stop
-    return found
+    return stages
 
 
 def series(records: Sequence[Mapping[str, Any]], ending: str) -> list[Series]:
@@ -65,23 +73,25 @@ def series(records: Sequence[Mapping[str, Any]], ending: str) -> list[Series]:
         for metric, value in _metrics(record, ending).items():
             stage, step = record["stage"], record["step"]
             first[stage] = min(first.get(stage, step), step)
+            # By step, so that a step that was recorded again replaces the first record.
             points.setdefault((stage, metric), {})[step] = float(value)
     starts = {span.stage: span.start for span in spans(records, ending)}
-    found = []
+    result = []
     for (stage, metric), values in points.items():
         steps = _thinned(sorted(values))
+        # The first step that was recorded (20, say, not 0) stands at the beginning of the span.
         shift = starts[stage] - first[stage]
-        found.append(Series(stage, metric, [s + shift for s in steps], [values[s] for s in steps]))
-    return found
+        result.append(Series(stage, metric, [s + shift for s in steps], [values[s] for s in steps]))
+    return result
 
 
 def _metrics(record: Mapping[str, Any], ending: str) -> dict[str, float]:
     metrics = record.get("metrics") or {}
-    known = isinstance(record.get("stage"), str) and isinstance(record.get("step"), int)
+    placed = isinstance(record.get("stage"), str) and isinstance(record.get("step"), int)
     return {
         name: value
         for name, value in metrics.items()
-        if known and name.endswith(ending) and isinstance(value, int | float)
+        if placed and name.endswith(ending) and isinstance(value, int | float)
     }
 
 
@@ -89,4 +99,5 @@ def _thinned(steps: list[int]) -> list[int]:
     if len(steps) <= LONGEST:
         return steps
     stride = -(-len(steps) // LONGEST)
+    # The last point always stays: its value is the one that is quoted.
     return [*steps[:-1:stride], steps[-1]]

@@ -33,7 +33,7 @@ class Palette(NamedTuple):
 
 
 PRINT = Palette("#ffffff", "#1c2430", "#667085", "#e4e7ec", "#cbd2dc", "#0f766e", "#b45309")
-# Stand-ins that the page replaces by its own colours, which differ in light and dark.
+# Placeholders that the page replaces by its own colours, which differ in light and dark.
 SCREEN = Palette(*(f"#00000{number}" for number in range(1, 8)))
 _LATENCIES = {"xla_b1": "XLA, batch 1", "xla_b128": "XLA, batch 128", "tflite_b1": "TFLite"}
 
@@ -54,6 +54,7 @@ def curve(records: Sequence[Mapping[str, Any]], ending: str) -> Markup | None:
         return None
     file = io.StringIO()
     with settings(ending):
+        # A `Figure` of its own, not `pyplot`: no global state, no display, nothing to close.
         figure = Figure(figsize=(5.2, 2.9), layout="constrained")
         figure.patch.set_alpha(0)
         _draw_curve(figure.subplots(), records, ending, SCREEN)
@@ -62,7 +63,7 @@ def curve(records: Sequence[Mapping[str, Any]], ending: str) -> Markup | None:
 
 
 def numbered(svg: str) -> str:
-    """A picture with identifiers in the order in which they come.
+    """Renames the identifiers of a picture to numbers in order of occurrence.
 
     Matplotlib makes those of markers and clips from all bits of their coordinates, of which the
     last ones differ from processor to processor.
@@ -74,13 +75,13 @@ def numbered(svg: str) -> str:
         >>> numbered('<use href="#m0123456789"/><path id="m0123456789"/>')
         '<use href="#m0"/><path id="m0"/>'
     """
-    made = dict.fromkeys(re.findall(r'id="([mp][0-9a-f]{10})"', svg))
-    names = {old: f"{old[0]}{number}" for number, old in enumerate(made)}
-    return re.sub(r"\b[mp][0-9a-f]{10}\b", lambda found: names.get(found[0], found[0]), svg)
+    identifiers = dict.fromkeys(re.findall(r'id="([mp][0-9a-f]{10})"', svg))
+    names = {old: f"{old[0]}{number}" for number, old in enumerate(identifiers)}
+    return re.sub(r"\b[mp][0-9a-f]{10}\b", lambda match: names.get(match[0], match[0]), svg)
 
 
 def for_page(svg: str, name: str) -> Markup:
-    """A picture in the colours of `SCREEN` as part of a page, whose colours and font it takes.
+    """Makes a picture in the colours of `SCREEN` part of a page, with the page's colours and font.
 
     Args:
         svg: as Matplotlib writes it.
@@ -89,12 +90,16 @@ def for_page(svg: str, name: str) -> Markup:
     Returns:
         The `<svg>` element.
     """
+    # Without the XML head, which may stand at the beginning of a file only.
     svg = numbered(svg[svg.index("<svg") :])
+    # #000001 ... #000007 occur nowhere else in Matplotlib's output, so text can be replaced.
     for colour, value in SCREEN._asdict().items():
         svg = svg.replace(value, f"var(--{colour})")
+    # Text stays text (`svg.fonttype`), so the page's font can take its place.
     svg = re.sub(r"'DejaVu Sans'[^;\"<]*sans-serif", "var(--sans)", svg)
     # Identifiers are the whole page's, and Matplotlib numbers its own from 1 in every picture.
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    # Width and height go: the page scales a picture by its `viewBox`.
     svg = re.sub(r'^<svg[^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg)
     return Markup(svg)
 
@@ -121,10 +126,11 @@ def summary(run: Run) -> bytes:
             linespacing=1.5,
             color=PRINT.ink,
         )
+        # Two subfigures: the long names below the upper bars would else shrink the curves too.
         (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False, hspace=0.06)
-        widths, kept = upper.subplots(1, 2, width_ratios=(3, 2))
+        widths, fractions = upper.subplots(1, 2, width_ratios=(3, 2))
         _draw_widths(widths, run.plan["groups"], PRINT)
-        _draw_kept(kept, result, PRINT)
+        _draw_kept(fractions, result, PRINT)
         for axes, ending in zip(lower.subplots(1, 2), ("loss", "accuracy")):
             _draw_curve(axes, run.records, ending, PRINT)
         figure.savefig(file, format="png", metadata={"Software": None})
@@ -133,7 +139,7 @@ def summary(run: Run) -> bytes:
 
 @contextlib.contextmanager
 def settings(salt: str) -> Iterator[None]:
-    """Matplotlib as it comes, whatever the user's own settings; the same run, the same picture."""
+    """Matplotlib's defaults instead of the user's: equal runs give equal pictures."""
     own: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text
         "svg.hashsalt": salt,  # identifiers would be random
@@ -144,7 +150,7 @@ def settings(salt: str) -> Iterator[None]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names of groups without what all of them share, where they stay different.
+    """Names of groups without `params/` and `/kernel`, if the short names are still different.
 
     Example:
         >>> short_names(["params/conv1/kernel", "params/block1/conv1/kernel"])
@@ -155,7 +161,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def bare(axes: Axes, title: str, palette: Palette) -> None:
-    """Leaves of the axes a title and a base line."""
+    """Removes all lines around the axes but the lower one, and sets the title."""
     axes.set_title(title, loc="left", fontsize=11, color=palette.ink, pad=18)
     axes.set_facecolor("none")
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -168,18 +174,19 @@ def _draw_curve(
     axes: Axes, records: Sequence[Mapping[str, Any]], ending: str, palette: Palette
 ) -> None:
     bare(axes, ending.capitalize(), palette)
-    found = curves.series(records, ending)
-    if not found:
+    series_of_net = curves.series(records, ending)
+    if not series_of_net:
         axes.set_axis_off()
         axes.text(0.5, 0.5, text.NOT_MEASURED, ha="center", color=palette.muted)
         return
-    metrics = list(dict.fromkeys(series.metric for series in found))
+    metrics = list(dict.fromkeys(series.metric for series in series_of_net))
     for metric, colour in zip(
         metrics, itertools.cycle((palette.slim, palette.second, palette.muted))
     ):
-        mine = [series for series in found if series.metric == metric]
-        few = sum(len(series.steps) for series in mine) < 20
-        for series in mine:
+        of_metric = [series for series in series_of_net if series.metric == metric]
+        # Short runs: a line through two points is hardly seen without marks.
+        few = sum(len(series.steps) for series in of_metric) < 20
+        for series in of_metric:
             axes.plot(
                 series.steps,
                 series.values,
@@ -187,7 +194,7 @@ def _draw_curve(
                 linewidth=1.6,
                 marker="o" if few else None,
                 markersize=3,
-                label=metric.replace("_", " ") if series is mine[0] else None,
+                label=metric.replace("_", " ") if series is of_metric[0] else None,
             )
     axes.grid(axis="y", color=palette.line, linewidth=0.8)
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -219,16 +226,17 @@ def _mark_stages(axes: Axes, spans: Sequence[curves.Span], palette: Palette) -> 
 
 def _draw_widths(axes: Axes, groups: Mapping[str, Mapping[str, Any]], palette: Palette) -> None:
     sizes = [group["size"] for group in groups.values()]
-    kept = [len(group["keep"]) for group in groups.values()]
+    widths = [len(group["keep"]) for group in groups.values()]
     bare(axes, f"Width of {len(sizes)} groups: dense, and kept", palette)
     places = range(len(sizes))
     axes.bar(places, sizes, width=0.78, color=palette.dense)
-    axes.bar(places, kept, width=0.78, color=palette.slim)
+    axes.bar(places, widths, width=0.78, color=palette.slim)
     axes.grid(axis="y", color=palette.line, linewidth=0.8)
+    # More names than these would overlap at this width.
     if len(sizes) <= 24:
         names = [name.rsplit("/", 2) for name in short_names(list(groups))]
         axes.set_xticks(places, ["/".join(name[-2:]) for name in names], rotation=35, ha="right")
-        for place, size, width in zip(places, sizes, kept):
+        for place, size, width in zip(places, sizes, widths):
             axes.annotate(
                 f"{width}",
                 (place, size),
@@ -268,7 +276,10 @@ def _draw_kept(axes: Axes, result: Result, palette: Palette) -> None:
             color=palette.ink if value is not None else palette.muted,
         )
     axes.set_yticks(places, list(bars))
+    # The first bar on top, as in the table of the page.
     axes.invert_yaxis()
     axes.set_xticks([])
+    # A net may have become slower than the dense one: then its bar is longer than 1. A fifth is for
+    # the numbers behind the bars.
     axes.set_xlim(0, 1.22 * max([1, *(value or 0 for value in values)]))
     axes.spines["bottom"].set_visible(False)

@@ -19,12 +19,15 @@ def tag(name: str, *children: str, **attributes: str | None) -> Markup:
         >>> tag("p", "a < b ", tag("b", "c"), class_="note")
         '<p class="note">a &lt; b <b>c</b></p>'
     """
-    given = "".join(
+    written = "".join(
+        # `class` is a keyword of Python, and hyphens cannot stand in a name.
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{name}{given}>{join(*children)}</{name}>")
+    # Children are escaped by `join` unless they are `Markup`: a name from a user's net cannot
+    # become HTML.
+    return Markup(f"<{name}{written}>{join(*children)}</{name}>")
 
 
 def join(*children: str) -> Markup:

@@ -31,6 +31,7 @@ def html(run_dir: str | os.PathLike[str]) -> pathlib.Path:
     """
     run = read_run(run_dir)
     folder = pathlib.Path(run_dir)
+    # The picture first: whether there is a page decides whether a run writes its report again.
     atomic_write(folder / "report.png", figures.summary(run))
     atomic_write(folder / "report.html", page(run))
     return folder / "report.html"
@@ -54,6 +55,7 @@ def page(run: Run) -> str:
                     structure.forms(plan["leaf_types"], plan["leaves"]),
                 )
             ]
+            # Only nets with factored or sparse kernels have this section.
             if plan["leaf_types"]
             else []
         ),
@@ -61,6 +63,7 @@ def page(run: Run) -> str:
         _section("Frozen axes", structure.FROZEN_NOTE, structure.frozen(plan["frozen"])),
         _section("How this was made", "", _provenance(run)),
     )
+    # `string.Template`: braces of style and script need no escape.
     template = resources.files("jprune.report").joinpath("template.html").read_text("utf-8")
     return string.Template(template).substitute(title=join(title), body=body)
 
@@ -76,14 +79,14 @@ def _header(result: Result, title: str) -> Markup:
 
 
 def _tiles(result: Result) -> Markup:
-    dense, slim, kept = result["dense"], result["pruned"], result["achieved"]
+    dense, slim, achieved = result["dense"], result["pruned"], result["achieved"]
     before, after = (tables.median(net["latency_ms"]["xla_b128"]) for net in (dense, slim))
     points = text.difference(slim["accuracy"], dense["accuracy"], 100, 1)
     of = lambda kind: f"{text.count(slim[kind])} of {text.count(dense[kind])}"
     tiles = [
         ("Test accuracy", text.percent(slim["accuracy"]), f"{points} points against dense"),
-        ("MACs kept", text.percent(kept["macs"]), of("macs")),
-        ("Parameters kept", text.percent(kept["params"]), of("params")),
+        ("MACs kept", text.percent(achieved["macs"]), of("macs")),
+        ("Parameters kept", text.percent(achieved["params"]), of("params")),
         (
             "Latency, batch 128",
             text.percent(text.ratio(after, before)),
@@ -98,6 +101,7 @@ def _tile(name: str, value: str, more: str) -> Markup:
         "div",
         tag("div", name, class_="name"),
         tag("div", tables.value(value), class_="value"),
+        # The value above it says "not measured" already.
         tag("div", "" if text.NOT_MEASURED in more else more, class_="more"),
         class_="card tile",
     )
@@ -113,14 +117,14 @@ def _provenance(run: Run) -> Markup:
     result = run.result
     device = result["device"]
     threads = f"{device['threads']} thread" + ("" if device["threads"] == 1 else "s")
-    known = {name: version for name, version in result["versions"].items() if version}
+    versions = {name: version for name, version in result["versions"].items() if version}
     stages = [f"{stage} {text.seconds(spent)}" for stage, spent in result["wall_s"].items()]
     law = result["law_max_rel_err"]
     facts = {
         "Method": f"{result['method']}{_references(result['refs'])}",
         "Seed": str(result["seed"]),
         "Device": f"{device['kind']} ({device['platform']}, {threads})",
-        "Versions": ", ".join(f"{name} {version}" for name, version in known.items()),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Commit": result["commit"] or "not a git checkout",
         "Time": ", ".join([*stages, f"{text.seconds(sum(result['wall_s'].values()))} in all"]),
         "Masked against slim": tables.value(

@@ -31,6 +31,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> Run:
     """
     folder = pathlib.Path(run_dir)
     result = _json(folder / "result.json")
+    # Checked here, once: all that follows reads keys without asking.
     schema.check(result, str(folder / "result.json"))
     plan = _json(folder / "plan.json")
     for key in ("groups", "frozen"):
@@ -51,16 +52,16 @@ def _read(path: pathlib.Path) -> str:
 
 def _json(path: pathlib.Path) -> Any:
     try:
-        found = json.loads(_read(path))
+        content = json.loads(_read(path))
     except json.JSONDecodeError as error:
         raise errors.CheckpointError(
             f"{path} is no JSON ({error}). Run the command of the run again."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise errors.CheckpointError(
-            f"{path} holds a {type(found).__name__}; an object {{...}} was expected."
+            f"{path} holds a {type(content).__name__}; an object {{...}} was expected."
         )
-    return found
+    return content
 
 
 def _records(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -70,6 +71,7 @@ def _records(path: pathlib.Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
+            # The last line alone may be torn; any other damage is no kill's.
             if number < len(lines):
                 raise errors.CheckpointError(
                     f"{path}, line {number}, is no JSON ({error}). Only the last line can be torn "

@@ -22,17 +22,22 @@ class LatencyTable(TypedDict):
 
 
 class Measured(TypedDict):
-    """What is known of one net: dense, pruned before fine-tuning, or slim."""
+    """What was measured of one net: dense, pruned before fine-tuning, or slim.
+
+    Attributes:
+        accuracy: in 0..1, on the test split; on the validation split before fine-tuning.
+        loss: on the same split.
+        params: parameters that are not zero; statistics do not count.
+        macs: multiply-accumulates for one example.
+        bytes: size of the float32 .tflite file.
+        latency_ms: by runtime and batch size.
+    """
 
     accuracy: float | None
-    """In 0..1, on the test split; on the validation split before fine-tuning."""
     loss: float | None
     params: int | None
-    """Parameters that are not zero; statistics do not count."""
     macs: int | None
-    """Multiply-accumulates for one example."""
     bytes: int | None
-    """Size of the float32 .tflite file."""
     latency_ms: LatencyTable
 
 
@@ -47,27 +52,31 @@ class Achieved(TypedDict):
 
 
 class Result(TypedDict):
-    """The whole of `result.json`."""
+    """The whole of `result.json`.
+
+    Attributes:
+        commit: of jprune's source tree.
+        refs: numbers of the survey's references that the method is from.
+        wall_s: {stage: seconds}.
+        requested: the budget, {kind: fraction kept}.
+        law_max_rel_err: largest relative difference between the masked and the slim net, on real
+            data.
+    """
 
     schema: int
     commit: str | None
-    """Of jprune's source tree."""
     command: str
     method: str
     refs: list[int]
-    """Numbers of the survey's references that the method is from."""
     model: str
     data: str
     seed: int
     versions: dict[str, str | None]
     device: Device
     wall_s: dict[str, float]
-    """{stage: seconds}."""
     requested: dict[str, float]
-    """The budget, {kind: fraction kept}."""
     achieved: Achieved
     law_max_rel_err: float | None
-    """Largest relative difference between the masked and the slim net, on real data."""
     dense: Measured
     before_finetune: Measured
     pruned: Measured
@@ -129,15 +138,16 @@ def _check(value: Any, kind: Any, path: str, source: str) -> None:
             return
         kind = next(option for option in get_args(kind) if option is not type(None))
     if is_typeddict(kind):
+        # The schema is the TypedDict itself, so that types and check cannot part.
         _check_type(value, Mapping, path, source)
         for key, inner in get_type_hints(kind).items():
-            here = f"{path}.{key}" if path else key
+            place = f"{path}.{key}" if path else key
             if key not in value:
                 raise errors.CheckpointError(
-                    f"{source} has no `{here}`. Every key of schema {SCHEMA} has to be there, with "
-                    "null for what was not measured."
+                    f"{source} has no `{place}`. Every key of schema {SCHEMA} has to be there, "
+                    "with null for what was not measured."
                 )
-            _check(value[key], inner, here, source)
+            _check(value[key], inner, place, source)
     elif get_origin(kind) is dict:
         _check_type(value, Mapping, path, source)
         for key, item in value.items():
@@ -147,6 +157,7 @@ def _check(value: Any, kind: Any, path: str, source: str) -> None:
         for position, item in enumerate(value):
             _check(item, get_args(kind)[0], f"{path}[{position}]", source)
     else:
+        # JSON writes 1.0 and 1 alike, so an integer is a number too.
         _check_type(value, (int, float) if kind is float else kind, path, source)
 
 

@@ -24,6 +24,7 @@ def widths(groups: Mapping[str, Mapping[str, Any]]) -> Markup:
     if not groups:
         return tag("p", "No group of channels was found.", class_="unknown")
     widest = max(group["size"] for group in groups.values())
+    # One scale for all groups: the widest one fills the row, so that widths can be compared.
     rows = [
         _group(name, short, group, widest)
         for (name, group), short in zip(groups.items(), short_names(list(groups)))
@@ -39,10 +40,11 @@ def widths(groups: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 
 def _group(name: str, short: str, group: Mapping[str, Any], widest: int) -> Markup:
-    size, kept = group["size"], len(group["keep"])
+    size, remaining = group["size"], len(group["keep"])
+    # Kernels alone: biases and statistics follow their layer, and would only make the line long.
     leaves = {place["leaf"] for place in group["places"] if "kernel" in place["roles"]}
     tied = short_names(sorted(leaves - {name}))
-    fill = tag("div", class_="fill", style=f"width: {100 * kept / size:.2f}%")
+    fill = tag("div", class_="fill", style=f"width: {100 * remaining / size:.2f}%")
     return tag(
         "div",
         tag(
@@ -55,47 +57,53 @@ def _group(name: str, short: str, group: Mapping[str, Any], widest: int) -> Mark
             tag("div", fill, class_="track", style=f"width: {100 * size / widest:.2f}%"),
             class_="bar",
         ),
-        tag("div", f"{kept} of {size}" if kept < size else f"all {size}", class_="count"),
+        tag("div", f"{remaining} of {size}" if remaining < size else f"all {size}", class_="count"),
         class_="group",
     )
 
 
 def forms(leaf_types: Mapping[str, Mapping[str, Any]], leaves: Mapping[str, Any]) -> Markup:
-    """A line per kernel that is held in another form: which, and what is left of it.
+    """A line per kernel that is not a dense array: its form, and the size of its parts.
 
     Args:
         leaf_types: of the plan, {path: {form, what is kept}}.
         leaves: of the plan, {path: shape of the dense kernel}.
     """
-    return tag("ul", *(_form(path, kept, leaves[path]) for path, kept in leaf_types.items()))
+    return tag(
+        "ul", *(_form(path, settings, leaves[path]) for path, settings in leaf_types.items())
+    )
 
 
-def _form(path: str, kept: Mapping[str, Any], shape: Sequence[int]) -> Markup:
+def _form(path: str, settings: Mapping[str, Any], shape: Sequence[int]) -> Markup:
     count = lambda part: part if isinstance(part, int) else len(part)
-    parts = {name: count(part) for name, part in kept.items() if name != "form"}
+    parts = {name: count(part) for name, part in settings.items() if name != "form"}
     dense = " x ".join(map(str, shape))
-    if kept["form"] == "factored":
+    if settings["form"] == "factored":
         i, o = parts["inputs"], parts["outputs"]
         window = " x ".join([*map(str, shape[:-2]), str(i), str(o)])
+        # W = R_in core R_out: rotation [in, i], core [window, i, o], rotation [o, out].
         text = f": {dense} as {shape[-2]} x {i}, {window}, {o} x {shape[-1]}"
     else:
-        text = f": {dense}, {kept['form']}, " + ", ".join(
+        text = f": {dense}, {settings['form']}, " + ", ".join(
             f"{n} {name}" for name, n in parts.items()
         )
     return tag("li", tag("code", path), text)
 
 
 def frozen(records: Sequence[Mapping[str, Any]]) -> Markup:
-    """Frozen axes by reason: which, why, where in the user's source, and what would open them."""
+    """Frozen axes, grouped by reason, with the user's source lines and what would unfreeze them."""
     if not records:
         return tag("p", "None: every axis can shrink.")
     reasons: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:
+        # One card per reason, with all its axes, since a net of a hundred layers may have one
+        # reason.
         reasons.setdefault((record["reason"], record["remedy"]), []).append(record)
     return join(*(_reason(*reason, same) for reason, same in reasons.items()))
 
 
 def _reason(reason: str, remedy: str, records: Sequence[Mapping[str, Any]]) -> Markup:
+    # Several axes may be frozen at one equation: it is shown once.
     equations = dict.fromkeys((record["equation"], record["source"]) for record in records)
     return tag(
         "div",

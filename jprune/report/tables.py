@@ -20,12 +20,12 @@ _RUNTIMES = {
 
 
 def value(words: str) -> Markup:
-    """A cell's text; one that says "not measured" is set back."""
+    """A cell's text; "not measured" is shown in a muted colour."""
     return tag("span", words, class_="unknown") if words == text.NOT_MEASURED else join(words)
 
 
 def median(latency: Latency | None) -> float | None:
-    """Its median in ms; None where it was not measured."""
+    """Median of a latency in ms; None where it was not measured."""
     return latency["median"] if latency else None
 
 
@@ -39,20 +39,23 @@ def cost(result: Result) -> Markup:
         ["Accuracy", *(text.percent(state["accuracy"], 2) for state in states), "", ""],
         ["Loss", *(text.decimal(state["loss"]) for state in states), "", ""],
     ]
+    # Column 4 of accuracy and loss is a difference, that of the costs below a fraction.
     rows[0][4] = points if points == text.NOT_MEASURED else f"{points} points"
     rows[1][4] = loss
-    kept: Any = result["achieved"]
+    achieved: Any = result["achieved"]
     for kind, noun in text.KINDS.items():
         asked = result["requested"].get(kind)
         if kind in dense:
             unit = "B" if kind == "bytes" else ""
             counts = [text.count(state[kind], unit) for state in states]
-        elif kept.get(kind) is None and asked is None:
+        # Density and energy have no counts: they get a row only where they were measured or asked
+        # for.
+        elif achieved.get(kind) is None and asked is None:
             continue
         else:
             counts = ["", "", ""]
         wanted = "" if asked is None else text.percent(asked)
-        rows.append([noun[0].upper() + noun[1:], *counts, text.percent(kept.get(kind)), wanted])
+        rows.append([noun[0].upper() + noun[1:], *counts, text.percent(achieved.get(kind)), wanted])
     cells = [[row[0], *map(value, row[1:])] for row in rows]
     return table(["", *_STATES.values(), "Slim against dense", "Asked for"], cells)
 

@@ -65,6 +65,7 @@ def seconds(value: float | None) -> str:
         return NOT_MEASURED
     if value < 10:
         return f"{value:.1f} s"
+    # Rounded first, or 59.7 s would be "60 s" and not "1 min".
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
@@ -81,11 +82,13 @@ def difference(after: float | None, before: float | None, scale: float = 1, digi
     if after is None or before is None:
         return NOT_MEASURED
     text = f"{scale * (after - before):+.{digits}f}"
+    # "-0.0" rounds to nothing: then the sign goes too.
     return text.replace("-", "−") if float(text) else text[1:]
 
 
 def ratio(after: float | None, before: float | None) -> float | None:
     """`after / before`; None where either is not measured."""
+    # 0 cannot be divided by, and a dense net with nothing to count was not measured.
     return after / before if after is not None and before else None
 
 

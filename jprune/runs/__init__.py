@@ -1,6 +1,6 @@
-"""Recipes in the real world: run directories, checkpoints, progress, many devices.
+"""Running recipes: run directories, checkpoints, progress, many devices.
 
-Here belongs whatever a recipe needs to survive: files that are whole or not there (`files.py`),
+Here belongs what a run needs to survive being killed: files that are whole or absent (`files.py`),
 checkpoints (`checkpoint.py`), the loop around a learner's steps (`loop.py`), the folder of a run
 (`directory.py`) and its stages one after another (`execution.py`), arrays on many devices and hosts
 (`devices.py`), what the user sees meanwhile (`progress.py`). Stages are known as a protocol; no

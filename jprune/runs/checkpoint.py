@@ -4,8 +4,9 @@ A folder holds one checkpoint, the newest. Orbax writes it beside the old one an
 is whole, so a kill in the middle of a save leaves the old one; what the kill left behind goes when
 the folder is opened the next time.
 
-Of several processes one alone calls this, with a state that all of them have: what lies on many
-devices is written as if it lay on one, and read on one, so a run can go on with other devices.
+Of several processes the first alone calls this, with a state that all of them have: arrays that are
+spread over many devices are written as whole arrays, and read onto one device, so a run can go on
+with other devices.
 """
 
 import contextlib
@@ -28,16 +29,21 @@ SCHEMA = 1
 
 
 class Checkpoint(NamedTuple):
-    """What `load` found."""
+    """What `load` returns.
+
+    Attributes:
+        step: number of the steps done.
+        state: the tree of arrays.
+        meta: the plain facts that `save` got: data position, key, seconds so far.
+    """
 
     step: int
     state: PyTree
     meta: dict[str, Any]
-    """What `save` was given: data position, key, seconds so far."""
 
 
 def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-    """Saves a checkpoint and drops the one before.
+    """Saves a checkpoint and deletes the one before.
 
     Args:
         folder: of this stage; made if it is not there.
@@ -50,6 +56,7 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
             is untouched.
     """
     path = make_folder(folder)
+    # Leaf types (factored, CSR) become plain dictionaries: Orbax knows no others.
     state = _of_one_process(written_out(state))
     try:
         with _manager(path) as manager:
@@ -94,6 +101,8 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
             if step is None:
                 return None
             if template is None:
+                # Without a template Orbax would ask for the devices that the arrays lay on when
+                # they were saved.
                 template = manager.item_metadata(step)["state"].tree
             restored = manager.restore(
                 step,
@@ -104,6 +113,7 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
             )
     except Exception as error:  # Orbax has no error of its own for damaged or foreign files
         raise _unreadable(path, _short(error)) from error
+    # Behind the `try`: this is our own complaint, which must not be wrapped as one of Orbax.
     meta = dict(restored["meta"])
     if meta.pop("schema", None) != SCHEMA:
         raise _unreadable(path, f"it is of another version; this one reads schema {SCHEMA}")
@@ -111,7 +121,7 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
 
 
 def save_tree(path: PathLike, tree: PyTree) -> None:
-    """Writes a tree of arrays by itself, for other programs: an Orbax checkpoint.
+    """Writes a tree of arrays as an Orbax checkpoint that other programs can read.
 
     Args:
         path: a folder; replaced if it is there.
@@ -121,6 +131,7 @@ def save_tree(path: PathLike, tree: PyTree) -> None:
         CheckpointError: the disk is full or the folder cannot be written to.
     """
     try:
+        # `force`: a run that was killed while it exported has left a folder of this name.
         with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
             writer.save(os.path.abspath(path), _of_one_process(written_out(tree)), force=True)
     except Exception as error:  # Orbax passes on what its storage raises, of many types
@@ -131,15 +142,15 @@ def save_tree(path: PathLike, tree: PyTree) -> None:
 
 
 def load_tree(path: PathLike) -> PyTree:
-    """Reads what `save_tree` wrote, arrays on the first device.
+    """Reads what `save_tree` wrote, onto the first device.
 
     Raises:
         CheckpointError: there is no such folder, or it is damaged.
     """
     try:
         with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
-            found = reader.metadata(os.path.abspath(path)).item_metadata
-            return read_back(reader.restore(os.path.abspath(path), _abstract(found.tree)))
+            metadata = reader.metadata(os.path.abspath(path)).item_metadata
+            return read_back(reader.restore(os.path.abspath(path), _abstract(metadata.tree)))
     except Exception as error:  # Orbax has no error of its own for damaged or foreign files
         raise errors.CheckpointError(
             f"{path} cannot be read ({_short(error)}). It is written at the end of a run: run the "
@@ -171,12 +182,13 @@ def _abstract(tree: PyTree) -> PyTree:
 
 def _alone() -> ocp.options.MultiprocessingOptions:
     """Keeps Orbax from waiting for other processes."""
+    # Orbax puts barriers around a save that all processes must reach; here only the first comes by.
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
 def _of_one_process(tree: PyTree) -> PyTree:
-    """The tree in the host's memory, where its arrays are also on devices of other processes."""
+    """The tree; with several processes as NumPy arrays, since Orbax would wait for the others."""
     return tree if jax.process_count() == 1 else jax.tree.map(np.asarray, tree)
 
 

@@ -26,11 +26,7 @@ from jprune import errors
 from jprune.base import Batch, PyTree, Task
 
 Result = TypeVar("Result")
-
-
 AXIS = "data"
-
-
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -50,6 +46,7 @@ def connect() -> bool:
     address, *numbers = (os.environ.get(name) for name in VARIABLES)
     if address is not None and not jax.distributed.is_initialized():
         try:
+            # None lets JAX ask the scheduler of the cluster.
             count, index = (None if text is None else int(text) for text in numbers)
             jax.distributed.initialize(num_processes=count, process_id=index)
         except (ValueError, RuntimeError, TypeError) as error:
@@ -67,7 +64,7 @@ def is_first() -> bool:
 
 
 def from_first(call: Callable[[], Result]) -> Result:
-    """What a call gives in the first process; the others do not make it, and get a copy.
+    """Calls a function in the first process alone; all processes return (a copy of) its result.
 
     All processes come here together. An error of the first is raised by all of them, so that none
     waits for ever.
@@ -82,21 +79,23 @@ def from_first(call: Callable[[], Result]) -> Result:
     if jax.process_count() == 1:
         return call()
     if not is_first():
-        found, error = pickle.loads(_from_first_process(b""))
+        result, error = pickle.loads(_from_first_process(b""))
         if error is not None:
             raise error
-        return found
+        return result
     try:
-        found = call()
+        result = call()
+    # The others wait in a broadcast: they must hear of the error before it is raised here.
     except Exception as error:
         _from_first_process(pickle.dumps((None, error)))
         raise
-    _from_first_process(pickle.dumps((found, None)))
-    return found
+    _from_first_process(pickle.dumps((result, None)))
+    return result
 
 
 def _from_first_process(content: bytes) -> bytes:
-    """The bytes that the first process has."""
+    """Sends bytes from the first process to all; returns them in each."""
+    # Two broadcasts: arrays need equal shapes in all processes, so the length goes first.
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
@@ -105,8 +104,8 @@ def _from_first_process(content: bytes) -> bytes:
 def spread(task: Task, local: bool = False) -> Task:
     """The task with its batches split over all devices.
 
-    A batch whose size their number does not divide lies on each of them whole: the same numbers,
-    and no gain. (For a training step, `place` refuses such a one.)
+    A batch whose size is not a multiple of the number of devices is copied whole to each of them:
+    the results are the same, and nothing is gained. (`place` refuses such a training batch.)
 
     Args:
         task: net, loss and data.
@@ -129,9 +128,11 @@ def _batches(
     epoch: int = 0,
     start: int = 0,
 ) -> Iterator[Batch]:
-    """As `base.Data.batches`; every process makes its own rows, of a batch that is the same."""
+    """As `base.Data.batches`; every process loads only the rows that lie on its own devices."""
+    # The rows of a batch are split by the first axis; an image or its label alike.
     layout = _layout(mesh, (batch_size,))
     share = _share(layout, batch_size)
+    # A loader of the user's own need not know `rows` as long as there is one process.
     rows = {} if share == slice(0, batch_size) else {"rows": share}
     for batch in batches(split, batch_size, seed=seed, epoch=epoch, start=start, **rows):
         yield {
@@ -143,7 +144,7 @@ def _batches(
 
 
 def place(batch: Batch) -> Batch:
-    """A training batch split over all devices, where it is not already.
+    """Splits a training batch over all devices; one that is split already is returned as it is.
 
     Args:
         batch: arrays whose first axis is that of the examples; in every process the whole batch.
@@ -155,6 +156,8 @@ def place(batch: Batch) -> Batch:
     if mesh is None:
         return batch
     for size in {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf)}:
+        # A batch that lies whole on each device would give the right gradient at no gain; refused,
+        # since the user would pay for devices that do nothing.
         if size % mesh.size:
             fitting = size // mesh.size * mesh.size
             near = [str(n) for n in (fitting, fitting + mesh.size) if n]
@@ -165,9 +168,13 @@ def place(batch: Batch) -> Batch:
             )
 
     def put(leaf: Any) -> jax.Array:
+        # From `spread`: it is in place already, and a copy through the host would cost more than
+        # the step.
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == {*mesh.devices.flat}:
             return leaf
         host = np.asarray(leaf)
+        # The callback cuts each device's rows out of the host's copy; nothing goes through device
+        # 0.
         return jax.make_array_from_callback(
             host.shape, _layout(mesh, host.shape), lambda index: host[index]
         )
@@ -176,7 +183,7 @@ def place(batch: Batch) -> Batch:
 
 
 def everywhere(tree: PyTree, local: bool = False) -> PyTree:
-    """A tree with all of its arrays on every device.
+    """Copies all arrays of a tree to every device.
 
     Args:
         tree: arrays, the same in every process.
@@ -187,24 +194,28 @@ def everywhere(tree: PyTree, local: bool = False) -> PyTree:
 
 
 def gathered(tree: PyTree) -> PyTree:
-    """A tree whose arrays are where those of a program for one device are; NumPy's stay."""
+    """The tree with its JAX arrays on the default device; NumPy arrays stay as they are."""
     if jax.device_count() == 1:
         return tree
+    # Through the host, which gives arrays that are bound to no device: JAX refuses to mix arrays
+    # that are bound to different ones.
     one = lambda leaf: jnp.asarray(np.asarray(leaf)) if isinstance(leaf, jax.Array) else leaf
     return jax.tree.map(one, tree)
 
 
 @functools.lru_cache(maxsize=2)
 def _mesh(local: bool = False) -> Mesh | None:
-    """The devices in a row, a process's own side by side; None for a single one."""
+    """A mesh of all devices on one axis, those of a process side by side; None for one device."""
     devices = jax.local_devices() if local else jax.devices()
     if len(devices) == 1:
         return None
+    # JAX lists devices in the order of the hardware, in which processes may alternate; a process
+    # can only make a contiguous run of rows.
     return Mesh(sorted(devices, key=lambda device: (device.process_index, device.id)), (AXIS,))
 
 
 def _layout(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Split along the first axis where the devices divide it, else whole on each."""
+    """Split along the first axis if its length is a multiple of the devices, else whole on each."""
     divides = bool(shape) and shape[0] % mesh.size == 0
     return NamedSharding(mesh, PartitionSpec(AXIS) if divides else PartitionSpec())
 
@@ -212,5 +223,6 @@ def _layout(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 def _share(layout: NamedSharding, size: int) -> slice:
     """The rows of a batch that lie on this process's devices."""
     parts = layout.addressable_devices_indices_map((size,)).values()
+    # The devices of a process stand side by side in the mesh, so its rows are one slice.
     ranges = [index[0].indices(size) for index in parts if index is not None]
     return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))

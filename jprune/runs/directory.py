@@ -1,4 +1,4 @@
-"""The run directory: stages one after the other, each done once, whatever kills the run.
+"""The run directory: every stage is done once, however often the run is killed.
 
     config.json                 the settings, written once
     records.jsonl               a line per look at the training, per evaluation, ...
@@ -34,8 +34,6 @@ from jprune.runs.files import (
 )
 
 SCHEMA = 1
-
-
 OURS = (
     "config.json",
     "records.jsonl",
@@ -52,13 +50,16 @@ OURS = (
 
 
 class RunDirectory(NamedTuple):
-    """A directory that was opened for a run."""
+    """A directory that was opened for a run.
+
+    Attributes:
+        about: in every record: run, data, model, method, budget, seed, commit.
+        provenance: in the first record: versions and device.
+    """
 
     path: pathlib.Path
     about: dict[str, Any]
-    """In every record: run, data, model, method, budget, seed, commit."""
     provenance: dict[str, Any]
-    """In the first record: versions and device."""
 
     @property
     def records(self) -> pathlib.Path:
@@ -66,17 +67,19 @@ class RunDirectory(NamedTuple):
         return self.path / "records.jsonl"
 
     def append(self, entry: Mapping[str, Any], seconds: float) -> None:
-        """Writes a record, with where it comes from."""
+        """Appends a record with `about` and its time; the first one with `provenance` too."""
+        # Versions and device stand in the first record alone: they are the same for the whole run.
         first = not self.records.exists() or not self.records.stat().st_size
         line = {**self.about, **entry, "wall_s": round(seconds, 3)}
         append_line(self.records, {**line, **self.provenance} if first else line)
 
     def outcomes(self) -> dict[str, dict[str, Any]]:
-        """What the `DONE` of every finished stage says, by name, in order.
+        """Contents of the `DONE` files of all finished stages, in their order.
 
         Returns:
             {name: {"wall_s": seconds that it took, "records": those of a short stage}}.
         """
+        # Folders begin with two digits, so the order of names is that of the stages.
         files = sorted((self.path / "stages").glob("*/DONE"))
         return {file.parent.name.partition("-")[2]: read_json(file) for file in files}
 
@@ -89,12 +92,13 @@ def held(
     provenance: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Iterator[RunDirectory]:
-    """Opens a directory as `open_directory` does, and keeps it to this run until it is over.
+    """Opens a directory as `open_directory` does, and locks it for this run until it is over.
 
     Raises:
         CheckpointError: as `open_directory`; or another run has it, which the message names.
     """
     with contextlib.ExitStack() as stack:
+        # One lock a run: on a shared file system the other processes would lock out the first.
         devices.from_first(lambda: stack.enter_context(locked(path)))
         yield open_directory(path, config, about, provenance, overwrite)
 
@@ -143,7 +147,9 @@ def _opened(
     elif overwrite:
         _clear(folder)
     else:
+        # The settings decide every number: a run that went on with others would be two runs in one.
         _check_same(folder, read_json(folder / "config.json"), settings)
+    # Written once: every later opening is compared with it.
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", settings)
     _sweep(folder)
@@ -161,7 +167,7 @@ def _clear(folder: pathlib.Path) -> None:
 
 
 def _sweep(folder: pathlib.Path) -> None:
-    """Removes what a kill left half written."""
+    """Deletes files that a kill left half written."""
     for pattern in (f".*{TEMPORARY}", f"stages/*/.*{TEMPORARY}"):
         for file in folder.glob(pattern):
             file.unlink()
@@ -171,6 +177,7 @@ def _sweep(folder: pathlib.Path) -> None:
 
 def _check_same(folder: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     before, after = _flat(old), _flat(new)
+    # Settings of both: a newer version may have more, and their absence counts as None.
     names = [name for name in {**after, **before} if before.get(name) != after.get(name)]
     if names:
         differing = "; ".join(

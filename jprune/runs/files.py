@@ -15,25 +15,24 @@ from typing import Any, NamedTuple, TextIO
 from jprune import errors
 
 PathLike = str | os.PathLike[str]
-
-
 TEMPORARY = ".tmp"
 """End of the names of files that are not whole; they begin with a dot."""
-
-
 LOCK = ".lock"
 """Name of the file that `locked` keeps in a folder while somebody works in it."""
-
-
+# What `flock` answers on file systems that know no locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lines(NamedTuple):
-    """What `read_lines` found."""
+    """The records of a file.
+
+    Attributes:
+        records: one for each whole line.
+        dropped: the last line where a kill tore it; empty where it is whole.
+    """
 
     records: list[dict[str, Any]]
     dropped: str
-    """The last line where a kill tore it; empty where it is whole."""
 
 
 @contextlib.contextmanager
@@ -66,10 +65,10 @@ def make_folder(path: PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def locked(path: PathLike) -> Iterator[None]:
-    """Keeps a folder to this process.
+    """Locks a folder for this process.
 
-    It is the kernel that holds the lock (`flock`), so a process that dies, however, lets go of it.
-    On a file system without locks (some cluster mounts) nobody is kept out.
+    The kernel holds the lock (`flock`), and releases it when the process ends, however it ends.
+    On a file system without locks (some cluster mounts) it has no effect.
 
     Args:
         path: the folder; made if it is not there.
@@ -89,7 +88,7 @@ def locked(path: PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_name(lock: pathlib.Path, what: str) -> Iterator[None]:
-    """Keeps whatever a file stands for to this process, as `locked` does a folder.
+    """Locks a file for this process, and so whatever the file stands for, as `locked` a folder.
 
     Args:
         lock: the file, in a folder that is there; it is removed in the end.
@@ -104,12 +103,14 @@ def locked_name(lock: pathlib.Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Removed while it is locked: whoever has opened this file and locks it later sees that it
+        # has no name any more, and takes a new one (see `_take`).
         lock.unlink(missing_ok=True)
         file.close()
 
 
 def _take(lock: pathlib.Path, what: str) -> TextIO:
-    """The file, locked, with who holds it written in."""
+    """Opens and locks the file, and writes into it which process has it."""
     while True:
         file = lock.open("a+")
         try:
@@ -130,6 +131,7 @@ def _take(lock: pathlib.Path, what: str) -> TextIO:
                 break
         file.close()
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    # Opened with "a+", which cuts nothing: before the lock is held the content is another's.
     file.truncate(0)
     json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
     file.flush()
@@ -138,8 +140,8 @@ def _take(lock: pathlib.Path, what: str) -> TextIO:
 
 def _holder(lock: pathlib.Path) -> str:
     try:
-        found = json.loads(lock.read_text())
-        return f"process {found['pid']} on {found['host']}, since {found['since']}"
+        owner = json.loads(lock.read_text())
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (OSError, ValueError, KeyError):  # it is being written, or was removed just now
         return "a process that has only just begun"
 
@@ -170,9 +172,13 @@ def atomic_write(path: PathLike, data: bytes | str) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
+                # On the disk before the name points to it: some file systems write the name first.
                 os.fsync(file.fileno())
+            # mkstemp makes files that their owner alone can read; others of the group may want the
+            # report.
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
+        # Also when the user interrupts: no half file is left.
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -204,6 +210,8 @@ def append_line(path: PathLike, record: dict[str, Any]) -> None:
         # O_APPEND: two writers do not tear each other's lines.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
+            # One call of the system: buffered writing may split a line, and a kill falls in
+            # between.
             written = os.write(descriptor, line)
         finally:
             os.close(descriptor)
@@ -225,7 +233,7 @@ def plain(value: Any) -> Any:
 def read_lines(path: PathLike) -> Lines:
     """Reads a file of records, one line of JSON each.
 
-    A kill can tear the last line; it is left out and handed back as `dropped`.
+    A kill can tear the last line: such a line is no record, and is returned as `dropped`.
 
     Args:
         path: the file; one that is not there has no records.
@@ -247,6 +255,8 @@ def read_lines(path: PathLike) -> Lines:
             if not isinstance(record, dict):
                 raise ValueError(f"it holds a {type(record).__name__}, no object")
         except ValueError as error:
+            # Torn by a kill: the last line, or the one before the final newline if only part of the
+            # disk's blocks arrived.
             if last or (number == len(lines) - 1 and not lines[-1]):
                 return Lines(records, line.decode(errors="replace"))
             raise errors.CheckpointError(

@@ -22,36 +22,41 @@ from jprune.runs.progress import Progress
 
 EVERY = 20
 """Steps between two looks at the losses, which are then fetched together."""
-
-
 SAVE_SECONDS = 60.0
 
 
 class Restored(NamedTuple):
-    """Where a stage goes on."""
+    """The point from which a stage goes on.
+
+    Attributes:
+        step: number of the steps done.
+        state: of the learner; None at the beginning.
+        seconds: that the stage has taken so far.
+    """
 
     step: int
     state: PyTree
-    """None at the beginning."""
     seconds: float
-    """That the stage has taken so far."""
 
 
 class Hooks(NamedTuple):
-    """What happens around the steps."""
+    """Functions that `fit` calls between the steps.
+
+    Attributes:
+        append: `append(step, seconds, metrics)` writes a record.
+        validate: `validate(variables) -> metrics`, at the end of an epoch.
+        progress: is shown what happens.
+        save_seconds: time between two checkpoints.
+    """
 
     append: Callable[[int, float, dict[str, float]], None]
-    """`append(step, seconds, metrics)` writes a record."""
     validate: Callable[[Variables], dict[str, float]]
-    """`validate(variables) -> metrics`, at the end of an epoch."""
     progress: Progress
-    """Is shown what happens."""
     save_seconds: float = SAVE_SECONDS
-    """Time between two checkpoints."""
 
 
 def restore(folder: pathlib.Path, learner: Learner, key: jax.Array) -> Restored:
-    """What a stage that was killed has left.
+    """Reads the checkpoint of a stage that was stopped; step 0 if there is none.
 
     Args:
         folder: of the stage's checkpoints.
@@ -61,16 +66,17 @@ def restore(folder: pathlib.Path, learner: Learner, key: jax.Array) -> Restored:
     Raises:
         CheckpointError: the checkpoint is damaged, or of another net or seed.
     """
+    # A template, as optimizers' states are named tuples that Orbax cannot make by itself.
     shapes = jax.eval_shape(learner.init)
-    found = devices.from_first(lambda: checkpoint.load(folder, shapes))
-    if found is None:
+    saved = devices.from_first(lambda: checkpoint.load(folder, shapes))
+    if saved is None:
         return Restored(0, None, 0.0)
-    if found.meta.get("key") != _plain_key(key):
+    if saved.meta.get("key") != _plain_key(key):
         raise errors.CheckpointError(
             f"the checkpoint in {folder} is of a run with another seed. Delete the folder "
             f"{folder.parent}, or start anew with --overwrite."
         )
-    return Restored(found.step, found.state, found.meta["seconds"])
+    return Restored(saved.step, saved.state, saved.meta["seconds"])
 
 
 def _plain_key(key: jax.Array) -> list[int]:
@@ -103,32 +109,39 @@ def fit(
         ArgumentError: the devices do not divide a batch.
         DivergenceError: a loss or weight that is not finite. The last checkpoint is from before.
     """
+    # As if it had begun so much earlier: seconds go on over a kill.
     start = time.perf_counter() - restored.seconds
     saved_at = time.perf_counter()
     state = devices.everywhere(learner.init() if restored.state is None else restored.state)
     window: list[dict[str, jax.Array]] = []
+    # Rounded up: the last epoch may be cut short.
     epochs = -(-learner.steps // learner.epoch)
+    # The data continue at the step, not at the epoch: no example is seen twice.
     batches = learner.batches(restored.step)
     for step in range(restored.step + 1, learner.steps + 1):
-        state, seen = learner.step(state, devices.place(next(batches)))
+        state, metrics_of_step = learner.step(state, devices.place(next(batches)))
         if window:
             # One step behind: the device is kept busy, and the bar does not run ahead of it.
             jax.block_until_ready(window[-1])
             hooks.progress.advance(step - 1, {})
-        window.append(seen)
+        window.append(metrics_of_step)
         over = step % learner.epoch == 0 or step == learner.steps
         if not over and step % EVERY:
             continue
+        # The one transfer to the host; it is also where a NaN comes to light.
         metrics = means(window, step, folder)
         window = []
         if over:
-            found = hooks.validate(learner.variables(state))
-            metrics |= {f"validation_{name}": value for name, value in found.items()}
+            validation = hooks.validate(learner.variables(state))
+            metrics |= {f"validation_{name}": value for name, value in validation.items()}
             hooks.progress.epoch(-(-step // learner.epoch), epochs, metrics)
         hooks.progress.advance(step, metrics)
         hooks.append(step, time.perf_counter() - start, metrics)
         due = time.perf_counter() - saved_at >= hooks.save_seconds
+        # All processes ask the first, whose clock decides: with clocks of their own some would save
+        # and others not, and they would wait for each other for ever.
         if step < learner.steps and devices.from_first(lambda due=due: due):
+            # Before it is saved: a checkpoint with a NaN would replace the last good one.
             _check_finite(learner, state, step, folder)
             facts = {"key": _plain_key(key), "seconds": time.perf_counter() - start}
             # Epoch and batch say where the data stand; the step alone would do.
@@ -156,7 +169,7 @@ def means(window: list[dict[str, Any]], step: int, folder: pathlib.Path) -> dict
 def _check_finite(learner: Learner, state: PyTree, step: int, folder: pathlib.Path) -> None:
     """Refuses weights that are not finite: the loss before the last update was still good.
 
-    What else the state holds may be infinite (scores of what is never pruned), but no NaN.
+    Other arrays of the state may be infinite (scores of units that are never pruned), but not NaN.
     """
     if not _everywhere(jnp.isfinite, learner.variables(state)):
         raise _diverged(f"a weight is not finite after step {step}", folder)
@@ -165,6 +178,7 @@ def _check_finite(learner: Learner, state: PyTree, step: int, folder: pathlib.Pa
 
 
 def _everywhere(holds: Callable[[jax.Array], jax.Array], tree: PyTree) -> bool:
+    # Integers and keys have no NaN, and `isfinite` refuses keys.
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return all(bool(holds(leaf).all()) for leaf in floats)
 
@@ -172,8 +186,8 @@ def _everywhere(holds: Callable[[jax.Array], jax.Array], tree: PyTree) -> bool:
 def _diverged(what: str, folder: pathlib.Path) -> errors.DivergenceError:
     saved = lambda: sorted(int(f.name) for f in folder.glob("*") if f.name.isdigit())
     steps = devices.from_first(saved)
-    kept = f"the last good checkpoint is {folder / str(steps[-1])}" if steps else "none was saved"
+    advice = f"the last good checkpoint is {folder / str(steps[-1])}" if steps else "none was saved"
     return errors.DivergenceError(
-        f"training diverged: {what}; {kept}. Write a smaller --learning-rate or "
+        f"training diverged: {what}; {advice}. Write a smaller --learning-rate or "
         "--finetune-learning-rate, with another --out or --overwrite."
     )

@@ -47,13 +47,13 @@ class Lines:
         self._since = 0.0
 
     def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
-        """Remembers the stage; a line where a killed one goes on."""
+        """Remembers the stage; prints a line if it goes on after a stop."""
         self._stage, self._since = f"[{number}/{of}] {stage}", time.perf_counter()
         if done:
             self.note(f"{self._stage}: goes on after step {done} of {steps}")
 
     def advance(self, step: int, metrics: dict[str, float]) -> None:
-        """Nothing: steps are too many for lines."""
+        """Shows nothing: there are too many steps to print a line for each."""
 
     def epoch(self, epoch: int, of: int, metrics: dict[str, float]) -> None:
         """A line."""
@@ -65,6 +65,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """The line."""
+        # Logs are read while the run goes on.
         print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
@@ -89,6 +90,8 @@ class Bars:
             bars.TimeRemainingColumn(elapsed_when_finished=True),
             bars.TextColumn("{task.fields[metrics]}"),
             console=Console(stderr=True) if console is None else console,
+            # Seconds: the mean over a minute is steady, and still follows a machine that slows
+            # down.
             speed_estimate_period=60,
         )
         self._bars.start()
@@ -96,7 +99,7 @@ class Bars:
         self._ticking = False
 
     def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
-        """A new bar; without steps, one that swings to and fro."""
+        """A new bar; for a stage without steps one that only shows that something runs."""
         self._ticking = not steps
         self._task = self._bars.add_task(
             f"{number}/{of} {stage}",
@@ -108,6 +111,7 @@ class Bars:
 
     def advance(self, step: int, metrics: dict[str, float]) -> None:
         """Moves the bar."""
+        # A bar whose clock runs while XLA compiles would promise hours.
         if not self._ticking:  # the clock starts when the first step is through
             self._ticking = True
             self._bars.start_task(self._task)
@@ -122,6 +126,7 @@ class Bars:
 
     def end(self) -> None:
         """Fills the bar."""
+        # Also of a stage that had no steps and so no total.
         self._bars.update(self._task, total=1, completed=1)
 
     def note(self, text: str) -> None:
@@ -134,7 +139,7 @@ class Bars:
 
 
 def briefly(metrics: dict[str, float]) -> str:
-    """The loss, and the accuracy on the validation split where it is known; 80 columns are few.
+    """The loss and one accuracy (on the validation split if there is one), for 80 columns.
 
     Example:
         >>> briefly({"loss": 0.25, "accuracy": 0.5, "validation_accuracy": 0.4})

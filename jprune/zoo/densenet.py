@@ -75,9 +75,12 @@ class DenseNet40(nnx.Module):
         stem: int = 16,
     ):
         layers.require_side("densenet40", shape, 4, "lenet300")
+        # x_l = [x_(l-1), H_l(x_(l-1))]: channels grow by k at every layer, and a transition keeps
+        # their number.
         steps: list[nnx.Module] = []
         channels = stem
         for stage in range(STAGES):
+            # Between stages only: the first begins at the stem, the last ends in the mean.
             if stage:
                 steps.append(Transition(channels, dtype, rngs))
             for _ in range(LAYERS):
@@ -85,6 +88,7 @@ class DenseNet40(nnx.Module):
                 channels += growth
         self.conv1 = layers.conv(shape[2], stem, 3, dtype, rngs)
         self.steps = layers.number(self, "step", steps)
+        # Layers normalise what they read, so the last result needs a normalisation of its own.
         self.norm = layers.norm(channels, rngs)
         self.fc = layers.dense(channels, classes, dtype, rngs)
 

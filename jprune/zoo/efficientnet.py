@@ -23,6 +23,7 @@ STAGES = (
     (6, 5, 192, 4, 2),
     (6, 3, 320, 1, 1),
 )
+# TensorFlow's default, which the published weights were trained with; torch's is 1e-5.
 EPSILON = 1e-3
 
 
@@ -49,6 +50,8 @@ class EfficientNetLite0(nnx.Module):
                         inputs,
                         outputs,
                         expansion,
+                        # A stage's stride stands at its first block: the others add their input, so
+                        # shapes must agree.
                         1 if position else stride,
                         dtype,
                         rngs,
@@ -61,6 +64,7 @@ class EfficientNetLite0(nnx.Module):
         self.conv1 = layers.conv(shape[2], 32, 3, dtype, rngs, stride=2, padding="SAME")
         self.norm1 = layers.norm(32, rngs, EPSILON)
         self.blocks = layers.number(self, "block", blocks)
+        # The Lite forms fix stem and head: 32 and 1280 filters, whatever the stages have.
         self.conv2 = layers.conv(inputs, 1280, 1, dtype, rngs)
         self.norm2 = layers.norm(1280, rngs, EPSILON)
         self.fc = layers.dense(1280, classes, dtype, rngs)

@@ -25,11 +25,15 @@ class BatchNorm(nnx.BatchNorm):
 
     def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
         """[..., channels] -> the same, normalised over all axes but the last."""
+        # y = scale (x - mean) / sqrt(var + epsilon) + bias, all of it in float32; only y is cast
+        # back.
         return super().__call__(x.astype(jnp.float32), *args, **options).astype(x.dtype)
 
 
 def norm(channels: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> BatchNorm:
-    """A batch normalisation whose statistics forget a tenth at every step."""
+    """A batch normalisation; every training step replaces a tenth of its running statistics."""
+    # Flax's momentum is what stays: mean <- 0.9 mean + 0.1 (mean of the batch). torch's is what
+    # comes, 0.1.
     return BatchNorm(channels, momentum=0.9, epsilon=epsilon, rngs=rngs)
 
 
@@ -51,6 +55,8 @@ def conv(
         outputs,
         (size, size),
         strides=stride,
+        # An integer pads both ends alike, as torch does. "SAME" would pad one pixel more at the end
+        # when the stride is 2, and weights trained elsewhere would see shifted images.
         padding=size // 2 if padding is None else padding,
         feature_group_count=groups,
         use_bias=bias,
@@ -70,7 +76,7 @@ class Dense(nnx.Linear):
     dropout: nnx.BatchStat | None = None
 
     def dropped(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """The outputs with dropout; as they are without a key, or where the layer has none.
+        """Applies dropout to the outputs; returns them unchanged without a key or a rate.
 
         References:
             Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, Dropout, 2014 (scaled in
@@ -78,6 +84,8 @@ class Dense(nnx.Linear):
         """
         if self.dropout is None or key is None:
             return x
+        # y = x m / (1 - p) with m ~ Bernoulli(1 - p), so that E[y] = x. The rate is an array, not a
+        # number of the program: setting it anew does not compile anew.
         keep = 1 - self.dropout[...]
         return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0).astype(x.dtype)
 
@@ -96,6 +104,7 @@ def dense(
         )
     layer = Dense(inputs, outputs, kernel_init=HE, dtype=dtype, rngs=rngs)
     if dropout:
+        # Only where there is a rate: a net without dropout has no such leaf to carry along.
         layer.dropout = nnx.BatchStat(jnp.asarray(dropout, jnp.float32))
     return layer
 
@@ -116,13 +125,14 @@ def global_average(x: jax.Array) -> jax.Array:
 
 
 def number(module: nnx.Module, name: str, children: Iterable[nnx.Module]) -> tuple[str, ...]:
-    """Hangs children on a module as `name1`, `name2`, ... and returns these names.
+    """Sets the children as attributes `name1`, `name2`, ... of a module; returns these names.
 
     A list of modules would put a bare number into every parameter's path; this keeps paths such as
     `block1/conv1/kernel`.
     """
     names = []
     for position, child in enumerate(children, start=1):
+        # Children are attributes, not a list: the names of attributes are the paths of the leaves.
         names.append(f"{name}{position}")
         setattr(module, names[-1], child)
     return tuple(names)
@@ -141,6 +151,7 @@ def require_side(net: str, shape: tuple[int, int, int], smallest: int, instead: 
     Raises:
         ArgumentError: height or width is below `smallest`.
     """
+    # Without this check JAX would fail later, or give an empty mean: NaN.
     if min(shape[:2]) < smallest:
         raise errors.ArgumentError(
             f"{net} got images of {shape[0]} x {shape[1]}; it needs {smallest} x {smallest} at "

@@ -39,6 +39,7 @@ class LeNet300(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[batch, h, w, c] -> logits [batch, classes]; a key switches dropout on."""
+        # One key for each dropout: with the same one, both layers would drop correlated units.
         keys = (None, None) if key is None else jax.random.split(key)
         x = x.reshape(x.shape[0], -1)
         x = self.fc1.dropped(nnx.relu(self.fc1(x)), keys[0])
@@ -72,16 +73,21 @@ class LeNet5(nnx.Module):
         dropout: float = 0.0,
     ):
         layers.require_side("lenet5", shape, 16, "lenet300 or resnet8")
+        # side -> (side - 4) a 5 x 5 convolution without padding -> half of it a pool, twice: 28 ->
+        # 12 -> 4.
         height, width = (((side - 4) // 2 - 4) // 2 for side in shape[:2])
         self.conv1 = layers.conv(shape[2], 20, 5, dtype, rngs, padding="VALID", bias=True)
         self.conv2 = layers.conv(20, 50, 5, dtype, rngs, padding="VALID", bias=True)
         self.fc1 = layers.dense(height * width * 50, 500, dtype, rngs, dropout)
         self.fc2 = layers.dense(500, classes, dtype, rngs)
+        # A branch of Python, so a net without the ReLU has no trace of it in its program.
         self.activation = nnx.relu if conv_relu else nnx.identity
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[batch, h, w, c] -> logits [batch, classes]; a key switches dropout on."""
         x = layers.max_pool(self.activation(self.conv1(x)))
         x = layers.max_pool(self.activation(self.conv2(x)))
+        # [batch, h, w, 50] -> [batch, h w 50], channels last: unit c of conv2 is read at c, c + 50,
+        # ...
         x = x.reshape(x.shape[0], -1)
         return self.fc2(self.fc1.dropped(nnx.relu(self.fc1(x)), key))

@@ -56,12 +56,22 @@ class InvertedResidual(nnx.Module):
     ):
         hidden = expansion * inputs
         self.expands = expansion > 1
+        # The paper's rule: no shortcut where the shape changes, not even a projection.
         self.adds = stride == 1 and inputs == outputs
         if self.expands:
             self.expand = layers.conv(inputs, hidden, 1, dtype, rngs)
             self.norm1 = layers.norm(hidden, rngs, epsilon)
         self.depthwise = layers.conv(
-            hidden, hidden, size, dtype, rngs, stride=stride, groups=hidden, padding=padding
+            # groups = channels: every filter reads its own channel alone; the kernel is [size,
+            # size, 1, hidden].
+            hidden,
+            hidden,
+            size,
+            dtype,
+            rngs,
+            stride=stride,
+            groups=hidden,
+            padding=padding,
         )
         self.norm2 = layers.norm(hidden, rngs, epsilon)
         self.project = layers.conv(hidden, outputs, 1, dtype, rngs)
@@ -71,6 +81,8 @@ class InvertedResidual(nnx.Module):
         """[batch, h, w, inputs] -> [batch, h / stride, w / stride, outputs]."""
         y = nnx.relu6(self.norm1(self.expand(x))) if self.expands else x
         y = nnx.relu6(self.norm2(self.depthwise(y)))
+        # A linear bottleneck: no ReLU here, where it would lose information (section 3.2 of the
+        # paper).
         y = self.norm3(self.project(y))
         return x + y if self.adds else y
 
@@ -110,6 +122,7 @@ class MobileNetV2(nnx.Module):
         inputs = 32
         for stage, (expansion, outputs, repeats, stride) in enumerate(STAGES):
             for position in range(repeats):
+                # On small images only stages 3, 4 and 6 halve the sides: 32 -> 16 -> 8 -> 4.
                 first = 1 if position or (small and stage == 1) else stride
                 blocks.append(InvertedResidual(inputs, outputs, expansion, first, dtype, rngs))
                 inputs = outputs

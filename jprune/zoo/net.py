@@ -21,18 +21,21 @@ class Net(NamedTuple):
     `params` are trained; `stats` are batch-norm statistics, `{}` where there are none. Both are
     nested dicts of arrays. Images are [batch, height, width, channels], float32. Nothing is jitted:
     wrap `fn` in `jax.jit` where you use it.
+
+    Attributes:
+        init: `init(key) -> variables`, float32.
+        fn: `fn(variables, x) -> logits [batch, classes]`, float32, in inference mode.
+        train_fn: `train_fn(variables, x, key) -> (logits, stats)`: in training mode, with the
+            statistics after this batch in the structure of `variables["stats"]`. `key` is for nets
+            that draw (dropout).
+        example: shape and type of the input for one image, batch axis 1 included.
     """
 
     name: str
     init: Callable[[jax.Array], Variables]
-    """`init(key) -> variables`, float32."""
     fn: Callable[[Variables, Any], jax.Array]
-    """`fn(variables, x) -> logits [batch, classes]`, float32, in inference mode."""
     train_fn: Callable[[Variables, Any, jax.Array], tuple[jax.Array, PyTree]]
-    """`train_fn(variables, x, key) -> (logits, stats)`: in training mode, with the statistics after
-    this batch in the structure of `variables["stats"]`. `key` is for nets that draw (dropout)."""
     example: jax.ShapeDtypeStruct
-    """Shape and type of the input for one image, batch axis 1 included."""
 
 
 def from_module(
@@ -43,8 +46,8 @@ def from_module(
     Args:
         name: of the net.
         make: `make(rngs) -> module`. The module holds nothing but `nnx.Param` and `nnx.BatchStat`.
-            It is called with images, and in training with `key` too if it takes one: what it draws
-            it draws from that.
+            It is called with images, and in training also with `key` if it takes one: the source
+            of all its random numbers, such as those of dropout.
         shape: (height, width, channels) of one image.
 
     Returns:
@@ -55,14 +58,19 @@ def from_module(
         >>> jax.tree.map(jnp.shape, net.init(jax.random.key(0)))
         {'params': {'bias': (2,), 'kernel': (3, 2)}, 'stats': {}}
     """
+    # Only the structure is wanted here: no array is made, so a large net costs nothing until
+    # `init`.
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     draws = "key" in inspect.signature(type(module).__call__).parameters
+    # Flax keeps the mode in the module, not in the call. The two structures differ in nothing else,
+    # so one tree of variables fits both.
     module.eval()
     inference = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
     module.train()
     training = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
 
     def init(key: jax.Array) -> Variables:
+        # nnx.split returns (structure, params, stats) in the order of the filters.
         _, params, stats = nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
         return {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
 
@@ -72,6 +80,7 @@ def from_module(
 
     def train_fn(variables: Variables, x: Any, key: jax.Array) -> tuple[jax.Array, PyTree]:
         run = nnx.merge(training, variables["params"], variables["stats"])
+        # `run` is this call's own: its new statistics are read off, and the function stays pure.
         logits = (run(x, key=key) if draws else run(x)).astype(jnp.float32)
         return logits, nnx.to_pure_dict(nnx.state(run, nnx.BatchStat))
 

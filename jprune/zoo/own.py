@@ -57,8 +57,8 @@ def load(target: str, classes: int, shape: tuple[int, int, int], dtype: Any = jn
         The net that the function returned.
 
     Raises:
-        ArgumentError: the target is not written so, is not found or fails, or what it returns is no
-            `Net` or does not behave like one. The message says which.
+        ArgumentError: the target is not of this form, does not exist or fails, or what it returns
+            is no `Net` or does not behave like one. The message says which.
     """
     shape, dtype = check_shape(shape), check_dtype(dtype)
     with _current_directory():
@@ -89,12 +89,16 @@ def check(net: Any, target: str, classes: int, shape: tuple[int, int, int]) -> N
     if came != (1, *shape):
         _refuse(target, f"has Net.example {came}", f"jax.ShapeDtypeStruct({(1, *shape)}, ...)")
     key = jax.eval_shape(lambda: jax.random.key(0))
+    # Whatever comes out is compared before it is used, or the next call fails inside the user's
+    # code with a message about something else.
     variables = _attempt(f"{target}, init(key)", jax.eval_shape, net.init, key)
     if not isinstance(variables, dict) or set(variables) != {"params", "stats"}:
         came = sorted(variables) if isinstance(variables, dict) else type(variables).__name__
         _refuse(target, f"has an init that returns {came}", 'a dict of "params" and "stats"')
     if not jax.tree.leaves(variables["params"]):
         _refuse(target, "has no parameters", 'at least one array under "params"')
+    # Two batch sizes: a net that is written for one of them (a reshape to a constant) fails at the
+    # other.
     for batch in (1, 2):
         images = jax.ShapeDtypeStruct((batch, *shape), net.example.dtype)
         _check_calls(net, target, variables, images, key, (batch, classes))
@@ -150,6 +154,7 @@ def _find(target: str) -> Callable[..., Any]:
         )
     function = _attempt(f"import {module_name}", importlib.import_module, module_name)
     for part in attribute.split("."):
+        # `module:Class.method` is allowed too. A missing part gives None, which cannot be called.
         function = getattr(function, part, None)
     if not callable(function):
         raise errors.ArgumentError(
@@ -160,9 +165,10 @@ def _find(target: str) -> Callable[..., Any]:
 
 
 def _attempt(what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Runs the user's code; what it raises is told as the user's mistake, in its own words."""
+    """Calls the user's code; an exception becomes an ArgumentError that quotes it."""
     try:
         return call(*args, **kwargs)
+    # Already said in our words: the zoo's own functions may be called in there.
     except errors.JpruneError:
         raise
     except Exception as error:
@@ -178,10 +184,11 @@ def _refuse(target: str, came: str, expected: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _current_directory() -> Iterator[None]:
-    """Lets imports look into the current directory last, as a console script's do not."""
-    here = os.getcwd()
-    sys.path.append(here)
+    """Appends the current directory to `sys.path`: a console script does not have it there."""
+    folder = os.getcwd()
+    # Last, so that a file of the user's does not hide an installed package of the same name.
+    sys.path.append(folder)
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(folder)

@@ -1,9 +1,9 @@
 """Trained weights from PyTorch, as variables of our nets.
 
-Which files there are and where they are looked for; and how the layers of a file find those of a
-net. Layers are convolutions, batch normalisations and dense layers. Where the names agree they go
-by name, else the n-th of a kind in the file is the n-th of that kind in the net; every shape is
-compared, and the first that differs is named.
+This file knows which weights are published, where to look for them, and how to match the layers of
+a file with those of a net. Layers are convolutions, batch normalisations and dense layers. Where
+all names agree, layers are matched by name; else the n-th layer of a kind in the file is the n-th
+of that kind in the net. All shapes are compared, and an error names the first that differs.
 """
 
 import hashlib
@@ -24,12 +24,15 @@ from jprune.zoo.table import build
 
 
 class Source(NamedTuple):
-    """A published file of weights."""
+    """A published file of weights.
+
+    Attributes:
+        file: its name, which ends in the first digits of its sha256.
+        where: where people get it.
+    """
 
     file: str
-    """Its name, which ends in the first digits of its sha256."""
     where: str
-    """Where people get it."""
 
 
 _CIFAR = "the GitHub project akamaster/pytorch_resnet_cifar10, folder pretrained_models"
@@ -53,13 +56,17 @@ UNUSED = "num_batches_tracked"
 
 
 class Layer(NamedTuple):
-    """A layer of a file or of a net."""
+    """A layer of a file or of a net.
+
+    Attributes:
+        kind: "conv", "dense" or "norm".
+        arrays: {"kernel", "bias", "scale", "mean", "var": array or shape}, in the layout of our
+            nets.
+    """
 
     name: str
     kind: str
-    """"conv", "dense" or "norm"."""
     arrays: dict[str, Any]
-    """{"kernel", "bias", "scale", "mean", "var": array or shape}, in the layout of our nets."""
 
 
 def load(net: Net | str, weights: str | Path) -> Variables:
@@ -92,6 +99,7 @@ def load(net: Net | str, weights: str | Path) -> Variables:
             f'There is no file {path}. Weights are the path of a checkpoint, or "pretrained".'
         )
     tensors = torch_files.load(path)
+    # A file of the user's own has no published hash, whatever its name ends in.
     if path.name in {source.file for source in SOURCES.values()}:
         _require_hash(path)
     try:
@@ -101,7 +109,7 @@ def load(net: Net | str, weights: str | Path) -> Variables:
 
 
 def find(name: str) -> Path:
-    """The published weights of a net, wherever they lie.
+    """Looks for the file of published weights of a net.
 
     Args:
         name: of the net.
@@ -122,6 +130,7 @@ def find(name: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folders = [cache / "jprune" / "pretrained"]
     if os.environ.get("JPRUNE_PRETRAINED"):
+        # What the user names comes before what an earlier run has put into the cache.
         folders.insert(0, Path(os.environ["JPRUNE_PRETRAINED"]).expanduser())
     for folder in folders:
         if (folder / source.file).is_file():
@@ -160,18 +169,23 @@ def convert(net: Net, tensors: Mapping[str, np.ndarray]) -> Variables:
         (3, 10)
     """
     abstract = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
-    ours = _layers_of_net(net, abstract)
-    found: dict[tuple[str, str], Any] = {}
+    of_net = _layers_of_net(net, abstract)
+    arrays: dict[tuple[str, str], Any] = {}
+    # Channels of the last result, walking along the net: a dense layer that follows a flatten reads
+    # them once a pixel.
     channels = net.example.shape[-1]
-    for mine, theirs in _pairs(ours, _layers_of_file(tensors)):
-        if mine.kind == "dense":
-            theirs = _channels_last(theirs, channels)
-        _require_alike(mine, theirs)
-        for name, array in theirs.arrays.items():
-            found[mine.name, name] = array
-        channels = mine.arrays["scale" if mine.kind == "norm" else "kernel"].shape[-1]
+    for layer, partner in _pairs(of_net, _layers_of_file(tensors)):
+        if layer.kind == "dense":
+            partner = _channels_last(partner, channels)
+        _require_alike(layer, partner)
+        for name, array in partner.arrays.items():
+            arrays[layer.name, name] = array
+        # A norm has no kernel, but as many scales as channels; depthwise kernels end in their
+        # channels too.
+        channels = layer.arrays["scale" if layer.kind == "norm" else "kernel"].shape[-1]
+    # The structure of `init`, not that of the file: a leaf that the file lacks was refused above.
     return jax.tree.map_with_path(
-        lambda path, leaf: jnp.asarray(found[_layer_and_name(path)], leaf.dtype), abstract
+        lambda path, leaf: jnp.asarray(arrays[_layer_and_name(path)], leaf.dtype), abstract
     )
 
 
@@ -181,6 +195,7 @@ def _layers_of_file(tensors: Mapping[str, np.ndarray]) -> list[Layer]:
     Raises:
         StructureError: an array belongs to none of the three kinds of layers.
     """
+    # All or none: a net may have a submodule of its own that is called "module".
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): array for name, array in tensors.items()}
     grouped: dict[str, dict[str, np.ndarray]] = {}
@@ -202,6 +217,7 @@ def _layer_of_file(name: str, arrays: dict[str, np.ndarray]) -> Layer:
         )
     ours = {NAMES[kind][leaf]: array for leaf, array in arrays.items()}
     if "kernel" in ours:
+        # [out, in, h, w] -> [h, w, in, out]; [out, in] -> [in, out]
         ours["kernel"] = ours["kernel"].transpose((2, 3, 1, 0) if kind == "conv" else (1, 0))
     return Layer(name, kind, ours)
 
@@ -213,6 +229,7 @@ def _layers_of_net(net: Net, variables: Variables) -> list[Layer]:
         StructureError: a leaf belongs to none of the three kinds of layers.
     """
     program, _ = jaxprs.program_of(net.fn, variables, net.example)
+    # Order of use, since the tree's order is alphabetical: "conv10" comes before "conv2" there.
     first: dict[int, int] = {}
     for number, equation in enumerate(program.equations):
         for value in equation.inputs:
@@ -223,6 +240,7 @@ def _layers_of_net(net: Net, variables: Variables) -> list[Layer]:
     for (path, leaf), value in zip(jax.tree.leaves_with_path(variables), program.inputs):
         layer, name = _layer_and_name(path)
         arrays.setdefault(layer, {})[name] = leaf
+        # A leaf that no equation reads (it goes out as it came in) comes last.
         used[layer] = min(used.get(layer, never), first.get(value, never))
     return [_layer_of_net(layer, arrays[layer]) for layer in sorted(used, key=lambda k: used[k])]
 
@@ -252,21 +270,25 @@ def _layer_and_name(path: Any) -> tuple[str, str]:
     return layer, jax.tree_util.keystr(path[-1:], simple=True)
 
 
-def _pairs(ours: list[Layer], theirs: list[Layer]) -> list[tuple[Layer, Layer]]:
-    """Every layer of the net with one of the file: by name, else by order within a kind."""
-    named = {layer.name.replace(".", "/"): layer for layer in theirs}
+def _pairs(ours: list[Layer], of_file: list[Layer]) -> list[tuple[Layer, Layer]]:
+    """Pairs of a layer of the net and one of the file: by name, else by order within a kind."""
+    named = {layer.name.replace(".", "/"): layer for layer in of_file}
+    # Only if all agree: with some names equal by chance, an order of kinds is the safer guess.
     if set(named) == {layer.name for layer in ours}:
         return [(layer, named[layer.name]) for layer in ours]
-    waiting = {kind: iter([layer for layer in theirs if layer.kind == kind]) for kind in NAMES}
+    # Order within a kind is enough: files and programs may put a norm before or after its
+    # convolution.
+    waiting = {kind: iter([layer for layer in of_file if layer.kind == kind]) for kind in NAMES}
     pairs = []
     for layer in ours:
         partner = next(waiting[layer.kind], None)
         if partner is None:
             raise errors.StructureError(
                 f"the net's {_describe(layer)} has no partner: the file has only "
-                f"{sum(other.kind == layer.kind for other in theirs)} of this kind."
+                f"{sum(other.kind == layer.kind for other in of_file)} of this kind."
             )
         pairs.append((layer, partner))
+    # Layers left over in the file: it belongs to a larger net, though all pairs so far may agree.
     for kind, rest in waiting.items():
         partner = next(rest, None)
         if partner is not None:
@@ -283,18 +305,19 @@ def _channels_last(layer: Layer, channels: int) -> Layer:
     inputs, outputs = kernel.shape
     if inputs % channels:
         return layer  # another shape than the net's, or no flatten
+    # [channels pixels, out] -> [channels, pixels, out] -> [pixels, channels, out] -> flat again
     kernel = kernel.reshape(channels, -1, outputs).swapaxes(0, 1).reshape(inputs, outputs)
     return layer._replace(arrays={**layer.arrays, "kernel": kernel})
 
 
-def _require_alike(mine: Layer, theirs: Layer) -> None:
-    """Refuses a pair whose arrays are not the same ones, or have other shapes."""
-    came = {name: tuple(array.shape) for name, array in theirs.arrays.items()}
-    expected = {name: tuple(leaf.shape) for name, leaf in mine.arrays.items()}
-    if came != expected or mine.kind != theirs.kind:
+def _require_alike(of_net: Layer, of_file: Layer) -> None:
+    """Refuses a pair of layers that differ in kind, in the names of their arrays, or in shapes."""
+    came = {name: tuple(array.shape) for name, array in of_file.arrays.items()}
+    expected = {name: tuple(leaf.shape) for name, leaf in of_net.arrays.items()}
+    if came != expected or of_net.kind != of_file.kind:
         raise errors.StructureError(
-            f"the net's {_describe(mine)} and the file's {_describe(theirs)} differ (kernels are "
-            "written [h, w, in, out] and [in, out]). Build the net with the image shape, the "
+            f"the net's {_describe(of_net)} and the file's {_describe(of_file)} differ (kernels "
+            "are written [h, w, in, out] and [in, out]). Build the net with the image shape, the "
             "number of classes and the options that the file was trained with."
         )
 

@@ -36,6 +36,7 @@ class Block(nnx.Module):
     ):
         self.outputs = outputs
         self.stride = stride
+        # Option B projects where the shape changes; option A has no parameters anywhere.
         self.projects = shortcut == "B" and (stride > 1 or inputs != outputs)
         self.conv1 = layers.conv(inputs, outputs, 3, dtype, rngs, stride=stride)
         self.norm1 = layers.norm(outputs, rngs)
@@ -53,6 +54,7 @@ class Block(nnx.Module):
             x = self.norm3(self.conv3(x))
         else:
             x = subsample_and_pad(x, self.stride, self.outputs)
+        # y = ReLU(F(x) + shortcut(x)), equation 1 and 2 of the paper; the ReLU comes after the sum.
         return nnx.relu(x + y)
 
 
@@ -72,9 +74,13 @@ def subsample_and_pad(x: jax.Array, stride: int, channels: int) -> jax.Array:
         [0.0, 1.0, 1.0, 0.0]
     """
     if stride > 1:
+        # One strided slice and one pad: the engine sees which channels stay in place, which an
+        # indexing by an array would hide.
         x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
     missing = channels - x.shape[-1]
     if missing:
+        # Half on either side, as in the authors' code for CIFAR. Zeros get no gradient, so the new
+        # channels are those of the branch alone.
         before = missing // 2
         x = jax.lax.pad(
             x,
@@ -126,6 +132,7 @@ class CifarResNet(nnx.Module):
         inputs = width
         for stage, outputs in enumerate((width, 2 * width, 4 * width)):
             for position in range((depth - 2) // 6):
+                # The first block of the second and third stage halves the sides: 32, 16, 8.
                 stride = 2 if stage and not position else 1
                 blocks.append(Block(inputs, outputs, stride, shortcut, dtype, rngs))
                 inputs = outputs

@@ -29,6 +29,7 @@ class Bottleneck(nnx.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         outputs = EXPANSION * width
+        # The first block of every stage, also of the first: 64 channels come in, 256 go out.
         self.projects = stride > 1 or inputs != outputs
         self.conv1 = layers.conv(inputs, width, 1, dtype, rngs)
         self.norm1 = layers.norm(width, rngs)
@@ -64,6 +65,7 @@ class ResNet50(nnx.Module):
         blocks = []
         inputs = 64
         for stage, repeats in enumerate(BLOCKS):
+            # 64, 128, 256, 512 inside; four times as many between blocks.
             width = 64 * 2**stage
             for position in range(repeats):
                 stride = 2 if stage and not position else 1
@@ -77,6 +79,7 @@ class ResNet50(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, h, w, c] -> logits [batch, classes]."""
         x = nnx.relu(self.norm1(self.conv1(x)))
+        # Padded by one on all sides, as torch does: 112 -> 56.
         x = layers.max_pool(x, size=3, padding=((1, 1), (1, 1)))
         x = layers.chain(self, self.blocks, x)
         return self.fc(layers.global_average(x))

@@ -87,6 +87,7 @@ def build(
         >>> net.example.shape
         (1, 8, 8, 1)
     """
+    # Compared here, or a wrong keyword would be a TypeError from deep inside Flax.
     maker = _maker(name)
     unknown = sorted(set(chosen) - set(options(name)))
     if unknown:
@@ -97,12 +98,13 @@ def build(
     if classes < 1:
         raise errors.ArgumentError(f"{name} got classes={classes}; write the number of outputs.")
     shape = check_shape(shape)
+    # `rngs` is left open: the net is built once on shapes, then once for every `init`.
     make = partial(maker, classes=classes, shape=shape, dtype=check_dtype(dtype), **chosen)
     return from_module(name, lambda rngs: make(rngs=rngs), shape)
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The shape of an image, if it is one.
+    """Checks the shape of an image and returns it as integers.
 
     Raises:
         ArgumentError: it is not three positive integers.
@@ -117,7 +119,7 @@ def check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def check_dtype(dtype: Any) -> jnp.dtype:
-    """The compute type, if it is one.
+    """Checks a compute type and returns it as a `jnp.dtype`.
 
     Raises:
         ArgumentError: it is neither float32 nor bfloat16.

@@ -54,7 +54,7 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the arrays of a PyTorch checkpoint.
 
     The state dict is the whole file or stands in it under "state_dict", "model_state_dict", "model"
-    or "net". What stands beside it (epochs, the optimizer) is left.
+    or "net". Other entries (epochs, the optimizer) are ignored.
 
     Args:
         path: a file of `torch.save` (any version since 0.1.10; usually .pth, .pt or .th) or of
@@ -73,6 +73,8 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
         if not path.is_file():
             raise errors.CheckpointError("there is no file of this name.")
         with path.open("rb") as file:
+            # 512 bytes: the mark of a tar archive stands at byte 257, the marks of the others at
+            # the beginning.
             read = _reader(file.read(512))
             file.seek(0)
             return read(file.read())
@@ -100,8 +102,9 @@ def _reader(head: bytes) -> Any:
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:
-    """`NAME/data.pkl`, and one file `NAME/data/KEY` for each storage."""
+    """Reads an archive of `NAME/data.pkl` and one file `NAME/data/KEY` for each storage."""
     entries = _zip_entries(content)
+    # The root is the name that the file had when it was saved, so it is read off and not assumed.
     pickles = [name for name in entries if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise errors.CheckpointError(
@@ -112,6 +115,7 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
         raise errors.CheckpointError("it was saved on a big-endian machine. Save it on another.")
     value, _ = torch_pickle.read(io.BytesIO(_zip_data(entries, pickles[0])))
     tensors = _state_dict(value)
+    # Only storages of the state dict: those of an optimizer beside it are not even checksummed.
     keys = {tensor.storage.key for tensor in tensors.values()}
     buffers = {key: _zip_data(entries, f"{root}data/{key}") for key in keys}
     return {name: _array(tensor, buffers[tensor.storage.key]) for name, tensor in tensors.items()}
@@ -120,13 +124,15 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
 def _zip_entries(content: bytes) -> dict[str, tuple[memoryview, int]]:
     """{name: (bytes, CRC)} of a zip archive whose entries are stored as they are.
 
-    Torch compresses nothing. So no entry is longer in memory than in the file, and a bomb has no
-    place here.
+    Torch compresses nothing, and compressed entries are refused: no entry is longer in memory
+    than in the file, so that a small file cannot fill the memory.
     """
+    # The directory's end record is the last thing in the file; a comment behind it is allowed.
     end = content.rfind(b"PK\x05\x06")
     if end < 0:
         raise errors.CheckpointError("the zip archive has no directory. It is truncated.")
     _, disk, _, _, rows, _, position, _ = ZIP_END.unpack_from(content, end)
+    # All ones in the 32-bit offset mean that the true one stands in a zip64 record.
     if disk or position == 0xFFFFFFFF:
         raise errors.CheckpointError("the zip archive is split, or larger than 4 GB.")
     entries = {}
@@ -141,11 +147,15 @@ def _zip_entries(content: bytes) -> dict[str, tuple[memoryview, int]]:
             raise errors.CheckpointError(
                 f"the directory of the zip archive is damaged at {show(name)}."
             )
+        # method 0: stored; bit 0 of the flags: encrypted
         if method or flags & 1 or packed != size:
             raise errors.CheckpointError(
                 f"{show(name)} of the zip archive is compressed or encrypted; torch.save stores "
                 "plain bytes."
             )
+        # The extra field of the entry itself has another length than that of the directory: torch
+        # pads it, so that arrays are aligned. Hence the two lengths at bytes 26 and 28 of the local
+        # header.
         local_name, local_extra = struct.unpack_from("<HH", content, local + 26)
         start = local + 30 + local_name + local_extra
         data = memoryview(content)[start : start + size]
@@ -168,13 +178,15 @@ def _zip_data(entries: Mapping[str, tuple[memoryview, int]], name: str) -> memor
 
 
 def _read_stream(content: bytes) -> dict[str, np.ndarray]:
-    """Five pickles (magic, version, system, value, keys of the storages), then the storages."""
+    """Reads five pickles (magic, version, system, value, keys of storages), then the storages."""
     stream = io.BytesIO(content)
     magic, version, system = (torch_pickle.read(stream)[0] for _ in range(3))
     if magic != STREAM_MAGIC or version != STREAM_VERSION or not isinstance(system, dict):
         raise errors.CheckpointError("this is a pickle, but not of torch.save.")
     if system.get("little_endian") is not True:
         raise errors.CheckpointError("it was saved on a big-endian machine. Save it on another.")
+    # Here the pickles do not refer to bytes but to keys; the bytes follow in the order of the
+    # fifth.
     value, storages = torch_pickle.read(stream)
     keys, _ = torch_pickle.read(stream)
     tensors = _state_dict(value)
@@ -203,9 +215,11 @@ def _stream_buffers(
             raise errors.CheckpointError(
                 f"storage {show(key)} has {size} numbers; {show(storage.size)} were announced."
             )
+        # [count: 8 bytes][numbers: count * itemsize], one storage behind the other
         position += 8
         buffers[key] = memoryview(content)[position : position + size * storage.dtype.itemsize]
         position += size * storage.dtype.itemsize
+    # Views do not copy: a storage that is cut off would only show when it is used.
     if position != len(content):
         raise errors.CheckpointError(
             f"the storages end at byte {show(position)}, the file at {len(content)}. It is damaged."
@@ -214,7 +228,7 @@ def _stream_buffers(
 
 
 def _state_dict(value: Any) -> dict[str, Tensor]:
-    """The tensors by name, from wherever in the file they stand."""
+    """{name: tensor}, also where the state dict is nested in a dict of the training script."""
     for _ in CONTAINERS:  # a dict could hold itself
         inner = (
             [value[key] for key in CONTAINERS if key in value] if isinstance(value, dict) else []
@@ -244,17 +258,19 @@ def _array(tensor: Tensor, buffer: memoryview) -> np.ndarray:
     if 0 in shape:
         return np.zeros(shape, storage.dtype)
     size = storage.dtype.itemsize
+    # A view, not a copy. `torch_pickle` has checked that offset, shape and strides stay inside.
     return np.ndarray(
         shape, storage.dtype, buffer, offset * size, tuple(stride * size for stride in strides)
     )
 
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
-    """A count of 8 bytes, a JSON object of that many, and the numbers without gaps.
+    """Reads the length of the header (8 bytes), the header (JSON), and the numbers (no gaps).
 
-    The format keeps no order, so the names come in theirs: "layer10" behind "layer2".
+    The format keeps no order, so the names are sorted: "layer10" comes after "layer2".
     """
     (size,) = struct.unpack_from("<Q", content)
+    # Compared before anything of that size is made: the number comes from the file.
     if size > len(content) - 8:
         raise errors.CheckpointError(
             f"its header announces {size} bytes, the file has {len(content)}. It is truncated."
@@ -265,6 +281,8 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     header.pop("__metadata__", None)
     ranges = {name: _safe_range(name, row) for name, row in header.items()}
     position = 0
+    # Sorted ranges that begin where the one before ends can neither overlap nor leave a gap: no
+    # byte is read twice, and none is hidden.
     for start, stop in sorted(ranges.values()):
         if start != position:
             raise errors.CheckpointError(
@@ -295,6 +313,7 @@ def _safe_range(name: str, row: Any) -> tuple[int, int]:
         )
     torch_pickle.require_sizes(f"the shape of {show(name)}", row["shape"])
     torch_pickle.require_sizes(f"the data_offsets of {show(name)}", row["data_offsets"])
+    # Python's integers do not overflow, so a huge shape cannot look small.
     size = math.prod(row["shape"]) * SAFE_TYPES[row["dtype"]].itemsize
     ends = row["data_offsets"]
     if len(ends) != 2 or ends[1] - ends[0] != size:

@@ -27,27 +27,33 @@ ADVICE = "Nothing of it was run. Save weights alone: torch.save(model.state_dict
 
 
 class Storage(NamedTuple):
-    """A run of numbers in the file."""
+    """A run of numbers in the file.
+
+    Attributes:
+        size: how many numbers.
+    """
 
     key: str
     dtype: np.dtype
     size: int
-    """How many numbers."""
 
 
 class Tensor(NamedTuple):
-    """An array that lies within its storage, every element at a place of its own."""
+    """An array: a part of a storage in which no two elements share a place.
+
+    Attributes:
+        offset: of the first element, in elements.
+        strides: in elements.
+    """
 
     storage: Storage
     offset: int
-    """Of the first element, in elements."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """In elements."""
 
 
 class _Machine(NamedTuple):
-    """What the program works on."""
+    """The state of the stack machine: the bytes to come, the stack, its marks and the memo."""
 
     stream: io.BytesIO
     stack: list[Any]
@@ -79,11 +85,11 @@ class _Machine(NamedTuple):
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def pop_mark(self) -> list[Any]:
-        """The values since the last mark, which is closed."""
+        """Takes the values above the last mark off the stack, and the mark too."""
         return self.pop(max(0, len(self.stack) - self.marks.pop()))
 
     def remember(self, place: int) -> None:
-        """Keeps the last value for later."""
+        """Writes the last value into the memo."""
         self.memo[place] = self.stack[-1]
 
 
@@ -106,12 +112,14 @@ def read(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
     """
     machine = _Machine(stream, [], [], {}, {})
     try:
+        # Bounded, so that a crafted file cannot keep the machine busy for hours.
         for _ in range(MAX_STEPS):
             code = stream.read(1)
             if code == pickle.STOP:
                 return machine.stack.pop(), machine.storages
             if not code:
                 raise errors.CheckpointError("the pickle has no end. It is truncated.")
+            # The table is the whole language: whatever is not in it ends the reading.
             if code not in _STEPS:
                 raise errors.CheckpointError(
                     f"the pickle has the instruction {code!r} at byte {stream.tell() - 1}, which "
@@ -130,6 +138,8 @@ def show(value: Any) -> str:
     if isinstance(value, str | int | float | None):
         text = repr(value)
         return text if len(text) <= 80 else text[:77] + "..."
+    # `type(...) is int`, since True is an int too; only the first few, as the list is from the
+    # file.
     if isinstance(value, list | tuple) and all(type(item) is int for item in value[:MAX_AXES]):
         return show(str(list(value[:MAX_AXES]))).strip("'")
     return f"a {type(value).__name__}"
@@ -168,6 +178,7 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
             "a tensor is not described by its storage, offset, shape and strides."
         )
     storage, offset, shape, strides = arguments[:4]
+    # Torch keeps these as flags and not as numbers; ignoring them would give wrong signs.
     if len(arguments) == 7 and arguments[6]:
         raise errors.CheckpointError(
             "a tensor is marked as negated or conjugated. Save it resolved: tensor.resolve_neg()."
@@ -188,12 +199,14 @@ def _require_inside(
 ) -> None:
     """Refuses elements that share a place, or that lie outside the storage.
 
-    With its axes in the order of their strides, a tensor has every element at a place of its own
-    if each stride leaps over all that the axes before it reach. Then it fits into its storage.
+    Take the axes in the order of their strides. No two elements share a place if each stride is
+    larger than the last offset that the axes before it reach.
     """
     if 0 in shape:
         return
     reach = 0
+    # reach = sum (side - 1) stride over the axes so far: the last place that they touch. A next
+    # stride of at most that lands on a place that is taken.
     for stride, side in sorted(zip(strides, shape)):
         if side > 1 and stride <= reach:
             raise errors.CheckpointError(
@@ -234,7 +247,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 
 
 def _global(module: Any, name: Any) -> Any:
-    """What stands for a global. Nothing is imported."""
+    """Looks a global up in `_GLOBALS`. Nothing is imported."""
     if not (isinstance(module, str) and isinstance(name, str)) or (module, name) not in _GLOBALS:
         raise errors.CheckpointError(
             f"the pickle names {show(name)} of {show(module)}, which no state dict needs. {ADVICE}"
@@ -251,7 +264,7 @@ def _reduce(machine: _Machine) -> None:
 
 
 def _build(machine: _Machine) -> None:
-    """Drops what torch hangs on an ordered dict, the version numbers of the modules."""
+    """Ignores the attributes that torch sets on an ordered dict: version numbers of the modules."""
     machine.stack.pop()
     if not isinstance(machine.stack[-1], dict):
         raise errors.CheckpointError(
@@ -277,6 +290,7 @@ def _storage(machine: _Machine) -> Storage:
             f"the pickle refers to {show(came)} outside of it; expected a storage. {ADVICE}"
         )
     storage = Storage(came[2], came[1], came[4])
+    # Two tensors may share a storage (tied weights), but both must say the same about it.
     if machine.storages.setdefault(storage.key, storage) != storage:
         raise errors.CheckpointError(f"storage {show(storage.key)} has two types or sizes.")
     return storage
@@ -284,6 +298,7 @@ def _storage(machine: _Machine) -> Storage:
 
 def _set(target: Any, items: list[Any]) -> None:
     """Writes keys and values, which alternate, into a dict."""
+    # The stack holds key, value, key, value, ...
     keys = items[::2]
     # A nested tuple as a key would be hashed to any depth.
     if (

@@ -30,6 +30,7 @@ class VGG16(nnx.Module):
 
     def __init__(self, classes: int, shape: tuple[int, int, int], dtype: jnp.dtype, rngs: nnx.Rngs):
         layers.require_side("vgg16", shape, 16, "resnet8 or resnet20")
+        # Layers are numbered through, conv1 ... conv13, as papers name them.
         widths = [width for stage in STAGES for width in stage]
         inputs = [shape[2], *widths[:-1]]
         self.convs = layers.number(
@@ -40,6 +41,8 @@ class VGG16(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, h, w, c] -> logits [batch, classes]."""
+        # The pools have no name of their own: they stand between stages, where the number of layers
+        # differs.
         names = iter(zip(self.convs, self.norms))
         for position, stage in enumerate(STAGES):
             if position:

@@ -1,4 +1,4 @@
-"""Which units every label answers to, given those of some axes.
+"""Which units every label stands for, given those of some axes.
 
 `solve` finds what can be removed; this module serves networks that run under masks made before,
 perhaps another mode of the function that was traced. Nothing is decided here: units are known on
@@ -26,7 +26,7 @@ def spread(labels: Labels, seeds: Iterable[tuple[Axis, Indices]]) -> Solution:
         if not isinstance(axis, Fixed):
             spreader.seed(axis, units)
     products = labels.products
-    # What is known in part is used only when nothing is known for sure.
+    # Factors some of whose wholes have no units yet are set only when nothing else can be.
     while any([spreader.product(product, True) for product in products]) or any(
         spreader.product(product, False) for product in products
     ):
@@ -47,7 +47,7 @@ class _Spreader:
         """[components, k] units, -1 for none."""
 
     def seed(self, axis: Indices, units: Indices) -> None:
-        """The units of an axis; what is known already stays."""
+        """Sets the units of an axis; components that have units already keep them."""
         place = self.component[axis]
         new = ~self.known[place]
         self.write(place[new], units[:, new].T)
@@ -63,7 +63,7 @@ class _Spreader:
         self.known[components] = True
 
     def product(self, product: Product, surely: bool) -> bool:
-        """Passes units between a whole and its factors; whether that told anything new."""
+        """Passes units between a whole and its factors; returns whether anything changed."""
         whole = self.component[product.whole].reshape(-1)
         shape = product.whole.shape
         columns = [
@@ -74,14 +74,14 @@ class _Spreader:
         return self.to_factors(whole, factors, surely) or self.to_whole(whole, factors)
 
     def to_whole(self, whole: Indices, factors: Indices) -> bool:
-        """A whole answers to the units of all its factors."""
+        """A whole gets the units of all its factors."""
         new = ~self.known[whole] & self.known[factors].all(axis=0)
         if new.any():
             self.write(whole[new], np.concatenate([*self.table[factors[:, new]]], axis=1))
         return bool(new.any())
 
     def to_factors(self, whole: Indices, factors: Indices, surely: bool) -> bool:
-        """Factors answer to what is common to all wholes that they are part of."""
+        """Factors get the units that all wholes that they are part of have in common."""
         usable = self.known[whole]
         asked = ~self.known[factors] & usable
         if surely:
@@ -103,8 +103,8 @@ class _Spreader:
         """Units [n, k] of wholes without those of the factors that are known."""
         rest = units.copy()
         for factor in factors:
-            known = np.where(self.known[factor][:, None], self.table[factor], NONE)
-            rest[(units[:, :, None] == known[:, None, :]).any(axis=2)] = NONE
+            units_of_factor = np.where(self.known[factor][:, None], self.table[factor], NONE)
+            rest[(units[:, :, None] == units_of_factor[:, None, :]).any(axis=2)] = NONE
         return rest
 
     def explained(self, units: Indices, factors: Indices, asked: Flags) -> tuple[Indices, Indices]:

@@ -9,12 +9,8 @@ from jprune.graph.couple.labels import SPATIAL, UNIT, Axis, AxisLabels, Fixed, R
 from jprune.graph.couple.rules import CONSTANT, DATA, Context, rule
 
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
-
-
 DotDimensionNumbers: TypeAlias = tuple[Pair, Pair]
 """Contracted axes and batch axes, each for both operands."""
-
-
 ELEMENTWISE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
     bitcast_convert_type cbrt ceil clamp complex conj convert_element_type copy copy_p cos

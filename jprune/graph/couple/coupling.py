@@ -22,7 +22,19 @@ INPUT = "tied to the network input "
 
 
 class Coupling(NamedTuple):
-    """A program with the labels of all its values and what they mean."""
+    """A program with the labels of all its values and what they mean.
+
+    Attributes:
+        program: the function.
+        frame: labels of all its values.
+        labels: ties, products and frozen labels, as the rules collected them.
+        solution: what the labels mean.
+        uses: how the leaves of the variables are used.
+        output: shapes of what the function returns.
+        main: how many of the flat outputs count, the others being new statistics; None for all.
+        paths: of the leaves of the variables.
+        argument_names: paths of the leaves of the other arguments.
+    """
 
     program: Program
     frame: Frame
@@ -30,15 +42,12 @@ class Coupling(NamedTuple):
     solution: Solution
     uses: Uses
     output: Any
-    """Shapes of what the function returns."""
     main: int | None
-    """How many of the flat outputs count, the others being new statistics; None for all."""
     paths: tuple[str, ...]
-    """Of the leaves of the variables."""
     argument_names: tuple[str, ...]
 
     def under(self, groups: Groups) -> "Coupling":
-        """The same, with the units of groups as atoms."""
+        """The same coupling, with the units of groups as atoms."""
         leaves = (self.frame.labels[value] for value in self.program.inputs)
         solution = unit_solution(self.labels, dict(zip(self.paths, leaves)), groups)
         return self._replace(solution=solution)
@@ -51,8 +60,8 @@ class Coupling(NamedTuple):
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
     """{path: leaf} of a tree, in flattening order; paths are the names users see."""
-    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf_type)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf_type)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
 
 
 def couple(
@@ -64,7 +73,7 @@ def couple(
     twin: Callable[..., Any] | None = None,
     groups: Groups | None = None,
 ) -> Coupling:
-    """Interprets `fn(variables, *args)` with labels; arrays or shapes do.
+    """Interprets `fn(variables, *args)` with labels; the arguments may be arrays or shapes.
 
     Args:
         fn: the function.
@@ -91,6 +100,7 @@ def couple(
     uses = uses_of(program, frame, len(paths), main)
     if twin is not None:
         other, _ = program_of(twin, variables, *args, inline_remat=inline_remat)
+        # Into the same `labels`: the twin's ties join those of the function, at the same leaves.
         interpret(labels, other, [*leaves, *_fixed_arguments(other, names)], levels)
         _note_state(other, uses)
     if groups is None:
@@ -105,25 +115,27 @@ def couple(
 
 
 def unit_solution(labels: Labels, leaves: Mapping[str, AxisLabels], groups: Groups) -> Solution:
-    """Which units every label answers to.
+    """A solution that says which units every label stands for.
 
     Args:
         labels: of a program.
         leaves: {path: labels of the axes}.
         groups: their units are numbered one group after the other.
     """
-    found: dict[tuple[str, int], list[Indices]] = {}
+    by_axis: dict[tuple[str, int], list[Indices]] = {}
     start = 0
     for name, places in groups.places.items():
         for place in places:
             units = np.where(place.units >= 0, place.units + start, -1)
-            found.setdefault((place.leaf, place.axis), []).append(units)
+            by_axis.setdefault((place.leaf, place.axis), []).append(units)
         start += groups.sizes[name]
     seeds: list[tuple[Axis, Indices]] = []
     for path, axes in leaves.items():
         for number, axis in enumerate(axes):
             none = np.full((1, groups.leaves[path].shape[number]), -1)
-            seeds.append((axis, np.stack(found[path, number]) if (path, number) in found else none))
+            seeds.append(
+                (axis, np.stack(by_axis[path, number]) if (path, number) in by_axis else none)
+            )
     return spread(labels, seeds)
 
 
@@ -163,20 +175,20 @@ def check_leaves(groups: Groups, variables: Any) -> list[Any]:
     Raises:
         StructureError: other leaves or shapes than the traced net has.
     """
-    found = leaf_paths(variables)
-    for path in {**groups.leaves, **found}:
+    leaves = leaf_paths(variables)
+    for path in {**groups.leaves, **leaves}:
         expected = groups.leaves[path].shape if path in groups.leaves else "nothing"
-        shape = np.shape(found[path]) if path in found else "nothing"
+        shape = np.shape(leaves[path]) if path in leaves else "nothing"
         if shape != expected:
             raise errors.StructureError(
                 f"at {path} the variables have {shape}; the traced net has {expected}. Pass the "
                 "variables of the net that was traced, not slim ones."
             )
-    return list(found.values())
+    return list(leaves.values())
 
 
 def check_arguments(coupling: Coupling) -> None:
-    """An argument beside the variables that holds channels must move into the variables.
+    """Refuses arguments beside the variables that have channels: they belong into the variables.
 
     Raises:
         TraceError: names the argument.
@@ -208,7 +220,7 @@ def _channel_axis(coupling: Coupling, equation: Equation) -> Axis:
 
 
 def _names_tied_to_channels(coupling: Coupling) -> set[str]:
-    """Arguments that froze a leaf's axis which no contraction consumes there."""
+    """Arguments that freeze an axis of a leaf on which the leaf is not contracted."""
     names: set[str] = set()
     for leaf in range(len(coupling.paths)):
         for number, axis in enumerate(coupling.leaf_axes(leaf)):

@@ -1,7 +1,7 @@
-"""Means over channels that were opened divide by the number of channels that are left.
+"""Means over channels that were opened are divided by the number of remaining channels.
 
-A mean is a sum, perhaps moved about, divided by the number of terms: a constant that knows nothing
-of what was removed. Sums are followed here from where they are made to where they are divided.
+A mean is a sum, perhaps transposed or reshaped, divided by the number of terms: a constant of the
+traced net. Sums are followed here from where they are made to where they are divided.
 """
 
 import math
@@ -17,7 +17,7 @@ MOVES = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "convert_element
 
 
 class Divisors:
-    """How many terms the sums of one program had, and have."""
+    """Numbers of terms of the sums of one program, in the dense and in the slim net."""
 
     def __init__(self, program: Program, frame: Frame):
         self.program = program
@@ -26,7 +26,7 @@ class Divisors:
         """Value id of a sum -> terms in the whole net, terms that are left."""
 
     def note(self, equation: Equation, operand: Any) -> None:
-        """Remembers the sum that an equation makes or moves; `operand` is what is left of it."""
+        """Remembers the sum that an equation makes or moves; `operand` is its smaller operand."""
         source, result = equation.inputs[0], equation.outputs[0]
         if equation.name == "reduce_sum":
             whole, axes = self.program.shape(source), equation.params["axes"]
@@ -39,9 +39,9 @@ class Divisors:
             self.terms[result] = self.terms[source]
 
     def follow(self, equation: Equation, values: list[Any]) -> list[Any]:
-        """The operands of a division or product, with the number of terms that are left.
+        """The operands of a division or product, with the number of remaining terms as divisor.
 
-        The number of terms less one (an unbiased variance) follows too.
+        The number of terms less one (the divisor of an unbiased variance) is replaced too.
         """
         if equation.name not in ("div", "mul"):
             return values

@@ -14,21 +14,31 @@ from jprune.graph.couple.solve import components
 
 
 class Found(NamedTuple):
-    """A group."""
+    """A group.
+
+    Attributes:
+        places: axes of leaves where its units stand.
+        atoms: [units]: the atom that each unit is.
+    """
 
     places: tuple[Place, ...]
     atoms: Indices
-    """[units]."""
 
 
 class LeafAxis(NamedTuple):
-    """One axis of a leaf that has atoms."""
+    """One axis of a leaf that has atoms.
+
+    Attributes:
+        leaf: number of the leaf.
+        axis: of the leaf.
+        roles: of the leaf on this axis.
+        atoms: [k, length]: the atoms that every position is a conjunction of, -1 for none.
+    """
 
     leaf: int
     axis: int
     roles: tuple[str, ...]
     atoms: Indices
-    """[k, length], -1 for none."""
 
 
 def find_units(coupling: Coupling) -> dict[str, Found]:
@@ -46,7 +56,7 @@ def find_units(coupling: Coupling) -> dict[str, Found]:
         for key in np.unique(signature[atoms]).tolist():
             touched.setdefault(key, []).append(row)
     meeting = _meeting(coupling, count)
-    found: list[tuple[tuple[int, ...], str, Found]] = []
+    unordered: list[tuple[tuple[int, ...], str, Found]] = []
     for key, rows in touched.items():
         stands_in = not any("in" in row.roles for row in rows)
         producer = min(rows, key=lambda row: _producer_order(coupling, row))
@@ -56,9 +66,9 @@ def find_units(coupling: Coupling) -> dict[str, Found]:
             places = (place for row in rows for place in _places(coupling, row, atoms, cleared))
             # Of two groups on one axis the earlier one is first, then the one with longer steps.
             order = (*_producer_order(coupling, producer), first[0], -first[min(1, len(first) - 1)])
-            found.append((order, coupling.paths[producer.leaf], Found(tuple(places), atoms)))
+            unordered.append((order, coupling.paths[producer.leaf], Found(tuple(places), atoms)))
     groups: dict[str, Found] = {}
-    for _, path, group in sorted(found, key=lambda item: item[0]):
+    for _, path, group in sorted(unordered, key=lambda item: item[0]):
         groups[numbered(path, groups)] = group
     return groups
 
@@ -74,15 +84,15 @@ def numbered(name: str, taken: Container[str]) -> str:
 
 
 def _kinds(rows: Sequence[LeafAxis], atoms: Indices) -> list[Indices]:
-    """Splits atoms into those that never share a position: heads here, head dimensions there."""
+    """Splits atoms that share positions into kinds, such as heads and head dimensions."""
     index = np.full(max(int(row.atoms.max()) for row in rows) + 2, -1)  # the last: that of -1
     index[atoms] = np.arange(len(atoms))
-    shared = [here for row in rows if ((here := index[row.atoms]) >= 0).sum(axis=0).max() > 1]
+    shared = [numbers for row in rows if ((numbers := index[row.atoms]) >= 0).sum(axis=0).max() > 1]
     if not shared:
         return [atoms]
     together = np.zeros((len(atoms), len(atoms)), bool)
-    for here in shared:
-        for left, right in itertools.combinations(here, 2):
+    for numbers in shared:
+        for left, right in itertools.combinations(numbers, 2):
             both = (left >= 0) & (right >= 0)
             together[left[both], right[both]] = together[right[both], left[both]] = True
     kind = components(np.stack(np.nonzero(~together)), len(atoms))
@@ -98,8 +108,8 @@ def _axes(coupling: Coupling) -> list[LeafAxis]:
         for number, axis in enumerate(coupling.leaf_axes(leaf)):
             atoms = coupling.solution.atoms_of(axis)
             if (atoms >= 0).any():
-                known = coupling.uses.of_axis(leaf, number)
-                roles = tuple(role for role in ROLES if role in known)
+                roles_of_axis = coupling.uses.of_axis(leaf, number)
+                roles = tuple(role for role in ROLES if role in roles_of_axis)
                 rows.append(LeafAxis(leaf, number, roles, atoms))
     return rows
 
@@ -111,7 +121,7 @@ def _producer_order(coupling: Coupling, row: LeafAxis) -> tuple[int, int, int]:
 
 
 def _in_order(rows: Indices, atoms: Indices) -> tuple[Indices, list[int]]:
-    """The atoms in the order in which they first stand in [k, length], and where that is."""
+    """The atoms in order of their first positions in [k, length], and these positions."""
     flat = rows.T.reshape(-1)
     values, first = np.unique(flat, return_index=True)
     place = first[np.searchsorted(values, atoms)] // len(rows)
@@ -120,18 +130,20 @@ def _in_order(rows: Indices, atoms: Indices) -> tuple[Indices, list[int]]:
 
 
 def _places(coupling: Coupling, row: LeafAxis, atoms: Indices, stand_in: bool) -> list[Place]:
-    """Where the units stand on an axis: one place, or more if positions answer to several."""
+    """The units' places on an axis: several if positions belong to several units."""
     index = np.full(len(coupling.solution.atoms), -1)
     index[atoms] = np.arange(len(atoms))
     units = np.where(row.atoms >= 0, index[row.atoms], -1)
     units = np.sort(units, axis=0)[::-1]
     roles = _with_stand_in(row.roles) if stand_in else row.roles
     path = coupling.paths[row.leaf]
-    return [Place(path, row.axis, roles, here) for here in units if (here >= 0).any()]
+    return [
+        Place(path, row.axis, roles, row_units) for row_units in units if (row_units >= 0).any()
+    ]
 
 
 def _with_stand_in(roles: tuple[str, ...]) -> tuple[str, ...]:
-    """Units that end in a contraction of two activations: their producers stand in for `in`."""
+    """The roles; a producer also gets `in` if no consumer has parameters that could be masked."""
     return (*roles, "in") if set(roles) & STAND_INS and "in" not in roles else roles
 
 

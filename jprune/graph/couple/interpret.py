@@ -13,14 +13,17 @@ RULE_BOOKS = (arithmetic, moves)
 
 
 class Frame(NamedTuple):
-    """Labels of every value of a program, and of the programs inside its equations."""
+    """Labels of every value of a program, and of the programs inside its equations.
+
+    Attributes:
+        labels: by value id.
+        levels: by value id: whether it depends on nothing, on the variables, or on the inputs.
+        inner: equation number -> a frame per inner program.
+    """
 
     labels: list[AxisLabels]
-    """By value id."""
     levels: list[int]
-    """By value id: whether it depends on nothing, on the variables, or on the inputs."""
     inner: dict[int, tuple["Frame", ...]]
-    """Equation number -> a frame per inner program."""
 
 
 def interpret(

@@ -1,4 +1,4 @@
-"""Labels, and what rules say about them.
+"""Labels, and the statements that rules make about them.
 
 Every axis of every array carries one label (an integer) per position, or is `Fixed`: its
 positions are no channels and cannot go. Rules *tie* labels that must be the same channel,
@@ -6,8 +6,8 @@ positions are no channels and cannot go. Rules *tie* labels that must be the sam
 factors `r[i]` and `c[j]` both live (a reshape that splits or merges two labelled axes, a grouped
 convolution).
 
-`Labels.solve` names the *atoms*, the labels that everything else is a conjunction of. Atoms
-become units. How it is solved is in `solve.py`.
+`solve.py` finds the *atoms*, the labels that everything else is a conjunction of. Atoms
+become units.
 """
 
 from collections import Counter
@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 Indices: TypeAlias = npt.NDArray[np.int64]
-
-
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -41,41 +39,40 @@ class Fixed(NamedTuple):
 
 Axis: TypeAlias = Indices | Fixed
 """[length] labels, or `Fixed`."""
-
-
 AxisLabels: TypeAlias = tuple[Axis, ...]
 """One entry per axis of an array."""
-
-
 SPATIAL = Fixed(Reason("position of an image or window, no channel"))
-
-
 SYMBOLIC = Fixed(Reason("axis of symbolic length"))
-
-
 UNIT = Fixed(Reason("axis of length one"))
 
 
 class Product(NamedTuple):
-    """`whole[i, j, ...]` lives while `factors[0][i]`, `factors[1][j]`, ... all live."""
+    """`whole[i, j, ...]` lives while `factors[0][i]`, `factors[1][j]`, ... all live.
+
+    Attributes:
+        whole: [d0, d1, ...] labels.
+        factors: labels [d0], [d1], ...
+        reason: where it was stated; the text is that of whoever freezes something for it.
+    """
 
     whole: Indices
-    """[d0, d1, ...] labels."""
     factors: tuple[Indices, ...]
-    """Labels [d0], [d1], ..."""
     reason: Reason
-    """Where it was stated; the text is that of whoever freezes something for it."""
 
 
 class Solution(NamedTuple):
-    """What the labels mean after all ties."""
+    """What the labels mean after all ties.
+
+    Attributes:
+        component: [labels]: component of every label.
+        atoms: [components, k]: the atoms that a component is a conjunction of, -1 for none.
+        causes: [components]: number of the reason that freezes it, -1 for none.
+        reasons: that the numbers of `causes` stand for.
+    """
 
     component: Indices
-    """[labels]: component of every label."""
     atoms: Indices
-    """[components, k]: the atoms that a component is a conjunction of, -1 for none."""
     causes: Indices
-    """[components]: number of the reason that freezes it, -1 for none."""
     reasons: tuple[Reason, ...]
 
     def atoms_of(self, axis: Indices) -> Indices:
@@ -86,10 +83,10 @@ class Solution(NamedTuple):
         """Why positions of an axis are frozen, and how many for each reason."""
         causes = self.causes[self.component[axis]]
         numbers, counts = np.unique(causes[causes >= 0], return_counts=True)
-        found = Counter[Reason]()
+        reasons = Counter[Reason]()
         for number, count in zip(numbers.tolist(), counts.tolist()):
-            found[self.reasons[number]] += count
-        return found
+            reasons[self.reasons[number]] += count
+        return reasons
 
 
 class Labels:
@@ -113,17 +110,17 @@ class Labels:
         return self.fresh(int(length)) if isinstance(length, (int, np.integer)) else SYMBOLIC
 
     def freeze(self, axis: Axis, reason: Reason) -> None:
-        """These positions must stay."""
+        """States that these positions must stay."""
         if not isinstance(axis, Fixed) and axis.size:
             self.frozen.append((axis, reason))
 
     def reduce(self, axis: Axis, reason: Reason) -> None:
-        """These positions must stay, unless the caller accepts that what is left changes."""
+        """States that these positions must stay, unless the caller accepts other results."""
         if not isinstance(axis, Fixed) and axis.size:
             self.reduced.append((axis, reason))
 
     def tie(self, left: Axis, right: Axis) -> Axis:
-        """The same channels, position by position; returns the axis that stands for both."""
+        """States that two axes have the same channels; returns the axis that stands for both."""
         if isinstance(left, Fixed):
             if isinstance(right, Fixed):
                 return left
@@ -139,7 +136,7 @@ class Labels:
         self.products.append(Product(whole, tuple(factors), reason))
 
     def with_reduced(self, reduced: list[tuple[Indices, Reason]]) -> "Labels":
-        """The same, with other labels that reductions freeze."""
+        """A copy with other `reduced` labels."""
         other = Labels()
         other.count, other.reduced = self.count, reduced
         other.ties, other.frozen, other.products = self.ties, self.frozen, self.products

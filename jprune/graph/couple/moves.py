@@ -11,8 +11,6 @@ from jprune.graph.couple.labels import SYMBOLIC, UNIT, Axis, AxisLabels, Fixed, 
 from jprune.graph.couple.rules import Context, rule
 
 COMPUTED = "cut at a place that is only known when the net runs", "slice at a constant place"
-
-
 LOOKED_UP = "looked up at places that are only known when the net runs", "use constant indices"
 
 
@@ -57,11 +55,11 @@ def squeeze(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels
 @rule("unstack")
 def unstack(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Takes an axis apart, all of whose positions must therefore stay."""
-    gone, axes = context.equation.params["axis"], operands[0]
-    context.freeze(axes[gone], "an axis that is unstacked")
+    unstacked, axes = context.equation.params["axis"], operands[0]
+    context.freeze(axes[unstacked], "an axis that is unstacked")
     # Every result is one position of the axis: without it the function would have a result less.
-    left = tuple(axis for position, axis in enumerate(axes) if position != gone)
-    return [left] * len(context.equation.outputs)
+    remaining = tuple(axis for position, axis in enumerate(axes) if position != unstacked)
+    return [remaining] * len(context.equation.outputs)
 
 
 @rule("stack")
@@ -88,7 +86,7 @@ def rev(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
 
 @rule("slice")
 def slice_(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
-    """Takes the labels of the positions that it takes."""
+    """The result has the labels of the positions that the slice takes."""
     params = context.equation.params
     strides = params["strides"] or (1,) * len(params["start_indices"])
     windows = zip(params["start_indices"], params["limit_indices"], strides)
@@ -136,7 +134,7 @@ def concatenate(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
 
 @rule("pad")
 def pad(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
-    """Padding makes new positions with labels of their own; cropping forgets labels."""
+    """Padded positions get new labels; cropped ones lose theirs."""
     result: list[Axis] = []
     for axis, (low, high, interior) in zip(operands[0], context.equation.params["padding_config"]):
         if isinstance(axis, Fixed) or not (low or high or interior):
@@ -217,7 +215,7 @@ def merge(context: Context, axes: Sequence[Axis], lengths: Sequence[int]) -> Axi
 
 
 def split_axis(context: Context, axis: Axis, lengths: Sequence[int]) -> list[Axis]:
-    """Several axes from one: whole rows or whole columns are what can go."""
+    """Several axes from one, of which whole rows or whole columns can be removed."""
     if len(lengths) == 1 or isinstance(axis, Fixed):
         return [axis] * len(lengths)
     # A dense array loses whole rows or whole columns only: axis[i, j] = rows[i] and columns[j].
@@ -227,26 +225,29 @@ def split_axis(context: Context, axis: Axis, lengths: Sequence[int]) -> list[Axi
 
 
 class Gather(NamedTuple):
-    """What a gather does to the axes of its operand."""
+    """What a gather does to the axes of its operand.
+
+    Attributes:
+        passed: operand axis -> result axis, for axes of which a window is taken.
+        batch: result axes that follow the leading axes of the indices, in order.
+        looked_up: operand axes at whose positions the indices point.
+        tied: operand axis -> axis of the indices that runs beside it.
+        known: [leading axes of the indices]: known numbers, where one axis is looked up.
+    """
 
     passed: dict[int, int]
-    """Operand axis -> result axis, for axes of which a window is taken."""
     batch: tuple[int, ...]
-    """Result axes that follow the leading axes of the indices, in order."""
     looked_up: tuple[int, ...]
-    """Operand axes at whose positions the indices point."""
     tied: dict[int, int]
-    """Operand axis -> axis of the indices that runs beside it."""
     known: Indices | None
-    """[leading axes of the indices]: known numbers, where one axis is looked up."""
 
 
-def gather_of(params: dict[str, Any], known: Any, rank: int, out_rank: int) -> Gather:
+def gather_of(params: dict[str, Any], indices: Any, rank: int, out_rank: int) -> Gather:
     """Reads the dimension numbers of a gather.
 
     Args:
         params: of the equation.
-        known: the indices if constants alone make them, else None.
+        indices: if constants alone make them, else None.
         rank: of the operand.
         out_rank: of the result.
     """
@@ -257,13 +258,13 @@ def gather_of(params: dict[str, Any], known: Any, rank: int, out_rank: int) -> G
     windows = (axis for axis in range(rank) if axis not in away)
     tied = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims))
     looked_up = tuple(numbers.start_index_map)
-    single = known is not None and looked_up == tuple(numbers.collapsed_slice_dims)
+    single = indices is not None and looked_up == tuple(numbers.collapsed_slice_dims)
     return Gather(
         dict(zip(windows, numbers.offset_dims)),
         tuple(axis for axis in range(out_rank) if axis not in numbers.offset_dims),
         looked_up,
         tied,
-        np.asarray(known)[..., 0].astype(np.int64) if single and len(looked_up) == 1 else None,
+        np.asarray(indices)[..., 0].astype(np.int64) if single and len(looked_up) == 1 else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether a unit is gone where two activations are contracted, once its producers are zero.
+"""Whether a unit vanishes from a contraction of two activations, once its producers are zero.
 
 A head dimension ends in q . k: no parameter of a consumer could be masked there. Its producers
 stand in, which removes it exactly if every function between them and the contraction maps zero to
@@ -20,18 +20,10 @@ from jprune.jaxprs import Equation, Program, describe, nested, user_line
 
 STAND_INS = frozenset({"kernel", "shift", "mean"})
 """Roles whose places are cleared where a unit has no consumer with parameters."""
-
-
 # Elementwise functions that are zero ...
 ANY = {"mul", "and"}  # ... if one operand is
-
-
 ALL = {"add", "add_any", "sub", "max", "min", "or", "xor", "atan2"}  # ... if all operands are
-
-
 FIRST = {"div", "rem", "integer_pow", "shift_left"}  # ... if the first one is
-
-
 ALONE = set(
     """
     abs asin asinh atan atanh cbrt ceil convert_element_type copy copy_p device_put erf erf_inv
@@ -39,12 +31,8 @@ ALONE = set(
     sharding_constraint sign sin sinh sqrt square stop_gradient tan tanh
     """.split()
 )  # ... if their operand is
-
-
 CHANGES = {*ELEMENTWISE, "argmax", "argmin", "iota", "random_bits"} - ALONE
 """What may turn zeros into something else; whatever only moves or sums them does not."""
-
-
 Zero: TypeAlias = tuple[bool, ...]
 """Per axis: whether an array is zero at the positions of units whose producers are cleared."""
 
@@ -58,7 +46,7 @@ def freeze_survivors(program: Program, frame: Frame, labels: Labels, uses: Uses)
         # Cleared are the producers of a unit (and its slices elsewhere): kernel, shift and mean.
         # A scale need not be, since scale * 0 is 0.
         roles = (uses.of_axis(leaf, axis) for axis in range(len(inputs[leaf])))
-        inputs[leaf] = tuple(bool(known & {*STAND_INS, "in"}) for known in roles)
+        inputs[leaf] = tuple(bool(roles_of_axis & {*STAND_INS, "in"}) for roles_of_axis in roles)
     _Walker(labels).visit(program, frame, inputs)
 
 
@@ -69,7 +57,7 @@ class _Walker:
         self.labels = labels
 
     def visit(self, program: Program, frame: Frame, inputs: Sequence[Zero]) -> list[Zero]:
-        """Of the program's outputs."""
+        """Zeros of the program's outputs, from those of its inputs."""
         zeros: list[Zero] = [(False,) * len(program.shape(v)) for v in range(len(program.avals))]
         for value, zero in zip(program.inputs, inputs):
             zeros[value] = zero
@@ -170,8 +158,8 @@ def is_nothing(program: Program, frame: Frame, value: int) -> bool:
     """Whether a value is the constant zero."""
     if frame.levels[value] != CONSTANT:
         return False
-    known = program.known(value)
-    return known is not None and not known.any()
+    number = program.known(value)
+    return number is not None and not number.any()
 
 
 def moved(
@@ -207,9 +195,9 @@ def reshaped(program: Program, frame: Frame, equation: Equation, zeros: Zero) ->
     axes: AxisLabels = frame.labels[equation.inputs[0]]
     result = [False] * len(shapes[1])
     for sources, targets in aligned(*shapes):
-        known = [zeros[axis] for axis in sources if not isinstance(axes[axis], Fixed)]
+        labelled = [zeros[axis] for axis in sources if not isinstance(axes[axis], Fixed)]
         for target in targets:
-            result[target] = bool(known) and all(known)
+            result[target] = bool(labelled) and all(labelled)
     return tuple(result)
 
 

@@ -4,8 +4,8 @@ Values that depend on no input are followed from the leaves they come from until
 How they meet it is the role: a contraction makes a kernel, a product a scale, a sum a shift; a
 statistic is told by the root it goes through (variance) or by its sign (mean).
 
-On which side of a kernel an axis stands is read off labels too, other ones than those that couple
-the network: these follow parameters only, and end where data begins.
+On which side of a kernel an axis stands is read off labels too. They are not those that couple
+the network: they follow parameters only, and end where data begins.
 """
 
 import math
@@ -21,31 +21,31 @@ from jprune.graph.couple.solve import solve
 from jprune.jaxprs import CONTROL_FLOW, NESTED, Equation, Program, nested
 
 CONTRACTIONS = ("conv_general_dilated", "dot_general")
-
-
 # What a parameter went through before it met data, as bits.
 PLAIN, MULTIPLIED, NEGATED, ROOT = 0, 1, 2, 4
-
-
 Taint: TypeAlias = dict[int, frozenset[int]] | None
 """{leaf: bits of every way it came}; None for a value that depends on data."""
 
 
 class Contraction(NamedTuple):
-    """A contraction of data with parameters."""
+    """A contraction of data with parameters.
+
+    Attributes:
+        program: the whole program, or one nested in it.
+        equation: number of the equation in that program.
+        kernel: which operand is the kernel.
+        leaf: the kernel's leaf (the largest one, if several make the kernel; of equal ones the
+            first).
+        leaves: all leaves that make the kernel.
+        axes: labels of the kernel operand's axes, as parameters alone pass them on.
+    """
 
     program: Program
-    """The whole program, or one nested in it."""
     equation: int
-    """Number of the equation in that program."""
     kernel: int
-    """Which operand is the kernel."""
     leaf: int
-    """The kernel's leaf (the largest one, if several make the kernel; of equal ones the first)."""
     leaves: tuple[int, ...]
-    """All leaves that make the kernel."""
     axes: AxisLabels
-    """Labels of the kernel operand's axes, as parameters alone pass them on."""
 
 
 class Meeting(NamedTuple):
@@ -57,25 +57,30 @@ class Meeting(NamedTuple):
 
 
 class Uses(NamedTuple):
-    """How the leaves are used."""
+    """How the leaves are used.
+
+    Attributes:
+        roles: by leaf: kernel, shift, scale, mean, var, state; empty for a leaf that nothing reads.
+        sides: (leaf, axis) of a kernel -> `in` (contracted), `kernel` (the contraction keeps it),
+            both.
+        first: leaf -> when it first meets data.
+        contractions: in execution order, those of nested programs included.
+        meetings: contractions of two activations.
+        taints: by value id of the top-level program.
+        nested: `id` of a nested program -> the same by its value ids.
+        leaf_axes: by leaf: labels of its axes, of the kind that `Contraction.axes` has.
+        solution: what these labels mean.
+    """
 
     roles: list[set[str]]
-    """By leaf: kernel, shift, scale, mean, var, state; empty for a leaf that nothing reads."""
     sides: dict[tuple[int, int], set[str]]
-    """(leaf, axis) of a kernel -> `in` (contracted), `kernel` (the contraction keeps it), both."""
     first: dict[int, int]
-    """Leaf -> when it first meets data."""
     contractions: list[Contraction]
-    """In execution order, those of nested programs included."""
     meetings: list[Meeting]
     taints: list[Taint]
-    """By value id of the top-level program."""
     nested: dict[int, list[Taint]]
-    """`id` of a nested program -> the same by its value ids."""
     leaf_axes: list[AxisLabels]
-    """By leaf: labels of its axes, of the kind that `Contraction.axes` has."""
     solution: Solution
-    """What these labels mean."""
 
     def of_axis(self, leaf: int, axis: int) -> set[str]:
         """Roles of one axis of a leaf."""
@@ -85,7 +90,7 @@ class Uses(NamedTuple):
 
 
 class _Value(NamedTuple):
-    """What is known of a value."""
+    """A value: the leaves that it is made of, and the labels of its axes."""
 
     taint: Taint
     axes: AxisLabels
@@ -111,7 +116,7 @@ class _Walker:
         self.nested_taints: dict[int, list[Taint]] = {}
 
     def note(self, taint: Taint, role: str) -> None:
-        """These leaves meet data in this role."""
+        """Records that these leaves meet data in this role."""
         for leaf, ways in (taint or {}).items():
             self.first.setdefault(leaf, len(self.first))
             # rsqrt(var + eps) multiplies: whatever went through a root is a variance.
@@ -134,14 +139,14 @@ class _Walker:
     def visit(
         self, program: Program, frame: Frame, inputs: Sequence[_Value], live: set[int] | None
     ) -> list[_Value]:
-        """All values of a program; `live` limits the notes to what reaches the main output."""
+        """All values of a program; only equations in `live` (None: all) give leaves a role."""
         # Until it is made, a value counts as data.
         values = [DATA_VALUE] * len(program.avals)
         for value in program.constants:
             axes = tuple(self.labels.axis(length) for length in program.shape(value))
             values[value] = _Value({}, axes)
-        for value, known in zip(program.inputs, inputs):
-            values[value] = known
+        for value, followed in zip(program.inputs, inputs):
+            values[value] = followed
         for number, equation in enumerate(program.equations):
             operands = [values[value] for value in equation.inputs]
             # What only the new statistics need gives a leaf no role.
@@ -154,8 +159,8 @@ class _Walker:
                 if noted:
                     self.meet(program, frame, number, operands)
                 results = [DATA_VALUE] * len(equation.outputs)
-            for value, known in zip(equation.outputs, results):
-                values[value] = known
+            for value, followed in zip(equation.outputs, results):
+                values[value] = followed
         self.nested_taints[id(program)] = [value.taint for value in values]
         return values
 
@@ -176,7 +181,7 @@ class _Walker:
         return [_Value(taint, result) for result in axes]
 
     def meet(self, program: Program, frame: Frame, number: int, operands: Sequence[_Value]) -> None:
-        """An equation in which data takes part."""
+        """Records the roles that an equation gives to the parameters that meet data in it."""
         equation = program.equations[number]
         name = equation.name
         if name in CONTRACTIONS:
@@ -317,22 +322,23 @@ def _sides(walker: _Walker, solution: Solution) -> dict[tuple[int, int], set[str
     """On which side of its contractions every axis of every kernel stands."""
     marked = {"in": walker.contracted, "kernel": walker.surviving}
     components: dict[str, Flags] = {}
-    for side, found in marked.items():
-        known = np.zeros(len(solution.atoms), bool)
-        if found:
-            labels = np.concatenate(found)
+    for side, axes in marked.items():
+        on_side = np.zeros(len(solution.atoms), bool)
+        if axes:
+            labels = np.concatenate(axes)
             atoms = solution.atoms_of(labels)
-            known[atoms[atoms >= 0]] = True
-            known[solution.component[labels]] = True
-        components[side] = known
+            on_side[atoms[atoms >= 0]] = True
+            # A frozen component has no atoms, but is on a side all the same.
+            on_side[solution.component[labels]] = True
+        components[side] = on_side
     sides: dict[tuple[int, int], set[str]] = {}
     for leaf, own in enumerate(walker.axes):
         for number, axis in enumerate(own):
             if walker.roles[leaf] == {"kernel"} and not isinstance(axis, Fixed):
                 atoms = solution.atoms_of(axis)
                 all_of_it = np.concatenate([atoms[atoms >= 0], solution.component[axis]])
-                found = {side for side, known in components.items() if known[all_of_it].any()}
-                sides[leaf, number] = found or {"kernel"}
+                stands_on = {side for side, flags in components.items() if flags[all_of_it].any()}
+                sides[leaf, number] = stands_on or {"kernel"}
     return sides
 
 

@@ -2,9 +2,9 @@
 
 A rule gets the context (labels, program, equation) and the labels of its operands, and returns
 those of its results. To teach jprune a primitive, write such a function and decorate it with
-`@rule("name")`; if the primitive has shapes among its parameters, `shrink.py` needs a rule of the
-same name. The rules themselves are in `moves.py` (positions are moved) and `arithmetic.py`
-(numbers are computed).
+`@rule("name")`; if the primitive has shapes among its parameters, `shrink/rules.py` needs one too.
+The rules themselves are in `moves.py` (positions are moved) and `arithmetic.py` (numbers are
+computed).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,19 +17,23 @@ from jprune.jaxprs import Equation, Program, describe, user_line
 
 CONSTANT, PARAMETER, DATA = 0, 1, 2
 """What a value depends on at most: nothing, the variables, the inputs."""
-
-
 OPEN = "name the group in jprune.trace(..., open=(...)) to accept that what is left changes"
 
 
 class Context(NamedTuple):
-    """What a rule may use."""
+    """What a rule may use: labels, the program, the equation.
+
+    Attributes:
+        labels: collects ties, products and frozen labels.
+        program: that the equation is part of.
+        equation: that the rule is asked about.
+        levels: what every operand depends on: CONSTANT, PARAMETER or DATA.
+    """
 
     labels: Labels
     program: Program
     equation: Equation
     levels: Sequence[int]
-    """What every operand depends on."""
 
     def reason(self, text: str, remedy: str = "") -> Reason:
         """A reason that names this equation and the user's line."""
@@ -83,7 +87,7 @@ class Context(NamedTuple):
             self.labels.reduce(axis, self.reason(text, OPEN))
 
     def tie(self, left: Axis, right: Axis) -> Axis:
-        """Ties two axes; what a fixed one freezes is frozen at this equation."""
+        """Ties two axes; if one is fixed, the other is frozen, with this equation as the place."""
         if isinstance(left, Fixed) == isinstance(right, Fixed):
             return self.labels.tie(left, right)
         free, fixed = (right, left) if isinstance(left, Fixed) else (left, right)
@@ -103,8 +107,6 @@ class Context(NamedTuple):
 
 
 Rule: TypeAlias = Callable[[Context, Sequence[AxisLabels]], list[AxisLabels]]
-
-
 RULES: dict[str, Rule] = {}
 
 

@@ -88,7 +88,7 @@ class _Solver:
         """[components]: the first entry of `frozen` that freezes it, -1 for none."""
 
     def run(self) -> Solution:
-        """The fixed point."""
+        """Applies all rules until nothing changes."""
         self.refresh()
         while self.products:
             before = self.state()
@@ -104,7 +104,7 @@ class _Solver:
         return Solution(self.component, self.expand(), self.first, reasons)
 
     def state(self) -> tuple[int, ...]:
-        """Changes whenever anything changes."""
+        """A tuple that changes whenever the solver's state does."""
         return len(self.first), self.count, len(self.frozen), len(self.products)
 
     def refresh(self) -> None:
@@ -184,7 +184,7 @@ class _Solver:
         return result
 
     def common(self, same: Sequence[Product]) -> list[Product]:
-        """One product that says what several splits of one axis can say together."""
+        """The product of the finest axes into which several splits cut the same whole."""
         strides = [_strides(product.whole.shape) for product in same]
         shared = _shared_strides(strides)
         reason = same[-1].reason
@@ -228,39 +228,39 @@ class _Solver:
         alive = np.where(frozen, NONE, factors)
         return _Definitions(np.concatenate(whole), factors, alive, numbers)
 
-    def close(self, known: _Definitions) -> None:
-        """One round of the rules on definitions."""
-        sets = known.sets()
+    def close(self, table: _Definitions) -> None:
+        """Applies every rule on definitions once."""
+        sets = table.sets()
         varying = (sets != NONE).sum(axis=0)
-        fixed = self.first[known.whole]
+        fixed = self.first[table.whole]
         # A whole that always lives needs all its factors: they freeze, for the whole's reason.
         for place in np.unique(fixed[(fixed != NONE) & (varying > 0)]).tolist():
             self.freeze(sets[:, fixed == place].reshape(-1), self.frozen[place][1])
         # A whole all of whose factors always live does so too, for the first factor's reason.
-        empty = self.first[known.factors[0]]
+        empty = self.first[table.factors[0]]
         for place in np.unique(empty[(fixed == NONE) & (varying == 0)]).tolist():
-            self.freeze(known.whole[(varying == 0) & (empty == place)], self.frozen[place][1])
+            self.freeze(table.whole[(varying == 0) & (empty == place)], self.frozen[place][1])
         # whole = {factor}: the two are one. Sorted columns have their last factor in the last row.
         single = (fixed == NONE) & (varying == 1)
-        self.tie(known.whole[single], sets[-1, single])
+        self.tie(table.whole[single], sets[-1, single])
         several = (fixed == NONE) & (varying > 1)
-        known = _Definitions(*(array[..., several] for array in known))
+        table = _Definitions(*(array[..., several] for array in table))
         sets = sets[:, several]
         # Equal sets of factors make equal wholes ...
-        self.tie(known.whole, known.whole[_first_equal(sets)])
+        self.tie(table.whole, table.whole[_first_equal(sets)])
         # ... and equal wholes must have equal sets: columns with one whole are compared with the
         # first of them, all pairs of the same two products at once.
-        partner = _first_equal(known.whole[None])
+        partner = _first_equal(table.whole[None])
         differ = np.flatnonzero((sets != sets[:, partner]).any(axis=0))
         pairs: dict[tuple[int, int], list[int]] = {}
         for column in differ.tolist():
-            pair = int(known.product[column]), int(known.product[partner[column]])
+            pair = int(table.product[column]), int(table.product[partner[column]])
             pairs.setdefault(pair, []).append(column)
         for (product, _), columns in pairs.items():
-            self.agree(known.alive[:, columns], known.alive[:, partner[columns]], product)
+            self.agree(table.alive[:, columns], table.alive[:, partner[columns]], product)
 
     def agree(self, left: Indices, right: Indices, product: int) -> None:
-        """Makes two definitions [k, n] of the same components say the same."""
+        """Ties or freezes factors in which definitions [k, n] of one component differ."""
         # {a, b} and {a, c}: one factor on each side that the other has not, so b is c.
         alone, missing = _only(left, right), _only(right, left)
         single = [pair for pair in zip(alone, missing) if len(pair[0]) == len(pair[1]) == 1]
@@ -272,7 +272,7 @@ class _Solver:
         slots = [_slots(side[:, rest]) for side in (left, right)]
         # Where one side has a factor for all (a part of an axis that the other side splits), that
         # factor stays, and the others are told apart.
-        more, fewer = sorted(slots, key=lambda found: -len(found[0]))
+        more, fewer = sorted(slots, key=lambda slot_pair: -len(slot_pair[0]))
         if len(more[0]) > len(fewer[0]) and len(more[1]) <= len(fewer[1]):
             self.freeze(np.setdiff1d(more[0], fewer[0]), self.disagree(product))
         # As many constant and as many varying slots: rows are rows, and columns are columns.
@@ -292,19 +292,19 @@ class _Solver:
         """Component of a whole -> the components that it is the conjunction of."""
         if not self.products:
             return {}
-        known = self.definitions()
+        table = self.definitions()
         # A definition with one factor left is a tie, and says nothing more.
-        several = ((known.sets() != NONE).sum(axis=0) > 1) & (self.first[known.whole] == NONE)
+        several = ((table.sets() != NONE).sum(axis=0) > 1) & (self.first[table.whole] == NONE)
         # After `close`, all definitions of a whole are equal sets: the first one serves.
-        wholes, first = np.unique(known.whole[several], return_index=True)
-        columns = known.alive[:, np.flatnonzero(several)[first]].T
+        wholes, first = np.unique(table.whole[several], return_index=True)
+        columns = table.alive[:, np.flatnonzero(several)[first]].T
         return {
             whole: tuple(column[column != NONE].tolist())
             for whole, column in zip(wholes.tolist(), columns)
         }
 
     def freeze_cycles(self) -> bool:
-        """A component that is defined by itself leaves nothing to choose."""
+        """Freezes components that are defined by themselves; returns whether there were any."""
         rows = self.rows()
         done: set[int] = set()
         cyclic: set[int] = set()
@@ -327,7 +327,7 @@ class _Solver:
     def expand(self) -> Indices:
         """[components, k] atoms."""
         rows = self.rows()
-        known: dict[int, tuple[int, ...]] = {}
+        cache: dict[int, tuple[int, ...]] = {}
 
         def atoms(component: int) -> tuple[int, ...]:
             # A frozen component always lives, so it is no condition on anything.
@@ -335,10 +335,10 @@ class _Solver:
                 return ()
             if component not in rows:
                 return (component,)
-            if component not in known:
+            if component not in cache:
                 parts = (atom for factor in rows[component] for atom in atoms(factor))
-                known[component] = tuple(dict.fromkeys(parts))
-            return known[component]
+                cache[component] = tuple(dict.fromkeys(parts))
+            return cache[component]
 
         defined = {component: atoms(component) for component in rows}
         width = max([1, *(len(row) for row in defined.values())])
@@ -353,12 +353,12 @@ def components(pairs: Indices, count: int) -> Indices:
     """[count]: connected components of `count` things, [2, n] of them tied."""
     ones = np.ones(pairs.shape[1], bool)
     graph = coo_array((ones, (pairs[0], pairs[1])), (max(1, count),) * 2)
-    found: Any = connected_components(graph, directed=False)
-    return found[1][:count].astype(np.int64)
+    result: Any = connected_components(graph, directed=False)
+    return result[1][:count].astype(np.int64)
 
 
 def beside(factor: Indices, axis: int, shape: tuple[int, ...]) -> Indices:
-    """A factor beside every element of its whole, flat."""
+    """[elements of the whole]: the factor's label for every element, flat."""
     along = [-1 if other == axis else 1 for other in range(len(shape))]
     return np.broadcast_to(factor.reshape(along), shape).reshape(-1)
 
@@ -370,9 +370,9 @@ def _first_equal(columns: Indices) -> Indices:
 
 
 def _only(one: Indices, other: Indices) -> list[list[int]]:
-    """What every column of [k, n] has that the same column of another array has not."""
+    """Per column of [k, n], the entries that the same column of another array lacks."""
     columns = zip(one.T.tolist(), other.T.tolist())
-    return [sorted({*mine} - {*theirs, NONE}) for mine, theirs in columns]
+    return [sorted({*factors} - {*others, NONE}) for factors, others in columns]
 
 
 def _slots(factors: Indices) -> tuple[Indices, Indices]:

@@ -1,4 +1,4 @@
-"""Where a net can be looked at or acted on: call sites, what is seen there, residual branches.
+"""Where the values of a net can be read or changed: call sites, handlers, residual branches.
 
 Read `sites.py` first, then `intercept.py`, which runs a net with a handler at its sites.
 """

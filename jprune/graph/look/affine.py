@@ -1,4 +1,4 @@
-"""What stands between a contraction and its nonlinearity: per channel, a factor and an offset."""
+"""The factor and offset per channel between a contraction and its nonlinearity."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,12 +34,13 @@ def affine_leaves(
     program, paths = coupling.program, coupling.paths
     bits = dependencies(program, len(paths))
     spots = {(s.layer, s.kind): s.value for s in find_spots(program, coupling.uses, paths)}
-    found = {}
+    result = {}
     for layer, kind in spots:
         if kind == "norm" and (layer, "out") in spots:
+            # Leaves that the value at `norm` depends on and the contraction's result does not.
             between = bits[spots[layer, kind]] & ~bits[spots[layer, "out"]]
-            found[layer] = tuple(p for number, p in enumerate(paths) if between >> number & 1)
-    return found
+            result[layer] = tuple(p for number, p in enumerate(paths) if between >> number & 1)
+    return result
 
 
 def affine_of(fn: Callable[..., Any], groups: Groups) -> Callable[..., dict[str, tuple[Any, Any]]]:
@@ -60,7 +61,10 @@ def affine_of(fn: Callable[..., Any], groups: Groups) -> Callable[..., dict[str,
     def seen(probe: float) -> Callable[..., Any]:
         def handler(site: Site, value: Any, carry: dict[str, Any]) -> tuple[Any, Any]:
             if site.kind == "out":
+                # norm = factor out + offset: out = 0 gives the offset, out = 1 factor + offset.
                 return jnp.full_like(value, probe), carry
+            # [..., channels, ...] -> [channels]: all positions have the same value, so one is
+            # taken.
             channels = jnp.moveaxis(value, site.axis, -1)
             return value, {**carry, site.layer: channels.reshape(-1, channels.shape[-1])[0]}
 
@@ -68,6 +72,7 @@ def affine_of(fn: Callable[..., Any], groups: Groups) -> Callable[..., dict[str,
 
     def affine(variables: Any, *args: Any) -> dict[str, tuple[Any, Any]]:
         low, high = (seen(probe)(variables, {}, *args)[1] for probe in (0.0, 1.0))
+        # factor = f(1) - f(0), offset = f(0)
         return {layer: (high[layer] - low[layer], low[layer]) for layer in low}
 
     return affine

@@ -20,15 +20,18 @@ PREFIX = "branch/"
 
 
 class Fork(NamedTuple):
-    """A branch in a program."""
+    """A branch in a program.
+
+    Attributes:
+        equation: number of the sum.
+        branch: value id of the operand that can go.
+        identity: value id of the other operand.
+    """
 
     name: str
     equation: int
-    """Number of the sum."""
     branch: int
-    """Value id of the operand that can go."""
     identity: int
-    """Value id of the other operand."""
 
 
 def dependencies(program: Program, leaves: int) -> list[int]:
@@ -38,6 +41,7 @@ def dependencies(program: Program, leaves: int) -> list[int]:
         bits[value] = 1 << leaf
     for equation in program.equations:
         joined = 0
+        # Python's integers have as many bits as there are leaves, and `|` unites sets in one step.
         for value in equation.inputs:
             joined |= bits[value]
         for value in equation.outputs:
@@ -53,6 +57,8 @@ def find_forks(program: Program, spots: Sequence[Spot], leaves: int) -> list[For
         if spot.kind != "join":
             continue
         left, right = program.equations[spot.equation].inputs
+        # One side's leaves must include the other's: left | right is one of them. Equal sets (a net
+        # added to itself) have no identity.
         if bits[left] == bits[right] or bits[left] | bits[right] not in (bits[left], bits[right]):
             continue
         identity, branch = (
@@ -63,7 +69,7 @@ def find_forks(program: Program, spots: Sequence[Spot], leaves: int) -> list[For
 
 
 def branch_spots(forks: Sequence[Fork], spots: Sequence[Spot]) -> list[Spot]:
-    """The operands of sums that are branches, as sites."""
+    """Sites of the kind `branch`: the operands of sums that are branches."""
     joins = {spot.equation: spot for spot in spots if spot.kind == "join"}
     return [
         joins[fork.equation]._replace(kind="branch", layer=fork.name, value=fork.branch)
@@ -74,7 +80,7 @@ def branch_spots(forks: Sequence[Fork], spots: Sequence[Spot]) -> list[Spot]:
 def without(
     program: Program, frame: Frame, cut: Sequence[Fork], outputs: Sequence[int] | None = None
 ) -> tuple[Program, Frame]:
-    """The program with some branches cut off, and nothing that only they needed.
+    """The program without some branches and without the equations that only they need.
 
     Args:
         program: the whole program.
@@ -85,8 +91,9 @@ def without(
     Returns:
         Program and frame with the same value ids.
     """
+    # x + branch(x) -> x: whoever read the sum reads the identity.
     alias = {program.equations[fork.equation].outputs[0]: fork.identity for fork in cut}
-    gone = {fork.equation for fork in cut}
+    removed = {fork.equation for fork in cut}
 
     def follow(value: int) -> int:
         while value in alias:
@@ -95,26 +102,30 @@ def without(
 
     wanted = tuple(follow(value) for value in (program.outputs if outputs is None else outputs))
     needed = set(wanted)
-    kept: list[tuple[int, Equation]] = []
+    remaining: list[tuple[int, Equation]] = []
+    # Backwards: an equation stays if a later one that stays reads it.
     for number in range(len(program.equations) - 1, -1, -1):
         equation = program.equations[number]
-        if number in gone or not any(value in needed for value in equation.outputs):
+        if number in removed or not any(value in needed for value in equation.outputs):
             continue
         inputs = tuple(follow(value) for value in equation.inputs)
         needed.update(inputs)
-        kept.append((number, equation._replace(inputs=inputs)))
-    kept.reverse()
+        remaining.append((number, equation._replace(inputs=inputs)))
+    remaining.reverse()
+    # Equations have new numbers, so the frames of their bodies are numbered anew.
     inner = {
         place: frame.inner[number]
-        for place, (number, _) in enumerate(kept)
+        for place, (number, _) in enumerate(remaining)
         if number in frame.inner
     }
-    smaller = program._replace(equations=tuple(equation for _, equation in kept), outputs=wanted)
+    smaller = program._replace(
+        equations=tuple(equation for _, equation in remaining), outputs=wanted
+    )
     return smaller, frame._replace(inner=inner)
 
 
 class Needs:
-    """Who reads what, among the equations that some outputs need."""
+    """Readers and makers of values, among the equations that some outputs need."""
 
     def __init__(self, program: Program, outputs: Sequence[int]):
         self.program = program
@@ -129,25 +140,26 @@ class Needs:
 
     def only(self, fork: Fork) -> tuple[set[int], set[int]]:
         """Equations (by number) and values that only a branch needs, its sum included."""
-        gone = {fork.equation}
+        removed = {fork.equation}
         waiting = {fork.branch}
+        # A heap of negative numbers gives the latest equation first.
         heap = [-self.maker[fork.branch]] if fork.branch in self.maker else []
         needed = self.wanted | {fork.identity}
 
         def unused(value: int) -> bool:
             readers = self.readers.get(value, ())
-            return value not in needed and all(reader in gone for reader in readers)
+            return value not in needed and all(reader in removed for reader in readers)
 
         while heap:  # the latest first: whoever reads its results was looked at before
             number = -heapq.heappop(heap)
             equation = self.program.equations[number]
-            if number not in gone and all(map(unused, equation.outputs)):
-                gone.add(number)
+            if number not in removed and all(map(unused, equation.outputs)):
+                removed.add(number)
                 waiting.update(equation.inputs)
                 for value in equation.inputs:
                     if value in self.maker:
                         heapq.heappush(heap, -self.maker[value])
-        return gone, set(filter(unused, waiting))
+        return removed, set(filter(unused, waiting))
 
 
 def find_branches(

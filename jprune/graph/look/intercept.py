@@ -1,4 +1,4 @@
-"""`intercept` and what is made of it: taps, gates and perturbations at sites."""
+"""`intercept`, and with it: values, gates and perturbations at sites."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,20 +17,25 @@ from jprune.jaxprs import Equation, bind
 
 
 class Site(NamedTuple):
-    """A site while the network runs."""
+    """A site while the network runs.
+
+    Attributes:
+        kind: one of `KINDS`.
+        layer: name of the call site, or of the branch.
+        axis: channel axis of the value.
+        units: {group: [positions on the axis] number of the unit, -1 for none}.
+        apply: the contraction run again on another data operand (sites `in` and `out`).
+        patches: the data operand as `[batch, *positions, channels, window]` (sites `in` and `out`).
+        kernel: path of the kernel whose contraction the layer is named after.
+    """
 
     kind: str
     layer: str
     axis: int
-    """Channel axis of the value."""
     units: dict[str, Indices]
-    """{group: [positions on the axis] number of the unit, -1 for none}."""
     apply: Callable[[Any], Any]
-    """The contraction run again on another data operand (sites `in` and `out`)."""
     patches: Callable[[Any], Any]
-    """The data operand as `[batch, *positions, channels, window]` (sites `in` and `out`)."""
     kernel: str
-    """Path of the kernel whose contraction the layer is named after."""
 
 
 Handler = Callable[[Site, Any, Any], tuple[Any, Any]]
@@ -73,11 +78,14 @@ def intercept(
         )
 
     def intercepted(variables: Any, carry: Any, *args: Any) -> tuple[Any, Any]:
+        # Traced anew at every call, since shapes (of a batch) may differ; under `jit` that happens
+        # once for each shape.
         check_leaves(groups, variables)
         coupling = couple(fn, variables, *args, inline_remat=True, groups=groups)
         program = coupling.program
         uses = coupling.uses
         spots = find_spots(program, uses, coupling.paths)
+        # Branches are read off the joins, so the other sites come first.
         spots += branch_spots(find_forks(program, spots, len(coupling.paths)), spots)
         spots = [spot for spot in spots if spot.kind in kinds]
         kernels = {c.equation: c.kernel for c in uses.contractions if c.program is program}
@@ -90,6 +98,8 @@ def intercept(
         reading: dict[int, list[Spot]] = {}
         making: dict[int, list[Spot]] = {}
         for spot in spots:
+            # Values that a reader alone sees (`in`, `branch`) are changed in its operands, so that
+            # other readers get the old value; the others are changed where they are made.
             where = reading if spot.kind in ("in", "branch") else making
             where.setdefault(spot.equation, []).append(spot)
 
@@ -98,6 +108,7 @@ def intercept(
             units = units_on(coupling, groups, numbers, spot)
             site = _site(spot, units, equation, operands, kernels.get(spot.equation))
             result, carry = handler(site, value, carry)
+            # The equations that follow were traced for this shape.
             if jnp.shape(result) != jnp.shape(value):
                 raise errors.StructureError(
                     f"the handler turned the value at ({spot.layer}, {spot.kind}) of shape "
@@ -108,6 +119,7 @@ def intercept(
         for number, equation in enumerate(program.equations):
             operands = [values[value] for value in equation.inputs]
             for spot in reading.get(number, ()):
+                # One place: the other operand is a kernel or the identity, never the same value.
                 place = equation.inputs.index(spot.value)
                 operands[place] = call(spot, operands[place], equation, operands)
             for value, result in zip(equation.outputs, bind(equation, operands)):
@@ -156,11 +168,14 @@ def patches_of(equation: Equation, kernel: int, data: Any, operands: Sequence[An
     numbers = equation.params["dimension_numbers"]
     if equation.name == "dot_general":
         axes = numbers[0][1 - kernel]
+        # [..., contracted axes] -> [..., channels, 1]
         moved = jnp.moveaxis(data, axes, range(-len(axes), 0))
         return moved.reshape(*moved.shape[: -len(axes)], -1, 1)
     params = equation.params
     window = [operands[kernel].shape[axis] for axis in numbers.rhs_spec[2:]]
     rank = data.ndim
+    # Patches come as [batch, positions..., channels x window], channels before window whatever the
+    # layout of the data.
     last = (0, rank - 1, *range(1, rank - 1))
     # JAX makes the kernel that cuts out patches: in its own layout, not that of the layer's kernel,
     # whose window axes may stand in another order than those of the data.
@@ -176,13 +191,14 @@ def patches_of(equation: Equation, kernel: int, data: Any, operands: Sequence[An
         precision=params["precision"],
     )
     channels = data.shape[numbers.lhs_spec[1]]
+    # [batch, positions..., channels x window] -> [batch, positions..., channels, window]
     return result.reshape(*result.shape[:-1], channels, -1)
 
 
 def taps(
     fn: Callable[..., Any], groups: Groups, kinds: Sequence[str] = ("in",)
 ) -> Callable[..., Any]:
-    """The values at sites, beside the output.
+    """The network, returning the values at its sites beside its output.
 
     Returns:
         `fn'(variables, *args) -> (out, {(layer, kind): value})`.
@@ -234,6 +250,7 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
         if site.kind == "branch":
             if site.layer in gates:
                 gate = jnp.asarray(gates[site.layer])
+                # [1] or [batch, 1] -> [1 or batch, 1, ..., 1]
                 value = value * gate.reshape(-1, *[1] * (value.ndim - 1)).astype(value.dtype)
             return value, gates
         for name, units in site.units.items():
@@ -245,6 +262,7 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
     gateable = {name for site in groups.sites if site.kind == at for name in site.groups}
     sizes = dict(groups.sizes)
     if at == "join":
+        # A branch is one unit with one gate.
         sizes |= {branch.name: 1 for branch in groups.branches}
         gateable |= {branch.name for branch in groups.branches}
 
@@ -266,7 +284,9 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
 
 
 def _gate_along(site: Site, value: Any, gate: Any, units: Indices) -> Any:
-    """A gate as it multiplies a site's value; positions of other units get one."""
+    """A gate in the shape that a site's value is multiplied by; 1 at positions of other groups."""
+    # [units] or [batch, units] -> [positions] or [batch, positions]: unit -1 has gate 1. The index
+    # is clipped, or -1 would read the last unit's gate.
     along = jnp.where(units < 0, jnp.ones((), gate.dtype), gate[..., np.maximum(units, 0)])
     shape = [1] * value.ndim
     shape[site.axis] = len(units)

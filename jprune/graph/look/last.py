@@ -1,4 +1,8 @@
-"""Which layers are last: their results reach an output, and no other layer consumes them."""
+"""Which layers are last: their results reach an output, and no other layer consumes them.
+
+Fates of values are carried from the outputs back to the inputs: a contraction ends the fate of its
+data (its kernel is the consumer), every other equation gives its operands the fates of its results.
+"""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -9,26 +13,27 @@ from jprune.jaxprs import Body, Equation, Program, nested
 
 
 class Fate(NamedTuple):
-    """What becomes of a value."""
+    """Where a value goes: to which kernels, and whether to an output.
+
+    Attributes:
+        consumers: kernels (by leaf, as bits) that are the next to contract it.
+        ends: whether it reaches a main output without being contracted.
+    """
 
     consumers: int = 0
-    """Kernels (by leaf, as bits) that are the next to contract it."""
     ends: bool = False
-    """Whether it reaches a main output without being contracted."""
 
     def also(self, other: "Fate") -> "Fate":
-        """What becomes of a value that two readers share."""
+        """The fate of a value that two readers share."""
         return Fate(self.consumers | other.consumers, self.ends or other.ends)
 
 
 NOWHERE = Fate()
-
-
 LOOPS = ("scan", "while", "cond")
 
 
 def last_layers(program: Program, uses: Uses, main: int | None) -> set[int]:
-    """Leaves of the kernels a result of which reaches a main output and no other kernel.
+    """Numbers of the kernels with a result that reaches a main output, and no other kernel.
 
     Args:
         program: the whole net.
@@ -42,6 +47,8 @@ def last_layers(program: Program, uses: Uses, main: int | None) -> set[int]:
     return {
         leaf
         for (leaf, fate) in finder.results.values()
+        # A kernel that is applied again to its own result (a recurrence) does not count as another
+        # layer.
         if fate.ends and not fate.consumers & ~(1 << leaf)
     }
 
@@ -60,8 +67,9 @@ class _Finder:
         """Fates of the inputs of a program from those of its outputs."""
         fates: dict[int, Fate] = {}
 
-        def note(values: Sequence[int], found: Sequence[Fate]) -> None:
-            for value, fate in zip(values, found):
+        def note(values: Sequence[int], new: Sequence[Fate]) -> None:
+            for value, fate in zip(values, new):
+                # Most values of statistics and branches go nowhere: no entry keeps the table small.
                 if fate is not NOWHERE:
                     fates[value] = fates[value].also(fate) if value in fates else fate
 
@@ -74,11 +82,13 @@ class _Finder:
                 fate = results[0] if results else NOWHERE
                 self.results[id(program), number] = (kernel.leaf, fate)
                 data = equation.inputs[1 - kernel.kernel]
+                # Whatever becomes of the result later, the data end here, in this kernel.
                 note([data], [Fate(1 << kernel.leaf)])
             elif equation.name in LOOPS or (equation.inner and self.deep):
                 all_results = [fates.get(value, NOWHERE) for value in equation.outputs]
                 note(equation.inputs, self.nested(equation, all_results))
             elif results:
+                # Results are of one equation: an operand may reach any of them.
                 fate = reduce(Fate.also, results)
                 note(equation.inputs, [fate] * len(equation.inputs))
         return [fates.get(value, NOWHERE) for value in program.inputs]
@@ -96,6 +106,7 @@ class _Finder:
     def body(self, body: Body, results: Sequence[Fate]) -> list[Fate]:
         """Fates of the inputs of a body: what is carried is read again at the next turn."""
         outputs = list(results)
+        # A loop's carry is read by the next turn: fates only grow, so this comes to rest.
         while True:
             inputs = self.visit(body.program, outputs)
             carry = [inputs[place] for place in body.carried]

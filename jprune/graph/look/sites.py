@@ -19,30 +19,29 @@ from jprune.graph.couple.roles import Taint, Uses
 from jprune.jaxprs import Equation, Program
 
 KINDS = ("branch", "in", "out", "norm", "join", "act")
-
-
 AFFINE = {"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type", "copy"}
-
-
 SUMS = {"add", "add_any"}
-
-
 POINTWISE = {*ELEMENTWISE, "custom_jvp_call", "custom_vjp_call"}
 
 
 class Spot(NamedTuple):
-    """A site in a program."""
+    """A site in a program.
+
+    Attributes:
+        kind: one of `KINDS`.
+        layer: name of the call site, or of the branch.
+        value: value id; for `in`, the operand as this one equation reads it.
+        equation: number of the equation that reads (`in`) or makes the value.
+        axis: channel axis of the value.
+        kernel: path of the kernel whose contraction the layer is named after.
+    """
 
     kind: str
     layer: str
     value: int
-    """Value id; for `in`, the operand as this one equation reads it."""
     equation: int
-    """Number of the equation that reads (`in`) or makes the value."""
     axis: int
-    """Channel axis of the value."""
     kernel: str
-    """Path of the kernel whose contraction the layer is named after."""
 
 
 class Flow:
@@ -90,9 +89,9 @@ class Flow:
         return rank == 0 or set(range(rank)) - set(axes) <= self._along(value)
 
     def is_beside(self, operand: int, equation: Equation, axis: int) -> bool:
-        """Whether an operand is a number a channel to an equation, and no activation in a sum.
+        """Whether an operand has one number per channel, and is not a side of a residual sum.
 
-        Of one image with one position an activation is a number a channel too.
+        For one image with one position, an activation has one number per channel too.
         """
         return self.per_channel(operand, axis) and not self.is_sum(equation)
 
@@ -113,10 +112,10 @@ class Flow:
         chain = self._longest(value, axis, {})
         return chain[-1]
 
-    def _longest(self, value: int, axis: int, known: dict[int, list[int]]) -> list[int]:
+    def _longest(self, value: int, axis: int, cache: dict[int, list[int]]) -> list[int]:
         # The chain forks where a stream is read by a norm and by a sum: the longest way is the
         # norm.
-        if value not in known:
+        if value not in cache:
             shape = self.program.shape(value)
             best = [value]
             for number in self.readers.get(value, ()):
@@ -129,10 +128,10 @@ class Flow:
                     and self.program.shape(equation.outputs[0]) == shape
                     and all(self.is_beside(other, equation, axis) for other in others)
                 ):
-                    chain = [value, *self._longest(equation.outputs[0], axis, known)]
+                    chain = [value, *self._longest(equation.outputs[0], axis, cache)]
                     best = max(best, chain, key=len)
-            known[value] = best
-        return known[value]
+            cache[value] = best
+        return cache[value]
 
     def activation_end(self, value: int, axis: int) -> tuple[int | None, set[int]]:
         """The single end of the elementwise function behind a value, and all values inside it."""
@@ -185,12 +184,15 @@ def find_spots(
     """
     flow = Flow(program, uses.taints) if flow is None else flow
     finder = _Finder(flow)
-    for found in uses.contractions:
-        if found.program is program:
-            finder.contraction(found.equation, 1 - found.kernel, paths[found.leaf])
+    for contraction in uses.contractions:
+        if contraction.program is program:
+            finder.contraction(
+                contraction.equation, 1 - contraction.kernel, paths[contraction.leaf]
+            )
     for number, equation in enumerate(program.equations):
         if flow.is_sum(equation) and equation.outputs[0] not in finder.inside:
             finder.join(number, equation)
+    # At one equation: what is read (`branch`, `in`) before what is made.
     order = {kind: place for place, kind in enumerate(KINDS)}
     return sorted(finder.spots.values(), key=lambda spot: (spot.equation, order[spot.kind]))
 
@@ -212,7 +214,7 @@ class _Finder:
         self.spots[layer, kind] = Spot(kind, layer, value, equation, axis, self.kernels[layer])
 
     def contraction(self, number: int, data: int, path: str) -> None:
-        """`in`, `out`, and what follows."""
+        """Adds the sites of a contraction: `in`, `out`, `norm` and `act`."""
         equation = self.flow.program.equations[number]
         in_axis, out_axis = channel_axes(self.flow.program, equation, data)
         layer, count = path, 2
@@ -224,8 +226,9 @@ class _Finder:
         self.follow(layer, equation.outputs[0], number, out_axis)
 
     def follow(self, layer: str, value: int, number: int, axis: int) -> None:
-        """`norm` and `act` behind a value."""
+        """Adds the sites `norm` and `act` that follow a value."""
         end = self.flow.affine_end(value, axis)
+        # A join has the name of its branch, which may have a norm of its own: the first one stays.
         if (layer, "norm") not in self.spots:
             self.add("norm", layer, end, self.flow.maker.get(end, number), axis)
         self.origin[end] = (layer, axis)
@@ -236,12 +239,12 @@ class _Finder:
             self.origin[result] = (layer, axis)
 
     def join(self, number: int, equation: Equation) -> None:
-        """A sum takes the name of its latest branch; what follows it is followed too."""
+        """Adds the sites of a sum, under the name of the side that is computed last."""
         # Of the two sides the one that is computed later is the branch, the other the shortcut.
-        known = [value for value in sorted(equation.inputs) if value in self.origin]
-        if not known:
+        chains = [value for value in sorted(equation.inputs) if value in self.origin]
+        if not chains:
             return
-        layer, axis = self.origin[max(known, key=lambda value: self.flow.maker.get(value, -1))]
+        layer, axis = self.origin[max(chains, key=lambda value: self.flow.maker.get(value, -1))]
         result = equation.outputs[0]
         name, count = layer, 2
         while (name, "join") in self.spots:
@@ -275,15 +278,17 @@ def units_on(
     if isinstance(axis, Fixed):
         return {}
     group_of, unit_of = numbers
-    found: dict[str, np.ndarray] = {}
+    result: dict[str, np.ndarray] = {}
+    # A position may answer to units of several groups, at most one of each: heads and head
+    # dimensions.
     for row in coupling.solution.atoms_of(axis):
-        groups_here = np.where(row >= 0, group_of[row], -1)
-        for number in np.unique(groups_here[groups_here >= 0]).tolist():
+        group_numbers = np.where(row >= 0, group_of[row], -1)
+        for number in np.unique(group_numbers[group_numbers >= 0]).tolist():
             name = groups.names[number]
-            here = groups_here == number
-            units = found.setdefault(name, np.full(len(axis), -1))
-            units[here] = unit_of[row[here]]
-    return found
+            of_group = group_numbers == number
+            units = result.setdefault(name, np.full(len(axis), -1))
+            units[of_group] = unit_of[row[of_group]]
+    return result
 
 
 def find_sites(coupling: Coupling, spots: Sequence[Spot], groups: Groups) -> tuple[SiteInfo, ...]:

@@ -1,7 +1,7 @@
 """Equations with bodies on smaller arrays: custom derivatives, rematerialisation, control flow.
 
-Custom derivatives are rebuilt, never opened: their rule is the *interpreted* program of their own
-jvp or vjp.
+Functions with custom derivatives keep them: on smaller arrays, the derivative is the program of
+their own jvp or vjp, run on the kept positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +30,15 @@ def custom_jvp_call(step: Step) -> list[Any]:
 
     @function.defjvp
     def derivative(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+        # The derivative rule was written for full arrays and may compute shapes from them: it is
+        # traced at full size, and its program is run on the small ones.
         full = _full_shapes(step)
         push = lambda xs, ts: jax.jvp(lambda *ys: whole(*ys), xs, ts)
+        # Inputs of (primals, tangents) -> (results, tangents of the results): a tangent has the
+        # axes of its primal.
         keeps = [*step.in_keeps, *step.in_keeps]
         results = _rerun(push, (full, _tangents(full)), keeps, (*primals, *tangents))
+        # results, then their tangents
         half = len(results) // 2
         return results[:half], results[half:]
 
@@ -51,12 +56,15 @@ def custom_vjp_call(step: Step) -> list[Any]:
         return run(body, frame, alive, xs)
 
     def forward(*xs: Any) -> tuple[Any, Any]:
+        # All operands are saved: what the function's own forward pass saves has no labels outside
+        # it.
         return function(*xs), xs
 
     def backward(xs: Sequence[Any], cotangents: Sequence[Any]) -> tuple[Any, ...]:
         full = _full_shapes(step)
         outputs = tuple(jax.eval_shape(whole, *full))
         pull = lambda xs, cts: jax.vjp(lambda *ys: whole(*ys), *xs)[1](list(cts))
+        # (xs, cotangents of the results): these have the axes of the results.
         keeps = [*step.in_keeps, *step.out_keeps]
         return tuple(_rerun(pull, (full, _tangents(outputs)), keeps, (*xs, *cotangents)))
 
@@ -82,19 +90,22 @@ def _tangents(shapes: Sequence[jax.ShapeDtypeStruct]) -> tuple[jax.ShapeDtypeStr
 def _rerun(
     fn: Callable[..., Any], shapes: tuple[Any, ...], keeps: Sequence[Keep], values: Sequence[Any]
 ) -> list[Any]:
-    """Runs a derivative, traced at full `shapes`, on what `keeps` leaves of its inputs."""
+    """Runs a derivative, traced at full `shapes`, on the positions of its inputs in `keeps`."""
+    # Its own program, with labels of its own: only the kept positions of its inputs tell what
+    # lives.
     program, _ = program_of(fn, *shapes)
     labels = Labels()
     inputs = [tuple(labels.axis(n) for n in program.shape(value)) for value in program.inputs]
     frame = interpret(labels, program, inputs)
     pairs = [pair for axes, keep in zip(inputs, keeps) for pair in zip(axes, keep)]
-    gone = np.array([False])  # the one unit that all dead positions answer to
+    dead = np.array([False])  # the one unit that all dead positions answer to
     seeds = [
+        # -1: no unit, always alive; 0: the one dead unit
         (axis, np.full((1, len(axis)), -1) if keep is None else np.where(keep, -1, 0)[None])
         for axis, keep in pairs
         if not isinstance(axis, Fixed)
     ]
-    return run(program, frame, Alive(spread(labels, seeds), gone), values)
+    return run(program, frame, Alive(spread(labels, seeds), dead), values)
 
 
 @rule(*REMAT)
@@ -115,6 +126,7 @@ def cond(step: Step) -> list[Any]:
     """The same branches on smaller arrays."""
     index, *operands = step.values
     branches = [
+        # Default arguments bind this branch: a closure would see the last one.
         lambda *xs, body=body, frame=frame: run(body, frame, step.alive, xs)
         for body, frame in zip(step.equation.inner, step.frames)
     ]

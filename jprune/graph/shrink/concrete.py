@@ -1,8 +1,8 @@
-"""Arrays whose numbers are at hand: worked on by NumPy, since XLA compiles a program per shape.
+"""Concrete arrays are cut by NumPy, since XLA would compile a program for every shape.
 
 A net has a hundred shapes, and cutting or masking each takes XLA seconds to compile and
-milliseconds to run. Whatever is traced, sharded or of a type that NumPy lacks (random keys) is not
-at hand and goes the way of `jax.numpy`.
+milliseconds to run. Arrays that are traced, sharded or of a type that NumPy lacks (random keys)
+are left to `jax.numpy`.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ def at_hand(value: Any) -> np.ndarray | None:
 
 
 def put_back(result: np.ndarray, like: Any) -> Any:
-    """A result of the kind, and on the device, of what it was made from.
+    """A NumPy result as a JAX array on the device of `like`, if that is a JAX array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,9 +43,11 @@ def put_back(result: np.ndarray, like: Any) -> Any:
     """
     if not isinstance(like, jax.Array):
         return result
+    # Uncommitted arrays stay so: JAX moves them freely, and refuses to mix arrays bound to
+    # different devices.
     return jax.device_put(result, like.sharding if like.committed else None)
 
 
 def is_traced() -> bool:
-    """Whether what is made here becomes part of a program: arrays would be its constants."""
+    """Whether JAX is tracing: arrays that are made then become constants of the program."""
     return isinstance(jax.device_put(0), Tracer)

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 from jprune.jaxprs import NESTED, REMAT, Equation, Program, bind, program_of
 
 Function = Callable[..., Any]
-
-
 MAXIMUM_TAPS = 64
 """Windows of more positions (over 8x8) stay convolutions: the gradient of so many multiply-adds
 takes seconds to compile and is no faster."""
@@ -69,10 +67,12 @@ def shift_depthwise(fn: Function, platform: str | None = None) -> Function:
 
 
 def _rewritten(fn: Function) -> Function:
-    """`shift_depthwise` without the question where the function runs."""
+    """`shift_depthwise` for a function that is known to run on a CPU."""
 
     def rewritten(*args: Any) -> Any:
         program, output = program_of(fn, *args)
+        # The function itself, not its program: nothing of it is to change then, error messages
+        # included.
         if not _has_depthwise(program):
             return fn(*args)
         results = _run(program, jax.tree.leaves(args))
@@ -116,6 +116,7 @@ def _control_flow(equation: Equation, operands: Sequence[Any]) -> list[Any]:
     bodies = iter([_closed(body) for body in equation.inner])
     params = dict(equation.params)
     for key in NESTED[equation.name]:
+        # `cond` has a tuple of bodies, the loops one under each key.
         held = params[key]
         params[key] = tuple(next(bodies) for _ in held) if key == "branches" else next(bodies)
     return bind(equation, operands, params)
@@ -135,6 +136,8 @@ def _custom_jvp(equation: Equation) -> Function:
     body = equation.inner[0]
     whole = lambda *xs: bind(equation, xs)
     function = jax.custom_jvp(lambda *xs: _run(body, xs))
+    # `jax.jvp` of the whole function calls the rule that it came with; what that computes is
+    # rewritten too.
     push = _rewritten(lambda primals, tangents: jax.jvp(whole, primals, tangents))
     function.defjvp(push)
     return function
@@ -164,6 +167,7 @@ def _is_depthwise(program: Program, equation: Equation) -> bool:
     numbers, groups = equation.params["dimension_numbers"], equation.params["feature_group_count"]
     data, kernel = (program.shape(value) for value in equation.inputs)
     taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[2:])
+    # As many groups as channels: every filter reads one channel.
     return 1 < groups == data[numbers.lhs_spec[1]] and taps <= MAXIMUM_TAPS
 
 
@@ -194,10 +198,13 @@ def _shifted_sum(params: dict[str, Any], data: Any, kernel: Any, aval: Any) -> A
         for axis, position, length, stride, dilation in zip(
             spatial, place, lengths, params["window_strides"], params["rhs_dilation"]
         ):
+            # positions of the window at tap t: dilation t, dilation t + stride, ...: as many as the
+            # result has
             start = position * dilation
             stop = start + (length - 1) * stride + 1
             part = jax.lax.slice_in_dim(part, start, stop, stride, axis)
         weights = jax.lax.index_in_dim(taps, number, 0, keepdims=False).reshape(side)
+        # out[n, p, (c, m)] += padded[n, stride p + dilation t, c] kernel[t, c, m]
         total = total + jnp.expand_dims(part, channel_axis + 1) * weights
     return _in_output_layout(numbers, total, aval)
 
@@ -207,11 +214,12 @@ def _taps(numbers: Any, kernel: Any, channels: int) -> Any:
     out_axis, in_axis, *spatial = numbers.rhs_spec
     taps = math.prod(kernel.shape[axis] for axis in spatial)
     order = (*spatial, in_axis, out_axis)
+    # outputs of a group stand side by side: (c, m), as in the formula above
     return kernel.transpose(order).reshape(taps, channels, kernel.shape[out_axis] // channels)
 
 
 def _padded(params: dict[str, Any], data: Any, spatial: Sequence[int]) -> Any:
-    """The data with its padding, and with holes where the data are dilated."""
+    """The data with its padding, and with zeros between positions if the data are dilated."""
     config = [(0, 0, 0)] * data.ndim
     for axis, (low, high), dilation in zip(spatial, params["padding"], params["lhs_dilation"]):
         config[axis] = (low, high, dilation - 1)
@@ -222,6 +230,7 @@ def _in_output_layout(numbers: Any, total: Any, aval: Any) -> Any:
     """Merges channels and multiplier, and moves the axes to where the convolution has them."""
     shape = [0] * len(aval.shape)
     order = [0] * len(aval.shape)
+    # `total` has the layout of the data, with (c, m) where it has channels.
     for source, target in zip(numbers.lhs_spec, numbers.out_spec):
         shape[source] = aval.shape[target]
         order[target] = source

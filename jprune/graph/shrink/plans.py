@@ -1,4 +1,4 @@
-"""Plans: what was removed, as plain data: written as JSON, replayed on the same net."""
+"""Plans: the removed units as plain data, written as JSON and replayed on the same net."""
 
 import hashlib
 from collections import Counter
@@ -23,8 +23,6 @@ from jprune.graph.trace import trace
 from jprune.jaxprs import Equation, Program, describe, program_of, user_line
 
 SCHEMA = 1
-
-
 FORMS: dict[str, Any] = {
     "thin": Thin,
     "rows": Rows,
@@ -33,8 +31,6 @@ FORMS: dict[str, Any] = {
     "winners": Winners,
 }
 """Leaf types by their names in a plan; each has `plan` and `planned`."""
-
-
 # Parameters of primitives that say what is computed; functions and meshes are left out.
 _PLAIN = (int, float, str, bool, type(None), np.dtype, np.integer)
 
@@ -55,6 +51,7 @@ def digests(program: Program) -> list[str]:
 
 
 def _line(program: Program, equation: Equation) -> str:
+    # Value ids are numbers in order of execution, so equal programs have equal ids.
     types = [str(program.avals[v]) for v in (*equation.inputs, *equation.outputs)]
     params = [f"{k}={_text(v)}" for k, v in sorted(equation.params.items())]
     constants = [_number(program.constants.get(v)) for v in equation.inputs]
@@ -82,6 +79,7 @@ def _number(constant: Any) -> str:
     if jax.dtypes.issubdtype(getattr(constant, "dtype", np.int64), jax.dtypes.prng_key):
         return ""
     array = np.asarray(constant)
+    # Indices decide which channels a gather couples: they must be the same to the last one.
     if np.issubdtype(array.dtype, np.integer) or array.dtype == bool:
         return hashlib.sha256(array.tobytes()).hexdigest()
     return f"{float(array.reshape(())):.3g}" if array.size == 1 and array.dtype.kind == "f" else ""
@@ -147,6 +145,7 @@ def plan_of(
 
 def _planned(path: str, leaf: Any) -> dict[str, Any]:
     for form, kind in FORMS.items():
+        # Not `isinstance`: a subclass of the user's has parts that `planned` would not bring back.
         if type(leaf) is kind:
             return {"form": form, **leaf.plan()}
     raise errors.ArgumentError(
@@ -162,7 +161,7 @@ def replay(
     *args: Any,
     groups: Groups | None = None,
 ) -> tuple[Groups, dict[str, np.ndarray]]:
-    """Groups and masks of a plan on the net that it was made of.
+    """Groups and masks of a plan, for the net that it was made of.
 
     Args:
         plan: from `plan_of`, perhaps read from JSON.
@@ -183,6 +182,7 @@ def replay(
             f"the plan has schema {plan.get('schema')!r}; this version of jprune reads {SCHEMA}. "
             "Make the plan again with this version."
         )
+    # The plan holds no program: the net is traced again, and must be the same.
     groups = trace(fn, variables, *args) if groups is None else groups
     program, _ = program_of(fn, variables, *args)
     if fingerprint(program) != plan["sha256"]:
@@ -193,6 +193,7 @@ def replay(
     masks = {name: np.zeros(size, bool) for name, size in groups.sizes.items()}
     for name, entry in plan["groups"].items():
         masks[name][entry["keep"]] = True
+    # Branches that stay have no entry: a mask that is not named keeps.
     return groups, {**masks, **{name: np.array([False]) for name in plan["branches"]}}
 
 
@@ -246,9 +247,9 @@ def _difference(plan: Mapping[str, Any], groups: Groups, program: Program) -> st
     """The first thing in which a plan and a net differ."""
     leaves = {path: list(leaf.shape) for path, leaf in groups.leaves.items()}
     for path in {**plan["leaves"], **leaves}:
-        planned, found = plan["leaves"].get(path), leaves.get(path)
-        if planned != found:
-            return f"{path} had shape {planned} and has {found}."
+        planned, shape = plan["leaves"].get(path), leaves.get(path)
+        if planned != shape:
+            return f"{path} had shape {planned} and has {shape}."
     counts = Counter(equation.name for equation in program.equations)
     for name in sorted({*plan["primitives"], *counts}):
         if plan["primitives"].get(name, 0) != counts[name]:

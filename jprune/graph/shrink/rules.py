@@ -30,15 +30,20 @@ Keep: TypeAlias = tuple[Flags | None, ...]
 
 
 class Alive(NamedTuple):
-    """Which labels live."""
+    """Which labels live.
+
+    Attributes:
+        solution: the atoms of every label.
+        atoms: bool [atoms]: which atoms live; the last entry is for "none" (-1), which always does.
+    """
 
     solution: Solution
     atoms: Flags
-    """[atoms]."""
 
     def of(self, labels: Indices) -> Flags:
         """[like labels]: which of them live."""
         atoms = self.solution.atoms[self.solution.component[labels]]
+        # A conjunction: a label lives if all its atoms do; "none" (-1) is no condition.
         return np.all(self.atoms[atoms] | (atoms < 0), axis=-1)
 
     def keep(self, axes: AxisLabels) -> Keep:
@@ -65,7 +70,7 @@ class Step(NamedTuple):
 
 
 def kept_shape(full: Sequence[int], keep: Keep) -> tuple[int, ...]:
-    """A shape after removal."""
+    """The shape of an array after removal."""
     return tuple(n if k is None else int(k.sum()) for n, k in zip(full, keep))
 
 
@@ -76,14 +81,14 @@ def take(value: Any, keep: Keep) -> Any:
 
 
 def cut(value: Any, keep: Keep) -> Any:
-    """The same; a NumPy array where the numbers are at hand, which a program has as a constant."""
-    if all(kept is None for kept in keep):
+    """As `take`; concrete arrays come back as NumPy arrays, which programs have as constants."""
+    if all(mask is None for mask in keep):
         return value
     numbers = at_hand(value)
     value = value if numbers is None else numbers
-    for axis, kept in enumerate(keep):
-        if kept is not None:
-            value = take_positions(value, np.flatnonzero(kept), axis)
+    for axis, mask in enumerate(keep):
+        if mask is not None:
+            value = take_positions(value, np.flatnonzero(mask), axis)
     return value
 
 
@@ -93,6 +98,7 @@ def take_positions(value: Any, index: Indices, axis: int) -> Any:
         return np.take(value, index, axis)
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
     runs = np.split(index, breaks)
+    # Scattered positions: a gather is one operation, and slices would be as many as runs.
     if len(runs) > 8 or not index.size:
         return jnp.take(value, index, axis)
     parts = [jax.lax.slice_in_dim(value, int(run[0]), int(run[-1]) + 1, axis=axis) for run in runs]
@@ -105,6 +111,7 @@ def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> 
     Raises:
         StructureError: a primitive without a rule meets an array that has shrunk.
     """
+    # Once for every value of the program: an equation asks for those of all its operands.
     keeps = [alive.keep(axes) for axes in frame.labels]
     values: list[Any] = [None] * len(program.avals)
     for value, constant in program.constants.items():
@@ -113,6 +120,7 @@ def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> 
         values[value] = array
     divisors = Divisors(program, frame)
     for number, equation in enumerate(program.equations):
+        # A mean over channels that were opened divides by the number that is left.
         operands = divisors.follow(equation, [values[value] for value in equation.inputs])
         if operands:
             divisors.note(equation, operands[0])
@@ -136,12 +144,15 @@ def shrunk(step: Step) -> list[Any]:
     if any(is_leaf_type(value) for value in step.values):
         kernel = step.values[1] if equation.name in CONTRACTIONS else None
         if kernel is not None and is_leaf_type(kernel) and not is_leaf_type(step.values[0]):
+            # A leaf type runs its contraction itself; anything else that meets it gets the dense
+            # kernel.
             return [kernel.apply(step.values[0], equation)]
         if any(is_dynamic(value) for value in step.values):
             return [_cast(step)]
         plain = [value.dense() if is_leaf_type(value) else value for value in step.values]
         return shrunk(step._replace(values=plain))
     touched = any(k is not None for keep in (*step.in_keeps, *step.out_keeps) for k in keep)
+    # The common case: nothing here shrank. Bodies may hold constants with channels of their own.
     if not touched and not (equation.inner and _inner_touched(step)):
         return bind(equation, step.values)
     if equation.name in RULES:
@@ -160,7 +171,7 @@ def shrunk(step: Step) -> list[Any]:
 
 
 def _cast(step: Step) -> Any:
-    """A gated kernel in another type, its gates as they are.
+    """Casts a gated kernel to another type; its gates are unchanged.
 
     Raises:
         StructureError: anything but a cast, on which a kernel would lose its gates.
@@ -193,11 +204,7 @@ SHAPELESS = {
     *("transpose", "squeeze", "unstack", "rev", "concatenate", "dot_general", "sort"),
     *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "dynamic_update_slice"),
 }
-
-
 ShrinkRule: TypeAlias = Callable[[Step], list[Any]]
-
-
 RULES: dict[str, ShrinkRule] = {}
 
 
@@ -213,7 +220,7 @@ def rule(*names: str) -> Callable[[ShrinkRule], ShrinkRule]:
 
 @rule("reshape")
 def reshape(step: Step) -> list[Any]:
-    """To the kept shape: what is left of a merge or split is still row-major."""
+    """To the kept shape: whole rows and columns are removed, so the rest is still row-major."""
     return [jax.lax.reshape(step.values[0], step.shape())]
 
 
@@ -226,11 +233,13 @@ def broadcast_in_dim(step: Step) -> list[Any]:
 
 @rule("conv_general_dilated")
 def convolution(step: Step) -> list[Any]:
-    """The number of groups follows from the widths that are left."""
+    """With as many feature groups as remain."""
     params = dict(step.equation.params)
     if params["feature_group_count"] > 1:
         numbers = params["dimension_numbers"]
         channels = step.values[0].shape[numbers.lhs_spec[1]]
+        # groups = channels / (channels of a group): rows go whole, so both numbers are what is
+        # left.
         params["feature_group_count"] = channels // step.values[1].shape[numbers.rhs_spec[1]]
     return bind(step.equation, step.values, params)
 
@@ -246,7 +255,9 @@ def slice_(step: Step) -> list[Any]:
         if keep is None:
             value = jax.lax.slice_in_dim(value, *window, axis=axis)
         else:
+            # old position -> place among those that are kept
             new_place = np.cumsum(keep) - 1
+            # Of the positions that the slice takes, those that are kept, by their new places.
             taken = np.arange(len(keep))[slice(*window)]
             value = take_positions(value, new_place[taken[keep[taken]]], axis)
     return [value]
@@ -254,15 +265,15 @@ def slice_(step: Step) -> list[Any]:
 
 @rule("stack")
 def stack(step: Step) -> list[Any]:
-    """Without the operands whose place on the new axis is gone."""
+    """Without the operands whose position on the new axis is removed."""
     keep = step.out_keeps[0][step.equation.params["axis"]]
-    left = step.values if keep is None else list(itertools.compress(step.values, keep))
-    return bind(step.equation, left)
+    remaining = step.values if keep is None else list(itertools.compress(step.values, keep))
+    return bind(step.equation, remaining)
 
 
 @rule("split")
 def split(step: Step) -> list[Any]:
-    """Parts as wide as what each keeps."""
+    """Into parts of the kept widths."""
     axis = step.equation.params["axis"]
     sizes = [step.shape(result)[axis] for result in range(len(step.out_keeps))]
     offsets = np.cumsum([0, *sizes]).tolist()
@@ -275,11 +286,12 @@ def split(step: Step) -> list[Any]:
 
 @rule("pad")
 def pad(step: Step) -> list[Any]:
-    """As much padding as is kept; a padded axis that also lost channels is put together anew."""
+    """With the kept part of the padding, also on axes that lost channels."""
     value, filling = step.values
     for axis, config in enumerate(step.equation.params["padding_config"]):
         keep = step.out_keeps[0][axis]
         full = step.program.shape(step.equation.inputs[0])[axis]
+        # Whole axes are padded as they were.
         if keep is None and step.in_keeps[0][axis] is None:
             plain = [(0, 0, 0)] * value.ndim
             plain[axis] = config
@@ -307,16 +319,19 @@ def _pad_kept(
     low, high, interior = config
     in_keep = np.ones(full, bool) if in_keep is None else in_keep
     source = np.full(full + interior * (full - 1), -1)
+    # [padded length]: which kept position stands there, -1 for padding and for what is gone.
     source[:: interior + 1] = np.where(in_keep, np.cumsum(in_keep) - 1, -1)
     source = source[max(0, -low) : len(source) - max(0, -high)]
     source = np.concatenate([np.full(max(0, low), -1), source, np.full(max(0, high), -1)])[keep]
     real = np.flatnonzero(source >= 0)
+    # One run of old positions: padding on both sides is enough, and stays one operation.
     if real.size and real[-1] - real[0] == real.size - 1:
         part = take_positions(value, source[real], axis)
         edges = [(0, 0, 0)] * value.ndim
         edges[axis] = (int(real[0]), int(len(source) - 1 - real[-1]), 0)
         return jax.lax.pad(part, filling, edges)
     pieces: list[Any] = []
+    # Else runs of old positions and of padding, put together in turn.
     for run_of in np.split(source, np.flatnonzero(np.diff(source >= 0)) + 1):
         if run_of.size and run_of[0] >= 0:
             pieces.append(take_positions(value, run_of, axis))
@@ -328,27 +343,30 @@ def _pad_kept(
 
 @rule("dynamic_slice")
 def dynamic_slice(step: Step) -> list[Any]:
-    """Axes that are taken whole are as wide as what is left."""
+    """With the kept widths of axes that are taken whole."""
     value, *starts = step.values
     return [jax.lax.dynamic_slice(value, starts, step.shape())]
 
 
 @rule("gather")
 def gather(step: Step) -> list[Any]:
-    """Constant indices are numbered anew; windows are as wide as what is left."""
+    """With constant indices renumbered, and windows of the kept widths."""
     params, value = dict(step.equation.params), step.values[0]
     full = step.program.shape(step.equation.inputs[0])
-    known = step.program.known(step.equation.inputs[1])
-    how = gather_of(params, known, len(full), len(step.out_keeps[0]))
+    indices_known = step.program.known(step.equation.inputs[1])
+    how = gather_of(params, indices_known, len(full), len(step.out_keeps[0]))
     indices = step.values[1]
     if how.known is not None:
         (axis,) = how.looked_up
         index = _index_left(step, how.known, axis, how.batch)
+        # One constant index on one axis, all else whole: slices along that axis do, and a gather
+        # does not remain.
         if how.known.ndim == 1 and tuple(params["slice_sizes"][:axis]) == full[:axis]:
             taken = take_positions(value, index, axis)
             if all(params["slice_sizes"][other] == full[other] for other in how.passed):
                 return [jnp.moveaxis(taken, axis, how.batch[0])]
         indices = jnp.asarray(index[..., None], step.values[1].dtype)
+    # An axis that was taken whole is taken whole again, at its new length.
     params["slice_sizes"] = tuple(
         value.shape[axis] if size == full[axis] and axis in how.passed else size
         for axis, size in enumerate(params["slice_sizes"])
@@ -357,7 +375,7 @@ def gather(step: Step) -> list[Any]:
 
 
 def _index_left(step: Step, index: Indices, axis: int, batch: Sequence[int]) -> Indices:
-    """Indices of what is left, into what is left."""
+    """Constant indices without the removed results, renumbered for the smaller operand."""
     for number, target in enumerate(batch):
         keep = step.out_keeps[0][target]
         if keep is not None:

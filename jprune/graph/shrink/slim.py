@@ -1,4 +1,4 @@
-"""`slim` and `slim_params`: the same network, dense, with the kept units only."""
+"""`slim` and `slim_params`: the same network on smaller dense arrays, with the kept units."""
 
 import functools
 import math
@@ -103,7 +103,7 @@ def axis_keeps(groups: Groups, masks: Mapping[str, Any]) -> dict[str, list[np.nd
 
 
 def _emptied(groups: Groups, path: str, axis: int) -> errors.StructureError:
-    """Masks of several groups that leave nothing where positions need a unit of each."""
+    """The error for masks of several groups that together leave no position of an axis."""
     names = [
         name
         for name, places in groups.places.items()
@@ -147,6 +147,8 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
     names = {tuple(path.split("/")): path for path in groups.leaves}
     by_ending: dict[tuple[str, ...], list[str]] = {}
     for parts, path in names.items():
+        # "params/conv1/kernel" is also known as "conv1/kernel": gradients and optimizer states
+        # repeat a collection's paths without its name.
         by_ending.setdefault(parts[1:], []).append(path)
 
     def cut(key_path: Any, leaf: Any) -> Any:
@@ -158,6 +160,7 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
             return leaf
         full = groups.leaves[path].shape
         if np.shape(leaf) != full:
+            # A placeholder: optimizers keep scalars where a leaf has no state.
             if np.size(leaf) == 1:
                 return leaf
             raise errors.StructureError(
@@ -171,7 +174,7 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
 
 
 def _take_where_it_is(leaf: Any, keep: Keep) -> Any:
-    """The kept part; what was sharded stays sharded, where the kept width can be divided."""
+    """The kept part of an array; a sharded axis stays sharded if its kept length can be divided."""
     sharding = getattr(leaf, "sharding", None)
     traced = isinstance(leaf, Tracer)
     if traced or not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
@@ -183,11 +186,12 @@ def _take_where_it_is(leaf: Any, keep: Keep) -> Any:
         for part, length in zip(parts, shape)
     ]
     placed = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    # With a sharding for the result, or XLA gathers the whole array on every device first.
     return jax.jit(lambda whole: take(whole, keep), out_shardings=placed)(leaf)
 
 
 def _parts(sharding: NamedSharding, names: Any) -> int:
-    """Into how many parts these mesh axes divide an axis."""
+    """The number of parts into which these mesh axes divide an array's axis."""
     several = names if isinstance(names, tuple) else (names,)
     return math.prod(sharding.mesh.shape[name] for name in several)
 
@@ -241,6 +245,7 @@ def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., 
 
     def slim_fn(variables: Any, *args: Any) -> Any:
         leaves = check_slim(groups, keeps, dead, variables)
+        # Traced at full shapes, with the dense net's labels; only the run is small.
         full = [
             jax.ShapeDtypeStruct(whole.shape, whole.dtype if leaf is None else leaf.dtype)
             for whole, leaf in zip(groups.leaves.values(), leaves)
@@ -248,9 +253,10 @@ def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., 
         everything = jax.tree.unflatten(groups.treedef, full)
         coupling = couple(fn, everything, *args, groups=groups)
         alive = alive_units(coupling, groups, masks, keeps)
-        program, frame, left = _without_branches(coupling, cut, dead)
+        program, frame, computed_outputs = _without_branches(coupling, cut, dead)
         results = iter(run(program, frame, alive, [*leaves, *jax.tree.leaves(args)]))
-        outputs = [next(results) if computed else None for computed in left]
+        # Statistics inside a removed branch are None, as its leaves are.
+        outputs = [next(results) if computed else None for computed in computed_outputs]
         return jax.tree.unflatten(jax.tree.structure(coupling.output), outputs)
 
     return slim_fn
@@ -259,7 +265,7 @@ def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., 
 def _without_branches(
     coupling: Coupling, cut: set[str], dead: set[str]
 ) -> tuple[Program, Frame, list[bool]]:
-    """The program without some branches, and which outputs (not their statistics) it still has.
+    """The program without some branches, and which outputs it still has (without their statistics).
 
     Raises:
         StructureError: this function has no such branch.
@@ -274,12 +280,14 @@ def _without_branches(
             f"the masks remove {sorted(cut)}; this function has only "
             f"{sorted(fork.name for fork in forks)} of them. Trace this very function."
         )
+    # Outputs that depend on a leaf of a removed branch are its statistics: nothing makes them any
+    # more.
     bits = dependencies(without(program, frame, forks)[0], len(coupling.paths))
-    gone = sum(1 << leaf for leaf, path in enumerate(coupling.paths) if path in dead)
+    removed = sum(1 << leaf for leaf, path in enumerate(coupling.paths) if path in dead)
     joined = {program.equations[fork.equation].outputs[0]: fork.identity for fork in forks}
-    left = [not bits[joined.get(value, value)] & gone for value in program.outputs]
-    wanted = [value for value, computed in zip(program.outputs, left) if computed]
-    return *without(program, frame, forks, wanted), left
+    computed = [not bits[joined.get(value, value)] & removed for value in program.outputs]
+    wanted = [value for value, is_there in zip(program.outputs, computed) if is_there]
+    return *without(program, frame, forks, wanted), computed
 
 
 def check_slim(
@@ -290,14 +298,14 @@ def check_slim(
     Raises:
         StructureError: other leaves than the net has, or shapes that these masks do not give.
     """
-    found = leaf_paths(variables)
-    if set(found) != set(groups.leaves) - dead:
-        differ = sorted(set(found) ^ (set(groups.leaves) - dead))
+    small = leaf_paths(variables)
+    if set(small) != set(groups.leaves) - dead:
+        differ = sorted(set(small) ^ (set(groups.leaves) - dead))
         raise errors.StructureError(
             f"the variables have other leaves than the traced net ({', '.join(differ[:5])}). Pass "
             "slim_params(groups, masks, variables)."
         )
-    for path, leaf in found.items():
+    for path, leaf in small.items():
         full = groups.leaves[path].shape
         expected = tuple(n if k is None else int(k.sum()) for n, k in zip(full, keeps[path]))
         shape = leaf.shape if is_leaf_type(leaf) else np.shape(leaf)
@@ -306,21 +314,23 @@ def check_slim(
                 f"{path} has shape {shape}; these masks make it {expected} of {full}. "
                 "Pass slim_params(groups, masks, variables) with the same masks."
             )
-    return [found.get(path) for path in groups.leaves]
+    return [small.get(path) for path in groups.leaves]
 
 
 def alive_units(
     coupling: Coupling, groups: Groups, masks: Mapping[str, Any], keeps: Mapping[str, Sequence[Any]]
 ) -> Alive:
-    """What lives under the masks, after a look at whether this program allows them.
+    """The labels that live under the masks, checked against what this program freezes and ties.
 
     Raises:
         FrozenError: something is removed that this program freezes.
         StructureError: the masks are not closed under the ties of this program.
     """
     checked = check_masks(groups, masks)
+    # One more entry, True: atom -1 indexes the last.
     alive = Alive(coupling.solution, np.concatenate([*checked.values(), [True]]))
     labels = coupling.labels
+    # What reductions freeze may go in groups that were opened: these count as alive here.
     opened = [np.full(size, groups.exact[name]) for name, size in groups.sizes.items()]
     inexact_live = Alive(coupling.solution, alive.atoms | ~np.concatenate([*opened, [True]]))
     for live, frozen in ((alive, labels.frozen), (inexact_live, labels.reduced)):
@@ -343,6 +353,7 @@ def alive_units(
                     "groups."
                 )
     for product in labels.products:
+        # whole[i, j] = rows[i] and columns[j], tested for all elements at once
         all_live = functools.reduce(np.logical_and.outer, map(alive.of, product.factors))
         if (all_live != alive.of(product.whole)).any():
             raise errors.StructureError(
@@ -354,12 +365,13 @@ def alive_units(
 
 
 def _removed(alive: Alive, frozen: Sequence[tuple[Indices, Reason]]) -> Reason | None:
-    """The first reason for which something was frozen that is gone."""
+    """The first reason for which a removed label is frozen; None if none is."""
     if not frozen:
         return None
     labels = np.concatenate([axis for axis, _ in frozen])
-    gone = np.flatnonzero(~alive.of(labels))
-    if not gone.size:
+    dead = np.flatnonzero(~alive.of(labels))
+    if not dead.size:
         return None
+    # All frozen labels in one array: one look-up, not one for each reason.
     ends = np.cumsum([len(axis) for axis, _ in frozen])
-    return frozen[int(np.searchsorted(ends, gone[0], side="right"))][1]
+    return frozen[int(np.searchsorted(ends, dead[0], side="right"))][1]
