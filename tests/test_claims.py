@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections import Counter
 
 import pytest
@@ -166,6 +167,13 @@ def test_the_command_reads_settings_seeds_and_nets():
     assert [case.net.name for case in cases(claim)] == ["lenet5"]
     claim, smoke = parsed(e13.CLAIM, [])
     assert (claim.settings, claim.seeds, smoke) == (e13.CLAIM.settings, (0, 1, 2), False)
+
+
+def test_rows_say_the_command(monkeypatch):
+    monkeypatch.chdir(files.RESULTS.parent.parent)
+    script = files.RESULTS.parent / "claims" / "__main__.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "e13", "--seeds", "0"])
+    assert files.provenance()["command"] == "python -m experiments.claims e13 --seeds 0"
 
 
 def test_the_command_says_what_cannot_be(capsys):

@@ -12,6 +12,7 @@ from flax import nnx
 
 from experiments.claims import p32
 from experiments.claims.claim import run as run_claim
+from experiments.claims.nets import WIDTHS
 from jprune import errors, recipes, slim, trace, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.cost.samples import gates_of, sample_macs
@@ -439,4 +440,4 @@ def test_p32_has_a_row_an_arm():
     assert [row["arm"] for row in found] == ["dense", *list(p32.COLOURS)[1:]]
     assert found[1]["macs"] < 0.35 * found[0]["macs"]
     assert found[1]["params"] > found[0]["params"]
-    assert len(found[1]["apart"]) == len(p32.WIDTHS)
+    assert len(found[1]["apart"]) == len(WIDTHS)

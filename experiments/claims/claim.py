@@ -22,6 +22,7 @@ from experiments.claims.statements import Finding, Rows, Statement
 from jprune import data, errors, train, zoo
 from jprune.base import Criterion, Groups, Pruned, Stage, Task
 from jprune.recipes import Train, cost_of, evaluate
+from jprune.stages.prune import fractions
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -29,7 +30,7 @@ Shape = tuple[int, int, int]
 RESULTS = files.RESULTS / "claims"
 SHARED = (
     *("__main__", "claim", "pages", "plots", "statements"),
-    *("curved", "damages", "layers", "monk", "thresholds"),
+    *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "thresholds"),
 )
 """Modules of this package that are no claims."""
 
@@ -148,6 +149,11 @@ Measure = Callable[[Case[Any], Pruned], files.Row]
 def accuracy(case: Case[Any], pruned: Pruned) -> files.Row:
     """Test accuracy: a measure."""
     return {"accuracy": case.score(pruned)}
+
+
+def sizes(case: Case[Any], pruned: Pruned) -> files.Row:
+    """Density, parameters and MACs as fractions of the dense net's: a measure."""
+    return fractions(case.task, pruned.masks or {})
 
 
 def scored_before(task: Task, groups: Groups, key: jax.Array) -> Criterion:
@@ -281,7 +287,10 @@ def rows_of(claim: Claim[S], case: Case[S]) -> Iterator[files.Row]:
         if pruned is not None:
             for measure in claim.measures:
                 row |= measure(case, pruned)
-        print(*(f"{name} {_short(value)} " for name, value in row.items() if _plain(value)))
+        print(
+            *(f"{name} {_short(value)} " for name, value in row.items() if _plain(value)),
+            flush=True,
+        )
         yield {**front, **row, **files.provenance()}
 
 

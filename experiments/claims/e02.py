@@ -15,13 +15,11 @@ from collections.abc import Iterator
 from statistics import fmean
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from matplotlib.axes import Axes
 
 from experiments.claims.claim import Case, Claim, Made, Net
-from experiments.claims.monk import EXAMPLES, HIDDEN, error, examples, fn, loss, trained
+from experiments.claims.monk import EXAMPLES, HIDDEN, curve, examples, trained
 from experiments.claims.plots import Style, finish, line
 from experiments.claims.statements import (
     Finding,
@@ -33,11 +31,6 @@ from experiments.claims.statements import (
     says,
     select,
 )
-from jprune import criteria, run_criterion
-from jprune.base import Batch, Masks, Variables
-from jprune.curvature import gauss_newton, mean_loss
-from jprune.masks import apply_masks
-from jprune.reconstruct.obs import obs
 from jprune.report.figures import PRINT
 
 METHODS = {"obs": "OBS", "obd": "OBD", "magnitude": "magnitude"}
@@ -57,38 +50,6 @@ class Settings:
 
 NETS = 10
 """Of every problem, a seed."""
-
-
-def without_one(
-    method: str, variables: Variables, masks: Masks, batch: Batch, decay: float
-) -> tuple[Variables, Masks]:
-    """One more weight deleted."""
-    if method == "obs":
-        done = obs(fn, loss, variables, [batch], 1, candidates=masks, masks=masks, alpha=decay)
-        return done.variables, done.masks
-    if method == "obd":
-        criterion = criteria.obd(fn, loss, gauss_newton(), weight_decay=decay)
-    else:
-        criterion = criteria.magnitude()
-    scores = run_criterion(criteria.masked(criterion, masks), variables, [batch])
-    flat, back = ravel_pytree(scores)
-    alive = np.asarray(flat) > -np.inf
-    alive[np.argmin(np.where(alive, flat, np.inf))] = False
-    masks = jax.tree.map(lambda score: score > 0, back(jnp.asarray(alive, flat.dtype)))
-    return apply_masks(variables, masks), masks
-
-
-def curve(method: str, variables: Variables, batch: Batch, decay: float) -> tuple[int, list[float]]:
-    """How many weights go before the training error rises, and the losses until all are gone."""
-    masks = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), variables)
-    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    before, removed, losses = error(variables, batch), None, []
-    for number in range(count):
-        losses.append(float(mean_loss(fn, loss, variables, batch)))
-        if removed is None and error(variables, batch) > before:
-            removed = number - 1
-        variables, masks = without_one(method, variables, masks, batch, decay)
-    return count - 1 if removed is None else removed, losses
 
 
 def arms(case: Case[Settings]) -> Iterator[Made]:

@@ -13,16 +13,16 @@ largest change of a logit over the largest logit.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.claims.claim import Case, Claim, Made, Net
+from experiments.claims.merging import Layer, measured
 from experiments.claims.plots import Style, finish, spread
 from experiments.claims.statements import (
     Finding,
@@ -34,14 +34,9 @@ from experiments.claims.statements import (
     select,
     shown,
 )
-from experiments.rows import Row
-from jprune.base import Budget, Groups, Pruned, Variables
-from jprune.masks import apply_masks
-from jprune.recipes import cost_of, evaluate, groups_of
-from jprune.reconstruct import Merge, merges
-from jprune.reconstruct.merge import matrix
-from jprune.stages.merge import MergeUnits, affines_of, sets_of
-from jprune.units import expand, map_units
+from jprune.base import Budget, Pruned, Variables
+from jprune.recipes import groups_of
+from jprune.stages.merge import MergeUnits
 
 KEPT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 
@@ -76,40 +71,6 @@ def net(name: str) -> Net:
     return Net(name, says={"net": name, **NETS[name]._asdict()})
 
 
-class Layer(NamedTuple):
-    """The layer whose neurons go."""
-
-    groups: Groups
-    name: str
-    dense: Variables
-
-    @property
-    def size(self) -> int:
-        """Its neurons."""
-        return self.groups.sizes[self.name]
-
-    def without(self, variables: Variables, gone: Sequence[int] | np.ndarray) -> Pruned:
-        """The net without some neurons."""
-        masks = {self.name: ~np.isin(np.arange(self.size), gone)}
-        return Pruned(apply_masks(variables, expand(self.groups, masks)), masks)
-
-    def merged(self, variables: Variables, steps: Sequence[Merge]) -> Pruned:
-        """The net after some merges."""
-        matrices = {self.name: matrix(self.size, steps)}
-        mapped = map_units(self.groups, variables, matrices, ("in",))
-        return self.without(mapped, [step.gone for step in steps])
-
-    def twins(self) -> tuple[Variables, set[int]]:
-        """The dense net with one half of the neurons copied from the other, and the copies."""
-        half, other = np.arange(self.size // 2), np.arange(self.size // 2) + self.size // 2
-        copies = np.eye(self.size)
-        copies[other] = copies[half]
-        halves = np.zeros((self.size, self.size))
-        halves[half, half], halves[other, half] = 0.4, 0.6
-        variables = map_units(self.groups, self.dense, {self.name: copies}, ("kernel", "shift"))
-        return map_units(self.groups, variables, {self.name: halves}, ("in",)), {*other.tolist()}
-
-
 def arms(case: Case[Settings]) -> Iterator[Made]:
     """Neurons merged, deleted in the same order, and deleted at random."""
     how, groups = NETS[case.net.name], groups_of(case.task)
@@ -117,15 +78,11 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
     dense = case.dense(training).variables
     layer = Layer(groups, groups.names[-1] if case.smoke else "params/fc1/kernel", dense)
 
-    def steps_of(variables: Variables) -> list[Merge]:
-        sets = sets_of(groups, variables, [layer.name], affines_of(case.task, variables))
-        return list(merges(*sets[layer.name]))
-
     def row(arm: str, pruned: Pruned, before: Variables = dense, **more: Any) -> Made:
         return {"arm": arm, **measured(case, pruned, before, layer.name), **more}, None
 
     yield row("dense", Pruned(dense, None))
-    steps = steps_of(dense)
+    steps = layer.steps(case.task, dense)
     order = [step.gone for step in steps]
     drawn = np.asarray(jax.random.permutation(case.fold(2), layer.size))
     for kept in KEPT[4:5] if case.smoke else KEPT:
@@ -138,25 +95,10 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
     cut, _ = rule(Pruned(dense, None), case.task, case.key)
     yield row("cutoff", cut)
     variables, copies = layer.twins()
-    first = steps_of(variables)[: len(copies)]
+    first = layer.steps(case.task, variables)[: len(copies)]
     pairs = {frozenset((step.into, step.gone)) for step in first}
     right = {frozenset((copy, copy - layer.size // 2)) for copy in copies}
     yield row("twins", layer.merged(variables, first), variables, found=len(pairs & right))
-
-
-def measured(case: Case, pruned: Pruned, before: Variables, group: str) -> Row:
-    """Accuracy, what is left, and how far it is from the net before."""
-    task, cost, masks = case.task, cost_of(case.task), pruned.masks or {}
-    batch = next(task.data.batches("test", 500))
-    a, b = task.fn(before, batch["image"]), task.fn(pruned.variables, batch["image"])
-    metrics = evaluate(task, pruned.variables, "test")
-    return {
-        "kept": float(np.mean(masks.get(group, 1.0))),
-        "params": float(cost(masks).params) / float(cost({}).params),
-        "accuracy": metrics["accuracy"],
-        "loss": metrics["loss"],
-        "drift": float(jnp.abs(a - b).max() / jnp.abs(a).max()),
-    }
 
 
 def compared(net: str) -> Iterator[Any]:

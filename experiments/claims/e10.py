@@ -13,18 +13,16 @@ changed, `within` the fraction of weights that the subset sums meet within 0.01.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from matplotlib.axes import Axes
 
-from experiments.claims.claim import Case, Claim, Made, Net, Shape, accuracy
+from experiments.claims.claim import Case, Claim, Made, Net, accuracy
+from experiments.claims.nets import dense
 from experiments.claims.plots import Style, finish, level, line, spread
 from experiments.claims.statements import (
     Finding,
@@ -42,7 +40,6 @@ from jprune.base import Budget, Pruned
 from jprune.recipes import Train
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.subset_sums import Approximate
-from jprune.zoo import layers
 
 KS = {"signed_constant": (0.1, 0.3, 0.5, 0.7, 0.9, 1.0), "kaiming_normal": (0.3, 0.5, 0.7)}
 
@@ -62,29 +59,6 @@ class Settings:
     learning_rate: float = 0.4
     weight_decay: float = 5e-4
     trained_rate: float = 0.05
-
-
-class Dense(nnx.Module):
-    """Dense layers with ReLU between."""
-
-    def __init__(self, widths: Sequence[int], rngs: nnx.Rngs):
-        float32, pairs = jnp.dtype("float32"), itertools.pairwise(widths)
-        made = [layers.dense(inputs, outputs, float32, rngs) for inputs, outputs in pairs]
-        self.names = layers.number(self, "fc", made)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, h, w, c] -> logits."""
-        x = x.reshape(x.shape[0], -1)
-        for name in self.names[:-1]:
-            x = nnx.relu(getattr(self, name)(x))
-        return getattr(self, self.names[-1])(x)
-
-
-def dense(name: str, *hidden: int) -> Callable[[Shape, int], zoo.Net]:
-    """Makes a net of some hidden layers."""
-    return lambda shape, classes: zoo.from_module(
-        name, lambda rngs: Dense((int(np.prod(shape)), *hidden, classes), rngs), shape
-    )
 
 
 NETS = {

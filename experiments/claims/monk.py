@@ -1,6 +1,7 @@
 """E2's problems and nets: XOR and the MONK's, nets of tanh units at a minimum of their loss.
 
-Targets are -1 and 1, and the loss has weight decay; nets are trained by Levenberg and Marquardt.
+Targets are -1 and 1, and the loss has weight decay; nets are trained by Levenberg and Marquardt,
+and lose one weight after the other (`curve`).
 """
 
 from typing import Any
@@ -11,7 +12,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy import optimize
 
-from jprune.base import Batch, Variables
+from jprune import criteria, run_criterion
+from jprune.base import Batch, Masks, Variables
+from jprune.curvature import gauss_newton, mean_loss
+from jprune.masks import apply_masks
+from jprune.reconstruct.obs import obs
 
 HIDDEN = {"xor": 2, "monk1": 3, "monk2": 2, "monk3": 2}
 """{problem: hidden units}."""
@@ -88,3 +93,35 @@ def trained(problem: str, batch: Batch, decay: float, rng: np.random.Generator) 
         if error(variables, batch) <= wanted:
             return variables
     raise RuntimeError(f"no net learned {problem} in {ATTEMPTS} attempts.")
+
+
+def without_one(
+    method: str, variables: Variables, masks: Masks, batch: Batch, decay: float
+) -> tuple[Variables, Masks]:
+    """One more weight deleted."""
+    if method == "obs":
+        done = obs(fn, loss, variables, [batch], 1, candidates=masks, masks=masks, alpha=decay)
+        return done.variables, done.masks
+    if method == "obd":
+        criterion = criteria.obd(fn, loss, gauss_newton(), weight_decay=decay)
+    else:
+        criterion = criteria.magnitude()
+    scores = run_criterion(criteria.masked(criterion, masks), variables, [batch])
+    flat, back = ravel_pytree(scores)
+    alive = np.asarray(flat) > -np.inf
+    alive[np.argmin(np.where(alive, flat, np.inf))] = False
+    masks = jax.tree.map(lambda score: score > 0, back(jnp.asarray(alive, flat.dtype)))
+    return apply_masks(variables, masks), masks
+
+
+def curve(method: str, variables: Variables, batch: Batch, decay: float) -> tuple[int, list[float]]:
+    """How many weights go before the training error rises, and the losses until all are gone."""
+    masks = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), variables)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    before, removed, losses = error(variables, batch), None, []
+    for number in range(count):
+        losses.append(float(mean_loss(fn, loss, variables, batch)))
+        if removed is None and error(variables, batch) > before:
+            removed = number - 1
+        variables, masks = without_one(method, variables, masks, batch, decay)
+    return count - 1 if removed is None else removed, losses

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.claims.claim import Case, Claim, Made, Net
-from experiments.claims.p30 import adversarial, dense_net, tuned
+from experiments.claims.gal import adversarial, dense_net, tuned
 from experiments.claims.plots import Style, finish, line
 from experiments.claims.statements import (
     Finding,

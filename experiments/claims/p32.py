@@ -17,16 +17,14 @@ from collections.abc import Iterator
 from statistics import fmean, stdev
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from matplotlib.axes import Axes
 
-from experiments.claims.claim import Case, Claim, Made, Net, Shape
+from experiments.claims.claim import Case, Claim, Made, Net
+from experiments.claims.nets import cifarnet
 from experiments.claims.plots import finish
 from experiments.claims.statements import Rows, at_least, at_most, each, gap, listed, told
 from experiments.rows import Row
-from jprune import zoo
 from jprune.base import Budget, Pruned
 from jprune.cost.samples import gates_of
 from jprune.data.deformed import DEFORMATIONS
@@ -37,44 +35,8 @@ from jprune.report.figures import PRINT
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.feature_boosting import Boost
 from jprune.units import expand
-from jprune.zoo import layers
 
-WIDTHS = (16, 16, 32, 32, 32, 48, 48, 48)
-STRIDES = (1, 1, 2, 1, 1, 2, 1, 1)
 COLOURS = {"dense": "second", "fbs": "slim", "static": "ink", "narrow": "muted"}
-
-
-class CifarNet(nnx.Module):
-    """M-CifarNet at a quarter of its widths: eight convolutions with norms, the first unpadded."""
-
-    def __init__(self, classes: int, channels: int, rngs: nnx.Rngs):
-        float32, made = jnp.dtype("float32"), []
-        for inputs, outputs, stride in zip((channels, *WIDTHS), WIDTHS, STRIDES):
-            padding = None if made else "VALID"
-            conv = layers.conv(inputs, outputs, 3, float32, rngs, stride=stride, padding=padding)
-            made.append(Layer(conv, layers.norm(outputs, rngs)))
-        self.layers = layers.number(self, "layer", made)
-        self.fc = layers.dense(WIDTHS[-1], classes, float32, rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, h, w, c] -> logits [batch, classes]."""
-        return self.fc(layers.global_average(layers.chain(self, self.layers, x)))
-
-
-class Layer(nnx.Module):
-    """Convolution, norm, ReLU."""
-
-    def __init__(self, conv: nnx.Conv, norm: nnx.Module):
-        self.conv, self.norm = conv, norm
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, h, w, c] -> [batch, h', w', outputs]."""
-        return nnx.relu(self.norm(self.conv(x)))
-
-
-def cifarnet(shape: Shape, classes: int) -> zoo.Net:
-    """CifarNet for images of a shape."""
-    return zoo.from_module("cifarnet", lambda rngs: CifarNet(classes, shape[2], rngs), shape)
 
 
 @dataclasses.dataclass(frozen=True)

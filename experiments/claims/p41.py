@@ -22,17 +22,25 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.claims.claim import Case, Claim, Made, Net, accuracy
+from experiments.claims.claim import Case, Claim, Made, Net, accuracy, sizes
 from experiments.claims.plots import Style, finish, level
-from experiments.claims.statements import Finding, Rows, at_least, each, gap, listed, says, shown
-from experiments.rows import Row
+from experiments.claims.statements import (
+    Finding,
+    Rows,
+    at_least,
+    each,
+    gap,
+    largest,
+    listed,
+    says,
+    shown,
+)
 from jprune import allocate
 from jprune.base import Budget, Pruned, Task, Variables
 from jprune.recipes import Prune
 from jprune.recipes.three_step import l1_of
 from jprune.report.figures import PRINT
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
-from jprune.stages.prune import fractions
 from jprune.stages.reinitialise import BeginAnew
 
 LENET, RESNET = "lenet5", "resnet8"
@@ -112,22 +120,6 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
     yield {"arm": "scratch", "strength": None}, case.apply(cut, 4, BeginAnew(), of(2.0))
 
 
-def sizes(case: Case, pruned: Pruned) -> Row:
-    """Density, parameters and MACs."""
-    return fractions(case.task, pruned.masks or {})
-
-
-def merging(rows: Rows) -> Iterator[Finding]:
-    """What merging does to LeNet-5."""
-    lenet = {"model": LENET, "arm": "csgd", "strength": PULL}
-    off = max(listed(rows, "deviation", **lenet))
-    text = "LeNet-5, half of the filters: squared deviation"
-    yield Finding(text, "0", f"{off:.0e}", off < 1e-8)
-    same = listed(rows, lambda row: 100 * row["same"], **lenet)
-    text = "LeNet-5: classes that merging keeps, %"
-    yield Finding(text, "100", shown(same), min(same) == 100)
-
-
 def pulls(rows: Rows) -> Iterator[Finding]:
     """What merging does to ResNet-8 where the pull is too weak, and where it is enough."""
     for strength, paper in zip(STRENGTHS, ("a gap", "100; 0")):
@@ -170,7 +162,11 @@ CLAIM = Claim(
     arms=arms,
     measures=(accuracy, sizes),
     statements=(
-        merging,
+        largest("LeNet-5, half of the filters: squared deviation", "0",
+                each("deviation", model=LENET, arm="csgd"), 1e-8),
+        says("LeNet-5: classes that merging keeps, %", "100",
+             each(lambda row: 100 * row["same"], model=LENET, arm="csgd"),
+             lambda same: min(same) == 100),
         at_least("LeNet-5: merged - dense, points", "about 0",
                  gap("accuracy", "csgd", "dense", model=LENET), -0.3),
         pulls,

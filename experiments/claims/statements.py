@@ -191,6 +191,16 @@ def below(text: Text, paper: str, value: Value, limit: float, **more: Any) -> St
     return says(text, paper, value, lambda v: statistics.fmean(v) < limit, **more)
 
 
+def largest(text: str, paper: str, value: Value, limit: float) -> Statement:
+    """The largest of all seeds, an error, is below a limit."""
+
+    def findings(rows: Rows) -> Iterable[Finding]:
+        if values := value.list(rows):
+            yield Finding(text, paper, f"{max(values):.0e}", max(values) < limit)
+
+    return findings
+
+
 def told(text: Text, paper: str, value: Value, **more: Any) -> Statement:
     """Nothing is expected."""
     return says(text, paper, value, **more)

@@ -11,6 +11,7 @@ accuracies are those of the validation split, and of the test split for the last
 """
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -90,9 +91,13 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
     ]
     done, _ = run(stages, dense, task, case.fold(2))
     points = np.asarray(done.extra)
-    rows = [{"part": "point", **named(point)} for point in points]
-    rows += [*held_out(case, dense, points), *compared(case, dense._replace(extra=points))]
-    yield from (({"budget": {"macs": BUDGET.macs}, **row}, None) for row in rows)
+    made = itertools.chain(
+        ({"part": "point", **named(point)} for point in points),
+        held_out(case, dense, points),
+        compared(case, dense._replace(extra=points)),
+    )
+    for row in made:
+        yield {"budget": {"macs": BUDGET.macs}, **row}, None
 
 
 def named(point: np.ndarray) -> Row:

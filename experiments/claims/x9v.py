@@ -13,23 +13,17 @@ import dataclasses
 from collections.abc import Iterator
 from statistics import fmean
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from matplotlib.axes import Axes
 
-from experiments.claims.claim import Case, Claim, Made, Net, Shape
+from experiments.claims.claim import Case, Claim, Made, Net, accuracy, sizes
+from experiments.claims.nets import normed
 from experiments.claims.plots import Style, finish, level, spread
 from experiments.claims.statements import Finding, Rows, Statement, at_least, gap, listed, shown
-from experiments.rows import Row
-from jprune import zoo
-from jprune.base import Budget, Pruned
+from jprune.base import Budget
 from jprune.learners.variational import PRIORS, Rule
 from jprune.learners.variational import Settings as GateSettings
-from jprune.stages.prune import fractions
 from jprune.stages.variational import Gate, Select
-from jprune.zoo import layers
 
 FLOORS = {"params/fc1/kernel": 500}
 """Channels of convolutions are pruned, the units of the dense layer are not."""
@@ -54,35 +48,6 @@ class Settings:
     batch_size: int = 64
 
 
-class Normed(nnx.Module):
-    """LeNet-5 with a batch norm and ReLU behind every hidden layer; small images are padded."""
-
-    def __init__(self, shape: Shape, classes: int, rngs: nnx.Rngs):
-        dtype = jnp.dtype("float32")
-        padding = None if min(shape[:2]) < 16 else 0
-        self.conv1 = layers.conv(shape[2], 20, 5, dtype, rngs, padding=padding)
-        self.norm1 = layers.norm(20, rngs)
-        self.conv2 = layers.conv(20, 50, 5, dtype, rngs, padding=padding)
-        self.norm2 = layers.norm(50, rngs)
-        after = lambda size: size // 4 if padding is None else ((size - 4) // 2 - 4) // 2
-        pixels = after(shape[0]) * after(shape[1])
-        self.fc1 = layers.dense(50 * pixels, 500, dtype, rngs)
-        self.norm3 = layers.norm(500, rngs)
-        self.fc2 = layers.dense(500, classes, dtype, rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, h, w, c] -> logits."""
-        x = layers.max_pool(nnx.relu(self.norm1(self.conv1(x))))
-        x = layers.max_pool(nnx.relu(self.norm2(self.conv2(x))))
-        x = nnx.relu(self.norm3(self.fc1(x.reshape(x.shape[0], -1))))
-        return self.fc2(x)
-
-
-def normed(shape: Shape, classes: int) -> zoo.Net:
-    """The net for images of a shape."""
-    return zoo.from_module("lenet5_bn", lambda rngs: Normed(shape, classes, rngs), shape)
-
-
 def arms(case: Case[Settings]) -> Iterator[Made]:
     """The dense net, and with both priors the gated net, pruned by the rule and to the budget."""
     settings, start = case.settings, case.start
@@ -103,11 +68,6 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
             row = {name: record["metrics"][name] for name in ("kl_kept", "kl_pruned", "forced")}
             masks = np.concatenate([np.asarray(pruned.masks[name]) for name in gated.extra["mu"]])
             yield {"arm": arm, "prior": prior, **row, "kept": float(masks.mean())}, pruned
-
-
-def measured(case: Case, pruned: Pruned) -> Row:
-    """Accuracy and sizes."""
-    return {"accuracy": case.score(pruned), **fractions(case.task, pruned.masks or {})}
 
 
 def ruled(prior: str) -> Statement:
@@ -161,7 +121,7 @@ CLAIM = Claim(
     settings=Settings(),
     nets=lambda settings: [Net("lenet5_bn", images=settings.train_images, build=normed)],
     arms=arms,
-    measures=(measured,),
+    measures=(accuracy, sizes),
     statements=[make(prior) for prior in PRIORS for make in (ruled, halved)],
     plot=plot,
     remarks="LeNet-5 with batch norms on MNIST for 2 epochs, where the paper has CIFAR-10 and 300. "
