@@ -96,13 +96,15 @@ def prune(case: Case, pruned: Pruned, scores: Scores, kept: float) -> tuple[Prun
 
 def arms(case: Case[Settings]) -> Iterator[Made]:
     """The dense net, all levels of all criteria, and deletion and training in turn."""
-    given = case.settings
-    of = lambda epochs: case.train(epochs, given.learning_rate, weight_decay=given.weight_decay)
-    count = 1 if case.smoke else given.images // 250
+    settings = case.settings
+    of = lambda epochs: case.train(
+        epochs, settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    count = 1 if case.smoke else settings.images // 250
     batches: Sequence[Batch] = list(
         itertools.islice(case.task.data.batches("train", 250, seed=case.seed), count)
     )
-    dense = case.dense(of(given.epochs))
+    dense = case.dense(of(settings.epochs))
     yield {"arm": "dense", "kept": 1.0, "predicted": None}, dense
     for arm, criterion in criteria_of(case).items():
         scores = run_criterion(criterion, dense.variables, batches)
@@ -114,7 +116,7 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
     for number in case.first(range(1, ROUNDS + 1)):
         scores = run_criterion(criterion, pruned.variables, batches)
         pruned, _ = prune(case, pruned, scores, 0.7**number)
-        pruned = case.apply(pruned, 10 + number, of(given.between))
+        pruned = case.apply(pruned, 10 + number, of(settings.between))
         yield {"arm": "obd_iterative", "kept": 0.7**number, "predicted": None}, pruned
 
 

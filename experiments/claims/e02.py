@@ -61,12 +61,12 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
         nets = [trained(problem, batch, decay, rng) for batch in sets]
         for method in METHODS:
             curves = [curve(method, net, batch, decay) for net, batch in zip(nets, sets)]
-            seen = {
+            row = {
                 "weights": len(curves[0][1]),
                 "removed": [removed for removed, _ in curves],
                 "losses": [[float(f"{v:.4g}") for v in losses] for _, losses in curves],
             }
-            yield {"arm": method, **seen}, None
+            yield {"arm": method, **row}, None
 
 
 def first_right(method: str) -> Statement:

@@ -27,6 +27,7 @@ from experiments.claims.plots import Style, finish, spread
 from experiments.claims.statements import (
     Finding,
     Rows,
+    Statement,
     at_least,
     at_most,
     gap,
@@ -101,7 +102,7 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
     yield row("twins", layer.merged(variables, first), variables, found=len(pairs & right))
 
 
-def compared(net: str) -> Iterator[Any]:
+def compared(net: str) -> Iterator[Statement]:
     """Merging, deletion and chance at three levels."""
     pairs = (("merge", "delete"), ("delete", "random"), ("merge", "random"))
     for kept, (better, worse) in itertools.product((0.5, 0.3, 0.1), pairs):
@@ -112,7 +113,7 @@ def compared(net: str) -> Iterator[Any]:
     yield at_most(f"{net}, 30 % of fc1 merged: points lost", "at most 1", early, 1)
 
 
-def limits(net: str):
+def limits(net: str) -> Statement:
     """What merging can remove, where the paper's rule stops, and whether it finds copies."""
 
     def findings(rows: Rows) -> Iterator[Finding]:

@@ -22,7 +22,17 @@ from matplotlib.axes import Axes
 
 from experiments.claims.claim import Case, Claim, Made, Net, accuracy
 from experiments.claims.plots import Style, finish, line
-from experiments.claims.statements import Rows, above, at_least, at_most, below, each, gap, select
+from experiments.claims.statements import (
+    Rows,
+    Statement,
+    above,
+    at_least,
+    at_most,
+    below,
+    each,
+    gap,
+    select,
+)
 from experiments.claims.thresholds import thresholds
 from experiments.rows import Row
 from jprune import masks_of, recipes
@@ -83,29 +93,30 @@ def operated(case: Case, stage: Surgery, pruned: Pruned) -> tuple[Pruned, dict[s
         changes.append(float(np.mean(after != before)))
         before = after
     tenths = [float(part.mean()) for part in np.array_split(changes, min(10, len(changes)))]
-    seen = {"found": float(before.mean()), "spliced": float(back.mean()), "changes": tenths}
-    return learner.finish(state), seen
+    record = {"found": float(before.mean()), "spliced": float(back.mean()), "changes": tenths}
+    return learner.finish(state), record
 
 
 def arms(case: Case[Settings]) -> Iterator[Made]:
     """The dense net, trained on, with surgery that splices or not, and with Han's rounds."""
-    given, (kept, by_layer) = case.settings, KEPT[case.net.name]
+    settings, (kept, by_layer) = case.settings, KEPT[case.net.name]
     # A step of LeNet-5 takes ten times as long: 0.4 of the steps, each of a quarter of the images.
     shorter, size = (0.1, 32) if case.net.name == "lenet5" else (1.0, 128)
     of = lambda epochs, rate, **more: case.train(shorter * epochs, rate, size, **more)
     unseen = dict.fromkeys(("found", "spliced", "changes"))
-    dense = case.dense(of(given.epochs, given.learning_rate))
+    dense = case.dense(of(settings.epochs, settings.learning_rate))
     dense, _ = Save("dense")(dense, case.task, case.key)
     yield {"arm": "dense", **unseen}, dense
-    whole = of(given.surgery + given.after, given.surgery_rate, name="finetune")
+    whole = of(settings.surgery + settings.after, settings.surgery_rate, name="finetune")
     yield {"arm": "longer", **unseen}, case.apply(dense, 5, whole)
     budget, c = Budget(density=kept), rates(dense, by_layer, kept)
-    during = of(given.surgery, given.surgery_rate, schedule="constant")
+    during = of(settings.surgery, settings.surgery_rate, schedule="constant")
+    after = of(settings.after, settings.surgery_rate)
     for arm in ("dns", "no_splice"):
-        stage = Surgery(during, budget, c, given.gamma, splice=arm == "dns")
-        pruned, seen = operated(case, stage, dense)
+        stage = Surgery(during, budget, c, settings.gamma, splice=arm == "dns")
+        pruned, record = operated(case, stage, dense)
         pruned, _ = Settle(budget)(pruned, case.task, case.key)
-        yield {"arm": arm, **seen}, case.apply(pruned, 3, of(given.after, given.surgery_rate))
+        yield {"arm": arm, **record}, case.apply(pruned, 3, after)
     recipe = han(budget, None, whole, rounds=1 if case.smoke else 5)
     pruned, _ = recipes.run(recipe, dense, case.task, case.fold(4))
     yield {"arm": "iterative", **unseen}, pruned
@@ -130,7 +141,7 @@ def plot(rows: Rows, axes: Axes) -> None:
     finish(axes, "surgery, %", "mask entries that change in a step, %", 9)
 
 
-def of_net(net: str, times: int, paper: str, most: float):
+def of_net(net: str, times: int, paper: str, most: float) -> Iterator[Statement]:
     """Points lost, and how far surgery is ahead of rounds and of surgery without splicing."""
     for arm, name in (("dense", "the dense net"), ("longer", "it, trained on for as long")):
         text = f"{net}, {times} times fewer weights: points lost to {name}"

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 
 from experiments.claims.claim import Case, Claim, Made, Net, accuracy
 from experiments.claims.plots import Style, finish, level, spread
-from experiments.claims.statements import Finding, Rows, Value, at_least, each, gap
+from experiments.claims.statements import Finding, Rows, Statement, Value, at_least, each, gap
 from experiments.rows import Row
 from jprune.base import Budget, Pruned
 from jprune.recipes import Rewind, Save, Train, evaluate
@@ -107,7 +107,7 @@ def fraction(case: Case, pruned: Pruned) -> Row:
     return {"kept": 1.0 if none else fractions(case.task, pruned.masks)["density"]}
 
 
-def ahead(number: int, other: str, paper: str, least: float):
+def ahead(number: int, other: str, paper: str, least: float) -> Statement:
     """The ticket after so many rounds against another net."""
     than = {"arm": "dense"} if other == "dense" else {"arm": "reinit", "round": number}
     text = f"at {100 * remaining(number):.1f} %, ticket - {other} >= {least:g}"

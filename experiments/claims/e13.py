@@ -25,6 +25,7 @@ from experiments.claims.plots import Style, finish, level, line
 from experiments.claims.statements import (
     Finding,
     Rows,
+    Statement,
     above,
     each,
     gap,
@@ -143,7 +144,9 @@ def border(task: Task, norms: dict[str, dict[str, np.ndarray]]) -> list[float]:
     return [float(near[zero].mean()) if zero.any() else 0.0, float(near.mean())]
 
 
-def lost(rows: Rows, net: str, families: str, strength: float, what: str = "accuracy"):
+def lost(
+    rows: Rows, net: str, families: str, strength: float, what: str = "accuracy"
+) -> list[float]:
     """Points below dense, by seed: of test accuracy, or of `validation`."""
     arm = {"arm": "prox", "families": families, "strength": strength}
     return gap(what, "dense", arm, net=net).list(rows)
@@ -203,7 +206,10 @@ def of_lenet300(rows: Rows) -> Iterator[Finding]:
 def of_resnet8(rows: Rows) -> Iterator[Finding]:
     """The smallest strength at which a branch vanishes in the mean, else the largest."""
     gone = lambda row: sum(count == 0 for count in row["kept"].values())
-    at = {s: listed(rows, gone, net="resnet8", strength=s) for s in strengths(rows, "depth")}
+    at = {
+        s: listed(rows, gone, arm="prox", families="depth", strength=s)
+        for s in strengths(rows, "depth")
+    }
     strength = next((s for s, counts in at.items() if fmean(counts) >= 1), max(at))
     points = lost(rows, "resnet8", "depth", strength)
     text = f"ResNet-8, depth {strength}: branches of three that vanish for 0.5 points"
@@ -212,14 +218,12 @@ def of_resnet8(rows: Rows) -> Iterator[Finding]:
     yield Finding(text, "1 of 9", ours, holds)
 
 
-def zeros(arm: str, paper: str):
+def zeros(arm: str, paper: str) -> Statement:
     """The percentage of groups that are exactly 0."""
     net, families, strength = COMPARED
     where = {"net": net, "families": families, "strength": float(strength)}
-    text, value = (
-        f"{arm}, {families} {strength}: groups that are exactly 0, %",
-        each(lambda row: 100 * row["zeros"], arm=arm, **where),
-    )
+    text = f"{arm}, {families} {strength}: groups that are exactly 0, %"
+    value = each(lambda row: 100 * row["zeros"], arm=arm, **where)
     if arm == "subgradient_alone":
         return says(text, paper, value, lambda shares: fmean(shares) == 0, digits=1)
     return above(text, paper, value, 20, digits=1)
@@ -232,10 +236,11 @@ def plot(rows: Rows, axes: Axes) -> None:
         ("lenet300", "filter+shape", "muted"), ("resnet8", "depth", "ink"),
     ):  # fmt: skip
         tried = strengths(rows, families)
-        macs = [each(lambda row: 100 * row["macs"], families=families, strength=s) for s in tried]
+        where = {"net": net, "arm": "prox", "families": families}
+        percent = lambda row: 100 * row["macs"]
+        macs = [fmean(listed(rows, percent, strength=strength, **where)) for strength in tried]
         points = [fmean(lost(rows, net, families, strength)) for strength in tried]
-        line(axes, [m.mean(select(rows, net=net, arm="prox")) for m in macs], points,
-             Style(f"{net}, {families}", colour))  # fmt: skip
+        line(axes, macs, points, Style(f"{net}, {families}", colour))
     level(axes, 0)
     finish(axes, "MACs left, %", "test accuracy lost, points")
 

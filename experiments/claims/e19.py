@@ -34,7 +34,17 @@ from experiments.claims.layers import (
     nets,
 )
 from experiments.claims.plots import Style, finish, line
-from experiments.claims.statements import Finding, Rows, Value, at_least, at_most, each, gap, shown
+from experiments.claims.statements import (
+    Finding,
+    Rows,
+    Statement,
+    Value,
+    at_least,
+    at_most,
+    each,
+    gap,
+    shown,
+)
 from experiments.rows import Row
 from jprune.base import Budget, Pruned
 from jprune.reconstruct import least_squares
@@ -147,7 +157,7 @@ def refitted(rows: Rows) -> Iterator[Finding]:
     yield Finding(text, "at least 5 (ours)", ours, bool(gains) and fmean(gains) >= 5)
 
 
-def ahead(arm: str, other: str, paper: str = "above 0"):
+def ahead(arm: str, other: str, paper: str = "above 0") -> Statement:
     """Two ways to prune a whole net."""
     text = f"half of the MACs: accuracy of ({arm}) - ({other}), points"
     return at_least(text, paper, gap("accuracy", arm, other, part="net"), 0, digits=1)

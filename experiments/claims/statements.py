@@ -39,11 +39,11 @@ def shown(values: Iterable[float], digits: int = 2, unit: str = "") -> str:
         >>> shown([1.0, 3.0], unit=" %"), shown([2.0])
         ('2.00 ± 1.41 %', '2.00')
     """
-    known = list(values)
-    average = f"{statistics.fmean(known):.{digits}f}"
-    return (
-        f"{average} ± {statistics.stdev(known):.{digits}f}{unit}" if known[1:] else average + unit
-    )
+    numbers = list(values)
+    average = f"{statistics.fmean(numbers):.{digits}f}"
+    if not numbers[1:]:
+        return average + unit
+    return f"{average} ± {statistics.stdev(numbers):.{digits}f}{unit}"
 
 
 def select(rows: Rows, **where: Any) -> list[Row]:

@@ -118,21 +118,21 @@ def held_out(case: Case[Settings], dense: Pruned, points: np.ndarray) -> Iterato
         yield {"part": "held_out", **named(point), "predicted": predicted}
 
 
-def compared(case: Case[Settings], known: Pruned) -> Iterator[Row]:
+def compared(case: Case[Settings], dense: Pruned) -> Iterator[Row]:
     """The optimum, and one dimension alone, each the largest that is under the budget."""
     stage = Optimum(BUDGET, multiple(case), case.settings.degree)
-    net, (record,) = stage(known, case.task, case.fold(20))
+    net, (record,) = stage(dense, case.task, case.fold(20))
     predicted = record["metrics"]["predicted"]
     yield {"part": "optimum", "arm": "all", **tuned(case, net), "predicted": predicted}
     for axis in case.first(DIMENSIONS):
-        net = alone(case, axis, known)
+        net = alone(case, axis, dense)
         if net is not None:
             yield {"part": "axis", "arm": axis, **tuned(case, net)}
 
 
-def alone(case: Case, axis: str, known: Pruned) -> Pruned | None:
+def alone(case: Case, axis: str, dense: Pruned) -> Pruned | None:
     """The largest net under the budget that is smaller in one dimension; None: no such net."""
-    dense = Pruned(known.saved["dense"], None, None, known.saved)
+    dense = Pruned(dense.saved["dense"], None, None, dense.saved)
     if axis == "width":
         return dense._replace(masks=fewer_units(case.task, dense, BUDGET, {}))
     for level in np.linspace(1, 0, 33)[1:-1].tolist():
