@@ -36,7 +36,8 @@ def provenance(*packages: str) -> Row:
     # Relative to the repository: a row tells nothing about the machine's folders.
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "-"
     if script.startswith("experiments"):
-        script = f"-m {script.removesuffix('.py').replace(os.sep, '.')}"
+        module = script.removesuffix(".py").replace(os.sep, ".")
+        script = f"-m {module.removesuffix('.__main__')}"
     return {
         "versions": versions,
         "device": measure.device(),

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import claims, run
 from experiments import rows as files
+from experiments import run
+from experiments.claims.claim import find
+from experiments.claims.pages import finished, page, svg
 from jprune import compare, errors
 from jprune.compare import METRICS, Comparison, figures
 from jprune.compare.page import changes_text, front_text, spread_text
@@ -52,7 +54,7 @@ def main(results: Path = files.RESULTS, pages: Path = PAGES) -> list[Path]:
             raise errors.ArgumentError(
                 f"two comparisons have the name {rows.stem}; rename one: pages are named after it."
             )
-        if family == "mechanisms":
+        if family == "claims":
             tested[rows.stem] = files.read(rows)
             written += write_claim(pages, rows.stem, tested[rows.stem])
             continue
@@ -90,8 +92,8 @@ def write_page(pages: Path, name: str, comparisons: Sequence[Comparison]) -> lis
 
 def write_claim(pages: Path, name: str, rows: Sequence[files.Row]) -> list[Path]:
     """Writes the page of a claim that was run again, and its figure."""
-    files.write(pages / f"{name}.svg", claims.svg(name, rows))
-    files.write(pages / f"{name}.md", claims.page(name, rows))
+    files.write(pages / f"{name}.svg", svg(name, rows))
+    files.write(pages / f"{name}.md", page(name, rows))
     return [pages / f"{name}.svg", pages / f"{name}.md"]
 
 
@@ -186,10 +188,10 @@ def index(made: dict[str, Sequence[Comparison]], tested: dict[str, Sequence[file
     ]
     again = []
     for name, rows in sorted(tested.items()):
-        done, _ = claims.finished(rows)
-        found = [finding.holds for finding in claims.find(name).findings(done)]
+        done, _ = finished(rows)
+        found = [finding.holds for finding in find(name).findings(done)]
         held = [holds for holds in found if holds is not None]
-        link = f"[{claims.find(name).title}]({name}.md)"
+        link = f"[{find(name).title}]({name}.md)"
         again.append((link, sum(held), len(held) - sum(held), len({row["seed"] for row in done})))
     comparisons = ("comparison", "net and data", "methods", "seeds:", "fair")
     parts = [

@@ -65,7 +65,7 @@ def gal(
             the masks removes what is below 0: half of everything at random, whatever the budget.
         mask_steps: how many steps of the masks lie in the training, evenly (the authors' 100, with
             some 390 steps of the weights between two). Blocks want 20 or more in between: with
-            fewer they fall together (`experiments/mechanisms/p30b_gal_blocks.py`).
+            fewer they fall together (`experiments/claims/p30b.py`).
         mask_rate: step size of the masks.
         judge_rate: learning rate of the discriminator.
         judge_std: of its initial weights; None is He's. The authors' 0.01 needs their 39,000 steps.

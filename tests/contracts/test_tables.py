@@ -13,9 +13,8 @@ import optax
 import pytest
 
 import jprune
-from jprune import allocate, criteria, curvature, errors, schedules, sparsify
+from jprune import allocate, blocks, criteria, curvature, errors, schedules, sparsify
 from jprune.base import Budget, Criterion
-from jprune.blocks.members import unit_blocks
 from tests.contracts.own import cross_entropy, draw
 
 KNOWN = {
@@ -286,14 +285,11 @@ def with_data(batch_matters=True):
 
 SPARSIFIERS = {
     "hold": lambda: sparsify.hold(MASKS),
-    "l1_decay": lambda: sparsify.l1_decay(0.1, steady),
-    "group_lasso": lambda: sparsify.group_lasso(
-        [sparsify.Term(unit_blocks(GROUPS), dict.fromkeys(UNITS, 0.1))], PATHS, steady
-    ),
+    "l1_decay": lambda: sparsify.l1_decay(blocks.weights(GROUPS), 0.1, steady),
+    "group_lasso": lambda: sparsify.group_lasso(blocks.filters(GROUPS), 0.1, steady),
     "admm": lambda: sparsify.admm(
         optax.adam(0.01),
-        sparsify.projection([(unit_blocks(GROUPS), dict.fromkeys(UNITS, 3))]),
-        PATHS,
+        sparsify.projection(blocks.filters(GROUPS), dict.fromkeys(UNITS, 3)),
         rho=0.1,
         every=2,
     ),

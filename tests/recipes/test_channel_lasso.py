@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jprune
-from experiments.mechanisms import e19_channel_lasso
+from experiments.claims import e19
+from experiments.claims.claim import run as run_claim
 from jprune import errors, recipes
 from jprune.base import Budget, Problem, Pruned
 from jprune.masks import apply_masks
@@ -273,7 +274,7 @@ def test_the_recipe_runs_by_name():
 
 @pytest.mark.slow
 def test_the_claim_runs_through():
-    found = e19_channel_lasso.main(e19_channel_lasso.Settings(smoke=True))
+    found = run_claim(e19.CLAIM, smoke=True)
     assert [row["part"] for row in found] == ["dense", *["layer"] * 16, "net"]
     by = {(row["layer"], row["arm"], row["refit"]): row["error"] for row in found[1:-1]}
     for (layer, arm, refit), error in by.items():

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import jprune
-from experiments.mechanisms import p41_csgd
+from experiments.claims import p41
+from experiments.claims.claim import run as run_claim
 from jprune import errors, recipes
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
@@ -281,7 +282,7 @@ def test_what_cannot_be_is_refused(tiny):
 
 @pytest.mark.slow
 def test_p41_has_a_row_an_arm():
-    found = p41_csgd.main(p41_csgd.Settings(smoke=True))
+    found = run_claim(p41.CLAIM, smoke=True)
     assert [row["arm"] for row in found] == ["dense", "csgd", "l1", "scratch"]
     assert [round(row["density"], 3) for row in found] == [1, 0.625, 0.625, 0.625]
     assert 0 <= found[1]["same"] <= 1

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jprune
-from experiments.mechanisms import e05_data_free
+from experiments.claims import e05
+from experiments.claims.claim import run as run_claim
 from jprune import errors
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
@@ -281,7 +282,7 @@ def test_nothing_mergeable():
 
 
 def test_the_claim_runs_through():
-    found = e05_data_free.main(e05_data_free.Settings(smoke=True))
+    found = run_claim(e05.CLAIM, smoke=True)
     assert [row["arm"] for row in found] == [
         "dense",
         "merge",

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.mechanisms import e07_dns
+from experiments.claims import e07
+from experiments.claims.claim import run as run_claim
 from jprune import errors, masks_of, recipes, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks, density
@@ -284,7 +285,7 @@ def test_equal_weights_go_by_index_and_what_cannot_be_is_refused(lenet):
 
 @pytest.mark.slow
 def test_e07_has_a_row_an_arm():
-    found = e07_dns.main(e07_dns.Settings(smoke=True))
+    found = run_claim(e07.CLAIM, smoke=True)
     assert [row["arm"] for row in found] == ["dense", "longer", "dns", "no_splice", "iterative"]
     assert all(row["density"] == pytest.approx(0.02, abs=1e-3) for row in found[2:4])
     assert found[4]["density"] <= 0.02  # units that are cut off go too

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jprune
-from experiments.mechanisms import e10_edge_popup
+from experiments.claims import e10
+from experiments.claims.claim import run as run_claim
 from jprune import errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import draw_scores, draw_weights, kept_of, popup_task, top_masks
@@ -171,7 +172,7 @@ def test_what_cannot_be_is_refused(lenet):
 
 @pytest.mark.slow
 def test_e10_has_a_row_an_arm():
-    found = e10_edge_popup.main(e10_edge_popup.Settings(smoke=True))
+    found = run_claim(e10.CLAIM, smoke=True)
     assert [row["arm"] for row in found] == ["signed_constant", "target", "subset_sum"]
     assert [row["moved"] for row in found] == [0, None, None]
     assert 0 < found[2]["within"] < 1

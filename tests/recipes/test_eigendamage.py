@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jprune
-from experiments.mechanisms import e28_eigendamage as e28
+from experiments.claims import e28
+from experiments.claims.claim import run as run_claim
 from jprune import data, errors, recipes, train
 from jprune.base import Budget, Pruned
 from jprune.cost import cost
@@ -322,7 +323,7 @@ def test_the_exported_net_is_the_factored_one(run):
 
 
 def test_the_claim_runs_and_compares_nets_of_one_size():
-    found = e28.main(e28.Settings(smoke=True, nets=("lenet300",)))
+    found = run_claim(e28.CLAIM, smoke=True)
     assert {row["part"] for row in found} == {"dense", "macs", "size", "layer"}
     size = {row["arm"]: row["params"] for row in found if row["part"] == "size"}
     assert set(size) == {"eigendamage", *METHODS}
@@ -334,7 +335,7 @@ def test_the_claim_runs_and_compares_nets_of_one_size():
         {**row, "net": "lenet5", "density": half(row), "finetuned": row["accuracy"]}
         for row in found
     ]
-    claims = e28.findings(renamed)
+    claims = e28.CLAIM.findings(renamed)
     assert [finding.claim.partition(":")[0] for finding in claims][2:5] == [
         "lenet5, size of C-OBD at 0.5",
         "lenet5, there",

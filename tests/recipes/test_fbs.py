@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.mechanisms import p32_fbs
+from experiments.claims import p32
+from experiments.claims.claim import run as run_claim
+from experiments.claims.nets import WIDTHS
 from jprune import errors, recipes, slim, trace, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.cost.samples import gates_of, sample_macs
@@ -434,8 +436,8 @@ def test_resnets_are_gated_at_every_convolution():
 
 @pytest.mark.slow
 def test_p32_has_a_row_an_arm():
-    found = p32_fbs.main(p32_fbs.Settings(smoke=True))
-    assert [row["arm"] for row in found] == ["dense", *p32_fbs.ARMS]
+    found = run_claim(p32.CLAIM, smoke=True)
+    assert [row["arm"] for row in found] == ["dense", *list(p32.COLOURS)[1:]]
     assert found[1]["macs"] < 0.35 * found[0]["macs"]
     assert found[1]["params"] > found[0]["params"]
-    assert len(found[1]["apart"]) == len(p32_fbs.WIDTHS)
+    assert len(found[1]["apart"]) == len(WIDTHS)

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.mechanisms import p30_gal, p30b_gal_blocks
+from experiments.claims import p30, p30b
+from experiments.claims.claim import run as run_claim
 from jprune import errors, gated, recipes, slim, slim_params, trace
 from jprune.base import Budget, Pruned
 from jprune.learners import init_judge, judged, told_apart
@@ -400,7 +401,7 @@ def test_unknown_kinds_and_regularisers_are_refused():
 
 @pytest.mark.slow
 def test_p30_has_a_row_an_arm():
-    found = p30_gal.main(p30_gal.Settings(smoke=True))
+    found = run_claim(p30.CLAIM, smoke=True)
     assert [row["arm"] for row in found] == ["dense", "sweep", "gal", "mse", "random", "labels"]
     assert found[-1]["same"]
     assert all(row["kept"] <= 0.3 for row in found[2:])
@@ -408,7 +409,7 @@ def test_p30_has_a_row_an_arm():
 
 @pytest.mark.slow
 def test_p30b_removes_each_block_once():
-    found = p30b_gal_blocks.main(p30b_gal_blocks.Settings(smoke=True))
+    found = run_claim(p30b.CLAIM, smoke=True)
     assert [row["arm"] for row in found] == ["dense", "gal", "cut", "cut", "cut"]
     cut = {row["block"]: row for row in found[2:]}
     assert len(cut) == len({row["accuracy"] for row in cut.values()}) == 3

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 import jprune
-from experiments.mechanisms import e04_han
+from experiments.claims import e04
+from experiments.claims.claim import run as run_claim
 from jprune import criteria, errors, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
@@ -391,7 +392,7 @@ def test_what_cannot_be_is_refused(lenet):
 
 @pytest.mark.slow
 def test_e04_has_a_row_an_arm():
-    found = e04_han.main(e04_han.Settings(smoke=True))
+    found = run_claim(e04.CLAIM, smoke=True)
     arms = ["dense", "iterative", "longer", "cut", "one_shot", "reinit", "l1", "l2"]
     assert [row["arm"] for row in found] == arms
     assert all(0 <= row["accuracy"] <= 1 for row in found)

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.mechanisms import p39_metapruning
+from experiments.claims import p39
+from experiments.claims.claim import run as run_claim
 from jprune import errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import (
@@ -522,5 +523,5 @@ def test_a_search_goes_on_where_it_stopped():
 
 @pytest.mark.slow
 def test_p39_has_a_row_an_arm():
-    found = p39_metapruning.main(p39_metapruning.Settings(smoke=True))
+    found = run_claim(p39.CLAIM, smoke=True)
     assert {row["part"] for row in found} == {"rank", "search", "net"}

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.mechanisms import _layers, e20_thinet
+from experiments.claims import e20, layers
+from experiments.claims.claim import cases
+from experiments.claims.claim import run as run_claim
 from jprune import errors, recipes
 from jprune.base import Budget, Problem, Pruned
 from jprune.recipes import Train, run
@@ -176,18 +178,16 @@ def test_bad_words():
 
 @pytest.mark.slow
 def test_the_claim_runs_through():
-    found = e20_thinet.main(e20_thinet.Settings(smoke=True))
+    found = run_claim(e20.CLAIM, smoke=True)
     assert [row["part"] for row in found] == ["dense", *["layer"] * 12, "net"]
-    assert [row["arm"] for row in found[1:7]] == list(e20_thinet.ARMS)
+    assert [row["arm"] for row in found[1:7]] == list(e20.CHOICES)
     assert all(np.isfinite(row["error"]) for row in found[1:])
 
 
 @pytest.mark.slow
 def test_layers_of_the_claims_are_seen_in_the_dense_net():
-    settings = _layers.Settings(smoke=True)
-    task = _layers.task_of("resnet8", _layers.cifar10(settings))
-    dense = _layers.dense_net(settings, task, KEY)
-    layers = _layers.Layers(settings, task, dense, KEY)
-    for number, (step, problem) in enumerate(layers):
+    (case,) = cases(e20.CLAIM, smoke=True)
+    walk = layers.Layers(case, layers.dense_net(case), KEY)
+    for number, (step, problem) in enumerate(walk):
         assert relative_error(problem, problem.weight) < 1e-6, number
-        layers.with_weights(step, problem, np.arange(step.units) < 1, None)
+        walk.with_weights(step, problem, np.arange(step.units) < 1, None)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.mechanisms import x9_three_dimensions
+from experiments.claims import x9
+from experiments.claims.claim import run as run_claim
 from jprune import data, errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.recipes import CheckedStage, Evaluate, Rewind, Train
@@ -407,5 +408,5 @@ def test_bad_words():
 
 @pytest.mark.slow
 def test_x9_has_a_row_a_net():
-    found = x9_three_dimensions.main(x9_three_dimensions.Settings(smoke=True))
+    found = run_claim(x9.CLAIM, smoke=True)
     assert {row["part"] for row in found} >= {"point", "held_out", "optimum"}

@@ -11,7 +11,8 @@ import pytest
 from scipy.integrate import quad
 
 import jprune
-from experiments.mechanisms import x9v_variational
+from experiments.claims import x9v
+from experiments.claims.claim import run as run_claim
 from jprune import errors, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import fold_gates, gateable, kl_gaussian, kl_log_uniform, sample_gates
@@ -369,13 +370,13 @@ def test_x9_expects_nothing_of_a_rule_that_prunes_nothing():
     found = [row("dense", None, 1.0)]
     for prior, kept in (("gaussian", 0.8), ("log_uniform", 1.0)):
         found += [row("gated", prior, 1.0), row("rule", prior, kept), row("half", prior, 0.5)]
-    verdicts = [finding.holds for finding in x9v_variational.findings(found)]
+    verdicts = [finding.holds for finding in x9v.findings(found)]
     assert verdicts == [True] * 5 + [False, None, None, True, True]
 
 
 @pytest.mark.slow
 def test_x9_has_a_row_an_arm():
-    found = x9v_variational.main(x9v_variational.Settings(smoke=True))
+    found = run_claim(x9v.CLAIM, smoke=True)
     arms = ["gated", "rule", "half"]
     assert [row["arm"] for row in found] == ["dense", *arms, *arms]
     assert [row["kept"] for row in found[:3]] == [1, 1, 1]  # two steps prune nothing

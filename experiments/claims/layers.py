@@ -5,20 +5,17 @@ block or, by a sampler, its part of a stream.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from statistics import fmean as mean
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import rows
-from experiments.claims import seeds_of
-from experiments.mechanisms._nets import cifar10, task_of
-from jprune.base import Budget, Problem, Pruned, Reconstructor, Task, Variables
-from jprune.recipes import Train
+from experiments.claims.claim import Case, Made, Net
+from jprune.base import Budget, Problem, Pruned, Reconstructor, Variables
 from jprune.reconstruct import relative_error
 from jprune.reconstruct._moments import best
 from jprune.stages.layer_wise import Choose, LayerWise, Refit, Walk
@@ -30,44 +27,42 @@ class Settings:
     """What the numbers depend on.
 
     Attributes:
-        seeds: of initial values, order of the data and draws.
         epochs: of the dense net.
         learning_rate: the largest one.
         train_images: of the training split.
         test_images: that accuracy is measured on.
         images: of calibration.
         points: positions an image and layer.
-        smoke: two steps a training, on digits; writes nothing.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2)
     epochs: float = 5.0
     learning_rate: float = 0.1
     train_images: int = 10_000
     test_images: int = 1_000
     images: int = 1_000
     points: int = 10
-    smoke: bool = False
 
 
-def dense_net(settings: Settings, task: Task, key: jax.Array) -> Pruned:
+def nets(settings: Settings) -> list[Net]:
+    """A small residual net."""
+    return [Net("resnet8", "cifar10", settings.train_images)]
+
+
+def dense_net(case: Case[Settings]) -> Pruned:
     """The trained net."""
-    most = 2 if settings.smoke else None
-    size = 64 if settings.smoke else 128
-    stage = Train(settings.epochs, settings.learning_rate, size, max_steps=most)
-    start = Pruned(task.init(jax.random.fold_in(key, 0)), None)
-    return stage(start, task, jax.random.fold_in(key, 1))[0]
+    size = 64 if case.smoke else 128
+    return case.dense(case.train(case.settings.epochs, case.settings.learning_rate, size))
 
 
 class Layers:
     """One layer at a time, from the dense net each time."""
 
-    def __init__(self, settings: Settings, task: Task, dense: Pruned, key: jax.Array):
-        self.settings, self.task, self.dense, self.key = settings, task, dense, key
-        steps = steps_of(task, "sampler")
-        self.steps = steps[-2:] if settings.smoke else steps
-        self.stage = layerwise(settings, at_random, None)
-        self.walk = Walk(self.stage, task, key, dense.variables, self.steps)
+    def __init__(self, case: Case[Settings], dense: Pruned, key: jax.Array):
+        self.dense = dense
+        steps = steps_of(case.task, "sampler")
+        self.steps = steps[-2:] if case.smoke else steps
+        stage = layerwise(case, at_random, None)
+        self.walk = Walk(stage, case.task, key, dense.variables, self.steps)
 
     def __iter__(self) -> Iterator[tuple[Step, Problem]]:
         for step in self.steps:
@@ -77,7 +72,7 @@ class Layers:
     def with_weights(
         self, step: Step, problem: Problem, mask: np.ndarray, refit: Reconstructor | None
     ) -> tuple[Variables, float]:
-        """The net with one layer pruned, and the relative error of what the layer says."""
+        """The net with one layer pruned, and the relative error of that layer's outputs."""
         weight, bias = np.asarray(problem.weight) * mask[:, None, None], None
         if refit is not None:
             weight, bias = refit(problem._replace(keep=mask))
@@ -88,40 +83,34 @@ class Layers:
         return pruned, relative_error(problem, weight, bias)
 
 
-def layerwise(settings: Settings, choose: Choose, refit: Refit | None) -> LayerWise:
+def layerwise(case: Case[Settings], choose: Choose, refit: Refit | None) -> LayerWise:
     """The stage that prunes all layers by half of their inputs, with this calibration."""
-    size = 50 if settings.smoke else 125
+    size = 50 if case.smoke else 125
     return LayerWise(
         Budget(density=0.5),
         choose,
         refit,
-        batches=1 if settings.smoke else settings.images // size,
+        batches=1 if case.smoke else case.settings.images // size,
         batch_size=size,
-        points=settings.points,
+        points=case.settings.points,
     )
 
 
-def accuracy(settings: Settings, task: Task, variables: Variables) -> float:
+def accuracy(case: Case[Settings], variables: Variables) -> float:
     """On the first images of the test set."""
-    size = 100 if settings.smoke else 500
-    batches = itertools.islice(
-        task.data.batches("test", size), max(1, settings.test_images // size)
-    )
-    right = [
-        np.asarray(_right(task.fn)(variables, batch["image"]) == batch["label"])[
-            batch["weight"] > 0
-        ]
-        for batch in batches
-    ]
+    size = 100 if case.smoke else 500
+    count = max(1, case.settings.test_images // size)
+    right = []
+    for batch in itertools.islice(case.task.data.batches("test", size), count):
+        classes = np.asarray(classified(case.task.fn)(variables, batch["image"]))
+        right.append((classes == batch["label"])[batch["weight"] > 0])
     return float(np.concatenate(right).mean())
 
 
-_JITTED: dict[int, Callable[..., Any]] = {}
-
-
-def _right(fn: Callable[..., Any]) -> Callable[..., Any]:
-    made = jax.jit(lambda variables, image: jnp.argmax(fn(variables, image), axis=-1))
-    return _JITTED.setdefault(id(fn), made)
+@functools.cache
+def classified(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The classes that a net tells, compiled once."""
+    return jax.jit(lambda variables, image: jnp.argmax(fn(variables, image), axis=-1))
 
 
 def at_random(problems: Sequence[Problem], width: int, key: jax.Array) -> np.ndarray:
@@ -156,24 +145,17 @@ def layer_name(step: Step) -> str:
     return step.name.replace("params/", "").replace("/kernel", "")
 
 
-def of(found: Sequence[rows.Row], what: str, **wanted: Any) -> list[float]:
-    """Means over all rows of a seed, by seed."""
-    mine = [row for row in found if all(row.get(name) == value for name, value in wanted.items())]
-    seeds = sorted({row["seed"] for row in mine})
-    return [mean(row[what] for row in mine if row["seed"] == seed) for seed in seeds]
+Part = Callable[[Case[Settings], Pruned, jax.Array], Iterator[Made]]
 
 
-Part = Callable[[Settings, Task, Pruned, jax.Array], Iterator[rows.Row]]
+def arms_of(*parts: Part) -> Callable[[Case[Settings]], Iterator[Made]]:
+    """The dense net of a seed, and what the parts make of it."""
 
-
-def rows_of(settings: Settings, parts: Sequence[Part]) -> Iterator[rows.Row]:
-    """The dense net of every seed, and what the parts make of it."""
-    task = task_of("resnet8", cifar10(settings))
-    for seed in seeds_of(settings):
-        key = jax.random.key(seed)
-        dense = dense_net(settings, task, key)
-        reached = accuracy(settings, task, dense.variables)
-        yield {"seed": seed, "part": "dense", "arm": "dense", "kept": 1.0, "accuracy": reached}
+    def arms(case: Case[Settings]) -> Iterator[Made]:
+        dense = dense_net(case)
+        reached = accuracy(case, dense.variables)
+        yield {"part": "dense", "arm": "dense", "kept": 1.0, "accuracy": reached}, None
         for number, part in enumerate(parts, start=2):
-            for row in part(settings, task, dense, jax.random.fold_in(key, number)):
-                yield {"seed": seed, **row}
+            yield from part(case, dense, case.fold(number))
+
+    return arms

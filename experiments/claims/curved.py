@@ -1,0 +1,132 @@
+"""E28's nets: the five methods of the paper with one measured curvature, and other criteria."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from experiments.claims.claim import Case, scored_before
+from experiments.rows import Row
+from jprune import allocate, criteria, curvature, errors, run_criterion
+from jprune.base import Batch, Budget, Criterion, Pruned, Scores
+from jprune.masks import apply_masks
+from jprune.recipes import Prune
+from jprune.recipes.kronecker import METHODS
+from jprune.stages.eigenbasis import COLUMNS, ROWS, Form, Rotate
+from jprune.stages.kronecker import PruneFilters
+from jprune.stages.prune import fractions
+from jprune.train.net import Net as TaskNet
+
+DENSITIES = (0.7, 0.5, 0.3, 0.1)
+ROTATED = ("eigendamage", "eigendamage, per cost")
+ALLOCATORS = {"uniform": "uniform", "global": "global_topk"}
+BATCH = 50
+
+
+def row(part: str, arm: str, density: float | None, record: Mapping[str, float]) -> Row:
+    """What a row says of a net."""
+    sizes = {name: record.get(name) for name in ("params", "macs")}
+    return {"part": part, "arm": arm, "density": density, **sizes,
+            "predicted": record.get("damage")}  # fmt: skip
+
+
+class Curved:
+    """A dense net whose curvature is measured once, for several budgets."""
+
+    def __init__(self, case: Case[Any], dense: Pruned, batches: Sequence[Batch]):
+        self.case, self.dense, self.batches = case, dense, batches
+        key, task = case.fold(2), case.task
+        self.rotate = Rotate(Budget(density=1.0), batches=len(batches), batch_size=BATCH)
+        self.forms = self.rotate.forms(dense.variables, task, key)
+        self.filters: dict[str, tuple[PruneFilters, Criterion, Any]] = {}
+        for form in METHODS:
+            stage = PruneFilters(Budget(density=1.0), form)
+            criterion = stage.criterion(task, TaskNet(task).groups, key)
+            state = criterion.init(dense.variables)
+            for batch in batches:
+                state = criterion.update(state, dense.variables, batch)
+            self.filters[form] = stage, criterion, state
+
+    def prune(self, arm: str, budget: Budget, allocator: str = "global_topk") -> tuple[Pruned, Any]:
+        """The net under a budget, and the record of the stage."""
+        if arm in ROTATED:
+            stage = dataclasses.replace(self.rotate, budget=budget, per_cost=arm != "eigendamage")
+            pruned, (record,) = stage.with_forms(self.dense, self.case.task, self.forms)
+        else:
+            stage, criterion, state = self.filters[arm]
+            stage = dataclasses.replace(stage, budget=budget, allocator=allocator)
+            pruned, (record,) = stage.with_state(self.dense, self.case.task, criterion, state)
+        return pruned, record["metrics"]
+
+    def of_half_the_macs(self) -> Iterator[tuple[Row, Pruned]]:
+        """EigenDamage and every criterion for filters."""
+        budget, task = Budget(macs=0.5), self.case.task
+        for arm in ROTATED:
+            pruned, record = self.prune(arm, budget)
+            yield row("macs", arm, None, record), pruned
+        for name, allocator in ALLOCATORS.items():
+            for form in METHODS:
+                pruned, record = self.prune(form, budget, allocator)
+                yield row("macs", f"{form}, {name}", None, record), pruned
+        for criterion, scores in self.scored().items():
+            for name, pool in (("uniform", "sum"), ("global", "mean")):
+                allocator = getattr(allocate, ALLOCATORS[name])
+                stage = Prune(scored_before, allocator, budget, pool=pool)
+                masks = stage.of_units(self.dense, task, scores)
+                variables = apply_masks(self.dense.variables, TaskNet(task).weight_masks(masks))
+                pruned = self.dense._replace(variables=variables, masks=masks)
+                record = fractions(task, masks)
+                yield row("macs", f"{criterion}, {name}", None, record), pruned
+
+    def scored(self) -> dict[str, Scores]:
+        """Scores of the other criteria."""
+        task, groups, key = self.case.task, TaskNet(self.case.task).groups, self.case.fold(4)
+        taylor = lambda **options: criteria.taylor(task.fn, task.loss, groups, **options)
+        made = {
+            "l1": criteria.magnitude(1),
+            "l2": criteria.magnitude(2),
+            "random": criteria.random(key),
+            "taylor, gate": taylor(form="gate", at="norm"),
+            "taylor, joint": taylor(form="joint"),
+            "obd": criteria.obd(task.fn, task.loss, curvature.gauss_newton(probes=16), key),
+        }
+        return {
+            name: run_criterion(criterion, self.dense.variables, self.batches)
+            for name, criterion in made.items()
+        }
+
+    def of_equal_size(self) -> Iterator[tuple[Row, Pruned]]:
+        """All five at the parameters that C-OBD keeps."""
+        for density in self.case.first(DENSITIES):
+            pruned, record = self.prune("c_obd", Budget(density=density))
+            yield row("size", "c_obd", density, record), pruned
+            budget = Budget(params=record["params"])
+            for arm in ("c_obs", "kron_obd", "kron_obs", "eigendamage"):
+                with contextlib.suppress(errors.BudgetError):  # its rotations alone are larger
+                    pruned, record = self.prune(arm, budget)
+                    yield row("size", arm, density, record), pruned
+
+    def of_single_layers(self) -> Iterator[tuple[Row, Pruned]]:
+        """One layer alone, by EigenDamage, at every density of its rows and columns."""
+        for path, form in self.forms.items():
+            scores = self.rotate.scores({path: form})
+            for density in self.case.first(DENSITIES):
+                masks = allocate.global_topk(scores, Budget(density=density))
+                pruned, damage = alone(self.dense, path, form, masks)
+                yield row("layer", path, density, {"damage": damage}), pruned
+
+
+def alone(dense: Pruned, path: str, form: Form, masks: Mapping[str, Any]) -> tuple[Pruned, float]:
+    """The net with one kernel pruned, and the damage that is predicted."""
+    columns, rows = masks[path + COLUMNS], masks[path + ROWS]
+    # The sum of Theta over what goes: all of it without what stays.
+    stays = form.turned.damage[columns][:, rows].sum()
+
+    def one(place: Any, leaf: Any) -> Any:
+        at = jax.tree_util.keystr(place, simple=True, separator="/")
+        return form.part(columns, rows, leaf.dtype) if at == path else leaf
+
+    variables = jax.tree_util.tree_map_with_path(one, dense.variables)
+    return dense._replace(variables=variables), float(form.turned.damage.sum() - stays)

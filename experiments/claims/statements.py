@@ -1,0 +1,206 @@
+"""What rows are to say: values by seed, and statements about them.
+
+A statement turns rows into findings, lines of the page. Most are made by `at_least`, `at_most`,
+`above`, `below` and `told` from a `Value`; where a line needs more, a claim has a function.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.rows import Row
+
+Rows = Sequence[Row]
+What = str | Callable[[Row], float]
+"""A key of rows, or what is computed from a row."""
+
+
+class Finding(NamedTuple):
+    """One claim of a paper, beside what came out."""
+
+    claim: str
+    paper: str
+    """Its figure."""
+    ours: str
+    """Our figure, with its standard deviation over seeds."""
+    holds: bool | None
+    """None: it is told, and nothing was expected of it."""
+
+
+Statement = Callable[[Rows], Iterable[Finding]]
+
+
+def shown(values: Iterable[float], digits: int = 2, unit: str = "") -> str:
+    """Mean and standard deviation of the sample.
+
+    Example:
+        >>> shown([1.0, 3.0], unit=" %"), shown([2.0])
+        ('2.00 ± 1.41 %', '2.00')
+    """
+    numbers = list(values)
+    average = f"{statistics.fmean(numbers):.{digits}f}"
+    if not numbers[1:]:
+        return average + unit
+    return f"{average} ± {statistics.stdev(numbers):.{digits}f}{unit}"
+
+
+def select(rows: Rows, **where: Any) -> list[Row]:
+    """Rows that say so, by seed; of a tuple, one of its values is enough.
+
+    Example:
+        >>> select([{"seed": 1, "arm": "a"}, {"seed": 0, "arm": "b"}], arm=("a", "b"))
+        [{'seed': 0, 'arm': 'b'}, {'seed': 1, 'arm': 'a'}]
+    """
+    chosen = [row for row in rows if all(_equal(row.get(name), v) for name, v in where.items())]
+    return sorted(chosen, key=lambda row: row["seed"])
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, tuple):
+        return value in wanted
+    if isinstance(value, float) and isinstance(wanted, float):
+        return math.isclose(value, wanted, rel_tol=1e-6)
+    return value == wanted
+
+
+def by_seed(rows: Rows, what: What, **where: Any) -> dict[int, float]:
+    """{seed: mean over the rows that say so}."""
+    of = what if callable(what) else lambda row: row[what]
+    values: dict[int, list[float]] = {}
+    for row in select(rows, **where):
+        values.setdefault(row["seed"], []).append(of(row))
+    return {seed: statistics.fmean(listed) for seed, listed in values.items()}
+
+
+def listed(rows: Rows, what: What, **where: Any) -> list[float]:
+    """Values of the seeds, in order."""
+    return [*by_seed(rows, what, **where).values()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A number of every seed, made from rows; arithmetic goes seed by seed.
+
+    Example:
+        >>> rows = [{"seed": 0, "arm": "a", "ms": 3.0}, {"seed": 0, "arm": "b", "ms": 2.0}]
+        >>> (each("ms", arm="a") / each("ms", arm="b")).of(rows)
+        {0: 1.5}
+    """
+
+    of: Callable[[Rows], dict[int, float]]
+
+    def __add__(self, other: "Value") -> "Value":
+        return together(lambda a, b: a + b, self, other)
+
+    def __sub__(self, other: "Value") -> "Value":
+        return together(lambda a, b: a - b, self, other)
+
+    def __truediv__(self, other: "Value") -> "Value":
+        return together(lambda a, b: a / b, self, other)
+
+    def __rmul__(self, factor: float) -> "Value":
+        return Value(lambda rows: {seed: factor * v for seed, v in self.of(rows).items()})
+
+    def list(self, rows: Rows) -> list[float]:
+        """The numbers in the order of the seeds."""
+        return [*self.of(rows).values()]
+
+    def mean(self, rows: Rows) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.list(rows))
+
+    def shown(self, rows: Rows, digits: int = 2, unit: str = "") -> str:
+        """Mean and standard deviation."""
+        return shown(self.list(rows), digits, unit)
+
+
+def together(combine: Callable[..., float], *values: Value) -> Value:
+    """What is computed of several values, for the seeds that have all of them."""
+
+    def combined(rows: Rows) -> dict[int, float]:
+        parts = [value.of(rows) for value in values]
+        seeds = [seed for seed in parts[0] if all(seed in part for part in parts)]
+        return {seed: combine(*(part[seed] for part in parts)) for seed in seeds}
+
+    return Value(combined)
+
+
+def each(what: What, **where: Any) -> Value:
+    """A value of rows: the mean over those of a seed that say so."""
+    return Value(lambda rows: by_seed(rows, what, **where))
+
+
+Arm = str | Mapping[str, Any]
+"""What rows say: an arm's name, or more."""
+
+
+def gap(what: What, one: Arm, other: Arm, **where: Any) -> Value:
+    """How much one arm is above another, in points."""
+    first, second = ({"arm": arm} if isinstance(arm, str) else dict(arm) for arm in (one, other))
+    return 100 * (each(what, **{**where, **first}) - each(what, **{**where, **second}))
+
+
+Holds = Callable[[list[float]], bool] | None
+"""Whether the values of the seeds are as they should be; None: nothing is expected."""
+Text = str | Callable[[Rows], str]
+
+
+def says(
+    text: Text, paper: str, value: Value, holds: Holds = None, digits: int = 2, unit: str = ""
+) -> Statement:
+    """A statement about a value; of rows that do not have it, nothing is said.
+
+    Args:
+        text: the claim.
+        paper: its figure in the paper.
+        value: ours.
+        holds: of the numbers of all seeds.
+        digits: behind the point.
+        unit: behind the number.
+    """
+
+    def findings(rows: Rows) -> Iterable[Finding]:
+        values = value.list(rows)
+        if values:
+            claim = text(rows) if callable(text) else text
+            verdict = None if holds is None else holds(values)
+            yield Finding(claim, paper, shown(values, digits, unit), verdict)
+
+    return findings
+
+
+def at_least(text: Text, paper: str, value: Value, least: float, **more: Any) -> Statement:
+    """The mean is so large or larger; `more` as of `says`."""
+    return says(text, paper, value, lambda v: statistics.fmean(v) >= least, **more)
+
+
+def at_most(text: Text, paper: str, value: Value, most: float, **more: Any) -> Statement:
+    """The mean is so large or smaller."""
+    return says(text, paper, value, lambda v: statistics.fmean(v) <= most, **more)
+
+
+def above(text: Text, paper: str, value: Value, limit: float, **more: Any) -> Statement:
+    """The mean is larger."""
+    return says(text, paper, value, lambda v: statistics.fmean(v) > limit, **more)
+
+
+def below(text: Text, paper: str, value: Value, limit: float, **more: Any) -> Statement:
+    """The mean is smaller."""
+    return says(text, paper, value, lambda v: statistics.fmean(v) < limit, **more)
+
+
+def largest(text: str, paper: str, value: Value, limit: float) -> Statement:
+    """The largest of all seeds, an error, is below a limit."""
+
+    def findings(rows: Rows) -> Iterable[Finding]:
+        if values := value.list(rows):
+            yield Finding(text, paper, f"{max(values):.0e}", max(values) < limit)
+
+    return findings
+
+
+def told(text: Text, paper: str, value: Value, **more: Any) -> Statement:
+    """Nothing is expected."""
+    return says(text, paper, value, **more)
