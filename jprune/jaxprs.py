@@ -229,12 +229,14 @@ def describe(program: Program, equation: Equation) -> str:
 
 _PACKAGES = tuple(
     {
-        os.path.realpath(folder) + os.sep
+        # As Python names the files, and where they are: an environment may be a link.
+        path(folder) + os.sep
         for folder in (
             *site.getsitepackages(),
             sysconfig.get_path("stdlib"),
-            os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+            os.path.dirname(os.path.abspath(__file__)),
         )
+        for path in (os.path.abspath, os.path.realpath)
     }
 )
 

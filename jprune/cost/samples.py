@@ -101,13 +101,14 @@ def sample_macs(
                 alive = (support > 0).reshape(shape)
                 return jnp.broadcast_to(alive, value.shape).astype(value.dtype), carry
             read, size = inputs[site.layer], value.shape[site.axis]
-            leaf = groups.leaves[site.layer.partition("@")[0]]
+            layer = groups.layers[site.kernel]
+            inputs_of_part = math.prod(layer.shape[axis] for axis in layer.inputs)
             positions = math.prod(value.shape) // (len(value) * size)
             alive = jnp.ones((len(value), size)) if support is None else (support > 0).astype(float)
-            parts = read.shape[1] // leaf.shape[-2]  # of a grouped convolution
+            parts = read.shape[1] // inputs_of_part  # of a grouped convolution
             per_part = lambda there: there.reshape(len(value), parts, -1).sum(axis=-1)
             both = (per_part(read) * per_part(alive)).sum(axis=-1)
-            total = total + positions * math.prod(leaf.shape[:-2]) * both
+            total = total + positions * (layer.fan_in // inputs_of_part) * both
             if support is not None:
                 total = total + read.shape[1] * size + positions * alive.sum(axis=-1)
             return value, (total, inputs)

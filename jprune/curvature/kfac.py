@@ -106,7 +106,7 @@ def layers_of(
     examples = jax.tree.leaves(args)[0].shape[0]
     found: dict[str, Layer] = {}
     for site in groups.sites:
-        path = leaf_of(groups, site.layer)
+        path = site.kernel
         if site.kind != "in" or path not in plain:
             continue
         shape = groups.leaves[path].shape
@@ -125,11 +125,6 @@ def layers_of(
             "method, or float32 for a net in bfloat16."
         )
     return found
-
-
-def leaf_of(groups: Groups, layer: str) -> str:
-    """The kernel's path of a call site: without `@2`, where the kernel is used again."""
-    return layer if layer in groups.leaves else layer.rpartition("@")[0]
 
 
 def kfac(

@@ -15,7 +15,7 @@ import numpy as np
 from jprune.base import Groups, Layer
 from jprune.graph.couple.coupling import Coupling
 from jprune.graph.couple.labels import Fixed, Indices
-from jprune.graph.couple.roles import Contraction, Taint, Uses, contracted_axes
+from jprune.graph.couple.roles import Contraction, Uses, contracted_axes
 from jprune.graph.look.last import last_layers
 from jprune.graph.look.sites import AFFINE, POINTWISE, Flow
 from jprune.jaxprs import Equation, Program
@@ -76,19 +76,20 @@ def examples_in(args: Sequence[Any]) -> int:
     return int(np.shape(leaves[0])[0]) if leaves else 1
 
 
-def find_layers(coupling: Coupling, groups: Groups, examples: int) -> dict[str, Layer]:
+def find_layers(coupling: Coupling, groups: Groups, flow: Flow, examples: int) -> dict[str, Layer]:
     """All layers of a net in execution order.
 
     Args:
         coupling: of the net.
         groups: of the net, with sites.
+        flow: of its program.
         examples: how many examples its inputs hold.
 
     Returns:
         {kernel path: layer}.
     """
     uses, program, paths = coupling.uses, coupling.program, coupling.paths
-    flows = _Flows(program, uses)
+    flows = _Flows(flow, uses)
     times = dict(_times(program))
     by_leaf: dict[int, list[Contraction]] = {}
     for contraction in uses.contractions:
@@ -117,7 +118,7 @@ def find_layers(coupling: Coupling, groups: Groups, examples: int) -> dict[str, 
             affine=_affine(flows, uses, paths, contractions),
             positions=_each(sum(positions for positions, _ in counts), examples),
             macs=_each(sum(macs for _, macs in counts), examples),
-            plain=_is_plain(flows.of(program), leaf, axes, contractions),
+            plain=_is_plain(flow, leaf, axes, contractions),
             last=leaf in last,
         )
     return layers
@@ -209,20 +210,20 @@ def _meet(uses: Uses, left: Any, right: Any) -> bool:
     for axis in (left, right):
         atoms = uses.solution.atoms_of(axis)
         members.append(np.concatenate([atoms[atoms >= 0], uses.solution.component[axis]]))
-    return bool(np.isin(*members).any())
+    return bool(np.isin(members[0], members[1]).any())
 
 
 class _Flows:
     """Who reads what, by program; made where it is asked for."""
 
-    def __init__(self, program: Program, uses: Uses):
-        self.taints: dict[int, list[Taint]] = {**uses.nested, id(program): uses.taints}
-        self.made: dict[int, Flow] = {}
+    def __init__(self, flow: Flow, uses: Uses):
+        self.uses = uses
+        self.made: dict[int, Flow] = {id(flow.program): flow}
 
     def of(self, program: Program) -> Flow:
         """The flow of the net's program, or of one that is nested in it."""
         if id(program) not in self.made:
-            self.made[id(program)] = Flow(program, self.taints[id(program)])
+            self.made[id(program)] = Flow(program, self.uses.nested[id(program)])
         return self.made[id(program)]
 
 

@@ -17,7 +17,7 @@ from jprune.graph.couple.rules import RULES
 from jprune.graph.couple.solve import solve
 from jprune.graph.layers import examples_in, find_layers
 from jprune.graph.look.branches import find_branches
-from jprune.graph.look.sites import find_sites, find_spots
+from jprune.graph.look.sites import Flow, find_sites, find_spots
 from jprune.jaxprs import describe, user_line
 
 __all__ = ["Coupling", "check_leaves", "couple", "trace"]
@@ -94,11 +94,12 @@ def trace(
         layers={},
     )
     groups = _without(groups, tuple(freeze))
-    spots = find_spots(coupling.program, coupling.uses, coupling.paths)
+    flow = Flow(coupling.program, coupling.uses.taints)
+    spots = find_spots(coupling.program, coupling.uses, coupling.paths, flow)
     branches = find_branches(coupling.program, spots, coupling.paths, coupling.main)
     sites = find_sites(coupling.under(groups), spots, groups)
     groups = groups._replace(sites=sites, branches=branches)
-    return groups._replace(layers=find_layers(coupling, groups, examples_in(args)))
+    return groups._replace(layers=find_layers(coupling, groups, flow, examples_in(args)))
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -157,8 +157,8 @@ def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example:
         slopes = [
             (once[site][:, place.units >= 0], twice[site][:, place.units >= 0])
             for _, place in places_of(groups, ("kernel",), (name,))
-            for site in once
-            if site.partition("@")[0] == place.leaf and once[site].shape[1] == len(place.units)
+            for site in (groups.layers[place.leaf].sites if place.leaf in groups.layers else ())
+            if site in once and once[site].shape[1] == len(place.units)
         ]
         doubles = (np.allclose(2 * a, b) and np.all(a[1] != a[0]) for a, b in slopes)
         if slopes and all(doubles):

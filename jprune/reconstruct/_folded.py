@@ -9,7 +9,6 @@ import numpy as np
 
 from jprune.base import Groups, Place, Variables
 from jprune.graph.look.affine import affine_leaves, affine_of
-from jprune.reconstruct.windows import kernel_of
 from jprune.units import leaves_by_path, places_of
 
 AFFINE_ROLES = ("scale", "shift", "mean", "var")
@@ -103,7 +102,8 @@ def _producer(
     size: int,
 ) -> list[np.ndarray] | None:
     """Folded kernel and shift of every use of a kernel; None where they do not fit together."""
-    behind = [affine for site, affine in found.items() if kernel_of(groups, site) == place.leaf]
+    layer = groups.layers.get(place.leaf)
+    behind = [] if layer is None else [found[site] for site in layer.sites if site in found]
     if not behind or any(len(affine.scale) != len(place.units) for affine in behind):
         return None
     kernel = np.moveaxis(np.asarray(leaves[place.leaf], np.float64), place.axis, 0)

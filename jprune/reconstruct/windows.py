@@ -27,22 +27,13 @@ class Windows(NamedTuple):
     """[rows, outputs]: the sum that `norm` goes into at once; None where there is none."""
 
 
-def kernel_of(groups: Groups, site: str) -> str:
-    """The kernel's path of a call site: without `@2`, where the kernel is used again."""
-    return site if site in groups.leaves else site.rpartition("@")[0]
-
-
 def sites_of(groups: Groups, kernels: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """{kernel: names of its call sites}, in execution order.
 
     Kernels whose contraction has no site (those inside loops) have no names.
     """
-    found: dict[str, tuple[str, ...]] = {path: () for path in kernels}
-    for site in groups.sites:
-        path = kernel_of(groups, site.layer)
-        if site.kind == "in" and path in found:
-            found[path] = (*found[path], site.layer)
-    return found
+    layers = groups.layers
+    return {path: layers[path].sites if path in layers else () for path in kernels}
 
 
 def look(
@@ -82,7 +73,7 @@ def look(
             return value, carry
         mine = jax.random.fold_in(key, number[site.layer])
         if site.kind == "in":
-            dense = len(groups.leaves[kernel_of(groups, site.layer)].shape) == 2
+            dense = not groups.layers[site.kernel].window
             here = _dense_windows(site, value) if dense else _windows(site, value)
             seen = {**seen, (site.layer, "in"): here(mine, points)}
         elif site.kind != "join" or (site.layer, "act") not in seen:

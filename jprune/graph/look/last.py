@@ -1,6 +1,7 @@
 """Which layers are last: their results reach an output, and no other layer consumes them."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 from jprune.graph.couple.roles import Uses
@@ -23,6 +24,9 @@ class Fate(NamedTuple):
 NOWHERE = Fate()
 
 
+LOOPS = ("scan", "while", "cond")
+
+
 def last_layers(program: Program, uses: Uses, main: int | None) -> set[int]:
     """Leaves of the kernels a result of which reaches a main output and no other kernel.
 
@@ -31,7 +35,7 @@ def last_layers(program: Program, uses: Uses, main: int | None) -> set[int]:
         uses: of its leaves.
         main: how many outputs count; None for all.
     """
-    finder = _Finder(uses)
+    finder = _Finder(program, uses)
     count = len(program.outputs) if main is None else main
     outputs = [Fate(0, number < count) for number in range(len(program.outputs))]
     finder.visit(program, outputs)
@@ -45,8 +49,10 @@ def last_layers(program: Program, uses: Uses, main: int | None) -> set[int]:
 class _Finder:
     """Goes through programs from their outputs to their inputs."""
 
-    def __init__(self, uses: Uses):
+    def __init__(self, program: Program, uses: Uses):
         self.kernels = {(id(c.program), c.equation): c for c in uses.contractions}
+        # Most nested programs are activations: where none has a kernel, all but loops are one step.
+        self.deep = any(c.program is not program for c in uses.contractions)
         self.results: dict[tuple[int, int], tuple[int, Fate]] = {}
         """(program, equation) of a contraction -> its kernel and the fate of its result."""
 
@@ -57,24 +63,24 @@ class _Finder:
         def note(values: Sequence[int], found: Sequence[Fate]) -> None:
             for value, fate in zip(values, found):
                 if fate is not NOWHERE:
-                    fates[value] = fates.get(value, NOWHERE).also(fate)
+                    fates[value] = fates[value].also(fate) if value in fates else fate
 
         note(program.outputs, outputs)
         for number in range(len(program.equations) - 1, -1, -1):
             equation = program.equations[number]
-            results = [fates.get(value, NOWHERE) for value in equation.outputs]
+            results = [fates[value] for value in equation.outputs if value in fates]
             kernel = self.kernels.get((id(program), number))
             if kernel is not None:
-                self.results[id(program), number] = (kernel.leaf, results[0])
+                fate = results[0] if results else NOWHERE
+                self.results[id(program), number] = (kernel.leaf, fate)
                 data = equation.inputs[1 - kernel.kernel]
                 note([data], [Fate(1 << kernel.leaf)])
-            elif equation.inner:
-                note(equation.inputs, self.nested(equation, results))
-            elif any(result is not NOWHERE for result in results):
-                joined = NOWHERE
-                for result in results:
-                    joined = joined.also(result)
-                note(equation.inputs, [joined] * len(equation.inputs))
+            elif equation.name in LOOPS or (equation.inner and self.deep):
+                all_results = [fates.get(value, NOWHERE) for value in equation.outputs]
+                note(equation.inputs, self.nested(equation, all_results))
+            elif results:
+                fate = reduce(Fate.also, results)
+                note(equation.inputs, [fate] * len(equation.inputs))
         return [fates.get(value, NOWHERE) for value in program.inputs]
 
     def nested(self, equation: Equation, results: Sequence[Fate]) -> list[Fate]:

@@ -162,9 +162,18 @@ class Flow:
         return None, inside
 
 
-def find_spots(program: Program, uses: Uses, paths: Sequence[str]) -> list[Spot]:
-    """All sites of a program, in execution order."""
-    flow = Flow(program, uses.taints)
+def find_spots(
+    program: Program, uses: Uses, paths: Sequence[str], flow: Flow | None = None
+) -> list[Spot]:
+    """All sites of a program, in execution order.
+
+    Args:
+        program: the whole program.
+        uses: of its leaves.
+        paths: of the leaves.
+        flow: of the program, where it is at hand.
+    """
+    flow = Flow(program, uses.taints) if flow is None else flow
     finder = _Finder(flow)
     for found in uses.contractions:
         if found.program is program:
