@@ -54,7 +54,7 @@ class Block(nnx.Module):
             x = self.norm3(self.conv3(x))
         else:
             x = subsample_and_pad(x, self.stride, self.outputs)
-        # y = ReLU(F(x) + shortcut(x)), equations 1 and 2 of the paper; the ReLU comes after the sum.
+        # y = ReLU(F(x) + shortcut(x)), equations 1 and 2: the ReLU comes after the sum.
         return nnx.relu(x + y)
 
 
@@ -78,8 +78,7 @@ def subsample_and_pad(x: jax.Array, stride: int, channels: int) -> jax.Array:
         x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
     missing = channels - x.shape[-1]
     if missing:
-        # Half on either side, as in the authors' code for CIFAR. Where the shortcut is 0, the sum is
-        # the branch alone.
+        # Half on either side, as in the project whose trained weights `pretrained.py` reads.
         before = missing // 2
         x = jax.lax.pad(
             x,
