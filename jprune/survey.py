@@ -53,6 +53,7 @@ class Paper(NamedTuple):
     def text(self) -> str:
         """Authors, title, venue and year in one line."""
         surnames = [name.split()[-1] for name in self.fields["author"].split(" and ")]
+        # Three or more authors are cited by the first; BibTeX's own "and others" means the same.
         authors = " and ".join(surnames) if len(surnames) < 3 else f"{surnames[0]} et al."
         authors = authors.replace(" and others", " et al.")
         venue = self.fields.get("booktitle") or self.fields.get("journal")
@@ -101,6 +102,8 @@ def papers() -> tuple[Paper, ...]:
     text = resources.files("jprune").joinpath("survey.bib").read_text(encoding="utf-8")
     entries = []
     for kind, key, body in _ENTRY.findall(text):
+        # The file is ours, one field a line, so that two expressions read it and no BibTeX library
+        # is needed.
         fields = dict(_FIELD.findall(body))
         # Two fields of our own; the others are BibTeX and are printed as they are.
         number = fields.pop("survey", None)

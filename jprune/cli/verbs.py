@@ -94,11 +94,11 @@ def inspect(settings: options.Inspect, words: Sequence[str]) -> None:
     del words
     from jprune.job.inspection import inspected
 
-    report = inspected(settings.model, settings.data)
+    inspection = inspected(settings.model, settings.data)
     if settings.json:
-        _print_json(report)
+        _print_json(inspection)
     else:
-        show.inspection(report)
+        show.inspection(inspection)
 
 
 def report(settings: options.Report, words: Sequence[str]) -> None:

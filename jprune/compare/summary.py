@@ -298,7 +298,7 @@ def _cells(runs: Runs, metric: str) -> list[Cell]:
         }
         for arm, seeds in runs.items()
     }
-    # The fronts are taken over all budgets together: a cheap good net beats a dear bad one.
+    # Over all budgets together: a good cheap net beats a worse one that costs more.
     fronts: dict[str, set[Arm]] = {cost: _front(spreads, cost, metric) for cost in FRONTS}
     sign = -1 if METRICS[metric].higher_is_better else 1
 

@@ -67,4 +67,5 @@ def counted(number: int, noun: str) -> str:
         >>> counted(1, "seed"), counted(3, "seed")
         ('1 seed', '3 seeds')
     """
+    # All nouns that are counted here have the regular plural.
     return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -54,7 +54,7 @@ class Block(nnx.Module):
             x = self.norm3(self.conv3(x))
         else:
             x = subsample_and_pad(x, self.stride, self.outputs)
-        # y = ReLU(F(x) + shortcut(x)), equation 1 and 2 of the paper; the ReLU comes after the sum.
+        # y = ReLU(F(x) + shortcut(x)), equations 1 and 2: the ReLU comes after the sum.
         return nnx.relu(x + y)
 
 
@@ -74,13 +74,11 @@ def subsample_and_pad(x: jax.Array, stride: int, channels: int) -> jax.Array:
         [0.0, 1.0, 1.0, 0.0]
     """
     if stride > 1:
-        # One strided slice and one pad: the engine sees which channels stay in place, which an
-        # indexing by an array would hide.
+        # A strided slice and a pad, no gather: every channel that stays keeps its place.
         x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
     missing = channels - x.shape[-1]
     if missing:
-        # Half on either side, as in the authors' code for CIFAR. Zeros get no gradient, so the new
-        # channels are those of the branch alone.
+        # Half on either side, as in the project whose trained weights `pretrained.py` reads.
         before = missing // 2
         x = jax.lax.pad(
             x,
