@@ -41,6 +41,7 @@ from jprune.stages.prune import fractions
 from jprune.stages.reinitialise import Reinitialise
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import StdPrune
+from jprune.train.numbers import Numbers
 
 KEPT = {"lenet300": (0.5, 0.3, 0.18, 0.12, 0.083, 0.04), "lenet5": (0.5, 0.3, 0.18, 0.12, 0.083)}
 """Fractions kept after each round: 12 times fewer is 0.083, 25 times 0.04."""
@@ -86,15 +87,15 @@ def cut(case: Case[Settings], pruned: Pruned, kept: float, number: int) -> Prune
     return case.apply(pruned, 10 * number, Sensitivity(budget, q), StdPrune(budget), RemoveDead())
 
 
-def quality(case: Case[Settings], pruned: Pruned, kept: float) -> str:
+def quality(case: Case[Settings], pruned: Pruned, kept: float) -> Numbers:
     """The q of every layer at which it keeps its share."""
     if case.smoke:
-        return "1"
+        return 1.0
     values = []
     for name, least in thresholds(pruned.variables, BY_LAYER[case.net.name], kept).items():
         weights = np.asarray(pruned.variables["params"][name]["kernel"])
-        values.append(f"{max(least / weights[weights != 0].std(), 1e-3):.4f}")
-    return ":".join(values)
+        values.append(round(float(max(least / weights[weights != 0].std(), 1e-3)), 4))
+    return tuple(values)
 
 
 def row(arm: str, kept: float, before: float | None = None) -> Row:

@@ -42,6 +42,7 @@ from jprune.recipes import Save
 from jprune.recipes.han import han
 from jprune.sparsify.surgery import CUT
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
+from jprune.train.numbers import Numbers
 
 KEPT = {
     "lenet300": (1 / 50, {"fc1": 0.018, "fc2": 0.018, "fc3": 0.055}),
@@ -71,13 +72,13 @@ class Settings:
     gamma: float = 1e-3
 
 
-def rates(net: Pruned, kept: dict[str, float], budget: float) -> str:
+def rates(net: Pruned, kept: dict[str, float], budget: float) -> Numbers:
     """The c of every layer at which the first cut leaves the paper's fraction, for the budget."""
     values = []
     for name, least in thresholds(net.variables, kept, budget).items():
         sizes = np.abs(np.asarray(net.variables["params"][name]["kernel"]))
-        values.append(f"{(least / CUT - sizes.mean()) / sizes.std():.4f}")
-    return ":".join(values)
+        values.append(round(float((least / CUT - sizes.mean()) / sizes.std()), 4))
+    return tuple(values)
 
 
 def operated(case: Case, stage: DynamicSurgery, pruned: Pruned) -> tuple[Pruned, dict[str, Any]]:

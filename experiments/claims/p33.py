@@ -42,8 +42,8 @@ from jprune.masks import density
 from jprune.stages.admm import Admm, Cut, Sets
 
 SETS = {
-    "P33a": ("weight", "0.2:0.08:0.009:0.07"),
-    "P33b": ("filter+column", "0.5:0.5:0.25+1:0.3:1:1"),
+    "P33a": ("weight", (0.2, 0.08, 0.009, 0.07)),
+    "P33b": ("filter+column", ((0.5, 0.5, 0.25), (1.0, 0.3, 1.0, 1.0))),
 }
 
 
@@ -94,7 +94,7 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
     row = {"part": "dense", "arm": "dense", "density": 1.0, "before": case.score(longer)}
     yield row, case.apply(longer, 9, after)
     for number, (part, (kinds, keep)) in enumerate(SETS.items(), start=2):
-        fractions = "0.5" if case.smoke else keep  # of kernels alone, as in the paper
+        fractions = 0.5 if case.smoke else keep  # of kernels alone, as in the paper
         sets = Sets(Budget(macs=1.0), tuple(kinds.split("+")), fractions, affine=False)
         rounds = 2 if case.smoke else round(settings.rounds / (1.5 if part == "P33b" else 1))
         during = of(rounds * settings.per_round)
