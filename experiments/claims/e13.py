@@ -39,16 +39,16 @@ from jprune.base import Budget, Pruned, Task
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink, norms_of
 
 WHOLE = Budget(macs=1.0)
-RUNS: dict[str, dict[str, tuple[str, ...]]] = {
-    "lenet5": {"filter+channel": ("0.01", "0.02"), "shape": ("0.01", "0.02")},
-    "lenet300": {"filter+shape": ("0.002", "0.003")},
-    "resnet8": {"depth": ("0.05", "0.1")},
+RUNS: dict[str, dict[str, tuple[float, ...]]] = {
+    "lenet5": {"filter+channel": (0.01, 0.02), "shape": (0.01, 0.02)},
+    "lenet300": {"filter+shape": (0.002, 0.003)},
+    "resnet8": {"depth": (0.05, 0.1)},
 }
 """{net: {families: strengths}}."""
 ON = {"lenet5": ("params/conv1/kernel", "params/conv2/kernel")}
 """{net: what is penalised}, where it is not everything: units of convolutions, as in the paper's
 tables; the channels of conv2's units are inputs of fc1."""
-COMPARED = ("lenet5", "filter+channel", "0.02")
+COMPARED = ("lenet5", "filter+channel", 0.02)
 """Where the proximal step is compared with the subgradient."""
 
 
@@ -79,16 +79,17 @@ def nets(settings: Settings) -> list[Net]:
     return [*lenets, Net("resnet8", "cifar10", settings.train_images, {"net": "resnet8"})]
 
 
-def penalties(case: Case[Settings]) -> Iterator[tuple[str, Penalty]]:
-    """(arm, penalty) of a net."""
+def penalties(case: Case[Settings]) -> Iterator[tuple[str, float, Penalty]]:
+    """(arm, strength, penalty) of a net."""
     name = case.net.name
     for families, strengths in RUNS[name].items():
         kinds = tuple(families.split("+"))
         for strength in case.first(strengths):
-            yield "prox", Penalty(kinds, strength, ON.get(name))
+            yield "prox", strength, Penalty(kinds, strength, ON.get(name))
             if (name, families, strength) == COMPARED:
                 for arm, threshold in (("subgradient", 1e-4), ("subgradient_alone", 0.0)):
-                    yield arm, Penalty(kinds, strength, ON.get(name), "subgradient", threshold)
+                    penalty = Penalty(kinds, strength, ON.get(name), "subgradient", threshold)
+                    yield arm, strength, penalty
 
 
 def arms(case: Case[Settings]) -> Iterator[Made]:
@@ -101,15 +102,15 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
     dense = case.dense(of(settings.epochs, rate))
     longer = case.apply(dense, 2, of(settings.shrink, rate), finetune)
     yield {"arm": "dense", "families": "", "strength": 0.0, "zeros": 0.0}, longer
-    for arm, penalty in penalties(case):
+    for arm, strength, penalty in penalties(case):
         shrunk = case.apply(dense, 2, Shrink(of(settings.shrink, rate), WHOLE, penalty))
-        blocks = {kind: term.blocks for kind, term in penalty.terms(case.task, WHOLE).items()}
+        blocks = [term.blocks for term in penalty.terms(case.task, WHOLE).values()]
         norms = norms_of(blocks, shrunk.variables)
         read, (record,) = ReadOff(WHOLE, penalty, correct=False)(shrunk, case.task, case.key)
         row = {
             "arm": arm,
             "families": "+".join(penalty.families),
-            "strength": float(penalty.strength),
+            "strength": strength,
             "zeros": record["metrics"]["zeros"],
             "macs": case.macs(read),
             "kept": {
@@ -220,7 +221,7 @@ def of_resnet8(rows: Rows) -> Iterator[Finding]:
 def zeros(arm: str, paper: str) -> Statement:
     """The percentage of groups that are exactly 0."""
     net, families, strength = COMPARED
-    where = {"net": net, "families": families, "strength": float(strength)}
+    where = {"net": net, "families": families, "strength": strength}
     text = f"{arm}, {families} {strength}: groups that are exactly 0, %"
     value = each(lambda row: 100 * row["zeros"], arm=arm, **where)
     if arm == "subgradient_alone":
