@@ -17,7 +17,7 @@ import numpy as np
 from experiments.claims.claim import Case, Made, Net
 from jprune.base import Budget, Problem, Pruned, Reconstructor, Variables
 from jprune.reconstruct import relative_error
-from jprune.reconstruct._moments import best
+from jprune.reconstruct.moments import best
 from jprune.stages.layer_wise import Choose, LayerWise, Refit, Walk
 from jprune.stages.walk import Step, steps_of
 

@@ -27,7 +27,7 @@ from jprune.base import Budget, Pruned
 from jprune.learners import hypernetwork, width_masks
 from jprune.masks import apply_masks
 from jprune.recipes import Train, evaluate
-from jprune.search._space import draw
+from jprune.search.space import draw
 from jprune.search.widths import Widths
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.reinitialise import BeginAnew, TrainAnew

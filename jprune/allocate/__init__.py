@@ -7,12 +7,12 @@ masks themselves.
 
 `jointly` meets one budget with groups of several kinds (`jprune.blocks`).
 
-Read `uniform.py` first. Allocators share `_counts.py` (how many entries are kept), `_budgets.py`
+Read `uniform.py` first. Allocators share `_counts.py` (how many entries are kept), `budgets.py`
 (the search for a density that meets a budget) and `jprune/topk.py` (which entries are kept);
 methods with a rule of their own use `keep_best`, `price_of` and `largest`.
 """
 
-from jprune.allocate._budgets import largest, price_of
+from jprune.allocate.budgets import largest, price_of
 from jprune.allocate.global_topk import global_topk
 from jprune.allocate.jointly import fraction_kept, jointly
 from jprune.allocate.normalize import normalized

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jprune.allocate._budgets import allocated, map_named
 from jprune.allocate._counts import floor_of, kept_count, rounded, step_of
+from jprune.allocate.budgets import allocated, map_named
 from jprune.base import Budget, CostModel, Masks, Scores
 from jprune.topk import best, keep_best
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jprune import blocks, errors
-from jprune.allocate._budgets import price_of
+from jprune.allocate.budgets import price_of
 from jprune.base import Allocator, Budget, CostModel, Groups, Masks
 from jprune.masks import density
 from jprune.units import ones

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from jprune.allocate._budgets import allocated, map_named
 from jprune.allocate._counts import floor_of, kept_count, rounded, step_of
+from jprune.allocate.budgets import allocated, map_named
 from jprune.base import Budget, CostModel, Masks, Scores
 from jprune.topk import keep_best
 

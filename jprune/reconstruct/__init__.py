@@ -1,9 +1,9 @@
 """Reconstruction: new values for the weights that stay, so that layer outputs change little.
 
 Here belongs the mathematics of refits: inputs and outputs of a consumer at sampled positions
-(`windows.py`) and their second moments (`_moments.py`); for a `jprune.base.Problem`, which units to
+(`windows.py`) and their second moments (`moments.py`); for a `jprune.base.Problem`, which units to
 keep (`lasso.py`, `greedy.py`) and what their weights become (`least_squares.py`, the scales of
-`greedy.py`); units merged by their weights alone (`merge.py`, with `_folded.py`); surgery on single
+`greedy.py`); units merged by their weights alone (`merge.py`, with `folded.py`); surgery on single
 weights (`obs.py`) and on filters (`kronecker.py`). Data, budgets and the order of layers are up to
 the recipes. Read `least_squares.py` first.
 """

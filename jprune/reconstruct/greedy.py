@@ -17,7 +17,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Problem, Reconstructor
-from jprune.reconstruct._moments import CHUNK, contributions, moments
+from jprune.reconstruct.moments import CHUNK, contributions, moments
 
 FILTERS = ("one", "all")
 

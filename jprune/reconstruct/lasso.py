@@ -12,7 +12,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Problem
-from jprune.reconstruct._moments import best, contributions, moments
+from jprune.reconstruct.moments import best, contributions, moments
 
 TURNS = 60
 """Bisection steps, at most: the number of units is not monotone in the penalty."""

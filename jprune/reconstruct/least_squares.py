@@ -5,7 +5,7 @@ import scipy.linalg
 
 from jprune import errors
 from jprune.base import Problem
-from jprune.reconstruct._moments import CHUNK, Moments, moments
+from jprune.reconstruct.moments import CHUNK, Moments, moments
 
 RIDGE = 1e-6
 SHORT = 1e-2

@@ -5,12 +5,12 @@ Here belongs what chooses among shapes (widths, depths, image sizes) by their sc
 a searcher knows nothing of nets. Candidates are made into nets, trained and evaluated in
 `jprune.recipes`; what is learned for all candidates at once is in `jprune.learners`.
 
-Read `evolution.py` first. `_space.py` has the space of candidates and the window on their cost.
+Read `evolution.py` first. `space.py` has the space of candidates and the window on their cost.
 `polynomial.py` fits a model of the score to a few points and solves for its optimum.
 """
 
-from jprune.search._space import Space
 from jprune.search.evolution import SearchState, evolution
 from jprune.search.polynomial import Polynomial, fit, optimum
+from jprune.search.space import Space
 
 __all__ = ["Polynomial", "SearchState", "Space", "evolution", "fit", "optimum"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Searcher
-from jprune.search._space import Space, check, draw
+from jprune.search.space import Space, check, draw
 
 TRIES = 40
 """Blocks of offspring that are drawn before unfilled places go to random candidates."""

@@ -11,7 +11,7 @@ import numpy as np
 from jprune import allocate
 from jprune.base import Budget, CostModel, Groups, Task
 from jprune.learners import Hypernetwork, Menu, hypernetwork, menu
-from jprune.search._space import Space, check
+from jprune.search.space import Space, check
 
 BLOCK = 128
 """Candidates that are costed at once; a fixed number, so that one compilation serves all."""

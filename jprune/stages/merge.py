@@ -12,7 +12,7 @@ from jprune.allocate.widths import widths
 from jprune.base import Budget, Groups, Pruned, Records, Task, Variables
 from jprune.masks import apply_masks
 from jprune.reconstruct import Merge, cutoff, merges
-from jprune.reconstruct._folded import Affine, affines, weight_sets
+from jprune.reconstruct.folded import Affine, affines, weight_sets
 from jprune.reconstruct.merge import distances, matrix
 from jprune.stages.frame import fractions, record
 from jprune.stages.walk import mergeable, refuse_unread

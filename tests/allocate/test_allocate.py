@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import jprune
 from jprune import errors
 from jprune.allocate import global_topk, normalized, uniform
-from jprune.allocate._budgets import search
+from jprune.allocate.budgets import search
 from jprune.base import Budget, Cost
 from tests.nets import FIRST_CUT, draw
 

@@ -29,8 +29,9 @@ def small_caches(request, compiled_methods):
 def pytest_collection_modifyitems(config, items):
     """Marks the tests that `KNOWN` names; a name that no test has is an error."""
     whole = not any("::" in arg for arg in config.args)
-    for module in {item.module for item in items if hasattr(item.module, "KNOWN")}:
-        tests = {item.name: item for item in items if item.module is module}
+    modules = {getattr(item, "module", None) for item in items}  # doctests have none
+    for module in {each for each in modules if hasattr(each, "KNOWN")}:
+        tests = {item.name: item for item in items if getattr(item, "module", None) is module}
         if whole and (stale := module.KNOWN.keys() - tests.keys()):
             raise pytest.UsageError(f"KNOWN of {module.__name__} names no test: {sorted(stale)}")
         for name, reason in module.KNOWN.items():

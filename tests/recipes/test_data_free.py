@@ -17,7 +17,7 @@ from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Train
 from jprune.recipes.data_free import data_free
-from jprune.reconstruct._folded import affines, weight_sets
+from jprune.reconstruct.folded import affines, weight_sets
 from jprune.reconstruct.merge import cutoff, distances, matrix, merges
 from jprune.stages.merge import MergeUnits
 from jprune.train.net import Net

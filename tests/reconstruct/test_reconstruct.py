@@ -12,7 +12,7 @@ from jprune import errors
 from jprune.base import Problem
 from jprune.graph import taps
 from jprune.reconstruct import least_squares, relative_error
-from jprune.reconstruct._moments import contributions, moments
+from jprune.reconstruct.moments import contributions, moments
 from jprune.reconstruct.windows import Windows, aimed, collect, look
 from tests.nets import FIRST_CUT, conv, draw
 
