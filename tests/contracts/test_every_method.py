@@ -33,6 +33,7 @@ PLAIN = "no kernel is read by plain contractions: reconstruct/windows.py, plain_
 FACTORS = "no layer has Kronecker factors: curvature/kfac.py wants [window..., inputs, outputs]"
 LISTS = "np.ndim of a list: allocate/_budgets.py, search"
 REDUCED = "the training function is made small: psum has no rule, and hidden averages are not tied"
+SITES = "no act, join or branch: graph/look/sites.py stops at the squeeze of vmap"
 FORMS = "only train.task makes functions that take kernels in another form"
 WRONG: dict[str, dict[str, str]] = {
     "channel_lasso": {"equinox": PLAIN, "haiku": DECAY},
@@ -44,8 +45,10 @@ WRONG: dict[str, dict[str, str]] = {
         "listed": LISTS,
         "flat": "layers are parents in the tree: sparsify/thresholds.py, stages/surgery.py",
     },
+    "edge_popup": {"equinox": PRUNED, "haiku": PRUNED},
     "eigendamage": dict.fromkeys(spellings.MAKERS, FORMS),
     "fbs": dict.fromkeys(spellings.MAKERS, FORMS),
+    "gal": {"equinox": DECAY, "haiku": DECAY},
     "han": {"equinox": PRUNED, "haiku": PRUNED, "listed": LISTS},
     "c_obd": {"equinox": DECAY, "haiku": DECAY},
     "c_obs": {"equinox": FACTORS, "haiku": DECAY},
@@ -55,20 +58,26 @@ WRONG: dict[str, dict[str, str]] = {
         "equinox": "stages/tickets.py: ValueError, not enough values to unpack",
         "haiku": PRUNED,
     },
+    "metapruning": {"equinox": DECAY, "haiku": DECAY},
     "obd": {"equinox": PRUNED, "haiku": PRUNED, "listed": LISTS},
     "obs": {
-        "equinox": "StructureError of masks, and " + PRUNED,
+        "equinox": "None where a layer has no bias is no leaf: reconstruct/obs.py, _flat_masks",
         "haiku": "reconstruct/obs.py, ndim > 1",
         "listed": "blocks are of parents in the tree: curvature/partition.py",
         "flat": "blocks are of parents in the tree: curvature/partition.py",
     },
     "scratch_e": {"equinox": REDUCED, "haiku": REDUCED},
     "scratch_b": {"equinox": REDUCED, "haiku": REDUCED},
+    "ssl": {"equinox": DECAY, "haiku": DECAY},
+    "struct_admm": {"equinox": DECAY, "haiku": DECAY},
     "thinet": {"equinox": PLAIN, "haiku": DECAY},
-    "three_d": {"equinox": "no branch: graph/look/sites.py stops at the squeeze of vmap"},
+    "three_d": {
+        "equinox": SITES,
+        "haiku": DECAY,
+    },
     "l1": {"equinox": DECAY, "haiku": DECAY},
     "l2": {"equinox": DECAY, "haiku": DECAY},
-    "taylor": {"equinox": "graph/look/sites.py stops at the squeeze of vmap", "haiku": DECAY},
+    "taylor": {"equinox": SITES, "haiku": DECAY},
     "variational": {
         "equinox": "learners/norm_gates.py: ValueError, shapes behind vmap do not broadcast",
         "haiku": DECAY,
