@@ -171,7 +171,7 @@ def test_importing_jprune_loads_no_leaf_library():
 
 # Files that compare a rank with a number or take a path apart, and why that is no guess at a layer.
 NO_GUESSES = {
-    "allocate/_budgets.py": "scores of units are {group: [units]}, with one axis",
+    "allocate/budgets.py": "scores of units are {group: [units]}, with one axis",
     "data/fetch.py": "paths are those of files in an archive",
     "export/litert.py": "a signature has the batch on its first axis",
     "reconstruct/least_squares.py": "what is kept is [units] or [units, outputs]",

@@ -146,14 +146,19 @@ def search(
         else:
             high, above = middle, candidate
     # Single weights cost next to nothing: only units are filled up and trimmed.
-    groups = isinstance(scores, dict) and all(isinstance(s, np.ndarray) for s in scores.values())
-    if not (groups and all(score.ndim == 1 for score in scores.values())):
+    if not _are_units(scores):
         return masks
     masks = filled(masks, scores, budget, price, goal)
     if above is None or price(masks) >= NEAR * goal:
         return masks
     other = filled(trimmed(above, scores, budget, price, goal), scores, budget, price, goal)
     return max((masks, other), key=price)
+
+
+def _are_units(scores: Scores) -> bool:
+    """Whether scores are {group: [units]}, and not a tree of kernels."""
+    one_axis = lambda leaf: isinstance(leaf, np.ndarray | jax.Array) and leaf.ndim == 1
+    return isinstance(scores, dict) and all(one_axis(leaf) for leaf in scores.values())
 
 
 def trimmed(

@@ -67,8 +67,10 @@ def compact(
 
     A kernel is converted if it is read by plain contractions alone, as [window..., inputs,
     outputs]; others (grouped, depthwise, transposed, tied, reshaped) stay arrays, multiplied by
-    their masks. Only functions that `slim` returns can execute such variables: lift first, then
-    slim, then compact.
+    their masks. The layout is asked for here, and not the layer: a form takes the kernel's place in
+    the very contraction that reads it. So a net with kernels [out, in, ...] gets smaller by `slim`
+    alone. Only functions that `slim` returns can execute such variables: lift first, then slim,
+    then compact.
 
     Args:
         fn: the function that will run, from `slim`.

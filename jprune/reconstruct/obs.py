@@ -196,12 +196,15 @@ def _flat_masks(variables: Variables, masks: Masks, otherwise: bool) -> np.ndarr
     parameters = parameters_of(variables)
     if masks is None:
         masks = parameters.tree([None] * len(parameters.values))
-    leaves, structure = jax.tree.flatten(masks, is_leaf=is_none)
-    if structure != jax.tree.structure(variables):
+    structure = jax.tree.structure(variables)
+    try:
+        # Not `flatten`: the variables may hold None too, where a layer has no bias.
+        leaves = structure.flatten_up_to(masks)
+    except ValueError:
         raise errors.StructureError(
-            f"masks of the structure {structure} for variables of {jax.tree.structure(variables)}. "
-            "Pass a tree like the variables, None where there is no mask."
-        )
+            f"masks of the structure {jax.tree.structure(masks, is_leaf=is_none)} for variables of "
+            f"{structure}. Pass a tree like the variables, None where there is no mask."
+        ) from None
     parts = [
         np.full(value.shape, otherwise) if leaves[place] is None else np.asarray(leaves[place])
         for place, value in zip(parameters.places, parameters.values)

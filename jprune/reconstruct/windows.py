@@ -47,7 +47,7 @@ def look(
     Args:
         fn: the function that was traced.
         groups: from `trace`.
-        sites: names of call sites of plain kernels, [window..., inputs, outputs].
+        sites: names of call sites of plain layers, their kernels in any layout.
         points: positions per example, drawn without repetition; all where there are fewer.
         inputs: whether the layers' inputs are wanted.
 

@@ -12,7 +12,7 @@ import pytest
 
 from jprune import errors, recipes
 from jprune.base import Budget, Pruned
-from jprune.train.net import are_units
+from jprune.train.net import Net, are_units
 from tests.contracts import own, spellings
 
 DRAWN = {
@@ -124,7 +124,7 @@ def outcome(method: str, name: str) -> Outcome:
         if drawn:
             raise
         return Outcome(type(error).__name__, {}, {}, {})
-    alive = spelling.canonical(recipes.weight_masks(spelling.task, pruned.masks))
+    alive = spelling.canonical(Net(spelling.task).weight_masks(pruned.masks))
     values = spelling.canonical(pruned.variables)
     values = {leaf: value * alive.get(leaf, True) for leaf, value in values.items()}
     return Outcome(None, masks_of(spelling, pruned), held(spelling, pruned), values)
@@ -133,7 +133,7 @@ def outcome(method: str, name: str) -> Outcome:
 def masks_of(spelling: spellings.Spelling, pruned: Pruned) -> dict[str, np.ndarray]:
     if pruned.masks is None:
         return {}
-    if are_units(recipes.groups_of(spelling.task), pruned.masks):
+    if are_units(Net(spelling.task).groups, pruned.masks):
         names = spelling.groups()
         return {names[name]: np.asarray(mask) for name, mask in pruned.masks.items()}
     return spelling.canonical(pruned.masks)

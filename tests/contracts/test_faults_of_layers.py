@@ -18,6 +18,7 @@ import jprune
 from jprune import recipes
 from jprune.base import Budget, Pruned
 from jprune.recipes import Train
+from jprune.train.net import Net
 from tests.contracts.own import (
     KEY,
     SHORT,
@@ -38,61 +39,27 @@ LONGER = dataclasses.replace(SHORT, max_steps=4)
 """Training in which a pull shows."""
 HALF = Budget(density=0.5)
 
-RANK = "takes leaves of two axes and more for kernels: "
 PLAIN = "reads only kernels [window..., inputs, outputs]: "
 KNOWN = {
-    **{
-        f"test_penalties_move_biases_of_any_shape_alike[{row}]": RANK + place
-        for row, place in {
-            "weight decay": "train/optimizers.py, ndim > 1",
-            "l1 of han": "sparsify/l1.py, ndim < 2",
-            "decay of admm": "stages/admm.py, ndim > 1",
-            "pull of csgd": "sparsify/centripetal.py, ndim == 1",
-        }.items()
-    },
-    **{
-        f"test_pruning_of_single_weights_leaves_biases_of_any_shape[{row}]": RANK + place
-        for row, place in {
-            "l1": "train/net.py, prunable_weights",
-            "han": "train/net.py, prunable_weights",
-            "obs": "reconstruct/obs.py, ndim > 1",
-        }.items()
-    },
-    "test_biases_of_equinox_have_no_mask": RANK + "train/net.py, prunable_weights",
-    "test_scales_and_offsets_of_haiku_have_no_mask": RANK + "train/net.py, prunable_weights",
-    "test_a_random_net_begins_with_the_biases_that_it_had": RANK
-    + "train/net.py, prunable_weights, for learners/popup.py",
+    "test_penalties_move_biases_of_any_shape_alike[l1 of han]": "takes leaves of two axes and more "
+    "for kernels: sparsify/l1.py, ndim < 2",
     "test_a_refitted_bias_is_that_of_the_layer_whatever_is_written_first": "stages/layer_wise.py "
     "pairs biases with kernels in the order of first use",
     "test_a_dead_unit_goes_where_its_readers_have_biases[True]": "stages/dead_units.py pairs "
     "biases with kernels in the order of first use",
-    "test_thresholds_of_dns_are_of_a_layer_in_flat_trees_too": "stages/surgery.py asks the parent "
-    "in the tree what a layer is",
-    "test_blocks_of_obs_are_of_a_layer_in_flat_trees_too": "curvature/partition.py asks the parent "
-    "in the tree what a layer is",
     "test_dense_layers_are_retrained_before_convolutions_in_flat_trees_too": "recipes/han.py asks "
     "the parent in the tree what a layer is",
     **{
-        f"test_weights_in_a_list_meet_a_budget_in_macs[{method}]": "allocate/_budgets.py takes "
-        "everything but a dictionary of vectors for a mapping of leaves"
-        for method in ("l1", "han", "dns", "obd")
-    },
-    **{
         f"test_a_method_keeps_the_same_weights_of_both_layouts[{row}]": PLAIN + place
         for row, place in {
-            "obs": "curvature/partition.py, blocks along the last axis",
             "ssl columns": "stages/structures.py",
             "struct_admm columns": "stages/structures.py",
-            "kron_obd": "curvature/kfac.py, layers_of",
-            "kron_obs": "curvature/kfac.py, layers_of",
-            "data_free": "reconstruct/windows.py, plain_kernels",
-            "csgd": "reconstruct/windows.py, plain_kernels",
-            "channel_lasso": "reconstruct/windows.py, plain_kernels",
-            "thinet": "reconstruct/windows.py, plain_kernels",
+            "data_free": "stages/walk.py, plain_kernels",
+            "csgd": "stages/walk.py, plain_kernels",
+            "channel_lasso": "stages/walk.py, plain_kernels",
+            "thinet": "stages/walk.py, plain_kernels",
         }.items()
     },
-    "test_a_random_net_has_the_fan_in_of_the_contraction": "learners/popup.py takes all axes but "
-    "the last for the fan-in",
 }
 
 
@@ -267,8 +234,8 @@ def masks_of_both(recipe, stage):
 
 
 def test_thresholds_of_dns_are_of_a_layer_in_flat_trees_too():
-    """Thresholds are mu + c sd of |w| in a layer: c_rate="0:1" is one number for each of two."""
-    recipe = recipes.find("dns")(HALF, None, SHORT, c_rate="0:1", correct=False)
+    """Thresholds are mu + c sd of |w| in a layer: c_rate=(0, 1) is one number for each of two."""
+    recipe = recipes.find("dns")(HALF, None, SHORT, c_rate=(0.0, 1.0), correct=False)
     nested, flat = masks_of_both(recipe, "surgery")
     count = lambda masks: sorted(int(mask.sum()) for mask in masks)
     assert count(nested) == count(flat)
@@ -344,7 +311,7 @@ def test_a_method_keeps_the_same_weights_of_both_layouts(row):
         task = channels_first(first)
         recipe = recipe_of(method, HALF, dense=False, **LAYOUTS[row])
         _, pruned = up_to(recipe, task, "merge" if method == "csgd" else "prune")
-        masks = by_path(recipes.weight_masks(task, pruned.masks))
+        masks = by_path(Net(task).weight_masks(pruned.masks))
         turned = lambda mask: mask.transpose(2, 3, 1, 0) if mask.ndim > 2 else mask.T
         both.append({path: turned(m) if first else m for path, m in masks.items()})
     hwio, oihw = both

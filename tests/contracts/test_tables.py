@@ -17,12 +17,6 @@ from jprune import allocate, blocks, criteria, curvature, errors, schedules, spa
 from jprune.base import Budget, Criterion
 from tests.contracts.own import cross_entropy, draw
 
-KNOWN = {
-    f"test_scores_in_lists_get_the_masks_of_those_in_dictionaries[{budget}-{allocator}]": "in "
-    "allocate/_budgets.py np.ndim is asked of a list of leaves"
-    for budget in ("params", "macs")
-    for allocator in ("uniform", "global_topk")
-}
 KEY = jax.random.key(3)
 VARIABLES = {
     "params": draw({"first": (5, 7), "shift": (7,), "second": (7, 6), "out": (6, 3)}),
