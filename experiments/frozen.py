@@ -48,7 +48,7 @@ import numpy as np
 import tyro
 
 import jprune
-from jprune import cli, data, errors, recipes, zoo
+from jprune import cli, data, errors, recipes, train, zoo
 from jprune.base import Budget, Data, Groups, Pruned, Task
 from jprune.train import task as task_of
 
@@ -293,7 +293,7 @@ def bench(name: str) -> Bench:
     shapes = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
     groups = jprune.trace(task.fn, shapes, task.example)
     shown = next(images.batches("test", 64))["image"]
-    return Bench(task, jax.jit(task.fn), groups, shown)
+    return Bench(task, jax.jit(train.Net(task).fn), groups, shown)
 
 
 def enlarged(small: Data) -> Data:
@@ -349,7 +349,7 @@ def state(on: Bench, done: Pruned) -> dict[str, Any]:
     if not _of_units(on.groups, done.masks):
         return found
     small = jprune.slim_params(on.groups, done.masks, done.variables)
-    slim = jax.jit(jprune.slim(on.task.fn, on.groups, done.masks))
+    slim = jax.jit(jprune.slim(train.Net(on.task).fn, on.groups, done.masks))
     return {**found, "small": small, "slim": slim(small, on.images)}
 
 

@@ -168,7 +168,12 @@ def small(task: Task, pruned: Pruned) -> Small:
         return whole.ravel().at[np.ravel(place)].set(part.ravel()).reshape(whole.shape)
 
     return Small(
-        task._replace(fn=slim(task.fn, groups, masks), train_fn=slim(task.train_fn, groups, masks)),
+        task._replace(
+            fn=slim(task.fn, groups, masks),
+            train_fn=slim(task.train_fn, groups, masks),
+            # Its shapes say what the small net's groups and kernels are.
+            init=lambda key: slim_params(groups, masks, task.init(key)),
+        ),
         slim_params(groups, masks, pruned.variables),
         lambda variables: jax.tree.map(write, places, pruned.variables, variables, is_leaf=is_none),
     )
