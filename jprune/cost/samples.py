@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jprune.base import Groups, Variables
+from jprune.forms.leaf_type import is_dynamic
 from jprune.forms.opened import dense_of
-from jprune.forms.winners import Winners, is_dynamic
+from jprune.forms.winners import Winners
 from jprune.graph.couple.coupling import leaf_paths
 from jprune.graph.look.intercept import Site, intercept
 

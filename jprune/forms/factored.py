@@ -31,6 +31,8 @@ class Factored:
         (3, 4)
     """
 
+    parts = ("left", "core", "right")
+
     def __init__(self, left: jax.Array, core: jax.Array, right: jax.Array):
         self.left, self.core, self.right = left, core, right
 

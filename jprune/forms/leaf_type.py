@@ -3,7 +3,8 @@
 A leaf type takes the place of an array in the variables. `slim` gives it every contraction that has
 the array as its kernel; all other operations on the array get `dense()`. To make one, write a
 pytree with `apply`, `dense`, `shape` and `dtype`, and wrap the slim variables' leaf in it; with
-`plan` and `planned` it can be saved in plans too. `jprune.forms.leaf_of` chooses among the forms by
+`plan` and `planned` it can be saved in plans too. One whose outputs depend on the example says
+`dynamic = True` and has `cast(function)`, since no array stands for it. `jprune.forms.leaf_of` chooses among the forms by
 the pattern of a mask.
 """
 
@@ -41,3 +42,19 @@ def is_leaf_type(node: Any) -> bool:
     """Whether a node of a tree is a leaf type (and not an array)."""
     # Called for every leaf of every tree: the cheap test first. Only arrays have `at`.
     return hasattr(node, "dense") and isinstance(node, LeafType) and not hasattr(node, "at")
+
+
+def is_dynamic(node: Any) -> bool:
+    """Whether a leaf's outputs depend on the example."""
+    return getattr(node, "dynamic", False) is True
+
+
+def has_dynamic(tree: Any) -> bool:
+    """Whether a tree holds such leaves.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> has_dynamic({"kernel": jnp.ones((3, 2))})
+        False
+    """
+    return any(map(is_dynamic, jax.tree.leaves(tree, is_leaf=is_dynamic)))

@@ -6,15 +6,11 @@ from typing import Any
 import jax
 
 from jprune import errors
-from jprune.forms.factored import Factored
 from jprune.forms.leaf_type import is_leaf_type
-from jprune.forms.winners import Winners
+from jprune.forms.table import FORMS
 
-FORMS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "factored": (Factored, ("left", "core", "right")),
-    "winners": (Winners, ("kernel", "offset", "bonus", "predictor", "level", "count")),
-}
-"""{name: (leaf type, its parts)} of the leaf types that consist of arrays alone."""
+OF_ARRAYS: dict[str, Any] = {name: kind for name, kind in FORMS.items() if hasattr(kind, "parts")}
+"""{name: leaf type} of those that consist of arrays alone."""
 
 
 def has_leaf_types(tree: Any) -> bool:
@@ -36,6 +32,7 @@ def written_out(tree: Any) -> Any:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from jprune.forms import Factored
         >>> leaf = Factored(jnp.ones((3, 2)), jnp.ones((2, 1)), jnp.ones((1, 4)))
         >>> plain = written_out({"kernel": leaf})
         >>> plain["kernel"]["factored"]["left"].shape, read_back(plain)["kernel"].shape
@@ -45,12 +42,12 @@ def written_out(tree: Any) -> Any:
     def one(node: Any) -> Any:
         if not is_leaf_type(node):
             return node
-        for form, (kind, parts) in FORMS.items():
+        for form, kind in OF_ARRAYS.items():
             if type(node) is kind:
-                return {form: {part: getattr(node, part) for part in parts}}
+                return {form: {part: getattr(node, part) for part in kind.parts}}
         raise errors.StructureError(
             f"a kernel held as {type(node).__name__} cannot be written out, only as "
-            f"{', '.join(FORMS)}. Write leaf.dense() in its place."
+            f"{', '.join(OF_ARRAYS)}. Write leaf.dense() in its place."
         )
 
     return jax.tree.map(one, tree, is_leaf=is_leaf_type)
@@ -61,14 +58,14 @@ def read_back(tree: Any) -> Any:
 
     # A dict whose only key is the name of a form; a layer of that name would be taken for one.
     def is_written(node: Any) -> bool:
-        return isinstance(node, dict) and len(node) == 1 and set(node) <= set(FORMS)
+        return isinstance(node, dict) and len(node) == 1 and set(node) <= set(OF_ARRAYS)
 
     def one(node: Any) -> Any:
         if not is_written(node):
             return node
         ((form, parts),) = node.items()
-        kind, names = FORMS[form]
-        return kind(*(parts[name] for name in names))
+        kind = OF_ARRAYS[form]
+        return kind(*(parts[name] for name in kind.parts))
 
     return jax.tree.map(one, tree, is_leaf=is_written)
 

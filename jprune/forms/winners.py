@@ -12,7 +12,7 @@ References:
     2019, arXiv 1810.05331 [32].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -81,6 +81,7 @@ class Winners:
     """
 
     # Which outputs exist depends on the example, so that no array is equal to this kernel.
+    parts = ("kernel", "offset", "bonus", "predictor", "level", "count")
     dynamic = True
 
     def __init__(
@@ -141,6 +142,11 @@ class Winners:
         result = bind(equation, (x, self.kernel))[0]
         return self.boosted(result, self.gates(x, in_axis), out_axis)
 
+    def cast(self, cast: Callable[[Any], Any]) -> "Winners":
+        """The kernel through a function, its gates as they are."""
+        parts = {name: getattr(self, name) for name in self.parts}
+        return type(self)(**{**parts, "kernel": cast(self.kernel)})
+
     def tree_flatten(self) -> tuple[Any, Any]:
         """All parts are data."""
         return (
@@ -153,18 +159,3 @@ class Winners:
         """Inverse of `tree_flatten`."""
         del static
         return cls(*children)
-
-
-def is_dynamic(node: Any) -> bool:
-    """Whether a leaf's outputs depend on the example."""
-    return getattr(node, "dynamic", False) is True
-
-
-def has_dynamic(tree: Any) -> bool:
-    """Whether a tree holds such leaves.
-
-    Example:
-        >>> has_dynamic({"kernel": jnp.ones((3, 2))})
-        False
-    """
-    return any(map(is_dynamic, jax.tree.leaves(tree, is_leaf=is_dynamic)))

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jprune import errors, export, measure
 from jprune.base import Pruned, Records, Task, Variables
 from jprune.cost.samples import gates_of
+from jprune.forms.leaf_type import has_dynamic
 from jprune.forms.opened import dense_of
-from jprune.forms.winners import has_dynamic
 from jprune.graph import slim, slim_params
 from jprune.masks import apply_masks
 from jprune.runs.checkpoint import save_tree

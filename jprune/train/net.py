@@ -24,8 +24,8 @@ from jprune.base import (
 from jprune.blocks import lift
 from jprune.cost import cost, cost_model
 from jprune.cost.samples import gates_of, sample_macs
+from jprune.forms.leaf_type import has_dynamic
 from jprune.forms.opened import dense_of, has_leaf_types, opened
-from jprune.forms.winners import has_dynamic
 from jprune.graph import slim, slim_params, trace
 from jprune.train.resolution import seen_at
 from jprune.units import are_units, expand, ones

@@ -11,26 +11,14 @@ from jax.core import Tracer
 
 from jprune import errors
 from jprune.base import Groups
-from jprune.forms.csr import CSR
-from jprune.forms.factored import Factored
 from jprune.forms.leaf_type import is_leaf_type
-from jprune.forms.rows import Rows
-from jprune.forms.thin import Thin
-from jprune.forms.winners import Winners
+from jprune.forms.table import FORMS
 from jprune.graph.couple.coupling import leaf_paths
 from jprune.graph.shrink.slim import check_masks, dead_branches
 from jprune.graph.trace import trace
 from jprune.jaxprs import Equation, Program, describe, program_of, user_line
 
 SCHEMA = 1
-FORMS: dict[str, Any] = {
-    "thin": Thin,
-    "rows": Rows,
-    "factored": Factored,
-    "csr": CSR,
-    "winners": Winners,
-}
-"""Leaf types by their names in a plan; each has `plan` and `planned`."""
 # Parameters of primitives that say what is computed; functions and meshes are left out.
 _PLAIN = (int, float, str, bool, type(None), np.dtype, np.integer)
 

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.forms.leaf_type import is_leaf_type
-from jprune.forms.winners import is_dynamic
+from jprune.forms.leaf_type import is_dynamic, is_leaf_type
 from jprune.graph.couple.arithmetic import ELEMENTWISE, REDUCTIONS, WINDOWS
 from jprune.graph.couple.divisors import Divisors
 from jprune.graph.couple.interpret import Frame
@@ -183,8 +182,7 @@ def _cast(step: Step) -> Any:
             "no place for its gates; it may be cast, and contracted with data. Leave this layer "
             "out of gates."
         )
-    (kernel, *gates), static = step.values[0].tree_flatten()
-    return type(step.values[0]).tree_unflatten(static, (*bind(equation, [kernel]), *gates))
+    return step.values[0].cast(lambda kernel: bind(equation, [kernel])[0])
 
 
 def _inner_touched(step: Step) -> bool:
