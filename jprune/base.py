@@ -374,6 +374,10 @@ class Budget:
         """Which of the five was set."""
         return next(kind for kind in self.KINDS if getattr(self, kind) is not None)
 
+    def of_weights(self) -> "Budget":
+        """The same for single weights: multiples, `min_units` and floors concern units."""
+        return dataclasses.replace(self, multiple_of=1, min_units=1, floors={})
+
     @property
     def value(self) -> Any:
         """The fraction kept."""

@@ -38,7 +38,19 @@ colab tests
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor.split()}
 # Rooms in which a method is one file: they read no other method's file, only what is shared.
 OF_METHODS = ("criteria", "allocate", "sparsify", "reconstruct", "learners", "search", "recipes")
-SHARED = ("hold", "methods", "windows", "norm_gates", "soft_masks", "thresholds", "three_step")
+SHARED = (
+    "budgets",
+    "folded",
+    "moments",
+    "space",
+    "hold",
+    "methods",
+    "windows",
+    "norm_gates",
+    "soft_masks",
+    "thresholds",
+    "three_step",
+)
 # What a leaf brings: none of it is imported by `import jprune`.
 HEAVY = ("flax", "tensorflow_datasets", "orbax", "matplotlib", "ai_edge_litert", "sklearn", "grain")
 

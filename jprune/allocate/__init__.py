@@ -7,8 +7,8 @@ masks themselves.
 
 `jointly` meets one budget with groups of several kinds (`jprune.blocks`).
 
-Read `uniform.py` first. Allocators share `_counts.py` (how many entries are kept), `budgets.py`
-(the search for a density that meets a budget) and `jprune/topk.py` (which entries are kept);
+Read `uniform.py` first. Allocators share `budgets.py` (how many entries a density keeps, and the
+search for a density that meets a budget) and `jprune/topk.py` (which entries are kept);
 methods with a rule of their own use `keep_best`, `price_of` and `largest`.
 """
 

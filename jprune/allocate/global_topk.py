@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jprune.allocate._counts import floor_of, kept_count, rounded, step_of
-from jprune.allocate.budgets import allocated, map_named
+from jprune.allocate.budgets import allocated, floor_of, kept_count, map_named, rounded, step_of
 from jprune.base import Budget, CostModel, Masks, Scores
 from jprune.topk import best, keep_best
 

@@ -1,6 +1,5 @@
 """One budget for groups of several kinds: units, branches and patterns within kernels, together."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,11 +16,6 @@ Scores = Mapping[str, Mapping[str, np.ndarray]]
 
 Alive = Mapping[str, Mapping[str, np.ndarray]]
 """{kind: {block: bool [groups]}}."""
-
-
-def of_single_weights(budget: Budget) -> Budget:
-    """The budget without what concerns units: multiples and floors."""
-    return dataclasses.replace(budget, multiple_of=1, min_units=1, floors={})
 
 
 def fraction_kept(groups: Groups, masks: Masks, budget: Budget, cost_model: CostModel) -> float:
@@ -101,7 +95,7 @@ def jointly(
         model = lambda some: cost_model(masks({kind: {**alive[kind], **some}}))
         return {**alive, kind: {**alive[kind], **allocator(flat, budget, model)}}
     model = lambda some: cost_model(masks(some))
-    return {**alive, **allocator(open_, of_single_weights(budget), model)}
+    return {**alive, **allocator(open_, budget.of_weights(), model)}
 
 
 def _shallower(

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jprune.allocate._counts import floor_of, kept_count, rounded, step_of
-from jprune.allocate.budgets import allocated, map_named
+from jprune.allocate.budgets import allocated, floor_of, kept_count, map_named, rounded, step_of
 from jprune.base import Budget, CostModel, Masks, Scores
 from jprune.topk import keep_best
 

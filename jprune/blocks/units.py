@@ -105,7 +105,7 @@ def _check_group(groups: Groups, name: str) -> None:
     if name in groups.sizes:
         return
     for frozen in groups.frozen:
-        if name in (frozen.leaf, frozen.leaf.rpartition("/")[0]):
+        if name == frozen.leaf or frozen.leaf.startswith(f"{name}/"):
             remedy = f" {frozen.remedy}" if frozen.remedy else ""
             raise errors.FrozenError(
                 f"{name!r} is frozen: axis {frozen.axis} of {frozen.leaf} {frozen.reason}. No "

@@ -12,7 +12,7 @@ from jprune.curvature import Rows
 from jprune.masks import intersect
 from jprune.reconstruct.obs import obs as operate
 from jprune.stages.frame import check_prunable, fractions, record
-from jprune.train.net import Net, of_single_weights
+from jprune.train.net import Net
 from jprune.train.step import stream
 
 
@@ -79,7 +79,7 @@ class BrainSurgery:
         if self.budget.kind == "density":
             goal = sum(sizes) - round((1 - float(self.budget.value)) * sum(sizes))
             return alive_now - goal
-        price = price_of(alive, of_single_weights(self.budget), Net(task).cost)(masks)
+        price = price_of(alive, self.budget.of_weights(), Net(task).cost)(masks)
         excess = price - float(self.budget.value) - 1e-9
         # Prices differ from layer to layer: half of the way each time, and one by one at the end.
         return 0 if excess <= 0 else max(1, int(alive_now * excess / price / 2))

@@ -34,7 +34,7 @@ from jprune.criteria.taylor import taylor
 from jprune.curvature import Estimator
 from jprune.masks import apply_masks, intersect
 from jprune.stages.frame import check_prunable, fractions, record
-from jprune.train.net import Net, are_units, of_single_weights
+from jprune.train.net import Net, are_units
 from jprune.train.step import stream
 from jprune.units import to_units
 
@@ -116,7 +116,7 @@ class Prune:
             scores,
             is_leaf=is_none,
         )
-        chosen = self.allocator(scores, of_single_weights(self.budget), Net(task).cost)
+        chosen = self.allocator(scores, self.budget.of_weights(), Net(task).cost)
         before = Net(task).weight_masks(pruned.masks)
         return chosen if before is None else intersect(before, chosen)
 

@@ -16,7 +16,7 @@ from jprune.sparsify.surgery import CUT, begun
 from jprune.sparsify.thresholds import layer_numbers, moments_of
 from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
-from jprune.train.net import Net, of_single_weights
+from jprune.train.net import Net
 from jprune.train.numbers import Numbers, per_name
 from jprune.train.step import TrainState, plain
 
@@ -122,7 +122,7 @@ class DynamicSurgery:
             return np.where(mask, at, -np.inf)
 
         scores = jax.tree.map(cut_at, start, pruned.variables, mean, std, is_leaf=is_none)
-        kept = allocate.global_topk(scores, of_single_weights(self.budget), Net(task).cost)
+        kept = allocate.global_topk(scores, self.budget.of_weights(), Net(task).cost)
         gone = jax.tree.map(lambda mask, score: np.max(score[~mask], initial=-np.inf), kept, scores)
         return max(jax.tree.leaves(gone))
 
@@ -192,7 +192,7 @@ class SettleSurgery:
             scores = jax.tree.map(
                 score, masks, pruned.variables, hidden, pruned.extra["thresholds"], is_leaf=is_none
             )
-            budget = of_single_weights(self.budget)
+            budget = self.budget.of_weights()
             masks = allocate.global_topk(scores, budget, Net(task).cost)
         by_leaf = Net(task).leaves(masks)
         is_kernel = Net(task).leaves(Net(task).is_kernel)

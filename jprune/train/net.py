@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jprune import errors
-from jprune.allocate.jointly import of_single_weights as of_single_weights
 from jprune.base import (
     Budget,
     Cost,
