@@ -27,7 +27,6 @@ INITS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "normal": lambda key, size: jax.random.normal(key, (size,)),
 }
 
-
 RISE = 100.0
 """By how much the penalty rises where no strength is given."""
 

@@ -167,7 +167,6 @@ class Narrow:
 POWERS = (1, 2, 2)
 """Of depth, width and resolution in the cost of a convolutional net."""
 
-
 GONE = np.zeros(1, bool)
 """The mask of a block that is removed."""
 

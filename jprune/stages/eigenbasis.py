@@ -25,10 +25,8 @@ from jprune.train.net import Net
 CORE = "/factored/core"
 """Ends the path of a factored kernel's core in the opened net."""
 
-
 COLUMNS, ROWS = " columns", " rows"
 """Behind a kernel's path: its inputs and outputs in the eigenbasis, as groups of scores."""
-
 
 UNITS = {"params": 0, "macs": 1}
 """Places of budgets in a cost; a density's is that of parameters."""

@@ -40,10 +40,8 @@ from jprune.train.step import stream
 
 STREAMS = ("sampler", "whole", "joint")
 
-
 Choose = Callable[[Sequence[Problem], int, jax.Array], np.ndarray]
 """`(problems, width, key) -> bool [units]`, a problem for every consumer."""
-
 
 Refit = Callable[[np.ndarray, jax.Array], Reconstructor]
 """`(bool [units] that were there, key) -> reconstructor`; the key is that of the choice."""

@@ -21,10 +21,8 @@ from jprune.units import map_units, rows
 
 ALLOCATORS, STOPS = ("uniform", "global_topk"), ("budget", "cutoff")
 
-
 Sets = dict[str, tuple[np.ndarray, np.ndarray]]
 """{group: (weight sets [units, fan], outgoing weights [units, k])}."""
-
 
 Affines = tuple[dict[str, Affine], frozenset[str]]
 """{site: scale and shift behind it}, and the leaves that these are made of."""

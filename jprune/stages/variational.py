@@ -28,18 +28,14 @@ ALLOCATORS: dict[str, Allocator] = {
     "uniform": allocate.uniform,
 }
 
-
 SELECTIONS = ("budget", "rule")
-
 
 PULL = 2.5
 """Of the usual sigma^2 = PULL / N: the Gaussian prior then takes mu / (N sigma^2) = 0.4 mu off mu,
 whatever the number N of training images is. With 50,000 sigma is 0.007."""
 
-
 RISES = {"gaussian": 0.0, "log_uniform": 40.0}
 """What the divergence alone would add to log sigma^2 in a training; 0: no matter."""
-
 
 RISE_A_STEP = 0.1
 """The same in a step at most, on average; short trainings add less."""
