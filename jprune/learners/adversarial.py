@@ -27,7 +27,6 @@ from jprune.base import Batch, Params, PyTree, Task, Variables
 WIDTHS = (128, 256, 128)
 """Of the discriminator's hidden layers."""
 
-
 REGULARISERS: dict[str, Callable[[PyTree, jax.Array, jax.Array], jax.Array]] = {
     "adversarial": lambda judge, fake, weight: weight @ jax.nn.softplus(-fake),
     "l1": lambda judge, fake, weight: 1e-3 * _total(judge, jnp.abs),

@@ -11,7 +11,6 @@ from jprune.base import Recipe
 Factory = Callable[..., Recipe]
 """`factory(budget, train, finetune, **options) -> recipe`."""
 
-
 NO_RECIPES = ("methods", "options")
 """Files of this room that hold no method."""
 

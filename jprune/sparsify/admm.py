@@ -22,7 +22,7 @@ from jprune.blocks.members import Blocks, by_kind, leaves_of, scale, squares
 from jprune.topk import best
 
 Projection = Callable[[Params], PyTree]
-"""Parameters to the nearest ones of a set, None at leaves of which the set says nothing."""
+"""Parameters to the nearest ones of a set; None at leaves that the set does not constrain."""
 
 Keep = float | Mapping[str, Any]
 """Fraction of the groups of each block; {block: how many}; {kind: either of them}."""
@@ -36,8 +36,8 @@ class AdmmState(NamedTuple):
         target: Z.
         duals: U, scaled: the multipliers over rho.
         rho: of this round.
-        size: ||W|| at the beginning, which the duals are measured by: weights that grow with them
-            say nothing.
+        size: ||W|| at the beginning. Duals are compared with it, since W itself grows with duals
+            that diverge.
         primal: ||W - Z|| / ||W|| at the last refresh.
         change: ||Z - the Z before|| / ||W|| at the last refresh: the dual residual over rho ||W||.
         good: the parameters at the last refresh whose duals were good.
@@ -81,15 +81,18 @@ def counts_of(blocks: Blocks, keep: Keep) -> dict[str, int]:
             "for every block."
         )
     return {
-        name: max(1, block.size - round((1 - keep) * block.size)) for name, block in blocks.items()
+        # n - round((1 - keep) n): counts of pruned groups are what is rounded, as everywhere.
+        name: max(1, block.size - round((1 - keep) * block.size))
+        for name, block in blocks.items()
     }
 
 
 def projection(blocks: Blocks | Sequence[Blocks], keep: Keep) -> Projection:
     """Keeps the groups with the largest norms, so many of every block, and zeroes the others.
 
-    One kind's result is the nearest point of it. Several are taken one after the other, as the
-    authors do, which is a point of all of them if each keeps what is 0 at 0, and not the nearest.
+    Of one kind, the result is the nearest point of the set. Several kinds are projected in order,
+    as the authors do: the result is in all sets, since each projection keeps zeros, but it need not
+    be the nearest such point.
 
     Args:
         blocks: the groups, from `jprune.blocks`, of one kind or of several.
@@ -127,11 +130,11 @@ def projection(blocks: Blocks | Sequence[Blocks], keep: Keep) -> Projection:
 
 
 class Support(NamedTuple):
-    """What the projection on the groups of one kind keeps, of what those before it left.
+    """One kind's projection, after those of the kinds before it.
 
     Attributes:
-        squares: {block: [groups]}: the squared norms, after the projections before this one.
-        keep: {block: bool [groups]}.
+        squares: {block: [groups]}: squared norms, left by the projections before this one.
+        keep: {block: bool [groups]}: the groups kept.
         near: the variables with zeros at all other groups.
     """
 
@@ -153,6 +156,7 @@ def supports(
     for blocks, counts in sets:
         sums = squares(blocks, variables)
         keep = {name: best(square, counts[name]) for name, square in sums.items()}
+        # The next kind is projected from here: its norms lack the groups that went.
         variables = scale(blocks, variables, {name: 1.0 * mask for name, mask in keep.items()})
         result.append(Support(sums, keep, variables))
     return result
@@ -164,7 +168,7 @@ def norm(tree: PyTree) -> jax.Array:
 
 
 def _like(target: PyTree, function: Callable[..., Any], *trees: PyTree) -> PyTree:
-    """Maps over the leaves that are projected; None elsewhere."""
+    """Maps over the projected leaves; None elsewhere."""
     one = lambda leaf, *others: None if leaf is None else function(leaf, *others)
     return jax.tree.map(one, target, *trees, is_leaf=is_none)
 
@@ -181,7 +185,7 @@ def admm(
     """An optimizer whose weights are pulled towards a sparse copy that follows them.
 
     The pull rho (W - Z + U) is part of the gradient that `inner` gets: of f, weight decay included.
-    Nothing is masked: W is dense until it is cut. Then take `projection` of W itself.
+    Nothing is masked: W is dense. At the end take `projection` of W itself.
 
     A dual diverges if it is not finite, or longer than `limit` times the first weights. The round
     is then undone: the parameters go back to those of the last good round and stay there, and
@@ -224,6 +228,7 @@ def admm(
     def init(params: Params) -> AdmmState:
         target = project(params)
         size = norm(_like(target, lambda z, w: w, params))
+        # ||W - Z|| / ||W||
         gap = norm(_like(target, lambda z, w: w - z, params)) / size
         zeros = jax.tree.map(jnp.zeros_like, target)
         none = jnp.zeros((), jnp.int32)
@@ -237,15 +242,20 @@ def admm(
             raise errors.ArgumentError(
                 "admm needs the parameters: call tx.update(gradients, state, params)."
             )
+        # In the gradient, so that the optimizer scales the pull like everything else: Adam would
+        # make steps of one size of a pull behind it.
         pulled = _pulled(updates, params, state)
         moves, inner_state = inner.update(pulled, state.inner, params, **extra)
         moved = optax.apply_updates(params, moves)
         state = state._replace(step=state.step + 1, inner=inner_state)
         state = jax.lax.cond(
+            # After a divergence nothing is refreshed any more: the last good round stays readable.
             (state.step % every == 0) & (state.stopped == 0),
             lambda: _refreshed(state, moved, project, every, growth, limit),
             lambda: state,
         )
+        # The update that leads back to the last good parameters; the optimizer's own while all is
+        # well.
         back = jax.tree.map(
             lambda good, param, move: jnp.where(state.stopped > 0, good - param, move),
             state.good, params, moves,
@@ -289,6 +299,7 @@ def _refreshed(
     change = norm(jax.tree.map(jnp.subtract, target, state.target))
     after = state._replace(
         target=target,
+        # The multipliers rho U are what must not jump: U <- U / growth as rho <- growth rho.
         duals=jax.tree.map(lambda dual: dual / growth, duals),
         rho=state.rho * growth,
         primal=norm(gap) / size,

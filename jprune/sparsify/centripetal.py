@@ -19,7 +19,7 @@ from jprune.base import Groups, Params, PyTree
 from jprune.units import check_units, places_of
 
 PRODUCERS = ("kernel", "shift", "scale")
-"""Roles of the places that make a unit what it is, statistics aside."""
+"""Roles of a unit's trained places in its producers."""
 
 
 class CentripetalState(NamedTuple):
@@ -62,12 +62,12 @@ def memberships(groups: Groups, clusters: Mapping[str, Any]) -> PyTree:
     names: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
     for group, place in places_of(groups, PRODUCERS, tuple(clusters)):
         axis = names.setdefault((place.leaf, place.axis), [() for _ in place.units])
-        seen: Counter[int] = Counter()
+        occurrences: Counter[int] = Counter()
         for position, unit in enumerate(place.units.tolist()):
             if unit >= 0:
                 # The k-th position of a unit is like the k-th of another.
-                axis[position] += (group, int(clusters[group][unit]), seen[unit])
-                seen[unit] += 1
+                axis[position] += (group, int(clusters[group][unit]), occurrences[unit])
+                occurrences[unit] += 1
     members = [
         tuple(
             _numbered(names[path, axis]) if (path, axis) in names else None
@@ -79,7 +79,7 @@ def memberships(groups: Groups, clusters: Mapping[str, Any]) -> PyTree:
 
 
 def _numbered(names: list[tuple[Any, ...]]) -> jax.Array:
-    """Numbers for names; positions without a name are alone."""
+    """Int [positions]: equal names get equal numbers, positions without a name one of their own."""
     numbers: dict[Any, int] = {}
     alone = [name or (position,) for position, name in enumerate(names)]
     return jnp.array([numbers.setdefault(name, len(numbers)) for name in alone], jnp.int32)
@@ -136,6 +136,7 @@ def centripetal(members: PyTree, strength: float | PyTree) -> optax.GradientTran
          [ 2.785  1.69 ]
          [ 4.475  4.475]]
     """
+    # A negative strength would push clusters apart, without bound.
     if any(number < 0 for number in jax.tree.leaves(strength)):
         raise errors.ArgumentError(f"centripetal(strength={strength}); strengths are 0 or more.")
 
@@ -153,6 +154,7 @@ def centripetal(members: PyTree, strength: float | PyTree) -> optax.GradientTran
             return cluster_means(gradient, own) + pull * away
 
         away = jax.tree.map(_away, params, state.members)
+        # One number for all leaves, or a tree of them.
         alike = jax.tree_util.all_leaves([strength])
         pulls = jax.tree.map(lambda leaf: strength, updates) if alike else strength
         moved = jax.tree.map(one, updates, away, pulls, state.members)
@@ -168,9 +170,13 @@ def with_members(state: CentripetalState, members: PyTree) -> CentripetalState:
 
 def cluster_means(values: jax.Array, own: tuple[Any, ...]) -> jax.Array:
     """Every position has the mean of its cluster; `own` is a leaf of `memberships`."""
+    # A leaf between two groups has units on two axes: means along one axis, then the other, are
+    # the means over the product of the clusters.
     for axis, ids in enumerate(own):
         if ids is not None:
             along = jnp.moveaxis(values, axis, 0)
+            # 1 / |H| sum over k in H, without a matrix [units, units]; as many segments as
+            # positions, so that other clusters have the same shapes.
             sums = jax.ops.segment_sum(along, ids, len(along))
             counts = jax.ops.segment_sum(jnp.ones(len(along), along.dtype), ids, len(along))
             shape = (-1, *[1] * (along.ndim - 1))
@@ -214,7 +220,9 @@ def contraction(rates: np.ndarray, momentum: float, pull: Any) -> np.ndarray:
     """
     pull = np.asarray(pull, float)
     rest, velocity, most = np.ones_like(pull), np.zeros_like(pull), np.zeros_like(pull)
+    # Differences that swing pass through 0: the last value alone could be small by chance.
     late = len(rates) - max(1, len(rates) // 10)
+    # A pull beyond stability overflows to inf or NaN, which `strength_for` reads as "not enough".
     with np.errstate(over="ignore", invalid="ignore"):
         for step, rate in enumerate(np.asarray(rates, float)):
             # v <- g + m v;  d <- d - tau (g + m v), for a difference d with the gradient g = pull d
@@ -246,8 +254,11 @@ def strength_for(rates: np.ndarray, momentum: float, goal: float, of_vectors: fl
         (True, True)
     """
     tried = np.geomspace(1e-4, 10, 201)
+    # Both ends: scales and biases contract slowest, kernels are the first to become unstable.
     slowest = min(1.0, of_vectors) if of_vectors else 1.0
-    left = np.nan_to_num(contraction(rates, momentum, slowest * tried), nan=np.inf)
-    left = np.maximum(left, np.nan_to_num(contraction(rates, momentum, tried), nan=np.inf))
-    enough = np.flatnonzero(left <= goal)
-    return float(tried[enough[0] if enough.size else left.argmin()])
+    remaining = np.nan_to_num(contraction(rates, momentum, slowest * tried), nan=np.inf)
+    remaining = np.maximum(
+        remaining, np.nan_to_num(contraction(rates, momentum, tried), nan=np.inf)
+    )
+    enough = np.flatnonzero(remaining <= goal)
+    return float(tried[enough[0] if enough.size else remaining.argmin()])

@@ -11,7 +11,9 @@ from jprune import errors
 def _kmeans(points: np.ndarray, count: int, key: jax.Array) -> np.ndarray:
     from sklearn.cluster import KMeans
 
+    # scikit-learn takes seeds below 2^32 - 1; 2^31 is safe for every version.
     seed = int(jax.random.bits(key)) % 2**31
+    # k-means cannot make more clusters than there are different points.
     distinct = len(np.unique(points, axis=0))
     means = KMeans(min(count, distinct), random_state=seed).set_params(n_init=10)
     return _split(np.asarray(means.fit_predict(points), int), count)
@@ -22,17 +24,20 @@ def _split(labels: np.ndarray, count: int) -> np.ndarray:
     labels = np.unique(labels, return_inverse=True)[1]
     for new in range(labels.max() + 1, count):
         largest = int(np.bincount(labels).argmax())
+        # The last member and not the first: the first speaks for the cluster when it is merged.
         labels[np.flatnonzero(labels == largest)[-1]] = new
     return labels
 
 
 def _even(points: np.ndarray, count: int, key: jax.Array) -> np.ndarray:
     del key
+    # floor(i r / n): neighbours, in r clusters whose sizes differ by at most 1
     return np.arange(len(points)) * count // len(points)
 
 
 def _imbalanced(points: np.ndarray, count: int, key: jax.Array) -> np.ndarray:
     del key
+    # min(i, r - 1): r - 1 units alone, all others together
     return np.minimum(np.arange(len(points)), count - 1)
 
 
@@ -81,5 +86,7 @@ def cluster(points: np.ndarray, count: int, key: jax.Array, how: str = "kmeans")
             "smaller --learning-rate."
         )
     labels = CLUSTERINGS[how](points, count, key)
+    # Labels of k-means are in any order; numbered by their first units they are the same on every
+    # machine.
     numbers: dict[int, int] = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels.tolist()])

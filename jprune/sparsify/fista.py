@@ -13,11 +13,11 @@ from jprune.base import Params, PyTree, Schedule
 from jprune.topk import keep_best
 
 HALVINGS = 30
-"""Of the interval in which the least strength is looked for."""
+"""Halvings of the interval in which the least strength is searched."""
 
 
 class FistaState(NamedTuple):
-    """What FISTA carries.
+    """State of `fista`.
 
     Attributes:
         before: the parameters one step ago.
@@ -46,8 +46,8 @@ def fista(
         v = y - rate g
         m_{k+1} = sign(v) max(|v| - rate strength, 0), and 0 where that is negative
 
-    The first two steps have factor 0. The gradient g is whatever `update` is given: at y for the
-    textbook's method, at m_k where a backward pass is to be saved.
+    The first two steps have factor 0. The gradient g is the one that `update` gets: taken at y, it
+    is the textbook's method; taken at m_k, it saves a backward pass.
 
     Args:
         rate: size of a step, or step -> size.
@@ -55,10 +55,11 @@ def fista(
         positive: what comes out negative becomes 0.
         restart: a_k is 1 again after every so many steps; 0: never.
         floors: a tree like the parameters, of how many entries of a leaf no penalty touches: those
-            with the largest v stay as they are. None: 0 everywhere.
-        enough: `enough(parameters) -> bool`, whether there are zeros enough. Then the parameters
-            rest, and the step that gets there is one without momentum, of the least strength that
-            does (if its own does not, it gets there in a later one).
+            with the largest v are not shrunk. None: 0 everywhere.
+        enough: `enough(parameters) -> bool`, whether there are enough zeros. Once there are, the
+            parameters do not move any more. The step that gets there is taken without momentum and
+            with the least strength that suffices; if even the full strength does not suffice
+            without momentum, a later step gets there.
 
     Returns:
         An optax transformation that needs the parameters. It is a whole step, learning rate
@@ -134,6 +135,7 @@ def _shrunk(
     if not floor:
         return result
     spared = keep_best(moved if positive else jnp.abs(moved), min(floor, int(np.size(moved))))
+    # A spared entry may grow with its gradient, but is not brought below what it was.
     return jnp.where(spared, jnp.maximum(result, m) if positive else m, result)
 
 
@@ -143,6 +145,8 @@ def _least(met: Callable[[jax.Array], jax.Array], most: jax.Array) -> jax.Array:
     def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
         middle = (low + high) / 2
+        # As if `met` rose once from False to True: more strength makes more zeros, but for
+        # rounding.
         holds = met(middle)
         return jnp.where(holds, low, middle), jnp.where(holds, middle, high)
 

@@ -31,9 +31,9 @@ class Term(NamedTuple):
     Attributes:
         blocks: of one kind.
         strengths: {block: lambda}.
-        least: {block: how many groups at least stay}: the largest ones, which are left as they are
-            where the step would zero them. Of units the same ones stay in all terms: those whose
-            smallest norm of all such terms is the largest.
+        least: {block: the smallest number of groups that stay}: the largest ones, which the step
+            does not change where it would zero them. Units are ranked by the smallest of their
+            norms in all terms of units, so that the same units stay in each of them.
     """
 
     blocks: Blocks
@@ -51,7 +51,7 @@ def terms_of(
     Args:
         blocks: of one kind or of several.
         strength: of the penalty.
-        least: how many groups of a block stay; for all, by block, or by kind.
+        least: the smallest number of groups of a block that stay; for all, by block, or by kind.
 
     Raises:
         ArgumentError: there is no group, a strength is negative, or one is missing or of a block
@@ -104,7 +104,8 @@ def group_penalty(
     total = jnp.zeros(())
     for each, strengths, _ in terms_of(blocks, strength):
         for name, square in squares(each, variables).items():
-            positive = square > 0  # the root's gradient at 0 is not finite, and 0 of it is NaN
+            # The gradient of a root at 0 is inf, and 0 times it NaN: the root is taken of 1 there.
+            positive = square > 0
             norm = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
             # lambda sum_g ||w_g||
             total = total + strengths[name] * norm.sum()
@@ -122,8 +123,8 @@ def shrunk(
             approximation of the step of the sum.
         variables: those of the traced net or a part of them.
         step_size: t.
-        how: "prox", or "subgradient": w_g (1 - t lambda / ||w_g||), which goes past 0 and back and
-            meets it never.
+        how: "prox", or "subgradient": w_g (1 - t lambda / ||w_g||), which passes 0 and comes back,
+            and never is 0.
     """
     lasts = _last(terms, variables)
     for (blocks, strengths, _), last in zip(terms, lasts):
@@ -133,7 +134,8 @@ def shrunk(
             # 1 - t lambda / ||w_g||
             factor = jnp.where(square > 0, 1.0 - step_size * strengths[name] / norm, 0.0)
             factors[name] = _clipped(factor, last.get(name)) if how == "prox" else factor
-        if how != "prox":  # followers are left alone, since factors may be negative
+        # A negative factor would zero the followers of a group that only swings past 0.
+        if how != "prox":
             alone = {name: block._replace(followers=()) for name, block in blocks.items()}
             blocks = Blocks(blocks.kind, blocks.per, alone, blocks.groups)
         variables = scale(blocks, variables, factors)
@@ -141,13 +143,14 @@ def shrunk(
 
 
 def _last(terms: Sequence[Term], variables: Variables) -> list[dict[str, jax.Array]]:
-    """{block: bool [groups]} of every term: the groups that stay, where `Term.least` asks so."""
+    """{block: bool [groups]} of every term: the `Term.least` largest groups."""
     lasts: list[dict[str, jax.Array]] = []
     for term in terms:
         of_units = term.blocks.per == "unit"
         beside = [t for t in terms if t.blocks.per == "unit"] if of_units else [term]
         lasts.append({})
         for name, least in ((name, least) for name, least in term.least.items() if least):
+            # min over filter and channel of ||w_g||^2: a unit is gone when either is.
             square = functools.reduce(
                 jnp.minimum,
                 (
@@ -156,6 +159,7 @@ def _last(terms: Sequence[Term], variables: Variables) -> list[dict[str, jax.Arr
                     if name in other.blocks
                 ),
             )
+            # The `least`-th largest; ties with it stay too.
             smallest = jax.lax.top_k(square, min(least, square.size))[0][-1]
             lasts[-1][name] = (square >= smallest) & (square > 0)
     return lasts
@@ -165,11 +169,12 @@ def _clipped(factor: jax.Array, last: jax.Array | None) -> jax.Array:
     """Clipped at 0; the `least` largest groups that would vanish keep factor 1."""
     if last is None:
         return jnp.maximum(factor, 0.0)
+    # max(0, 1 - t lambda / ||w_g||), and 1 where the group is one of the last
     return jnp.where(factor > 0, factor, jnp.where(last, 1.0, 0.0))
 
 
 def cleared(terms: Sequence[Term], variables: Variables, threshold: float) -> Variables:
-    """Penalised weights become 0 where |w| < threshold, and so do followers of groups of zeros."""
+    """Zeroes penalised weights with |w| < threshold, and the followers of groups that are all 0."""
     for blocks, *_ in terms:
         leaves = leaves_of(blocks, variables)
         for block in blocks.values():
@@ -179,6 +184,7 @@ def cleared(terms: Sequence[Term], variables: Variables, threshold: float) -> Va
                     small = inside & (jnp.abs(leaf) < threshold)
                     leaves[member.path] = jnp.where(small, jnp.zeros_like(leaf), leaf)
         variables = jax.tree.unflatten(jax.tree.structure(variables), list(leaves.values()))
+        # A group of zeros takes its followers along: else its shift would go on speaking.
         factors = {name: 1.0 * (square > 0) for name, square in squares(blocks, variables).items()}
         variables = scale(blocks, variables, factors)
     return variables
@@ -195,11 +201,11 @@ def group_lasso(
 ) -> optax.GradientTransformation:
     """Takes rate * lambda off the norm of every group in a step.
 
-    Stands behind the step of the optimizer, where momentum does not gather it. With momentum m and
-    rate = learning rate / (1 - m) the weights at which nothing moves any more are those of loss +
-    penalty. Nothing is masked: a group that is 0 comes back once its gradient is longer than
-    lambda, if it has one. Followers of a group go with it, so the output of a whole filter is 0
-    then, where a ReLU has no gradient: channels and columns come back, such filters do not.
+    Place it behind the optimizer, so that momentum does not accumulate the penalty. With momentum m
+    and rate = learning rate / (1 - m), weights come to rest at a minimum of loss + penalty. Nothing
+    is masked: a group that is 0 comes back once the norm of its gradient exceeds lambda. Channels
+    and columns do come back. Filters behind a ReLU do not: followers go with their group, so the
+    output of such a filter is 0, where a ReLU has no gradient.
 
     Args:
         blocks: the groups, from `jprune.blocks`; of several kinds, small groups first (see

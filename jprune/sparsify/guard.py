@@ -33,8 +33,10 @@ def guarded(inner: optax.GradientTransformation) -> optax.GradientTransformation
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         moves, after = inner.update(updates, state.inner, params, **extra)
+        # Of the updates and not of the gradients: an optimizer can divide by 0.
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(moves)]
         good = state.good & jnp.stack(finite).all()
+        # `where`, not a product: 0 times NaN is NaN.
         moves = jax.tree.map(lambda move: jnp.where(good, move, jnp.zeros_like(move)), moves)
         return moves, GuardState(good, after)
 

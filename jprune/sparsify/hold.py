@@ -1,4 +1,4 @@
-"""Pruned weights stay exactly zero: the last link of an optax chain."""
+"""Keeps pruned weights exactly zero: the last link of an optax chain."""
 
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ def as_masks(masks: Masks, params: Params) -> Masks:
         return jax.tree_util.tree_map_with_path(one, masks, params, is_leaf=is_none)
     except errors.StructureError:
         raise
+    # JAX's message names the branches that differ; the remedy is for the common mistake.
     except (ValueError, TypeError) as error:
         raise errors.StructureError(
             f"the masks are not a tree like the parameters: {error} If the optimizer trains "
@@ -50,6 +51,7 @@ def held(updates: PyTree, params: Params, masks: Masks) -> PyTree:
     """Updates that bring masked parameters to exactly zero."""
 
     def one(mask: Any, update: Any, param: Any) -> Any:
+        # w + (-w) = 0 exactly, where (m - 1) w would leave what the optimizer adds.
         return update if mask is None else jnp.where(mask, update, -param.astype(update.dtype))
 
     return jax.tree.map(one, masks, updates, params, is_leaf=is_none)
@@ -120,6 +122,7 @@ def with_masks(opt_state: PyTree, masks: Masks) -> PyTree:
     """
     before = masks_of(opt_state)
     after = as_masks(masks, before)
+    # None is no leaf for JAX: without `is_none` trees with None at other places look alike.
     places = [jax.tree.structure(tree, is_leaf=is_none) for tree in (before, after)]
     if jax.tree.structure(before) != jax.tree.structure(after) or places[0] != places[1]:
         raise errors.StructureError(

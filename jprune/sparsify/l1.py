@@ -23,8 +23,8 @@ def l1_decay(
 ) -> optax.GradientTransformation:
     """Takes rate * strength off |w| of every weight in a step, down to 0 and not beyond.
 
-    Stands behind the step, where momentum does not gather it. With momentum m and rate = learning
-    rate / (1 - m) the weights at which nothing moves any more are those of loss + penalty.
+    Place it behind the optimizer, so that momentum does not accumulate the penalty. With momentum m
+    and rate = learning rate / (1 - m), weights come to rest at a minimum of loss + penalty.
 
     Args:
         blocks: whose leaves are penalised, as a whole: `blocks.weights(groups)` are all kernels.
@@ -54,7 +54,8 @@ def l1_decay(
         raise errors.ArgumentError(f"l1_decay(strength={strength}); it is 0 or more.")
 
     def init(params: Params) -> jax.Array:
-        leaves_of(blocks, params)  # refuses parameters of another net
+        # Refuses parameters of another net now, and not in a step.
+        leaves_of(blocks, params)
         return jnp.zeros((), jnp.int32)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:

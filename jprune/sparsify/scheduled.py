@@ -28,8 +28,8 @@ class ScheduledState(NamedTuple):
 
     Attributes:
         step: how many were taken.
-        criterion: its state, since the last new masks.
-        hold: where `masks_of` finds the masks.
+        criterion: state of the criterion, gathered since the last new masks.
+        hold: the masks, read by `masks_of`.
     """
 
     step: jax.Array
@@ -86,12 +86,14 @@ def scheduled_prune(
         budget = Budget(density=density)
         if groups is None:
             return allocator(scores, budget, None)
+        # Groups know paths of the whole variables; an optimizer may get one collection of them.
         units = allocator(to_units(groups, _as_variables(groups, scores)), budget, None)
         return _as_params(groups, expand(groups, units), params)
 
     def init(params: Params) -> ScheduledState:
         if groups is not None:
             _collection(groups, params)
+        # Ones at every leaf, and no None: the structure of the state must not change in a step.
         masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
         return ScheduledState(jnp.zeros((), jnp.int32), criterion.init(params), HoldState(masks))
 
@@ -102,12 +104,14 @@ def scheduled_prune(
                 "scheduled_prune needs the parameters and the batch: call tx.update(gradients, "
                 "state, params, batch=batch)."
             )
-        seen = state.criterion
+        criterion_state = state.criterion
         if criterion.needs_data:
-            seen = criterion.update(seen, params, cast(Batch, batch))
+            criterion_state = criterion.update(criterion_state, params, cast(Batch, batch))
 
-        def prune(seen: PyTree, old: Masks) -> tuple[PyTree, Masks]:
-            masks = new_masks(criterion.score(seen, params), params, schedule(state.step))
+        def prune(criterion_state: PyTree, old: Masks) -> tuple[PyTree, Masks]:
+            masks = new_masks(
+                criterion.score(criterion_state, params), params, schedule(state.step)
+            )
             # Leaves without scores keep their masks of ones. Pruned weights come back where their
             # score is high enough again.
             masks = jax.tree.map(
@@ -115,10 +119,15 @@ def scheduled_prune(
             )
             return criterion.init(params), masks
 
-        seen, masks = jax.lax.cond(
-            state.step % every == 0, prune, lambda seen, old: (seen, old), seen, state.hold.masks
+        # A condition on the device: one compiled step, with or without new masks.
+        criterion_state, masks = jax.lax.cond(
+            state.step % every == 0,
+            prune,
+            lambda criterion_state, old: (criterion_state, old),
+            criterion_state,
+            state.hold.masks,
         )
-        new_state = ScheduledState(state.step + 1, seen, HoldState(masks))
+        new_state = ScheduledState(state.step + 1, criterion_state, HoldState(masks))
         return held(updates, params, masks), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,4 +1,4 @@
-"""Dynamic network surgery: masks that move while the net trains, and weights that come back.
+"""Dynamic network surgery: masks are revised while the net trains, so weights can come back.
 
 References:
     Guo, Yao, Chen, Dynamic network surgery for efficient DNNs, 2016, arXiv 1608.04493 [7]; details
@@ -27,9 +27,9 @@ class SurgeryState(NamedTuple):
         step: how many were taken.
         key: uint32, so that checkpoints can hold it.
         thresholds: t of every masked leaf, fixed at the beginning; None elsewhere.
-        hidden: what the masked weights are worth, 0 where one is alive; None where nothing is
+        hidden: values of the masked weights, 0 where a weight is alive; None where nothing is
             masked.
-        hold: where `masks_of` finds the masks.
+        hold: the masks, read by `masks_of`.
         inner: state of the optimizer.
     """
 
@@ -53,7 +53,7 @@ def dynamic_surgery(
     splice: bool = True,
     layers: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer whose parameters are w * m at all times, m being revised as w moves.
+    """An optimizer whose parameters are w * m at all times; m is revised as w moves.
 
     The net runs on w * m, so its gradient is that at the masked weights, and `inner` applies it to
     *all* weights w (straight-through): those of masked ones are kept in the state. A layer has one
@@ -110,7 +110,7 @@ def dynamic_surgery(
                 "dynamic_surgery needs the parameters: call tx.update(gradients, state, params)."
             )
         old, step = state.hold.masks, state.step + 1
-        # w: the parameters where they are alive, and what the masked ones are worth
+        # w: the parameters where they are alive, and the hidden values of the masked ones
         weights = jax.tree.map(
             lambda m, p, h: p if m is None else jnp.where(m, p, h),
             old, params, state.hidden, is_leaf=is_none,
@@ -121,6 +121,8 @@ def dynamic_surgery(
             moved = jax.tree.map(_alone, old, moved, is_leaf=is_none)
         # sigma(i), the probability of a revision in iteration i; 0 from iteration `stop` on
         chance = jnp.where(step < stop, revision_chance(step, gamma, power), 0.0)
+        # Of the step's number: a run that was stopped and resumed draws what an undisturbed one
+        # does.
         of_step = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
         new = _revise(old, moved, state.thresholds, chance, of_step, layers)
 
@@ -179,23 +181,24 @@ def _revise(
     """New masks of the layers that a draw chooses; the others are not even looked at."""
     structure = jax.tree.structure(masks, is_leaf=is_none)
     trees = [structure.flatten_up_to(tree) for tree in (masks, weights, thresholds)]
-    found = list(trees[0])
+    new_masks = list(trees[0])
     for layer, numbers in enumerate(leaves_by_layer(masks, layers)):
-        given = [[leaves[number] for leaves in trees] for number in numbers]
+        parts = [[leaves[number] for leaves in trees] for number in numbers]
+        # A draw for every layer, as in the authors' code.
         drawn = jax.random.bernoulli(jax.random.fold_in(key, layer), chance)
         chosen = jax.lax.cond(
             drawn,
-            lambda given: [_revised(*leaf) for leaf in given],
-            lambda given: [leaf[0] for leaf in given],
-            given,
+            lambda parts: [_revised(*leaf) for leaf in parts],
+            lambda parts: [leaf[0] for leaf in parts],
+            parts,
         )
         for number, mask in zip(numbers, chosen):
-            found[number] = mask
-    return structure.unflatten(found)
+            new_masks[number] = mask
+    return structure.unflatten(new_masks)
 
 
 def _revised(mask: Any, weight: Any, threshold: Any) -> Any:
-    """A leaf's mask with hysteresis: between the two thresholds it stays as it is."""
+    """A leaf's new mask; between the two thresholds it does not change (hysteresis)."""
     if mask is None:
         return None
     size = jnp.abs(weight)

@@ -1,4 +1,4 @@
-"""Statistics of |w| by layer, and the thresholds that they make."""
+"""Mean and standard deviation of |w| by layer, and the thresholds made of them."""
 
 from typing import Any
 
@@ -24,6 +24,7 @@ def layer_numbers(groups: Groups) -> PyTree:
     for path, layer in groups.layers.items():
         biases = () if layer.bias is None else (layer.bias,)
         for leaf in (path, *layer.parts, *biases):
+            # A leaf that two layers share belongs to the first one.
             owner.setdefault(leaf, path)
     numbers: dict[str, int] = {}
     owners = [owner.get(path, path) for path in groups.leaves]
@@ -64,6 +65,7 @@ def moments_of(params: Params, masks: Masks, layers: PyTree = None) -> tuple[PyT
     structure = jax.tree.structure(masks, is_leaf=is_none)
     flat_masks = structure.flatten_up_to(masks)
     sizes = [
+        # Masked weights become 0, and zeros do not count below.
         None if mask is None else jnp.where(mask, jnp.abs(leaf), 0)
         for mask, leaf in zip(flat_masks, structure.flatten_up_to(params))
     ]

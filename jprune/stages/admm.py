@@ -37,7 +37,7 @@ ROUNDS = 30
 """The authors' number of rounds."""
 
 LEAST = 100
-"""Steps of a round: in fewer, duals grow faster than weights can follow, and supports flip."""
+"""The fewest steps of a round: in fewer, duals outrun the weights, and supports flip."""
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 """{kind: {block: [groups]}}."""
@@ -48,16 +48,16 @@ Counts = Mapping[str, Mapping[str, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """Which groups are kept how often.
+    """The constraint set: how many groups of every block may be other than 0.
 
     Attributes:
         budget: what may be kept.
-        kinds: "filter", "channel", "column", "weight"; they are projected on in this order.
-        keep: fractions of groups kept: of all blocks; of each block in execution order; a sequence
-            of either, one a kind; or {kind: either}. None: what meets the budget.
+        kinds: "filter", "channel", "column", "weight"; projected in this order.
+        keep: fraction of groups kept: one for all blocks; one for each in execution order; a
+            sequence of either, one a kind; or {kind: either}. None: what meets the budget.
         names: of groups or kernels; None: all.
-        spread: of the budget, "uniform" or "global_topk".
-        affine: whether filters have their scales and shifts in them.
+        spread: how the budget is divided among blocks, "uniform" or "global_topk".
+        affine: whether the norm of a filter counts its scales and shifts.
     """
 
     budget: Budget
@@ -106,12 +106,16 @@ class Sets:
         net, families = Net(task), self.families(task)
         if self.keep is None:
             norms = {each.kind: blocks.norms(each, pruned.variables) for each in families}
+            # The counts are those of the largest groups of the dense weights; which groups they
+            # are is decided anew in every projection.
             alive = {k: {n: norm > 0 for n, norm in of.items()} for k, of in norms.items()}
             alive = self.allocated(net, families, scored(norms, alive), pruned.masks)
             return {k: {n: int(np.sum(m)) for n, m in of.items()} for k, of in alive.items()}
         asked = self.fractions(families)
         counts = {
             each.kind: {
+                # n - round((1 - keep) n): the pruned ones are rounded, as counts of pruned groups
+                # are everywhere.
                 name: max(least, each[name].size - round((1 - part) * each[name].size))
                 for (name, least), part in zip(
                     least_of(each, self.budget).items(), asked[each.kind].values()
@@ -119,6 +123,7 @@ class Sets:
             }
             for each in families
         }
+        # A trial projection: what columns cost depends on which filters share them.
         _, alive = nearest(families, counts, pruned.variables)
         masks = blocks.masks(families, alive, pruned.masks)
         fraction = allocate.fraction_kept(net.groups, masks, self.budget, net.cost)
@@ -133,7 +138,7 @@ class Sets:
     def allocated(
         self, net: Net, families: Sequence[Blocks], scores: Scores, before: Masks
     ) -> Mapping[str, Mapping[str, np.ndarray]]:
-        """What stays alive under the budget, spread as the sets say."""
+        """{kind: {block: bool [groups]}} of the groups that the budget keeps, by `spread`."""
         allocator = allocate.ALLOCATORS[self.spread]
         return allocate.jointly(families, scores, self.budget, net.cost, allocator, before)
 
@@ -141,14 +146,15 @@ class Sets:
 def nearest(
     families: Sequence[Blocks], counts: Counts, variables: Variables
 ) -> tuple[Scores, Scores]:
-    """What the projection keeps of variables.
+    """Projects variables kind by kind.
 
     Returns:
-        Norms and masks, {kind: {block: [groups]}}. Kinds are projected on in order: the norms of
-        one are those that the projections before it leave.
+        Per kind, the norms left by the projections before it, and the groups that its own keeps:
+        two trees {kind: {block: [groups]}}.
     """
     projected = supports([(each, counts[each.kind]) for each in families], variables)
     norms = {
+        # ||w_g|| in float64, from the squares that the projection compares
         each.kind: {name: np.sqrt(np.asarray(s, float)) for name, s in support.squares.items()}
         for each, support in zip(families, projected)
     }
@@ -160,8 +166,9 @@ def nearest(
 
 
 def scored(norms: Scores, alive: Scores) -> Scores:
-    """Squared norms; -inf where a group is gone."""
+    """Scores of groups: ||w_g||^2, and -inf where one is pruned already."""
     return {
+        # Dropping group g moves W by ||w_g||^2, whatever the size of the group.
         kind: {name: np.where(alive[kind][name], norm**2, -np.inf) for name, norm in of.items()}
         for kind, of in norms.items()
     }
@@ -172,7 +179,7 @@ class Splitting:
     """How ADMM takes part in training: a sparse copy of the weights beside them.
 
     Attributes:
-        sets: what is projected on.
+        sets: the constraint.
         counts: groups kept, by kind and block.
         rho: see `jprune.sparsify.admm`.
         every: steps in a round.
@@ -190,6 +197,7 @@ class Splitting:
     def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
         """As `jprune.base.Wrap`."""
         del rate, key
+        # Made when the step is compiled: equal settings share it, whatever the weights are.
         project = projection(self.sets.families(net.task), self.counts)
         return lambda inner: admm(
             inner, project, rho=self.rho, every=self.every, growth=self.growth, limit=self.limit
@@ -205,7 +213,7 @@ class Admm:
 
     Attributes:
         train: how long, on which batches, and how for "sgd".
-        sets: what is projected on.
+        sets: the constraint.
         rounds: refreshes of the copy and the duals; None: 30, or as many as have 100 steps each.
         rho: see `struct_admm`.
         growth: see `struct_admm`.
@@ -236,6 +244,7 @@ class Admm:
             BudgetError: no counts meet the budget.
         """
         train, steps = self.train, self.train.steps(task.data.sizes["train"])
+        # Rounds of equal length: a dual that is refreshed early is not yet what its W-step says.
         most = max(1, min(ROUNDS, steps // LEAST)) if self.rounds is None else self.rounds
         every = steps // most
         if not every or steps // every != most:
@@ -250,6 +259,7 @@ class Admm:
             optimizer = Adam(self.adam[0], steps, self.adam[1])
         counts = self.sets.counts(task, pruned)
         counted = frozenset[str]().union(*(each.counted for each in self.sets.families(task)))
+        # A NaN would win every comparison of norms in the projection, or none.
         net.refuse_nan(pruned.variables, tuple(sorted(counted)))
         splitting = Splitting(self.sets, counts, self.rho, every, self.growth, self.limit)
         masks = net.weight_masks(pruned.masks)
@@ -258,11 +268,14 @@ class Admm:
         @functools.partial(jax.jit, donate_argnums=0)
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
             state, metrics = learner.step(state, batch)
+            # Primal ||W - Z|| / ||W|| and dual residual ||Z - Z before|| / ||W||: both fall where
+            # it converges.
             residuals = {name: getattr(state.opt_state, name) for name in ("primal", "change")}
             return state, {**metrics, **residuals}
 
         def finish(state: TrainState) -> Pruned:
             stopped = int(state.opt_state.stopped)
+            # Duals that diverged have pulled W away: go back to the last round that was good.
             params = state.opt_state.good if stopped else state.params
             extra = {"counts": counts, "stopped": stopped}
             return Pruned(task.merge(params, state.rest), pruned.masks, extra, pruned.saved)
@@ -279,9 +292,9 @@ class Cut:
     """Projects the weights themselves and fixes their support as masks.
 
     Attributes:
-        sets: what is projected on.
-        purify: groups are cut too whose norm is below so much of the mean of those that are kept in
-            their block (what ADMM leaves near 0); 0: none.
+        sets: the constraint.
+        purify: also cut groups whose norm is below this fraction of the mean norm of the groups
+            kept in their block: what ADMM leaves near 0. 0: none.
         name: of the record: fractions kept, and `gap`, ||W - projection|| / ||W|| at the cut.
     """
 
@@ -290,7 +303,7 @@ class Cut:
     name: str = "prune"
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """The net under its masks; what nothing reads any more goes with `slim`.
+        """The net under its masks; units that nothing reads any more go with `slim`.
 
         Raises:
             DivergenceError: the duals diverged; the net that came is that of the last good round.
@@ -305,6 +318,7 @@ class Cut:
                 "where the rounds cycled, or a larger limit."
             )
         net, families = Net(task), self.sets.families(task)
+        # W <- projection(W): the weights, and not Z, since they are what the loss was trained on.
         norms, alive = nearest(families, counts, pruned.variables)
         if self.purify:
             alive = {
@@ -325,13 +339,16 @@ class Cut:
         return Pruned(variables, masks, None, pruned.saved), [record(self.name, metrics)]
 
     def pure(self, norm: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """The mask without groups that are near 0; the largest always stays."""
+        """The mask without groups near 0; the largest group always stays."""
+        # ||w_g|| >= purify mean ||w_h|| over the h kept; at most the maximum, or a block could be
+        # empty
         return mask & (norm >= min(self.purify * norm[mask].mean(), norm.max()))
 
 
 def gap(families: Sequence[Blocks], counts: Counts, variables: Variables) -> float:
     """||W - projection of W|| / ||W|| over the leaves that are projected."""
     near = projection(families, counts)(variables)
+    # float64 on the host: a difference of near trees loses its digits in float32.
     square = lambda leaf: float(np.sum(np.asarray(leaf, float) ** 2))
     pairs = jax.tree.leaves(
         jax.tree.map(
@@ -339,4 +356,5 @@ def gap(families: Sequence[Blocks], counts: Counts, variables: Variables) -> flo
             near, variables, is_leaf=is_none,
         )
     )  # fmt: skip
+    # Pairs lie flat, (||w - z||^2, ||w||^2) leaf after leaf: ||W - Z|| / ||W||.
     return (sum(pairs[::2]) / sum(pairs[1::2])) ** 0.5

@@ -27,9 +27,8 @@ INITS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "normal": lambda key, size: jax.random.normal(key, (size,)),
 }
 
-
 RISE = 100.0
-"""By how much the penalty rises where no strength is given."""
+"""Last over first strength of the penalty, where none is asked for."""
 
 
 class Soft(NamedTuple):
@@ -45,20 +44,21 @@ class Soft(NamedTuple):
 
 
 def kept_units(task: Task, budget: Budget, masks: dict[str, Any], xnp: Any = np) -> dict[str, Any]:
-    """Masks {group: [units], residual branch: [1]} of what soft masks leave: all but exact zeros.
+    """Masks {group: [units], residual branch: [1]}: what has a soft mask other than exactly 0.
 
-    Masks that are drawn may be below 0 until the first step makes zeros of them.
+    Initial masks may be drawn below 0; the first step makes zeros of those.
     """
     sizes = Net(task).groups.sizes
 
-    def one(name: str, mask: Any) -> Any:
+    def of_one(name: str, mask: Any) -> Any:
         size = sizes.get(name, 1)
-        kept = xnp.broadcast_to(mask != 0, (size,))
-        single = name in sizes and mask.shape != (size,)  # of a whole group: some channels stay
+        alive = xnp.broadcast_to(mask != 0, (size,))
+        # One mask for a whole group: at 0 it leaves the channels that a floor asks for.
+        single = name in sizes and mask.shape != (size,)
         least = max(budget.min_units, budget.floors.get(name, 0))
-        return kept | (np.arange(size) < least) if single else kept
+        return alive | (np.arange(size) < least) if single else alive
 
-    return {name: one(name, mask) for name, mask in masks.items()}
+    return {name: of_one(name, mask) for name, mask in masks.items()}
 
 
 def price(task: Task, budget: Budget, masks: dict[str, Any], xnp: Any = np) -> Any:
@@ -68,14 +68,16 @@ def price(task: Task, budget: Budget, masks: dict[str, Any], xnp: Any = np) -> A
         ArgumentError: a budget in something that the cost model does not count.
     """
     if budget.kind == "density":
+        # A density is of masks, and not of units: a branch or block has one.
         return sum(xnp.sum(m != 0) for m in masks.values()) / sum(m.size for m in masks.values())
     if budget.kind not in ("macs", "params"):
         raise errors.ArgumentError(
             f"gal cannot meet Budget({budget.kind}={budget.value}) while it trains; write "
             "Budget(macs=...), params or density."
         )
-    model, kept = Net(task).cost, kept_units(task, budget, masks, xnp)
-    gates = {name: mask.astype(np.float32) for name, mask in kept.items()}
+    model, alive = Net(task).cost, kept_units(task, budget, masks, xnp)
+    # Gates of 0 and 1: the cost model is then traceable, and stops the training at the right step.
+    gates = {name: mask.astype(np.float32) for name, mask in alive.items()}
     return getattr(model(gates), budget.kind) / getattr(model({}), budget.kind)
 
 
@@ -87,8 +89,8 @@ class Adversarial:
     discriminator in `extra["judge"]`; nothing is pruned yet.
 
     Attributes:
-        train: how long, and how; its labels are not looked at.
-        budget: at which masks rest; None: never.
+        train: how long, and how; labels are not used.
+        budget: masks stop moving once it is met; None: never.
         soft: the masks.
         terms: of the losses.
         judge_rate: see `gal`.
@@ -137,15 +139,18 @@ class Adversarial:
             FrozenError: a gate on something frozen.
             BudgetError: not even masks that are all 0 meet the budget.
         """
-        groups, soft, given = Net(task).groups, self.soft, self.train
+        groups, soft, train = Net(task).groups, self.soft, self.train
         sizes = self.sizes(task)
         ends = ends_of(task, groups, sizes, pruned.variables)
         masked = lambda masks, tree: scaled(groups, masks, ends, tree)
-        sgd = given.sgd(task)
+        sgd = train.sgd(task)
         steps = sgd.taken
+        # The authors step on masks once an epoch: `soft.steps` times in the training, however
+        # long.
         every = max(1, steps // soft.steps)
         held = Net(task).weight_masks(pruned.masks)
-        judge = Sgd(self.judge_rate, "constant", steps, given.momentum, weight_decay=0.0)
+        # No decay for the judge: its regulariser is a term of its loss.
+        judge = Sgd(self.judge_rate, "constant", steps, train.momentum, weight_decay=0.0)
         optimizers = (
             sgd.transformation(
                 task.split(Net(task).is_kernel)[0], None if held is None else task.split(held)[0]
@@ -156,6 +161,8 @@ class Adversarial:
         teacher = saved(pruned, "dense", "gal")
         step = step_of(task, teacher, masked, optimizers, self.terms, every)
         variables = lambda s: masked(s.masks, task.merge(s.params, s.rest))
+        # Masks, judge and data draw from keys of their own: another `init` trains on the same
+        # batches.
         draw = jax.random.fold_in(key, 1)
 
         def init() -> AdversarialState:
@@ -173,9 +180,9 @@ class Adversarial:
 
         return Learner(
             steps=steps,
-            epoch=task.data.sizes["train"] // given.batch_size,
+            epoch=task.data.sizes["train"] // train.batch_size,
             init=init,
-            batches=lambda start: stream(task.data, given.batch_size, key, sgd.begin + start),
+            batches=lambda start: stream(task.data, train.batch_size, key, sgd.begin + start),
             step=lambda state, batch: step(state, batch, key),
             variables=variables,
             finish=finish,
@@ -184,12 +191,12 @@ class Adversarial:
     def sizes(self, task: Task) -> dict[str, int]:
         """{group or residual branch: how many masks}."""
         groups, floors = Net(task).groups, self.budget.floors if self.budget else {}
-        known = sizes_of(groups, self.soft.masks.split("+"))
+        sizes = sizes_of(groups, self.soft.masks.split("+"))
         whole = [name for name, floor in floors.items() if floor >= groups.sizes.get(name, 1)]
-        return chosen(groups, known, [p for p in self.soft.gates.split(":") if p], whole)
+        return chosen(groups, sizes, [p for p in self.soft.gates.split(":") if p], whole)
 
     def floors(self, sizes: dict[str, int]) -> dict[str, int]:
-        """{group or residual branch: how many of its masks no penalty touches}."""
+        """{group or residual branch: how many of its masks the penalty leaves alone}."""
         floors, least = (
             ({}, 0) if self.budget is None else (self.budget.floors, self.budget.min_units)
         )
@@ -202,13 +209,19 @@ class Adversarial:
             BudgetError: not even masks that are all 0 meet the budget.
         """
         soft, budget, floors = self.soft, self.budget, self.floors(sizes)
-        least = 8 / (max(steps, 1) ** 2 * soft.rate)  # FISTA's velocity grows by a quarter a step
-        given = soft.strength
+        # Under a constant pull FISTA goes rate lambda k / 4 in step k, and rate lambda K^2 / 8
+        # in K steps: lambda = 8 / (rate K^2) is the least that brings a mask of 1 to 0.
+        least = 8 / (max(steps, 1) ** 2 * soft.rate)
+        constant = soft.strength
+        # lambda_k = lambda_0 RISE^(k / (K - 1)): from hardly a pull to one that no gradient
+        # outweighs.
         rising = lambda step: least * RISE ** (step / max(steps - 1, 1))
-        strength = rising if given is None else lambda step: given
+        strength = rising if constant is None else lambda step: constant
         enough = None
         if budget is not None:
+            # 1e-6: the price is a float32 on the device.
             goal = float(budget.value) + 1e-6
+            # Before anything is trained: can zeros everywhere meet the budget?
             lowest = {name: np.arange(size) < floors[name] for name, size in sizes.items()}
             if (smallest := float(price(task, budget, lowest))) > goal:
                 raise errors.BudgetError(
@@ -229,6 +242,7 @@ class Adversarial:
         """
         learner = self.learner(pruned, task, key)
         done, metrics = to_the_end(learner)
+        # The step has frozen the state before that, and reports NaN from then on.
         if not np.isfinite(metrics["loss"]):
             raise errors.DivergenceError(
                 "the adversary diverged: a loss or weight was not finite, and the state before "
@@ -239,13 +253,13 @@ class Adversarial:
 
 @dataclasses.dataclass(frozen=True)
 class SettleSoftMasks:
-    """Removes what has the mask 0, and asks whether the budget is met.
+    """Removes what has the mask 0, and checks that the budget is met.
 
-    Widths are rounded to the budget's multiples: the lowest masks go, or come back as they are.
+    Widths are rounded to the budget's multiples by the order of the masks.
 
     Attributes:
-        budget: that is met; None takes whatever is 0.
-        name: of the record: fractions kept, and `reached`, what the penalty had reached by itself.
+        budget: that must be met; None takes whatever is 0.
+        name: of the record: fractions kept, and `reached`, by the penalty alone.
     """
 
     budget: Budget | None
@@ -271,18 +285,18 @@ class SettleSoftMasks:
         chosen = {name: np.asarray(mask, bool) for name, mask in masks.items()}
         masks = {**Net(task).unit_masks(pruned), **chosen}
         variables = apply_masks(pruned.variables, Net(task).weight_masks(masks))
-        seen = fractions(task, masks) | {"reached": reached}
+        metrics = fractions(task, masks) | {"reached": reached}
         return pruned._replace(variables=variables, masks=masks, extra=None), [
-            record(self.name, seen)
+            record(self.name, metrics)
         ]
 
 
 def rounded(
     task: Task, budget: Budget, soft: dict[str, np.ndarray], masks: dict[str, Any]
 ) -> dict[str, Any]:
-    """Masks whose widths are the budget's multiples, the highest soft masks being kept.
+    """Masks whose widths are multiples of the budget's: the highest soft masks are kept.
 
-    Blocks and branches stay as they are: channels get what these leave of the budget.
+    Blocks and branches stay as they are; channels share the rest of the budget.
     """
     sizes = Net(task).groups.sizes
     scores = {n: m for n, m in soft.items() if n in sizes and m.size > 1}
@@ -294,11 +308,13 @@ def rounded(
     if budget.kind == "density":
         units = sum(m.size for m in scores.values())
         entries = units + sum(soft[name].size for name in single)
-        kept = sum(int((soft[name] != 0).sum()) for name in single)
-        left = (float(budget.value) * entries - kept) / units
+        kept_single = sum(int((soft[name] != 0).sum()) for name in single)
+        # density d of all entries: (d n - those that blocks and branches keep) / n of channels
+        share = (float(budget.value) * entries - kept_single) / units
     else:
         whole = {n: np.ones(soft[n].size, bool) for n in scores}
-        left = float(budget.value) / float(price(task, budget, {**whole, **single}))
-    asked = dataclasses.replace(budget, **{budget.kind: min(1.0, left)})
+        # Below, a budget is a fraction of the net without the removed blocks and branches.
+        share = float(budget.value) / float(price(task, budget, {**whole, **single}))
+    asked = dataclasses.replace(budget, **{budget.kind: min(1.0, share)})
     model = Net(task).cost
     return masks | global_topk(scores, asked, lambda channels: model({**single, **channels}))

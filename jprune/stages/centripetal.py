@@ -39,10 +39,10 @@ PRODUCERS = ("pacesetter", "all")
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Puts the units of every group into clusters; `extra` has them.
+    """Puts the units of every group into clusters, which are then in `extra`.
 
     Attributes:
-        budget: what is kept when every cluster is one unit, of the dense net.
+        budget: what is kept of the dense net once every cluster is one unit.
         how: see `csgd`.
         producers: see `csgd`.
         name: of the record: fractions that will be kept, and the `deviation` of all weights from
@@ -75,19 +75,23 @@ class Cluster:
                 "would fill them again. Merge first."
             )
         masks = Net(task).unit_masks(pruned)
+        # Only groups whose readers can take over a merged unit's outgoing weights.
         alive = {name: np.asarray(masks[name], bool) for name in mergeable(task)}
-        kept = widths(alive, self.budget, Net(task).cost, lambda chosen: {**masks, **chosen})
-        found = {}
-        for number, (name, there) in enumerate(alive.items()):
-            points = self.points(groups, pruned.variables, name)[there]
-            labels = np.arange(len(there)) + len(there)  # what is gone is alone
-            here = jax.random.fold_in(key, number)
-            labels[there] = cluster(points, min(kept[name], len(points)), here, self.how)
-            found[name] = labels
-        chosen = {name: first_of(labels) & alive[name] for name, labels in found.items()}
-        spread = deviation(task, pruned.variables, found)
-        seen = {**fractions(task, {**masks, **chosen}), "deviation": spread}
-        return pruned._replace(extra={"clusters": found}), [record(self.name, seen)]
+        goals = widths(alive, self.budget, Net(task).cost, lambda chosen: {**masks, **chosen})
+        clusters = {}
+        for number, (name, alive_units) in enumerate(alive.items()):
+            points = self.points(groups, pruned.variables, name)[alive_units]
+            # Pruned units are clusters by themselves, with numbers that no other cluster has.
+            labels = np.arange(len(alive_units)) + len(alive_units)
+            # A key per group: k-means of one does not depend on how many groups are before it.
+            of_group = jax.random.fold_in(key, number)
+            labels[alive_units] = cluster(points, min(goals[name], len(points)), of_group, self.how)
+            clusters[name] = labels
+        # What `MergeClusters` will leave: the budget is checked on it now, before training.
+        chosen = {name: first_of(labels) & alive[name] for name, labels in clusters.items()}
+        spread = deviation(task, pruned.variables, clusters)
+        metrics = {**fractions(task, {**masks, **chosen}), "deviation": spread}
+        return pruned._replace(extra={"clusters": clusters}), [record(self.name, metrics)]
 
     def check(self, task: Task) -> None:
         """Refuses a net of which nothing is mergeable, and a budget that cannot be met."""
@@ -96,8 +100,10 @@ class Cluster:
         widths(alive, self.budget, Net(task).cost, lambda chosen: {**masks, **chosen})
 
     def points(self, groups: Groups, variables: Variables, name: str) -> np.ndarray:
-        """[units, fan]: what is clustered."""
-        if self.producers == "pacesetter":  # groups are named after their first producer
+        """[units, fan] in float64: the weights by which units are clustered."""
+        # The pacesetter of a residual stream is its first producer, after which groups are named:
+        # its clusters are those of all layers that add into the stream.
+        if self.producers == "pacesetter":
             first = tuple(place for place in groups.places[name] if place.leaf == name)
             groups = groups._replace(places={name: first})
         return np.asarray(rows(groups, variables, name), np.float64)
@@ -105,7 +111,7 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class Pull:
-    """Training in which the units of a cluster become one.
+    """Training that pulls the units of a cluster together until they are equal.
 
     Every metric comes with `deviation`: the sum of the squared differences of weights from the
     means of their clusters.
@@ -144,6 +150,7 @@ class Pull:
         net, task = Net(task), self.train.taught(task, pruned)
         members = task.split(memberships(net.groups, clusters_in(pruned)))[0]
         sgd, strength = self.train.sgd(task), self.strength
+        # The gentlest pull that is enough for scales and biases too, which are pulled least.
         if strength is None:
             rates = np.asarray(sgd.rate(np.arange(sgd.taken)))
             strength = strength_for(rates, sgd.momentum, self.goal, self.of_vectors)
@@ -153,13 +160,15 @@ class Pull:
 
         def init() -> TrainState:
             state = learner.init()
+            # Clusters are put into the state, and not into the wrap: others then share what was
+            # compiled.
             pull, *others = state.opt_state
             return state._replace(opt_state=(with_members(pull, members), *others))
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-            state, seen = learner.step(state, batch)
+            state, metrics = learner.step(state, batch)
             # A copy: the next step gives the state's own array away.
-            return state, {**seen, "deviation": state.opt_state[0].deviation + 0}
+            return state, {**metrics, "deviation": state.opt_state[0].deviation + 0}
 
         return learner._replace(init=init, step=step)
 
@@ -170,9 +179,9 @@ class Pull:
 
 @dataclasses.dataclass(frozen=True)
 class Pulled:
-    """How clusters take part in training: `centripetal`, and faster biases, before the optimizer.
+    """How clusters take part in training: `centripetal` and faster biases before the optimizer.
 
-    Which units are in a cluster stands in the first state of the chain; none are at first.
+    The clusters are in the first state of the chain; `Pull` writes them there.
 
     Attributes:
         strength: see `csgd`; a number.
@@ -187,7 +196,10 @@ class Pulled:
     def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
         """As `jprune.base.Wrap`."""
         del rate, key
+        # No clusters: every unit is its own mean, and the pull is 0.
         alone = net.task.split(memberships(net.groups, {}))[0]
+        # Twice the rate for biases is the authors' setting; in front of the optimizer a rate is a
+        # factor of the gradient.
         biases = {place.leaf for _, place in places_of(net.groups, ("shift",))}
         factors = [self.bias_rate if path in biases else 1.0 for path in net.groups.leaves]
         of_params = net.task.split(net.groups.treedef.unflatten(factors))[0]
@@ -198,12 +210,12 @@ class Pulled:
 
 @dataclasses.dataclass(frozen=True)
 class MergeClusters:
-    """The first unit of every cluster speaks for all, with the sum of their outgoing weights.
+    """Keeps the first unit of every cluster, with the sum of the cluster's outgoing weights.
 
     Attributes:
-        name: of the record: fractions kept, how many units were `merged`, the `deviation` of all
+        name: of the record: fractions kept, how many units are `merged`, the `deviation` of all
             parameters from the means of their clusters (sum of squares), and `drift`,
-            the largest change of an output over the largest output, on validation images. Both are
+            the largest change of an output over the largest output on validation images. Both are
             0 up to rounding where training has pulled long enough.
     """
 
@@ -218,26 +230,28 @@ class MergeClusters:
         del key
         net, clusters = Net(task), clusters_in(pruned)
         groups, masks = net.groups, net.unit_masks(pruned)
-        left = {
+        firsts = {
             name: first_of(labels) & np.asarray(masks[name], bool)
             for name, labels in clusters.items()
         }
         mapped = {name: merge_map(labels) for name, labels in clusters.items()}
+        # K2[h0] <- sum over k in H of K2[k], in every consumer; no producer is touched
         variables = map_units(groups, pruned.variables, mapped, ("in",))
-        masks = {**masks, **left}
+        masks = {**masks, **firsts}
+        # The other units of a cluster go: kernels, vectors and outgoing weights become 0.
         variables = apply_masks(variables, Net(task).weight_masks(masks))
         gone = sum(len(labels) - int(first_of(labels).sum()) for labels in clusters.values())
-        seen = {
+        metrics = {
             **fractions(task, masks),
             "merged": gone,
             "deviation": deviation(task, pruned.variables, clusters),
             "drift": drift(task, pruned.variables, variables),
         }
-        return Pruned(variables, masks, None, pruned.saved), [record(self.name, seen)]
+        return Pruned(variables, masks, None, pruned.saved), [record(self.name, metrics)]
 
 
 def clusters_in(pruned: Pruned) -> dict[str, np.ndarray]:
-    """The clusters of a net on its way through C-SGD.
+    """The clusters that `Cluster` put into `extra`.
 
     Raises:
         ArgumentError: there are none.
@@ -256,16 +270,18 @@ def first_of(labels: np.ndarray) -> np.ndarray:
         >>> first_of(np.array([3, 3, 0, 3])).tolist()
         [True, False, True, False]
     """
+    # `return_index` gives the first position of every label.
     return np.isin(np.arange(len(labels)), np.unique(labels, return_index=True)[1])
 
 
 def merge_map(labels: np.ndarray) -> np.ndarray:
-    """[units, units]: outgoing weights after merging are M times those before.
+    """[units, units] M: outgoing weights after merging are M times those before.
 
     Example:
         >>> merge_map(np.array([3, 3, 0])).tolist()
         [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
+    # Backwards, so that the first unit of a label is the one written last.
     firsts = {label: unit for unit, label in reversed([*enumerate(labels.tolist())])}
     steps = [Merge(firsts[label], unit, 1.0, 0.0) for unit, label in enumerate(labels.tolist())]
     return matrix(len(labels), [step for step in steps if step.into != step.gone])

@@ -1,4 +1,4 @@
-"""Units that single-weight pruning has cut off: taken out, and what they still add with them."""
+"""Removes units that pruning of single weights has cut off, and folds in what they still add."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ Units = dict[str, np.ndarray]
 class RemoveDead:
     """Masks all weights of units without outputs or without inputs.
 
-    A unit without outputs goes as it is. One without inputs still emits f(bias): the engine runs
-    the net and looks at what arrives at the consumers. If it adds the same to every output of a
-    consumer at all positions (it does not where a padded border shows), that is folded into the
-    consumer's bias, or taken off the mean of a norm that follows at once, and the unit goes; else
-    it stays. Both kinds are looked for until there is none.
+    A unit without outputs is removed as it is. One without inputs still emits f(bias): the net is
+    run to measure what that adds to the consumers. If it adds the same at all positions of an
+    output (it does not where a padded border shows), that constant is folded into the consumer's
+    bias, or subtracted from the mean of a norm that follows at once, and the unit is removed; else
+    the unit stays. This repeats until neither kind of unit is left.
 
     Attributes:
         name: of the record: fractions kept, and how many units were `removed` and `kept_silent`.
@@ -44,10 +44,15 @@ class RemoveDead:
         """
         groups = Net(task).groups
         before = unit_count(Net(task).unit_masks(pruned._replace(masks=None)))
+        # Two inputs of noise: what is the same for both is a constant, and a cut net is found by
+        # it.
         x = jax.random.normal(key, (2, *task.example.shape[1:]), task.example.dtype)
+        # Read and not fed, so it emits a constant; units that could not be folded are not tried
+        # again.
         kept_silent = {name: np.zeros(size, bool) for name, size in groups.sizes.items()}
         while True:
             alive = Net(task).unit_masks(pruned)
+            # A unit that nothing reads goes at once: none of its weights matter.
             masks = narrowed(pruned.masks, expand(groups, alive))
             pruned = under(masks, pruned.variables, pruned)
             fed, read = (has_weights(groups, masks, role) for role in ("kernel", "in"))
@@ -58,9 +63,12 @@ class RemoveDead:
             }
             if not any(units.any() for units in silent.values()):
                 break
+            # Removing these may cut off others, in front of them or behind: go round once more.
             variables, gone = folded(task, pruned.variables, silent, x)
             for name, units in silent.items():
                 kept_silent[name] |= units & ~gone[name]
+            # Role "in" alone: once no consumer reads a unit, the next round removes the unit
+            # itself.
             out = expand(groups, {name: ~units for name, units in gone.items()}, ("in",))
             pruned = under(narrowed(masks, out), variables, pruned)
         refuse_cut(task, pruned.variables, x)
@@ -73,12 +81,12 @@ class RemoveDead:
 
 
 def under(masks: Masks, variables: Variables, pruned: Pruned) -> Pruned:
-    """The net with these variables, masked."""
+    """The net under masks, with variables that are 0 where they say so."""
     return pruned._replace(variables=apply_masks(variables, masks), masks=masks)
 
 
 def unit_count(units: Mapping[str, np.ndarray]) -> int:
-    """How many are True."""
+    """How many units the masks keep."""
     return sum(int(np.sum(mask)) for mask in units.values())
 
 
@@ -99,6 +107,7 @@ def refuse_cut(task: Task, variables: Variables, x: jax.Array) -> None:
 def has_weights(groups: Groups, masks: Masks, role: str) -> Units:
     """{group: [units]}: whether a unit has any weight left at its places of a role."""
     leaves = {
+        # A leaf without a mask is whole; a unit has weights if the largest of its mask is 1.
         path: np.ones(leaf.shape, np.float32) if mask is None else np.asarray(mask, np.float32)
         for (path, leaf), mask in zip(groups.leaves.items(), groups.treedef.flatten_up_to(masks))
     }
@@ -108,7 +117,7 @@ def has_weights(groups: Groups, masks: Masks, role: str) -> Units:
 
 
 def narrowed(masks: Masks, other: Masks) -> Masks:
-    """The masks that both allow; what was not prunable stays so."""
+    """The intersection of two masks; None where the first is not prunable."""
     both = lambda mask, more: None if mask is None else np.asarray(mask) & np.asarray(more)
     return jax.tree.map(both, masks, other, is_leaf=is_none)
 
@@ -134,10 +143,13 @@ def folded(
         failed = {
             layer
             for layer, part in added.items()
+            # Not a constant, or one that neither a bias nor a mean can hold.
             if not part.constant or (np.any(part.adds) and layer not in targets)
         }
         if not failed:
             break
+        # Their units stay, but for those that are exactly 0 in front of every consumer; what the
+        # others add is then measured anew, without them.
         stays = {name for layer in failed for name in added[layer].groups}
         zero = zeros_of(added, silent)
         silent = {
@@ -150,26 +162,32 @@ def folded(
         if np.any(part.adds):
             path, sign = targets[layer]
             adds = part.adds.reshape(leaves[path].shape).astype(leaves[path].dtype)
+            # b <- b + sum of what the silent units add; in the mean of a norm, mu <- mu - it
             leaves[path] = leaves[path] + sign * adds
     moved = Net(task).tree(leaves)
     out = expand(groups, {name: ~units for name, units in silent.items()}, ("in",))
     now, then = task.fn(variables, x), task.fn(apply_masks(moved, out), x)
+    # Outputs must be the same without the units, whatever lies between: checked, not derived.
+    # Rounding over a few layers in float32 is about 1e-5.
     if float(jnp.abs(now - then).max()) > 1e-4 * float(jnp.abs(now).max()):
         return variables, {name: np.zeros_like(units) for name, units in silent.items()}
     return moved, silent
 
 
 class Contribution(NamedTuple):
-    """What units without inputs add to one consumer."""
+    """What units without inputs add to one consumer.
+
+    Attributes:
+        groups: the groups of these units.
+        constant: whether they add the same at all positions and for all inputs.
+        adds: [outputs]: what they add.
+        nonzero: {group: [units]}: which of them are not 0 in front of this consumer.
+    """
 
     groups: tuple[str, ...]
-    """Whose units they are."""
     constant: bool
-    """Whether all outputs of a channel get the same."""
     adds: np.ndarray
-    """[outputs]: how much."""
     nonzero: Units
-    """{group: [units]}: which of them are not 0 in front of this consumer."""
 
 
 def contributions(
@@ -183,6 +201,7 @@ def contributions(
         site: Site, value: Any, added: dict[str, Contribution]
     ) -> tuple[Any, dict[str, Contribution]]:
         dead = np.zeros(value.shape[site.axis], bool)
+        # max over batch and positions of |x_c|: 0 only where a unit is 0 everywhere.
         size = np.abs(np.asarray(value, np.float64)).max(
             axis=tuple(axis for axis in range(value.ndim) if axis != site.axis)
         )
@@ -196,8 +215,10 @@ def contributions(
         if not dead.any():
             return value, added
         along = dead.reshape([-1 if axis == site.axis else 1 for axis in range(value.ndim)])
+        # The consumer is linear: run on the silent units alone, it gives what they add.
         outputs = np.asarray(site.apply(jnp.where(along, value, 0)), np.float64)
         axis = out_axis[site.layer]
+        # [batch x positions, outputs]
         rows = np.moveaxis(outputs, axis, -1).reshape(-1, outputs.shape[axis])
         # A constant: the same for both inputs at all positions, but for rounding.
         spread = np.ptp(rows, axis=0).max(initial=0)
@@ -211,7 +232,7 @@ def contributions(
 
 
 def zeros_of(added: Mapping[str, Contribution], silent: Units) -> Units:
-    """{group: [units]}: which units are 0 in front of all consumers."""
+    """{group: [units]}: whether a unit is 0 in front of all consumers."""
     zero = {name: np.ones(units.shape, bool) for name, units in silent.items()}
     for part in added.values():
         for name, nonzero in part.nonzero.items():

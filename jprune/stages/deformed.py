@@ -1,6 +1,6 @@
-"""Scores on deformed images: what depends on its input is judged on inputs that are not as usual.
+"""Evaluation on deformed images, for nets that choose their channels by the input.
 
-The survey's complaint about dynamic pruning: saliency that is read off an image may be wrong where
+The survey's complaint about dynamic pruning: channels chosen by an image may be wrong ones where
 the image is a mosaic or partly hidden. Both deformations keep the shape of the images.
 """
 
@@ -29,6 +29,7 @@ def mosaic(images: np.ndarray, rng: np.random.Generator, parts: int = 8) -> np.n
         array([1.5, 1.5])
     """
     del rng
+    # [batch, height, width, channels]
     result = np.asarray(images)
     # One axis after the other: the mean over a tile is the mean of its rows' means.
     for axis in (1, 2):
@@ -54,9 +55,9 @@ def occlusion(images: np.ndarray, rng: np.random.Generator, part: float = 0.5) -
     height, width = images.shape[1:3]
     tall, wide = max(1, round(part * height)), max(1, round(part * width))
     tops = rng.integers(0, height - tall + 1, len(images))
-    lefts = rng.integers(0, width - wide + 1, len(images))
-    for image, top, left in zip(result, tops, lefts):
-        image[top : top + tall, left : left + wide] = image.mean(axis=(0, 1))
+    columns_from = rng.integers(0, width - wide + 1, len(images))
+    for image, top, start in zip(result, tops, columns_from):
+        image[top : top + tall, start : start + wide] = image.mean(axis=(0, 1))
     return result
 
 

@@ -26,47 +26,53 @@ DIMENSIONS: tuple[str, ...] = ("depth", "width", "resolution")
 
 
 def where(task: Task, pruned: Pruned) -> tuple[float, float, float]:
-    """Depth, width and resolution of a net, as fractions of the dense one.
+    """(depth, width, resolution) of a net, as fractions of the dense one's.
 
-    Units inside a removed block are no part of the width: the net has none of them, kept or not.
+    Width is a mean over the units outside of removed blocks.
     """
     masks, groups = Net(task).unit_masks(pruned), Net(task).groups
+    # depth d: the fraction of residual blocks that stand
     blocks = [float(np.all(masks.get(branch.name, True))) for branch in groups.branches]
-    there = [np.asarray(masks[name], float) for name in standing(groups, masks)]
+    unit_masks = [np.asarray(masks[name], float) for name in standing(groups, masks)]
     full = task.data.shape[0]
     side = full if pruned.resolution is None else size_of(pruned.resolution)[0]
-    width = np.concatenate([*there, [] if there else [1.0]]).mean()
+    # width w: the fraction of units kept; a net without units to prune is as wide as ever
+    width = np.concatenate([*unit_masks, [] if unit_masks else [1.0]]).mean()
+    # resolution r: the side of the images over the full one
     return float(np.mean(blocks or [1.0])), float(width), side / full
 
 
 def sizes_of(task: Task, multiple: int) -> list[Size]:
-    """Sizes that images can have, rising, their sides in the proportion of the full ones."""
+    """Sizes that images can have, rising; all in the proportions of the full size."""
     height, width = task.data.shape[:2]
     sides = [*range(multiple, height, multiple), height]
     return [(side, max(1, round(width * side / height))) for side in sides]
 
 
 def resolution_of(task: Task, size: Size) -> np.ndarray | None:
-    """As `Pruned` has it: None for full images."""
+    """The size as `Pruned.resolution`: None for full images."""
     return None if size == tuple(task.data.shape[:2]) else np.array(size, np.int32)
 
 
 def fewer_blocks(task: Task, pruned: Pruned, count: int, key: jax.Array) -> dict[str, Any]:
-    """Masks of the branches, of which `count` stay; those go whose removal costs least loss.
+    """Masks of the branches: one at a time, the branch whose removal costs least loss is removed.
 
-    One goes at a time; losses are those of a few training batches.
+    `count` of them stay. Losses are means over a few training batches.
     """
     groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
     batch_size = min(128, task.data.sizes["train"])
+    # The same batches for every trial, so that differences are those of the blocks.
     batches = [*itertools.islice(stream(task.data, batch_size, key), 4)]
     mean = _mean_loss(task.fn, task.loss)
 
     def loss(gone: dict[str, Any]) -> float:
+        # Masked and not cut off: one compiled function measures all trials.
         variables = apply_masks(pruned.variables, Net(task).weight_masks({**masks, **gone}))
         return sum(float(mean(variables, batch)) for batch in batches)
 
     names = [branch.name for branch in groups.branches]
     blocks = {name: np.asarray(masks.get(name, np.ones(1, bool))) for name in names}
+    # Greedy: which block is cheap to lose depends on those that are gone already.
     while sum(mask.all() for mask in blocks.values()) > count:
         standing_blocks = [name for name in names if blocks[name].all()]
         cheapest = min(standing_blocks, key=lambda name: loss({**blocks, name: np.zeros(1, bool)}))
@@ -82,9 +88,9 @@ def _mean_loss(fn: Callable[..., Any], loss: Callable[..., Any]) -> Callable[...
 def fewer_units(
     task: Task, pruned: Pruned, budget: Budget, blocks: dict[str, Any]
 ) -> dict[str, Any]:
-    """Masks of the groups, the same fraction of each by the L1 norm, under some branches.
+    """Masks of groups and branches: each group keeps the same fraction, by the L1 norm.
 
-    Groups inside removed blocks stay as they are: they cost nothing.
+    Groups inside removed blocks stay as they are, since they cost nothing.
 
     Raises:
         ArgumentError: no group stands outside the removed blocks.
@@ -97,6 +103,7 @@ def fewer_units(
         name: np.where(np.asarray(alive[name]), np.asarray(scores[name]), -np.inf)
         for name in standing(groups, alive)
     }
+    # MACs with the removed blocks taken off: only then is the width the budget's.
     model = Measuring(lambda widths: cost({**blocks, **widths}), "macs")
     chosen: Any = allocate.uniform(scores, budget, model)
     return {**alive, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
@@ -104,14 +111,14 @@ def fewer_units(
 
 @dataclasses.dataclass(frozen=True)
 class Narrow:
-    """One dimension of the net made smaller, the others as they are.
+    """Makes the net smaller in one dimension.
 
     Attributes:
         axis: which.
-        level: fraction of it that is left.
-        budget: whose `multiple_of`, `min_units` and floors hold for widths.
-        multiple: of the sides of images.
-        anew: begin with the dense net.
+        level: fraction of that dimension that is kept.
+        budget: its `multiple_of`, `min_units` and floors hold for widths.
+        multiple: sides of images are multiples of this.
+        anew: begin again with the dense net.
         name: of the record.
     """
 
@@ -130,6 +137,7 @@ class Narrow:
                 take.
         """
         groups = Net(task).groups
+        # For the message: the option without this dimension.
         rest = ":".join(name for name in DIMENSIONS if name != self.axis)
         instead = f"Write --set dimensions={rest}, or fewer of them."
         if self.axis == "resolution":
@@ -140,12 +148,14 @@ class Narrow:
 
     def size(self, task: Task) -> Size:
         """The size nearest to the level."""
+        # r = side / full side
         wanted = self.level * task.data.shape[0]
         return min(sizes_of(task, self.multiple), key=lambda size: abs(size[0] - wanted))
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The smaller net, and a record of its depth, width and resolution."""
         self.check(task)
+        # Every point of the fit is a net pruned in one dimension alone, from the dense one.
         if self.anew:
             pruned = Pruned(saved(pruned, "dense", "Narrow"), None, pruned.extra, pruned.saved)
         if self.axis == "resolution":
@@ -158,15 +168,16 @@ class Narrow:
 
     def _masks(self, pruned: Pruned, task: Task, key: jax.Array) -> dict[str, Any]:
         if self.axis == "depth":
+            # d = blocks / all blocks
             count = round(self.level * len(Net(task).groups.branches))
             return Net(task).unit_masks(pruned) | fewer_blocks(task, pruned, count, key)
+        # A budget holds one kind: the others become None.
         density = {**dict.fromkeys(Budget.KINDS), "density": self.level}
         return fewer_units(task, pruned, dataclasses.replace(self.budget, **density), {})
 
 
 POWERS = (1, 2, 2)
-"""Of depth, width and resolution in the cost of a convolutional net."""
-
+"""Exponents of depth, width and resolution in the cost of a convolutional net: C = d w^2 r^2."""
 
 GONE = np.zeros(1, bool)
 """The mask of a block that is removed."""
@@ -174,11 +185,11 @@ GONE = np.zeros(1, bool)
 
 @dataclasses.dataclass(frozen=True)
 class Observe:
-    """Writes down how good the net is, at its depth, width and resolution.
+    """Measures the net, and adds a point to `extra`.
 
-    `extra` is [n, 4] then: these three, and the accuracy on the validation split (of a task without
-    accuracy, minus the loss). A net whose dimensions were rounded to those of an earlier one is
-    left out.
+    `extra` is [n, 4]: depth, width, resolution, and the accuracy on the validation split (of a task
+    without accuracy, minus the loss). A net whose dimensions were rounded to those of an earlier
+    point is left out.
 
     Attributes:
         name: of the record.
@@ -191,8 +202,10 @@ class Observe:
         del key
         points = pruned.extra
         if points is None:
+            # The first point is the dense net, (1, 1, 1): the fit is a ratio to its accuracy.
             points = seen_of(task, Pruned(pruned.saved["dense"], None))[None]
         point = seen_of(task, pruned)
+        # Twice the same point would only weigh it twice.
         if not (np.abs(np.asarray(points)[:, :3] - point[:3]).max(axis=1) < 1e-6).any():
             points = np.concatenate([np.asarray(points), point[None]])
         metrics = dict(zip((*DIMENSIONS, "accuracy"), point.tolist()))
@@ -201,6 +214,7 @@ class Observe:
 
 def seen_of(task: Task, pruned: Pruned) -> np.ndarray:
     """[4]: depth, width, resolution, `jprune.base.quality` on the validation split."""
+    # On images of the net's own resolution, as it will be used.
     smaller = at_resolution(task, pruned)
     return np.array([*where(task, pruned), mean_quality(smaller, pruned.variables, "validation")])
 
@@ -209,18 +223,19 @@ def seen_of(task: Task, pruned: Pruned) -> np.ndarray:
 class Optimum:
     """Fits the points in `extra`, and prunes the dense net to the optimum under the budget.
 
-    The optimum is that of the cost depth * width^2 * resolution^2. Blocks and sides of images are
-    whole numbers: of the neighbours on both sides, each with the width that the budget then allows
-    by the net's own cost, the one is taken that the polynomial says most of. It says nothing of
-    nets outside the box of its points: where no neighbour is inside and under the budget, all
-    numbers of blocks and sides in the box are looked at. What no point has less of stays whole.
+    The optimum is sought under the cost depth * width^2 * resolution^2. Blocks and sides of images
+    are whole numbers, so the candidates are the neighbours of the optimum on both sides, each with
+    the width that the budget then allows by the net's own cost; the one with the highest predicted
+    accuracy is taken. The polynomial is not trusted outside the box of its points: if no neighbour
+    is inside and under the budget, all numbers of blocks and sides in the box are tried. A
+    dimension in which no point is smaller stays whole.
 
     Attributes:
         budget: in MACs.
-        multiple: of the sides of images.
+        multiple: sides of images are multiples of this.
         degree: of the polynomial.
         rank: of the polynomial.
-        lowest: depth, width and resolution down to which there will be points, for `check`.
+        lowest: the smallest depth, width and resolution that will be sampled, for `check`.
         name: of the record.
     """
 
@@ -235,12 +250,13 @@ class Optimum:
         """Refuses a budget that not even the smallest net of the box meets.
 
         Raises:
-            BudgetError: it costs more, by its own cost or by that of which the optimum is sought.
+            BudgetError: it costs more, by the net's own cost or by depth * width^2 * resolution^2.
         """
         smallest = self.smallest(task)
         cost = _cost(task, smallest)
         corner = where(task, smallest)
         # The cost that the optimum is sought under: depth * width^2 * resolution^2.
+        # d w^2 r^2
         least = max(cost, math.prod(part**power for part, power in zip(corner, POWERS)))
         if least > float(self.budget.value) * (1 + 1e-9):
             named = ", ".join(f"{name} {part:.3g}" for name, part in zip(DIMENSIONS, corner))
@@ -252,17 +268,20 @@ class Optimum:
             )
 
     def smallest(self, task: Task) -> Pruned:
-        """The lower corner of the box, without variables: the most expensive blocks are removed."""
+        """The lower corner of the box, without variables; its most expensive blocks are removed."""
         groups, (depth, width, resolution) = Net(task).groups, self.lowest
         size = Narrow("resolution", resolution, self.budget, self.multiple).size(task)
         masks = Net(task).unit_masks(Pruned(None, None))
         if width < 1 and groups.sizes:
             density = {**dict.fromkeys(Budget.KINDS), "density": width}
+            # Only the widths matter here, so any scores do.
             blank = {name: np.zeros(count) for name, count in groups.sizes.items()}
             masks = dict(allocate.uniform(blank, dataclasses.replace(self.budget, **density)))
         net = Pruned(None, masks, resolution=resolution_of(task, size))
         without = lambda *names: net._replace(masks={**masks, **dict.fromkeys(names, GONE)})
         names = [branch.name for branch in groups.branches]
+        # Cheapest net first: the block whose removal saves most. Which blocks will go is not
+        # decided yet, so the cheapest corner is what `check` may promise.
         names.sort(key=lambda name: _cost(task, without(name)))
         return without(*names[: len(names) - round(depth * len(names))])
 
@@ -270,19 +289,23 @@ class Optimum:
         """The pruned net; the record has the points, the optimum, and what is predicted there.
 
         Raises:
-            BudgetError: nothing that was sampled is under the budget.
+            BudgetError: no net in the box of the points is under the budget.
         """
         points = np.asarray(pruned.extra)
         # Accuracies as fractions of the dense net's: the scale of the task is no part of the model.
+        # F(d, w, r) = A(d, w, r) / A(1, 1, 1)
         model = fit(points[:, :3], points[:, 3] / points[0, 3], self.degree, self.rank)
         lowest = points[:, :3].min(axis=0)
+        # max F(d, w, r) subject to d w^2 r^2 = T
         best = optimum(model, POWERS, float(self.budget.value), lowest)
         dense = Pruned(pruned.saved["dense"], None, None, pruned.saved)
         sizes, blocks = self.box(task, lowest)
+        # Whole numbers on both sides of the optimum, first.
         near = beside(blocks, best[0] * blocks[-1])
         sides = beside([size[0] for size in sizes], best[2] * task.data.shape[0])
         closest = [size for size in sizes if size[0] in sides]
         nets = [*self.inside(dense, task, lowest, closest, near, key)]
+        # None of them fits: every number in the box.
         nets = nets or [*self.inside(dense, task, lowest, sizes, blocks, key)]
         if not nets:
             raise errors.BudgetError(
@@ -290,6 +313,7 @@ class Optimum:
                 f"under Budget(macs={self.budget.value}). Ask for more, write a smaller --set "
                 "lowest=..., or more --set dimensions=..."
             )
+        # A(d, w, r) = A(1, 1, 1) F(d, w, r), at the dimensions that each net really has
         predicted = [points[0, 3] * float(model(np.array([where(task, n)]))[0]) for n in nets]
         chosen = nets[int(np.argmax(predicted))]
         metrics = dict(zip(DIMENSIONS, where(task, chosen))) | {
@@ -301,10 +325,11 @@ class Optimum:
         return chosen, [record(self.name, metrics)]
 
     def box(self, task: Task, lowest: np.ndarray) -> tuple[list[Size], list[int]]:
-        """Sizes of images and numbers of blocks that are no smaller than every point's; rising."""
+        """Sizes of images and numbers of blocks in the box of the points; rising."""
         height, count = task.data.shape[0], len(Net(task).groups.branches)
         sizes = sizes_of(task, self.multiple)
         return (
+            # 1e-6: a fraction times a length comes out a hair above a whole number.
             [size for size in sizes if size[0] >= lowest[2] * height - 1e-6],
             [number for number in range(count + 1) if number >= lowest[0] * count - 1e-6],
         )
@@ -318,13 +343,15 @@ class Optimum:
         blocks: list[int],
         key: jax.Array,
     ) -> Iterator[Pruned]:
-        """The nets of these sizes and numbers that are in the box and under the budget."""
+        """Nets of these sizes and numbers of blocks that are in the box and under the budget."""
         for size in sizes:
             net, gone = dense._replace(resolution=resolution_of(task, size)), {}
             smaller = at_resolution(task, net)
+            # From many blocks to few: what is removed for one number is removed for the next, too.
             for number in reversed(blocks):
                 gone = fewer_blocks(smaller, net._replace(masks=gone), number, key)
                 masks = {**Net(task).unit_masks(net), **gone}
+                # What the budget leaves for the width: T / cost(d, 1, r).
                 allowed_macs = float(self.budget.value) / _cost(task, net._replace(masks=masks))
                 if lowest[1] < 1 and standing(Net(task).groups, masks):
                     try:
@@ -335,13 +362,14 @@ class Optimum:
                 elif allowed_macs < 1 - 1e-9:
                     continue
                 smallest = net._replace(masks=masks)
+                # Outside the box of the points the polynomial says nothing.
                 if (np.array(where(task, smallest)) >= lowest - 1e-6).all():
                     variables = apply_masks(net.variables, Net(task).weight_masks(masks))
                     yield smallest._replace(variables=variables)
 
 
 def beside(options: list[int], wanted: float) -> list[int]:
-    """The nearest of some rising numbers on both sides; one that is the same stands for both.
+    """The nearest options at or below a number and at or above it; one where both are the same.
 
     Example:
         >>> [beside([4, 8, 12], wanted) for wanted in (8.0, 9.5)]

@@ -13,7 +13,7 @@ from jprune.train.net import Net
 
 @dataclasses.dataclass(frozen=True)
 class RescaleDropout:
-    """Gives every dropout the rate D_o sqrt(C_r / C_o), its layer having C_r of C_o weights left.
+    """Gives every dropout the rate D_o sqrt(C_r / C_o): its layer keeps C_r of C_o weights.
 
     The rates are scalars `stats/<layer>/dropout` beside the kernels `params/<layer>/kernel`; D_o is
     that of the net saved as "dense".
@@ -30,11 +30,13 @@ class RescaleDropout:
         leaves, masks = Net(task).leaves(pruned.variables), Net(task).leaves(pruned.masks)
         dense, rates = Net(task).leaves(saved(pruned, "dense", "RescaleDropout")), {}
         for path in leaves:
+            # The one place that goes by names: nothing in a traced net ties a rate to its layer.
             collection, *layer, last = path.split("/")
             mask = masks.get("/".join(["params", *layer, "kernel"]))
             if (collection, last) == ("stats", "dropout") and mask is not None:
                 # D_r = D_o sqrt(C_r / C_o)
                 rates[path] = float(dense[path] * np.sqrt(np.mean(mask)))
+                # From the dense rate and not the present one, so that rounds do not multiply.
                 leaves[path] = jnp.asarray(rates[path], leaves[path].dtype)
         pruned = pruned._replace(variables=Net(task).tree(leaves))
         return pruned, [record(self.name, rates)]

@@ -1,4 +1,4 @@
-"""The stage of EigenDamage: kernels leave as rotation, core, rotation."""
+"""The stage of EigenDamage: kernels become products of a rotation, a core and a rotation."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -25,22 +25,24 @@ from jprune.train.net import Net
 CORE = "/factored/core"
 """Ends the path of a factored kernel's core in the opened net."""
 
-
 COLUMNS, ROWS = " columns", " rows"
-"""Behind a kernel's path: its inputs and outputs in the eigenbasis, as groups of scores."""
-
+"""Suffixes of a kernel's path: names of its inputs and of its outputs as groups of scores."""
 
 UNITS = {"params": 0, "macs": 1}
-"""Places of budgets in a cost; a density's is that of parameters."""
+"""{kind of budget: its place in `Form.cost`}; a density counts as parameters."""
 
 
 class Form(NamedTuple):
-    """A layer in the eigenbasis, and what it costs there."""
+    """A layer in the eigenbasis, and what it costs there.
+
+    Attributes:
+        layer: of the array that is rotated: the kernel, or the core of a factored one.
+        held: the kernel, if it is factored already; else None.
+        turned: the array in its eigenbasis.
+    """
 
     layer: KroneckerLayer
-    """Of the array that is rotated: the kernel, or the core of a factored one."""
     held: Factored | None
-    """The kernel, if it is factored already."""
     turned: Rotated
 
     @property
@@ -54,12 +56,25 @@ class Form(NamedTuple):
     def cost(self, columns: int, rows: int) -> np.ndarray:
         """(parameters, MACs) of left rotation, core and right rotation."""
         inputs, outputs = self.widths
-        left, core, right = inputs * columns, self.layer.window * columns * rows, rows * outputs
+        # Weights: U_in [inputs, columns], core [window, columns, rows], U_out [rows, outputs].
+        left_rotation, core, right_rotation = (
+            inputs * columns,
+            self.layer.window * columns * rows,
+            rows * outputs,
+        )
+        # The left rotation runs where inputs stand, core and right rotation where outputs do: a
+        # stride lies between them.
         read, written = self.layer.read, self.layer.written
-        return np.array([left + core + right, read * left + written * (core + right)], float)
+        return np.array(
+            [
+                left_rotation + core + right_rotation,
+                read * left_rotation + written * (core + right_rotation),
+            ],
+            float,
+        )
 
     def each(self, kind: str) -> tuple[float, float]:
-        """What one column and one row cost beside all others, in parameters or MACs."""
+        """What one column and one row cost when all others stay, in parameters or MACs."""
         columns, rows, unit = self.layer.inputs, self.layer.outputs, UNITS.get(kind, 0)
         whole = self.cost(columns, rows)[unit]
         return (
@@ -68,7 +83,7 @@ class Form(NamedTuple):
         )
 
     def now(self) -> np.ndarray:
-        """(parameters, MACs) of the layer as it stands."""
+        """(parameters, MACs) of the layer before this pruning."""
         if self.held is not None:
             return self.cost(self.layer.inputs, self.layer.outputs)
         weights = float(self.layer.window * self.layer.inputs * self.layer.outputs)
@@ -79,6 +94,7 @@ class Form(NamedTuple):
         new = self.turned.part(columns, rows, dtype)
         if self.held is None:
             return new
+        # U_in (U'_in W' U'_out^T) U_out^T: the rotations of two rounds are one.
         return Factored(self.held.left @ new.left, new.core, new.right @ self.held.right)
 
 
@@ -142,6 +158,8 @@ class Rotate:
         leaves, damage = leaf_paths(pruned.variables), 0.0
         for path, form in forms.items():
             columns, rows = masks[path + COLUMNS], masks[path + ROWS]
+            # Two rotations may weigh more than the columns and rows that went: then the layer is
+            # left alone.
             if not self.pays(form, columns, rows):
                 continue
             # What goes costs the sum of Theta over all, less that over what stays.
@@ -149,6 +167,7 @@ class Rotate:
             leaves[path] = form.part(columns, rows, leaves[path].dtype)
         variables = jax.tree.unflatten(Net(task).groups.treedef, list(leaves.values()))
         pruned = pruned._replace(variables=variables)
+        # Counted on the net that runs: masks would not see the rotations.
         dense, now = Net(task).cost({}), Net(task).cost_as_held(pruned, {})
         metrics = {
             "density": float(np.mean(np.concatenate(list(masks.values())))),
@@ -168,9 +187,11 @@ class Rotate:
             path.partition("/factored/")[0] for path, each in groups.layers.items() if each.last
         }
         # A form replaces kernels [window..., inputs, outputs] alone: others are not rotated.
+        # Convolutions and dense layers whose kernel no other operation touches.
         held_as = plain_kernels(fn, plain, task.example)
         factored = layers_of(fn, groups, plain, task.example)
         layers = self.layers({p: e for p, e in factored.items() if p in held_as}, task, last)
+        # Labels are drawn apart from the order of the batches.
         drawing, order = jax.random.split(key)
         batches = calibration(task, order, self.batches, self.batch_size)
         factors = factors_of(
@@ -187,7 +208,7 @@ class Rotate:
     def layers(
         self, factored: Mapping[str, KroneckerLayer], task: Task, last: set[str]
     ) -> dict[str, KroneckerLayer]:
-        """Those of the opened net that are rotated.
+        """The layers of the opened net that are rotated.
 
         Args:
             factored: all that have factors, by the path of their array.
@@ -205,6 +226,7 @@ class Rotate:
             for place in groups.places[name]
             if "kernel" in place.roles
         }
+        # A factored kernel is three arrays in the opened net: of these, the core alone is rotated.
         rotations = ("/factored/left", "/factored/right")
         stay = whole if self.last else whole | last
         arrays = [path for path in factored if not path.endswith(rotations)]
@@ -221,6 +243,8 @@ class Rotate:
         scores: dict[str, np.ndarray] = {}
         for path, form in forms.items():
             theta = form.turned.damage
+            # Curvature differs by orders of magnitude between layers: with shares of a layer's
+            # sum, each loses about alike.
             theta = theta / max(theta.sum(), np.finfo(float).tiny) if self.normalize else theta
             column, row = form.each(self.budget.kind) if self.per_cost else (1.0, 1.0)
             # Of a column j: sum_i Theta_ij; of a row i: sum_j Theta_ij.
@@ -242,9 +266,10 @@ class Rotate:
         forms: Mapping[str, Form],
         scores: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """{kernel and " rows" or " columns": mask} under one threshold."""
+        """{kernel's path + " rows" or " columns": mask} under one threshold."""
         now = Net(task).cost_as_held(pruned, {})
         others = np.array([float(now.params), float(now.macs)])
+        # What no rotation changes is a constant of the model.
         others -= sum(form.now() for form in forms.values())
 
         def model(masks: Mapping[str, np.ndarray]) -> Cost:
@@ -263,7 +288,7 @@ class Rotate:
         return dict(allocate.global_topk(dict(scores), budget, Measuring(model, "macs")))
 
     def left(self, task: Task, now: Cost, forms: Mapping[str, Form]) -> float:
-        """The budget as a fraction of the net as it stands, which rounds before have pruned."""
+        """The budget as a fraction of the present net, which earlier rounds may have pruned."""
         dense = Net(task).cost({})
         widths = [(form.layer.inputs, form.layer.outputs) for form in forms.values()]
         whole = [form.widths for form in forms.values()]
@@ -272,18 +297,20 @@ class Rotate:
             "params": float(dense.params) / float(now.params),
             "macs": float(dense.macs) / float(now.macs),
         }
+        # budget x dense / present
         return min(1.0, float(self.budget.value) * grown.get(self.budget.kind, 1.0))
 
 
 def cores_only(
     net: Net, rate: Schedule, key: jax.Array
 ) -> Callable[[optax.GradientTransformation], optax.GradientTransformationExtraArgs]:
-    """A `Wrap` in which the rotations of factored kernels do not move."""
+    """A `Wrap` that trains the cores of factored kernels, and not their rotations."""
     del net, rate, key
 
     def still(update: Any) -> Any:
         if not isinstance(update, Factored):
             return update
+        # Behind the optimizer: momentum and weight decay would move what has no gradient.
         return Factored(jnp.zeros_like(update.left), update.core, jnp.zeros_like(update.right))
 
     held = lambda node: isinstance(node, Factored)

@@ -27,10 +27,10 @@ from jprune.train.step import TrainState, plain
 
 
 def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
-    """The largest density that meets a budget, whatever the weights are.
+    """The largest density at which no image can cost more than a budget, whatever the weights are.
 
-    Parameters of 1 and statistics of 0 leave no channel empty behind a norm that reads what gates
-    have suppressed (of a concatenation): at most as many are there in a net of other weights.
+    Costs are counted in a net of parameters 1 and statistics 0. In it a norm that reads suppressed
+    channels (of a concatenation) leaves none of them 0; other weights leave at least as many 0.
 
     Raises:
         BudgetError: the fewest winners allowed cost too much.
@@ -45,13 +45,15 @@ def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
     count = jax.jit(sample_macs(task.fn, groups, whole_joins=True))
 
     def fraction(density: float) -> float:
+        # Which channels win makes no difference to the cost: take the first ones.
         first = {
-            name: jnp.arange(layers[name].outputs)[None] < kept
-            for name, kept in counts_at(layers, density).items()
+            name: jnp.arange(layers[name].outputs)[None] < winners
+            for name, winners in counts_at(layers, density).items()
         }
         return float(count(variables, first, x)[0]) / dense
 
     goal = float(budget.value) + 1e-9
+    # The fewest winners: a density just above 0 is 1 of every layer, or its `least`.
     if (least := fraction(1e-6)) > goal:
         raise errors.BudgetError(
             f"Budget(macs={budget.value}) cannot be met by fbs: with the fewest winners an image "
@@ -59,18 +61,19 @@ def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
             f"or more, give gates to more layers, or lower min_units={budget.min_units} and the "
             "floors."
         )
+    # The cost is a staircase in d, since k = ceil(d C): bisection finds the edge of the last step.
     return max(largest(fraction, goal), 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
 class Boost:
-    """Trains a net with gates; afterwards its kernels are held as `Winners`.
+    """Trains a net with gates; afterwards its gated kernels are held as `Winners`.
 
     Attributes:
         train: how long, and how.
         budget: of MACs, or a density.
         boosting: the gates.
-        gates: patterns of the layers that have them.
+        gates: patterns of the layers that get gates; none: all.
         drop: see `fbs`.
         name: of the records.
     """
@@ -87,18 +90,19 @@ class Boost:
         density_for(task, self.layers(task), self.budget)
 
     def layers(self, task: Task) -> dict[str, Gated]:
-        """The layers that get gates, with the winners that the budget's floors ask for."""
+        """The layers that get gates, with the fewest winners that the budget's floors allow."""
         groups, budget = Net(task).groups, self.budget
-        known = boostable_layers(task, groups, Net(task).shapes)
+        boostable = boostable_layers(task, groups, Net(task).shapes)
         whole = {n for n, floor in budget.floors.items() if floor >= groups.sizes[n]}
         free = {}
-        for name, layer in known.items():
-            on = {n for site in groups.sites if site.layer == name and site.kind == "out"
+        for name, layer in boostable.items():
+            groups_on = {n for site in groups.sites if site.layer == name and site.kind == "out"
                   for n in site.groups}  # fmt: skip
-            if not on & whole:
-                asked = max([budget.min_units, *(budget.floors.get(n, 0) for n in on)])
+            # A floor of its whole size freezes a group; a smaller one is the fewest winners.
+            if not groups_on & whole:
+                asked = max([budget.min_units, *(budget.floors.get(n, 0) for n in groups_on)])
                 free[name] = layer._replace(least=min(asked, layer.outputs))
-            elif self.gates and name in chosen_layers(groups, known, self.gates):
+            elif self.gates and name in chosen_layers(groups, boostable, self.gates):
                 raise errors.FrozenError(
                     f"gates={self.gates!r} puts a gate on {name}, which is frozen: the budget's "
                     "floor leaves it whole. Leave it out of gates, or out of --freeze."
@@ -116,20 +120,25 @@ class Boost:
         groups, layers, sgd = Net(task).groups, self.layers(task), self.train.sgd(task)
         last, steps = density_for(task, layers, self.budget), sgd.taken
         densities = densities_down_to(last, self.drop, steps)
+        # Phases are tables of integers, looked up by the step: one compiled function serves all
+        # densities.
         tables = [counts_at(layers, density) for density in densities]
         counts = {name: np.array([table[name] for table in tables]) for name in layers}
         boosted = boosted_task(task, groups, layers, self.boosting, counts, steps)
         net, levels = prepared(groups, layers, self.boosting, pruned.variables)
         gates = init_gates(jax.random.fold_in(key, 1), layers, levels, self.boosting.std)
         begun = {"net": net, "gates": gates, "step": jnp.zeros((), jnp.int32)}
+        # Predictors are kernels, levels are what scales of norms were: only kernels decay.
         of_gates = {name: {"predictor": True, "level": False} for name in layers}
         decayed = {"net": task.split(Net(task).is_kernel)[0], "gates": of_gates}
         start, batch_size = pruned._replace(variables=begun), self.train.batch_size
         learner = plain(boosted, start, None, sgd, key, batch_size, decayed=decayed)
         first = self.boosting.shift_first
-        held = jax.jit(lambda v, kept: as_winners(task, groups, layers, first, v, kept))
+        held = jax.jit(lambda v, winners_of: as_winners(task, groups, layers, first, v, winners_of))
 
         def variables(state: TrainState):
+            # The phase of this step, so that a net taken in the middle has the winners it was
+            # trained with.
             phase = min(int(state.step) * len(tables) // steps, len(tables) - 1)
             return held(boosted.merge(state.params, state.rest), tables[phase])
 
@@ -150,6 +159,7 @@ def densities_down_to(last: float, drop: float, steps: int) -> list[float]:
         >>> densities_down_to(0.65, 0.1, 100), densities_down_to(0.65, 0.1, 2)
         ([1.0, 0.9, 0.8, 0.7, 0.65], [0.7, 0.65])
     """
+    # d_n = 1 - n drop above the last one; 1e-9: (1 - 0.7) / 0.1 is a hair above 3.
     count = int(np.ceil((1 - last) / drop - 1e-9))
     above = [round(1 - drop * number, 9) for number in range(count)]
     return [*above, last][-steps:]

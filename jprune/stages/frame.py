@@ -1,7 +1,7 @@
-"""What stands around a method in every recipe, and how stages run one after another.
+"""The frame that recipes share, and how stages run one after another.
 
 The dense net is saved and measured, the method's own stages follow, the pruned net is measured and
-fine-tuned: `framed`. Here are also the stages that this takes, what a record holds, and `run`.
+fine-tuned: `framed`. The stages that this takes are here too, and `record`, `check` and `run`.
 """
 
 import copy
@@ -50,7 +50,7 @@ def opening(train: Stage | None) -> Recipe:
 def framed(
     train: Stage | None, *stages: Stage, finetune: Stage | None = None, after: Recipe = ()
 ) -> Recipe:
-    """A method between the dense net and fine-tuning: what most recipes are.
+    """A recipe of the usual form: the dense net, a method's stages, fine-tuning.
 
     Args:
         train: training of the dense net; None where it is trained already.
@@ -71,7 +71,7 @@ def framed(
 
 
 def settled(batches: int, batch_size: int) -> Recipe:
-    """The norms' statistics taken anew on so many batches; no stage where there are none."""
+    """A stage that takes the norms' statistics anew on so many batches; none for 0 batches."""
     return (Recalibrate(batches, batch_size),) if batches else ()
 
 
@@ -95,7 +95,7 @@ class Save:
 
 @dataclasses.dataclass(frozen=True)
 class Rewind:
-    """Puts saved variables back, under today's masks.
+    """Puts saved variables back, under the present masks.
 
     Attributes:
         to: name that `Save` used.
@@ -124,7 +124,7 @@ def saved(pruned: Pruned, name: str, who: str) -> Variables:
     Args:
         pruned: the state of the run.
         name: that `Save` used.
-        who: asks, for the message.
+        who: the stage that asks, for the message.
 
     Raises:
         ArgumentError: nothing was saved under this name.
@@ -138,7 +138,7 @@ def saved(pruned: Pruned, name: str, who: str) -> Variables:
 
 
 def record(stage: str, metrics: dict[str, Any], step: int = 0) -> dict[str, Any]:
-    """A record; whoever keeps it adds where it comes from."""
+    """A record; `jprune.runs` adds the run that it comes from."""
     return {"stage": stage, "step": step, "metrics": metrics}
 
 
@@ -166,6 +166,7 @@ class Evaluate:
         fn, variables = Net(task).slim(pruned) if self.slim else (resized, pruned.variables)
         params, _ = task.split(variables)
         masks = {} if pruned.masks is None else pruned.masks
+        # Weights masked inside the small net still count as zeros.
         if self.slim and not are_units(Net(task).groups, masks):
             masks = intersect(masks, expand(Net(task).groups, Net(task).unit_masks(pruned)))
         counts = {
@@ -229,8 +230,10 @@ class Recalibrate:
 
         @jax.jit
         def look(variables: Variables, image: jax.Array, key: jax.Array) -> Variables:
+            # A forward pass in training mode, whose statistics are kept; no gradient, no step.
             return task.update(variables, net.train_fn(variables, image, key)[1])
 
+        # The order of training, which is shuffled: statistics of sorted classes would be wrong.
         batches = itertools.islice(stream(task.data, batch_size, key), self.batches)
         for step, batch in enumerate(batches):
             variables = look(variables, jnp.asarray(batch["image"]), jax.random.fold_in(key, step))
@@ -242,7 +245,7 @@ class Recalibrate:
 
 @runtime_checkable
 class LongStage(Stage, Protocol):
-    """A stage that can be taken apart into steps."""
+    """A stage that trains or searches: it can be taken apart into steps, saved and resumed."""
 
     @property
     def name(self) -> str:
@@ -256,10 +259,10 @@ class LongStage(Stage, Protocol):
 
 @runtime_checkable
 class CheckedStage(Stage, Protocol):
-    """A stage that knows nets or budgets which it cannot take; asked before anything is trained."""
+    """A stage that refuses some nets or budgets; asked before anything is trained."""
 
     def check(self, task: Task) -> None:
-        """Raises what it would raise when its turn comes."""
+        """Raises what the stage would raise later, when it runs."""
         ...
 
 
@@ -293,10 +296,10 @@ def unrolled(recipe: Sequence[Stage]) -> Iterator[Stage]:
 
 
 def check(recipe: Sequence[Stage], task: Task) -> None:
-    """Asks all stages that have a `check` whether they can take a net.
+    """Calls `check` of all stages that have one.
 
     Raises:
-        JpruneError: what the first raises that cannot.
+        JpruneError: what the first of them raises.
     """
     for stage in unrolled(recipe):
         if isinstance(stage, CheckedStage):
@@ -346,11 +349,11 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class _Told:
-    """A stage that tells what it does.
+    """A stage that reports its progress.
 
     Attributes:
         stage: what is done.
-        progress: is told.
+        progress: gets the reports.
         number: of the stage, from 1.
         of: how many stages there are.
     """
@@ -364,7 +367,7 @@ class _Told:
         """What the stage does."""
         stage, name = self.stage, getattr(self.stage, "name", type(self.stage).__name__)
         if isinstance(stage, LongStage):
-            # A copy whose `learner` tells: what it does besides is its own affair.
+            # A copy whose `learner` reports: its own `__call__` calls it, and does what it does.
             told = copy.copy(stage)
             object.__setattr__(told, "learner", functools.partial(self.learner, stage))
             result = told(pruned, task, key)
@@ -375,7 +378,7 @@ class _Told:
         return result
 
     def learner(self, stage: LongStage, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
-        """The learner of the stage, told of step by step."""
+        """The learner of the stage, whose steps are reported."""
         learner, steps = stage.learner(pruned, task, key), itertools.count(1)
         self.progress.begin(stage.name, self.number, self.of, learner.steps, 0)
         epochs = -(-learner.steps // learner.epoch)
@@ -383,7 +386,8 @@ class _Told:
         def step(state: PyTree, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
             state, metrics = learner.step(state, batch)
             done = next(steps)
-            jax.block_until_ready(metrics)  # or the bar runs ahead of the device
+            # Steps are dispatched without waiting: without this the bar runs ahead of the device.
+            jax.block_until_ready(metrics)
             if done % learner.epoch and done != learner.steps:
                 self.progress.advance(done, {})
             else:

@@ -1,4 +1,4 @@
-"""The stages of SSL: training under group lasso, and the masks that it has made."""
+"""The stages of SSL: training under group lasso, and masks of the groups that became 0."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ from jprune.train.net import Net
 from jprune.train.numbers import Numbers, per_kind
 
 FAMILIES = ("shape", "filter", "channel", "depth")
-"""In the order in which they act: small groups first."""
+"""Kinds of groups, in the order of their proximal steps: small groups first."""
 
 TINY = np.finfo(float).tiny
-"""Above 0, for a block that was 0 in the dense net."""
+"""The smallest divisor, for a block that was 0 in the dense net."""
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 """{kind: {block: [groups]}}."""
@@ -31,7 +31,7 @@ Scores = Mapping[str, Mapping[str, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Penalty:
-    """Group lasso on a net.
+    """Settings of group lasso on a net.
 
     Attributes:
         families: kinds of groups, of `FAMILIES`.
@@ -40,7 +40,7 @@ class Penalty:
         names: of groups, kernels or branches that are penalised; None: all.
         how: "prox" or "subgradient", see `jprune.sparsify.group_lasso`.
         threshold: weights below it become 0 after every step.
-        scales: whether the norm of a filter or branch has the scales of its batch norms in it.
+        scales: whether the norm of a filter or branch counts the scales of its batch norms.
 
     Raises:
         ArgumentError: another `how`, or a negative threshold.
@@ -74,12 +74,15 @@ class Penalty:
             StructureError: a family or name that the net does not have.
             ArgumentError: not as many strengths as blocks, or a negative one.
         """
+        # Columns lie inside channels, channels inside branches: in this order the step of the sum
+        # is exact where groups are nested (`sparsify.shrunk`).
         order = [kind for kind in FAMILIES if kind in self.families]
         made = blocks.of_kinds(
             Net(task).groups, self.families, self.names, scales=self.scales, floors=budget.floors
         )
         by_kind = {each.kind: each for each in made}
         strengths = per_kind(self.strength, by_kind, "strength")
+        # `not lowest >= 0` refuses NaN too.
         lowest = min(value for of_kind in strengths.values() for value in of_kind.values())
         if not lowest >= 0:
             raise errors.ArgumentError(f"strength={self.strength!r}; each is 0 or more.")
@@ -91,13 +94,13 @@ class Penalty:
 
 @dataclasses.dataclass(frozen=True)
 class Penalised:
-    """How group lasso takes part in training: a step against the penalty, behind the optimizer's.
+    """How group lasso takes part in training: a step against the penalty behind the optimizer's.
 
     Attributes:
         penalty: on what, and how much.
         budget: whose floors are read.
-        momentum: of the optimizer. The step's size is learning rate / (1 - momentum), so that what
-            stands still is a minimum of loss + penalty.
+        momentum: of the optimizer. The step's size is learning rate / (1 - momentum), so that
+            weights come to rest at a minimum of loss + penalty.
     """
 
     penalty: Penalty
@@ -111,6 +114,8 @@ class Penalised:
         step = group_lasso(
             [term.blocks for term in terms.values()],
             {kind: term.strengths for kind, term in terms.items()},
+            # t = tau / (1 - m): momentum m multiplies what a constant gradient moves by 1 / (1 -
+            # m), so the penalty's step does the same.
             lambda step: rate(step) / (1 - self.momentum),
             how=self.penalty.how,
             threshold=self.penalty.threshold,
@@ -142,6 +147,7 @@ class Shrink:
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps; raises what `Penalty.terms` does."""
         self.check(task)
+        # Behind the optimizer, where neither momentum nor weight decay gathers the penalty.
         wrap = Penalised(self.penalty, self.budget, self.train.momentum)
         stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)
         return stage.learner(pruned, task, key)
@@ -158,8 +164,8 @@ class ReadOff:
     Attributes:
         budget: what may be kept.
         penalty: what was penalised.
-        correct: cut the groups with the smallest `scores_of` where the penalty has not reached the
-            budget; False: an error says what it has reached.
+        correct: if the penalty has not reached the budget, cut the groups with the smallest
+            `scores_of`; False: raise an error that says what it has reached.
         name: of the record: fractions kept, `reached` by the penalty alone, in the budget's unit,
             and `zeros`, the fraction of groups that it has brought to 0.
     """
@@ -180,10 +186,12 @@ class ReadOff:
         terms = self.penalty.terms(task, self.budget)
         families = [term.blocks for term in terms.values()]
         norms = norms_of(families, pruned.variables)
+        # ||w_g|| > 0: the proximal step makes exact zeros, so nothing is to be tuned here.
         alive = {k: {n: norm > 0 for n, norm in of.items()} for k, of in norms.items()}
         masks = blocks.masks(families, alive, pruned.masks)
         reached = allocate.fraction_kept(net.groups, masks, self.budget, net.cost)
         flat = np.concatenate([mask for of in alive.values() for mask in of.values()])
+        # 1e-9: fractions of whole numbers, in float64.
         if reached > float(self.budget.value) + 1e-9:
             if not self.correct:
                 raise errors.BudgetError(
@@ -192,6 +200,7 @@ class ReadOff:
                     f"of {flat.size} groups are 0. Write a larger strength than "
                     f"{self.penalty.strength}, more epochs, or correct=true."
                 )
+            # Measured by what a group was before the penalty: see `scores_of`.
             dense = norms_of(families, pruned.saved.get("dense", pruned.variables))
             scores = scores_of(norms, dense, terms)
             chosen = allocate.jointly(
@@ -210,11 +219,12 @@ def norms_of(families: Sequence[Blocks], variables: Any) -> dict[str, dict[str, 
 
 
 def scores_of(norms: Scores, dense: Scores, terms: Mapping[str, Term]) -> Scores:
-    """How much of a group is left: its norm over the mean norm of its block in the dense net.
+    """The norm of every group over the mean norm of its block in the dense net.
 
-    Norms of groups as large as a residual stream and as small as one kernel's are not compared: the
-    latter would always go first. A block of strength 0 is left alone, unless all are. A unit's
-    filter and channel are one group here: it goes when either does.
+    Relative to the dense net, groups of different sizes can be compared: by their norms alone small
+    kernels would always go before the filters of a residual stream. Blocks of strength 0 have no
+    scores, unless all have strength 0. A unit has one score, the smaller one of its filter and its
+    channel, since it goes when either does.
 
     Returns:
         {kind: {block: [groups]}}, -inf where a group is 0.
@@ -222,6 +232,7 @@ def scores_of(norms: Scores, dense: Scores, terms: Mapping[str, Term]) -> Scores
     free = not any(strength for term in terms.values() for strength in term.strengths.values())
     scores = {
         kind: {
+            # ||w_g|| / mean over h of ||w_h||, the mean in the dense net
             name: np.where(norm > 0, norm / max(dense[kind][name].mean(), TINY), -np.inf)
             for name, norm in of_kind.items()
             if free or terms[kind].strengths[name]
@@ -232,6 +243,7 @@ def scores_of(norms: Scores, dense: Scores, terms: Mapping[str, Term]) -> Scores
         return scores
     first, second = (scores.pop(kind) for kind in UNITS)
     units = {
+        # min over filter and channel; a unit that only one of the two kinds has takes that one
         name: np.minimum(first.get(name, np.inf), second.get(name, np.inf))
         for name in {**first, **second}
     }

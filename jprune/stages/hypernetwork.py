@@ -28,14 +28,14 @@ from jprune.train.step import TrainState, plain, stream
 
 @dataclasses.dataclass(frozen=True)
 class TrainHypernetwork:
-    """Trains the hypernetwork. Afterwards `extra` has it, and the net is the whole one it gives.
+    """Trains the hypernetwork. Afterwards it is in `extra`, and the net is its net of full width.
 
     Attributes:
-        widths: what is drawn from.
+        widths: the menu that widths are drawn from.
         train: how long, and how.
-        smoothing: of labels that are numbers of classes; see `hypernetwork_task`.
-        recalibrate: training batches for the statistics of the whole net.
-        name: of the records; their validation is that of the whole net.
+        smoothing: of labels that are class numbers; see `hypernetwork_task`.
+        recalibrate: training batches for the statistics of the net of full width.
+        name: of the records; they are validated at full width.
     """
 
     widths: Widths
@@ -61,8 +61,11 @@ class TrainHypernetwork:
         """The training in steps."""
         self.widths.check(task, Net(task).groups, Net(task).cost)
         hyper = self.widths.hypernetwork(task, Net(task).groups)
+        # Apart from each other: initial weights of the net and of the hypernetwork, and widths of
+        # steps.
         fresh, start, draws = jax.random.split(key, 3)
         net = task.init(fresh)
+        # Generated kernels begin near the net's own; its statistics are updated in `net`.
         begun = pruned._replace(variables={"hyper": hyper.init(start, net), "net": net})
         of_widths = hypernetwork_task(task, hyper, self.smoothing)
         decayed, sgd = hyper.decayed(begun.variables["hyper"]), self.train.sgd(task)
@@ -72,6 +75,7 @@ class TrainHypernetwork:
 
         @jax.jit
         def whole(params: Any, rest: Variables, images: Any) -> Variables:
+            # The statistics of training are a mix of all widths: taken anew for this one.
             return settled(task, hyper.net(params, rest, hyper.menu.sizes), images, draws)
 
         def variables(state: TrainState) -> Variables:
@@ -90,16 +94,17 @@ class TrainHypernetwork:
 def stacked(
     task: Task, split: str, batch_size: int, count: int, key: jax.Array | None = None
 ) -> Batch:
-    """Batches of a split, stacked; with a key they are those of training."""
+    """Batches of a split, stacked along a new first axis; with a key they are those of training."""
     size = min(batch_size, task.data.sizes[split])
     batches = task.data.batches(split, size) if key is None else stream(task.data, size, key)
+    # At least one, so that count 0 gives arrays [0, batch, ...] of the right shape.
     taken = [*itertools.islice(batches, max(1, count))]
     return {name: np.stack([batch[name] for batch in taken])[:count] for name in taken[0]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """The numbers of the search; see `jprune.search.evolution`."""
+    """Settings of the search; see `jprune.search.evolution`."""
 
     generations: int = 20
     population: int = 50
@@ -115,7 +120,7 @@ class Rounds:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Searches widths with the hypernetwork in `extra`; the best are the masks.
+    """Searches widths with the hypernetwork in `extra`; the best ones become the masks.
 
     A step is a generation. Its records have the `best` and the `mean` score (accuracy on a part of
     the validation split, or minus the loss of a task without accuracy), and how many candidates
@@ -123,7 +128,7 @@ class Search:
 
     Attributes:
         widths: what is searched, under which budget.
-        rounds: how.
+        rounds: settings of the search.
         images: of the validation split.
         recalibrate: training batches for the statistics of a candidate.
         batch_size: images in a batch.
@@ -151,16 +156,19 @@ class Search:
         searcher = self.rounds.searcher(space)
         score = self.scorer(task, hyper, key)
         params, rest = pruned.extra, pruned.variables
+        # [batches, batch, h, w, c], the same for all candidates: scores differ by widths alone.
         images = stacked(task, "train", self.batch_size, self.recalibrate, key)["image"]
 
         def step(state: SearchState, batch: Batch) -> tuple[SearchState, dict[str, Any]]:
             del batch  # every candidate is scored on the same images
+            # int [candidates, groups]: none of them asked before, so there may be none.
             genes = searcher.ask(state)
+            # One compiled function: widths are data, and masks stand in for crops.
             scores = np.array([float(score(params, rest, row)) for row in widths(genes)])
             state = searcher.tell(state, genes, scores)
             top = searcher.best(state)[1]
-            seen = {"best": top, "mean": scores.mean() if len(scores) else top}
-            return state, {**seen, "evaluated": float(state.tried)}
+            metrics = {"best": top, "mean": scores.mean() if len(scores) else top}
+            return state, {**metrics, "evaluated": float(state.tried)}
 
         @jax.jit
         def net(params: Any, rest: Variables, images: Any, widths: Any) -> Variables:

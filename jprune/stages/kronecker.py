@@ -1,4 +1,4 @@
-"""Filters pruned under a Kronecker-factored Fisher, and what the rotation of kernels shares."""
+"""Prunes filters by a Kronecker-factored Fisher; factors and floors also serve `eigenbasis`."""
 
 import dataclasses
 import itertools
@@ -71,6 +71,7 @@ def factors_of(
         key: of drawn labels.
         inputs: "patches" or "channels".
     """
+    # The Fisher has labels drawn from the model; those of the data make the empirical one.
     drawing = key if labels == "model" else None
     criterion = kfac(fn, task.loss, groups, layers, labels=labels, key=drawing, inputs=inputs)
     return run_criterion(criterion, variables, batches)
@@ -96,7 +97,7 @@ def floors_of(sizes: Mapping[str, int], limit: float) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class PruneFilters:
-    """Masks filters by one of the four scores, and moves what is kept where the score says so.
+    """Masks filters by one of four scores; the OBS ones also move the weights that are kept.
 
     Attributes:
         budget: what may be kept, of the dense net.
@@ -105,9 +106,9 @@ class PruneFilters:
         curvature: of c_obd, "diagonal" or "kfac".
         limit: the largest fraction of a group's units that may go.
         labels: "model" or "data".
-        damping: of the factors that the OBS invert, times their mean eigenvalue.
+        damping: added to the factors that the OBS scores invert, times their mean eigenvalue.
         repo_variant: the scores as in the authors' code.
-        batches: that the curvature is made of; None: one pass over the training images.
+        batches: calibration batches of the curvature; None: one pass over the training images.
         batch_size: examples in one.
         name: of the record.
     """
@@ -144,6 +145,7 @@ class PruneFilters:
             ArgumentError: no filter has factors, or curvature is not finite.
             BudgetError: a budget that cannot be met.
         """
+        # Labels are drawn apart from the order of the batches.
         drawing, order = jax.random.split(key)
         criterion = self.criterion(task, Net(task).groups, drawing)
         state = criterion.init(pruned.variables)
@@ -156,11 +158,13 @@ class PruneFilters:
     ) -> tuple[Pruned, Records]:
         """The same with a criterion that has seen its data; one pass serves several budgets."""
         groups, variables = Net(task).groups, pruned.variables
+        # At most `limit` of a layer: one whose damage is estimated as 0 would otherwise vanish.
         floors = floors_of(groups.sizes, self.limit)
         floors |= {n: max(floors.get(n, 1), size) for n, size in self.budget.floors.items()}
         budget = dataclasses.replace(self.budget, floors=floors)
         prune = Prune(self.criterion, ALLOCATORS[self.allocator], budget)
         masks = prune.of_units(pruned, task, criterion.score(state, variables))
+        # OBS scores count on the others making up for a filter: so they must.
         if self.form.endswith("obs"):
             factors = mean_factors(state)
             variables = compensate(groups, variables, masks, factors, self.form, self.damping)
@@ -170,6 +174,7 @@ class PruneFilters:
 
     def criterion(self, task: Task, groups: Groups, key: jax.Array) -> Criterion:
         """Scores of units; of weights, for the diagonal of c_obd."""
+        # C-OBD: sum over a filter's weights of F_kk w_k^2 / 2, which is OBD pooled by units.
         if self.form == "c_obd" and self.curvature == "diagonal":
             return criteria.obd(task.fn, task.loss, fisher(labels=self.labels), key)
         layers = layers_of(task.fn, groups, Net(task).shapes, task.example)

@@ -40,22 +40,20 @@ from jprune.train.step import stream
 
 STREAMS = ("sampler", "whole", "joint")
 
-
 Choose = Callable[[Sequence[Problem], int, jax.Array], np.ndarray]
 """`(problems, width, key) -> bool [units]`, a problem for every consumer."""
 
-
 Refit = Callable[[np.ndarray, jax.Array], Reconstructor]
-"""`(bool [units] that were there, key) -> reconstructor`; the key is that of the choice."""
+"""`(bool [units] alive before the choice, key) -> reconstructor`; the key is the choice's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerWise:
-    """Prunes layer by layer: what consumers read is chosen, and they are refitted.
+    """Prunes layer by layer: chooses the units that consumers read, and refits the consumers.
 
-    Inputs come from the net as it is by then, so that an error made earlier is made up for; targets
-    from the net as it came, so that errors do not add up. Steps go in the order of their first
-    consumer.
+    Inputs come from the net as pruned so far, so that a refit makes up for earlier errors; targets
+    from the net before this stage, so that errors do not add up. Steps go in the order of their
+    first consumer.
 
     Attributes:
         budget: what is kept of the dense net.
@@ -63,15 +61,15 @@ class LayerWise:
         refit: how consumers are refitted; None: not at all.
         targets: outputs of the "dense" net, or "now": a consumer's outputs before this step.
         stream: what happens to groups on residual streams. "sampler": the stream stays whole, and
-            a layer that begins a branch reads a part of it (masks of weights); "whole": nothing;
-            "joint": they are pruned like others, for all their consumers together.
-        ratios: relative shares kept: one number, one for each step in their order, or by name.
-        part: (which, of how many): of all steps, those of one round.
+            a layer that begins a branch reads a part of it (masks of weights); "whole": no pruning;
+            "joint": pruned like others, for all their consumers together.
+        ratios: relative shares kept: one number for all, one for each step in order, or by name.
+        part: (round, number of rounds): the steps are divided evenly among rounds.
         batches: of calibration images.
         batch_size: images in one.
-        points: positions an image and layer.
+        points: sampled positions per image and layer.
         ridge: see `Problem`.
-        bias: whether constants are fitted, where a bias or a norm takes them.
+        bias: whether constants are fitted, where a bias or a norm can hold them.
         name: of the record.
     """
 
@@ -130,17 +128,23 @@ class LayerWise:
         alive = alive_of(task, pruned, steps)
         shares = self.shares(steps)
         masks_of = lambda masks: masks_by_name(task, pruned, steps, masks)
+        # All widths at once and before the first choice: the budget is one of the whole net.
         goals = widths(alive, self.budget, Net(task).cost, masks_of, shares)
         which, parts = self.part
+        # Contiguous parts: round `which` of `parts` takes the steps n with floor(n parts / N) =
+        # which.
         of_part = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
         todo = [step for step in of_part if goals[step.name] < alive[step.name].sum()]
         walk = Walk(self, task, key, pruned.variables, todo)
         errors_left = []
         for number, step in enumerate(todo):
+            # A key of its own for every step: what one step draws does not depend on how many were
+            # before.
             drawing = jax.random.fold_in(walk.draws, number)
             problems = walk.problems(step, alive[step.name])
             chosen = self.choose(problems, goals[step.name], drawing)
             alive = {**alive, step.name: chosen}
+            # Masked before the next step looks: its inputs are those of the net as pruned by now.
             masks = Net(task).weight_masks(masks_of(alive))
             errors_left += walk.refit(step, problems, chosen, masks, drawing)
         masks = masks_of(alive)
@@ -153,16 +157,21 @@ class LayerWise:
 
 
 class Walk:
-    """A net on its way through steps.
+    """A net while its steps are pruned one after the other.
 
-    `variables` are those of now, `images` and `points` the calibration, `dense` what the layers
-    said at the start (empty where targets are those of now), `draws` the key of the choices.
+    Attributes:
+        variables: as pruned so far.
+        images: the calibration batches.
+        points: key of the sampled positions.
+        dense: {site: windows} with the dense net's outputs; empty where targets are those of "now".
+        draws: key of the choices.
     """
 
     def __init__(
         self, stage: LayerWise, task: Task, key: jax.Array, variables: Variables, todo: list[Step]
     ):
         self.stage, self.task, self.variables = stage, task, variables
+        # Positions, choices and batches are drawn apart: another choice sees the same calibration.
         self.points, self.draws, order = jax.random.split(key, 3)
         size = min(stage.batch_size, task.data.sizes["train"])
         few = min(stage.batches, max(1, task.data.sizes["train"] // size))
@@ -174,6 +183,8 @@ class Walk:
         self.biases = offsets(self.groups) if stage.bias and todo else {}
         self.dense: Mapping[str, Windows] = {}
         if stage.targets == "dense" and todo:
+            # One pass over the dense net for all layers; its inputs are not kept, they would fill
+            # memory.
             self.dense = self._seen([s for sites in self.sites.values() for s in sites], False)
 
     def _seen(self, sites: Sequence[str], inputs: bool = True) -> dict[str, Windows]:
@@ -190,17 +201,22 @@ class Walk:
         self, path: str, index: np.ndarray, keep: np.ndarray, windows: Mapping[str, Windows]
     ) -> Problem:
         sites = self.sites[path]
+        # [n, channels, window], the rows of all call sites below each other: they share the kernel
         inputs = np.concatenate([windows[site].inputs for site in sites])
         aims = [
             aimed(windows[s], self.dense[s]) if self.dense else windows[s].outputs for s in sites
         ]
         weight = self._matrix(path)
         units, repeats = index.shape
+        # Input channels of this kernel that the step does not choose from.
         others = np.setdiff1d(np.arange(weight.shape[0]), index)
         targets = np.concatenate(aims)
-        if others.size:  # Inputs outside this step keep their contribution: subtract it.
+        if others.size:
+            # Inputs outside this step keep their contribution: Y <- Y - sum_c X_c W_c over them.
             targets = targets - np.tensordot(inputs[:, others], weight[others], 2)
         return Problem(
+            # A unit that stands at several channels (behind a flatten) is one unit with a longer
+            # window.
             inputs=inputs[:, index].reshape(len(inputs), units, -1),
             targets=targets,
             weight=weight[index].reshape(units, repeats * weight.shape[1], -1),
@@ -210,7 +226,7 @@ class Walk:
         )
 
     def _matrix(self, path: str) -> np.ndarray:
-        """[inputs, window, outputs] float64 of a kernel as it is by now; a copy."""
+        """[inputs, window, outputs] of a kernel as pruned so far, in float64; a copy."""
         kernel = Net(self.task).leaves(self.variables)[path]
         return np.array(self.layers[path].matrix(np.asarray(kernel, np.float64)))
 
@@ -219,14 +235,16 @@ class Walk:
     ) -> list[float]:
         """Refits the consumers in order; relative errors of their outputs afterwards.
 
-        A later consumer reads an earlier one on a residual stream. Where it aims at the dense net
-        it is looked at again, when the earlier one is refitted.
+        On a residual stream a later consumer reads what an earlier one adds. Where targets are the
+        dense net's, its inputs are observed again once the earlier consumer is refitted.
         """
         errors_left = []
         for problem, (path, index) in zip(problems, step.kernels.items()):
             if errors_left and self.stage.refit is not None and self.dense:
                 self.variables = apply_masks(self.variables, masks)
                 problem = self._problem(path, index, problem.keep, self._seen(self.sites[path]))
+            # The refit sees the units that were chosen; the error is that of the old problem's
+            # targets.
             smaller = problem._replace(keep=chosen)
             weight, bias = np.asarray(problem.weight) * chosen[:, None, None], None
             if self.stage.refit is not None:
@@ -237,13 +255,14 @@ class Walk:
         return errors_left
 
     def write(self, path: str, index: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
-        """Puts a consumer's weights for some units, and what its bias gains, into the net."""
+        """Writes a consumer's new weights for some units, and the change of its bias."""
         leaves = Net(self.task).leaves(self.variables)
         rows = self._matrix(path)
         rows[index] = weight.reshape(*index.shape, *rows.shape[1:])
         leaves[path] = jnp.asarray(self.layers[path].array(rows), leaves[path].dtype)
         if path in self.biases:
             leaf, sign = self.biases[path]
+            # Where a norm's mean takes the constant, it is subtracted there: sign = -1.
             gain = (sign * bias).reshape(leaves[leaf].shape)
             leaves[leaf] = leaves[leaf] + jnp.asarray(gain, leaves[leaf].dtype)
         self.variables = Net(self.task).tree(leaves)
@@ -255,11 +274,11 @@ def _look(net: Net, sites: tuple[str, ...], points: int, inputs: bool) -> Look:
 
 @dataclasses.dataclass(frozen=True)
 class ByLasso:
-    """Chooses the units of the largest LASSO coefficients.
+    """Chooses the units with the largest LASSO coefficients.
 
     Attributes:
-        start: first penalty, over the one that leaves nothing.
-        tolerance: how many more than the width LASSO may leave, over the width.
+        start: the first penalty, as a fraction of the smallest one that leaves no unit.
+        tolerance: how many units beyond the width LASSO may leave, as a fraction of the width.
     """
 
     start: float = 1e-3
@@ -286,7 +305,7 @@ def by_least_squares(before: np.ndarray, key: jax.Array):
 
 @dataclasses.dataclass(frozen=True)
 class ByThiNet:
-    """Chooses greedily, and gives the units that stay a scale each.
+    """Chooses greedily; `scales` then refits one scale for every unit that stays.
 
     Attributes:
         greedy: "remove", "omp" or "grow".

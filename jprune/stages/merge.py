@@ -1,4 +1,4 @@
-"""Units of a layer merged into their nearest likes, without data."""
+"""Merges units into the most similar ones of their layer, without data."""
 
 import dataclasses
 import itertools
@@ -21,13 +21,12 @@ from jprune.units import map_units, rows
 
 ALLOCATORS, STOPS = ("uniform", "global_topk"), ("budget", "cutoff")
 
-
 Sets = dict[str, tuple[np.ndarray, np.ndarray]]
-"""{group: (weight sets [units, fan], outgoing weights [units, k])}."""
-
+"""{group: (weight sets [units, fan], outgoing weights [units, k])}; a weight set has all parameters
+that determine a unit's output."""
 
 Affines = tuple[dict[str, Affine], frozenset[str]]
-"""{site: scale and shift behind it}, and the leaves that these are made of."""
+"""({site: scale and shift behind it}, the leaves that these are made of)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +39,8 @@ class MergeUnits:
     Attributes:
         budget: what may be kept, of the dense net.
         allocator: "uniform" or "global_topk".
-        normalize: whether multiples count as equal.
-        drop: whether units may be dropped.
+        normalize: whether units count as equal if their weight sets are multiples of each other.
+        drop: whether a unit may be removed without a partner.
         stop: "budget" or "cutoff".
         name: of the record: fractions kept, how many units were `merged`, and the sum of their
             saliencies.
@@ -84,17 +83,21 @@ class MergeUnits:
                 "the sums would fill them again. Merge first."
             )
         masks, behind = Net(task).unit_masks(pruned), affines_of(task, pruned.variables)
+        # float64: saliencies of near units are differences of near numbers.
         sets = sets_of(groups, pruned.variables, mergeable(task), behind)
         alive = {name: np.asarray(masks[name], bool) for name in sets}
         goals = self.widths(task, sets, masks, alive)
         variables, done = pruned.variables, []
+        # In execution order: merging a group changes the incoming weights of those behind it.
         for name in [name for name in sets if goals[name] < alive[name].sum()]:
             # Merges before have changed what this group's producers read.
             now = sets_of(groups, variables, [name], behind)[name]
             steps = self.steps(*now, alive[name], int(alive[name].sum()) - goals[name])
             mapped = {name: matrix(groups.sizes[name], steps)}
+            # a_i <- a_i + a_j, in every consumer of units i and j
             variables = map_units(groups, variables, mapped, ("in",))
             masks = {**masks, name: alive[name].copy()}
+            # ... and unit j goes
             masks[name][[step.gone for step in steps]] = False
             variables = apply_masks(variables, Net(task).weight_masks(masks))
             done += steps
@@ -106,12 +109,14 @@ class MergeUnits:
         self, sets: np.ndarray, outgoing: np.ndarray, alive: np.ndarray, count: int
     ) -> list[Merge]:
         """The merges of one group."""
+        # Without a cut-off the budget alone says when to stop.
         limit = np.inf
         if self.stop == "cutoff":
             pairs = distances(sets[alive], self.normalize)[0]
             # s_ij = <a_j^2> ||e_ij||^2 of all pairs, a the outgoing weights
             limit = cutoff(pairs * (outgoing[alive] ** 2).mean(axis=1)[None])
         steps = itertools.islice(merges(sets, outgoing, self.normalize, alive, self.drop), count)
+        # Merges are made one after the other: saliencies change with every one, and need not rise.
         return list(itertools.takewhile(lambda step: step.saliency <= limit, steps))
 
     def widths(
@@ -122,13 +127,17 @@ class MergeUnits:
         alive: Mapping[str, np.ndarray],
     ) -> dict[str, int]:
         """{group: units kept}."""
+        # Groups that cannot merge stay as they are, and cost what they cost.
         every = lambda chosen: {**masks, **chosen}
         if self.allocator == "uniform" or not sets:
             return widths(alive, self.budget, Net(task).cost, every)
         scores = {}
         for name, (incoming, outgoing) in sets.items():
             steps = list(merges(incoming, outgoing, self.normalize, alive[name], self.drop))
+            # A unit that no merge removes scores inf.
             score = np.where(alive[name], np.inf, -np.inf)
+            # A merge is only reached through those before it: its score is the largest up to
+            # there.
             highest = np.maximum.accumulate([step.saliency for step in steps])
             score[[step.gone for step in steps]] = highest
             scores[name] = score

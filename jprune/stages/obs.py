@@ -1,4 +1,4 @@
-"""Optimal brain surgery: weights go one by one, and the others make up for them."""
+"""Optimal brain surgery: weights are deleted one by one, and the others compensate."""
 
 import dataclasses
 import itertools
@@ -18,16 +18,16 @@ from jprune.train.step import stream
 
 @dataclasses.dataclass(frozen=True)
 class BrainSurgery:
-    """Deletes single weights and moves the others, until a budget is met or the stop rule says so.
+    """Deletes single weights and moves the others, until the budget is met or `stop` is exceeded.
 
     Attributes:
         budget: what may be kept, of the dense net.
-        block: largest block of the inverse Hessian; None: all weights.
-        alpha: damping.
+        block: largest block of the inverse Hessian; None: one block of all weights.
+        alpha: damping: the inverse begins at I / alpha.
         curvature: "gauss_newton" or "fisher".
-        samples: rows an example; None: all.
-        stop: largest increase of the loss by one deletion, over the loss; None: any.
-        batches: that the Hessian is made of.
+        samples: gradient rows per example, drawn; None: all of them, one for every output.
+        stop: largest increase of the loss by one deletion, as a fraction of the loss; None: any.
+        batches: calibration batches of the Hessian.
         batch_size: examples in one.
         name: of the record.
     """
@@ -50,6 +50,7 @@ class BrainSurgery:
         """New weights and masks, and a record of the fractions kept and the loss predicted."""
         alive = Net(task).prunable(pruned.masks, self.budget)
         before = Net(task).weight_masks(pruned.masks)
+        # Rows are drawn apart from the order of the batches.
         data, draws = jax.random.split(key)
         size = min(self.batch_size, task.data.sizes["train"])
         rows = Rows(self.curvature, self.samples, None if self.samples is None else draws)
@@ -73,10 +74,11 @@ class BrainSurgery:
         return pruned._replace(variables=done.variables, masks=masks), [line]
 
     def more(self, masks: Masks, alive: Masks, task: Task) -> int:
-        """How many weights to delete before asking again."""
+        """How many weights to delete before the budget is checked again."""
         sizes = [np.size(mask) for mask in jax.tree.leaves(masks)]
         alive_now = sum(int(np.sum(mask)) for mask in jax.tree.leaves(masks))
         if self.budget.kind == "density":
+            # n - round((1 - d) n) weights stay
             goal = sum(sizes) - round((1 - float(self.budget.value)) * sum(sizes))
             return alive_now - goal
         price = price_of(alive, self.budget.of_weights(), Net(task).cost)(masks)

@@ -1,4 +1,4 @@
-"""A subnet of frozen random weights, found by learned scores."""
+"""Edge-popup: learns scores that choose a subnet of frozen random weights."""
 
 import dataclasses
 
@@ -21,13 +21,13 @@ from jprune.train.step import TrainState, plain
 
 
 def where_masked(masks: Masks, variables: Variables) -> Variables:
-    """The leaves that have a mask; None for the others."""
+    """The leaves of variables that have a mask; None for the others."""
     only = lambda mask, leaf: None if mask is None else leaf
     return jax.tree.map(only, masks, variables, is_leaf=is_none)
 
 
 def shared_fraction(task: Task, budget: Budget) -> float:
-    """The k at which a budget is met, every layer keeping the same fraction of its weights."""
+    """The fraction k of its weights that every layer keeps, so that a budget is met."""
     return fraction_of(Net(task).prunable(None, budget), budget, Net(task).cost)
 
 
@@ -36,7 +36,7 @@ class Redraw:
     """A new random net: kernels drawn as the paper has them, all else as at the beginning.
 
     Attributes:
-        budget: for `scaled`; layers that its floors leave whole are drawn too.
+        budget: gives k for `scaled`; layers that its floors leave whole are drawn too.
         init: see `edge_popup`.
         scaled: see `edge_popup`.
         name: of the stage.
@@ -49,9 +49,13 @@ class Redraw:
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The random net, nothing pruned."""
+        # Everything else (norms, biases) is as at the beginning of a training.
         first, second = jax.random.split(key)
         variables = task.init(first)
+        # All kernels, whatever is frozen: a whole layer is random too.
         kernels = Net(task).prunable(None, Budget(density=1.0))
+        # std = sqrt(2 / (k fan-in)): under masks, the variance of the outputs is then that of the
+        # inputs
         k = shared_fraction(task, self.budget) if self.scaled else None
         layers = Net(task).groups.layers
         drawn = draw_weights(second, where_masked(kernels, variables), layers, self.init, k)
@@ -63,7 +67,7 @@ class Redraw:
 
 @dataclasses.dataclass(frozen=True)
 class Popup:
-    """Trains the scores. Afterwards the net is w * m, and `extra` has the scores.
+    """Trains the scores s. Afterwards the net is w * m, and `extra` has the scores.
 
     Attributes:
         budget: of weights.
@@ -89,9 +93,12 @@ class Popup:
         scores = draw_scores(jax.random.fold_in(key, 1), weights, Net(task).groups.layers)
         popup, sgd, batch_size = popup_task(task, k), self.train.sgd(task), self.train.batch_size
         start = pruned._replace(variables={"scores": scores, "fixed": pruned.variables})
+        # Optimizer and weight decay see scores alone: the weights are in the part that is not
+        # trained.
         learner = plain(popup, start, None, sgd, key, batch_size, decayed=True)
 
         def masked(state: TrainState) -> tuple[Variables, Masks]:
+            # m = 1 for the largest k |s| of every layer
             masks = top_masks(state.params, k)
             return apply_masks(state.rest, masks), masks
 

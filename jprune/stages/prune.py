@@ -1,6 +1,7 @@
 """Pruning by scores: units or weights are scored, and all but the best are masked.
 
-What scores is made for a net when its turn comes: a `CriterionOf`, such as `l1_of`.
+A criterion may need the net's groups, so the stage makes it when it runs, by a `CriterionOf` such
+as `l1_of`.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ class Prune:
     """Scores units or single weights, and masks all but the best under a budget.
 
     What is masked already stays so. Units: the masked variables are zero at all places of a masked
-    unit. Weights: those of kernels compete, biases and norms stay; `multiple_of` is not theirs.
+    unit. Weights: those of kernels compete, biases and norms stay; `multiple_of` is ignored.
 
     Attributes:
         criterion: makes the criterion for this net.
@@ -90,6 +91,7 @@ class Prune:
     def of_units(self, pruned: Pruned, task: Task, scores: Scores) -> dict[str, np.ndarray]:
         """Masks {group: [units]} by scores of units or of weights."""
         if not are_units(Net(task).groups, scores):
+            # Over all places of a unit: coupled producers have one score.
             scores = to_units(Net(task).groups, scores, within=self.pool, across=self.pool)
         alive = Net(task).unit_masks(pruned)
         scores = {
@@ -97,6 +99,7 @@ class Prune:
             for name, score in scores.items()
         }
         chosen = self.allocator(scores, self.budget, Net(task).cost)
+        # Groups that the criterion does not score stay as they are.
         return {name: np.asarray(mask, bool) for name, mask in {**alive, **chosen}.items()}
 
     def of_weights(self, pruned: Pruned, task: Task, scores: Scores) -> Masks:
@@ -110,6 +113,7 @@ class Prune:
                 "Prune(per='weight') came with a criterion that scores units; write per='unit'."
             )
         alive = Net(task).prunable(pruned.masks, self.budget)
+        # -inf: gone already. It may not come back, and it counts as pruned in the budget.
         scores = jax.tree.map(
             lambda mask, score: None if mask is None else np.where(mask, score, -np.inf),
             alive,
@@ -121,9 +125,10 @@ class Prune:
         return chosen if before is None else intersect(before, chosen)
 
     def scores(self, variables: Variables, task: Task, key: jax.Array) -> Scores:
-        """What the criterion says: of units (groups it does not see left out) or of weights."""
+        """The criterion's scores, of weights or of units (of those groups that it scores)."""
         criterion = self.criterion(task, Net(task).groups, key)
         batch_size = min(self.batch_size, task.data.sizes["train"])
+        # Calibration data are training data: validation stays unseen.
         batches = stream(task.data, batch_size, key) if criterion.needs_data else iter(())
         return run_criterion(criterion, variables, itertools.islice(batches, self.batches))
 
@@ -158,6 +163,7 @@ def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """
     del task
     drawn = random(key)
+    # Drawn for units and not for weights: a pooled sum of draws would favour large units.
     units = {name: jnp.zeros(size) for name, size in groups.sizes.items()}
     return drawn._replace(score=lambda state, variables: drawn.score(state, units))
 

@@ -1,4 +1,4 @@
-"""New initial values under masks, for nets that are trained from scratch in a pruned shape."""
+"""New initial values under masks, to train pruned nets from scratch."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from jprune.units import expand
 
 @dataclasses.dataclass(frozen=True)
 class BeginAnew:
-    """New initial values for what is kept, as the small net by itself would draw them.
+    """New initial values for the weights that are kept, as the small net by itself would draw them.
 
     Initial kernels have a variance of 1 / fan-in, and the small net's fan-in is smaller: what is
     drawn for the dense net is multiplied by sqrt(inputs / kept inputs) at every consumer. Under
@@ -36,7 +36,7 @@ class BeginAnew:
         if masks is not None and are_units(Net(task).groups, masks):
             read = expand(Net(task).groups, masks, roles=("in",))
             # Var w = 1 / fan-in: with a fraction f of the inputs, w is f^(-1/2) times as large.
-            widen = lambda kept, leaf: leaf if kept is None else leaf * float(kept.mean()) ** -0.5
+            widen = lambda mask, leaf: leaf if mask is None else leaf * float(mask.mean()) ** -0.5
             variables = jax.tree.map(widen, read, variables, is_leaf=is_none)
         if masks is not None:
             variables = apply_masks(variables, Net(task).weight_masks(masks))
@@ -56,6 +56,7 @@ class ShuffleMasks:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net under other masks; the next stage brings back what they keep."""
         del task
+        # NumPy's generator: permutations of single leaves would compile one by one in JAX.
         drawn = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         shuffle = lambda mask: drawn.permutation(np.ravel(mask)).reshape(np.shape(mask))
         return pruned._replace(masks=jax.tree.map(shuffle, pruned.masks)), []
@@ -100,6 +101,7 @@ class TrainAnew:
         if self.same == "epochs":
             return self.train
         model = Net(task).cost
+        # As many epochs as cost what the dense training did.
         dense, small = (float(model(masks).macs) for masks in ({}, pruned.masks or {}))
         return dataclasses.replace(
             self.train, epochs=epochs_of(self.train.epochs, dense / small, self.cap)
@@ -108,6 +110,7 @@ class TrainAnew:
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """Its steps; under masks of single weights they are those of the dense net."""
         train = self.settled(pruned, task)
+        # Single weights leave the shapes as they are: there is no smaller net to train.
         if not are_units(Net(task).groups, pruned.masks):
             return train.learner(pruned, task, key)
         net = small(task, pruned)
@@ -142,13 +145,17 @@ def epochs_of(epochs: float, ratio: float, cap: float | None = None) -> float:
 
 
 class Small(NamedTuple):
-    """A pruned net, removed units gone."""
+    """A pruned net without the removed units.
+
+    Attributes:
+        task: with the small net's functions; `init` is still the dense net's.
+        variables: of the small net.
+        back: `back(small variables) -> dense ones`, with the pruned net's values at removed units.
+    """
 
     task: Task
-    """With the small net's functions; `init` is still the dense net's."""
     variables: Variables
     back: Callable[[Variables], Variables]
-    """`back(small variables) -> dense ones`, with what the pruned net has where units are gone."""
 
 
 def small(task: Task, pruned: Pruned) -> Small:
@@ -159,6 +166,8 @@ def small(task: Task, pruned: Pruned) -> Small:
         pruned: with unit masks.
     """
     groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
+    # Every weight's index in the dense leaf; slimmed along, they say where the small leaf's
+    # weights go.
     numbered = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape), Net(task).shapes)
     places = slim_params(groups, masks, numbered)
 

@@ -1,4 +1,4 @@
-"""Pruning in rounds with training in between: what iterative methods share."""
+"""Pruning in rounds with training in between, for iterative methods."""
 
 import dataclasses
 import math
@@ -11,13 +11,13 @@ from jprune.base import Budget, Recipe, Stage
 from jprune.stages.train import Train
 
 ROUNDS = 5
-"""Of the schedules that have several, where none are asked for."""
+"""The number of rounds of a schedule that has several, where none is asked for."""
 
 
 def in_rounds(
     prune: Callable[[Budget], Stage], budgets: Sequence[Budget], finetune: Train
 ) -> tuple[Recipe, Train]:
-    """Pruning stages with training in between.
+    """Pruning stages for a sequence of budgets, with training in between.
 
     Half of the fine-tuning epochs lie between the rounds, at a constant learning rate, so that
     every number of rounds trains equally long.
@@ -33,6 +33,8 @@ def in_rounds(
     first, *others = map(prune, budgets)
     if not others:
         return (first,), finetune
+    # Constant in between: a schedule that falls to 0 in every round would hardly train in the last
+    # of its steps.
     half = finetune.epochs / 2
     between = dataclasses.replace(
         finetune, epochs=half / len(others), schedule="constant", name="between"
@@ -42,7 +44,7 @@ def in_rounds(
 
 
 def evenly(budget: Budget, rounds: int) -> list[Budget]:
-    """Budgets of rounds that each keep the same fraction of what is left; the last is the budget.
+    """Budgets of rounds that each keep the same fraction of the rest; the last is the budget.
 
     Raises:
         ArgumentError: less than one round.
@@ -59,7 +61,7 @@ def evenly(budget: Budget, rounds: int) -> list[Budget]:
 
 
 def rounds_for(budget: Budget, remaining: float) -> int:
-    """How many rounds meet a budget if each leaves about this fraction of what is there.
+    """How many rounds meet a budget if each keeps about a fraction `remaining` of the rest.
 
     Example:
         >>> rounds_for(Budget(density=0.5), 0.8), rounds_for(Budget(density=0.64), 0.8)
@@ -95,6 +97,7 @@ def kept_after(fraction: float, schedule: str, rounds: int | None = None) -> lis
             f"there is no schedule {schedule!r}; write one of {', '.join(schedules.SCHEDULES)}."
         )
     at_once = schedule == "one_shot"
+    # `rounds` that do not fit the schedule are refused, not ignored.
     rounds = (1 if at_once else ROUNDS) if rounds is None else rounds
     if rounds < 1 or (at_once and rounds > 1):
         raise errors.ArgumentError(
@@ -109,6 +112,7 @@ def kept_after(fraction: float, schedule: str, rounds: int | None = None) -> lis
     else:
         density = schedules.cubic(fraction, 0, rounds)
         fractions = [density(number) for number in range(1, rounds)]
+    # The last one is the fraction itself, to the last bit: the budget is checked against it.
     return [*np.asarray(fractions, float).tolist(), fraction]
 
 

@@ -1,4 +1,4 @@
-"""How much pruning every layer bears, found by pruning one at a time."""
+"""How much pruning every layer bears, measured by pruning one layer at a time."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ STEP, MOST = 0.25, 4.0
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """Finds the q of every layer, and keeps them in `extra`, a tree like the variables.
+    """Measures the threshold q of every layer; `extra` has them, a tree like the variables.
 
     Attributes:
         budget: whose floors leave layers whole.
@@ -76,24 +76,32 @@ class Sensitivity:
         some = lambda *arguments: itertools.islice(
             task.data.batches(*arguments), -(-self.examples // EVALUATION_BATCH)
         )
+        # A part of the validation split: the scan evaluates layers x thresholds nets.
         few = task._replace(data=task.data._replace(batches=some))
         accuracy = lambda variables: mean_quality(few, variables, "validation")
         leaves = Net(task).leaves(pruned.variables)
+        # With q = 1 the score of a weight is |w| / std(W_l): cut at score <= q.
         rule = criteria.std_rule(1.0, self.std_over)
         scores = Net(task).leaves(rule.score((), pruned.variables))
         least = accuracy(pruned.variables) - self.tolerance
         largest_q = {}
         for path in kernels:
             sizes = scores[path]
+            # A layer that bears nothing still gets a q above 0: thresholds are scaled to the
+            # budget later.
             largest_q[path] = STEP / 2
             for q in np.arange(STEP, MOST + STEP, STEP):
                 # Weights with |w| <= q std(W_l) are cut, in this layer alone.
                 cut = jnp.where(sizes > q, leaves[path], 0)
+                # The first q that costs too much ends the scan: accuracy falls with q, but for
+                # noise.
                 if accuracy(Net(task).tree({**leaves, path: cut})) < least:
                     break
                 largest_q[path] = float(q)
         layers = Net(task).groups.layers
         convolutions = [path for path in kernels if path in layers and layers[path].window]
+        # The first convolution sees the image itself, and is the most sensitive: Han et al. give
+        # it the smallest q of all.
         if convolutions:
             largest_q[convolutions[0]] = min(largest_q.values())
         return largest_q

@@ -1,4 +1,4 @@
-"""Weights below a multiple of their layer's standard deviation go."""
+"""Masks weights below a multiple of their layer's standard deviation."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from jprune.train.net import Net
 
 @dataclasses.dataclass(frozen=True)
 class StdPrune:
-    """Masks the smallest weights in units of q_l std(W_l).
+    """Masks the smallest weights, measured in units of q_l std(W_l).
 
     Attributes:
-        budget: after this.
+        budget: what is kept after this stage.
         std_over: see `criteria.std_rule`.
-        only: "dense" prunes dense layers alone, to the share that they have when all are pruned;
-            "conv" then makes the convolutions meet the budget; None prunes all layers at once.
+        only: "dense" prunes dense layers alone, as far as they go when all layers are pruned at
+            once; "conv" then prunes the convolutions until the budget is met; None: all at once.
         name: of the record: fractions kept, and the `multiplier` of all q that meets the budget.
     """
 
@@ -39,7 +39,7 @@ class StdPrune:
         check_prunable(task, self.budget, "weight")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """Masks nested in those before; survivors keep their values.
+        """Masks within the earlier ones; the weights that are kept do not change.
 
         Raises:
             ArgumentError: weights that are NaN; `only` for a net without both kinds of layers.
@@ -47,6 +47,8 @@ class StdPrune:
         """
         criterion = criteria.std_rule(pruned.extra, self.std_over)
         allocator = lambda scores, budget, model: self.masks(task, scores, budget, model)
+        # One order for all layers: the score is |w| / (q_l std(W_l)), so a budget is one
+        # multiplier of all q.
         prune = Prune(lambda *_: criterion, allocator, self.budget, per="weight")
         after, (line,) = prune(pruned, task, key)
         before = Net(task).prunable(pruned.masks, self.budget)
@@ -58,7 +60,7 @@ class StdPrune:
         return after, [record(self.name, {**line["metrics"], "multiplier": multiplier})]
 
     def masks(self, task: Task, scores: Scores, budget: Budget, model: CostModel | None) -> Masks:
-        """Masks by scores: of all layers, or of one kind while the others stay as they are.
+        """Masks by scores, of all layers or of one kind; the other kind stays as it is.
 
         Raises:
             ArgumentError: `only` for a net without both kinds of layers.
@@ -72,7 +74,9 @@ class StdPrune:
                 f"alternate=true prunes convolutions and dense layers in turn, and this net has "
                 f"{kind} layers alone. Leave it out."
             )
-        if self.only == "conv":  # dense layers never go: what is alive there scores +inf
+        # Alternating as in the paper: dense layers first, then, with them fixed, convolutions.
+        # Dense layers never go in that second half: what is alive there scores +inf.
+        if self.only == "conv":
             whole = lambda score: np.where(score > -np.inf, np.inf, score)
             fixed = {p: score if p in conv else whole(score) for p, score in by_path.items()}
             return global_topk(Net(task).tree(fixed), budget, model)
@@ -88,7 +92,7 @@ def convolutions(groups: Groups) -> set[str]:
 
 @dataclasses.dataclass(frozen=True)
 class OnlyMoves:
-    """A `Wrap` in which nothing moves but one kind of layers.
+    """A `Wrap` that trains one kind of layers, and holds all others still.
 
     Attributes:
         part: "conv", or "dense". Biases and norms move with the layer that they stand behind.
@@ -103,12 +107,14 @@ class OnlyMoves:
         del rate, key
         groups, conv = net.groups, convolutions(net.groups)
         owned = {path: {*layer.owned} for path, layer in groups.layers.items()}
+        # A leaf that both kinds own goes with the convolutions.
         of_conv = set().union(*(leaves for path, leaves in owned.items() if path in conv))
         of_dense = set().union(*(leaves for path, leaves in owned.items() if path not in conv))
         # What no layer owns, such as a norm on a stream, goes with the convolutions.
         dense = of_dense - of_conv
         still = net.tree({path: (path in dense) == (self.part == "conv") for path in groups.leaves})
         rests = net.task.split(still)[0]
+        # Behind the optimizer: its momentum goes on, but moves nothing of the layers that rest.
         return lambda inner: optax.chain(inner, optax.masked(optax.set_to_zero(), rests))
 
 
@@ -127,5 +133,6 @@ class L1Penalty:
     ) -> Callable[[optax.GradientTransformation], optax.GradientTransformationExtraArgs]:
         """See `jprune.base.Wrap`."""
         del key
+        # Kernels alone: biases and norms are not what is pruned.
         penalty = l1_decay(weights(net.groups), self.strength, rate)
         return lambda inner: optax.chain(inner, penalty)

@@ -1,4 +1,4 @@
-"""Weights of a net approximated by sums of subsets of random ones."""
+"""Approximates every weight of a net by the sum of a subset of random numbers."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from jprune.train.step import stream
 
 
 def products_of(tolerance: float, c: float) -> int:
-    """How many random products stand for a weight: int(c round(log2(1 / tolerance))).
+    """How many random products approximate a weight: int(c round(log2(1 / tolerance))).
 
     Raises:
         ArgumentError: fewer than 1, or more than 30, whose subsets are too many to look at.
@@ -66,6 +66,7 @@ class Approximate:
                 weights that are NaN.
         """
         n = products_of(self.tolerance, self.c)
+        # All kernels: the construction is of the whole net, whatever is frozen.
         kernels = Net(task).kernels(Net(task).prunable(None, Budget(density=1.0)))
         refuse_unfit(task, pruned, kernels, key)
         leaves = Net(task).leaves(pruned.variables)
@@ -73,14 +74,17 @@ class Approximate:
         count, misses = 0, []
         for path in kernels:
             layer = Net(task).groups.layers[path]
+            # [inputs, outputs] in float64: errors are compared with the tolerance.
             weights = layer.matrix(np.asarray(leaves[path], np.float64))[:, 0]
             sums = np.empty_like(weights)
             for output, column in enumerate(weights.T):
+                # p_k ~ U[min w, max w], k = 1..n
                 products = draws.uniform(column.min(), column.max(), n)
                 # w is approximated by the sum of p_k = a_k u_k over the best subset of k.
                 chosen = best_subsets(products, column)
                 sums[:, output] = chosen @ products
                 count += int(chosen.sum())
+            # |w - sum p_k|, for all weights: epsilon is a bound on each of them
             misses.append(np.abs(sums - weights).ravel())
             leaves[path] = jnp.asarray(layer.array(sums[:, None]), leaves[path].dtype)
         error = np.concatenate(misses)
@@ -96,7 +100,7 @@ class Approximate:
 
 
 def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.Array) -> None:
-    """Refuses nets that the construction does not fit.
+    """Refuses nets for which the construction is not made.
 
     Raises:
         ArgumentError: it is one; the message says why.
@@ -104,6 +108,7 @@ def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.
     layers = Net(task).groups.layers
     dense = [path for path, layer in layers.items() if layer.plain and not layer.window]
     others = [path for path in kernels if path not in dense]
+    # A norm, or another kind of layer, would need a gadget of its own.
     norms = {role for layer in layers.values() for role in layer.affine.values()} - {"shift"}
     if others or norms or task.split(pruned.variables)[1]:
         raise errors.ArgumentError(
@@ -119,6 +124,7 @@ def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.
 
     size = min(256, task.data.sizes["train"])
     (batch,) = itertools.islice(stream(task.data, size, key), 1)
+    # relu(a x) = a x only for a, x >= 0: looked at on images, since a range is not in the weights.
     intercept(task.fn, Net(task).groups, look)(pruned.variables, None, batch["image"])
     negative = [layer for layer, value in least.items() if value < 0]
     if negative:

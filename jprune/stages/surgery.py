@@ -1,4 +1,4 @@
-"""The stages of dynamic network surgery: operate, and settle on a budget."""
+"""The stages of dynamic network surgery: training with moving masks, and a budget at the end."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,14 +23,14 @@ from jprune.train.step import TrainState, plain
 
 @dataclasses.dataclass(frozen=True)
 class DynamicSurgery:
-    """Training in which masks move.
+    """Training with masks that are revised as the weights move.
 
-    Afterwards `extra` has, as trees like the variables, what the masked weights are worth
+    Afterwards `extra` has, as trees like the variables, the values of the masked weights
     (`hidden`) and the layers' `thresholds`.
 
     Attributes:
         train: how long, and how.
-        budget: that the first cut meets where `c_rate` is None; and its floors.
+        budget: met by the first cut where `c_rate` is None; its floors leave groups whole.
         c_rate: see `dns`; one number, or one for each kernel.
         gamma: see `dns`.
         power: see `dns`.
@@ -57,6 +57,7 @@ class DynamicSurgery:
         """
         start, layers = self.start(task, pruned.masks), layer_numbers(Net(task).groups)
         task = self.train.taught(task, pruned)
+        # From the dense weights: thresholds are fixed before the first step, and never follow.
         sgd, rates = self.train.sgd(task), self.rates(task, pruned, start)
         revised = Revised(self.gamma, self.power, sgd.taken, self.splice)
         learner = plain(task, pruned, None, sgd, key, self.train.batch_size, revised)
@@ -64,6 +65,8 @@ class DynamicSurgery:
         def init() -> TrainState:
             state = learner.init()
             of_params, c_rate, numbers = (task.split(tree)[0] for tree in (start, rates, layers))
+            # Masks go into the state, which is data: nets with other masks share the compiled
+            # step.
             opt_state = begun(state.opt_state, state.params, of_params, c_rate, numbers)
             state = state._replace(
                 params=apply_masks(state.params, masks_of(opt_state)), opt_state=opt_state
@@ -89,19 +92,23 @@ class DynamicSurgery:
         kernels = Net(task).leaves(Net(task).prunable(masks, self.budget))
         if self.biases:
             groups = Net(task).groups
+            # The authors' code masks a bias like a weight of its layer.
             biases = [groups.layers[path].bias for path in kernels]
             kernels |= {
                 path: np.ones(groups.leaves[path].shape, bool)
                 for path in biases
+                # A bias counts only where it is added first behind the kernel: then it is of the
+                # layer's scale.
                 if path is not None
             }
         return Net(task).tree(kernels)
 
     def rates(self, task: Task, pruned: Pruned, start: Masks) -> PyTree:
-        """The c of every leaf that may be cut."""
+        """The threshold parameter c of every leaf that may be cut, a tree like the variables."""
         kernels = Net(task).kernels(Net(task).prunable(pruned.masks, self.budget))
         Net(task).refuse_nan(pruned.variables, kernels)
         if self.c_rate is None:
+            # One c for all layers: layers differ by mu and sd already.
             c = dict.fromkeys(kernels, self.solved(task, pruned, start))
         else:
             c = per_name(self.c_rate, kernels, "c_rate")
@@ -111,7 +118,7 @@ class DynamicSurgery:
         return Net(task).tree({path: by_layer[number_of[path]] for path in paths})
 
     def solved(self, task: Task, pruned: Pruned, start: Masks) -> float:
-        """The one c of all layers at which the first cut meets the budget."""
+        """The c, the same for all layers, with which the first cut meets the budget."""
         mean, std = moments_of(pruned.variables, start, layer_numbers(Net(task).groups))
 
         def cut_at(mask: Any, weight: Any, mu: Any, sd: Any) -> Any:
@@ -122,8 +129,11 @@ class DynamicSurgery:
             return np.where(mask, at, -np.inf)
 
         scores = jax.tree.map(cut_at, start, pruned.variables, mean, std, is_leaf=is_none)
-        kept = allocate.global_topk(scores, self.budget.of_weights(), Net(task).cost)
-        gone = jax.tree.map(lambda mask, score: np.max(score[~mask], initial=-np.inf), kept, scores)
+        masks = allocate.global_topk(scores, self.budget.of_weights(), Net(task).cost)
+        # The largest c among what goes: |w| <= a t with it cuts these, and no more.
+        gone = jax.tree.map(
+            lambda mask, score: np.max(score[~mask], initial=-np.inf), masks, scores
+        )
         return max(jax.tree.leaves(gone))
 
 
@@ -158,13 +168,13 @@ class Revised:
 
 @dataclasses.dataclass(frozen=True)
 class SettleSurgery:
-    """Fixes the masks that surgery left, at a budget.
+    """Fixes the masks after surgery so that they meet a budget.
 
-    Of the weights that are alive the smallest |w| / t go; where too few are alive the largest of
-    the others come back, with what they are worth.
+    If too many weights are alive, those with the smallest |w| / t go. If too few are, the largest
+    of the masked ones come back, with the values that surgery has trained for them.
 
     Attributes:
-        budget: that is met; None leaves the masks as they are.
+        budget: that must be met; None leaves the masks as they are.
         name: of the record: fractions kept.
     """
 
@@ -187,7 +197,9 @@ class SettleSurgery:
                 size = jnp.abs(jnp.where(mask, weight, worth)) / jnp.where(
                     threshold > 0, threshold, 1.0
                 )
-                return np.asarray(size / (1 + size) + mask)  # whatever is alive goes last
+                # x / (1 + x) rises from 0 to 1: with 1 more where a weight is alive, all that is
+                # alive stands above all that is masked, each in the order of |w| / t.
+                return np.asarray(size / (1 + size) + mask)
 
             scores = jax.tree.map(
                 score, masks, pruned.variables, hidden, pruned.extra["thresholds"], is_leaf=is_none
@@ -196,11 +208,14 @@ class SettleSurgery:
             masks = allocate.global_topk(scores, budget, Net(task).cost)
         by_leaf = Net(task).leaves(masks)
         is_kernel = Net(task).leaves(Net(task).is_kernel)
+        # An empty kernel cuts the net; biases may be empty.
         if kernels := [path for path, m in by_leaf.items() if is_kernel[path] and not np.any(m)]:
             raise errors.BudgetError(
                 f"surgery has cut all of {kernels[0]}: its thresholds are too high. Write a "
                 "smaller c_rate, or correct=true for the budget to be met in the end."
             )
+        # Values of alive weights stand in the net, those of masked ones in `hidden`, which is 0
+        # elsewhere.
         whole = jax.tree.map(
             lambda mask, weight, worth: (
                 weight if mask is None else jnp.where(worth == 0, weight, worth)
@@ -208,5 +223,5 @@ class SettleSurgery:
             masks, pruned.variables, hidden, is_leaf=is_none,
         )  # fmt: skip
         variables = apply_masks(whole, masks)
-        seen = record(self.name, fractions(task, masks))
-        return Pruned(variables, masks, None, pruned.saved), [seen]
+        line = record(self.name, fractions(task, masks))
+        return Pruned(variables, masks, None, pruned.saved), [line]

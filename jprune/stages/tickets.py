@@ -1,4 +1,4 @@
-"""Rounds of magnitude pruning in which layers lose fractions of what they have left."""
+"""Rounds of magnitude pruning in which every layer loses a fraction of its remaining weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,31 +16,34 @@ from jprune.train.net import Net
 
 
 class Losing(NamedTuple):
-    """A kernel that loses weights."""
+    """A kernel that loses weights.
+
+    Attributes:
+        rate: factor of the fraction p that a round removes.
+        scores: |w|, and -inf where a weight is pruned already.
+    """
 
     rate: float
-    """Of the fraction that a round removes."""
     scores: np.ndarray
-    """Absolute weights, -inf where one is gone already."""
 
     @property
     def alive(self) -> int:
-        """Weights that are left."""
+        """The number of remaining weights."""
         return int((self.scores > -np.inf).sum())
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneRound:
-    """Removes the smallest of the weights that are left, as many as bring the goal a round nearer.
+    """Removes the smallest remaining weights, as many as one of the remaining rounds has to.
 
-    With m rounds to go, every layer loses the fraction p of what it has left (the last layer
-    `output_rate` p), p being the one that meets the budget after m such rounds.
+    With m rounds to go, every layer loses a fraction p of its remaining weights (the last layer
+    `output_rate` p), p being the smallest one that meets the budget after m such rounds.
 
     Attributes:
         budget: after the last round.
-        rounds: that are left, this one included.
-        together: whether all layers but the last compete.
-        output_rate: fraction that the last layer loses, over p; last is what no other layer reads.
+        rounds: remaining rounds, this one included.
+        together: whether weights compete across layers, the last layer apart.
+        output_rate: p of the last layer over that of the others; last is what no other layer reads.
         name: of the record.
     """
 
@@ -66,6 +69,8 @@ class PruneRound:
         by_path, values = net.leaves(alive), net.leaves(pruned.variables)
         layers = []
         for path, mask in by_path.items():
+            # Few weights lead to the outputs, and each of them matters more: the authors take half
+            # the rate.
             last = path in net.groups.layers and net.groups.layers[path].last
             scores = np.where(mask, np.abs(np.asarray(values[path])), -np.inf)
             layers.append(Losing(self.output_rate if last else 1.0, scores))
@@ -95,6 +100,7 @@ class PruneRound:
             shaped = [mask.reshape(layer.scores.shape) for mask, layer in zip(first, layers)]
             return cost(as_masks(shaped))
 
+        # 1e-9: fractions of whole numbers.
         goal = float(self.budget.value) + 1e-9
         if (least := price(1.0)) > goal:
             raise errors.BudgetError(
@@ -110,6 +116,7 @@ class PruneRound:
         if not self.together:
             return masks
         full = [number for number, layer in enumerate(layers) if layer.rate == 1]
+        # One order for all layers of the full rate.
         flat = np.concatenate([layers[number].scores.ravel() for number in full])
         best = keep_best(flat, after(int((flat > -np.inf).sum()), p, 1))
         ends = np.cumsum([layers[number].scores.size for number in full])[:-1]
@@ -119,7 +126,7 @@ class PruneRound:
 
 
 def after(count: int, p: float, rounds: int) -> int:
-    """How many are left after rounds that each remove round(p n) of n, at least one.
+    """How many weights remain after rounds that each remove round(p n) of n; at least one.
 
     Example:
         >>> after(1000, 0.1, 3), after(235200, 0.2, 3)

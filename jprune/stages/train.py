@@ -18,7 +18,7 @@ from jprune.train.step import plain
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Trains the weights by SGD; what is masked stays exactly 0.
+    """Trains the weights by SGD; masked weights stay exactly 0.
 
     Attributes:
         epochs: passes over the training split; a fraction is one of an epoch's steps.
@@ -64,6 +64,8 @@ class Train:
         if self.max_steps is not None and self.max_steps < 1:
             raise errors.ArgumentError(f"Train(max_steps={self.max_steps}); it is at least 1.")
         try:
+            # Steps are compiled once per settings, so settings must be hashable: refused here with
+            # a remedy.
             hash(self.wrap)
         except TypeError:
             raise errors.ArgumentError(
@@ -87,6 +89,7 @@ class Train:
                 f"batch_size={self.batch_size} for the {examples} training examples; write a "
                 f"number from 1 to {examples}."
             )
+        # Whole batches: the last, partial one of an epoch is dropped.
         steps = max(1, round(self.epochs * (examples // self.batch_size)))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
@@ -126,6 +129,7 @@ class Train:
             ArgumentError: distillation, and no net was saved as "dense"; `begin` or `stop` is
                 not in the schedule.
         """
+        # The teacher sees what the net sees: images of the net's resolution.
         task = at_resolution(self.taught(task, pruned), pruned)
         masks = Net(task).weight_masks(pruned.masks)
         return plain(task, pruned, masks, self.sgd(task), key, self.batch_size, self.wrap)

@@ -28,42 +28,38 @@ ALLOCATORS: dict[str, Allocator] = {
     "uniform": allocate.uniform,
 }
 
-
 SELECTIONS = ("budget", "rule")
 
-
 PULL = 2.5
-"""Of the usual sigma^2 = PULL / N: the Gaussian prior then takes mu / (N sigma^2) = 0.4 mu off mu,
-whatever the number N of training images is. With 50,000 sigma is 0.007."""
-
+"""Gates begin at sigma^2 = PULL / N, N being the number of training images: the Gaussian prior then
+pulls mu by mu / (N sigma^2) = 0.4 mu, whatever N is. With N = 50,000 sigma is 0.007."""
 
 RISES = {"gaussian": 0.0, "log_uniform": 40.0}
-"""What the divergence alone would add to log sigma^2 in a training; 0: no matter."""
-
+"""{prior: how much its divergence alone shall add to log sigma^2 in a training}; 0: no aim."""
 
 RISE_A_STEP = 0.1
-"""The same in a step at most, on average; short trainings add less."""
+"""The largest aim per step, on average, so that short trainings aim lower."""
 
 
 def gated_groups(task: Task, budget: Budget) -> list[str]:
-    """Groups that get gates: those that gates remove, and that no floor leaves whole.
+    """Groups that get gates: a gate of 0 removes their units, and no floor keeps them whole.
 
     Raises:
         ArgumentError: there is none.
     """
     groups = Net(task).groups
-    found = gateable(task.fn, groups, Net(task).shapes, task.example)
-    open_ = [name for name in found if budget.floors.get(name, 0) < groups.sizes[name]]
+    names = gateable(task.fn, groups, Net(task).shapes, task.example)
+    open_ = [name for name in names if budget.floors.get(name, 0) < groups.sizes[name]]
     if not open_:
         raise errors.ArgumentError(
-            f"all groups that variational pruning could gate are left whole: {', '.join(found)}. "
+            f"all groups that variational pruning could gate are left whole: {', '.join(names)}. "
             "Freeze fewer of them."
         )
     return open_
 
 
 def least_kept(budget: Budget, name: str) -> int:
-    """Units that a group keeps at least."""
+    """The smallest number of units that a group keeps."""
     return max(budget.min_units, budget.floors.get(name, 0))
 
 
@@ -73,15 +69,15 @@ class Gate:
 
     Afterwards the net has the means in its norms, `masks` has what the rule has taken out, and
     `extra` has the gates' `mu` and `log_var`, {group: [units]}. Metrics come with `kl`, the sum
-    over units in nats, and `alive`, the fraction of gated units that are there.
+    over units in nats, and `alive`, the fraction of gated units that are not pruned.
 
     Attributes:
-        train: how long, and how; weight decay is not for gates.
-        budget: whose floors are kept.
+        train: how long, and how; weight decay does not act on gates.
+        budget: its floors say how many units of a group must stay.
         settings: prior, weight, rule; `warmup` is set here.
         warmup: fraction of the steps in which the weight of the divergence grows.
-        mu: of the beginning.
-        log_var: of the beginning; None: see `variational`.
+        mu: initial mean of every gate.
+        log_var: initial log sigma^2 of every gate; None: see `variational`.
         variance_rate: factor of the learning rate of log sigma^2; None: see `variational`.
         name: of the records.
     """
@@ -112,6 +108,8 @@ class Gate:
         steps = self.train.steps(examples)
         settings = self.settings._replace(warmup=max(1, round(self.warmup * steps)))
         least = {name: least_kept(self.budget, name) for name in names}
+        # A shift before its scale (a convolution's bias) belongs to x in gamma (x + beta): it is
+        # not gated.
         shifts = early_shifts(task.fn, groups, Net(task).shapes, task.example)
         early = {*itertools.chain(*shifts.values())}
         gated = variational_task(task, groups, settings, examples, least, early)
@@ -119,13 +117,15 @@ class Gate:
         start = pruned._replace(variables=self.start(pruned.variables, sizes, examples))
         sgd = self.train.sgd(task)
         guard, batch_size = Guarded(self.rate(sgd, examples)), self.train.batch_size
+        # The divergence is all that pulls mu to 0; weight decay on gates would be a second prior.
         decayed = {"net": task.split(Net(task).is_kernel)[0], "gates": False}
         learner = plain(gated, start, None, sgd, key, batch_size, guard, decayed)
+        # A net under gates is evaluated at their means: noise is for training alone.
         net = lambda state: inference(groups, gated.merge(state.params, state.rest), early)
 
         def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-            state, seen = learner.step(state, batch)
-            return state, {**seen, **_watched(state, seen["loss"])}
+            state, metrics = learner.step(state, batch)
+            return state, {**metrics, **_watched(state, metrics["loss"])}
 
         def finish(state: TrainState) -> Pruned:
             if not bool(state.opt_state.good):
@@ -136,6 +136,7 @@ class Gate:
                     "--learning-rate."
                 )
             alive = state.rest["alive"]
+            # `alive` holds floats, since it is a factor of gamma in training.
             masks = {name: np.asarray(mask) > 0 for name, mask in alive.items()}
             variables = apply_masks(net(state), Net(task).weight_masks(masks))
             return Pruned(variables, masks, state.params["gates"], pruned.saved)
@@ -143,7 +144,8 @@ class Gate:
         return learner._replace(step=step, variables=net, finish=finish)
 
     def start(self, net: Variables, sizes: dict[str, int], examples: int) -> Variables:
-        """Where the gated net begins: all gates alike, all units there."""
+        """The initial gated net: equal gates, and every unit alive."""
+        # sigma^2 = PULL / N
         log_var = float(np.log(PULL / examples)) if self.log_var is None else self.log_var
         like = lambda value: {name: jnp.full(size, value) for name, size in sizes.items()}
         return {
@@ -157,10 +159,14 @@ class Gate:
         """The factor of the learning rate of log sigma^2."""
         if self.variance_rate is not None:
             return self.variance_rate
+        # More than this in few steps would be a rate at which the noisy gradient of the loss
+        # diverges.
         rise = min(RISES[self.settings.prior], RISE_A_STEP * sgd.taken)
         if not rise:
             return 1.0
         rates = sgd.rate(np.arange(sgd.taken))
+        # d(KL / N) / d(log sigma^2) = -1 / (2 N) in the log-uniform prior, and SGD with momentum m
+        # moves by sum tau / (1 - m) times that: the factor with which the sum is `rise`.
         return float(2 * examples * rise * (1 - sgd.momentum) / np.sum(rates))
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
@@ -174,7 +180,7 @@ class Gate:
 
 @jax.jit
 def _watched(state: TrainState, loss: jax.Array) -> dict[str, jax.Array]:
-    """Metrics beside the task's; a loss of NaN once the guard has frozen all: it stops the run."""
+    """`alive`; and a loss of NaN once the guard has frozen training, so that the runner stops."""
     alive = jnp.concatenate([*state.rest["alive"].values()]).mean()
     return {"alive": alive, "loss": jnp.where(state.opt_state.good, loss, jnp.nan)}
 
@@ -197,6 +203,8 @@ class Guarded:
 
         def faster(gradients: Any, _: Any) -> Any:
             gates = gradients["gates"]
+            # Before the optimizer, so that its momentum gathers what is scaled. That is the same
+            # as a rate of its own: no weight decay mixes with the gradients of gates.
             moved = jax.tree.map(lambda leaf: self.variance_rate * leaf, gates["log_var"])
             return {**gradients, "gates": {**gates, "log_var": moved}}
 
@@ -205,10 +213,10 @@ class Guarded:
 
 @dataclasses.dataclass(frozen=True)
 class Select:
-    """Masks the units that are most surely zero.
+    """Masks the units whose gates are most surely zero.
 
     Attributes:
-        budget: what is kept, of the dense net.
+        budget: what is kept of the dense net.
         prior: see `variational`.
         rule: when a unit is surely zero.
         select: "budget": in the order of their sureness, until the budget is met; "rule": those
@@ -228,6 +236,7 @@ class Select:
     def check(self, task: Task) -> None:
         """Refuses a budget that no choice of gated units meets."""
         sizes = Net(task).groups.sizes
+        # Whether a budget can be met depends on sizes alone, so any scores do.
         zeros = {name: np.zeros(sizes[name]) for name in gated_groups(task, self.budget)}
         allocate.uniform(zeros, self.budget, Net(task).cost)
 
@@ -248,43 +257,46 @@ class Select:
         scores = {
             name: np.asarray(prior.worth(mu[name], log_var[name], self.rule), float) for name in mu
         }
+        # float64 and -inf: what is gone never comes back, and ties are those of the scores.
         alive = {name: np.where(before[name], score, -np.inf) for name, score in scores.items()}
         if self.select == "budget":
             chosen = ALLOCATORS[self.allocator](alive, self.budget, Net(task).cost)
         else:
             chosen = {name: self.by_rule(name, score) for name, score in alive.items()}
         masks = {**before, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
-        seen = fractions(task, masks)
-        self.refuse_unmet(seen)
+        metrics = fractions(task, masks)
+        self.refuse_unmet(metrics)
+        # A score above 1 is a unit that the rule would keep: the budget alone removes it.
         forced = sum(int(((scores[name] > 1) & ~masks[name]).sum()) for name in scores)
         divergence = {
             name: np.asarray(prior.divergence(mu[name], log_var[name])) for name in scores
         }
-        kept = np.concatenate([divergence[name][masks[name]] for name in scores])
-        gone = np.concatenate([divergence[name][~masks[name]] for name in scores])
-        seen |= {"forced": forced, "kl_kept": _mean(kept), "kl_pruned": _mean(gone)}
+        kl_of_kept = np.concatenate([divergence[name][masks[name]] for name in scores])
+        kl_of_gone = np.concatenate([divergence[name][~masks[name]] for name in scores])
+        metrics |= {"forced": forced, "kl_kept": _mean(kl_of_kept), "kl_pruned": _mean(kl_of_gone)}
         variables = apply_masks(pruned.variables, Net(task).weight_masks(masks))
-        return Pruned(variables, masks, None, pruned.saved), [record(self.name, seen)]
+        return Pruned(variables, masks, None, pruned.saved), [record(self.name, metrics)]
 
     def by_rule(self, name: str, score: np.ndarray) -> np.ndarray:
-        """What the rule leaves, with the least sure ones where a floor asks for more."""
+        """Mask [units] of what the rule keeps; where a floor asks for more, the highest scores."""
+        # Stable: among equal scores the lowest index stays, on every machine.
         order = np.argsort(-score, kind="stable")
         mask = score > 1
         mask[order[: least_kept(self.budget, name)]] = True
         return mask & (score > -np.inf)
 
-    def refuse_unmet(self, seen: dict[str, float]) -> None:
+    def refuse_unmet(self, parts: dict[str, float]) -> None:
         """Refuses a budget that the rule has not reached.
 
         Raises:
-            BudgetError: it says what was reached.
+            BudgetError: the message says what the rule has reached.
         """
-        reached = seen.get(self.budget.kind)
+        reached = parts.get(self.budget.kind)
         if self.select == "rule" and reached is not None and reached > float(self.budget.value):
             raise errors.BudgetError(
                 f"Budget({self.budget.kind}={self.budget.value}) is not reached: the rule keeps "
                 f"{reached:.4f} of the dense net's {self.budget.kind} (density "
-                f"{seen['density']:.4f}, params {seen['params']:.4f}, macs {seen['macs']:.4f}). "
+                f"{parts['density']:.4f}, params {parts['params']:.4f}, macs {parts['macs']:.4f}). "
                 "Train longer, write a larger kl_weight or wider thresholds, or select=budget."
             )
 

@@ -1,4 +1,4 @@
-"""Which layers are pruned one after another: the steps of a walk through a net, and their masks."""
+"""The steps in which a net is pruned layer by layer, and their masks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,13 +12,19 @@ from jprune.units import expand, places_of
 
 
 class Step(NamedTuple):
-    """What is chosen at once."""
+    """Units that are chosen at once.
+
+    Attributes:
+        name: the group's, or `sampler/` and the kernel's path.
+        units: how many there are.
+        kernels: {path of a consumer's kernel: [units, repeats] positions of every unit on its
+            input axis}.
+        sampler: whether the units are those that one layer reads of a residual stream.
+    """
 
     name: str
-    """The group's, or `sampler/` and the kernel's path."""
     units: int
     kernels: dict[str, np.ndarray]
-    """{path of a consumer's kernel: [units, repeats] positions of every unit on its input axis}."""
     sampler: bool = False
 
     @property
@@ -37,6 +43,7 @@ def steps_of(task: Task, stream: str) -> list[Step]:
     """
     groups = Net(task).groups
     layers = plain_layers(groups)
+    # A group on a join is a residual stream: it has several producers.
     streams = {name for site in groups.sites if site.kind == "join" for name in site.groups}
     steps: dict[str, Step] = {}
     for name, size in groups.sizes.items():
@@ -51,12 +58,13 @@ def steps_of(task: Task, stream: str) -> list[Step]:
                     inputs = np.arange(layer.shape[layer.inputs[0]])[:, None]
                     step = Step(f"sampler/{path}", len(inputs), {path: inputs}, sampler=True)
                     steps[step.name] = step
+    # Execution order, so that inputs are those of the net as pruned so far.
     order = list(layers)
     return sorted(steps.values(), key=lambda step: min(order.index(path) for path in step.kernels))
 
 
 def refuse_unread(task: Task, prunable: Sequence[Any]) -> None:
-    """Refuses a net of which nothing can be chosen by what its readers make of it.
+    """Refuses a net in which no unit can be chosen by its consumers.
 
     Args:
         task: of the net.
@@ -73,7 +81,7 @@ def refuse_unread(task: Task, prunable: Sequence[Any]) -> None:
 
 
 def plain_layers(groups: Groups) -> dict[str, Layer]:
-    """Layers that can be seen and refitted: plain contractions with a site, in execution order."""
+    """Layers that can be observed and refitted: plain, with a site; in execution order."""
     return {path: each for path, each in groups.layers.items() if each.plain and each.sites}
 
 
@@ -86,25 +94,26 @@ def mergeable(task: Task) -> list[str]:
 def consumers_of(groups: Groups, name: str) -> dict[str, np.ndarray]:
     """{kernel that reads the group: [units, repeats] positions on its inputs}, in execution order.
 
-    Empty where one of them is no plain layer, or where units stand at different numbers of
-    positions.
+    Empty if one of them is no plain layer, or if units stand at different numbers of positions.
     """
     layers, size = plain_layers(groups), groups.sizes[name]
     positions: dict[str, np.ndarray] = {}
     for _, place in places_of(groups, ("in",), (name,)):
         units = place.units
+        # Behind a flatten a unit stands at height x width positions of the dense layer's inputs.
         repeats = np.bincount(units[units >= 0], minlength=size)
         layer = layers.get(place.leaf)
         if layer is None or place.axis not in layer.inputs or len({*repeats.tolist()}) > 1:
             return {}
         taken = np.flatnonzero(units >= 0)
+        # Positions sorted by unit, in order within a unit: one row per unit.
         index = taken[np.argsort(units[taken], kind="stable")]
         positions[place.leaf] = index.reshape(size, -1)
     return {path: positions[path] for path in layers if path in positions}
 
 
 def alive_of(task: Task, pruned: Pruned, steps: Sequence[Step]) -> dict[str, np.ndarray]:
-    """{step: bool [units]}: what masks have left so far."""
+    """{step: bool [units]}: the units that the masks keep."""
     units = Net(task).unit_masks(pruned)
     masks = Net(task).weight_masks(pruned.masks)
     single = {} if masks is None else Net(task).leaves(masks)
@@ -113,6 +122,7 @@ def alive_of(task: Task, pruned: Pruned, steps: Sequence[Step]) -> dict[str, np.
         if step.sampler:
             mask, layer = single.get(step.path), Net(task).groups.layers[step.path]
             whole = np.ones(layer.shape, bool) if mask is None else np.asarray(mask)
+            # A sampler reads an input if any weight of the kernel does: [inputs, window, outputs].
             alive[step.name] = layer.matrix(whole).any(axis=(1, 2))
         else:
             alive[step.name] = np.asarray(units[step.name], bool)
@@ -127,6 +137,7 @@ def masks_by_name(
     sampled = {step.path: masks[step.name] for step in steps if step.sampler}
     chosen = {step.name: masks[step.name] for step in steps if not step.sampler}
     units = {**Net(task).unit_masks(pruned), **chosen}
+    # Unit masks where they say it all: `slim` can then cut channels off.
     if not sampled and (pruned.masks is None or are_units(groups, pruned.masks)):
         return units
     leaves = Net(task).leaves(expand(groups, units))
@@ -137,6 +148,7 @@ def masks_by_name(
             leaf = leaf & np.asarray(before[path])
         if path in sampled:
             read = groups.layers[path].inputs[0]
+            # [inputs] along the kernel's input axis
             others = [axis for axis in range(leaf.ndim) if axis != read]
             leaf = leaf & np.expand_dims(sampled[path], others)
         leaves[path] = leaf
