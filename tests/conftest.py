@@ -1,4 +1,9 @@
-"""What all tests share: warnings of rank promotion are errors, and no test sees another's cache."""
+"""What all tests share: hypothesis without deadlines, double precision, workers that stay small."""
+
+import ctypes
+import ctypes.util
+import gc
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -18,3 +23,27 @@ def float64():
     """Double precision, for tests of algebra."""
     with jax.enable_x64(True):
         yield
+
+
+MOST = 2e9
+"""Bytes of a worker above which compiled functions are let go, so that two fit in 6 GB."""
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * 4096 if pages.exists() else 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_worker():
+    """Lets compiled functions go behind a module of tests, once there are too many of them.
+
+    What is used again is read from the persistent cache, which `make test` keeps.
+    """
+    yield
+    if resident() > MOST:
+        jax.clear_caches()
+        gc.collect()
+        if name := ctypes.util.find_library("c"):
+            getattr(ctypes.CDLL(name), "malloc_trim", int)(0)
