@@ -45,10 +45,6 @@ WRONG: dict[str, dict[str, str]] = {
     "gal": {"equinox": DECAY},
     "lottery_ticket": {"equinox": "stages/tickets.py: ValueError, not enough values to unpack"},
     "metapruning": {"equinox": DECAY},
-    "obs": {
-        "equinox": "None where a layer has no bias is no leaf: reconstruct/obs.py, _flat_masks",
-        "listed": "blocks are of parents in the tree: curvature/partition.py",
-    },
     "scratch_e": {"equinox": REDUCED, "haiku": REDUCED},
     "scratch_b": {"equinox": REDUCED, "haiku": REDUCED},
     "ssl": {"equinox": DECAY, "haiku": DECAY},
