@@ -28,10 +28,7 @@ REFUSED = ("subset_sum",)
 """Methods that do not take a net with convolutions."""
 
 DECAY = "biases and norms of two axes and more decay as kernels do: train/optimizers.py, ndim > 1"
-PRUNED = "biases and norms of two axes and more are pruned as kernels: train/net.py, ndim > 1"
 PLAIN = "no kernel is read by plain contractions: reconstruct/windows.py, plain_kernels"
-FACTORS = "no layer has Kronecker factors: curvature/kfac.py wants [window..., inputs, outputs]"
-LISTS = "np.ndim of a list: allocate/_budgets.py, search"
 REDUCED = "the training function is made small: psum has no rule, and hidden averages are not tied"
 SITES = "no act, join or branch: graph/look/sites.py stops at the squeeze of vmap"
 FORMS = "only train.task makes functions that take kernels in another form"
@@ -45,9 +42,7 @@ WRONG: dict[str, dict[str, str]] = {
     "scratch_e": {"equinox": REDUCED, "haiku": REDUCED},
     "scratch_b": {"equinox": REDUCED, "haiku": REDUCED},
     "thinet": {"equinox": PLAIN},
-    "three_d": {"equinox": SITES, "haiku": DECAY},
-    "l1": {"equinox": DECAY},
-    "l2": {"equinox": DECAY},
+    "three_d": {"equinox": SITES},
     "taylor": {"equinox": SITES},
     "variational": {
         "equinox": "learners/norm_gates.py: ValueError, shapes behind vmap do not broadcast"
