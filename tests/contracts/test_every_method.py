@@ -27,13 +27,13 @@ BUDGETS = {**own.OF_ITS_OWN, "random": Budget(density=0.6)}
 REFUSED = ("subset_sum",)
 """Methods that do not take a net with convolutions."""
 
-DECAY = "biases and norms of two axes and more decay as kernels do: train/optimizers.py, ndim > 1"
+BIASES = "stages/layer_wise.py pairs biases with kernels by order, and not by their layer"
 PLAIN = "no kernel is read by plain contractions: reconstruct/windows.py, plain_kernels"
 REDUCED = "the training function is made small: psum has no rule, and hidden averages are not tied"
 SITES = "no act, join or branch: graph/look/sites.py stops at the squeeze of vmap"
 FORMS = "only train.task makes functions that take kernels in another form"
 WRONG: dict[str, dict[str, str]] = {
-    "channel_lasso": {"equinox": PLAIN, "haiku": DECAY},
+    "channel_lasso": {"equinox": PLAIN, "haiku": BIASES},
     "csgd": {"equinox": PLAIN},
     "data_free": {"equinox": PLAIN},
     "eigendamage": dict.fromkeys(spellings.MAKERS, FORMS),
