@@ -109,8 +109,8 @@ def blocks_of(
         >>> [part.tolist() for part in blocks_of(variables, 5, layers)]
         [[0, 1, 2, 3, 6], [4, 7, 5, 8]]
     """
-    together: dict[str | None, list[np.ndarray]] = {}
-    owners = _owners(layers)
+    together: dict[str, dict[str, np.ndarray]] = {}
+    owners, shifts = _owners(layers), _shifts(layers)
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     start, places = 0, parameters_of(variables).places
     for path, leaf in (leaves[place] for place in places):
@@ -121,21 +121,32 @@ def blocks_of(
         # are the ones that can make up for each other.
         if name in layers:  # [inputs, window, outputs] -> [outputs, window, inputs]
             numbers = layers[name].matrix(numbers).transpose(2, 1, 0)
-        owner = None if block is None else owners.get(name, name)
-        together.setdefault(owner, []).append(numbers.ravel())
-    merged = [np.concatenate(parts) for parts in together.values()]
+        owner = "" if block is None else owners.get(name, name)
+        together.setdefault(owner, {})[name] = numbers.ravel()
     if block is None:
-        return merged
-    return [part for layer in merged for part in np.array_split(layer, -(-len(layer) // block))]
+        return [np.concatenate(list(parts.values())) for parts in together.values()]
+    blocks: list[np.ndarray] = []
+    for parts in together.values():
+        # Shifts, other leaves, the kernel: blocks are cut alike whatever the order of the tree.
+        order = sorted(parts, key=lambda name: (name in layers, name not in shifts))
+        layer = np.concatenate([parts[name] for name in order])
+        blocks += np.array_split(layer, -(-len(layer) // block))
+    return blocks
+
+
+def _shifts(layers: Mapping[str, Layer]) -> set[str]:
+    """Biases, and shifts of norms."""
+    return {
+        path for layer in layers.values() for path, role in layer.affine.items() if role == "shift"
+    }
 
 
 def _owners(layers: Mapping[str, Layer]) -> dict[str, str]:
     """{leaf: name of what it is together with}."""
     owners: dict[str, str] = {}
     for kernel, layer in layers.items():
-        first = next(iter(layer.affine), "")
-        bias = (first,) if layer.affine.get(first) == "shift" else ()
-        for leaf in (kernel, *layer.parts, *bias):
+        biases = () if layer.bias is None else (layer.bias,)
+        for leaf in (kernel, *layer.parts, *biases):
             owners.setdefault(leaf, kernel)
         for leaf in layer.affine:
             owners.setdefault(leaf, f"norm behind {kernel}")

@@ -27,36 +27,22 @@ BUDGETS = {**own.OF_ITS_OWN, "random": Budget(density=0.6)}
 REFUSED = ("subset_sum",)
 """Methods that do not take a net with convolutions."""
 
-DECAY = "biases and norms of two axes and more decay as kernels do: train/optimizers.py, ndim > 1"
-PRUNED = "biases and norms of two axes and more are pruned as kernels: train/net.py, ndim > 1"
+BIASES = "stages/layer_wise.py pairs biases with kernels by order, and not by their layer"
 PLAIN = "no kernel is read by plain contractions: reconstruct/windows.py, plain_kernels"
-FACTORS = "no layer has Kronecker factors: curvature/kfac.py wants [window..., inputs, outputs]"
-LISTS = "np.ndim of a list: allocate/_budgets.py, search"
 REDUCED = "the training function is made small: psum has no rule, and hidden averages are not tied"
 SITES = "no act, join or branch: graph/look/sites.py stops at the squeeze of vmap"
 FORMS = "only train.task makes functions that take kernels in another form"
 WRONG: dict[str, dict[str, str]] = {
-    "channel_lasso": {"equinox": PLAIN, "haiku": DECAY},
+    "channel_lasso": {"equinox": PLAIN, "haiku": BIASES},
     "csgd": {"equinox": PLAIN},
     "data_free": {"equinox": PLAIN},
-    "edge_popup": {"equinox": PRUNED},
     "eigendamage": dict.fromkeys(spellings.MAKERS, FORMS),
     "fbs": dict.fromkeys(spellings.MAKERS, FORMS),
-    "gal": {"equinox": DECAY},
     "lottery_ticket": {"equinox": "stages/tickets.py: ValueError, not enough values to unpack"},
-    "metapruning": {"equinox": DECAY},
-    "obs": {
-        "equinox": "None where a layer has no bias is no leaf: reconstruct/obs.py, _flat_masks",
-        "listed": "blocks are of parents in the tree: curvature/partition.py",
-    },
     "scratch_e": {"equinox": REDUCED, "haiku": REDUCED},
     "scratch_b": {"equinox": REDUCED, "haiku": REDUCED},
-    "ssl": {"equinox": DECAY, "haiku": DECAY},
-    "struct_admm": {"equinox": DECAY, "haiku": DECAY},
     "thinet": {"equinox": PLAIN},
-    "three_d": {"equinox": SITES, "haiku": DECAY},
-    "l1": {"equinox": DECAY},
-    "l2": {"equinox": DECAY},
+    "three_d": {"equinox": SITES},
     "taylor": {"equinox": SITES},
     "variational": {
         "equinox": "learners/norm_gates.py: ValueError, shapes behind vmap do not broadcast"
