@@ -56,6 +56,7 @@ def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Va
     momentum, odd = _kept(parts, images[0][:2], key)
     if not any(isinstance(is_odd, Tracer) for is_odd in odd.values()):
         _refuse(task, odd)
+    # m = 1: a constant and no average, which stays.
     zeroed = [jnp.where(m < 1, jnp.zeros_like(old), old) for m, old in zip(momentum, parts.old)]
 
     def look(sums: list[Any], item: Any) -> tuple[list[Any], None]:
@@ -64,6 +65,7 @@ def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Va
     # A key per batch, as in training: dropout draws anew.
     keys = jax.random.split(key, len(images))
     sums, _ = jax.lax.scan(look, [jnp.zeros_like(old) for old in parts.old], (images, keys))
+    # mean over batches of (new from 0) / (1 - m)
     means = [total / len(images) / jnp.where(m < 1, 1 - m, 1) for total, m in zip(sums, momentum)]
     done = [jnp.where(m < 1, mean, old) for mean, m, old in zip(means, momentum, parts.old)]
     return parts.whole(parts.params, done)
@@ -129,7 +131,7 @@ def _apart(task: Task, variables: Variables, image: Any, key: jax.Array) -> _Apa
     if any(_counts(leaf) for leaf in leaves):
         new = jax.tree.leaves(after(variables, image, key))
         late = lambda old, new: jnp.where(new == old + 1, LATE, old) if _counts(old) else old
-        # Optax's and Haiku's averages divide by 1 - m^counter: with a huge counter that is 1.
+        # Averages of Haiku and Equinox are divided by 1 - m^counter: with a huge counter that is 1.
         leaves = [late(*pair) for pair in zip(leaves, new)]
     # Statistics are vectors of floats; scalars are rates, and integers counters.
     moving = [jnp.ndim(leaf) > 0 and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]

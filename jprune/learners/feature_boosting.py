@@ -119,35 +119,35 @@ def boostable_layers(task: Task, groups: Groups, shapes: Variables) -> dict[str,
     return gated
 
 
-def chosen_layers(groups: Groups, known: Mapping[str, Gated], patterns: str) -> dict[str, Gated]:
+def chosen_layers(groups: Groups, gateable: Mapping[str, Gated], patterns: str) -> dict[str, Gated]:
     """The layers that patterns name, with ":" between; without patterns, all of them.
 
     Raises:
         FrozenError: a pattern names a layer whose outputs are frozen.
         ArgumentError: a pattern names no layer that can be gated, or there is none at all.
     """
-    if not known:
+    if not gateable:
         raise errors.ArgumentError(
             "no convolution of this net can have gates; fbs suppresses channels of convolutions. "
             "`jprune inspect` shows what is frozen."
         )
     named: dict[str, Gated] = {}
     for pattern in filter(None, patterns.split(":")):
-        matches = matching(known, pattern)
+        matches = matching(gateable, pattern)
         frozen = [f for f in groups.frozen if matching([f.leaf], pattern) and not matches]
         if frozen:
             last = frozen[-1]
             raise errors.FrozenError(
                 f"gates={pattern!r} puts a gate on {last.leaf}, which is frozen: its axis "
-                f"{last.axis} is {last.reason}. Write one of {', '.join(known)}."
+                f"{last.axis} is {last.reason}. Write one of {', '.join(gateable)}."
             )
         if not matches:
             raise errors.ArgumentError(
                 f"gates={pattern!r} names no layer that can have gates; "
-                f"{errors.nearest(pattern, known)}there are {', '.join(known)}."
+                f"{errors.nearest(pattern, gateable)}there are {', '.join(gateable)}."
             )
-        named |= {name: known[name] for name in matches}
-    return named or dict(known)
+        named |= {name: gateable[name] for name in matches}
+    return named or dict(gateable)
 
 
 def counts_at(layers: Mapping[str, Gated], density: float) -> dict[str, int]:

@@ -56,13 +56,13 @@ def sizes_of(groups: Groups, kinds: Sequence[str]) -> dict[str, int]:
 
 
 def chosen(
-    groups: Groups, known: Mapping[str, int], patterns: Sequence[str], whole: Iterable[str]
+    groups: Groups, candidates: Mapping[str, int], patterns: Sequence[str], whole: Iterable[str]
 ) -> dict[str, int]:
     """The candidates that patterns name; without patterns, all but those that stay whole.
 
     Args:
         groups: of the net.
-        known: what can have a mask or a gate.
+        candidates: what can have a mask or a gate.
         patterns: with `*` and `?`; none: everything.
         whole: groups that a budget's floors leave whole.
 
@@ -72,10 +72,10 @@ def chosen(
     """
     never = set(whole)
     if not patterns:
-        return {name: size for name, size in known.items() if name not in never}
+        return {name: size for name, size in candidates.items() if name not in never}
     named: dict[str, int] = {}
     for pattern in patterns:
-        matches = matching(known, pattern)
+        matches = matching(candidates, pattern)
         if held := [name for name in matches if name in never]:
             raise errors.FrozenError(
                 f"gates={pattern!r} puts a gate on {held[0]}, which is frozen: the budget's floor "
@@ -86,13 +86,13 @@ def chosen(
             if frozen:
                 raise errors.FrozenError(
                     f"gates={pattern!r} puts a gate on {frozen[0].leaf}, which is frozen: axis "
-                    f"{frozen[0].axis} is {frozen[0].reason}. Write one of {', '.join(known)}."
+                    f"{frozen[0].axis} is {frozen[0].reason}. Write one of {', '.join(candidates)}."
                 )
             raise errors.ArgumentError(
                 f"gates={pattern!r} names nothing that can have a gate; "
-                f"{errors.nearest(pattern, known)}there are {', '.join(known)}."
+                f"{errors.nearest(pattern, candidates)}there are {', '.join(candidates)}."
             )
-        named |= {name: known[name] for name in matches}
+        named |= {name: candidates[name] for name in matches}
     return named
 
 

@@ -74,6 +74,7 @@ def csgd(
     """
     if rounds < 1:
         raise errors.ArgumentError(f"csgd(rounds={rounds}); it is 1 or more.")
+    # All rounds together train as long as one would.
     each = dataclasses.replace(finetune, epochs=finetune.epochs / rounds, name="pull")
     return framed(
         train,
