@@ -113,7 +113,7 @@ class Branch(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A kernel and what stands around it: read off the engine, never off names, rank or axis order.
+    """A kernel and its surroundings, as traced; never guessed from names, rank or axis order.
 
     A leaf is a kernel if data are contracted with it (a convolution, a matrix product). One layer
     is one kernel, however often it runs. Where several leaves make a kernel (weight norm,
@@ -172,6 +172,8 @@ class Layer(NamedTuple):
     @property
     def owned(self) -> tuple[str, ...]:
         """Leaves of this layer: the kernel, its parts, and the affine leaves behind it."""
+        # Together they are the factor and offset of one layer: what moves, freezes or goes with
+        # it.
         return (self.kernel, *self.parts, *self.affine)
 
     @property
@@ -238,6 +240,8 @@ class Layer(NamedTuple):
                 f"a matrix of shape {np.shape(matrix)} came for the kernel {self.kernel}; it is "
                 f"[inputs, window, outputs], here {self._matrix_shape}."
             )
+        # [inputs, window, outputs] -> [inputs..., window..., batch..., outputs...] -> the kernel's
+        # axes
         lengths = [self.shape[axis] for axis in self._order]
         # The inverse permutation: back[order[i]] = i.
         back = sorted(range(len(lengths)), key=self._order.__getitem__)
@@ -287,6 +291,8 @@ class Groups(NamedTuple):
 
         Biases, scales and statistics are none of them, whatever their rank.
         """
+        # `layers` is in execution order, so positions in option lists mean the same in every
+        # library.
         return tuple(self.layers)
 
     @property
@@ -670,6 +676,7 @@ def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[
             # Batch by batch: calibration data never lie in memory together.
             state = criterion.update(state, variables, batch)
             batches_seen += 1
+        # Scores of an empty sum would all be 0, and prune by the order of the leaves.
         if not batches_seen:
             raise errors.ArgumentError(
                 "run_criterion got no batch, and this criterion looks at data. Pass an iterable of "

@@ -95,15 +95,15 @@ def _groups_of(blocks: Blocks) -> Groups:
 
 
 def masks(blocks: Blocks | Sequence[Blocks], alive: Alive, before: Masks = None) -> Masks:
-    """Masks from what is alive: of units and branches, or of weights where patterns are among it.
+    """Masks from groups that are alive: of units and branches, or of weights if there are patterns.
 
-    A unit goes if its filter or its channel does. A group without units goes with the branch that
-    it is in.
+    A unit goes if its filter or its channel does. A group without units goes with the branch around
+    it.
 
     Args:
         blocks: of one kind, or of several.
         alive: {block: bool [groups]}, of several kinds {kind: {block: bool [groups]}}.
-        before: masks from before, of weights or units; what they mask stays masked.
+        before: earlier masks, of weights or units; what they mask stays masked.
 
     Raises:
         BudgetError: a group is empty and in no branch: nothing would pass.

@@ -96,7 +96,7 @@ def fold_gates(
     gamma: Mapping[str, Any],
     early: Collection[str] = (),
 ) -> Variables:
-    """Writes gates into norms: the scale becomes gamma, the shift gamma times what it was.
+    """Writes gates into norms: scale <- gamma, shift <- gamma shift.
 
     Args:
         groups: from `trace`.
@@ -124,10 +124,10 @@ def fold_gates(
 
 
 def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example: Any) -> list[str]:
-    """Groups that gates remove: whatever makes a unit ends in gamma (x + beta).
+    """Groups whose units a gate of 0 removes: all their producers end in gamma (x + beta).
 
-    Every producer is asked what stands behind it, for gates of 1 and of 2: both its slope and its
-    shift must double. A bias before the norm belongs to x.
+    Every producer is probed with gates of 1 and of 2: both the slope and the shift behind it must
+    double. A bias before the norm belongs to x.
 
     Args:
         fn: the function that was traced.
@@ -187,7 +187,7 @@ def _behind(
     example: Any,
     early: Collection[str],
 ) -> Callable[..., dict[str, Any]]:
-    """`(variables, gate) -> {layer: [2, outputs]}`: what stands behind outputs of 0 and of 1."""
+    """`(variables, gate) -> {layer: [2, outputs]}`: values at `norm` for outputs of 0 and of 1."""
 
     def handler(site: Site, value: Any, rows_of: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if site.kind == "out":

@@ -67,7 +67,7 @@ def chosen(
         whole: groups that a budget's floors leave whole.
 
     Raises:
-        FrozenError: a pattern names what the engine has frozen, or what is to stay whole.
+        FrozenError: a pattern names something that is frozen, by the engine or by a budget's floor.
         ArgumentError: a pattern names nothing.
     """
     never = set(whole)

@@ -1,4 +1,4 @@
-"""The stages of adversarial pruning: train with soft masks, and settle on what is 0."""
+"""The stages of adversarial pruning: training with soft masks, and removal of masks that are 0."""
 
 import dataclasses
 from collections.abc import Callable

@@ -113,7 +113,7 @@ class Rotate:
         normalize: divide the scores of each layer by their sum.
         per_cost: divide scores by what the row or column costs, in the budget's unit.
         last: layers whose result is the net's, read by no other layer, are pruned too.
-        batches: that the factors are made of; None: one pass over the training images.
+        batches: calibration batches of the factors; None: one pass over the training images.
         batch_size: examples in one.
         name: of the record.
     """

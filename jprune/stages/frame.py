@@ -271,7 +271,7 @@ class Repeat:
     """Runs stages several times over.
 
     Attributes:
-        stages: what is repeated.
+        stages: the stages that are repeated.
         times: how often.
         name: of the whole; the records have the names of the stages.
     """
@@ -352,7 +352,7 @@ class _Told:
     """A stage that reports its progress.
 
     Attributes:
-        stage: what is done.
+        stage: the stage that runs.
         progress: gets the reports.
         number: of the stage, from 1.
         of: how many stages there are.

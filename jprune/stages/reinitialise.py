@@ -82,7 +82,7 @@ class Reinitialise:
 
 @dataclasses.dataclass(frozen=True)
 class TrainAnew:
-    """Trains what is kept as long as the dense net was trained: the small net, at its own cost.
+    """Trains the small net from scratch, for the epochs or for the MACs of the dense training.
 
     Attributes:
         train: training of the dense net.

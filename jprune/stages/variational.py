@@ -189,7 +189,7 @@ def _watched(state: TrainState, loss: jax.Array) -> dict[str, jax.Array]:
 class Guarded:
     """How gates take part in training: their variances have a rate of their own.
 
-    Around the optimizer stands `guarded`: it stops at what is not finite.
+    `guarded` is around the optimizer: it stops at the first update that is not finite.
 
     Attributes:
         variance_rate: factor of the learning rate of log sigma^2.

@@ -66,7 +66,7 @@ def plain(
     """Training of the weights, masked ones held at exactly 0.
 
     Args:
-        task: what is trained on what.
+        task: the net, the loss and the data.
         pruned: where training begins; its arrays are copied.
         masks: a tree like the variables, True keeps, None leaves are not prunable; or None.
         optimizer: of the trained parameters.
@@ -147,7 +147,7 @@ def step_settings(
 def compiled_step(net: Net, settings: StepSettings, masked: bool) -> Callable[..., Any]:
     """`step(state, batch, key) -> state, metrics`, jitted; the masks are in the state.
 
-    Rounds of pruning train with the same functions and settings: they share what was compiled.
+    Rounds of pruning train with the same functions and settings, and so share one compilation.
     """
     run = net.task._replace(train_fn=net.train_fn)
     functions = Functions(*(getattr(run, name) for name in Functions._fields))
