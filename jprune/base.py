@@ -172,8 +172,8 @@ class Layer(NamedTuple):
     @property
     def owned(self) -> tuple[str, ...]:
         """Leaves of this layer: the kernel, its parts, and the affine leaves behind it."""
-        # Together they are the factor and offset of one layer: what moves, freezes or goes with
-        # it.
+        # Together they are the factor and offset of one
+        # layer: what moves, freezes or goes with it.
         return (self.kernel, *self.parts, *self.affine)
 
     @property
@@ -240,8 +240,8 @@ class Layer(NamedTuple):
                 f"a matrix of shape {np.shape(matrix)} came for the kernel {self.kernel}; it is "
                 f"[inputs, window, outputs], here {self._matrix_shape}."
             )
-        # [inputs, window, outputs] -> [inputs..., window..., batch..., outputs...] -> the kernel's
-        # axes
+        # [inputs, window, outputs] -> [inputs..., window...,
+        # batch..., outputs...] -> the kernel's axes
         lengths = [self.shape[axis] for axis in self._order]
         # The inverse permutation: back[order[i]] = i.
         back = sorted(range(len(lengths)), key=self._order.__getitem__)
@@ -291,8 +291,8 @@ class Groups(NamedTuple):
 
         Biases, scales and statistics are none of them, whatever their rank.
         """
-        # `layers` is in execution order, so positions in option lists mean the same in every
-        # library.
+        # `layers` is in execution order, so positions in
+        # option lists mean the same in every library.
         return tuple(self.layers)
 
     @property

@@ -247,8 +247,8 @@ def total(block: Block, leaves: Mapping[str, Any], of: Any) -> Any:
         if (leaf := leaves.get(member.path)) is None:
             continue
         numbers = at_hand(leaf)
-        # float64: norms of many weights, compared with each other, must not depend on the order of
-        # sums.
+        # float64: norms of many weights, compared with each
+        # other, must not depend on the order of sums.
         values = of(leaf if numbers is None else numbers.astype(np.float64))
         sums = sums + _gathered(box_sums(member, values), member.units, block.size)
     return sums

@@ -183,8 +183,8 @@ def _judge_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """L_D and how well the discriminator tells a pair (f_b, f_g) apart."""
     real, fake = (judged(judge, logits) for logits in pair)
-    # L_D = BCE(D(f_b), 1) + BCE(D(f_g), 0) + R(D); BCE of a logit z: softplus(-z) for 1,
-    # softplus(z) for 0
+    # L_D = BCE(D(f_b), 1) + BCE(D(f_g), 0) + R(D); BCE of a
+    # logit z: softplus(-z) for 1, softplus(z) for 0
     verdicts = weight @ (jax.nn.softplus(-real) + jax.nn.softplus(fake))
     return verdicts + penalty(judge, fake, weight), told_apart(real, fake, weight)
 

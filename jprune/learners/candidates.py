@@ -175,8 +175,8 @@ def _kept(parts: _Apart, image: Any, key: jax.Array) -> tuple[list[Any], dict[st
         # m = new(1) - new(0)
         m = jnp.where(jnp.isfinite(exact), exact, far)
         near = 1e-3 + 8 * jnp.finfo(new.dtype).eps * (1 + abs(new[2]))
-        # The same m with and without parameters, and from a far start: the rule is linear in the
-        # old.
+        # The same m with and without parameters, and from a
+        # far start: the rule is linear in the old.
         fine = (abs(new[3] - new[2] - m) <= near) & (abs(far - m) <= near) & (m >= 0) & (m <= 1)
         momentum.append(m)
         odd[name] = ~fine.all()

@@ -142,8 +142,8 @@ def hypernetwork(
         30
     """
     _check(task, menu, hidden, vectors)
-    # Three kinds of leaves: made by the hypernetwork, a table of vectors by width, learned as they
-    # are.
+    # Three kinds of leaves: made by the hypernetwork, a
+    # table of vectors by width, learned as they are.
     trained = _trained(task, groups)
     on_leaf = {path: _groups_on(groups, menu, path) for path in groups.leaves}
     contracted = _contracted(groups)
@@ -244,7 +244,7 @@ def _start(key: jax.Array, kernel: jax.Array, inputs: int, hidden: int) -> dict[
     """Initial values of the two layers behind a kernel."""
     one, two, three = jax.random.split(key, 3)
     even = lambda key, shape: jax.random.uniform(key, shape, kernel.dtype, -1, 1) / inputs**0.5
-    # std of W_2 h is about std(kernel) |h| / sqrt(hidden): at most the kernel's own
+    # The std of W_2 h is std(kernel) |h| / sqrt(hidden): of the kernel's own order, or less.
     small = jnp.std(kernel) / math.sqrt(hidden)
     return {
         "first": even(one, (inputs, hidden)),
@@ -293,8 +293,8 @@ def hypernetwork_task(task: Task, hyper: Hypernetwork, smoothing: float = 0.1) -
         )
         # [classes, batch] -> [batch]
         every = jax.vmap(of_class)(jnp.arange(task.data.classes)).mean(axis=0)
-        # (1 - s) loss(label) + s mean over classes c of loss(c): smoothing for any loss with
-        # classes
+        # (1 - s) loss(label) + s mean over classes c of
+        # loss(c): smoothing for any loss with classes
         return (1 - smoothing) * own + smoothing * every
 
     return task._replace(

@@ -78,8 +78,8 @@ def early_shifts(
             if len(readers[value]) > 1 or value in program.outputs:
                 break
             (after,) = readers[value][0].outputs
-            # Leaves that come in with this equation: on which its result depends, and its input
-            # did not.
+            # Leaves that come in with this equation: on which
+            # its result depends, and its input did not.
             met = [p for n, p in enumerate(paths) if (bits[after] & ~bits[value]) >> n & 1]
             scaled |= any("scale" in roles.get(path, ()) for path in met)
             if not scaled:

@@ -63,8 +63,8 @@ def top_masks(scores: Scores, k: float) -> Masks:
 
 def learned_masks(scores: Scores, k: float) -> PyTree:
     """The masks as floats whose gradient goes to |s|, straight through the choice."""
-    # m = 1[|s| among the k n largest] forward; dL/d|s| = w dL/d(w m) backward, so dL/ds = sign(s)
-    # w dL/d(w m)
+    # m = 1[|s| among the k n largest] forward; dL/d|s| = w
+    # dL/d(w m) backward, so dL/ds = sign(s) w dL/d(w m)
     hard = top_masks(jax.lax.stop_gradient(scores), k)
     soft = jax.tree.map(jnp.abs, scores)
     return jax.tree.map(lambda mask, size: ste(mask.astype(size.dtype), size), hard, soft)
@@ -166,7 +166,7 @@ def _drawn(key: jax.Array, like: PyTree, layers: Mapping[str, Layer], draw: Draw
             f"{others[0]} has no fan-in: it is no kernel of this net. Its kernels are "
             f"{', '.join(layers) or 'none'}; None stands for leaves that are not drawn."
         )
-    # A key per leaf: a layer draws the same whatever its number.
+    # A key per leaf, in the order of the tree.
     keys = jax.random.split(key, max(1, len(leaves)))
     drawn: list[Any] = [
         draw(own_key, leaf.shape, layers[path].fan_in).astype(leaf.dtype)

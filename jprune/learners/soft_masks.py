@@ -156,8 +156,8 @@ def ends_of(
         )
         plain = tuple(p.leaf for p in inside if p.leaf == layer or "shift" in p.roles)
         mask = {branch.name: jnp.full(1, 0.7)}
-        # The net with 0.7 times the branch, gated where it joins the sum: what folding has to
-        # give.
+        # The net with 0.7 times the branch, gated where it
+        # joins the sum: what folding has to give.
         wanted = jax.jit(gated(task.fn, groups, "join"))(variables, mask, x)
         # The norm first: scaling a kernel in front of a norm changes nothing.
         for leaves in (norms, plain):

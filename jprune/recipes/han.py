@@ -93,8 +93,8 @@ def han(
     scan = Sensitivity(budget, q, tolerance, examples, std_over)
     stages = []
     for number, (goal, part) in enumerate(goals):
-        # Numbers by hand do not change; a scan is made anew, since layers bear less when they are
-        # pruned.
+        # Numbers by hand do not change; a scan is made anew,
+        # since layers bear less when they are pruned.
         if number == 0 or (q == "scan" and part == parts[0]):
             stages.append(scan)
         stages += [StdPrune(goal, std_over, part), RemoveDead(), RescaleDropout()]

@@ -83,8 +83,8 @@ def lottery_ticket(
     early = () if rewind_to == 0 else (dataclasses.replace(train, stop=rewind_to, name="early"),)
     # The rest of the schedule: ticket and dense net take the same steps from there.
     late = dataclasses.replace(train, begin=rewind_to)
-    # Each round knows how many are to come: it takes the p that meets the budget after all of
-    # them.
+    # Each round knows how many are to come: it takes the p
+    # that meets the budget after all of them.
     prunings = [
         PruneRound(budget, to_go, scope == "global", output_rate) for to_go in range(rounds, 0, -1)
     ]

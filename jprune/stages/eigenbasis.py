@@ -158,8 +158,8 @@ class Rotate:
         leaves, damage = leaf_paths(pruned.variables), 0.0
         for path, form in forms.items():
             columns, rows = masks[path + COLUMNS], masks[path + ROWS]
-            # Two rotations may weigh more than the columns and rows that went: then the layer is
-            # left alone.
+            # Two rotations may weigh more than the columns and
+            # rows that went: then the layer is left alone.
             if not self.pays(form, columns, rows):
                 continue
             # What goes costs the sum of Theta over all, less that over what stays.

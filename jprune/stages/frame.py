@@ -367,7 +367,7 @@ class _Told:
         """What the stage does."""
         stage, name = self.stage, getattr(self.stage, "name", type(self.stage).__name__)
         if isinstance(stage, LongStage):
-            # A copy whose `learner` reports: its own `__call__` calls it, and does what it does.
+            # A copy whose `learner` reports, so that the stage's own `__call__` drives that one.
             told = copy.copy(stage)
             object.__setattr__(told, "learner", functools.partial(self.learner, stage))
             result = told(pruned, task, key)

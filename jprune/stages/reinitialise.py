@@ -166,8 +166,8 @@ def small(task: Task, pruned: Pruned) -> Small:
         pruned: with unit masks.
     """
     groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
-    # Every weight's index in the dense leaf; slimmed along, they say where the small leaf's
-    # weights go.
+    # Every weight's index in the dense leaf; slimmed along,
+    # they say where the small leaf's weights go.
     numbered = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape), Net(task).shapes)
     places = slim_params(groups, masks, numbered)
 

@@ -33,8 +33,8 @@ def in_rounds(
     first, *others = map(prune, budgets)
     if not others:
         return (first,), finetune
-    # Constant in between: a schedule that falls to 0 in every round would hardly train in the last
-    # of its steps.
+    # Constant in between: a schedule that falls to 0 in every
+    # round would hardly train in the last of its steps.
     half = finetune.epochs / 2
     between = dataclasses.replace(
         finetune, epochs=half / len(others), schedule="constant", name="between"

@@ -39,8 +39,8 @@ def evaluate(
         # Padded examples of the last batch weigh 0.
         count += float(batch["weight"].sum())
         for name, value in sums(variables, batch).items():
-            # Sums in Python's float64, batch by batch: float32 would lose digits over a whole
-            # split.
+            # Sums in Python's float64, batch by batch: float32
+            # would lose digits over a whole split.
             totals[name] = totals.get(name, 0.0) + float(value)
     return {name: total / count for name, total in totals.items()}
 

@@ -87,8 +87,8 @@ def plain(
     def init() -> TrainState:
         start = apply_masks(pruned.variables, masks) if masked else pruned.variables
         params, rest = task.split(start)
-        # Masks and keys enter through the state, not the compiled step: another mask recompiles
-        # nothing.
+        # Masks and keys enter through the state, not the
+        # compiled step: another mask recompiles nothing.
         opt_state = settings.transformation(net, of_params, key).init(params)
         state = TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state)
         return jax.tree.map(jnp.array, state)  # copies: a step gives them away, masks included
