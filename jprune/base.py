@@ -34,8 +34,9 @@ Records = list[dict[str, Any]]  # lines for records.jsonl
 ROLES = ("kernel", "shift", "scale", "mean", "var", "in", "state")
 """What a place does to its unit, in inference mode.
 
-`kernel`: contracted, the unit is on its output side. `shift`: added last. `scale`: multiplies.
-`mean`, `var`: statistics. `in`: a consumer's slice. `state`: reaches only an auxiliary output.
+`kernel`: contracted, with the unit on its output side. `shift`: added. `scale`: multiplied. `mean`,
+`var`: statistics of a norm. `in`: a consumer's weights that read the unit. `state`: reaches only an
+auxiliary output.
 """
 
 
@@ -112,7 +113,7 @@ class Branch(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A kernel and what stands around it: read off the engine, never off names, rank or axis order.
+    """A kernel and its surroundings, as traced; never guessed from names, rank or axis order.
 
     A leaf is a kernel if data are contracted with it (a convolution, a matrix product). One layer
     is one kernel, however often it runs. Where several leaves make a kernel (weight norm,
@@ -171,11 +172,14 @@ class Layer(NamedTuple):
     @property
     def owned(self) -> tuple[str, ...]:
         """Leaves of this layer: the kernel, its parts, and the affine leaves behind it."""
+        # Together they are the factor and offset of one
+        # layer: what moves, freezes or goes with it.
         return (self.kernel, *self.parts, *self.affine)
 
     @property
     def bias(self) -> str | None:
         """Path of the bias: the leaf that the result meets first, if it is added; else None."""
+        # A shift further behind (of a norm) is no bias: the scale between would multiply it.
         leaf, role = next(iter(self.affine.items()), (None, None))
         return leaf if role == "shift" else None
 
@@ -188,6 +192,7 @@ class Layer(NamedTuple):
     @property
     def fan_out(self) -> int:
         """How many weights lead away from one input."""
+        # n = out k^2, He et al.'s other choice: the variance of gradients instead of outputs.
         return math.prod(self.shape[axis] for axis in (*self.window, *self.outputs))
 
     @property
@@ -235,6 +240,8 @@ class Layer(NamedTuple):
                 f"a matrix of shape {np.shape(matrix)} came for the kernel {self.kernel}; it is "
                 f"[inputs, window, outputs], here {self._matrix_shape}."
             )
+        # [inputs, window, outputs] -> [inputs..., window...,
+        # batch..., outputs...] -> the kernel's axes
         lengths = [self.shape[axis] for axis in self._order]
         # The inverse permutation: back[order[i]] = i.
         back = sorted(range(len(lengths)), key=self._order.__getitem__)
@@ -247,17 +254,25 @@ class Layer(NamedTuple):
     @property
     def _matrix_shape(self) -> tuple[int, int, int]:
         length = lambda axes: math.prod(self.shape[axis] for axis in axes)
+        # Batch axes count as outputs: no weight of one member reads what another one makes.
         return length(self.inputs), length(self.window), length((*self.batch, *self.outputs))
 
 
 class Groups(NamedTuple):
-    """What `jprune.trace` finds: static, host-side, NumPy.
+    """The result of `jprune.trace`: static, host-side, NumPy.
 
-    `places[name]` are the places of a group, `sizes[name]` its number of units. `leaves` holds
-    path, shape and type of every leaf of the variables, `treedef` their structure. `exact[name]`
-    is False for a group that was opened although masked and slim nets differ by nature (a
-    normalisation over its axis). `layers` has every kernel that data are contracted with, in
-    execution order, those inside loops and without a group included.
+    Attributes:
+        sizes: {group: number of its units}, in execution order of the first producers.
+        places: {group: where its units stand}.
+        sites: where a method can look or act, in execution order.
+        branches: sides of residual sums that can be removed as a whole.
+        frozen: positions that cannot be removed, and why.
+        exact: {group: bool}: False for a group that was opened although masked and slim nets differ
+            by nature (a normalisation over its axis).
+        leaves: {path: shape and type} of every leaf of the variables.
+        treedef: structure of the variables.
+        layers: {path: layer} of every kernel that data are contracted with, in execution order,
+            those inside loops and without a group included.
     """
 
     sizes: dict[str, int]
@@ -276,6 +291,8 @@ class Groups(NamedTuple):
 
         Biases, scales and statistics are none of them, whatever their rank.
         """
+        # `layers` is in execution order, so positions in
+        # option lists mean the same in every library.
         return tuple(self.layers)
 
     @property
@@ -342,6 +359,7 @@ class Budget:
     KINDS = ("density", "params", "macs", "latency", "energy")
 
     def __post_init__(self):
+        # Exactly one: two fractions of one net would contradict each other.
         kinds = [kind for kind in self.KINDS if getattr(self, kind) is not None]
         if len(kinds) != 1:
             raise errors.ArgumentError(
@@ -357,6 +375,7 @@ class Budget:
                     f"Budget({kinds[0]}={self.value}) is outside (0, 1]: it is the fraction that "
                     f"is kept. To remove 30 %, write Budget({kinds[0]}=0.7)."
                 )
+        # A group without units cuts the net; a branch may go, for the sum has another side.
         if self.min_units < 1 or self.multiple_of < 1:
             raise errors.ArgumentError(
                 f"Budget got min_units={self.min_units}, multiple_of={self.multiple_of}; both are "
@@ -391,12 +410,11 @@ Allocator = Callable[[Scores, Budget, CostModel | None], Masks]
 class Criterion(NamedTuple):
     """Scores from variables and data.
 
-    A criterion that looks at no data ignores `batch` in `update`, and `needs_data` says so.
-
     Attributes:
         init: `init(variables) -> state`.
         update: `update(state, variables, batch) -> state`, jitted.
         score: `score(state, variables) -> scores`: a tree like the variables, or {group: [units]}.
+        needs_data: whether `update` reads the batch; a criterion without data is never updated.
     """
 
     init: Callable[[Variables], PyTree]
@@ -447,19 +465,18 @@ class Source(Protocol):
 class Data(NamedTuple):
     """A data set with fixed splits.
 
-    `batches(split, batch_size, seed=None, epoch=0, start=0)` yields batches `{"image": float32
-    [batch, h, w, c], "label": int32 [batch], "weight": float32 [batch]}`. With a seed the order
-    (and the augmentation, where the set has one) is a function of (seed, epoch) alone, and the
-    last, partial batch is dropped; without one the order is that of the files and the last batch
-    is padded with weight 0. `start` skips that many batches, so that a resumed run sees what an
-    undisturbed one sees. A run on several hosts also passes `rows`, a slice: of every batch, those
-    rows alone.
-
     Attributes:
         name: of the data set.
         shape: of one image, (height, width, channels).
         classes: number of classes.
         sizes: {"train": n, "validation": n, "test": n}.
+        batches: `batches(split, batch_size, seed=None, epoch=0, start=0)` yields batches `{"image":
+            float32 [batch, h, w, c], "label": int32 [batch], "weight": float32 [batch]}`. With a
+            seed the order (and the augmentation, where the set has one) is a function of (seed,
+            epoch) alone, and the last, partial batch is dropped; without one the order is that of
+            the files and the last batch is padded with weight 0. `start` skips that many batches,
+            so that a resumed run gets the batches of an undisturbed one. A run on several hosts
+            also passes `rows`, a slice: of every batch, those rows alone.
     """
 
     name: str
@@ -637,6 +654,7 @@ def quality(metrics: Mapping[str, Any], loss: Any) -> Any:
         >>> quality({"loss": 0.2, "accuracy": 0.9}, 0.2), quality({"error": 0.3}, 0.2)
         (0.9, -0.2)
     """
+    # Accuracy where there is one, since papers report it; minus the loss rises with quality too.
     return metrics.get("accuracy", -loss)
 
 
@@ -654,6 +672,7 @@ def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[
     Raises:
         ArgumentError: the criterion needs data and there is not one batch.
     """
+    # Criteria carry sums over batches, so that scores are means over the calibration data.
     state = criterion.init(variables)
     if criterion.needs_data:
         batches_seen = 0
@@ -661,6 +680,7 @@ def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[
             # Batch by batch: calibration data never lie in memory together.
             state = criterion.update(state, variables, batch)
             batches_seen += 1
+        # Scores of an empty sum would all be 0, and prune by the order of the leaves.
         if not batches_seen:
             raise errors.ArgumentError(
                 "run_criterion got no batch, and this criterion looks at data. Pass an iterable of "

@@ -1,10 +1,10 @@
 """What lives or dies together: one vocabulary of blocks, made from `groups` alone.
 
 Units and branches: `filters`, `channels`, `branches`. Patterns within a kernel: `weights`,
-`vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. What one does with them: `norms`,
-`scale`, `pool` (scores of weights to scores of groups) and `spread` (masks of groups to masks of
-weights), `alive` and `masks` (what is left, as masks), `lift` (units that a pattern leaves no
-reader). `of_kinds` has them by the words that options of methods use.
+`vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. Functions of them: `norms`, `scale`,
+`pool` (scores of weights to scores of groups), `spread` (masks of groups to masks of weights),
+`alive` and `masks` (the groups that are not 0, as masks), `lift` (units that a pattern leaves no
+reader). `of_kinds` makes them by the words that options of methods use.
 
     columns = blocks.columns(groups)
     masks = allocate.global_topk(blocks.pool(columns, scores), Budget(density=0.5))

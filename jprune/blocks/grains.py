@@ -1,7 +1,7 @@
-"""Blocks whose groups are patterns of weights inside one kernel, each kernel for itself.
+"""Blocks whose groups are patterns of weights within one kernel.
 
-An axis of a kernel is what it does: it is contracted with inputs, it makes outputs, or it is one of
-a window, whatever the order of the axes. So a column is the same in HWIO and OIHW, in a dense layer
+An axis is named by what it does: it is contracted with inputs, makes outputs, or belongs to a
+window, whatever the order of the axes. So a column is the same in HWIO and OIHW, in a dense layer
 and in an einsum. N:M patterns have a fixed count and need no allocator: `n_of_m`.
 
 References:
@@ -36,8 +36,10 @@ def axes_of(groups: Groups, path: str) -> tuple[str, ...]:
     layer = groups.layers[path]
     names = dict.fromkeys(layer.inputs, "in") | dict.fromkeys(layer.outputs, "out")
     names |= dict.fromkeys(layer.batch, "batch")
+    # The last window axis is the width, in every layout: NHWC and NCHW both put height before it.
     for number, axis in enumerate(sorted(layer.window, reverse=True)):
         names[axis] = WINDOW[min(number, len(WINDOW) - 1)]
+    # One name for every axis, in the layout of the leaf.
     return tuple(names[axis] for axis in range(len(layer.shape)))
 
 
@@ -182,8 +184,11 @@ def _patterns(
     by_name = {}
     for path in checked(groups, kind, names, plain):
         shape = groups.leaves[path].shape
+        # Box lengths along the axes: 1 where a pattern does not name an axis, None for all of it.
         of_axes = [lengths.get(name, 1) for name in axes_of(groups, path)]
+        # A box is at most as long as its axis: 1 x 1 kernels have vectors of one weight.
         member = Member(path, tuple(n if n is None else min(n, s) for n, s in zip(of_axes, shape)))
+        # All boxes of a kernel compete with each other.
         by_name[path] = Block(int(np.prod(member.grid(shape))), (member,))
     return Blocks(kind, "weight", by_name, groups)
 
@@ -203,6 +208,7 @@ def checked(
             f"{unknown[0]!r} is no kernel with {kind}s; {errors.nearest(unknown[0], paths)}"
             f"the kernels are {', '.join(paths)}."
         )
+    # Execution order, whatever the order of the names.
     return paths if names is None else tuple(path for path in paths if path in names)
 
 
@@ -244,14 +250,19 @@ def n_of_m(groups: Groups, scores: Scores, n: int, m: int) -> Masks:
 
 
 def _n_of_m(leaf: Any, inputs: Sequence[int], n: int, m: int) -> Any:
+    # Hardware reads m consecutive inputs: a remainder would have no place in its format.
     if len(inputs) != 1 or leaf.shape[inputs[0]] % m:
         return None
+    # NumPy where values are at hand: eager JAX would compile for every leaf.
     numbers = at_hand(leaf)
     xnp: Any = jnp if numbers is None else np
+    # [..., inputs], the inputs of one output and tap in a row, in sets of m
     rows = xnp.moveaxis(leaf if numbers is None else numbers, inputs[0], -1)
     sets = rows.reshape(*rows.shape[:-1], rows.shape[-1] // m, m)
     own, other = sets[..., :, None], sets[..., None, :]
     earlier = np.tri(m, k=-1, dtype=bool)  # of equal ones, the lower index is better
+    # [..., m, m]: whether the second of a pair is before the first. Its count is a rank, without a
+    # sort whose ties differ between devices.
     better = (other > own) | ((other == own) & earlier)
     mask = (better.sum(axis=-1) < n) & (sets > -np.inf)
     return xnp.moveaxis(mask.reshape(rows.shape), -1, inputs[0])

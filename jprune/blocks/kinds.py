@@ -1,4 +1,4 @@
-"""Blocks by the words that options of methods have for their kinds."""
+"""Blocks by the words for their kinds that options of methods take."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -43,6 +43,7 @@ def words_of(text: str | Sequence[str], words: Sequence[str], option: str) -> tu
         raise errors.ArgumentError(
             f"{option}={text!r}; write one of {', '.join(words)}, or several with '+' between."
         )
+    # Masks are of units and branches, or of weights: one tree cannot hold both.
     if "depth" in kinds and {*kinds} & {*PATTERNS}:
         raise errors.ArgumentError(
             f"{option}={text!r}: a pattern makes masks of weights, which hold no branches. Write "
@@ -83,7 +84,9 @@ def of_kinds(
         >>> [(each.kind, [*each]) for each in of_kinds(groups, ("shape", "filter"))]
         [('shape', ['first', 'second']), ('filter', ['first'])]
     """
+    # `floor + 1`: floors may name groups of another net, which then say nothing.
     whole = {name for name, floor in floors.items() if floor >= groups.sizes.get(name, floor + 1)}
+    # Kernels that make a group of whole size: their patterns would zero what the floor keeps.
     fixed = {
         place.leaf for name in whole for place in groups.places[name] if "kernel" in place.roles
     }
@@ -95,15 +98,19 @@ def of_kinds(
         if names is not None:  # what is unknown, or of other kinds alone, is refused below by name
             own = [name for name in names if name in names_of[kind]]
             wanted = tuple(unknown or own or names)
-        made = _of_kind(groups, kind, wanted, scales, shifts)
+        of_kind = _of_kind(groups, kind, wanted, scales, shifts)
+        # Branches have no floors.
         left_out = whole if kind in UNITS else fixed
-        made = made.where([name for name in made if kind == "depth" or name not in left_out])
-        if not made:
+        of_kind = of_kind.where(
+            [name for name in of_kind if kind == "depth" or name not in left_out]
+        )
+        if not of_kind:
             raise errors.StructureError(
                 f"the net has no {kind} to make sparse: see jprune.trace(...).frozen for the "
                 "reasons, and the budget's floors."
             )
-        families.append(dataclasses.replace(made, kind=kind))
+        # Called by the option's word: "shape" and "column" are the same blocks.
+        families.append(dataclasses.replace(of_kind, kind=kind))
     return tuple(families)
 
 
@@ -113,6 +120,7 @@ def _names(groups: Groups, kind: str, fixed: Collection[str]) -> tuple[str, ...]
         return groups.names
     if kind == "depth":
         return tuple(branch.name for branch in groups.branches)
+    # Columns are a matter of plain layers; single weights of every kernel.
     paths = checked(groups, kind, None, plain=PATTERNS[kind] is columns)
     return tuple(path for path in paths if path not in fixed)
 
@@ -137,6 +145,8 @@ def least_of(blocks: Blocks, budget: Budget) -> dict[str, int]:
         budget: whose `min_units` and `floors` are read.
     """
     if blocks.per == "branch":
+        # A branch may go: the residual sum passes on its other side.
         return dict.fromkeys(blocks, 0)
+    # Floors count units: a kernel of the same name has other groups.
     floors = budget.floors if blocks.per == "unit" else {}
     return {name: max(budget.min_units, floors.get(name, 0)) for name in blocks}

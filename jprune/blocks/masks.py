@@ -1,8 +1,8 @@
-"""Masks from what is alive of units, branches and patterns: where they meet.
+"""Masks from the groups of blocks that are alive, of units, branches and patterns together.
 
-A filter that nothing reads, a channel that nothing makes and a branch that is empty are one
-question, and a pattern is worth what it leaves of the units: `lift` finds those that it leaves no
-reader, for `slim` to remove; `forms.compact` holds what is left of a kernel.
+A unit goes if its filter or its channel is empty, or the branch around it. A pattern of weights can
+leave a unit without readers: `lift` finds such units, for `slim` to remove; `forms.compact` stores
+the kernels of a pattern small.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ Alive = Mapping[str, Any]
 def alive(blocks: Blocks, variables: Variables) -> dict[str, np.ndarray]:
     """{block: bool [groups]}: whether any weight of a group is other than 0.
 
-    Of filters and channels, that is masks of units as `slim` takes them; `masks` makes masks of
-    whatever is alive of several kinds.
+    For filters or channels these are masks of units, as `slim` takes them. `masks` combines several
+    kinds.
 
     Args:
         blocks: of one kind.
@@ -39,6 +39,7 @@ def alive(blocks: Blocks, variables: Variables) -> dict[str, np.ndarray]:
         >>> alive(blocks.filters(groups), variables)
         {'first': array([ True,  True, False])}
     """
+    # ||w_g||^2 > 0: no tolerance, since proximal steps make exact zeros.
     return {name: np.asarray(s) > 0 for name, s in squares(blocks, variables).items()}
 
 
@@ -77,7 +78,9 @@ def spread(blocks: Blocks, masks: Alive) -> Masks:
             )
         for member in (*blocks[name].members, *blocks[name].followers):
             shape = groups.leaves[member.path].shape
+            # True where no group of the block stands: those weights are not its to mask.
             own = np.broadcast_to(along(member, shape, np.asarray(mask, bool), True), shape)
+            # A weight on two axes of units goes with either.
             by_path[member.path] = own & by_path.get(member.path, True)
     return groups.treedef.unflatten([by_path.get(path) for path in groups.leaves])
 
@@ -92,15 +95,15 @@ def _groups_of(blocks: Blocks) -> Groups:
 
 
 def masks(blocks: Blocks | Sequence[Blocks], alive: Alive, before: Masks = None) -> Masks:
-    """Masks from what is alive: of units and branches, or of weights where patterns are among it.
+    """Masks from groups that are alive: of units and branches, or of weights if there are patterns.
 
-    A unit goes if its filter or its channel does. A group without units goes with the branch that
-    it is in.
+    A unit goes if its filter or its channel does. A group without units goes with the branch around
+    it.
 
     Args:
         blocks: of one kind, or of several.
         alive: {block: bool [groups]}, of several kinds {kind: {block: bool [groups]}}.
-        before: masks from before, of weights or units; what they mask stays masked.
+        before: earlier masks, of weights or units; what they mask stays masked.
 
     Raises:
         BudgetError: a group is empty and in no branch: nothing would pass.
@@ -119,6 +122,7 @@ def masks(blocks: Blocks | Sequence[Blocks], alive: Alive, before: Masks = None)
     families = by_kind(blocks, alive, "alive")
     groups = _groups_of(families[0][0])
     units, patterns = _units(groups, families), _patterns(families)
+    # Masks of units as long as they say it all: `slim` cuts units off, weights stay as zeros.
     if before is None or are_units(groups, before):
         for name, mask in (before or {}).items():
             units[name] = np.asarray(mask, bool) & units.get(name, True)
@@ -128,6 +132,7 @@ def masks(blocks: Blocks | Sequence[Blocks], alive: Alive, before: Masks = None)
 
 
 def _units(groups: Groups, families: Sequence[tuple[Blocks, Alive]]) -> dict[str, np.ndarray]:
+    # A filter that is empty and a channel that is empty remove the same unit.
     units, gone = ones(groups), {}
     for blocks, of_kind in families:
         for name, mask in of_kind.items():
@@ -137,13 +142,16 @@ def _units(groups: Groups, families: Sequence[tuple[Blocks, Alive]]) -> dict[str
                 gone[name] = np.asarray(mask, bool)
     for name in [name for name, mask in units.items() if not mask.any()]:
         leaves = {place.leaf for place in groups.places[name]}
+        # The branches whose leaves hold all of the group: with one of them the group goes.
         around = [branch for branch in groups.branches if leaves <= set(branch.leaves)]
         if not around:
             raise errors.BudgetError(
                 f"no unit of {name} is left: nothing passes through it. Write a smaller strength, "
                 "fewer epochs, or a floor for this group."
             )
+        # The innermost one: an outer branch would take more along than is empty.
         gone[min(around, key=lambda branch: len(branch.leaves)).name] = np.zeros(1, bool)
+    # Groups inside a removed branch cost nothing: their masks say nothing, and are whole.
     for name in {*groups.names} - {*standing(groups, gone)}:
         units[name] = np.ones(groups.sizes[name], bool)
     return units | gone
@@ -193,6 +201,7 @@ def lift(groups: Groups, masks: Masks) -> dict[str, np.ndarray]:
         else np.broadcast_to(np.asarray(mask, bool), groups.leaves[path].shape).copy()
         for path, mask in leaves_by_path(groups, masks).items()
     }
+    # Until nothing changes: a unit that goes leaves those that it reads without a reader.
     units = ones(groups)
     while True:
         read = _read(groups, weights, units)
@@ -203,6 +212,7 @@ def lift(groups: Groups, masks: Masks) -> dict[str, np.ndarray]:
             units[name] &= read[name]
             for place in groups.places[name]:
                 dead = (place.units >= 0) & ~units[name][place.units]
+                # `weights` are copies, so this writes into them and not into the masks that came.
                 np.moveaxis(weights[place.leaf], place.axis, 0)[dead] = False
 
 
@@ -218,6 +228,7 @@ def _read(
         read[name][place.units[alive]] = True
     with_readers = {name for name, _ in places}
     for name, alive in read.items():
+        # Nothing to be read off weights: an output of the net, or a norm that counts its units.
         if name not in with_readers or not groups.exact[name]:
             alive[:] = True
         elif not (alive & units[name]).any():

@@ -1,8 +1,8 @@
-"""Blocks of groups: what lives or dies together, reduced to a norm and multiplied by a factor.
+"""Blocks of groups: weights that live or die together, with their norms, scores and factors.
 
 A *group* is weights that go together: a filter over all producers of a residual stream, a column of
 a kernel, a branch. A *block* is all groups that compete with each other: those of one engine group,
-or of one kernel. What stands in several leaves is one group, so penalties and projections see what
+or of one kernel. A group may stand in several leaves, so penalties and projections act on all that
 is coupled. `Blocks` are the blocks of one kind, by name.
 """
 
@@ -46,6 +46,7 @@ class Member(NamedTuple):
                 f"{self.path} has the shape {tuple(shape)}; the groups are those of a leaf with "
                 f"{len(self.lengths)} axes. Trace the net that the variables are of."
             )
+        # ceil(axis / length): a last, shorter box is one too.
         return tuple(1 if n is None else -(-axis // n) for axis, n in zip(shape, self.lengths))
 
 
@@ -165,6 +166,7 @@ def paths_among(paths: Collection[str], tree: PyTree) -> tuple[str, ...]:
         return tuple(own)
     names, shared = {*own}, Counter[str]()
     for path in paths:
+        # Every split of a path into (prefix, rest) at a "/", where the rest is a leaf of the tree.
         ends = [0, *(place + 1 for place, letter in enumerate(path) if letter == "/")]
         shared.update(path[:end] for end in ends if path[end:] in names)
     if not shared:
@@ -172,8 +174,10 @@ def paths_among(paths: Collection[str], tree: PyTree) -> tuple[str, ...]:
             f"none of {', '.join(sorted(paths)[:3])} is among {', '.join(own[:3])} (...): the "
             "groups are of another net. Trace the variables that hold these parameters."
         )
+    # The prefix that most paths share; of equal ones the shortest.
     depth = lambda prefix: (-shared[prefix], prefix.count("/"))
     prefixes = sorted(shared, key=depth)
+    # Two collections with the same names inside: a guess could prune the wrong one.
     if len(prefixes) > 1 and depth(prefixes[0]) == depth(prefixes[1]):
         raise errors.StructureError(
             f"the parameters may be those at {prefixes[0]} or at {prefixes[1]} of the traced "
@@ -237,11 +241,14 @@ def total(block: Block, leaves: Mapping[str, Any], of: Any) -> Any:
         leaves: {path: array}.
         of: array -> array of the same shape.
     """
+    # float64 by NumPy, or JAX's type once a traced leaf is added.
     sums: Any = np.zeros(block.size)
     for member in block.members:
         if (leaf := leaves.get(member.path)) is None:
             continue
         numbers = at_hand(leaf)
+        # float64: norms of many weights, compared with each
+        # other, must not depend on the order of sums.
         values = of(leaf if numbers is None else numbers.astype(np.float64))
         sums = sums + _gathered(box_sums(member, values), member.units, block.size)
     return sums
@@ -251,12 +258,14 @@ def box_sums(member: Member, values: Any) -> Any:
     """[boxes]: the sums over a leaf's boxes, row by row."""
     xnp = np if isinstance(values, np.ndarray) else jnp
     member.grid(np.shape(values))
+    # First the axes that a box spans as a whole, then lengths above 1, axis by axis.
     whole = tuple(axis for axis, n in enumerate(member.lengths) if n is None)
     values = values.sum(whole, keepdims=True)
     for axis, n in enumerate(member.lengths):
         if n is None or n == 1:
             continue
         short = -values.shape[axis] % n
+        # A last, shorter box is filled with zeros, which add nothing.
         values = xnp.pad(values, [(0, short * (axis == a)) for a in range(values.ndim)])
         split = (*values.shape[:axis], values.shape[axis] // n, n, *values.shape[axis + 1 :])
         values = values.reshape(split).sum(axis=axis + 1)
@@ -270,6 +279,7 @@ def _gathered(values: Any, units: np.ndarray | None, size: int) -> Any:
     inside = np.flatnonzero(units >= 0)
     if isinstance(values, np.ndarray):
         result = np.zeros(size, values.dtype)
+        # Not `result[units] +=`: that adds once where a unit stands at several positions.
         np.add.at(result, units[inside], values[inside])
         return result
     return jax.ops.segment_sum(values[inside], units[inside], size)
@@ -287,10 +297,12 @@ def along(member: Member, shape: Sequence[int], values: Any, other: Any) -> Any:
     xnp = np if isinstance(values, np.ndarray) else jnp
     if member.units is not None and not np.array_equal(member.units, np.arange(len(values))):
         values = xnp.where(member.units < 0, other, values[np.maximum(member.units, 0)])
+    # [groups] -> the grid of boxes, which broadcasts along axes that a box spans.
     values = values.reshape(member.grid(shape))
     for axis, n in enumerate(member.lengths):
         if n is not None and n > 1:
             values = xnp.repeat(values, n, axis)
+            # ... less what the last box is short of
             values = values[(slice(None),) * axis + (slice(shape[axis]),)]
     return values
 
@@ -316,8 +328,10 @@ def scale(blocks: Blocks, variables: Variables, factors: Mapping[str, Any]) -> V
     for name, block in blocks.items():
         factor = factors[name]
         concrete = at_hand(factor)
+        # NumPy where values are at hand, or every leaf would be an eager JAX product.
         factor = factor if concrete is None else concrete
         pairs = [(member, factor) for member in block.members]
+        # Followers go at 0 and are else left alone: a shift is not shrunk with its kernel.
         pairs += [(member, factor > 0) for member in block.followers]
         for member, values in pairs:
             if (leaf := leaves.get(member.path)) is not None:
@@ -359,6 +373,7 @@ def pool(blocks: Blocks, scores: Scores, how: str = "sum") -> dict[str, Any]:
     for name, block in blocks.items():
         if not any(member.path in leaves for member in block.members):
             continue
+        # inf - inf, in a group with both, is NaN.
         with np.errstate(invalid="ignore"):  # +inf and -inf are scores
             sums = total(block, leaves, lambda leaf: leaf)
             if how == "mean":

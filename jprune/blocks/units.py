@@ -1,4 +1,4 @@
-"""Blocks whose groups are units or branches: filters, channels, and branches of residual sums."""
+"""Blocks whose groups are units or branches of residual sums: filters, channels, branches."""
 
 from collections.abc import Collection, Sequence
 
@@ -16,16 +16,16 @@ def filters(
     scales: bool = True,
     shifts: bool = False,
 ) -> Blocks:
-    """What makes a unit, over all producers that are coupled; a block is an engine group.
+    """The weights that make a unit, over all coupled producers; a block is an engine group.
 
-    Kernels count. What else a unit has in its producers (scales and shifts of norms, biases) goes
-    to 0 with it, whether it counts or not.
+    Kernels count in norms. The unit's scales, shifts and biases in its producers go to 0 with it,
+    whether they count or not.
 
     Args:
         groups: from `trace`.
         names: of groups; None: all.
-        scales: whether the scales of norms count. A norm divides by the size of its kernel, so that
-            a penalty on kernels alone takes nothing from what a unit behind a norm says.
+        scales: whether the scales of norms count. A norm divides by the size of its kernel, so a
+            penalty on kernels alone does not shrink the output of a unit behind a norm.
         shifts: whether shifts and biases count.
 
     Raises:
@@ -41,13 +41,14 @@ def filters(
         >>> blocks.norms(blocks.filters(groups), variables)["first"].round(3).tolist()
         [1.414, 1.414, 1.414]
     """
+    # What counts is in the norm; what follows is only zeroed with its unit.
     counted = ("kernel", *(("scale",) if scales else ()), *(("shift",) if shifts else ()))
     followers = tuple(role for role in ("scale", "shift") if role not in counted)
     return _of_units("filter", groups, names, counted, followers)
 
 
 def channels(groups: Groups, names: Sequence[str] | None = None) -> Blocks:
-    """What reads a unit, over all its consumers; a block is an engine group.
+    """The weights that read a unit, over all its consumers; a block is an engine group.
 
     Args:
         groups: from `trace`.
@@ -98,6 +99,7 @@ def _members(groups: Groups, name: str, roles: Sequence[str]) -> tuple[Member, .
 
 def _alone(axes: int, axis: int) -> tuple[int | None, ...]:
     """Lengths of boxes that are one position of an axis each."""
+    # A unit is one position of one axis, and all of the others.
     return tuple(1 if number == axis else None for number in range(axes))
 
 
@@ -149,9 +151,11 @@ def branches(
         )
     counted = {*kernels_of(groups)}
     if scales:
+        # Shifts never count: a constant that a branch adds is not its size.
         counted |= {place.leaf for _, place in places_of(groups, ("scale",))}
     result = {}
     for name in by_name if names is None else names:
+        # A branch has whole leaves: one box each.
         whole = [
             Member(path, (None,) * len(groups.leaves[path].shape)) for path in by_name[name].leaves
         ]

@@ -28,7 +28,9 @@ WIDTHS = (128, 256, 128)
 """Of the discriminator's hidden layers."""
 
 REGULARISERS: dict[str, Callable[[PyTree, jax.Array, jax.Array], jax.Array]] = {
+    # -E[log D(f_g)]: being sure of itself costs the judge, so that it never becomes trivially good
     "adversarial": lambda judge, fake, weight: weight @ jax.nn.softplus(-fake),
+    # 1e-3 is ours: the paper gives no weight
     "l1": lambda judge, fake, weight: 1e-3 * _total(judge, jnp.abs),
     "l2": lambda judge, fake, weight: 1e-3 * _total(judge, jnp.square),
     "none": lambda judge, fake, weight: jnp.zeros(()),
@@ -46,7 +48,7 @@ class Terms(NamedTuple):
     Attributes:
         mu: weight of the mean squared difference of the logits, over batch and classes as in the
             authors' code (the paper has the sum over classes, halved).
-        adversarial: weight of the discriminator's verdict; 0: the discriminator looks on.
+        adversarial: weight of the discriminator's verdict; 0: it does not act on the net.
         regulariser: of the discriminator, a name of `REGULARISERS`.
     """
 
@@ -94,10 +96,10 @@ def init_judge(key: jax.Array, classes: int, std: float | None = None) -> PyTree
     return [
         {
             "kernel": ((2 / inputs) ** 0.5 if std is None else std)
-            * jax.random.normal(here, (inputs, outputs)),
+            * jax.random.normal(of_layer, (inputs, outputs)),
             "bias": jnp.zeros(outputs),
         }
-        for here, inputs, outputs in draws
+        for of_layer, inputs, outputs in draws
     ]
 
 
@@ -106,6 +108,7 @@ def judged(judge: PyTree, logits: jax.Array) -> jax.Array:
 
     ReLU stands between its layers, which the released code leaves out: without, it is linear.
     """
+    # float32 whatever the net computes in: a verdict near 0 decides the gradient.
     x = logits.astype(jnp.float32)
     for layer in judge[:-1]:
         x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
@@ -113,9 +116,9 @@ def judged(judge: PyTree, logits: jax.Array) -> jax.Array:
 
 
 def told_apart(real: jax.Array, fake: jax.Array, weight: jax.Array) -> jax.Array:
-    """Fraction of examples whose dense output gets the higher verdict; 0.5: by chance, or alike.
+    """Fraction of examples whose dense output gets the higher verdict; 0.5 is chance.
 
-    Unlike the share of right signs it does not depend on where the regulariser puts the border.
+    Unlike the fraction of right signs it does not depend on where the regulariser puts the border.
 
     Example:
         >>> float(told_apart(jnp.array([1.0, 2.0]), jnp.array([0.0, 2.0]), jnp.full(2, 0.5)))
@@ -125,7 +128,7 @@ def told_apart(real: jax.Array, fake: jax.Array, weight: jax.Array) -> jax.Array
 
 
 def outputs_of(task: Task, variables: Variables) -> int:
-    """How many numbers the net says of an example: the discriminator's inputs.
+    """The number of outputs for one example, which are the discriminator's inputs.
 
     Raises:
         ArgumentError: it does not return one array [batch, ...].
@@ -163,6 +166,52 @@ def start(
     return jax.tree.map(jnp.array, state)
 
 
+def _regulariser(name: str) -> Callable[[PyTree, jax.Array, jax.Array], jax.Array]:
+    if name not in REGULARISERS:
+        raise errors.ArgumentError(
+            f"the regulariser {name!r} of the discriminator; write one of "
+            f"{', '.join(REGULARISERS)}."
+        )
+    return REGULARISERS[name]
+
+
+def _judge_loss(
+    penalty: Callable[..., jax.Array],
+    judge: PyTree,
+    pair: tuple[jax.Array, jax.Array],
+    weight: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """L_D and how well the discriminator tells a pair (f_b, f_g) apart."""
+    real, fake = (judged(judge, logits) for logits in pair)
+    # L_D = BCE(D(f_b), 1) + BCE(D(f_g), 0) + R(D); BCE of a
+    # logit z: softplus(-z) for 1, softplus(z) for 0
+    verdicts = weight @ (jax.nn.softplus(-real) + jax.nn.softplus(fake))
+    return verdicts + penalty(judge, fake, weight), told_apart(real, fake, weight)
+
+
+def _net_loss(
+    terms: Terms,
+    fake: jax.Array,
+    judge: PyTree,
+    real: jax.Array,
+    unit: jax.Array,
+    weight: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """L_G, and its first term without mu; `unit` divides the discriminator's inputs."""
+    # L_G = mu mean (f_b - f_g)^2 + adversarial BCE(D(f_g), 1)
+    apart = weight @ jnp.square(fake - real).mean(axis=-1)
+    fooled = weight @ jax.nn.softplus(-judged(judge, fake / unit))
+    return terms.mu * apart + terms.adversarial * fooled, apart
+
+
+def _guarded(after: AdversarialState, before: AdversarialState, loss: jax.Array):
+    """The state after a step; the one before it from the first step on that is not finite."""
+    sizes = optax.tree.norm((after.params, after.masks, after.judge))
+    good = before.good & jnp.isfinite(loss + sizes)
+    result = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+    return result._replace(good=good)
+
+
 def step_of(
     task: Task,
     teacher: Variables,
@@ -173,10 +222,10 @@ def step_of(
 ) -> Callable[..., tuple[AdversarialState, dict[str, jax.Array]]]:
     """`step(state, batch, key) -> state, metrics`, jitted: the discriminator first.
 
-    Labels are not looked at. The discriminator sees logits over the root mean square of the dense
-    net's, batch by batch; theirs differs by an order of magnitude from net to net. Weights and
+    Labels are not used. The discriminator gets logits divided by the root mean square of the dense
+    net's, batch by batch, which differs by an order of magnitude from net to net. Weights and
     masks share one backward pass, so the masks' gradient is taken at m_k, as in the authors' code.
-    A step that is not finite leaves the state as it was, and so do all that follow; their `loss` is
+    A step that is not finite leaves the state as it is, and so do all later ones; their `loss` is
     NaN.
 
     Args:
@@ -191,28 +240,9 @@ def step_of(
     Raises:
         ArgumentError: an unknown regulariser.
     """
-    if terms.regulariser not in REGULARISERS:
-        raise errors.ArgumentError(
-            f"the regulariser {terms.regulariser!r} of the discriminator; write one of "
-            f"{', '.join(REGULARISERS)}."
-        )
-    penalty = REGULARISERS[terms.regulariser]
+    judge_loss = functools.partial(_judge_loss, _regulariser(terms.regulariser))
+    net_loss = functools.partial(_net_loss, terms)
     of_weights, of_masks, of_judge = optimizers
-
-    def judge_loss(judge: PyTree, pair: tuple[jax.Array, jax.Array], weight: jax.Array):
-        ours, theirs = (judged(judge, logits) for logits in pair)
-        # L_D = BCE(D(f_b), 1) + BCE(D(f_g), 0) + R(D); BCE of a logit z: softplus(-z) for 1,
-        # softplus(z) for 0
-        verdicts = weight @ (jax.nn.softplus(-ours) + jax.nn.softplus(theirs))
-        return verdicts + penalty(judge, theirs, weight), told_apart(ours, theirs, weight)
-
-    def net_loss(
-        fake: jax.Array, judge: PyTree, real: jax.Array, unit: jax.Array, weight: jax.Array
-    ):
-        # L_G = mu mean (f_b - f_g)^2 + adversarial BCE(D(f_g), 1)
-        apart = weight @ jnp.square(fake - real).mean(axis=-1)
-        fooled = weight @ jax.nn.softplus(-judged(judge, fake / unit))
-        return terms.mu * apart + terms.adversarial * fooled, apart
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: AdversarialState, batch: Batch, key: jax.Array):
@@ -226,6 +256,7 @@ def step_of(
             return _flat(out), new
 
         fake, backward, new = jax.vjp(forward, state.params, state.masks, has_aux=True)
+        # A step of the discriminator on both nets' outputs, then one of the net against it.
         losses = jax.value_and_grad(judge_loss, has_aux=True)
         (judge_value, accuracy), slope = losses(state.judge, (real / unit, fake / unit), weight)
         changes, judge_state = of_judge.update(slope, state.opt_states[2], state.judge)
@@ -247,17 +278,15 @@ def step_of(
             state.step + 1, params, rest, masks, judge,
             (params_state, masks_state, judge_state), state.good,
         )  # fmt: skip
-        sizes = optax.tree.norm((params, masks, judge))
-        good = state.good & jnp.isfinite(net_value + judge_value + sizes)
-        result = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+        result = _guarded(after, state, net_value + judge_value)
         entries = sum(mask.size for mask in masks.values())
         metrics = {
-            "loss": jnp.where(good, net_value, jnp.nan),
+            "loss": jnp.where(result.good, net_value, jnp.nan),
             "difference": apart,
             "discriminator_loss": judge_value,
             "discriminator_accuracy": accuracy,
             "masks_alive": _total(result.masks, lambda mask: mask != 0) / entries,
         }
-        return result._replace(good=good), metrics
+        return result, metrics
 
     return step

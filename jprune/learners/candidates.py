@@ -1,4 +1,4 @@
-"""How good a net is that was never trained as it is: statistics anew, then held-out images."""
+"""Quality of a candidate that was never trained as it is: new statistics, then held-out images."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ from jprune import errors
 from jprune.base import Task, Variables, quality
 
 LATE = 2**30
-"""Steps after which an average that is divided by 1 - m^steps is divided by 1."""
+"""So many steps that 1 - m^steps is 1."""
 PROBES = ((False, 0.0), (False, 1.0), (True, 0.0), (True, 1.0), (True, 1024.0))
-"""(with parameters or with zeros, old statistics): passes that say how much of the old stays."""
+"""(with the parameters or with zeros, start of the statistics): the passes that measure m."""
 
 
 def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Variables:
-    """The variables with the mean of the statistics of some batches, and nothing of the old ones.
+    """The variables with statistics that are the means over some batches, the old ones forgotten.
 
-    Statistics that forget, new = m old + (1 - m) batch, keep m^n of what they were reset to after n
+    Running statistics, new = m old + (1 - m) batch, keep m^n of what they were reset to after n
     batches (12 % at m = 0.9, n = 20). The mean does not. A batch's own are (new from 0) / (1 - m),
     and m is new(1) - new(0), whatever library the norm is from. Where a library (Haiku, Equinox)
     divides averages by 1 - m^steps, its counters come out as after very many steps.
@@ -31,8 +31,8 @@ def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Va
         key: for what the net draws.
 
     Returns:
-        The variables; what does not forget (a rate of dropout) is as it was. Jittable; statistics
-        of another kind, which only `check_settles` refuses, are then as they were too.
+        The variables; constants among the statistics (a rate of dropout) stay. Jittable; statistics
+        of another kind, which only `check_settles` refuses, then stay too.
 
     Raises:
         ArgumentError: what `check_settles` raises, where nothing is traced.
@@ -46,25 +46,28 @@ def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Va
         >>> task = train.task(zoo.build("resnet8", shape=(8, 8, 1)), data.load("digits"))
         >>> net, key = task.init(jax.random.key(0)), jax.random.key(1)
         >>> alike = [settled(task, net, jnp.ones((n, 4, 8, 8, 1)), key) for n in (1, 3)]
-        >>> means = [found["stats"]["norm1"]["mean"] for found in alike]
+        >>> means = [each["stats"]["norm1"]["mean"] for each in alike]
         >>> bool(jnp.allclose(*means))  # running means of one batch and of three would differ
         True
     """
     if not len(images):
         return variables
     parts = _apart(task, variables, images[0][:2], key)
-    kept, odd = _kept(parts, images[0][:2], key)
-    if not any(isinstance(found, Tracer) for found in odd.values()):
+    momentum, odd = _kept(parts, images[0][:2], key)
+    if not any(isinstance(is_odd, Tracer) for is_odd in odd.values()):
         _refuse(task, odd)
-    blank = [jnp.where(m < 1, jnp.zeros_like(old), old) for m, old in zip(kept, parts.old)]
+    # m = 1: a constant and no average, which stays.
+    zeroed = [jnp.where(m < 1, jnp.zeros_like(old), old) for m, old in zip(momentum, parts.old)]
 
     def look(sums: list[Any], item: Any) -> tuple[list[Any], None]:
-        return [a + b for a, b in zip(sums, parts.update(parts.params, blank, *item))], None
+        return [a + b for a, b in zip(sums, parts.update(parts.params, zeroed, *item))], None
 
+    # A key per batch, as in training: dropout draws anew.
     keys = jax.random.split(key, len(images))
     sums, _ = jax.lax.scan(look, [jnp.zeros_like(old) for old in parts.old], (images, keys))
-    means = [total / len(images) / jnp.where(m < 1, 1 - m, 1) for total, m in zip(sums, kept)]
-    done = [jnp.where(m < 1, mean, old) for mean, m, old in zip(means, kept, parts.old)]
+    # mean over batches of (new from 0) / (1 - m)
+    means = [total / len(images) / jnp.where(m < 1, 1 - m, 1) for total, m in zip(sums, momentum)]
+    done = [jnp.where(m < 1, mean, old) for mean, m, old in zip(means, momentum, parts.old)]
     return parts.whole(parts.params, done)
 
 
@@ -90,7 +93,7 @@ def check_settles(task: Task, variables: Variables, image: Any, key: jax.Array) 
 
 
 def _refuse(task: Task, odd: dict[str, jax.Array]) -> None:
-    names = [name for name, found in odd.items() if bool(found)]
+    names = [name for name, is_odd in odd.items() if bool(is_odd)]
     if names:
         raise errors.ArgumentError(
             f"the statistics {', '.join(names)} of {task.name} do not follow new = m old + (1 - m) "
@@ -120,20 +123,23 @@ class _Apart(NamedTuple):
 def _apart(task: Task, variables: Variables, image: Any, key: jax.Array) -> _Apart:
     params, rest = task.split(variables)
     structure = jax.tree.structure(rest)
-    after = lambda given, image, key: task.split(
-        task.update(given, task.train_fn(given, image, key)[1])
+    after = lambda tree, image, key: task.split(
+        task.update(tree, task.train_fn(tree, image, key)[1])
     )[1]
     leaves = jax.tree.leaves(rest)
+    # A counter is what goes up by 1 in a step: found by taking one.
     if any(_counts(leaf) for leaf in leaves):
         new = jax.tree.leaves(after(variables, image, key))
         late = lambda old, new: jnp.where(new == old + 1, LATE, old) if _counts(old) else old
+        # Averages of Haiku and Equinox are divided by 1 - m^counter: with a huge counter that is 1.
         leaves = [late(*pair) for pair in zip(leaves, new)]
+    # Statistics are vectors of floats; scalars are rates, and integers counters.
     moving = [jnp.ndim(leaf) > 0 and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
     pick = lambda values: [value for moves, value in zip(moving, values) if moves]
 
     def whole(params: Any, statistics: list[Any]) -> Variables:
-        given = iter(statistics)
-        filled = [next(given) if moves else leaf for moves, leaf in zip(moving, leaves)]
+        filler = iter(statistics)
+        filled = [next(filler) if moves else leaf for moves, leaf in zip(moving, leaves)]
         return task.merge(params, structure.unflatten(filled))
 
     def update(params: Any, old: list[Any], image: Any, key: jax.Array) -> list[Any]:
@@ -152,26 +158,29 @@ def _counts(leaf: Any) -> bool:
 
 
 def _kept(parts: _Apart, image: Any, key: jax.Array) -> tuple[list[Any], dict[str, jax.Array]]:
-    """How much stays of each statistic (m, elementwise), and {its name: whether it is odd}."""
+    """The m of each statistic, elementwise, and {its name: whether it follows another rule}."""
 
     def probe(how: tuple[jax.Array, jax.Array]) -> list[Any]:
-        known, start = how
-        params = jax.tree.map(lambda p: jnp.where(known, p, jnp.zeros_like(p)), parts.params)
+        with_params, start = how
+        params = jax.tree.map(lambda p: jnp.where(with_params, p, jnp.zeros_like(p)), parts.params)
         old = [jnp.full_like(leaf, start) for leaf in parts.old]
         return parts.update(params, old, image, key)
 
-    known, starts = (jnp.array(column) for column in zip(*PROBES))
-    kept, odd = [], {}
-    for name, new in zip(parts.names, jax.lax.map(probe, (known, starts))):
+    with_params, starts = (jnp.array(column) for column in zip(*PROBES))
+    momentum, odd = [], {}
+    for name, new in zip(parts.names, jax.lax.map(probe, (with_params, starts))):
         # Not a derivative: Flax stops gradients here. Without weights nothing is lost by rounding,
         # but a kernel that is divided by its norm is not finite; then a large start serves.
         exact, far = new[1] - new[0], (new[4] - new[2]) / PROBES[4][1]
+        # m = new(1) - new(0)
         m = jnp.where(jnp.isfinite(exact), exact, far)
         near = 1e-3 + 8 * jnp.finfo(new.dtype).eps * (1 + abs(new[2]))
+        # The same m with and without parameters, and from a
+        # far start: the rule is linear in the old.
         fine = (abs(new[3] - new[2] - m) <= near) & (abs(far - m) <= near) & (m >= 0) & (m <= 1)
-        kept.append(m)
+        momentum.append(m)
         odd[name] = ~fine.all()
-    return kept, odd
+    return momentum, odd
 
 
 def scorer(
@@ -197,12 +206,14 @@ def scorer(
 
     def of_batch(variables: Variables, batch: Any) -> tuple[jax.Array, jax.Array]:
         out = task.fn(variables, batch["image"])
+        # [batch]: padded examples have weight 0.
         value = quality(task.metrics(out, batch), task.loss(out, batch))
         return batch["weight"] @ value, batch["weight"].sum()
 
     @jax.jit
     def run(images: Any, held_out: Mapping[str, Any], *what: Any) -> jax.Array:
         variables = settled(task, net(*what), images, key)
+        # One batch after the other: all together would not fit the memory of activations.
         sums, weights = jax.lax.map(lambda batch: of_batch(variables, batch), held_out)
         return sums.sum() / weights.sum()
 

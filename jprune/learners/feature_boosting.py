@@ -3,7 +3,7 @@
     s_c = mean over positions of |x_c|,   g = relu(s predictor + level)
     y = pi * (norm(conv x) + shift),   pi_j = g_j for the k = ceil(d C) largest g_j, else 0
 
-pi takes the place of the norm's scale, which is 1 and stays so. A loser is *frozen* for that
+pi takes the place of the norm's scale, which is 1 and not trained. A loser is *frozen* for that
 example: exactly 0, and no gradient comes through it but that of the penalty on g.
 
 References:
@@ -13,7 +13,7 @@ References:
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import filter as matching
 from typing import Any, NamedTuple
 
@@ -39,11 +39,11 @@ class Gated(NamedTuple):
     Attributes:
         inputs: channels that it reads.
         outputs: channels that it makes; each has a gate.
-        scales: leaves that the gate takes the place of.
+        scales: paths of the leaves that the gate replaces.
         shifts: paths of the leaves that are added behind the scale.
         means: paths of the running means of its norm.
         early: shifts that the scale multiplies, such as a convolution's bias before its norm.
-        least: outputs that win at least.
+        least: the smallest number of outputs that win.
     """
 
     inputs: int
@@ -62,8 +62,8 @@ class Boosting:
     Attributes:
         lasso: weight of the penalty on g, added to the loss of every example.
         over: what it sums: "gates" (all g of the paper) or "winners" (as in the authors' code).
-        start: "one": level 1, and the norm's shift as it is; "scale": level and shift such that
-            without the predictor, at density 1, the net says what it said.
+        start: "one": level 1, and the norm's shift unchanged; "scale": level and shift such that
+            without the predictor, at density 1, the outputs are those of the net before.
         std: of the predictor's initial normal distribution, cut at two deviations.
         shift_first: pi * (norm + shift) as in the paper; False: pi * norm + 1[pi > 0] shift, the
             default of the authors' code.
@@ -90,17 +90,17 @@ class Boosting:
 def boostable_layers(task: Task, groups: Groups, shapes: Variables) -> dict[str, Gated]:
     """{kernel: what its gates need} of all convolutions whose outputs can be suppressed.
 
-    Dense layers have none: a predictor would cost what the layer costs. Nor have grouped
-    convolutions, kernels that are used twice, outputs that are frozen, and layers of whose raw
-    outputs their norm is not the only reader (the stem of a pre-activation ResNet or a DenseNet):
-    behind a gate that is folded into such a kernel the other reader would see another value.
+    Dense layers get none: a predictor would cost what the layer costs. Nor do grouped
+    convolutions, kernels that are used twice, outputs that are frozen, and layers whose raw outputs
+    something beside their norm reads (the stem of a pre-activation ResNet or a DenseNet): behind a
+    gate that is folded into such a kernel, the other reader would get another value.
     """
     between = affine_leaves(task.fn, groups, shapes, task.example)
     # Gates are a leaf type, and leaf types are for kernels [window..., inputs, outputs].
     plain = plain_kernels(task.fn, shapes, task.example, casts=True)
     roles = {p.leaf: p.roles for name in groups.names for p in groups.places[name]}
     early = early_shifts(task.fn, groups, shapes, task.example)
-    found = {}
+    gated = {}
     for site in groups.sites:
         path, layer = site.kernel, groups.layers[site.kernel]
         usable = site.kind == "norm" and site.groups and path in plain and path in early
@@ -115,39 +115,39 @@ def boostable_layers(task: Task, groups: Groups, shapes: Variables) -> dict[str,
             )
             for role in ("scale", "shift", "mean")
         )
-        found[path] = Gated(inputs, outputs, *by_role, early=early[path])
-    return found
+        gated[path] = Gated(inputs, outputs, *by_role, early=early[path])
+    return gated
 
 
-def chosen_layers(groups: Groups, known: Mapping[str, Gated], patterns: str) -> dict[str, Gated]:
-    """The layers that patterns name, with ":" between; all without.
+def chosen_layers(groups: Groups, gateable: Mapping[str, Gated], patterns: str) -> dict[str, Gated]:
+    """The layers that patterns name, with ":" between; without patterns, all of them.
 
     Raises:
         FrozenError: a pattern names a layer whose outputs are frozen.
         ArgumentError: a pattern names no layer that can be gated, or there is none at all.
     """
-    if not known:
+    if not gateable:
         raise errors.ArgumentError(
             "no convolution of this net can have gates; fbs suppresses channels of convolutions. "
             "`jprune inspect` shows what is frozen."
         )
     named: dict[str, Gated] = {}
     for pattern in filter(None, patterns.split(":")):
-        found = matching(known, pattern)
-        frozen = [f for f in groups.frozen if matching([f.leaf], pattern) and not found]
+        matches = matching(gateable, pattern)
+        frozen = [f for f in groups.frozen if matching([f.leaf], pattern) and not matches]
         if frozen:
             last = frozen[-1]
             raise errors.FrozenError(
                 f"gates={pattern!r} puts a gate on {last.leaf}, which is frozen: its axis "
-                f"{last.axis} is {last.reason}. Write one of {', '.join(known)}."
+                f"{last.axis} is {last.reason}. Write one of {', '.join(gateable)}."
             )
-        if not found:
+        if not matches:
             raise errors.ArgumentError(
                 f"gates={pattern!r} names no layer that can have gates; "
-                f"{errors.nearest(pattern, known)}there are {', '.join(known)}."
+                f"{errors.nearest(pattern, gateable)}there are {', '.join(gateable)}."
             )
-        named |= {name: known[name] for name in found}
-    return named or dict(known)
+        named |= {name: gateable[name] for name in matches}
+    return named or dict(gateable)
 
 
 def counts_at(layers: Mapping[str, Gated], density: float) -> dict[str, int]:
@@ -169,6 +169,7 @@ def init_gates(
     """{layer: {"predictor": [inputs, outputs], "level": [outputs]}}."""
     return {
         name: {
+            # A normal distribution, cut at two deviations: no channel begins far from the others.
             "predictor": std
             * jax.random.truncated_normal(
                 jax.random.fold_in(key, number), -2.0, 2.0, (layer.inputs, layer.outputs)
@@ -193,10 +194,13 @@ def prepared(
         size = jnp.ones(layer.outputs)
         if boosting.start == "scale" and layer.scales:
             scale = math.prod((leaves[path] for path in layer.scales), start=size)
+            # Gates are 0 or more: |gamma| is the level, and the sign of gamma goes into what is
+            # scaled. 1e-3: shifts are divided by it.
             sign, size = jnp.where(scale < 0, -1.0, 1.0), jnp.maximum(jnp.abs(scale), 1e-3)
             for path in (name, *layer.means, *layer.early):
                 leaves[path] = leaves[path] * sign
             if boosting.shift_first:
+                # pi (x + shift / gamma) = gamma x + shift where pi = gamma
                 leaves |= {path: leaves[path] / size for path in layer.shifts}
         leaves |= {path: jnp.ones_like(leaves[path]) for path in layer.scales}
         levels[name] = size
@@ -226,32 +230,13 @@ def boosted_task(
     phases = len(next(iter(counts.values())))
 
     def train_fn(variables: Variables, x: jax.Array, key: jax.Array) -> Any:
+        # Traced: the step is data, so one compiled function serves all phases.
         phase = jnp.minimum(variables["step"] * phases // steps, phases - 1)
         net = _with_ones(groups, layers, variables["net"])
-        shifts = leaves_by_path(groups, net)
-
-        def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
-            seen, penalty, alive = carry
-            if site.layer not in layers:
-                return value, carry
-            if site.kind == "in":
-                gates = variables["gates"][site.layer]
-                g = saliences(value, gates["predictor"], gates["level"], site.axis)
-                return value, ({**seen, site.layer: g}, penalty, alive)
-            g = seen[site.layer]
-            pi = winners(g, jnp.asarray(counts[site.layer])[phase])
-            penalty = penalty + (g if boosting.over == "gates" else pi).sum(axis=-1)
-            alive = alive + (pi > 0).mean(axis=-1) / len(layers)
-            shape = [1] * value.ndim
-            shape[site.axis] = -1
-            along = pi.reshape(len(value), *shape[1:]).astype(value.dtype)
-            if boosting.shift_first:
-                return along * value, (seen, penalty, alive)
-            paths = layers[site.layer].shifts
-            shift = sum((shifts[path] for path in paths), jnp.zeros(()))
-            shift = jnp.reshape(jnp.broadcast_to(shift, pi.shape[-1:]), shape).astype(value.dtype)
-            return along * (value - shift) + (along > 0) * shift, (seen, penalty, alive)
-
+        winners_now = {name: jnp.asarray(of_phase)[phase] for name, of_phase in counts.items()}
+        handler = _gating(
+            layers, boosting, winners_now, variables["gates"], leaves_by_path(groups, net)
+        )
         run = intercept(task.train_fn, groups, handler, ("in", "norm"))
         nothing = jnp.zeros(len(x))
         (logits, new), (_, penalty, alive) = run(net, ({}, nothing, nothing), x, key)
@@ -282,6 +267,49 @@ def boosted_task(
     )  # fmt: skip
 
 
+def _gating(
+    layers: Mapping[str, Gated],
+    boosting: Boosting,
+    counts: Mapping[str, jax.Array],
+    gates: PyTree,
+    leaves: Mapping[str, Any],
+) -> Callable[[Site, Any, Any], tuple[Any, Any]]:
+    """The handler that gates the layers at "norm" by what they read at "in".
+
+    It carries ({layer: g}, penalty [batch], fraction of the gates that are open [batch]).
+    """
+
+    def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
+        g_of, penalty, alive = carry
+        if site.layer not in layers:
+            return value, carry
+        if site.kind == "in":
+            own = gates[site.layer]
+            # s_c = mean |x_c|;  g = relu(s predictor + level)
+            g = saliences(value, own["predictor"], own["level"], site.axis)
+            return value, ({**g_of, site.layer: g}, penalty, alive)
+        g = g_of[site.layer]
+        # pi_j = g_j for the k largest g_j, else 0
+        pi = winners(g, counts[site.layer])
+        # sum_j g_j of the paper's penalty, summed over layers
+        penalty = penalty + (g if boosting.over == "gates" else pi).sum(axis=-1)
+        alive = alive + (pi > 0).mean(axis=-1) / len(layers)
+        shape = [1] * value.ndim
+        shape[site.axis] = -1
+        # [batch, channels] along the axes of the layer's outputs: gates differ from image to image.
+        along = pi.reshape(len(value), *shape[1:]).astype(value.dtype)
+        # y = pi (norm(conv x) + shift)
+        if boosting.shift_first:
+            return along * value, (g_of, penalty, alive)
+        paths = layers[site.layer].shifts
+        shift = sum((leaves[path] for path in paths), jnp.zeros(()))
+        shift = jnp.reshape(jnp.broadcast_to(shift, pi.shape[-1:]), shape).astype(value.dtype)
+        # y = pi norm(conv x) + 1[pi > 0] shift
+        return along * (value - shift) + (along > 0) * shift, (g_of, penalty, alive)
+
+    return handler
+
+
 def _with_ones(groups: Groups, layers: Mapping[str, Gated], net: Variables) -> Variables:
     """The net whose gated layers have scales of 1, where no gradient gets."""
     ones = {path for layer in layers.values() for path in layer.scales}
@@ -309,6 +337,8 @@ def as_winners(
         variables: {"net", "gates", ...} of the boosted task.
         counts: {layer: how many outputs win}.
     """
+    # The factor and offset behind every layer, and then those without the gated layers' shifts:
+    # the quotient is what the kernel takes in.
     net = _with_ones(groups, layers, variables["net"])
     affine, x = affine_of(task.fn, groups), jnp.zeros(task.example.shape, task.example.dtype)
     folded = affine(net, x)
@@ -316,6 +346,7 @@ def as_winners(
     bonuses = {}
     for name, layer in layers.items():
         shift = sum((leaves[path] for path in layer.shifts), jnp.zeros(layer.outputs))
+        # The bonus is added to winners only, behind the gate.
         bonuses[name] = jnp.zeros_like(shift) if shift_first else shift
         for path in (*layer.shifts, *layer.means, *layer.early):
             leaves[path] = jnp.zeros_like(leaves[path])
@@ -324,12 +355,12 @@ def as_winners(
         factor, offset = folded[name]
         for path in layer.scales[:1]:
             leaves[path] = leaves[path] / rest[name][0]
-        left = rest[name][0] if not layer.scales else jnp.ones(())
+        scale_left = rest[name][0] if not layer.scales else jnp.ones(())
         gates = variables["gates"][name]
         leaves[name] = Winners(
-            leaves[name] * (factor / left),
-            (offset - bonuses[name]) / left,
-            bonuses[name] / left,
+            leaves[name] * (factor / scale_left),
+            (offset - bonuses[name]) / scale_left,
+            bonuses[name] / scale_left,
             gates["predictor"],
             gates["level"],
             jnp.asarray(counts[name], jnp.int32),

@@ -1,9 +1,9 @@
 """A hypernetwork: the weights of a net of any widths, from its widths.
 
-Every kernel that has units on an axis comes from two dense layers, e -> relu -> R^hidden -> kernel,
-where e are the widths (as fractions) of the groups on its axes. A narrower net has the leading
-units of every group; instead of being cropped it is masked, so that one compiled function serves
-all widths. What is masked is 0 at all places, so the statistics of the norms are those of the
+Every kernel with units on an axis is made by two dense layers, e -> relu -> R^hidden -> kernel,
+where e are the widths, as fractions, of the groups on its axes. A narrower net has the leading
+units of every group. It is masked instead of cropped, so that one compiled function serves
+all widths. Masked units are 0 at all places, so the statistics of the norms are those of the
 cropped net.
 
 References:
@@ -96,9 +96,9 @@ class Hypernetwork(NamedTuple):
         menu: the widths that it was made for.
         init: `init(key, variables) -> hyper`; variables are initial values of the net.
         net: `net(hyper, variables, widths) -> variables` of the net, masked; jittable in widths
-            [groups]. The statistics, and what is not learned, are those of the variables that come
-            in.
-        decayed: `decayed(hyper) -> bools`: where weight decay is for, kernels and what they are
+            [groups]. Statistics, and other leaves that are not trained, are those of the variables
+            that come in.
+        decayed: `decayed(hyper) -> bools`: True where weights decay: kernels and what they are
             made of.
     """
 
@@ -113,8 +113,8 @@ def hypernetwork(
 ) -> Hypernetwork:
     """A hypernetwork for a net.
 
-    The last dense layer starts with the net's own initial kernel as its bias, which acts as weights
-    that all widths share, and small weights: a generated kernel starts near the initial one. (The
+    The last dense layer starts with the net's own initial kernel as its bias, which acts as one
+    that all widths share, and small weights: generated kernels start near the initial one. (The
     authors' start from the defaults of their library.) Kernels without a unit of a free group, and
     the vectors beside them, are learned as they are.
 
@@ -123,13 +123,13 @@ def hypernetwork(
         groups: from `trace`.
         menu: widths that are drawn.
         hidden: width of the layer in between.
-        vectors: what becomes of biases, and of the scales and shifts of norms: "fixed" (they keep
+        vectors: how biases, and scales and shifts of norms, are trained: "fixed" (they keep
             their initial values: the norms of the authors' ResNets have none), "shared" (learned,
             by all widths together), "each" (one vector an option of the group: the authors'
             MobileNets).
 
     Raises:
-        ArgumentError: another word, no hidden unit, or a net without a free group.
+        ArgumentError: another `vectors`, no hidden unit, or a net without a free group.
 
     Example:
         >>> from jprune import data, train, zoo
@@ -141,16 +141,9 @@ def hypernetwork(
         >>> int(small["params"]["fc1"]["kernel"].any(axis=0).sum())
         30
     """
-    if vectors not in VECTORS or hidden < 1:
-        raise errors.ArgumentError(
-            f"hypernetwork(hidden={hidden}, vectors={vectors!r}); write 1 or more, and one of "
-            f"{', '.join(VECTORS)}."
-        )
-    if not menu.names:
-        raise errors.ArgumentError(
-            f"nothing of {task.name} has a width to choose: all of its units are frozen, or their "
-            "groups are left whole. See jprune.trace(...).frozen for the reasons."
-        )
+    _check(task, menu, hidden, vectors)
+    # Three kinds of leaves: made by the hypernetwork, a
+    # table of vectors by width, learned as they are.
     trained = _trained(task, groups)
     on_leaf = {path: _groups_on(groups, menu, path) for path in groups.leaves}
     contracted = _contracted(groups)
@@ -172,12 +165,15 @@ def hypernetwork(
     def net(hyper: Params, variables: Variables, widths: Any) -> Variables:
         leaves = leaves_by_path(groups, variables)
         widths = jnp.asarray(widths)
+
         encoding = widths / menu.sizes
         for path, layers in hyper["made"].items():
-            given = encoding[np.asarray(on_leaf[path])]
-            inner = jax.nn.relu(given @ layers["first"] + layers["shift"])
+            ratios = encoding[np.asarray(on_leaf[path])]
+            # W = W_2 relu(W_1 e + b_1) + b_2, with b_2 = layers["kernel"]
+            inner = jax.nn.relu(ratios @ layers["first"] + layers["shift"])
             kernel = jnp.tensordot(inner, layers["second"], 1) + layers["kernel"]
             leaves[path] = kernel.astype(layers["kernel"].dtype)  # encodings are float32
+        # Which option of its group every width is: options rise, so count the smaller ones.
         rows = (jnp.asarray(menu.widths) < widths[:, None]).sum(axis=1)
         for path, table in hyper["tables"].items():
             places = _group_at(groups, menu, path)
@@ -197,6 +193,20 @@ def hypernetwork(
         }
 
     return Hypernetwork(menu, init, net, decayed)
+
+
+def _check(task: Task, menu: Menu, hidden: int, vectors: str) -> None:
+    """Refuses arguments of `hypernetwork`, as it says."""
+    if vectors not in VECTORS or hidden < 1:
+        raise errors.ArgumentError(
+            f"hypernetwork(hidden={hidden}, vectors={vectors!r}); write 1 or more, and one of "
+            f"{', '.join(VECTORS)}."
+        )
+    if not menu.names:
+        raise errors.ArgumentError(
+            f"nothing of {task.name} has a width to choose: all of its units are frozen, or their "
+            "groups are left whole. See jprune.trace(...).frozen for the reasons."
+        )
 
 
 def _trained(task: Task, groups: Groups) -> set[str]:
@@ -222,18 +232,19 @@ def _groups_on(groups: Groups, menu: Menu, path: str) -> list[int]:
 
 def _group_at(groups: Groups, menu: Menu, path: str) -> np.ndarray:
     """Int [positions]: the free group at every position of a vector, -1 where there is none."""
-    found = np.full(groups.leaves[path].shape, -1)
+    number_at = np.full(groups.leaves[path].shape, -1)
     for number, name in enumerate(menu.names):
         for place in groups.places[name]:
             if place.leaf == path:
-                np.moveaxis(found, place.axis, 0)[place.units >= 0] = number
-    return found.ravel()
+                np.moveaxis(number_at, place.axis, 0)[place.units >= 0] = number
+    return number_at.ravel()
 
 
 def _start(key: jax.Array, kernel: jax.Array, inputs: int, hidden: int) -> dict[str, jax.Array]:
     """Initial values of the two layers behind a kernel."""
     one, two, three = jax.random.split(key, 3)
     even = lambda key, shape: jax.random.uniform(key, shape, kernel.dtype, -1, 1) / inputs**0.5
+    # The std of W_2 h is std(kernel) |h| / sqrt(hidden): of the kernel's own order, or less.
     small = jnp.std(kernel) / math.sqrt(hidden)
     return {
         "first": even(one, (inputs, hidden)),
@@ -266,7 +277,9 @@ def hypernetwork_task(task: Task, hyper: Hypernetwork, smoothing: float = 0.1) -
     table = jnp.asarray(hyper.menu.widths)
 
     def train_fn(variables: Variables, x: Any, key: jax.Array) -> tuple[Any, PyTree]:
+        # Widths are drawn apart from what the net draws.
         ours, theirs = jax.random.split(key)
+        # Uniform over options, for every group on its own
         drawn = jax.random.randint(ours, (len(table),), 0, table.shape[1])
         widths = table[jnp.arange(len(table)), drawn]
         return task.train_fn(hyper.net(variables["hyper"], variables["net"], widths), x, theirs)
@@ -278,7 +291,10 @@ def hypernetwork_task(task: Task, hyper: Hypernetwork, smoothing: float = 0.1) -
         of_class = lambda label: task.loss(
             out, {**batch, "label": jnp.full_like(batch["label"], label)}
         )
+        # [classes, batch] -> [batch]
         every = jax.vmap(of_class)(jnp.arange(task.data.classes)).mean(axis=0)
+        # (1 - s) loss(label) + s mean over classes c of
+        # loss(c): smoothing for any loss with classes
         return (1 - smoothing) * own + smoothing * every
 
     return task._replace(

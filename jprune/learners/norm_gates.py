@@ -28,21 +28,24 @@ def sample_gates(key: jax.Array, mu: Gates, log_var: Gates) -> Gates:
         >>> sample_gates(jax.random.key(0), {"a": jnp.ones(3)}, {"a": jnp.full(3, -jnp.inf)})["a"]
         Array([1., 1., 1.], dtype=float32)
     """
+    # One draw for all groups, split: the order of names, and not of a dict, says who gets which.
     names = sorted(mu)
     ends = np.cumsum([mu[name].size for name in names])
     drawn = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1].tolist())
     return {
-        name: mu[name] + jnp.exp(0.5 * log_var[name]) * noise for name, noise in zip(names, drawn)
+        # gamma = mu + sigma epsilon
+        name: mu[name] + jnp.exp(0.5 * log_var[name]) * noise
+        for name, noise in zip(names, drawn)
     }
 
 
 def early_shifts(
     fn: Callable[..., Any], groups: Groups, variables: Variables, example: Any
 ) -> dict[str, tuple[str, ...]]:
-    """{call site: shifts that come in before its first scale}, such as a bias before a norm.
+    """{call site: shifts that are added before its first scale}, such as a bias before a norm.
 
-    Call sites are left out whose values something beside reads on the way to `norm`: what is done
-    at `norm` is then not done to all that the contraction says.
+    A call site is left out if something else reads its values on the way to `norm`: a change at
+    `norm` would then not reach all readers.
 
     Args:
         fn: the network, in inference mode.
@@ -68,21 +71,23 @@ def early_shifts(
         for value in equation.inputs:
             readers.setdefault(value, []).append(equation)
     spots = {(s.layer, s.kind): s.value for s in find_spots(program, coupling.uses, paths)}
-    found = {}
+    shifts_of = {}
     for layer in (layer for layer, kind in spots if kind == "out"):
         value, early, scaled = spots[layer, "out"], list[str](), False
         while value != spots[layer, "norm"]:
             if len(readers[value]) > 1 or value in program.outputs:
                 break
             (after,) = readers[value][0].outputs
+            # Leaves that come in with this equation: on which
+            # its result depends, and its input did not.
             met = [p for n, p in enumerate(paths) if (bits[after] & ~bits[value]) >> n & 1]
             scaled |= any("scale" in roles.get(path, ()) for path in met)
             if not scaled:
                 early += [path for path in met if "shift" in roles.get(path, ())]
             value = after
         else:
-            found[layer] = tuple(early) if scaled else ()
-    return found
+            shifts_of[layer] = tuple(early) if scaled else ()
+    return shifts_of
 
 
 def fold_gates(
@@ -91,7 +96,7 @@ def fold_gates(
     gamma: Mapping[str, Any],
     early: Collection[str] = (),
 ) -> Variables:
-    """Writes gates into norms: the scale becomes gamma, the shift gamma times what it was.
+    """Writes gates into norms: scale <- gamma, shift <- gamma shift.
 
     Args:
         groups: from `trace`.
@@ -111,6 +116,7 @@ def fold_gates(
         old = leaves[place.leaf]
         shape = [-1 if axis == place.axis else 1 for axis in range(old.ndim)]
         along = jnp.asarray(gamma[name])[np.maximum(place.units, 0)].reshape(shape)
+        # gamma (x + beta) = gamma x + gamma beta: the scale is gamma, the shift gamma beta
         new = along if "scale" in place.roles else along * old
         inside = (place.units >= 0).reshape(shape)
         leaves[place.leaf] = jnp.where(inside, new, old).astype(old.dtype)
@@ -118,10 +124,10 @@ def fold_gates(
 
 
 def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example: Any) -> list[str]:
-    """Groups that gates remove: whatever makes a unit ends in gamma (x + beta).
+    """Groups whose units a gate of 0 removes: all their producers end in gamma (x + beta).
 
-    Every producer is asked what stands behind it, for gates of 1 and of 2: both its slope and its
-    shift must double. A bias before the norm belongs to x.
+    Every producer is probed with gates of 1 and of 2: both the slope and the shift behind it must
+    double. A bias before the norm belongs to x.
 
     Args:
         fn: the function that was traced.
@@ -150,9 +156,10 @@ def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example:
     ]
     early = early_shifts(fn, groups, shapes, example)
     behind = jax.jit(_behind(fn, groups, names, example, {*chain(*early.values())}))
+    # Any values other than 0 and 1 do; shapes are all that is there before a training.
     filled = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1.5, leaf.dtype), shapes)
     once, twice = (jax.tree.map(np.asarray, behind(filled, gate)) for gate in (1.0, 2.0))
-    found = []
+    gated = []
     for name in names:
         slopes = [
             (once[site][:, place.units >= 0], twice[site][:, place.units >= 0])
@@ -160,15 +167,17 @@ def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example:
             for site in (groups.layers[place.leaf].sites if place.leaf in groups.layers else ())
             if site in once and once[site].shape[1] == len(place.units)
         ]
+        # gamma (x + beta) is linear in gamma: twice the gate is twice the slope and twice the
+        # shift. A slope of 0 would double too: it says nothing.
         doubles = (np.allclose(2 * a, b) and np.all(a[1] != a[0]) for a, b in slopes)
         if slopes and all(doubles):
-            found.append(name)
-    if not found:
+            gated.append(name)
+    if not gated:
         raise errors.ArgumentError(
             "the net has no unit whose producers all end in a batch norm of their own, so there "
             "are no scales to gate. Take a net with batch norms, or another method such as taylor."
         )
-    return found
+    return gated
 
 
 def _behind(
@@ -178,14 +187,15 @@ def _behind(
     example: Any,
     early: Collection[str],
 ) -> Callable[..., dict[str, Any]]:
-    """`(variables, gate) -> {layer: [2, outputs]}`: what stands behind outputs of 0 and of 1."""
+    """`(variables, gate) -> {layer: [2, outputs]}`: values at `norm` for outputs of 0 and of 1."""
 
-    def handler(site: Site, value: Any, seen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def handler(site: Site, value: Any, rows_of: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if site.kind == "out":
+            # The two examples of the batch are outputs of 0 and of 1: shift, and shift + slope.
             probe = jnp.arange(2, dtype=value.dtype).reshape(2, *[1] * (value.ndim - 1))
             value = jnp.broadcast_to(probe, value.shape)
         rows = jnp.moveaxis(value, site.axis, -1).reshape(2, -1, value.shape[site.axis])[:, 0]
-        return value, {**seen, site.layer: rows}
+        return value, {**rows_of, site.layer: rows}
 
     run = intercept(fn, groups, handler, ("out", "norm"))
     x = jnp.zeros((2, *example.shape[1:]), example.dtype)

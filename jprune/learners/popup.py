@@ -1,4 +1,4 @@
-"""Edge-popup: what is learned is which weights are there, never what they are.
+"""Edge-popup: learns which weights of a random net are kept, and never changes a weight.
 
 References:
     Ramanujan, Wortsman, Kembhavi, Farhadi, Rastegari, What's hidden in a randomly weighted neural
@@ -31,6 +31,7 @@ def kept_of(size: int, k: float) -> int:
         >>> kept_of(10, 0.3), kept_of(7, 0.5), kept_of(100, 0.29)
         (3, 4, 29)
     """
+    # j = int((1 - k) n) of the smallest |s| go
     return max(1, size - int((1 - k) * size))
 
 
@@ -62,6 +63,8 @@ def top_masks(scores: Scores, k: float) -> Masks:
 
 def learned_masks(scores: Scores, k: float) -> PyTree:
     """The masks as floats whose gradient goes to |s|, straight through the choice."""
+    # m = 1[|s| among the k n largest] forward; dL/d|s| = w
+    # dL/d(w m) backward, so dL/ds = sign(s) w dL/d(w m)
     hard = top_masks(jax.lax.stop_gradient(scores), k)
     soft = jax.tree.map(jnp.abs, scores)
     return jax.tree.map(lambda mask, size: ste(mask.astype(size.dtype), size), hard, soft)
@@ -106,6 +109,7 @@ def draw_scores(key: jax.Array, weights: PyTree, layers: Mapping[str, Layer]) ->
     Raises:
         StructureError: a leaf that is no kernel of the layers.
     """
+    # bound = gain sqrt(3 / fan) with gain = sqrt(2 / (1 + a^2)), a^2 = 5: 1 / sqrt(fan)
     draw = lambda key, shape, fan: jax.random.uniform(key, shape, minval=-1.0) / fan**0.5
     return _drawn(key, weights, layers, draw)
 
@@ -148,8 +152,9 @@ def draw_weights(
     """
     if how not in DRAWS:
         raise errors.ArgumentError(f"draw_weights(how={how!r}); write one of {', '.join(DRAWS)}.")
-    kept = 1.0 if k is None else k
-    draw = lambda key, shape, fan: DRAWS[how](key, shape, math.sqrt(2 / (kept * fan)))
+    density = 1.0 if k is None else k
+    # std = sqrt(2 / (k fan-in)): half of a ReLU's inputs pass, a fraction k of the weights stays
+    draw = lambda key, shape, fan: DRAWS[how](key, shape, math.sqrt(2 / (density * fan)))
     return _drawn(key, weights, layers, draw)
 
 
@@ -161,6 +166,7 @@ def _drawn(key: jax.Array, like: PyTree, layers: Mapping[str, Layer], draw: Draw
             f"{others[0]} has no fan-in: it is no kernel of this net. Its kernels are "
             f"{', '.join(layers) or 'none'}; None stands for leaves that are not drawn."
         )
+    # A key per leaf, in the order of the tree.
     keys = jax.random.split(key, max(1, len(leaves)))
     drawn: list[Any] = [
         draw(own_key, leaf.shape, layers[path].fan_in).astype(leaf.dtype)

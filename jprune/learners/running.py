@@ -1,4 +1,4 @@
-"""A learner run to its end, in memory."""
+"""Runs a learner to its end, in memory."""
 
 import itertools
 
@@ -11,7 +11,8 @@ def to_the_end(learner: Learner) -> tuple[Pruned, dict[str, float]]:
     Returns:
         The net, and the metrics of the last step.
     """
-    state, seen = learner.init(), {}
+    state, metrics = learner.init(), {}
     for batch in itertools.islice(learner.batches(0), learner.steps):
-        state, seen = learner.step(state, batch)
-    return learner.finish(state), {name: float(value) for name, value in seen.items()}
+        state, metrics = learner.step(state, batch)
+    # Metrics are read once, at the end: reading them each step would wait for the device.
+    return learner.finish(state), {name: float(value) for name, value in metrics.items()}

@@ -1,9 +1,9 @@
-"""Real-valued masks of channels, of what one layer contributes, and of residual blocks.
+"""Real-valued masks of channels, of whole groups, and of residual blocks.
 
-A mask multiplies weights, never activations: that of a channel its slice of every consumer (for
-masks >= 0 the same as a mask behind the ReLU), that of a block the last scale and shift of the
-block's weighted side. So a masked net runs like any other, in training and in inference, and
-folding a mask into the net is the net that it is.
+A mask multiplies weights, never activations. That of a channel multiplies its slice of every
+consumer (for masks >= 0 the same as a mask behind the ReLU); that of a block the last scale and
+shift of the block's weighted side. So a masked net is an ordinary net, in training and in
+inference, and nothing has to be folded at the end.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +22,9 @@ from jprune.learners.norm_gates import early_shifts
 from jprune.units import expand, leaves_by_path
 
 KINDS = ("channel", "branch", "block")
-"""`branch`: one mask for all channels of a group, such as what one layer puts into a concatenation.
-`block`: one for the side of a residual sum that has weights (`Groups.branches`)."""
+"""`channel`: one mask for every channel. `branch`: one for all channels of a group, such as those
+that one layer adds to a concatenation. `block`: one for the side of a residual sum that has weights
+(`Groups.branches`)."""
 
 
 def sizes_of(groups: Groups, kinds: Sequence[str]) -> dict[str, int]:
@@ -55,43 +56,43 @@ def sizes_of(groups: Groups, kinds: Sequence[str]) -> dict[str, int]:
 
 
 def chosen(
-    groups: Groups, known: Mapping[str, int], patterns: Sequence[str], whole: Iterable[str]
+    groups: Groups, candidates: Mapping[str, int], patterns: Sequence[str], whole: Iterable[str]
 ) -> dict[str, int]:
-    """Those of `known` that patterns name; without patterns, all but those that stay whole.
+    """The candidates that patterns name; without patterns, all but those that stay whole.
 
     Args:
         groups: of the net.
-        known: what can have a mask or a gate.
+        candidates: what can have a mask or a gate.
         patterns: with `*` and `?`; none: everything.
         whole: groups that a budget's floors leave whole.
 
     Raises:
-        FrozenError: a pattern names what the engine has frozen, or what is to stay whole.
+        FrozenError: a pattern names something that is frozen, by the engine or by a budget's floor.
         ArgumentError: a pattern names nothing.
     """
-    kept = set(whole)
+    never = set(whole)
     if not patterns:
-        return {name: size for name, size in known.items() if name not in kept}
+        return {name: size for name, size in candidates.items() if name not in never}
     named: dict[str, int] = {}
     for pattern in patterns:
-        found = matching(known, pattern)
-        if held := [name for name in found if name in kept]:
+        matches = matching(candidates, pattern)
+        if held := [name for name in matches if name in never]:
             raise errors.FrozenError(
                 f"gates={pattern!r} puts a gate on {held[0]}, which is frozen: the budget's floor "
                 "leaves it whole. Leave it out of gates, or out of --freeze."
             )
-        if not found:
+        if not matches:
             frozen = [f for f in groups.frozen if matching([f.leaf], pattern)][-1:]
             if frozen:
                 raise errors.FrozenError(
                     f"gates={pattern!r} puts a gate on {frozen[0].leaf}, which is frozen: axis "
-                    f"{frozen[0].axis} is {frozen[0].reason}. Write one of {', '.join(known)}."
+                    f"{frozen[0].axis} is {frozen[0].reason}. Write one of {', '.join(candidates)}."
                 )
             raise errors.ArgumentError(
                 f"gates={pattern!r} names nothing that can have a gate; "
-                f"{errors.nearest(pattern, known)}there are {', '.join(known)}."
+                f"{errors.nearest(pattern, candidates)}there are {', '.join(candidates)}."
             )
-        named |= {name: known[name] for name in found}
+        named |= {name: candidates[name] for name in matches}
     return named
 
 
@@ -113,6 +114,7 @@ def scaled(
         if name in groups.sizes
     }
     if channels:
+        # W[c] <- m_c W[c] in every consumer
         factors = expand(groups, channels, roles=("in",))
         tree = jax.tree.map(lambda value, factor: value * factor, tree, factors)
     blocks = {path: masks[name] for name, paths in ends.items() for path in paths if name in masks}
@@ -125,17 +127,18 @@ def scaled(
 def ends_of(
     task: Task, groups: Groups, names: Iterable[str], variables: Variables
 ) -> dict[str, tuple[str, ...]]:
-    """{residual branch: leaves whose product with a mask is the branch's product with it}.
+    """{residual branch: leaves to multiply so that the branch's output is multiplied by the mask}.
 
     They are the last norm's scale and shift, or the last kernel and bias where no norm follows;
-    which of the two is asked of the net itself. A bias before the norm is none of them.
+    both are tried on the net itself. A bias before the norm is none of them.
 
     Raises:
         StructureError: a branch that ends otherwise.
     """
-    found, run = {}, jax.jit(task.fn)
+    ends, run = {}, jax.jit(task.fn)
     shapes = groups.treedef.unflatten(list(groups.leaves.values()))
     early = early_shifts(task.fn, groups, shapes, task.example)
+    # Noise, so that no output agrees by chance.
     noise = np.random.default_rng(0).normal(size=(2, *task.example.shape[1:]))
     x = jnp.asarray(noise, task.example.dtype)
     kernel_of = {site.layer: site.kernel for site in groups.sites}
@@ -153,15 +156,18 @@ def ends_of(
         )
         plain = tuple(p.leaf for p in inside if p.leaf == layer or "shift" in p.roles)
         mask = {branch.name: jnp.full(1, 0.7)}
+        # The net with 0.7 times the branch, gated where it
+        # joins the sum: what folding has to give.
         wanted = jax.jit(gated(task.fn, groups, "join"))(variables, mask, x)
+        # The norm first: scaling a kernel in front of a norm changes nothing.
         for leaves in (norms, plain):
             got = run(scaled(groups, mask, {branch.name: leaves}, variables), x)
             if leaves and jnp.allclose(got, wanted, rtol=1e-4, atol=1e-4 * jnp.abs(wanted).max()):
-                found[branch.name] = leaves
+                ends[branch.name] = leaves
                 break
         else:
             raise errors.StructureError(
                 f"{branch.name} ends in no affine layer that a mask could be folded into. Write "
                 "masks=channel, or leave it out of gates."
             )
-    return found
+    return ends

@@ -1,6 +1,6 @@
-"""A distribution over the scales of batch norms: which channels are surely zero.
+"""Distributions over the scales of batch norms, which say what channels are surely zero.
 
-The norm of a gated unit says gamma (x + beta), its shift inside the product, so that gamma = 0
+The norm of a gated unit is gamma (x + beta), its shift inside the product, so that gamma = 0
 removes it. All norms that write a residual stream share the gamma of a unit. Gamma is drawn from
 N(mu, sigma^2), once a unit and step; mu and log sigma^2 are learned.
 
@@ -11,6 +11,7 @@ References:
     networks, 2017, arXiv 1701.05369.
 """
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ def kl_gaussian(mu: jax.Array, log_var: jax.Array) -> jax.Array:
         >>> print(kl_gaussian(jnp.array(3.0), jnp.array(0.0)))
         4.5
     """
+    # mu^2 / (2 sigma^2)
     return 0.5 * mu**2 * jnp.exp(-log_var)
 
 
@@ -45,21 +47,24 @@ def kl_log_uniform(mu: jax.Array, log_var: jax.Array) -> jax.Array:
         0.4312
     """
     log_alpha = log_ratio(mu, log_var)
+    # k1 - k1 sigmoid(z) = k1 sigmoid(-z), without cancelling for large z
     fitted = K1 * jax.nn.sigmoid(-(K2 + K3 * log_alpha))
+    # log(1 + 1 / alpha) = softplus(-log alpha)
     return fitted + 0.5 * jax.nn.softplus(-log_alpha)
 
 
 def log_ratio(mu: jax.Array, log_var: jax.Array) -> jax.Array:
     """Log alpha = log(sigma^2 / mu^2); finite, with a gradient of 0, at mu = 0."""
+    # Log alpha = log sigma^2 - log mu^2; 1e-12 is far below any mu that the rule keeps
     return log_var - jnp.log(mu**2 + 1e-12)
 
 
 class Prior(NamedTuple):
-    """What pulls gates towards zero, and when one is there.
+    """The prior of a gate: its pull towards zero, and when a gate counts as zero.
 
     Attributes:
         divergence: `(mu, log sigma^2) -> nats`, elementwise.
-        worth: `(mu, log sigma^2, rule) -> scores`, elementwise: at most 1 where the rule prunes.
+        worth: `(mu, log sigma^2, rule) -> scores`, elementwise; the rule prunes at 1 or less.
     """
 
     divergence: Callable[[jax.Array, jax.Array], jax.Array]
@@ -83,26 +88,28 @@ class Rule(NamedTuple):
 PRIORS: dict[str, Prior] = {
     "gaussian": Prior(
         kl_gaussian,
+        # max(|mu| / tau_mu, sigma / tau_sigma) <= 1  <=>  |mu| <= tau_mu and sigma <= tau_sigma
         lambda mu, log_var, rule: jnp.maximum(
             jnp.abs(mu) / rule.mu, jnp.exp(0.5 * log_var) / rule.sigma
         ),
     ),
     "log_uniform": Prior(
         kl_log_uniform,
+        # exp(tau - log alpha) <= 1  <=>  log alpha >= tau
         lambda mu, log_var, rule: jnp.exp(rule.log_alpha - log_ratio(mu, log_var)),
     ),
 }
 
 
 class Settings(NamedTuple):
-    """What variational training depends on.
+    """Settings of variational training.
 
     Attributes:
         prior: a name of `PRIORS`.
         weight: of the divergence; 1 is the evidence lower bound.
-        warmup: steps in which the weight grows in a line.
+        warmup: steps in which the weight grows linearly.
         rule: when a unit is surely zero.
-        masks: whether a unit that the rule prunes is gone at once, and for good.
+        masks: whether a unit that the rule prunes in training is removed at once, and for good.
     """
 
     prior: str = "gaussian"
@@ -132,15 +139,16 @@ def variational_task(
         groups: of the net.
         settings: prior, weight, rule.
         examples: N, of the training split.
-        least: {group: units that stay, however sure the rule is}.
+        least: {group: the smallest number of units that stay, whatever the rule says}.
         early: shifts that stand before their scale; see `early_shifts`.
     """
-    prior = PRIORS[settings.prior]
+    prior, rule = PRIORS[settings.prior], settings.rule
 
     def gamma_of(variables: Variables, values: Gates) -> Gates:
         return {name: values[name] * alive for name, alive in variables["alive"].items()}
 
     def train_fn(variables: Variables, x: Any, key: jax.Array) -> Any:
+        # Gates are drawn apart from what the net draws.
         first, second = jax.random.split(key)
         mu, log_var = variables["gates"]["mu"], variables["gates"]["log_var"]
         gamma = gamma_of(variables, sample_gates(first, mu, log_var))
@@ -161,10 +169,9 @@ def variational_task(
     def update(variables: Variables, new: Any) -> Variables:
         gates, alive = variables["gates"], variables["alive"]
         if settings.masks:
-            alive = {
-                name: _pruned(mask, gates["mu"][name], gates["log_var"][name], least.get(name, 1))
-                for name, mask in alive.items()
-            }
+            worth = lambda name: prior.worth(gates["mu"][name], gates["log_var"][name], rule)
+            alive = {n: _alive(mask, worth(n), least.get(n, 1)) for n, mask in alive.items()}
+        # The mean of a removed unit is 0 from now on: momentum alone would move it away.
         mu = {name: gates["mu"][name] * mask for name, mask in alive.items()}
         return {
             "net": task.update(variables["net"], new),
@@ -173,21 +180,12 @@ def variational_task(
             "step": variables["step"] + 1,
         }
 
-    def _pruned(alive: Any, mu: Any, log_var: Any, least: int) -> Any:
-        left = alive * (prior.worth(mu, log_var, settings.rule) > 1)
-        return jnp.where(left.sum() >= least, left, alive)
-
-    def split(variables: Variables) -> tuple[Any, Any]:
-        params, rest = task.split(variables["net"])
-        trained = {"net": params, "gates": variables["gates"]}
-        return trained, {"net": rest, "alive": variables["alive"], "step": variables["step"]}
-
     return task._replace(
         fn=lambda variables, x: task.fn(inference(groups, variables, early), x),
         train_fn=train_fn,
         loss=lambda outs, batch: task.loss(outs[0], batch) + outs[2],
         metrics=metrics,
-        split=split,
+        split=functools.partial(_split, task),
         merge=lambda trained, rest: {
             **rest,
             "net": task.merge(trained["net"], rest["net"]),
@@ -195,6 +193,20 @@ def variational_task(
         },
         update=update,
     )
+
+
+def _split(task: Task, variables: Variables) -> tuple[Any, Any]:
+    """(what is trained: net and gates, what is not: statistics, masks and the step's number)."""
+    params, rest = task.split(variables["net"])
+    trained = {"net": params, "gates": variables["gates"]}
+    return trained, {"net": rest, "alive": variables["alive"], "step": variables["step"]}
+
+
+def _alive(before: jax.Array, worth: jax.Array, least: int) -> jax.Array:
+    """Units alive after the rule; those before it where too few would be."""
+    after = before * (worth > 1)
+    # All or nothing, without sorting in a step: `Select` ranks the units at the end.
+    return jnp.where(after.sum() >= least, after, before)
 
 
 def inference(groups: Groups, variables: Variables, early: Collection[str] = ()) -> Variables:

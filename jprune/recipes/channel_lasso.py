@@ -32,7 +32,7 @@ def channel_lasso(
     points: int = 10,
     recalibrate: int = 0,
 ) -> Recipe:
-    """Which channels a layer reads is chosen by LASSO, and the layer refitted by least squares.
+    """Chooses the channels that a layer reads by LASSO, and refits the layer by least squares.
 
     The inputs are those of the net as pruned so far, the targets those of the dense net; a layer
     whose outputs go into a residual sum aims at what makes the sum right.
@@ -42,7 +42,7 @@ def channel_lasso(
         train: training of the dense net; None where it is trained already.
         finetune: training under the masks; the paper's is 10 epochs at 1e-5 for VGG-16, and its
             results without are the evaluation `before_finetune`.
-        refit: whether layers are refitted; False: chosen only.
+        refit: whether layers are refitted; False: channels are chosen only.
         targets: "dense", or "now": the outputs of the net as pruned so far, whose errors add up.
         stream: residual streams: "sampler" (the paper's: they stay whole, and a layer that begins
             a branch reads a part of them, which makes masks of weights), "whole" (nothing) or
@@ -51,15 +51,15 @@ def channel_lasso(
             command line with ":" between), or {step: share}; `inf` keeps a layer whole while
             others have units to give. The paper's VGG-16 keeps 1.5 in conv4 for 1 in shallower
             layers, and conv5 whole.
-        start: first penalty, over the one that leaves nothing (the paper's 1e-3 has the unit of the
-            outputs).
-        tolerance: how many more than the width LASSO may leave, over the width.
+        start: the first penalty, as a fraction of the one that leaves no unit (the paper's 1e-3 has
+            the unit of the outputs).
+        tolerance: how many units beyond the width LASSO may leave, as a fraction of the width.
         ridge: how strongly weights are held, over the mean square of the inputs; None: 1e-6, or
             1e-2 where there are fewer than two rows an unknown. The paper has 0.
         bias: fit constants too, where a bias or a norm takes them.
         batches: of calibration images; by default 5,000 images, as in the paper, or what there is.
         batch_size: images in one.
-        points: positions an image and layer.
+        points: sampled positions per image and layer.
         recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
 
     Returns:

@@ -57,7 +57,7 @@ def csgd(
         clusters: "kmeans" of the kernels, "even" (neighbours) or "imbalanced" (one large cluster).
         producers: whose kernels k-means sees where several layers write a stream: the first one
             ("pacesetter", the paper's) or "all".
-        rounds: how often is merged, every round keeping the same fraction of what is left; the
+        rounds: number of rounds, each keeping the same fraction of the remaining units; the
             paper's ResNet-56 goes to 13/16, 11/16 and 5/8 of its width.
         goal: see `strength`.
 
@@ -74,6 +74,7 @@ def csgd(
     """
     if rounds < 1:
         raise errors.ArgumentError(f"csgd(rounds={rounds}); it is 1 or more.")
+    # All rounds together train as long as one would.
     each = dataclasses.replace(finetune, epochs=finetune.epochs / rounds, name="pull")
     return framed(
         train,

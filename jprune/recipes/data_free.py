@@ -23,11 +23,11 @@ def data_free(
     drop: bool = False,
     stop: str = "budget",
 ) -> Recipe:
-    """Of two units with nearly the same incoming weights one goes, and the other speaks for both.
+    """Removes one of two units with similar incoming weights; the other takes over its outputs.
 
     The paper merges neurons of dense layers in one pass, and stops there: that is the evaluation
-    `before_finetune`. Here units of convolutions and of residual streams are merged too. What makes
-    a unit is all its incoming weights with biases and norms folded in, over all its producers;
+    `before_finetune`. Here units of convolutions and of residual streams are merged too. Units are
+    compared by all their incoming weights, biases and norms folded in, over all their producers;
     units that are equal are merged without any loss.
 
     Args:

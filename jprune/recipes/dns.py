@@ -70,6 +70,7 @@ def dns(
             f"dns(stop={stop}, gamma={gamma}, power={power}); stop is in (0, 1), the others are 0 "
             "or more."
         )
+    # Constant: masks move as long as weights do.
     during = dataclasses.replace(finetune, epochs=stop * finetune.epochs, schedule="constant")
     return framed(
         train,

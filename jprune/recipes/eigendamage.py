@@ -55,7 +55,7 @@ def eigendamage(
         last: the last layer is pruned too; in the paper it is not.
         fix_rotation: fine-tune the cores alone.
         recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
-        batches: that the factors are made of; None: one pass over the training images.
+        batches: calibration batches of the factors; None: one pass over the training images.
         batch_size: examples in one.
 
     Returns:
@@ -69,10 +69,12 @@ def eigendamage(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'before_finetune', 'finetune', 'recalibrate']
     """
+    # Several rounds can come back to a layer, so that one of them need not take nearly all of it.
     limit = (0.95 if rounds == 1 else 0.5) if limit is None else limit
     if fix_rotation:
         finetune = dataclasses.replace(finetune, wrap=cores_only)
     rotate = Rotate(budget, limit, labels, normalize, per_cost, last, batches, batch_size)
+    # The same settings for every round, towards its own budget.
     prune = lambda goal: dataclasses.replace(rotate, budget=goal)
     pruning, tune = in_rounds(prune, evenly(budget, rounds), finetune)
     after = settled(recalibrate, finetune.batch_size)

@@ -74,6 +74,7 @@ def fbs(
         raise errors.ArgumentError(f"fbs(drop={drop}); it is in (0, 1).")
     if finetune.distill:
         raise errors.ArgumentError("fbs learns from labels alone; leave out --distill.")
+    # Checked here, before anything is trained.
     boosting = Boosting(lasso, over, start, std, shift_first)
     return (
         *opening(train),

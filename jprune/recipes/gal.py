@@ -89,7 +89,11 @@ def gal(
     if not 0 < share < 1:
         raise errors.ArgumentError(f"gal(share={share}); it is in (0, 1).")
     during = dataclasses.replace(
-        finetune, epochs=share * finetune.epochs, schedule="constant", distill=0.0
+        # The dense net is the teacher here anyway, by the adversarial loss.
+        finetune,
+        epochs=share * finetune.epochs,
+        schedule="constant",
+        distill=0.0,
     )
     return framed(
         train,

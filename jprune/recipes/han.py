@@ -48,7 +48,7 @@ def han(
             layer has C_r of C_o weights left.
         finetune: all of the retraining, a round getting its share. The paper's learning rate is a
             tenth (LeNets) or a hundredth (AlexNet) of the original one.
-        rounds: how often is pruned (the paper: 5 on VGG-16); each keeps the same fraction.
+        rounds: number of rounds of pruning (the paper: 5 on VGG-16); each keeps the same fraction.
         q: "scan" (before every round, the largest q at which pruning this layer alone costs at most
             `tolerance` of validation accuracy; the first convolution gets at most the smallest of
             the others), or relative ones by hand: one for all, one for each kernel in execution
@@ -85,6 +85,7 @@ def han(
             "here. Leave out --weights."
         )
     if train is not None and l1:
+        # In place of L2, as in the paper's comparison.
         train = dataclasses.replace(train, weight_decay=0.0, wrap=L1Penalty(l1))
     parts = ("dense", "conv") if alternate else (None,)
     goals = [(goal, part) for goal in evenly(budget, rounds) for part in parts]
@@ -92,11 +93,14 @@ def han(
     scan = Sensitivity(budget, q, tolerance, examples, std_over)
     stages = []
     for number, (goal, part) in enumerate(goals):
+        # Numbers by hand do not change; a scan is made anew,
+        # since layers bear less when they are pruned.
         if number == 0 or (q == "scan" and part == parts[0]):
             stages.append(scan)
         stages += [StdPrune(goal, std_over, part), RemoveDead(), RescaleDropout()]
         moves = None if part is None else OnlyMoves(part)
         stages.append(dataclasses.replace(between, wrap=moves))
+    # The last retraining is the fine-tuning: together they train `finetune.epochs`.
     *pruning, last = stages
     return framed(train, *pruning, finetune=dataclasses.replace(last, name=finetune.name))
 

@@ -48,7 +48,7 @@ def kronecker(
         allocator: "global_topk" (the paper's) or "uniform".
         curvature: of c_obd: "diagonal", the squares of every example's gradient (the authors'
             code), or "kfac", the diagonal of the factors.
-        rounds: how often is pruned.
+        rounds: number of rounds of pruning.
         limit: the largest fraction of a group's units that may go in a round; None: 0.95 of a
             single round, 0.5 of several.
         labels: "model": drawn from the net, the true Fisher information; "data": the empirical one.
@@ -57,7 +57,7 @@ def kronecker(
         repo_variant: the scores of kron_obd and kron_obs as in the authors' code, with the
             elementwise square of W times A where w A w^T is meant.
         recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
-        batches: that the curvature is made of; None: one pass over the training images.
+        batches: calibration batches of the curvature; None: one pass over the training images.
         batch_size: examples in one.
 
     Returns:

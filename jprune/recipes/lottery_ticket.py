@@ -41,8 +41,8 @@ def lottery_ticket(
     Args:
         budget: what is kept after the last round; of weights (a density is that of all kernels).
         train: training of the dense net and of every round.
-        rounds: how often is pruned; None takes as many as keep 0.8 of the weights each time.
-            1 is the paper's one-shot pruning.
+        rounds: number of rounds of pruning; None takes as many as keep 0.8 of the weights each
+            time. 1 is the paper's one-shot pruning.
         scope: "layer" (every layer loses the same fraction) or "global" (all layers but the last
             compete; the paper's choice for deep nets).
         output_rate: fraction that the last layer loses, over that of the others; 0 leaves it whole.
@@ -81,7 +81,10 @@ def lottery_ticket(
             "rounds is 1 or more, output_rate in [0, 1], rewind_to 0 or more."
         )
     early = () if rewind_to == 0 else (dataclasses.replace(train, stop=rewind_to, name="early"),)
+    # The rest of the schedule: ticket and dense net take the same steps from there.
     late = dataclasses.replace(train, begin=rewind_to)
+    # Each round knows how many are to come: it takes the p
+    # that meets the budget after all of them.
     prunings = [
         PruneRound(budget, to_go, scope == "global", output_rate) for to_go in range(rounds, 0, -1)
     ]

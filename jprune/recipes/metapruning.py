@@ -94,6 +94,7 @@ def metapruning(
             f"metapruning(window={window}, images={images}, recalibrate={recalibrate}); the window "
             "is in (0, 1], there is at least one image, and 0 batches or more."
         )
+    # 32 of 128 epochs in the paper
     epochs = train.epochs / 4 if meta_epochs is None else meta_epochs
     meta = dataclasses.replace(train, epochs=epochs)
     widths = Widths(budget, options, least, hidden, vectors, window)

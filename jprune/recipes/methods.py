@@ -26,6 +26,7 @@ def modules() -> dict[str, ModuleType]:
     for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         if info.name.rpartition(".")[2] in NO_RECIPES:
             continue
+        # Importing all recipes costs no tracing: a recipe file holds functions only.
         module = importlib.import_module(info.name)
         for name in module.METHODS:
             if name in by_name:

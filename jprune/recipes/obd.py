@@ -61,7 +61,8 @@ def obd(
         probes: random backward passes a batch of a sampled estimate; None: 16.
         negative: what to do with negative curvature: "clip" at 0, "keep" or "refuse".
         weight_decay: added to the curvature, for a penalty that the loss does not have.
-        rounds: how often is pruned; None takes as many as keep 0.7 of the weights each time.
+        rounds: number of rounds of pruning; None takes as many as keep 0.7 of the weights each
+            time.
         per: "weight", as in the paper, or "unit": saliencies are summed over a filter.
         batches: calibration batches.
 

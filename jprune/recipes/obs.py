@@ -47,8 +47,8 @@ def obs(
             empirical Fisher has one row an example and takes None.
         stop: the paper's rule, for all rounds but the last: go no further once a deletion raises
             the loss by more than this fraction; None: go down to the round's budget.
-        rounds: how often is pruned.
-        batches: that the Hessian is made of.
+        rounds: number of rounds of pruning.
+        batches: calibration batches of the Hessian.
         batch_size: examples in one.
 
     Returns:

@@ -113,6 +113,7 @@ def _parts(kind: Any) -> tuple[Any, ...]:
 
 def _read_option(method: str, taken: dict[str, Any], text: str) -> tuple[str, Any]:
     option, equals, word = text.partition("=")
+    # As on the command line, where options are written with "-".
     option = option.replace("-", "_")
     if not equals or option not in taken:
         raise errors.ArgumentError(
@@ -140,6 +141,7 @@ def _value(word: str, parts: Sequence[Any]) -> Any:
         value = json.loads(word)
     except json.JSONDecodeError:
         value = word
+    # "rounds=3" is an int, "stop=1" a float: the annotation says which.
     return float(value) if float in parts and type(value) is int else value
 
 
@@ -153,6 +155,7 @@ def _is_of(value: Any, part: Any) -> bool:
         return isinstance(value, tuple) and all(
             any(_is_of(each, one) for one in inside) for each in value
         )
+    # Not `isinstance`: True is an int for Python.
     return type(value) is part
 
 

@@ -70,6 +70,7 @@ def scratch(
             "The dense net is read, so nobody knows how long it was trained. Write --set "
             "epochs=160,learning_rate=0.1, as the paper trains its nets for CIFAR-10."
         )
+    # A dense net that is read says nothing of its training: epochs and rate then come by hand.
     own = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule}
     like = dataclasses.replace(
         dataclasses.replace(finetune, distill=0.0) if train is None else train,

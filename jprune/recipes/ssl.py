@@ -100,6 +100,8 @@ def ssl(
         (1e-4 if how == "subgradient" else 0.0) if threshold is None else threshold,
         scales,
     )
+    # The penalty takes a part of the fine-tuning and adds
+    # none: methods are compared at equal epochs.
     during = dataclasses.replace(finetune, epochs=stop * finetune.epochs)
     return (
         *(() if train is None else (train,)),

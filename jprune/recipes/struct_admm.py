@@ -105,16 +105,7 @@ def struct_admm(
         ['admm', 'prune', 'between', 'admm', 'prune', 'before_finetune', 'finetune']
     """
     kinds = words_of(groups, KINDS, "groups")
-    if {"filter", "channel"} <= set(kinds):
-        raise errors.ArgumentError(
-            f"groups={groups!r}: a unit would have to be kept twice, as a filter and as a channel, "
-            "and the two supports differ. Write one of them."
-        )
-    if allocator not in ALLOCATORS or optimizer not in OPTIMIZERS:
-        raise errors.ArgumentError(
-            f"struct_admm(allocator={allocator!r}, optimizer={optimizer!r}); write one of "
-            f"{', '.join(ALLOCATORS)}, and one of {', '.join(OPTIMIZERS)}."
-        )
+    _check_words(groups, kinds, allocator, optimizer)
     _check_numbers(
         ("stop", stop, 0 < stop < 1, "in (0, 1)"),
         ("rounds", rounds, rounds is None or rounds >= 1, "1 or more"),
@@ -133,6 +124,7 @@ def struct_admm(
         )
     chosen = None if names is None else split(names)
     share = lambda part: part * finetune.epochs / progressive
+    # Constant: a rate that falls to 0 within a part would leave its last rounds without a W-step.
     during = dataclasses.replace(finetune, epochs=share(stop), schedule="constant")
     after = dataclasses.replace(finetune, epochs=share(1 - stop))
     adam = (rate, weight_decay) if optimizer == "adam" else None
@@ -149,6 +141,21 @@ def struct_admm(
         Evaluate("validation", name="before_finetune"),
         after,
     )
+
+
+def _check_words(
+    groups: str | Sequence[str], kinds: Sequence[str], allocator: str, optimizer: str
+) -> None:
+    if {"filter", "channel"} <= set(kinds):
+        raise errors.ArgumentError(
+            f"groups={groups!r}: a unit would have to be kept twice, as a filter and as a channel, "
+            "and the two supports differ. Write one of them."
+        )
+    if allocator not in ALLOCATORS or optimizer not in OPTIMIZERS:
+        raise errors.ArgumentError(
+            f"struct_admm(allocator={allocator!r}, optimizer={optimizer!r}); write one of "
+            f"{', '.join(ALLOCATORS)}, and one of {', '.join(OPTIMIZERS)}."
+        )
 
 
 def _check_numbers(*options: tuple[str, float | None, bool, str]) -> None:

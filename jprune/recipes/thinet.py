@@ -36,7 +36,7 @@ def thinet(
     """Channels are removed whose sum in the next layer's outputs stays nearest to zero.
 
     Layers go in execution order with training in between, as in the paper. Outputs are those of the
-    net as it is by then, without the bias.
+        net as pruned so far, without the bias.
 
     Args:
         budget: what is kept; the paper's VGG-16 keeps half of the channels up to conv4_3.
@@ -55,7 +55,7 @@ def thinet(
             layers some rounds only train. 1: all layers at once, no training in between.
         batches: of calibration images; by default 10,000 images, as in the paper, or what there is.
         batch_size: images in one.
-        points: positions an image and layer.
+        points: sampled positions per image and layer.
 
     Returns:
         The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).

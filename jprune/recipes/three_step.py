@@ -66,7 +66,7 @@ def three_step(
         allocator: "uniform" or "global_topk".
         schedule: "one_shot", "iterative" (every round keeps the same fraction of what is left) or
             "cubic" (early rounds remove more).
-        rounds: how often is pruned; None is 1 for "one_shot" and 5 for the others.
+        rounds: number of rounds of pruning; None is 1 for "one_shot" and 5 for the others.
         recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
         per: "unit" or "weight"; single weights need a criterion that scores them, as l1, l2 and
             random do.

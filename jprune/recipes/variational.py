@@ -113,6 +113,7 @@ def variational(
     settings = Settings(prior, kl_weight, rule=rule, masks=masks)
     return framed(
         train,
+        # The gated net is trained from scratch, beside a dense one that says what was lost.
         BeginAnew(),
         Gate(train, budget, settings, warmup, mu, log_var, variance_rate),
         Select(budget, prior, rule, select, allocator),

@@ -242,8 +242,7 @@ def admm(
             raise errors.ArgumentError(
                 "admm needs the parameters: call tx.update(gradients, state, params)."
             )
-        # In the gradient, so that the optimizer scales the pull like everything else: Adam would
-        # make steps of one size of a pull behind it.
+        # In the gradient, and not behind the optimizer: the W-step minimises the whole sum.
         pulled = _pulled(updates, params, state)
         moves, inner_state = inner.update(pulled, state.inner, params, **extra)
         moved = optax.apply_updates(params, moves)
@@ -254,8 +253,8 @@ def admm(
             lambda: _refreshed(state, moved, project, every, growth, limit),
             lambda: state,
         )
-        # The update that leads back to the last good parameters; the optimizer's own while all is
-        # well.
+        # The update that leads back to the last good
+        # parameters; the optimizer's own while all is well.
         back = jax.tree.map(
             lambda good, param, move: jnp.where(state.stopped > 0, good - param, move),
             state.good, params, moves,

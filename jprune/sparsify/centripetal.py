@@ -199,7 +199,7 @@ def deviation_of(params: Params, members: PyTree) -> jax.Array:
 
 
 def contraction(rates: np.ndarray, momentum: float, pull: Any) -> np.ndarray:
-    """What is left of a cluster's differences at the end of a training, over what there was.
+    """A cluster's differences at the end of a training, as a fraction of the initial ones.
 
     Nesterov momentum m as in `optax.trace`. Where tau pull is small, a step leaves
     1 - tau pull / (1 - m); from about (1 - sqrt(m))^2 on the differences swing, and a step leaves
@@ -240,7 +240,7 @@ def strength_for(rates: np.ndarray, momentum: float, goal: float, of_vectors: fl
     Args:
         rates: learning rates of all steps.
         momentum: in [0, 1).
-        goal: what is left of differences.
+        goal: final differences, as a fraction of the initial ones.
         of_vectors: factor of the strength for scales and biases, which are last; 0: they are not
             pulled, and not looked at.
 

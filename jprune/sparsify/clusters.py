@@ -86,7 +86,7 @@ def cluster(points: np.ndarray, count: int, key: jax.Array, how: str = "kmeans")
             "smaller --learning-rate."
         )
     labels = CLUSTERINGS[how](points, count, key)
-    # Labels of k-means are in any order; numbered by their first units they are the same on every
-    # machine.
+    # Labels of k-means are in any order; numbered by their
+    # first units they are the same on every machine.
     numbers: dict[int, int] = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels.tolist()])

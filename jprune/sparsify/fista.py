@@ -145,8 +145,8 @@ def _least(met: Callable[[jax.Array], jax.Array], most: jax.Array) -> jax.Array:
     def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
         middle = (low + high) / 2
-        # As if `met` rose once from False to True: more strength makes more zeros, but for
-        # rounding.
+        # As if `met` rose once from False to True: more
+        # strength makes more zeros, but for rounding.
         holds = met(middle)
         return jnp.where(holds, low, middle), jnp.where(holds, middle, high)
 

@@ -119,7 +119,6 @@ def scheduled_prune(
             )
             return criterion.init(params), masks
 
-        # A condition on the device: one compiled step, with or without new masks.
         criterion_state, masks = jax.lax.cond(
             state.step % every == 0,
             prune,

@@ -121,8 +121,8 @@ def dynamic_surgery(
             moved = jax.tree.map(_alone, old, moved, is_leaf=is_none)
         # sigma(i), the probability of a revision in iteration i; 0 from iteration `stop` on
         chance = jnp.where(step < stop, revision_chance(step, gamma, power), 0.0)
-        # Of the step's number: a run that was stopped and resumed draws what an undisturbed one
-        # does.
+        # Of the step's number: a run that was stopped and
+        # resumed draws what an undisturbed one does.
         of_step = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
         new = _revise(old, moved, state.thresholds, chance, of_step, layers)
 

@@ -11,7 +11,7 @@ from jprune.base import Groups, Masks, Params, PyTree, is_none
 def layer_numbers(groups: Groups) -> PyTree:
     """The number of its layer at every leaf, as a tree like the variables.
 
-    A kernel, what it is made of and its bias are one layer; every other leaf is one by itself.
+    A kernel, its parts and its bias are one layer; every other leaf is one by itself.
 
     Example:
         >>> import jprune

@@ -114,8 +114,8 @@ class Sets:
         asked = self.fractions(families)
         counts = {
             each.kind: {
-                # n - round((1 - keep) n): the pruned ones are rounded, as counts of pruned groups
-                # are everywhere.
+                # n - round((1 - keep) n): the pruned ones are rounded,
+                # as counts of pruned groups are everywhere.
                 name: max(least, each[name].size - round((1 - part) * each[name].size))
                 for (name, least), part in zip(
                     least_of(each, self.budget).items(), asked[each.kind].values()
@@ -268,8 +268,8 @@ class Admm:
         @functools.partial(jax.jit, donate_argnums=0)
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
             state, metrics = learner.step(state, batch)
-            # Primal ||W - Z|| / ||W|| and dual residual ||Z - Z before|| / ||W||: both fall where
-            # it converges.
+            # Primal ||W - Z|| / ||W|| and dual residual ||Z - Z
+            # before|| / ||W||: both fall where it converges.
             residuals = {name: getattr(state.opt_state, name) for name in ("primal", "change")}
             return state, {**metrics, **residuals}
 
@@ -340,8 +340,8 @@ class Cut:
 
     def pure(self, norm: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The mask without groups near 0; the largest group always stays."""
-        # ||w_g|| >= purify mean ||w_h|| over the h kept; at most the maximum, or a block could be
-        # empty
+        # ||w_g|| >= purify mean ||w_h|| over the h kept; at
+        # most the maximum, or a block could be empty
         return mask & (norm >= min(self.purify * norm[mask].mean(), norm.max()))
 
 

@@ -1,4 +1,4 @@
-"""The stages of adversarial pruning: train with soft masks, and settle on what is 0."""
+"""The stages of adversarial pruning: training with soft masks, and removal of masks that are 0."""
 
 import dataclasses
 from collections.abc import Callable
@@ -145,8 +145,8 @@ class Adversarial:
         masked = lambda masks, tree: scaled(groups, masks, ends, tree)
         sgd = train.sgd(task)
         steps = sgd.taken
-        # The authors step on masks once an epoch: `soft.steps` times in the training, however
-        # long.
+        # The authors step on masks once an epoch:
+        # `soft.steps` times in the training, however long.
         every = max(1, steps // soft.steps)
         held = Net(task).weight_masks(pruned.masks)
         # No decay for the judge: its regulariser is a term of its loss.
@@ -161,8 +161,8 @@ class Adversarial:
         teacher = saved(pruned, "dense", "gal")
         step = step_of(task, teacher, masked, optimizers, self.terms, every)
         variables = lambda s: masked(s.masks, task.merge(s.params, s.rest))
-        # Masks, judge and data draw from keys of their own: another `init` trains on the same
-        # batches.
+        # Masks, judge and data draw from keys of their own:
+        # another `init` trains on the same batches.
         draw = jax.random.fold_in(key, 1)
 
         def init() -> AdversarialState:
@@ -213,8 +213,8 @@ class Adversarial:
         # in K steps: lambda = 8 / (rate K^2) is the least that brings a mask of 1 to 0.
         least = 8 / (max(steps, 1) ** 2 * soft.rate)
         constant = soft.strength
-        # lambda_k = lambda_0 RISE^(k / (K - 1)): from hardly a pull to one that no gradient
-        # outweighs.
+        # lambda_k = lambda_0 RISE^(k / (K - 1)): from hardly
+        # a pull to one that no gradient outweighs.
         rising = lambda step: least * RISE ** (step / max(steps - 1, 1))
         strength = rising if constant is None else lambda step: constant
         enough = None

@@ -160,8 +160,8 @@ class Pull:
 
         def init() -> TrainState:
             state = learner.init()
-            # Clusters are put into the state, and not into the wrap: others then share what was
-            # compiled.
+            # Clusters are put into the state, and not into the
+            # wrap: others then share what was compiled.
             pull, *others = state.opt_state
             return state._replace(opt_state=(with_members(pull, members), *others))
 
@@ -198,8 +198,8 @@ class Pulled:
         del rate, key
         # No clusters: every unit is its own mean, and the pull is 0.
         alone = net.task.split(memberships(net.groups, {}))[0]
-        # Twice the rate for biases is the authors' setting; in front of the optimizer a rate is a
-        # factor of the gradient.
+        # Twice the rate for biases is the authors' setting; in front of
+        # the optimizer a rate is a factor of the gradient.
         biases = {place.leaf for _, place in places_of(net.groups, ("shift",))}
         factors = [self.bias_rate if path in biases else 1.0 for path in net.groups.leaves]
         of_params = net.task.split(net.groups.treedef.unflatten(factors))[0]

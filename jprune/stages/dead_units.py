@@ -44,11 +44,11 @@ class RemoveDead:
         """
         groups = Net(task).groups
         before = unit_count(Net(task).unit_masks(pruned._replace(masks=None)))
-        # Two inputs of noise: what is the same for both is a constant, and a cut net is found by
-        # it.
+        # Two inputs of noise: what is the same for both is a
+        # constant, and a cut net is found by it.
         x = jax.random.normal(key, (2, *task.example.shape[1:]), task.example.dtype)
-        # Read and not fed, so it emits a constant; units that could not be folded are not tried
-        # again.
+        # Read and not fed, so it emits a constant; units that
+        # could not be folded are not tried again.
         kept_silent = {name: np.zeros(size, bool) for name, size in groups.sizes.items()}
         while True:
             alive = Net(task).unit_masks(pruned)
@@ -67,8 +67,8 @@ class RemoveDead:
             variables, gone = folded(task, pruned.variables, silent, x)
             for name, units in silent.items():
                 kept_silent[name] |= units & ~gone[name]
-            # Role "in" alone: once no consumer reads a unit, the next round removes the unit
-            # itself.
+            # Role "in" alone: once no consumer reads a unit,
+            # the next round removes the unit itself.
             out = expand(groups, {name: ~units for name, units in gone.items()}, ("in",))
             pruned = under(narrowed(masks, out), variables, pruned)
         refuse_cut(task, pruned.variables, x)

@@ -155,7 +155,7 @@ class Narrow:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The smaller net, and a record of its depth, width and resolution."""
         self.check(task)
-        # Every point of the fit is a net pruned in one dimension alone, from the dense one.
+        # The points of every dimension begin with the dense net: the others are then whole.
         if self.anew:
             pruned = Pruned(saved(pruned, "dense", "Narrow"), None, pruned.extra, pruned.saved)
         if self.axis == "resolution":

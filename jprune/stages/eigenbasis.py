@@ -113,7 +113,7 @@ class Rotate:
         normalize: divide the scores of each layer by their sum.
         per_cost: divide scores by what the row or column costs, in the budget's unit.
         last: layers whose result is the net's, read by no other layer, are pruned too.
-        batches: that the factors are made of; None: one pass over the training images.
+        batches: calibration batches of the factors; None: one pass over the training images.
         batch_size: examples in one.
         name: of the record.
     """
@@ -158,8 +158,8 @@ class Rotate:
         leaves, damage = leaf_paths(pruned.variables), 0.0
         for path, form in forms.items():
             columns, rows = masks[path + COLUMNS], masks[path + ROWS]
-            # Two rotations may weigh more than the columns and rows that went: then the layer is
-            # left alone.
+            # Two rotations may weigh more than the columns and
+            # rows that went: then the layer is left alone.
             if not self.pays(form, columns, rows):
                 continue
             # What goes costs the sum of Theta over all, less that over what stays.

@@ -120,8 +120,8 @@ class Boost:
         groups, layers, sgd = Net(task).groups, self.layers(task), self.train.sgd(task)
         last, steps = density_for(task, layers, self.budget), sgd.taken
         densities = densities_down_to(last, self.drop, steps)
-        # Phases are tables of integers, looked up by the step: one compiled function serves all
-        # densities.
+        # Phases are tables of integers, looked up by the step:
+        # one compiled function serves all densities.
         tables = [counts_at(layers, density) for density in densities]
         counts = {name: np.array([table[name] for table in tables]) for name in layers}
         boosted = boosted_task(task, groups, layers, self.boosting, counts, steps)
@@ -137,8 +137,8 @@ class Boost:
         held = jax.jit(lambda v, winners_of: as_winners(task, groups, layers, first, v, winners_of))
 
         def variables(state: TrainState):
-            # The phase of this step, so that a net taken in the middle has the winners it was
-            # trained with.
+            # The phase of this step, so that a net taken in the
+            # middle has the winners it was trained with.
             phase = min(int(state.step) * len(tables) // steps, len(tables) - 1)
             return held(boosted.merge(state.params, state.rest), tables[phase])
 

@@ -271,7 +271,7 @@ class Repeat:
     """Runs stages several times over.
 
     Attributes:
-        stages: what is repeated.
+        stages: the stages that are repeated.
         times: how often.
         name: of the whole; the records have the names of the stages.
     """
@@ -352,7 +352,7 @@ class _Told:
     """A stage that reports its progress.
 
     Attributes:
-        stage: what is done.
+        stage: the stage that runs.
         progress: gets the reports.
         number: of the stage, from 1.
         of: how many stages there are.
@@ -367,7 +367,7 @@ class _Told:
         """What the stage does."""
         stage, name = self.stage, getattr(self.stage, "name", type(self.stage).__name__)
         if isinstance(stage, LongStage):
-            # A copy whose `learner` reports: its own `__call__` calls it, and does what it does.
+            # A copy whose `learner` reports, so that the stage's own `__call__` drives that one.
             told = copy.copy(stage)
             object.__setattr__(told, "learner", functools.partial(self.learner, stage))
             result = told(pruned, task, key)

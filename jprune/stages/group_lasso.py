@@ -163,7 +163,7 @@ class ReadOff:
 
     Attributes:
         budget: what may be kept.
-        penalty: what was penalised.
+        penalty: the settings under which the net was trained.
         correct: if the penalty has not reached the budget, cut the groups with the smallest
             `scores_of`; False: raise an error that says what it has reached.
         name: of the record: fractions kept, `reached` by the penalty alone, in the budget's unit,

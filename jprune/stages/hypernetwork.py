@@ -61,8 +61,8 @@ class TrainHypernetwork:
         """The training in steps."""
         self.widths.check(task, Net(task).groups, Net(task).cost)
         hyper = self.widths.hypernetwork(task, Net(task).groups)
-        # Apart from each other: initial weights of the net and of the hypernetwork, and widths of
-        # steps.
+        # Apart from each other: initial weights of the net and
+        # of the hypernetwork, and widths of steps.
         fresh, start, draws = jax.random.split(key, 3)
         net = task.init(fresh)
         # Generated kernels begin near the net's own; its statistics are updated in `net`.

@@ -131,15 +131,15 @@ class LayerWise:
         # All widths at once and before the first choice: the budget is one of the whole net.
         goals = widths(alive, self.budget, Net(task).cost, masks_of, shares)
         which, parts = self.part
-        # Contiguous parts: round `which` of `parts` takes the steps n with floor(n parts / N) =
-        # which.
+        # Contiguous parts: round `which` of `parts` takes the
+        # steps n with floor(n parts / N) = which.
         of_part = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
         todo = [step for step in of_part if goals[step.name] < alive[step.name].sum()]
         walk = Walk(self, task, key, pruned.variables, todo)
         errors_left = []
         for number, step in enumerate(todo):
-            # A key of its own for every step: what one step draws does not depend on how many were
-            # before.
+            # A key of its own for every step: what one step draws
+            # does not depend on how many were before.
             drawing = jax.random.fold_in(walk.draws, number)
             problems = walk.problems(step, alive[step.name])
             chosen = self.choose(problems, goals[step.name], drawing)
@@ -183,8 +183,8 @@ class Walk:
         self.biases = offsets(self.groups) if stage.bias and todo else {}
         self.dense: Mapping[str, Windows] = {}
         if stage.targets == "dense" and todo:
-            # One pass over the dense net for all layers; its inputs are not kept, they would fill
-            # memory.
+            # One pass over the dense net for all layers; its
+            # inputs are not kept, they would fill memory.
             self.dense = self._seen([s for sites in self.sites.values() for s in sites], False)
 
     def _seen(self, sites: Sequence[str], inputs: bool = True) -> dict[str, Windows]:
@@ -215,8 +215,8 @@ class Walk:
             # Inputs outside this step keep their contribution: Y <- Y - sum_c X_c W_c over them.
             targets = targets - np.tensordot(inputs[:, others], weight[others], 2)
         return Problem(
-            # A unit that stands at several channels (behind a flatten) is one unit with a longer
-            # window.
+            # A unit that stands at several channels (behind a
+            # flatten) is one unit with a longer window.
             inputs=inputs[:, index].reshape(len(inputs), units, -1),
             targets=targets,
             weight=weight[index].reshape(units, repeats * weight.shape[1], -1),
@@ -243,8 +243,8 @@ class Walk:
             if errors_left and self.stage.refit is not None and self.dense:
                 self.variables = apply_masks(self.variables, masks)
                 problem = self._problem(path, index, problem.keep, self._seen(self.sites[path]))
-            # The refit sees the units that were chosen; the error is that of the old problem's
-            # targets.
+            # The refit sees the units that were chosen; the
+            # error is that of the old problem's targets.
             smaller = problem._replace(keep=chosen)
             weight, bias = np.asarray(problem.weight) * chosen[:, None, None], None
             if self.stage.refit is not None:

@@ -136,8 +136,8 @@ class MergeUnits:
             steps = list(merges(incoming, outgoing, self.normalize, alive[name], self.drop))
             # A unit that no merge removes scores inf.
             score = np.where(alive[name], np.inf, -np.inf)
-            # A merge is only reached through those before it: its score is the largest up to
-            # there.
+            # A merge is only reached through those before it:
+            # its score is the largest up to there.
             highest = np.maximum.accumulate([step.saliency for step in steps])
             score[[step.gone for step in steps]] = highest
             scores[name] = score

@@ -54,8 +54,8 @@ class Redraw:
         variables = task.init(first)
         # All kernels, whatever is frozen: a whole layer is random too.
         kernels = Net(task).prunable(None, Budget(density=1.0))
-        # std = sqrt(2 / (k fan-in)): under masks, the variance of the outputs is then that of the
-        # inputs
+        # std = sqrt(2 / (k fan-in)): under masks, the variance
+        # of the outputs is then that of the inputs
         k = shared_fraction(task, self.budget) if self.scaled else None
         layers = Net(task).groups.layers
         drawn = draw_weights(second, where_masked(kernels, variables), layers, self.init, k)
@@ -93,8 +93,8 @@ class Popup:
         scores = draw_scores(jax.random.fold_in(key, 1), weights, Net(task).groups.layers)
         popup, sgd, batch_size = popup_task(task, k), self.train.sgd(task), self.train.batch_size
         start = pruned._replace(variables={"scores": scores, "fixed": pruned.variables})
-        # Optimizer and weight decay see scores alone: the weights are in the part that is not
-        # trained.
+        # Optimizer and weight decay see scores alone: the
+        # weights are in the part that is not trained.
         learner = plain(popup, start, None, sgd, key, batch_size, decayed=True)
 
         def masked(state: TrainState) -> tuple[Variables, Masks]:

@@ -82,7 +82,7 @@ class Reinitialise:
 
 @dataclasses.dataclass(frozen=True)
 class TrainAnew:
-    """Trains what is kept as long as the dense net was trained: the small net, at its own cost.
+    """Trains the small net from scratch, for the epochs or for the MACs of the dense training.
 
     Attributes:
         train: training of the dense net.
@@ -166,8 +166,8 @@ def small(task: Task, pruned: Pruned) -> Small:
         pruned: with unit masks.
     """
     groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
-    # Every weight's index in the dense leaf; slimmed along, they say where the small leaf's
-    # weights go.
+    # Every weight's index in the dense leaf; slimmed along,
+    # they say where the small leaf's weights go.
     numbered = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape), Net(task).shapes)
     places = slim_params(groups, masks, numbered)
 

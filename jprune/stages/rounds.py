@@ -33,8 +33,8 @@ def in_rounds(
     first, *others = map(prune, budgets)
     if not others:
         return (first,), finetune
-    # Constant in between: a schedule that falls to 0 in every round would hardly train in the last
-    # of its steps.
+    # Constant in between: a schedule that falls to 0 in every
+    # round would hardly train in the last of its steps.
     half = finetune.epochs / 2
     between = dataclasses.replace(
         finetune, epochs=half / len(others), schedule="constant", name="between"
@@ -83,7 +83,7 @@ def kept_after(fraction: float, schedule: str, rounds: int | None = None) -> lis
         fraction: kept after the last one.
         schedule: "one_shot", "iterative" (every round keeps the same fraction of what is left) or
             "cubic" (early rounds remove more).
-        rounds: how often is pruned; None is 1 for "one_shot" and 5 for the others.
+        rounds: number of rounds of pruning; None is 1 for "one_shot" and 5 for the others.
 
     Raises:
         ArgumentError: an unknown schedule, or rounds that it cannot have.

@@ -87,14 +87,14 @@ class Sensitivity:
         largest_q = {}
         for path in kernels:
             sizes = scores[path]
-            # A layer that bears nothing still gets a q above 0: thresholds are scaled to the
-            # budget later.
+            # A layer that bears nothing still gets a q above 0:
+            # thresholds are scaled to the budget later.
             largest_q[path] = STEP / 2
             for q in np.arange(STEP, MOST + STEP, STEP):
                 # Weights with |w| <= q std(W_l) are cut, in this layer alone.
                 cut = jnp.where(sizes > q, leaves[path], 0)
-                # The first q that costs too much ends the scan: accuracy falls with q, but for
-                # noise.
+                # The first q that costs too much ends the scan:
+                # accuracy falls with q, but for noise.
                 if accuracy(Net(task).tree({**leaves, path: cut})) < least:
                     break
                 largest_q[path] = float(q)

@@ -47,8 +47,8 @@ class StdPrune:
         """
         criterion = criteria.std_rule(pruned.extra, self.std_over)
         allocator = lambda scores, budget, model: self.masks(task, scores, budget, model)
-        # One order for all layers: the score is |w| / (q_l std(W_l)), so a budget is one
-        # multiplier of all q.
+        # One order for all layers: the score is |w| / (q_l
+        # std(W_l)), so a budget is one multiplier of all q.
         prune = Prune(lambda *_: criterion, allocator, self.budget, per="weight")
         after, (line,) = prune(pruned, task, key)
         before = Net(task).prunable(pruned.masks, self.budget)

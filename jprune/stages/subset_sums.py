@@ -124,7 +124,7 @@ def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.
 
     size = min(256, task.data.sizes["train"])
     (batch,) = itertools.islice(stream(task.data, size, key), 1)
-    # relu(a x) = a x only for a, x >= 0: looked at on images, since a range is not in the weights.
+    # relu(a x) = a x only for a, x >= 0: x is checked on a batch, its range is not in the weights.
     intercept(task.fn, Net(task).groups, look)(pruned.variables, None, batch["image"])
     negative = [layer for layer, value in least.items() if value < 0]
     if negative:

@@ -65,8 +65,8 @@ class DynamicSurgery:
         def init() -> TrainState:
             state = learner.init()
             of_params, c_rate, numbers = (task.split(tree)[0] for tree in (start, rates, layers))
-            # Masks go into the state, which is data: nets with other masks share the compiled
-            # step.
+            # Masks go into the state, which is data: nets with
+            # other masks share the compiled step.
             opt_state = begun(state.opt_state, state.params, of_params, c_rate, numbers)
             state = state._replace(
                 params=apply_masks(state.params, masks_of(opt_state)), opt_state=opt_state
@@ -97,8 +97,8 @@ class DynamicSurgery:
             kernels |= {
                 path: np.ones(groups.leaves[path].shape, bool)
                 for path in biases
-                # A bias counts only where it is added first behind the kernel: then it is of the
-                # layer's scale.
+                # A bias counts only where it is added first behind the
+                # kernel: then it is of the layer's scale.
                 if path is not None
             }
         return Net(task).tree(kernels)
@@ -214,8 +214,8 @@ class SettleSurgery:
                 f"surgery has cut all of {kernels[0]}: its thresholds are too high. Write a "
                 "smaller c_rate, or correct=true for the budget to be met in the end."
             )
-        # Values of alive weights stand in the net, those of masked ones in `hidden`, which is 0
-        # elsewhere.
+        # Values of alive weights stand in the net, those of
+        # masked ones in `hidden`, which is 0 elsewhere.
         whole = jax.tree.map(
             lambda mask, weight, worth: (
                 weight if mask is None else jnp.where(worth == 0, weight, worth)

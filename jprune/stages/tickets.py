@@ -69,8 +69,8 @@ class PruneRound:
         by_path, values = net.leaves(alive), net.leaves(pruned.variables)
         layers = []
         for path, mask in by_path.items():
-            # Few weights lead to the outputs, and each of them matters more: the authors take half
-            # the rate.
+            # Few weights lead to the outputs, and each of them
+            # matters more: the authors take half the rate.
             last = path in net.groups.layers and net.groups.layers[path].last
             scores = np.where(mask, np.abs(np.asarray(values[path])), -np.inf)
             layers.append(Losing(self.output_rate if last else 1.0, scores))

@@ -64,8 +64,8 @@ class Train:
         if self.max_steps is not None and self.max_steps < 1:
             raise errors.ArgumentError(f"Train(max_steps={self.max_steps}); it is at least 1.")
         try:
-            # Steps are compiled once per settings, so settings must be hashable: refused here with
-            # a remedy.
+            # Steps are compiled once per settings, so settings
+            # must be hashable: refused here with a remedy.
             hash(self.wrap)
         except TypeError:
             raise errors.ArgumentError(

@@ -108,8 +108,8 @@ class Gate:
         steps = self.train.steps(examples)
         settings = self.settings._replace(warmup=max(1, round(self.warmup * steps)))
         least = {name: least_kept(self.budget, name) for name in names}
-        # A shift before its scale (a convolution's bias) belongs to x in gamma (x + beta): it is
-        # not gated.
+        # A shift before its scale (a convolution's bias) belongs
+        # to x in gamma (x + beta): it is not gated.
         shifts = early_shifts(task.fn, groups, Net(task).shapes, task.example)
         early = {*itertools.chain(*shifts.values())}
         gated = variational_task(task, groups, settings, examples, least, early)
@@ -159,8 +159,8 @@ class Gate:
         """The factor of the learning rate of log sigma^2."""
         if self.variance_rate is not None:
             return self.variance_rate
-        # More than this in few steps would be a rate at which the noisy gradient of the loss
-        # diverges.
+        # More than this in few steps would be a rate at which
+        # the noisy gradient of the loss diverges.
         rise = min(RISES[self.settings.prior], RISE_A_STEP * sgd.taken)
         if not rise:
             return 1.0
@@ -189,7 +189,7 @@ def _watched(state: TrainState, loss: jax.Array) -> dict[str, jax.Array]:
 class Guarded:
     """How gates take part in training: their variances have a rate of their own.
 
-    Around the optimizer stands `guarded`: it stops at what is not finite.
+    `guarded` is around the optimizer: it stops at the first update that is not finite.
 
     Attributes:
         variance_rate: factor of the learning rate of log sigma^2.

@@ -1,4 +1,4 @@
-"""Distillation: a teacher's outputs as a part of the loss, whatever trains the net."""
+"""Distillation: a task whose loss also compares the outputs with a teacher's."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jprune.base import Batch, Task, Variables
 
 
 def distilled(task: Task, teacher: Variables, weight: float, temperature: float = 4.0) -> Task:
-    """The task with a loss that also asks for the teacher's outputs.
+    """The task with a loss that also compares the outputs with the teacher's.
 
     loss = (1 - weight) task.loss + weight T^2 KL(softmax(teacher / T) || softmax(net / T)), with T
     the temperature and both nets' outputs taken as logits [batch, ..., classes]; where there are
@@ -46,22 +46,25 @@ def distilled(task: Task, teacher: Variables, weight: float, temperature: float 
             "the temperature above 0. Write weight=0.9, temperature=4.0."
         )
 
-    said = jax.eval_shape(task.fn, teacher, task.example)
-    if len(getattr(said, "shape", ())) < 2 or said.shape[-1] < 2:
+    outputs = jax.eval_shape(task.fn, teacher, task.example)
+    if len(getattr(outputs, "shape", ())) < 2 or outputs.shape[-1] < 2:
         raise errors.ArgumentError(
             f"distillation takes outputs as logits [batch, ..., classes], and {task.name} returns "
-            f"{said}. Write distill=0."
+            f"{outputs}. Write distill=0."
         )
 
     def train_fn(variables: Variables, x: jax.Array, key: jax.Array):
         out, new = task.train_fn(variables, x, key)
+        # The teacher is a constant: no gradient, and no memory for one.
         return (out, jax.lax.stop_gradient(task.fn(teacher, x))), new
 
     def loss(outs: tuple[jax.Array, jax.Array], batch: Batch) -> jax.Array:
         own, taught = (jax.nn.log_softmax(out / temperature, axis=-1) for out in outs)
         # KL(softmax(teacher / T) || softmax(net / T))
         divergence = jnp.sum(jnp.exp(taught) * (taught - own), axis=-1)
+        # [batch, positions...] -> [batch]
         divergence = divergence.reshape(len(divergence), -1).mean(axis=1)
+        # T^2: gradients of softened outputs are 1 / T^2 as large
         return (1 - weight) * task.loss(outs[0], batch) + weight * temperature**2 * divergence
 
     return task._replace(

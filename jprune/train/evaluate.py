@@ -36,8 +36,11 @@ def evaluate(
     totals: dict[str, float] = {}
     count = 0.0
     for batch in task.data.batches(split, EVALUATION_BATCH):
+        # Padded examples of the last batch weigh 0.
         count += float(batch["weight"].sum())
         for name, value in sums(variables, batch).items():
+            # Sums in Python's float64, batch by batch: float32
+            # would lose digits over a whole split.
             totals[name] = totals.get(name, 0.0) + float(value)
     return {name: total / count for name, total in totals.items()}
 
@@ -70,7 +73,7 @@ def _quality_of(metrics: Callable[..., Any], loss: Callable[..., Any]) -> Callab
 def _sums(fn: Callable[..., Any], metrics: Callable[..., Any]) -> Callable[..., Any]:
     @jax.jit
     def sums(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-        seen = metrics(fn(variables, batch["image"]), batch)
-        return {name: batch["weight"] @ value for name, value in seen.items()}
+        values = metrics(fn(variables, batch["image"]), batch)
+        return {name: batch["weight"] @ value for name, value in values.items()}
 
     return sums

@@ -1,4 +1,4 @@
-"""`Net(task)`: what stages ask of a task's net, each found once."""
+"""`Net(task)`: the groups, costs and masks of a task's net, each computed once."""
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
@@ -32,11 +32,11 @@ from jprune.units import are_units, expand, ones
 Made = TypeVar("Made")
 
 MOST_MADE = 16
-"""Results of `Net.once` that are held: a step that was compiled holds memory."""
+"""The number of results of `Net.once` that are kept: a compiled step takes memory."""
 
 
 class _Facts:
-    """What is found out about a net, when it is first asked for."""
+    """The lazily computed properties of a net."""
 
     def __init__(self, fn: Any, init: Any, example: Any):
         self._fn, self._init, self._example = fn, init, example
@@ -44,6 +44,7 @@ class _Facts:
 
     @functools.cached_property
     def shapes(self) -> Variables:
+        # Shapes alone: nothing is drawn, and no memory is taken.
         return jax.eval_shape(self._init, jax.eval_shape(lambda: jax.random.key(0)))
 
     @functools.cached_property
@@ -60,17 +61,18 @@ class _Facts:
         return jax.jit(lambda variables, x: macs(dense_of(variables), run(variables, x)[1], x))
 
 
-# The same facts and functions for the same net: they are what JAX compiles for.
+# Equal nets share these objects, and with them all that JAX has compiled for their functions.
 _facts = functools.lru_cache(maxsize=16)(_Facts)
 
 
 @functools.lru_cache(maxsize=32)
 def _in_any_form(fn: Callable[..., Any], facts: _Facts) -> Callable[..., Any]:
-    """A function of the net that also takes variables whose kernels are leaf types."""
+    """A function of the net that also takes kernels in other forms (leaf types)."""
 
     def run(variables: Variables, *args: Any) -> Any:
         if not has_leaf_types(variables):
             return fn(variables, *args)
+        # Masks of nothing: `slim` is what runs other forms of kernels.
         return slim(fn, facts.groups, {})(variables, *args)
 
     return run
@@ -79,8 +81,8 @@ def _in_any_form(fn: Callable[..., Any], facts: _Facts) -> Callable[..., Any]:
 class Net:
     """A task's net: its functions, groups, cost and masks.
 
-    Making one costs nothing: nets of the same functions share what was found, and what nobody asks
-    for is not found.
+    Making one costs nothing: nets of the same functions share their properties, which are computed
+    when they are first read.
 
     Attributes:
         task: the net's.
@@ -133,19 +135,21 @@ class Net:
         They are what may be pruned by weights, and what weight decay is for: `groups.kernels` among
         the parameters, whatever their rank.
         """
+        # By what the engine has seen contracted, and never by rank: biases can have four axes.
         kernels = {*self.groups.kernels}
         params, rest = self.task.split(self.tree({path: path for path in self.groups.leaves}))
         contracted = jax.tree.map(lambda path: path in kernels, params)
         return self.task.merge(contracted, jax.tree.map(lambda leaf: False, rest))
 
     def once(self, make: Callable[..., Made], *settings: Hashable) -> Made:
-        """What `make(net, *settings)` returns, made once for the nets of the same functions.
+        """The result of `make(net, *settings)`, made once for all nets of the same functions.
 
         Rounds, and arms of a comparison, share what was compiled. `make` may look at the net's
         functions, groups and costs, and at its settings: not at the task's data or loss. The
-        results that were asked for last are held, 16 of a net.
+        16 results that were used last are kept for each net.
         """
         made, key = self._facts.made, (make, *settings)
+        # A dict in order of use: what is used moves to the end, what is first goes.
         made[key] = made.pop(key) if key in made else make(self, *settings)
         if len(made) > MOST_MADE:
             del made[next(iter(made))]
@@ -164,13 +168,14 @@ class Net:
     def unit_masks(self, pruned: Pruned) -> dict[str, Any]:
         """Masks of all groups; masks of weights remove the units that nothing reads any more."""
         masks = {} if pruned.masks is None else pruned.masks
+        # Groups without masks are whole.
         lifted = masks if self.are_units(masks) else lift(self.groups, masks)
         return {**ones(self.groups), **lifted}
 
     def prunable(self, masks: Masks, budget: Budget) -> Masks:
-        """Masks of all weights that may go, True where one is alive; None for the other leaves.
+        """Masks of all prunable weights, True where one is alive; None for the other leaves.
 
-        Kernels may go, but for those of a group that the budget's floors leave whole.
+        Prunable are the kernels, but for those of a group that the budget's floors leave whole.
 
         Args:
             masks: of weights or units, from before; or None.
@@ -194,6 +199,7 @@ class Net:
         before = self.weight_masks(masks)
         if before is None:
             return kernels
+        # Earlier masks may be of fewer leaves: a kernel without one is whole.
         alive = lambda kernel, mask: kernel if kernel is None or mask is None else kernel & mask
         return jax.tree.map(alive, kernels, before, is_leaf=is_none)
 
@@ -262,6 +268,7 @@ class Net:
             return self.cost(masks)
         if has_dynamic(pruned.variables):
             return self.cost({})._replace(macs=self.mean_macs(pruned.variables, split))
+        # Other forms as plain operations, which the cost model can count.
         fn, variables = opened(*self.slim(pruned))
         return cost(fn, variables, self.task.example)
 

@@ -1,4 +1,4 @@
-"""A number for each of several things, from one number, a list in their order, or by name."""
+"""Numbers by name, from one number for all, a list in order, or a mapping."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,6 +27,7 @@ def per_name(numbers: Numbers, names: Sequence[str], option: str) -> dict[str, f
         >>> per_name(3.0, ("conv1/kernel", "fc/kernel"), "q")
         {'conv1/kernel': 3.0, 'fc/kernel': 3.0}
     """
+    # Text is a sequence too: "12" would be two numbers.
     if isinstance(numbers, str):
         raise errors.ArgumentError(
             f"{option}={numbers!r} is text; write a number, or a tuple of {len(names)}: text is "
@@ -41,6 +42,7 @@ def per_name(numbers: Numbers, names: Sequence[str], option: str) -> dict[str, f
             )
         return {name: float(numbers[name]) for name in names}
     if not isinstance(numbers, Sequence):
+        # One for all.
         return dict.fromkeys(names, float(numbers))
     if len(numbers) != len(names):
         raise errors.ArgumentError(

@@ -1,4 +1,4 @@
-"""Optimizers of plain training: settings that make an optax chain."""
+"""Optimizers of plain training: hashable settings that make an optax chain."""
 
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ class Sgd(NamedTuple):
     def rate(self) -> Schedule:
         """Learning rate at a step of this training."""
         whole = LEARNING_RATES[self.schedule](self.learning_rate, self.steps)
+        # A part of a schedule goes on where the part before it stopped.
         return lambda step: whole(step + self.begin)
 
     def transformation(
@@ -101,16 +102,17 @@ class Adam(NamedTuple):
     ) -> optax.GradientTransformationExtraArgs:
         """The optax chain; as `Sgd.transformation`."""
         return _held(
-            optax.add_decayed_weights(self.weight_decay, mask=decayed),
+            optax.add_decayed_weights(self.weight_decay, mask=decayed),  # g <- g + eta w
+            # m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  g <- m / sqrt(max over steps of v)
             optax.scale_by_amsgrad(),
-            optax.scale_by_learning_rate(self.learning_rate),
+            optax.scale_by_learning_rate(self.learning_rate),  # w <- w - tau g
             masks=masks,
         )
 
 
 Optimizer = Sgd | Adam
-"""What plain training takes. One more has the same members: `begin`, `taken`, `rate` and
-`transformation`; equal ones share what was compiled for a step."""
+"""What plain training takes. Another one needs the same members: `begin`, `taken`, `rate` and
+`transformation`; training steps of equal optimizers share one compilation."""
 
 
 def _held(

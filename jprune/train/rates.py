@@ -21,6 +21,7 @@ def one_cycle(peak: float, steps: int) -> Schedule:
         [0.33, 1.0, 0.12]
     """
     warm = max(1, round(0.3 * steps))
+    # peak min((t + 1) / warm, (T - t) / (T - warm + 1)): the two lines meet at the peak
     return lambda step: peak * jnp.minimum((step + 1) / warm, (steps - step) / (steps - warm + 1))
 
 
@@ -34,6 +35,7 @@ def cosine(peak: float, steps: int) -> Schedule:
         >>> [round(float(cosine(1.0, 10)(step)), 2) for step in (0, 5, 10)]
         [1.0, 0.5, 0.0]
     """
+    # peak (1 + cos(pi t / T)) / 2
     return lambda step: peak * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
 
 
@@ -58,6 +60,7 @@ def tenths(peak: float, steps: int) -> Schedule:
         >>> [round(float(tenths(1.0, 243)(number)), 2) for number in (120, 121, 181, 182)]
         [1.0, 0.1, 0.1, 0.01]
     """
+    # Factors, which multiply: 0.1, then 0.01.
     falls = {steps // 2: 0.1, 3 * steps // 4: 0.1}
     return optax.piecewise_constant_schedule(peak, falls)
 

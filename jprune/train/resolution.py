@@ -1,4 +1,4 @@
-"""Nets that see smaller images: resizing, tasks of another size, sizes that a net cannot take."""
+"""Smaller images: resizing, tasks whose images have another size, sizes that a net cannot take."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 
 def resize(images: Any, size: Size) -> Any:
-    """Images of another size: weighted means under a triangle, as wide as one pixel of the result.
+    """Resized images: means of old pixels, weighted by a triangle as wide as two new pixels.
 
     Args:
         images: [batch, h, w, c], NumPy or JAX.
@@ -36,16 +36,19 @@ def resize(images: Any, size: Size) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _weights(old: int, new: int) -> np.ndarray:
-    """Float32 [new, old]: what every old pixel counts in a new one; rows sum to 1."""
+    """Float32 [new, old]: the weight of every old pixel in a new one; rows sum to 1."""
+    # At least one old pixel wide, so that enlarging interpolates linearly.
     wide = max(1.0, old / new)
+    # Pixels are areas: the centre of pixel i is i + 1/2.
     centres = (np.arange(new) + 0.5) * old / new
     apart = np.abs(np.arange(old) + 0.5 - centres[:, None]) / wide
+    # max(0, 1 - |x - centre| / width)
     weights = np.maximum(0.0, 1.0 - apart)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def seen_at(fn: Callable[..., Any], resolution: Any) -> Callable[..., Any]:
-    """A net that resizes its images first; the net itself where the resolution is None.
+    """The net that first resizes its images; the net itself if the resolution is None.
 
     Args:
         fn: `fn(variables, x) -> out`.

@@ -27,7 +27,7 @@ from jprune.train.optimizers import Optimizer
 
 
 class TrainState(NamedTuple):
-    """What plain training carries.
+    """State of plain training.
 
     Attributes:
         step: how many were taken.
@@ -66,7 +66,7 @@ def plain(
     """Training of the weights, masked ones held at exactly 0.
 
     Args:
-        task: what is trained on what.
+        task: the net, the loss and the data.
         pruned: where training begins; its arrays are copied.
         masks: a tree like the variables, True keeps, None leaves are not prunable; or None.
         optimizer: of the trained parameters.
@@ -87,6 +87,8 @@ def plain(
     def init() -> TrainState:
         start = apply_masks(pruned.variables, masks) if masked else pruned.variables
         params, rest = task.split(start)
+        # Masks and keys enter through the state, not the
+        # compiled step: another mask recompiles nothing.
         opt_state = settings.transformation(net, of_params, key).init(params)
         state = TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state)
         return jax.tree.map(jnp.array, state)  # copies: a step gives them away, masks included
@@ -145,7 +147,7 @@ def step_settings(
 def compiled_step(net: Net, settings: StepSettings, masked: bool) -> Callable[..., Any]:
     """`step(state, batch, key) -> state, metrics`, jitted; the masks are in the state.
 
-    Rounds of pruning train with the same functions and settings: they share what was compiled.
+    Rounds of pruning train with the same functions and settings, and so share one compilation.
     """
     run = net.task._replace(train_fn=net.train_fn)
     functions = Functions(*(getattr(run, name) for name in Functions._fields))
@@ -155,13 +157,15 @@ def compiled_step(net: Net, settings: StepSettings, masked: bool) -> Callable[..
 def _step(
     net: Net, functions: Functions, settings: StepSettings, masked: bool
 ) -> Callable[..., Any]:
-    # Of masks, clusters and keys a step reads those in the state: these here are never looked at.
+    # Masks, clusters and keys are read from the state: those passed here have no effect.
     change = settings.transformation(net, {} if masked else None, jax.random.key(0)).update
     train_fn, loss, metrics, split, merge, write = functions
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Any]:
+        # A function of key and step: a resumed run draws what an undisturbed one does.
         of_step = jax.random.fold_in(key, state.step)
+        # A mean over examples, padded ones left out.
         weight = batch["weight"] / batch["weight"].sum()
 
         def mean_loss(params: Params):
@@ -174,6 +178,7 @@ def _step(
         if masked and settings.wrap is not None:  # it may have moved what `hold` has brought to 0
             updates = held(updates, state.params, masks_of(opt_state))
         params = optax.apply_updates(state.params, updates)
+        # Statistics of this forward pass, at the parameters before the step.
         params, rest = split(write(merge(params, state.rest), new))
         return TrainState(state.step + 1, params, rest, opt_state), means
 
@@ -190,6 +195,7 @@ def stream(data: Data, batch_size: int, key: jax.Array, start: int = 0) -> Itera
         start: batches to skip.
     """
     seed = int(jax.random.bits(key))
+    # Batches are a function of (seed, epoch, number): nothing is read to skip.
     epoch, skipped = divmod(start, data.sizes["train"] // batch_size)
     while True:
         yield from data.batches("train", batch_size, seed=seed, epoch=epoch, start=skipped)

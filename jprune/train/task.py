@@ -90,6 +90,7 @@ def task(
         loss, metrics = cross_entropy, loss_and_accuracy if metrics is None else metrics
     elif metrics is None:
         metrics = functools.partial(_loss_alone, loss)
+    # The default ones fit by construction; a user's are run on two examples' shapes.
     if (loss, metrics) != (cross_entropy, loss_and_accuracy):
         _check_numbers(net, data, {"loss": loss, "metrics": metrics})
     return Task(
@@ -142,6 +143,7 @@ def _check_numbers(net: Model, data: Data, functions: Mapping[str, Callable[...,
     Raises:
         ArgumentError: another shape; two examples are looked at.
     """
+    # Two: an output of shape [1] by chance is then not taken for one number an example.
     batch = next(data.batches("train", min(2, data.sizes["train"])))
     variables = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
     count = len(batch["weight"])

@@ -112,7 +112,7 @@ def test_penalties_move_biases_of_any_shape_alike(penalty):
 @pytest.mark.parametrize("method", ["l1", "han", "obs"])
 def test_pruning_of_single_weights_leaves_biases_of_any_shape(method):
     """Those of kernels compete, biases and norms stay; and a density is that of all kernels."""
-    options = {"l1": {"per": "weight"}, "han": {"rounds": 1, "q": "1"}}.get(method, {})
+    options = {"l1": {"per": "weight"}, "han": {"rounds": 1, "q": 1.0}}.get(method, {})
     assert not differences(recipes.find(method)(HALF, None, SHORT, **options), "prune")
 
 
@@ -198,7 +198,7 @@ def test_a_dead_unit_goes_where_its_readers_have_biases(contractions_first):
     variables = task.init(KEY)
     masks = jax.tree.map(lambda w: np.ones(w.shape, bool) if w.ndim > 1 else None, variables)
     masks["params"]["stem"]["kernel"][:, 3] = False
-    recipe = recipes.find("han")(HALF, None, SHORT, rounds=1, q="1")
+    recipe = recipes.find("han")(HALF, None, SHORT, rounds=1, q=1.0)
     remove = next(stage for stage in recipe if stage.name == "remove_dead")
     pruned, _ = remove(Pruned(jprune.apply_masks(variables, masks), masks), task, KEY)
     read = by_path(pruned.masks)["params/a/kernel"].any(axis=1)
@@ -255,7 +255,7 @@ def test_dense_layers_are_retrained_before_convolutions_in_flat_trees_too():
     fn = lambda v, x: jax.nn.relu(conv(x, v["params"]["c"])).mean((1, 2)) @ v["params"]["d"]
     task = task_of(fn, params, (6, 6, 1))
     budget = Budget(density=0.6)
-    recipe = recipes.find("han")(budget, None, SHORT, rounds=1, q="1", alternate=True)
+    recipe = recipes.find("han")(budget, None, SHORT, rounds=1, q=1.0, alternate=True)
     pruned, moved = Pruned(task.init(KEY), None), []
     for number, stage in enumerate(recipe):
         before = by_path(pruned.variables)
@@ -269,7 +269,7 @@ def test_dense_layers_are_retrained_before_convolutions_in_flat_trees_too():
 @pytest.mark.parametrize("method", ["l1", "han", "dns", "obd"])
 def test_weights_in_a_list_meet_a_budget_in_macs(method):
     """Keras' flat lists are trees as good as dictionaries: the masks are those of a dictionary."""
-    options = {"l1": {"per": "weight"}, "han": {"rounds": 1, "q": "1"}, "obd": {"rounds": 1}}
+    options = {"l1": {"per": "weight"}, "han": {"rounds": 1, "q": 1.0}, "obd": {"rounds": 1}}
     recipe = recipe_of(method, Budget(macs=0.5), dense=False, **options.get(method, {}))
     both = []
     for names in ("abc", None):

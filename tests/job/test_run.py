@@ -26,7 +26,7 @@ from jprune.graph.shrink.plans import replay
 from jprune.job import main as job
 from jprune.job.nets import net_for
 from jprune.recipes import Train
-from jprune.runs import checkpoint, files, loop
+from jprune.runs import checkpoint, execution, files, loop
 from jprune.runs import directory as run
 from jprune.runs.progress import Silent
 from tests.toys import drawn, equal, toy_task
@@ -131,7 +131,7 @@ def executed(path, task, progress=None, save_seconds=0.0):
     directory = opened(path)
     start = lambda: Pruned(drawn(task), None)
     progress = Silent() if progress is None else progress
-    return run.execute(directory, RECIPE, task, KEY, start, progress, save_seconds), directory
+    return execution.execute(directory, RECIPE, task, KEY, start, progress, save_seconds), directory
 
 
 def timeless(records):
@@ -323,7 +323,7 @@ def test_a_checkpoint_of_another_net_is_refused(tmp_path, undisturbed):
 
 
 def test_stages_of_one_name_are_numbered():
-    assert run.numbered(["a", "b", "a", "a", "a-2"]) == ["a", "b", "a-2", "a-3", "a-2-2"]
+    assert execution.numbered(["a", "b", "a", "a", "a-2"]) == ["a", "b", "a-2", "a-3", "a-2-2"]
 
 
 # The main job.
