@@ -14,7 +14,7 @@ from jprune.learners import (
     top_masks,
 )
 from jprune.masks import apply_masks
-from jprune.stages.frame import fractions, record
+from jprune.stages.frame import check_prunable, fractions, record
 from jprune.stages.train import Train
 from jprune.train.net import Net
 from jprune.train.step import TrainState, plain
@@ -46,6 +46,10 @@ class Redraw:
     init: str
     scaled: bool = False
     name: str = "redraw"
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The random net, nothing pruned."""

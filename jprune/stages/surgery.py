@@ -14,7 +14,7 @@ from jprune.masks import apply_masks
 from jprune.sparsify import dynamic_surgery, masks_of
 from jprune.sparsify.surgery import CUT, begun
 from jprune.sparsify.thresholds import layer_numbers, moments_of
-from jprune.stages.frame import fractions, record
+from jprune.stages.frame import check_prunable, fractions, record
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.numbers import Numbers, per_name
@@ -47,6 +47,10 @@ class DynamicSurgery:
     biases: bool = True
     splice: bool = True
     name: str = "surgery"
+
+    def check(self, task: Task) -> None:
+        """Raises what `check_prunable` does."""
+        check_prunable(task, self.budget, "weight")
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.

@@ -39,29 +39,6 @@ LONGER = dataclasses.replace(SHORT, max_steps=4)
 """Training in which a pull shows."""
 HALF = Budget(density=0.5)
 
-PLAIN = "reads only kernels [window..., inputs, outputs]: "
-KNOWN = {
-    "test_penalties_move_biases_of_any_shape_alike[l1 of han]": "takes leaves of two axes and more "
-    "for kernels: sparsify/l1.py, ndim < 2",
-    "test_a_refitted_bias_is_that_of_the_layer_whatever_is_written_first": "stages/layer_wise.py "
-    "pairs biases with kernels in the order of first use",
-    "test_a_dead_unit_goes_where_its_readers_have_biases[True]": "stages/dead_units.py pairs "
-    "biases with kernels in the order of first use",
-    "test_dense_layers_are_retrained_before_convolutions_in_flat_trees_too": "recipes/han.py asks "
-    "the parent in the tree what a layer is",
-    **{
-        f"test_a_method_keeps_the_same_weights_of_both_layouts[{row}]": PLAIN + place
-        for row, place in {
-            "ssl columns": "stages/structures.py",
-            "struct_admm columns": "stages/structures.py",
-            "data_free": "stages/walk.py, plain_kernels",
-            "csgd": "stages/walk.py, plain_kernels",
-            "channel_lasso": "stages/walk.py, plain_kernels",
-            "thinet": "stages/walk.py, plain_kernels",
-        }.items()
-    },
-}
-
 
 # ---- biases of any rank -------------------------------------------------------------------------
 
