@@ -544,7 +544,7 @@ class Learner(NamedTuple):
     restored takes exactly the steps of one that was not.
 
     Attributes:
-        steps: how many steps there are in all.
+        steps: number of all steps.
         epoch: steps in an epoch.
         init: `init() -> state`, a tree of arrays.
         batches: `batches(start)`: endless, from that step on.
@@ -608,9 +608,9 @@ class Progress(Protocol):
     """Told what happens in a run; shows it somehow (`jprune.runs.progress`)."""
 
     def begin(self, stage: str, number: int, of: int, steps: int, done: int) -> None:
-        """A stage begins: the `number`-th of `of`, with so many steps, of which some are done.
+        """The `number`-th of `of` stages begins; `done` of its `steps` steps are done.
 
-        A stage that is done at a stroke has 0 steps.
+        A stage that has no steps of its own comes with 0.
         """
         ...
 
@@ -627,7 +627,7 @@ class Progress(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Shows a line of text."""
         ...
 
     def close(self) -> None:
@@ -641,7 +641,7 @@ def is_none(leaf: Any) -> bool:
 
 
 def quality(metrics: Mapping[str, Any], loss: Any) -> Any:
-    """What says how good a net is: the metric `accuracy`, or minus the loss where there is none.
+    """How good a net is: its metric `accuracy`, or minus the loss where there is none.
 
     Args:
         metrics: of a task, for every example or their means.

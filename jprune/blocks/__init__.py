@@ -10,8 +10,8 @@ reader). `of_kinds` makes them by the words that options of methods use.
     masks = allocate.global_topk(blocks.pool(columns, scores), Budget(density=0.5))
     units = blocks.lift(groups, blocks.spread(columns, masks))
 
-Here belongs what says which weights go together, whatever a method does with it. Read `members.py`
-first: what a block is.
+Here belongs what defines which weights go together, whatever a method does with them. Read
+`members.py` first: what a block is.
 """
 
 from jprune.blocks.grains import block, columns, kernels, n_of_m, rows, vectors, weights

@@ -170,15 +170,14 @@ def _patterns(families: Sequence[tuple[Blocks, Alive]]) -> Masks:
 def lift(groups: Groups, masks: Masks) -> dict[str, np.ndarray]:
     """Masks of units from masks of weights: a unit goes once the pattern leaves it no reader.
 
-    The rule. A unit goes if its places with the role `in` are empty in all its consumers: whatever
-    it computes, nobody reads it. Nothing less is enough for every net: an empty filter still speaks
-    through its shift, and one whose shift is empty too through a nonlinearity with f(0) != 0. Units
-    that end in a contraction of two activations have no consumer with weights; there the places
-    that stand in for `in` (kernel, shift and mean) must all be empty. A group that was opened (a
-    norm counts its units, read or not) stays whole.
+    The rule. A unit goes if its places with the role `in` are empty in all its consumers: nothing
+    reads it. An empty filter is not enough, since its shift or a nonlinearity with f(0) != 0 still
+    gives an output. Units that end in a contraction of two activations have no consumer with
+    weights; there the places that replace `in` (kernel, shift and mean) must all be empty. A group
+    that was opened (a norm counts its units, read or not) stays whole.
 
-    What only a unit that goes was reading goes too, and so on. A pattern that leaves no unit of a
-    group a reader keeps one, since no layer can be left without channels.
+    Units that only a removed unit was reading go too, and so on. If a pattern leaves no unit of a
+    group a reader, one unit stays, since no layer can be left without channels.
 
     Args:
         groups: from `trace`.

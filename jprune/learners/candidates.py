@@ -72,7 +72,7 @@ def settled(task: Task, variables: Variables, images: Any, key: jax.Array) -> Va
 
 
 def check_settles(task: Task, variables: Variables, image: Any, key: jax.Array) -> None:
-    """Refuses a net whose statistics are not of the kind that `settled` takes anew.
+    """Refuses a net with statistics of another kind than `settled` can compute.
 
     Args:
         task: of the net.

@@ -327,7 +327,7 @@ def as_winners(
 ) -> Variables:
     """The trained net as variables that any function of the net runs: gated kernels.
 
-    What stands behind a gated kernel is folded into it, so that its norm changes nothing any more.
+    Norms and shifts behind a gated kernel are folded into it, so that the norm is an identity.
 
     Args:
         task: of the plain net.

@@ -196,7 +196,7 @@ def hypernetwork(
 
 
 def _check(task: Task, menu: Menu, hidden: int, vectors: str) -> None:
-    """Refuses arguments of `hypernetwork`, as it says."""
+    """Raises what `hypernetwork` does for its arguments."""
     if vectors not in VECTORS or hidden < 1:
         raise errors.ArgumentError(
             f"hypernetwork(hidden={hidden}, vectors={vectors!r}); write 1 or more, and one of "
@@ -222,7 +222,7 @@ def _contracted(groups: Groups) -> set[str]:
 
 
 def _groups_on(groups: Groups, menu: Menu, path: str) -> list[int]:
-    """Numbers of the free groups that stand on a leaf."""
+    """Numbers of the free groups with units on a leaf."""
     return [
         number
         for number, name in enumerate(menu.names)
@@ -263,7 +263,7 @@ def hypernetwork_task(task: Task, hyper: Hypernetwork, smoothing: float = 0.1) -
     Args:
         task: of the net.
         hyper: what is trained.
-        smoothing: of labels: so much of the loss is that of all classes alike. Labels that are no
+        smoothing: of labels: the part of the loss that all classes share. Labels that are no
             whole numbers are no classes, and stay as they are.
 
     Raises:

@@ -93,7 +93,7 @@ def popup_task(task: Task, k: float) -> Task:
 
 
 def masked_by(variables: Variables, masks: PyTree) -> Variables:
-    """Variables times masks where there are some."""
+    """Variables times their masks; leaves without a mask stay."""
     product = lambda mask, value: value if mask is None else value * mask.astype(value.dtype)
     return jax.tree.map(product, masks, variables, is_leaf=is_none)
 
@@ -103,7 +103,7 @@ def draw_scores(key: jax.Array, weights: PyTree, layers: Mapping[str, Layer]) ->
 
     Args:
         key: for the draw.
-        weights: kernels whose shapes are taken, a tree like the variables; None stays None.
+        weights: kernels, for their shapes; a tree like the variables, None stays None.
         layers: `groups.layers` of the net, for the fan-in.
 
     Raises:
@@ -132,7 +132,7 @@ def draw_weights(
 
     Args:
         key: for the draw.
-        weights: kernels whose shapes are taken, a tree like the variables; None stays None.
+        weights: kernels, for their shapes; a tree like the variables, None stays None.
         layers: `groups.layers` of the net, for the fan-in.
         how: "signed_constant" (+-std) or "kaiming_normal", with std = sqrt(2 / fan in).
         k: fraction kept: std = sqrt(2 / (k fan in)), so that the variance is right under the masks.

@@ -72,7 +72,7 @@ class Prior(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """When a unit is surely zero.
+    """When a unit counts as zero.
 
     Attributes:
         mu: largest |mu|, with the Gaussian prior.

@@ -38,7 +38,7 @@ def csgd(
 ) -> Recipe:
     """Trains towards equal filters, and merges them; nothing is trained afterwards.
 
-    Every group whose readers are all plain contractions, which can add what a merged unit said,
+    Every group whose readers are all plain contractions, which can add a merged unit's weights,
     keeps the same fraction of its units.
 
     Args:

@@ -3,7 +3,7 @@
 The masks are revised again and again as the weights move; masked weights go on learning. Masks meet
 gradients *straight-through* during surgery: the net runs on w * m, and all of w takes the step.
 After it the masks are fixed and the rest of the training is *frozen* (the paper lets masked weights
-take steps that nobody sees).
+take steps without effect).
 
 References:
     Guo, Yao, Chen, Dynamic network surgery for efficient DNNs, 2016, arXiv 1608.04493 [7]; details

@@ -1,6 +1,6 @@
 """FBS: channels boosted and suppressed anew for every image; all weights are kept.
 
-A small predictor looks at what a layer reads and gates what it says; only the largest gates of an
+A small predictor reads a layer's inputs and gates its outputs; only the largest gates of an
 image pass. The density falls from 1 in steps while net and predictors train together. What comes
 out is a net that depends on its input: `slim` removes nothing, the kernels are held as
 `jprune.forms.Winners`, `params` are those of the dense net and of the predictors, and

@@ -1,6 +1,6 @@
 """GAL: soft masks that an adversary judges by the net's outputs, pruned without labels.
 
-The net under soft masks learns to say what the dense net says; a discriminator learns to tell the
+The net under soft masks learns the outputs of the dense net; a discriminator learns to tell the
 two apart; an L1 penalty pushes the masks to 0 by FISTA. What is 0 is removed, and the rest is
 fine-tuned with labels. Masks meet gradients by *prox*: while they are soft there is nothing masked,
 and the zeros are made by the masks' own step; fine-tuning is *frozen*.

@@ -1,6 +1,6 @@
 """C-OBD, C-OBS, Kron-OBD, Kron-OBS: filters pruned under a Kronecker-factored Fisher.
 
-The four with which EigenDamage is compared: filters go where they stand, in the basis of the
+EigenDamage is compared with these four, which remove whole filters, in the basis of the
 weights. The two OBS move the filters that are kept.
 
 Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.

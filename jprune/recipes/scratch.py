@@ -35,7 +35,7 @@ def scratch(
     cap: float | None = None,
     per: str = "unit",
 ) -> Recipe:
-    """Train, prune, begin anew.
+    """Trains, prunes, and trains the small net from new initial values.
 
     Args:
         same: as what the dense net's training took: "epochs" or "macs".

@@ -69,7 +69,7 @@ def ssl(
             1e-4 for "subgradient", which makes no zeros by itself.
         scales: whether the norm of a filter or branch has the scales of its batch norms in it. The
             paper's has kernels alone; but a norm divides by the kernel's size, so that shrinking it
-            takes nothing from what the unit says, and zeros come late if at all.
+            does not shrink the unit's output, and zeros come late if at all.
         stop: fraction of the fine-tuning epochs under the penalty (the authors' AlexNet: a half of
             the dense training's steps, and a third after it).
         correct: True cuts the groups until the budget is met of which the penalty has left least

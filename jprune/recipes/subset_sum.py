@@ -2,8 +2,8 @@
 
 Nothing is trained. A weight w of the target is approximated by hidden units that read one input
 each, x -> relu(a_k x) -> u_k for k = 1 .. n, of which a subset is kept. With x >= 0 and a_k > 0
-they say (sum of kept a_k u_k) x: the question is which subset of the products p_k = a_k u_k adds up
-to w, and n ~ log(1 / tolerance) products are enough. No gradient meets a mask here.
+their output is (sum of kept a_k u_k) x: the question is which subset of the products p_k = a_k u_k
+adds up to w, and n ~ log(1 / tolerance) products are enough. No gradient meets a mask here.
 
 References:
     Malach, Yehudai, Shalev-Shwartz, Shamir, Proving the lottery ticket hypothesis: pruning is all

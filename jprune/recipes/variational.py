@@ -1,6 +1,6 @@
 """Variational pruning: a distribution over the scale of every channel, and the surely zero ones go.
 
-A net is trained from scratch with norms that say gamma (x + beta), gamma being drawn from
+A net is trained from scratch with norms gamma (x + beta), gamma being drawn from
 N(mu, sigma^2) in every step, and with a divergence of these distributions from a prior that wants
 zeros. Channels whose gamma is surely zero are removed; nothing is trained afterwards. A residual
 stream has one gamma for all norms that write it.

@@ -88,7 +88,7 @@ def counts_of(blocks: Blocks, keep: Keep) -> dict[str, int]:
 
 
 def projection(blocks: Blocks | Sequence[Blocks], keep: Keep) -> Projection:
-    """Keeps the groups with the largest norms, so many of every block, and zeroes the others.
+    """Keeps the groups with the largest norms in every block, and zeroes the others.
 
     Of one kind, the result is the nearest point of the set. Several kinds are projected in order,
     as the authors do: the result is in all sets, since each projection keeps zeros, but it need not

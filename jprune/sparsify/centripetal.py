@@ -89,7 +89,7 @@ def strengths(groups: Groups, strength: float, of_vectors: float = 0.1) -> PyTre
     """The strength of every leaf for `centripetal`, as a tree like the variables.
 
     Args:
-        groups: from `trace`: their layers say which leaves are kernels.
+        groups: from `trace`: their layers tell kernels from other leaves.
         strength: of kernels.
         of_vectors: factor of the strength for all other leaves, scales and biases.
 
@@ -106,7 +106,7 @@ def strengths(groups: Groups, strength: float, of_vectors: float = 0.1) -> PyTre
 
 
 def centripetal(members: PyTree, strength: float | PyTree) -> optax.GradientTransformation:
-    """Gradients with which clusters contract; stands in front of weight decay and momentum.
+    """Gradients with which clusters contract; placed before weight decay and momentum.
 
     With H the cluster of unit j, its weights F_j get the gradient
 
@@ -242,7 +242,7 @@ def strength_for(rates: np.ndarray, momentum: float, goal: float, of_vectors: fl
         momentum: in [0, 1).
         goal: final differences, as a fraction of the initial ones.
         of_vectors: factor of the strength for scales and biases, which are last; 0: they are not
-            pulled, and not looked at.
+            pulled, and do not count here.
 
     Returns:
         A strength between 1e-4 and 10; where none is enough, the one that leaves least.

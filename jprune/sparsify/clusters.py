@@ -49,7 +49,7 @@ CLUSTERINGS: dict[str, Callable[[np.ndarray, int, jax.Array], np.ndarray]] = {
 
 
 def cluster(points: np.ndarray, count: int, key: jax.Array, how: str = "kmeans") -> np.ndarray:
-    """Puts units into so many clusters, none of them empty.
+    """Puts units into `count` clusters, none of them empty.
 
     Args:
         points: [units, fan], finite.

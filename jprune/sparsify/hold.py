@@ -60,7 +60,7 @@ def held(updates: PyTree, params: Params, masks: Masks) -> PyTree:
 def hold(masks: Masks) -> optax.GradientTransformationExtraArgs:
     """Keeps pruned weights at exactly 0: returns minus the parameter where the mask is False.
 
-    It must be the last link of the chain: whatever stands behind it would move the zeros.
+    It must be the last link of the chain: a transformation behind it would move the zeros.
 
     Args:
         masks: tree like the trained parameters, bool, True keeps; a None leaf is not prunable.

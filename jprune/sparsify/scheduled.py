@@ -44,7 +44,7 @@ def scheduled_prune(
     every: int,
     groups: Groups | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Prunes every so many steps to the density of a schedule, and holds the masks in between.
+    """Prunes every `every` steps to the density of a schedule, and holds the masks in between.
 
     At steps 0, every, 2 every, ... the criterion's scores are turned into masks at the density
     `schedule(step)`, and the criterion starts anew. The last link of an optax chain.
@@ -157,6 +157,6 @@ def _as_variables(groups: Groups, tree: PyTree) -> PyTree:
 
 
 def _as_params(groups: Groups, tree: PyTree, params: Params) -> PyTree:
-    """The part of a tree like the variables that stands for the parameters."""
+    """The parameters' part of a tree like the variables."""
     name = _collection(groups, params)
     return tree if name is None else tree[name]

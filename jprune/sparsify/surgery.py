@@ -178,7 +178,7 @@ def revision_chance(step: Any, gamma: float, power: float) -> jax.Array:
 def _revise(
     masks: Masks, weights: PyTree, thresholds: PyTree, chance: Any, key: Any, layers: PyTree
 ) -> Masks:
-    """New masks of the layers that a draw chooses; the others are not even looked at."""
+    """New masks of the layers that a draw chooses; the others keep theirs."""
     structure = jax.tree.structure(masks, is_leaf=is_none)
     trees = [structure.flatten_up_to(tree) for tree in (masks, weights, thresholds)]
     new_masks = list(trees[0])

@@ -96,8 +96,8 @@ class Boost:
         whole = {n for n, floor in budget.floors.items() if floor >= groups.sizes[n]}
         free = {}
         for name, layer in boostable.items():
-            groups_on = {n for site in groups.sites if site.layer == name and site.kind == "out"
-                  for n in site.groups}  # fmt: skip
+            of_layer = (each for each in groups.sites if (each.layer, each.kind) == (name, "out"))
+            groups_on = {n for site in of_layer for n in site.groups}
             # A floor of its whole size freezes a group; a smaller one is the fewest winners.
             if not groups_on & whole:
                 asked = max([budget.min_units, *(budget.floors.get(n, 0) for n in groups_on)])

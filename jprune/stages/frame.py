@@ -214,7 +214,7 @@ class Recalibrate:
     """Lets the statistics of the norms settle on the net as it is now; weights stay.
 
     Attributes:
-        batches: training batches that are looked at.
+        batches: number of training batches.
         batch_size: examples in one.
         name: of the record.
     """
@@ -272,7 +272,7 @@ class Repeat:
 
     Attributes:
         stages: the stages that are repeated.
-        times: how often.
+        times: how many times.
         name: of the whole; the records have the names of the stages.
     """
 
@@ -355,7 +355,7 @@ class _Told:
         stage: the stage that runs.
         progress: gets the reports.
         number: of the stage, from 1.
-        of: how many stages there are.
+        of: the number of stages.
     """
 
     stage: Stage

@@ -64,7 +64,7 @@ class ShuffleMasks:
 
 @dataclasses.dataclass(frozen=True)
 class Reinitialise:
-    """New initial values, drawn anew, under today's masks.
+    """New initial values under the present masks.
 
     Attributes:
         name: of the stage.

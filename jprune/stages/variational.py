@@ -213,7 +213,7 @@ class Guarded:
 
 @dataclasses.dataclass(frozen=True)
 class Select:
-    """Masks the units whose gates are most surely zero.
+    """Masks the units whose gates are zero with the most certainty.
 
     Attributes:
         budget: what is kept of the dense net.

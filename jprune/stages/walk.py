@@ -38,7 +38,7 @@ def steps_of(task: Task, stream: str) -> list[Step]:
 
     A group takes part if all its readers are plain contractions with a site: their inputs and
     outputs can be observed, and their weights refitted. Others (read by grouped convolutions, by
-    attention, inside loops) stay whole. A sampler stands before a layer that reads a residual
+    attention, inside loops) stay whole. A sampler is put before a layer that reads a residual
     stream and does not write one.
     """
     groups = Net(task).groups
