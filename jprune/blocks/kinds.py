@@ -18,16 +18,16 @@ PATTERNS = {"shape": columns, "column": columns, "weight": weights}
 NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
-def split(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Words from "filter+column"; a sequence of them stays."""
-    return tuple(text.split("+")) if isinstance(text, str) else tuple(text)
+def as_words(words: str | Sequence[str]) -> tuple[str, ...]:
+    """One word, or a sequence of them, as a tuple."""
+    return (words,) if isinstance(words, str) else tuple(words)
 
 
 def words_of(text: str | Sequence[str], words: Sequence[str], option: str) -> tuple[str, ...]:
     """Kinds as a method takes them, checked.
 
     Args:
-        text: "filter+column", or a sequence of words.
+        text: a word, or a sequence of them.
         words: those that the method takes.
         option: of the method, for the message.
 
@@ -35,13 +35,14 @@ def words_of(text: str | Sequence[str], words: Sequence[str], option: str) -> tu
         ArgumentError: an unknown kind, one that is named twice, or depth with a pattern.
 
     Example:
-        >>> words_of("filter+column", ("filter", "column"), "groups")
+        >>> words_of(("filter", "column"), ("filter", "column"), "groups")
         ('filter', 'column')
     """
-    kinds = split(text)
+    kinds = as_words(text)
     if not kinds or len({*kinds}) < len(kinds) or not {*kinds} <= {*words}:
         raise errors.ArgumentError(
-            f"{option}={text!r}; write one of {', '.join(words)}, or several with '+' between."
+            f"{option}={text!r}; write one of {', '.join(words)}, or a tuple of several (on the "
+            "command line with '+' between)."
         )
     # Masks are of units and branches, or of weights: one tree cannot hold both.
     if "depth" in kinds and {*kinds} & {*PATTERNS}:

@@ -37,7 +37,7 @@ def read_options(name: str, texts: Sequence[str]) -> dict[str, Any]:
         name: of the method.
         texts: "option=value" each. A value is a number, true, false, null or a word; where an
             option takes several numbers, ":" stands between them, and "+" between the numbers of
-            one kind and those of the next.
+            one kind and those of the next, and between words.
 
     Raises:
         ArgumentError: a text without "=", an option that the method does not have, or a value of
@@ -46,6 +46,8 @@ def read_options(name: str, texts: Sequence[str]) -> dict[str, Any]:
     Example:
         >>> read_options("l1", ["rounds=3", "schedule=cubic"])
         {'rounds': 3, 'schedule': 'cubic'}
+        >>> read_options("ssl", ["families=filter+shape"])
+        {'families': ('filter', 'shape')}
         >>> read_options("han", ["q=0.4:1:1"]), read_options("han", ["q=scan"])
         ({'q': (0.4, 1.0, 1.0)}, {'q': 'scan'})
     """
@@ -64,7 +66,7 @@ def written(value: Any) -> Any:
         return {name: written(inner) for name, inner in value.items()}
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
-    nested = any(isinstance(inner, Sequence) for inner in value)
+    nested = any(isinstance(inner, Sequence) for inner in value)  # words are sequences, too
     words = (_text(inner) if isinstance(inner, int | float) else written(inner) for inner in value)
     return ("+" if nested else ":").join(words)
 
@@ -132,7 +134,10 @@ def _read_option(method: str, taken: dict[str, Any], text: str) -> tuple[str, An
 
 def _value(word: str, parts: Sequence[Any]) -> Any:
     """The value of a word, for an option of these types."""
-    if any(get_origin(part) is Sequence for part in parts):
+    of_several = [get_args(part)[0] for part in parts if get_origin(part) is Sequence]
+    if str in of_several and "+" in word:
+        return tuple(word.split("+"))
+    if {*of_several} - {str}:
         try:
             return numbers(word)
         except ValueError:

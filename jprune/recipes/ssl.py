@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.blocks.kinds import split, words_of
+from jprune.blocks.kinds import as_words, words_of
 from jprune.stages.frame import Evaluate, Save
 from jprune.stages.group_lasso import FAMILIES, Penalty, ReadOff, Shrink
 from jprune.stages.train import Train
@@ -95,7 +95,7 @@ def ssl(
     penalty = Penalty(
         kinds,
         {kind: STRENGTHS[kind] for kind in kinds} if strength is None else strength,
-        None if names is None else split(names),
+        None if names is None else as_words(names),
         how,
         (1e-4 if how == "subgradient" else 0.0) if threshold is None else threshold,
         scales,

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from jprune import errors
 from jprune.allocate import ALLOCATORS
 from jprune.base import Budget, Recipe
-from jprune.blocks.kinds import split, words_of
+from jprune.blocks.kinds import as_words, words_of
 from jprune.stages.admm import Admm, Cut, Sets
 from jprune.stages.frame import Evaluate, Save
 from jprune.stages.rounds import evenly
@@ -122,7 +122,7 @@ def struct_admm(
             f"keep={keep!r} with progressive={progressive}: the fractions of every cut come from "
             "the budget. Leave one of the two out."
         )
-    chosen = None if names is None else split(names)
+    chosen = None if names is None else as_words(names)
     share = lambda part: part * finetune.epochs / progressive
     # Constant: a rate that falls to 0 within a part would leave its last rounds without a W-step.
     during = dataclasses.replace(finetune, epochs=share(stop), schedule="constant")

@@ -13,6 +13,7 @@ import jprune.stages
 from jprune import errors, recipes
 from jprune.base import Budget
 from jprune.recipes.methods import modules
+from jprune.recipes.options import written
 from tests.contracts import own
 
 
@@ -111,7 +112,7 @@ def test_options_as_text_are_the_defaults(method):
     """What the command line would write for a default is read as that very value."""
     for parameter in keywords(method):
         if parameter.name in recipes.options(method) and parameter.default is not None:
-            word = str(parameter.default)
+            word = str(written(parameter.default))
             word = word.lower() if isinstance(parameter.default, bool) else word
             text = f"{parameter.name}={word}"
             assert recipes.read_options(method, [text]) == {parameter.name: parameter.default}

@@ -369,7 +369,8 @@ def test_a_group_inside_a_vanished_branch_goes_with_it(net):
 
 
 @pytest.mark.parametrize(("families", "part"), [
-    ("filter+channel", 0.5), ("filter+shape", 0.5), ("depth", 0.4), ("filter+depth", 0.5),
+    (("filter", "channel"), 0.5), (("filter", "shape"), 0.5), ("depth", 0.4),
+    (("filter", "depth"), 0.5),
 ])  # fmt: skip
 def test_a_budget_is_met_by_the_smallest_norms(net, families, part):
     task, start = net
@@ -412,7 +413,7 @@ def test_a_penalty_on_a_frozen_group_is_refused(net):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"families": "filters"}, "families='filters'; write one of shape, filter"),
-    ({"families": "depth+shape"}, "hold no branches"),
+    ({"families": ("depth", "shape")}, "hold no branches"),
     ({"how": "newton"}, "how='newton'"),
     ({"threshold": -1.0}, "threshold of 0 or more"),
     ({"stop": 1.0}, r"stop=1.0\); it is in \(0, 1\)"),

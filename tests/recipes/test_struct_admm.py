@@ -277,7 +277,7 @@ def test_a_frozen_group_is_refused_before_anything_is_trained(net):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"groups": "row"}, "groups='row'; write one of filter, channel"),
-    ({"groups": "filter+channel"}, "kept twice"),
+    ({"groups": ("filter", "channel")}, "kept twice"),
     ({"optimizer": "lion"}, "one of adam, sgd"),
     ({"progressive": 0}, "progressive is 1 or more"),
     ({"rho": -1.0}, r"rho=-1.0\); rho is above 0"),
