@@ -42,8 +42,8 @@ import numpy as np
 import jprune
 from jprune import allocate, criteria, data, train, zoo
 from jprune.base import Budget, Pruned
-from jprune.stages.prune import evaluate
-from jprune.stages.train import Train
+from jprune.stages import Train
+from jprune.train import evaluate
 
 # %% [markdown]
 # ## A trained net

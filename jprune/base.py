@@ -11,6 +11,7 @@ Scores and masks come in two shapes, and the same functions serve both: trees li
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -687,3 +688,16 @@ def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[
                 'batches, for example [{"image": x, "label": y}].'
             )
     return criterion.score(state, variables)
+
+
+def to_the_end(learner: Learner) -> tuple[Pruned, dict[str, float]]:
+    """Takes all steps.
+
+    Returns:
+        The net, and the metrics of the last step.
+    """
+    state, metrics = learner.init(), {}
+    for batch in itertools.islice(learner.batches(0), learner.steps):
+        state, metrics = learner.step(state, batch)
+    # Metrics are read once, at the end: reading them each step would wait for the device.
+    return learner.finish(state), {name: float(value) for name, value in metrics.items()}

@@ -1,9 +1,10 @@
-"""Masks on trees: apply them, learn through them, combine, count and pack them.
+"""Masks on trees: apply them, learn through them, combine, count, pack and lift them.
 
-A mask tree is like the variables; True keeps, a None leaf is not prunable.
+A mask tree is like the variables; True keeps, a None leaf is not prunable. `lift` makes masks of
+units of masks of weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Masks, PyTree, Variables, is_none
+from jprune.base import Groups, Masks, PyTree, Variables, is_none
 from jprune.graph.shrink.concrete import at_hand, put_back
+from jprune.units import leaves_by_path, ones, places_of
 
 
 def _map_masks(function: Callable[..., Any], masks: Masks, *trees: PyTree) -> PyTree:
@@ -179,3 +181,94 @@ def unpack(packed: PyTree) -> Masks:
         return np.unpackbits(node["bits"], count=count).astype(bool).reshape(shape)
 
     return jax.tree.map(one, packed, is_leaf=is_packed)
+
+
+def lift(groups: Groups, masks: Masks) -> dict[str, np.ndarray]:
+    """Masks of units from masks of weights: a unit goes once the pattern leaves it no reader.
+
+    The rule. A unit goes if its places with the role `in` are empty in all its consumers: nothing
+    reads it. An empty filter is not enough, since its shift or a nonlinearity with f(0) != 0 still
+    gives an output. Units that end in a contraction of two activations have no consumer with
+    weights; there the places that replace `in` (kernel, shift and mean) must all be empty. A group
+    that was opened (a norm counts its units, read or not) stays whole.
+
+    Units that only a removed unit was reading go too, and so on. If a pattern leaves no unit of a
+    group a reader, one unit stays, since no layer can be left without channels.
+
+    Args:
+        groups: from `trace`.
+        masks: a tree like the variables, None leaves are whole.
+
+    Returns:
+        {group: [units]} bool.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.zeros((2, 3)), "second": jnp.zeros((3, 1))}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 2)))
+        >>> lift(groups, {"first": None, "second": np.array([[True], [False], [True]])})
+        {'first': array([ True, False,  True])}
+    """
+    weights = {
+        path: np.ones(groups.leaves[path].shape, bool)
+        if mask is None
+        else np.broadcast_to(np.asarray(mask, bool), groups.leaves[path].shape).copy()
+        for path, mask in leaves_by_path(groups, masks).items()
+    }
+    # Until nothing changes: a unit that goes leaves those that it reads without a reader.
+    units = ones(groups)
+    while True:
+        read = _read(groups, weights, units)
+        gone = [name for name in groups.names if (units[name] & ~read[name]).any()]
+        if not gone:
+            return units
+        for name in gone:
+            units[name] &= read[name]
+            for place in groups.places[name]:
+                dead = (place.units >= 0) & ~units[name][place.units]
+                # `weights` are copies, so this writes into them and not into the masks that came.
+                np.moveaxis(weights[place.leaf], place.axis, 0)[dead] = False
+
+
+def _read(
+    groups: Groups, weights: dict[str, np.ndarray], units: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """{group: [units]}: whether a weight that reads a unit is kept; one of `units` always is."""
+    places = places_of(groups, ("in",))
+    read = {name: np.zeros(size, bool) for name, size in groups.sizes.items()}
+    for name, place in places:
+        rows = np.moveaxis(weights[place.leaf], place.axis, 0)
+        alive = rows.reshape(len(rows), -1).any(axis=1) & (place.units >= 0)
+        read[name][place.units[alive]] = True
+    with_readers = {name for name, _ in places}
+    for name, alive in read.items():
+        # Nothing to be read off weights: an output of the net, or a norm that counts its units.
+        if name not in with_readers or not groups.exact[name]:
+            alive[:] = True
+        elif not (alive & units[name]).any():
+            alive[np.flatnonzero(units[name])[0]] = True
+    return read
+
+
+def map_parameters(function: Callable[..., Any], variables: Variables, *others: PyTree) -> PyTree:
+    """Maps over parameters; statistics become None, which allocators and masks leave alone.
+
+    Args:
+        function: `function(leaf, *others)`.
+        variables: {"params": ..., and other collections}: then only `params` has parameters; a
+            tree of another kind has nothing but parameters.
+        *others: more trees of the variables' structure.
+
+    Example:
+        >>> map_parameters(abs, {"params": {"w": -2}, "stats": {"mean": 1}})
+        {'params': {'w': 2}, 'stats': {'mean': None}}
+    """
+    # Flax's layout has collections by name; Haiku's and plain trees have parameters only.
+    if not (isinstance(variables, Mapping) and "params" in variables):
+        return jax.tree.map(function, variables, *others)
+
+    def one(path: Any, *leaves: Any) -> Any:
+        return function(*leaves) if path[0].key == "params" else None
+
+    return jax.tree_util.tree_map_with_path(one, variables, *others)

@@ -18,8 +18,8 @@ jaxprs
 base
 forms
 graph
-masks cost curvature zoo data schedules export
-units measure
+units curvature zoo data schedules export
+masks cost measure
 blocks
 criteria reconstruct learners
 allocate sparsify

@@ -35,7 +35,7 @@ from jprune.stages.dimensions import (
     where,
 )
 from jprune.train.net import Net as TaskNet
-from jprune.train.resolution import at_resolution
+from jprune.train.task import at_resolution
 
 LEVELS = {"depth": (2 / 3, 1 / 3), "width": (0.75, 0.5), "resolution": (0.875, 0.75, 0.625, 0.5)}
 OFF_AXES = ((2 / 3, 0.75, 0.75), (1.0, 0.75, 0.625), (2 / 3, 0.5, 0.875))

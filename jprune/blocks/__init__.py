@@ -16,9 +16,10 @@ Here belongs what defines which weights go together, whatever a method does with
 
 from jprune.blocks.grains import block, columns, kernels, n_of_m, rows, vectors, weights
 from jprune.blocks.kinds import of_kinds
-from jprune.blocks.masks import alive, lift, masks, spread
+from jprune.blocks.masks import alive, masks, spread
 from jprune.blocks.members import Block, Blocks, Member, norms, pool, scale, squares
 from jprune.blocks.units import branches, channels, filters
+from jprune.masks import lift
 
 __all__ = [
     "Block",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jprune import errors
 from jprune.base import Criterion
-from jprune.criteria._leaves import map_parameters
+from jprune.masks import map_parameters
 
 
 def magnitude(order: int = 1) -> Criterion:

@@ -9,7 +9,7 @@ import itertools
 import jax
 
 from jprune.base import Criterion
-from jprune.criteria._leaves import map_parameters
+from jprune.masks import map_parameters
 
 
 def random(key: jax.Array) -> Criterion:

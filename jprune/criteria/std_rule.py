@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jprune import errors
 from jprune.base import Criterion, PyTree, Scores, Variables, is_none
-from jprune.criteria._leaves import map_parameters
+from jprune.masks import map_parameters
 
 STD_OVER = ("alive", "all")
 

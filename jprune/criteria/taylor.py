@@ -17,9 +17,9 @@ from jax.flatten_util import ravel_pytree
 from jprune import errors
 from jprune.base import Criterion, Groups
 from jprune.criteria._average import add, start, value_of
-from jprune.criteria._leaves import map_parameters
 from jprune.curvature.products import shares_of
 from jprune.graph import gated
+from jprune.masks import map_parameters
 from jprune.units import to_units
 
 FORMS = ("separate", "joint", "gate")

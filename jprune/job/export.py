@@ -11,7 +11,7 @@ from jprune.job.finish import WRITERS
 from jprune.job.nets import net_for
 from jprune.runs.checkpoint import load_tree
 from jprune.runs.files import PathLike, atomic_write, read_json
-from jprune.train.resolution import seen_at
+from jprune.train.task import seen_at
 
 
 def export_again(out: PathLike, to: PathLike | None = None) -> list[pathlib.Path]:

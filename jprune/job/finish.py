@@ -20,7 +20,7 @@ from jprune.runs.files import atomic_write
 from jprune.stages.frame import record
 from jprune.train.evaluate import EVALUATION_BATCH
 from jprune.train.net import Net
-from jprune.train.resolution import seen_at
+from jprune.train.task import seen_at
 from jprune.units import expand
 
 Function = Callable[..., Any]

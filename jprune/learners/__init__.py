@@ -8,6 +8,7 @@ whole `Learner` (`jprune.base`). What turns updates into updates is in `jprune.s
 Read `popup.py` first. `to_the_end` runs any learner in memory.
 """
 
+from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
 from jprune.learners.candidates import scorer, settled
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
@@ -21,7 +22,6 @@ from jprune.learners.hypernetwork import (
 )
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
-from jprune.learners.running import to_the_end
 from jprune.learners.variational import PRIORS, kl_gaussian, kl_log_uniform, variational_task
 
 __all__ = [

@@ -26,11 +26,11 @@ from jprune.stages.frame import (
 )
 from jprune.stages.prune import Prune
 from jprune.stages.train import Train
-from jprune.train.distill import distilled
 from jprune.train.evaluate import evaluate
 from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.step import plain
+from jprune.train.task import distilled
 
 __all__ = [
     "METHODS",

@@ -17,7 +17,7 @@ from jprune.runs.directory import RunDirectory
 from jprune.runs.files import make_folder, read_json, read_lines, write_json, write_lines
 from jprune.runs.progress import Progress, Silent
 from jprune.train.net import Net
-from jprune.train.resolution import at_resolution
+from jprune.train.task import at_resolution
 
 
 def execute(

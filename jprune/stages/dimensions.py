@@ -18,8 +18,8 @@ from jprune.search import fit, optimum
 from jprune.stages.frame import record, saved
 from jprune.train.evaluate import mean_quality
 from jprune.train.net import Net
-from jprune.train.resolution import Size, at_resolution, check_size, size_of
 from jprune.train.step import stream
+from jprune.train.task import Size, at_resolution, check_size, size_of
 from jprune.units import standing, to_units
 
 DIMENSIONS: tuple[str, ...] = ("depth", "width", "resolution")

@@ -32,8 +32,8 @@ from jprune.base import (
 from jprune.masks import apply_masks, density, intersect
 from jprune.train.evaluate import evaluate
 from jprune.train.net import Net, are_units
-from jprune.train.resolution import at_resolution, seen_at
 from jprune.train.step import stream
+from jprune.train.task import at_resolution, seen_at
 from jprune.units import expand
 
 

@@ -8,12 +8,10 @@ from jprune import errors
 from jprune.base import Learner, Pruned, Records, Task, Wrap
 from jprune.learners import to_the_end
 from jprune.stages.frame import record, saved
-from jprune.train.distill import distilled
 from jprune.train.net import Net
-from jprune.train.optimizers import Sgd
-from jprune.train.rates import LEARNING_RATES
-from jprune.train.resolution import at_resolution
+from jprune.train.optimizers import LEARNING_RATES, Sgd
 from jprune.train.step import plain
+from jprune.train.task import at_resolution, distilled
 
 
 @dataclasses.dataclass(frozen=True)

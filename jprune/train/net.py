@@ -26,7 +26,7 @@ from jprune.cost.samples import gates_of, sample_macs
 from jprune.forms.leaf_type import has_dynamic
 from jprune.forms.opened import dense_of, has_leaf_types, opened
 from jprune.graph import slim, slim_params, trace
-from jprune.train.resolution import seen_at
+from jprune.train.task import seen_at
 from jprune.units import are_units, expand, ones
 
 Made = TypeVar("Made")

@@ -12,8 +12,8 @@ from jprune import errors, recipes
 from jprune.base import Budget, Data, Pruned, Task
 from jprune.recipes import Train
 from jprune.stages.hypernetwork import TrainHypernetwork
-from jprune.train.distill import distilled
 from jprune.train.net import Net
+from jprune.train.task import distilled
 
 KEY = jax.random.key(0)
 SHORT = Train(1, 1e-3, 16, max_steps=2, schedule="constant", name="finetune")

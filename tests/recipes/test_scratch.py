@@ -12,7 +12,7 @@ from jprune.recipes import Prune, Train
 from jprune.recipes.scratch import METHODS, BeginAnew, l1_of
 from jprune.stages.reinitialise import TrainAnew, epochs_of
 from jprune.train.net import Net
-from jprune.train.rates import LEARNING_RATES
+from jprune.train.optimizers import LEARNING_RATES
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(5)

@@ -26,7 +26,7 @@ from jprune.stages.dimensions import (
     where,
 )
 from jprune.train.net import Net
-from jprune.train.resolution import at_resolution, at_size, check_size, resize, seen_at
+from jprune.train.task import at_resolution, at_size, check_size, resize, seen_at
 from tests.law import relative_error
 from tests.toys import CLASSES, drawn, toy_data, toy_task
 

@@ -370,7 +370,7 @@ def test_x9_expects_nothing_of_a_rule_that_prunes_nothing():
     found = [row("dense", None, 1.0)]
     for prior, kept in (("gaussian", 0.8), ("log_uniform", 1.0)):
         found += [row("gated", prior, 1.0), row("rule", prior, kept), row("half", prior, 0.5)]
-    verdicts = [finding.holds for finding in x9v.findings(found)]
+    verdicts = [finding.holds for finding in x9v.CLAIM.findings(found)]
     assert verdicts == [True] * 5 + [False, None, None, True, True]
 
 

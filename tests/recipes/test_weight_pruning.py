@@ -11,8 +11,8 @@ from jprune.masks import apply_masks
 from jprune.recipes import Evaluate, Prune, Save, Train
 from jprune.recipes.three_step import METHODS, three_step
 from jprune.stages.prune import l1_of, taylor_of
-from jprune.train.distill import distilled
 from jprune.train.net import Net
+from jprune.train.task import distilled
 
 
 @pytest.fixture(scope="module")
