@@ -195,7 +195,7 @@ def test_every_allocator_has_a_row():
         for name in allocate.__all__
         if inspect.isfunction(getattr(allocate, name))
         and {"scores", "budget"} <= set(inspect.signature(getattr(allocate, name)).parameters)
-    } - {"keep_best", "largest", "price_of"} == set(ALLOCATORS)
+    } - {"jointly", "keep_best", "largest", "price_of"} == set(ALLOCATORS)
 
 
 @each_allocator
