@@ -345,7 +345,9 @@ def as_winners(
     leaves = leaves_by_path(groups, net)
     bonuses = {}
     for name, layer in layers.items():
-        shift = sum((leaves[path] for path in layer.shifts), jnp.zeros(layer.outputs))
+        # Shifts are [outputs], [1, 1, 1, outputs] or [outputs, 1, 1], as their library writes them.
+        shifts = (jnp.ravel(leaves[path]) for path in layer.shifts)
+        shift = sum(shifts, jnp.zeros(layer.outputs))
         # The bonus is added to winners only, behind the gate.
         bonuses[name] = jnp.zeros_like(shift) if shift_first else shift
         for path in (*layer.shifts, *layer.means, *layer.early):

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jprune import allocate, errors
-from jprune.base import Budget, Cost, Pruned, Records, Schedule, Task, Variables
+from jprune.base import Budget, Cost, Groups, Pruned, Records, Schedule, Task, Variables
 from jprune.cost.model import Measuring
 from jprune.curvature import KroneckerLayer, Rotated, layers_of, rotated
 from jprune.forms.factored import Factored
@@ -132,8 +132,9 @@ class Rotate:
         floors_of({}, self.limit)
 
     def check(self, task: Task) -> None:
-        """Raises what `check_prunable` does."""
+        """Raises what `check_prunable` does, and `layers` where no layer can be rotated."""
         check_prunable(task, self.budget, "weight")
+        self.rotatable(task.fn, Net(task).shapes, Net(task).groups, task)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Variables with factored kernels; `damage` of the record is the loss they should cost.
@@ -182,15 +183,7 @@ class Rotate:
         fn, plain = opened(Net(task).fn, variables)
         dense = not has_leaf_types(variables)
         groups = Net(task).groups if dense else trace(fn, plain, task.example)
-        # Of a factored kernel, it is the right rotation whose result is the net's.
-        last = {
-            path.partition("/factored/")[0] for path, each in groups.layers.items() if each.last
-        }
-        # A form replaces kernels [window..., inputs, outputs] alone: others are not rotated.
-        # Convolutions and dense layers whose kernel no other operation touches.
-        held_as = plain_kernels(fn, plain, task.example)
-        factored = layers_of(fn, groups, plain, task.example)
-        layers = self.layers({p: e for p, e in factored.items() if p in held_as}, task, last)
+        layers = self.rotatable(fn, plain, groups, task)
         # Labels are drawn apart from the order of the batches.
         drawing, order = jax.random.split(key)
         batches = calibration(task, order, self.batches, self.batch_size)
@@ -204,6 +197,27 @@ class Rotate:
             held = leaves[path] if isinstance(leaves[path], Factored) else None
             forms[path] = Form(layer, held, rotated(kernels[array], factors[array], path))
         return forms
+
+    def rotatable(
+        self, fn: Callable[..., Any], variables: Variables, groups: Groups, task: Task
+    ) -> dict[str, KroneckerLayer]:
+        """The layers of a net that are rotated.
+
+        Args:
+            fn: the net, its kernels in other forms written out.
+            variables: its variables, or their shapes.
+            groups: of this net.
+            task: of the net as it was.
+        """
+        # Of a factored kernel, it is the right rotation whose result is the net's.
+        last = {
+            path.partition("/factored/")[0] for path, each in groups.layers.items() if each.last
+        }
+        # A form replaces kernels [window..., inputs, outputs] alone: others are not rotated.
+        # Convolutions and dense layers whose kernel no other operation touches.
+        held_as = plain_kernels(fn, variables, task.example)
+        factored = layers_of(fn, groups, variables, task.example)
+        return self.layers({p: e for p, e in factored.items() if p in held_as}, task, last)
 
     def layers(
         self, factored: Mapping[str, KroneckerLayer], task: Task, last: set[str]

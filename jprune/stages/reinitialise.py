@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jprune.base import Learner, Pruned, Records, Task, Variables, is_none
-from jprune.graph import slim, slim_params
+from jprune.graph import slim, slim_params, trace
 from jprune.masks import apply_masks
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net, are_units
@@ -165,7 +165,10 @@ def small(task: Task, pruned: Pruned) -> Small:
         task: of the dense net.
         pruned: with unit masks.
     """
-    groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
+    # Training reads statistics that inference does not: they become small as well.
+    training = lambda variables, x: task.train_fn(variables, x, jax.random.key(0))
+    groups = trace(task.fn, Net(task).shapes, task.example, twin=training)
+    masks = Net(task).unit_masks(pruned)
     # Every weight's index in the dense leaf; slimmed along,
     # they say where the small leaf's weights go.
     numbered = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape), Net(task).shapes)

@@ -55,8 +55,9 @@ class Approximate:
     name: str = "approximate"
 
     def check(self, task: Task) -> None:
-        """Raises what `check_prunable` does."""
+        """Raises what `check_prunable` and `refuse_other_layers` do."""
         check_prunable(task, Budget(density=1.0), "weight")
+        refuse_other_layers(task)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The approximating net.
@@ -99,22 +100,31 @@ class Approximate:
         return pruned, [record(self.name, metrics)]
 
 
-def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.Array) -> None:
-    """Refuses nets for which the construction is not made.
+def refuse_other_layers(task: Task) -> None:
+    """Refuses nets with more than dense layers.
 
     Raises:
-        ArgumentError: it is one; the message says why.
+        ArgumentError: it is one; the message says what it has.
     """
-    layers = Net(task).groups.layers
+    net = Net(task)
+    layers = net.groups.layers
     dense = [path for path, layer in layers.items() if layer.plain and not layer.window]
-    others = [path for path in kernels if path not in dense]
+    others = [path for path in net.groups.kernels if path not in dense]
     # A norm, or another kind of layer, would need a gadget of its own.
     norms = {role for layer in layers.values() for role in layer.affine.values()} - {"shift"}
-    if others or norms or task.split(pruned.variables)[1]:
+    if others or norms or jax.tree.leaves(task.split(net.shapes)[1]):
         raise errors.ArgumentError(
             f"subset_sum fits nets of dense layers alone, such as lenet300; {task.name} has "
             f"{others[0] if others else 'norms'}."
         )
+
+
+def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.Array) -> None:
+    """Refuses nets that read negative values, and weights that are NaN.
+
+    Raises:
+        ArgumentError: it is one; the message says why.
+    """
     Net(task).refuse_nan(pruned.variables, kernels)
     least: dict[str, float] = {}
 

@@ -357,6 +357,10 @@ def check_size(task: Task, size: Size, instead: str) -> None:
     example = at_size(task, size).example
     try:
         program = jax.make_jaxpr(task.fn)(variables, example)
+        # A loss for every pixel wants outputs as large as the labels are.
+        out = jax.eval_shape(task.fn, variables, example)
+        batch = jax.tree.map(jnp.asarray, next(iter(task.data.batches("validation", 1))))
+        jax.eval_shape(task.loss, out, {**batch, "image": example})
         why = "its layers leave no pixel of them"
     except Exception as error:  # libraries have types of their own for weights that fit one size
         program, why = None, str(error).splitlines()[0]

@@ -10,42 +10,6 @@ from jprune import recipes
 from jprune.base import Budget
 from tests.contracts import own
 
-LATE = "it refuses the net when its turn comes, after the dense training: no check asks before"
-WRONG: dict[str, dict[str, str]] = {
-    "channel_lasso": {"channels_first": LATE},
-    "data_free": {"channels_first": LATE},
-    "thinet": {"channels_first": LATE},
-    "c_obs": {"channels_first": LATE},
-    "kron_obd": {"channels_first": LATE},
-    "kron_obs": {"channels_first": LATE},
-    "subset_sum": dict.fromkeys(
-        ("channels_last", "channels_first", "per_pixel", "other_names"), LATE
-    ),
-    "eigendamage": {
-        "channels_first": LATE,
-        **dict.fromkeys(
-            ("channels_last", "per_pixel", "other_names"),
-            "only train.task makes functions that take factored kernels",
-        ),
-    },
-    "fbs": dict.fromkeys(
-        ("channels_last", "per_pixel", "other_names"),
-        "only train.task makes functions that take kernels with winners",
-    ),
-    "gal": {"per_pixel": "its discriminator takes outputs [batch, classes]: a TypeError"},
-    "han": dict.fromkeys(("per_pixel", "other_names"), "it asks for a metric accuracy: a KeyError"),
-    "three_d": {"per_pixel": "it asks for a metric accuracy: a KeyError"},
-    "metapruning": dict.fromkeys(
-        ("per_pixel", "other_names"), "it asks for a metric loss: a KeyError"
-    ),
-}
-"""{method: {task: what is wrong}}."""
-KNOWN = {
-    f"test_a_method_trains_or_refuses_before_the_first_batch[{method}-{task}]": reason
-    for method, tasks in WRONG.items()
-    for task, reason in tasks.items()
-}
-
 
 def other_names():
     """Classification whose metrics are named otherwise."""

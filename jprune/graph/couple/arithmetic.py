@@ -158,6 +158,23 @@ def reduction(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabe
     return [tuple(axis for position, axis in enumerate(operands[0]) if position not in axes)]
 
 
+COLLECTIVES = "psum pmax pmin".split()
+
+
+@rule(*COLLECTIVES)
+def collective(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Over the examples of a `vmap` with a named axis: the axis has a number by then."""
+    name = context.equation.name
+    axes = [axis for axis in context.equation.params["axes"] if isinstance(axis, int)]
+    for operand in operands:
+        for axis in axes:
+            context.reduce(operand[axis], f"{name} over the channels, without weights")
+    return [
+        tuple(axis for position, axis in enumerate(operand) if position not in axes)
+        for operand in operands
+    ]
+
+
 WINDOWS = """
     reduce_window reduce_window_max reduce_window_min reduce_window_sum select_and_gather_add
     select_and_scatter_add

@@ -15,7 +15,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.forms.leaf_type import is_dynamic, is_leaf_type
-from jprune.graph.couple.arithmetic import ELEMENTWISE, REDUCTIONS, WINDOWS
+from jprune.graph.couple.arithmetic import COLLECTIVES, ELEMENTWISE, REDUCTIONS, WINDOWS
 from jprune.graph.couple.divisors import Divisors
 from jprune.graph.couple.interpret import Frame
 from jprune.graph.couple.labels import AxisLabels, Fixed, Flags, Indices, Solution
@@ -198,6 +198,7 @@ def _inner_touched(step: Step) -> bool:
 SHAPELESS = {
     *ELEMENTWISE,
     *REDUCTIONS,
+    *COLLECTIVES,
     *WINDOWS,
     *("transpose", "squeeze", "unstack", "rev", "concatenate", "dot_general", "sort"),
     *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "dynamic_update_slice"),
