@@ -90,11 +90,8 @@ def intercept(
         spots = [spot for spot in spots if spot.kind in kinds]
         kernels = {c.equation: c.kernel for c in uses.contractions if c.program is program}
         numbers = unit_numbers(groups)
-        values: list[Any] = [None] * len(program.avals)
-        for value, constant in program.constants.items():
-            values[value] = constant
-        for value, array in zip(program.inputs, jax.tree.leaves((variables, *args))):
-            values[value] = array
+        inputs = dict(zip(program.inputs, jax.tree.leaves((variables, *args))))
+        values: dict[int, Any] = {**program.constants, **inputs}
         reading: dict[int, list[Spot]] = {}
         making: dict[int, list[Spot]] = {}
         for spot in spots:
