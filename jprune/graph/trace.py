@@ -118,7 +118,7 @@ def check_known(coupling: Coupling) -> None:
                 f"no rule for the primitive {equation.name!r} ({describe(program, equation)}) at "
                 f"{user_line(equation.traceback) or 'an unknown line'}. Trace without strict=True "
                 "to freeze what it touches, or add a rule with "
-                f'jprune.graph.rules.rule("{equation.name}").'
+                f'jprune.graph.couple.rules.rule("{equation.name}").'
             )
 
 

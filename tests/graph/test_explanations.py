@@ -164,7 +164,7 @@ def test_slim_refuses_a_primitive_without_a_rule_on_what_has_shrunk():
 
 
 def test_a_rule_is_a_function_of_ten_lines():
-    """What `jprune.graph.rules` promises: the same axes, but the last one must stay."""
+    """What `jprune.graph.couple.rules` promises: the same axes, but the last one must stay."""
     from jprune.graph.couple.rules import RULES, Context, rule
 
     fn = lambda v, x: jax.lax.top_k(jax.nn.relu(x @ v["a"]), 4)[0].swapaxes(0, 1) @ v["b"]

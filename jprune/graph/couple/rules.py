@@ -127,7 +127,7 @@ def unknown(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels
         context.freeze(
             axis,
             f"no rule for the primitive {name!r}",
-            f'add a rule for {name!r} with jprune.graph.rules.rule("{name}")',
+            f'add a rule for {name!r} with jprune.graph.couple.rules.rule("{name}")',
         )
     fixed = Fixed(context.reason(f"result of the primitive {name!r}, which has no rule"))
     return [

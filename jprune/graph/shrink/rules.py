@@ -164,8 +164,8 @@ def shrunk(step: Step) -> list[Any]:
         return [take(v, keep) for v, keep in zip(bind(equation, step.values), step.out_keeps)]
     raise errors.StructureError(
         f"slim met the primitive {equation.name!r} ({describe(step.program, equation)}) on an "
-        "array that has shrunk, and has no rule for it. Add one to jprune.graph.shrink, or freeze "
-        "the group."
+        "array that has shrunk, and has no rule for it. Add one to jprune.graph.shrink.rules, or "
+        "freeze the group."
     )
 
 
