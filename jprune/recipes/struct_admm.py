@@ -17,17 +17,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from jprune import errors
-from jprune.allocate import ALLOCATORS
 from jprune.base import Budget, Recipe
 from jprune.blocks.kinds import as_words, words_of
-from jprune.stages.admm import Admm, Cut, Sets
+from jprune.stages.admm import Admm, Cut, Sets, check_numbers, check_words
 from jprune.stages.frame import Evaluate, Save
 from jprune.stages.rounds import evenly
 from jprune.stages.train import Train
 from jprune.train.numbers import Numbers
 
 KINDS = ("filter", "channel", "column", "weight")
-OPTIMIZERS = ("adam", "sgd")
 
 
 def struct_admm(
@@ -105,8 +103,8 @@ def struct_admm(
         ['admm', 'prune', 'between', 'admm', 'prune', 'before_finetune', 'finetune']
     """
     kinds = words_of(groups, KINDS, "groups")
-    _check_words(groups, kinds, allocator, optimizer)
-    _check_numbers(
+    check_words(groups, kinds, allocator, optimizer)
+    check_numbers(
         ("stop", stop, 0 < stop < 1, "in (0, 1)"),
         ("rounds", rounds, rounds is None or rounds >= 1, "1 or more"),
         ("rho", rho, rho > 0, "above 0"),
@@ -141,28 +139,6 @@ def struct_admm(
         Evaluate("validation", name="before_finetune"),
         after,
     )
-
-
-def _check_words(
-    groups: str | Sequence[str], kinds: Sequence[str], allocator: str, optimizer: str
-) -> None:
-    if {"filter", "channel"} <= set(kinds):
-        raise errors.ArgumentError(
-            f"groups={groups!r}: a unit would have to be kept twice, as a filter and as a channel, "
-            "and the two supports differ. Write one of them."
-        )
-    if allocator not in ALLOCATORS or optimizer not in OPTIMIZERS:
-        raise errors.ArgumentError(
-            f"struct_admm(allocator={allocator!r}, optimizer={optimizer!r}); write one of "
-            f"{', '.join(ALLOCATORS)}, and one of {', '.join(OPTIMIZERS)}."
-        )
-
-
-def _check_numbers(*options: tuple[str, float | None, bool, str]) -> None:
-    """(option, value, whether it is right, what is) of each."""
-    for name, value, right, expected in options:
-        if not right:
-            raise errors.ArgumentError(f"struct_admm({name}={value}); {name} is {expected}.")
 
 
 METHODS = {"struct_admm": struct_admm}

@@ -120,11 +120,12 @@ def refuse_other_layers(task: Task) -> None:
 
 
 def refuse_unfit(task: Task, pruned: Pruned, kernels: tuple[str, ...], key: jax.Array) -> None:
-    """Refuses nets that read negative values, and weights that are NaN.
+    """Refuses nets of other layers, that read negative values, or with weights that are NaN.
 
     Raises:
         ArgumentError: it is one; the message says why.
     """
+    refuse_other_layers(task)
     Net(task).refuse_nan(pruned.variables, kernels)
     least: dict[str, float] = {}
 

@@ -10,17 +10,14 @@ from jprune.recipes.methods import NO_RECIPES
 
 ROOM = Path(recipes.__file__).parent
 FILES = [path for path in ROOM.glob("*.py") if path.stem not in (*NO_RECIPES, "__init__")]
-HELPERS = {"struct_admm": ["_check_numbers"]}
-"""Functions beside the factory."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_recipe_holds_no_class_and_no_helper(path):
     tree = ast.parse(path.read_text())
     definitions = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef | ast.FunctionDef)]
-    factory, *others = definitions
+    (factory,) = definitions
     assert isinstance(factory, ast.FunctionDef)
-    assert [node.name for node in others] == HELPERS.get(path.stem, [])
 
 
 def test_recipes_are_short():
