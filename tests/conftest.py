@@ -25,8 +25,9 @@ def float64():
         yield
 
 
-MOST = 2e9
-"""Bytes of a worker above which compiled functions are let go, so that two fit in 6 GB."""
+MOST, MORE = 1.6e9, 0.8e9
+"""Bytes of a worker above which compiled functions are let go, and how many more until the next
+time: two workers fit in 6 GB."""
 
 
 def resident() -> int:
@@ -35,15 +36,22 @@ def resident() -> int:
     return int(pages.read_text().split()[1]) * 4096 if pages.exists() else 0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_worker():
-    """Lets compiled functions go behind a module of tests, once there are too many of them.
+@pytest.fixture(scope="session")
+def limit():
+    """[bytes]: above which the next test lets go."""
+    return [MOST]
+
+
+@pytest.fixture(autouse=True)
+def small_worker(limit):
+    """Lets compiled functions go behind a test, once there are too many of them.
 
     What is used again is read from the persistent cache, which `make test` keeps.
     """
     yield
-    if resident() > MOST:
+    if resident() > limit[0]:
         jax.clear_caches()
         gc.collect()
         if name := ctypes.util.find_library("c"):
             getattr(ctypes.CDLL(name), "malloc_trim", int)(0)
+        limit[0] = max(MOST, resident() + MORE)
