@@ -25,7 +25,7 @@ def float64():
         yield
 
 
-MOST, MORE = 1.6e9, 0.8e9
+MOST, MORE = 2.2e9, 0.5e9
 """Bytes of a worker above which compiled functions are let go, and how many more until the next
 time: two workers fit in 6 GB."""
 
