@@ -159,7 +159,10 @@ def sizes(case: Case[Any], pruned: Pruned) -> files.Row:
 
 def scored_before(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """For `Prune` where the scores are made before it: one set of them serves all budgets."""
-    raise NotImplementedError
+    raise errors.ArgumentError(
+        "this stage prunes by scores that were made before: call its `of_units` or `of_weights` "
+        "with them, and not the stage."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
