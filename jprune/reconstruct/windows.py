@@ -1,6 +1,6 @@
 """Inputs and outputs of layers, at sampled positions of calibration images."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,15 +28,6 @@ class Windows(NamedTuple):
     outputs: Any
     norm: Any = None
     join: Any = None
-
-
-def sites_of(groups: Groups, kernels: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """{kernel: names of its call sites}, in execution order.
-
-    Kernels whose contraction has no site (those inside loops) have no names.
-    """
-    layers = groups.layers
-    return {path: layers[path].sites if path in layers else () for path in kernels}
 
 
 def look(

@@ -30,7 +30,7 @@ from jprune.sparsify.clusters import CLUSTERINGS
 from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
 from jprune.stages.walk import mergeable
-from jprune.train.net import Net, are_units
+from jprune.train.net import Net
 from jprune.train.step import TrainState, plain
 from jprune.units import map_units, ones, places_of, rows
 
@@ -69,7 +69,7 @@ class Cluster:
             BudgetError: a budget that cannot be met.
         """
         groups = Net(task).groups
-        if pruned.masks is not None and not are_units(groups, pruned.masks):
+        if pruned.masks is not None and not Net(task).are_units(pruned.masks):
             raise errors.ArgumentError(
                 "csgd merges units, and came to a net of which single weights are masked: the sums "
                 "would fill them again. Merge first."

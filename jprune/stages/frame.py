@@ -31,7 +31,7 @@ from jprune.base import (
 )
 from jprune.masks import apply_masks, density, intersect
 from jprune.train.evaluate import evaluate
-from jprune.train.net import Net, are_units
+from jprune.train.net import Net
 from jprune.train.step import stream
 from jprune.train.task import at_resolution, seen_at
 from jprune.units import expand
@@ -162,13 +162,14 @@ class Evaluate:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record."""
         del key
-        resized = seen_at(Net(task).fn, pruned.resolution)
-        fn, variables = Net(task).slim(pruned) if self.slim else (resized, pruned.variables)
+        net = Net(task)
+        resized = seen_at(net.fn, pruned.resolution)
+        fn, variables = net.slim(pruned) if self.slim else (resized, pruned.variables)
         params, _ = task.split(variables)
         masks = {} if pruned.masks is None else pruned.masks
         # Weights masked inside the small net still count as zeros.
-        if self.slim and not are_units(Net(task).groups, masks):
-            masks = intersect(masks, expand(Net(task).groups, Net(task).unit_masks(pruned)))
+        if self.slim and not net.are_units(masks):
+            masks = intersect(masks, expand(net.groups, net.unit_masks(pruned)))
         counts = {
             "params": sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params)),
             "macs": round(

@@ -16,7 +16,7 @@ from jprune.reconstruct.folded import Affine, affines, weight_sets
 from jprune.reconstruct.merge import distances, matrix
 from jprune.stages.frame import fractions, record
 from jprune.stages.walk import mergeable, refuse_unread
-from jprune.train.net import Net, are_units
+from jprune.train.net import Net
 from jprune.units import map_units, rows
 
 ALLOCATORS, STOPS = ("uniform", "global_topk"), ("budget", "cutoff")
@@ -77,7 +77,7 @@ class MergeUnits:
         """
         del key
         groups = Net(task).groups
-        if pruned.masks is not None and not are_units(groups, pruned.masks):
+        if pruned.masks is not None and not Net(task).are_units(pruned.masks):
             raise errors.ArgumentError(
                 "data_free merges units, and came to a net of which single weights are masked: "
                 "the sums would fill them again. Merge first."

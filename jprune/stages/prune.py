@@ -35,7 +35,7 @@ from jprune.criteria.taylor import taylor
 from jprune.curvature import Estimator
 from jprune.masks import apply_masks, intersect
 from jprune.stages.frame import check_prunable, fractions, record
-from jprune.train.net import Net, are_units
+from jprune.train.net import Net
 from jprune.train.step import stream
 from jprune.units import to_units
 
@@ -90,7 +90,7 @@ class Prune:
 
     def of_units(self, pruned: Pruned, task: Task, scores: Scores) -> dict[str, np.ndarray]:
         """Masks {group: [units]} by scores of units or of weights."""
-        if not are_units(Net(task).groups, scores):
+        if not Net(task).are_units(scores):
             # Over all places of a unit: coupled producers have one score.
             scores = to_units(Net(task).groups, scores, within=self.pool, across=self.pool)
         alive = Net(task).unit_masks(pruned)
@@ -108,7 +108,7 @@ class Prune:
         Raises:
             ArgumentError: the criterion scores units.
         """
-        if are_units(Net(task).groups, scores):
+        if Net(task).are_units(scores):
             raise errors.ArgumentError(
                 "Prune(per='weight') came with a criterion that scores units; write per='unit'."
             )

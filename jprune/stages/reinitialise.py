@@ -12,7 +12,7 @@ from jprune.base import Learner, Pruned, Records, Task, Variables, is_none
 from jprune.graph import slim, slim_params, trace
 from jprune.masks import apply_masks
 from jprune.stages.train import Train, trained
-from jprune.train.net import Net, are_units
+from jprune.train.net import Net
 from jprune.units import expand
 
 
@@ -33,7 +33,7 @@ class BeginAnew:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The net under the same masks, with new values."""
         variables, masks = task.init(key), pruned.masks
-        if masks is not None and are_units(Net(task).groups, masks):
+        if masks is not None and Net(task).are_units(masks):
             read = expand(Net(task).groups, masks, roles=("in",))
             # Var w = 1 / fan-in: with a fraction f of the inputs, w is f^(-1/2) times as large.
             widen = lambda mask, leaf: leaf if mask is None else leaf * float(mask.mean()) ** -0.5
@@ -111,7 +111,7 @@ class TrainAnew:
         """Its steps; under masks of single weights they are those of the dense net."""
         train = self.settled(pruned, task)
         # Single weights leave the shapes as they are: there is no smaller net to train.
-        if not are_units(Net(task).groups, pruned.masks):
+        if not Net(task).are_units(pruned.masks):
             return train.learner(pruned, task, key)
         net = small(task, pruned)
         steps = train.learner(Pruned(net.variables, None), net.task, key)

@@ -7,7 +7,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Groups, Layer, Masks, Pruned, Task
-from jprune.train.net import Net, are_units
+from jprune.train.net import Net
 from jprune.units import expand, places_of
 
 
@@ -138,10 +138,10 @@ def masks_by_name(
     chosen = {step.name: masks[step.name] for step in steps if not step.sampler}
     units = {**Net(task).unit_masks(pruned), **chosen}
     # Unit masks where they say it all: `slim` can then cut channels off.
-    if not sampled and (pruned.masks is None or are_units(groups, pruned.masks)):
+    if not sampled and (pruned.masks is None or Net(task).are_units(pruned.masks)):
         return units
     leaves = Net(task).leaves(expand(groups, units))
-    before = {} if are_units(groups, pruned.masks or {}) else Net(task).leaves(pruned.masks)
+    before = {} if Net(task).are_units(pruned.masks or {}) else Net(task).leaves(pruned.masks)
     for path in leaves:
         leaf = np.asarray(leaves[path])
         if path in before:

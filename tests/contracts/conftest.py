@@ -1,28 +1,6 @@
 """What is known to be wrong must fail: `KNOWN` of a module, {name of a test: what is wrong}."""
 
-import jax
 import pytest
-
-METHODS = 8
-"""As many methods share what was compiled; then it is let go, so that a worker stays small."""
-
-
-@pytest.fixture(autouse=True, scope="session")
-def compiled_methods():
-    """The methods since caches were cleared."""
-    return set()
-
-
-@pytest.fixture(autouse=True)
-def small_caches(request, compiled_methods):
-    """Clears what JAX has compiled before the ninth method of a worker."""
-    parameters = getattr(request.node, "callspec", None)
-    method = parameters and parameters.params.get("method")
-    if method and method not in compiled_methods:
-        if len(compiled_methods) == METHODS:
-            jax.clear_caches()
-            compiled_methods.clear()
-        compiled_methods.add(method)
 
 
 @pytest.hookimpl(tryfirst=True)
