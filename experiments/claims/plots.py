@@ -1,12 +1,17 @@
-"""What the figures of claims share."""
+"""What the figures of claims share: most are `curves`, a list of `Curve` and of `Level`."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
+from experiments.claims.statements import Rows, Value
 from jprune.report.figures import PRINT
+
+Plot = Callable[[Rows, Axes], None]
+"""Draws rows on axes that are titled already."""
 
 
 class Style(NamedTuple):
@@ -55,3 +60,88 @@ def finish(axes: Axes, x: str, y: str, size: int = 8, **more: Any) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.legend(frameon=False, fontsize=size, **more)
+
+
+class Level(NamedTuple):
+    """A value that is drawn as a line across."""
+
+    value: Value | float
+    label: str = "dense"
+    colour: str = "line"
+    more: Mapping[str, Any] = {}
+    """As of `Axes.axhline`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Values, each at its place; those that no row has are left out.
+
+    Attributes:
+        style: how the line is drawn.
+        x: the places, numbers or means of values.
+        y: the values.
+        bars: whether standard deviations over seeds are drawn as well.
+        more: as of `Axes.errorbar`; without bars as of `Axes.plot`.
+    """
+
+    style: Style
+    x: Sequence[Value | float]
+    y: Sequence[Value]
+    bars: bool = True
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def draw(self, rows: Rows, axes: Axes) -> None:
+        """Draws it."""
+        there = [(x, y.list(rows)) for x, y in zip(self.x, self.y) if y.list(rows)]
+        if not there:
+            return
+        x = [place.mean(rows) if isinstance(place, Value) else place for place, _ in there]
+        if self.bars:
+            spread(axes, x, [values for _, values in there], self.style, **self.more)
+        else:
+            line(axes, x, [fmean(values) for _, values in there], self.style, **self.more)
+
+
+def curves(
+    drawn: Sequence[Curve],
+    x: str,
+    y: str,
+    *,
+    across: Sequence[Level] = (),
+    log: str = "",
+    falls: bool = False,
+    ticks: Mapping[float, str] | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
+    **legend: Any,
+) -> Plot:
+    """A figure of curves.
+
+    Args:
+        drawn: the curves.
+        x: name of the axis.
+        y: name of the axis.
+        across: values that have no place.
+        log: "x", "y" or both: axes whose scale is logarithmic.
+        falls: whether x goes from large to small.
+        ticks: {x: label}.
+        limits: of y.
+        legend: as of `finish`.
+    """
+
+    def plot(rows: Rows, axes: Axes) -> None:
+        for curve in drawn:
+            curve.draw(rows, axes)
+        for value, label, colour, more in across:
+            height = value.mean(rows) if isinstance(value, Value) else value
+            level(axes, height, label, colour, **more)
+        for name in log:
+            axes.set(**{f"{name}scale": "log"})
+        if falls:
+            axes.invert_xaxis()
+        if ticks is not None:
+            axes.set_xticks([*ticks], [*ticks.values()])
+            axes.xaxis.set_minor_formatter("")
+        axes.set_ylim(*limits)
+        finish(axes, x, y, **legend)
+
+    return plot
