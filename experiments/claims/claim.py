@@ -22,7 +22,7 @@ from experiments import claims
 from experiments import rows as files
 from experiments.claims.statements import Finding, Rows, Statement, Value
 from jprune import data, errors, train, zoo
-from jprune.base import Batch, Criterion, Groups, Masks, Pruned, Stage, Task
+from jprune.base import Batch, Masks, Pruned, Stage, Task
 from jprune.masks import apply_masks
 from jprune.recipes import Train, evaluate
 from jprune.stages.prune import fractions
@@ -33,7 +33,7 @@ T = TypeVar("T")
 Shape = tuple[int, int, int]
 RESULTS = files.RESULTS / "claims"
 SHARED = (
-    *("__main__", "claim", "pages", "plots", "settings", "statements"),
+    *("__main__", "claim", "pages", "plots", "scored", "settings", "statements"),
     *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "thresholds"),
 )
 """Modules of this package that are no claims."""
@@ -191,17 +191,14 @@ def accuracy(case: Case[Any], pruned: Pruned) -> files.Row:
     return {"accuracy": case.score(pruned)}
 
 
+def training_loss(case: Case[Any], pruned: Pruned) -> files.Row:
+    """The loss of the training set: a measure."""
+    return {"loss": case.score(pruned, "train", "loss")}
+
+
 def sizes(case: Case[Any], pruned: Pruned) -> files.Row:
     """Density, parameters and MACs as fractions of the dense net's: a measure."""
     return fractions(case.task, pruned.masks or {})
-
-
-def scored_before(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-    """For `Prune` where the scores are made before it: one set of them serves all budgets."""
-    raise errors.ArgumentError(
-        "this stage prunes by scores that were made before: call its `of_units` or `of_weights` "
-        "with them, and not the stage."
-    )
 
 
 @dataclasses.dataclass(frozen=True)

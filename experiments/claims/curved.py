@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 
-from experiments.claims.claim import Case, scored_before
+from experiments.claims.claim import Case
+from experiments.claims.scored import without_lowest_units
 from experiments.rows import Row
 from jprune import allocate, criteria, curvature, errors, run_criterion
 from jprune.base import Batch, Budget, Criterion, Pruned, Scores
-from jprune.masks import apply_masks
-from jprune.recipes import Prune
 from jprune.recipes.kronecker import METHODS
 from jprune.stages.eigenbasis import COLUMNS, ROWS, Form, Rotate
 from jprune.stages.kronecker import PruneFilters
@@ -73,11 +72,10 @@ class Curved:
         for criterion, scores in self.scored().items():
             for name, pool in (("uniform", "sum"), ("global", "mean")):
                 allocator = getattr(allocate, ALLOCATORS[name])
-                stage = Prune(scored_before, allocator, budget, pool=pool)
-                masks = stage.of_units(self.dense, task, scores)
-                variables = apply_masks(self.dense.variables, TaskNet(task).weight_masks(masks))
-                pruned = self.dense._replace(variables=variables, masks=masks)
-                record = fractions(task, masks)
+                pruned = without_lowest_units(
+                    self.case, self.dense, scores, budget, allocator, pool
+                )
+                record = fractions(task, pruned.masks)
                 yield row("macs", f"{criterion}, {name}", None, record), pruned
 
     def scored(self) -> dict[str, Scores]:

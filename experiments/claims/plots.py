@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.claims.statements import Rows, Value
@@ -47,6 +48,23 @@ def spread(
         color=getattr(PRINT, style.colour),
         **{**usual, **more},
     )
+
+
+def quartiles(axes: Axes, values: np.ndarray, style: Style) -> None:
+    """The median of values [samples, places] over their places, and a band to the quartiles."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
+    places = np.arange(values.shape[1])
+    line(axes, places.tolist(), middle.tolist(), style, marker=None)
+    shade = getattr(PRINT, style.colour)
+    axes.fill_between(places, low, high, color=shade, alpha=0.15, linewidth=0)
+
+
+def logarithmic(axes: Axes, names: str, plain: bool = False) -> None:
+    """Logarithmic scales of "x", "y" or "xy", their numbers plain or as powers."""
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})
+        if plain:
+            getattr(axes, f"{name}axis").set_major_formatter("{x:g}")
 
 
 def level(axes: Axes, y: float, label: str = "dense", colour: str = "line", **more: Any) -> None:
@@ -109,6 +127,7 @@ def curves(
     *,
     across: Sequence[Level] = (),
     log: str = "",
+    plain: bool = False,
     falls: bool = False,
     ticks: Mapping[float, str] | None = None,
     limits: tuple[float | None, float | None] = (None, None),
@@ -122,6 +141,7 @@ def curves(
         y: name of the axis.
         across: values that have no place.
         log: "x", "y" or both: axes whose scale is logarithmic.
+        plain: whether their numbers are written out, and not as powers.
         falls: whether x goes from large to small.
         ticks: {x: label}.
         limits: of y.
@@ -134,8 +154,7 @@ def curves(
         for value, label, colour, more in across:
             height = value.mean(rows) if isinstance(value, Value) else value
             level(axes, height, label, colour, **more)
-        for name in log:
-            axes.set(**{f"{name}scale": "log"})
+        logarithmic(axes, log, plain)
         if falls:
             axes.invert_xaxis()
         if ticks is not None:

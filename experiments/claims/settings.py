@@ -1,38 +1,30 @@
-"""Settings that several claims have, each documented once; a claim sets its own values."""
+"""The words of settings: what a field means in every claim that has it."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the numbers of a claim depend on.
+class CommonSettings:
+    """What the numbers of a claim depend on: it has the fields that it needs.
+
+    What is documented here means the same in all claims; a claim documents its own words, and the
+    ones that it means otherwise.
 
     Attributes:
-        epochs: of the dense net, and of every training that has no number of its own.
-        learning_rate: the largest one; trainings that have another say it.
+        epochs: of the dense net, and of all trainings that have no number of their own.
+        pruning_epochs: of the training that prunes.
+        finetune_epochs: of the training after pruning.
+        between: epochs of training after a round of pruning.
+        learning_rate: the largest one of every training that has none of its own.
+        pruning_rate: the same of the training that prunes.
+        weight_decay: of every training.
+        decay: lambda of a penalty lambda ||w||^2 / 2, and damping of the Hessian.
+        batch_size: examples in a step of every training.
+        train_images: of the training split; where there are two data sets, of CIFAR-10's; None:
+            all of them.
+        lenet_images: of MNIST's.
+        test_images: the first ones of the test split, on which accuracy is measured.
+        images: that is calibrated with: scores, curvature, layers' outputs, losses.
+        probes: random vectors a batch, of a curvature that is sampled.
+        density: the fraction that is kept.
     """
-
-    epochs: float = 5.0
-    learning_rate: float = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class PartSettings(Settings):
-    """Those of a claim whose nets are trained on a part of the images.
-
-    Attributes:
-        train_images: of the training split; None: all of them.
-    """
-
-    train_images: int | None = 5_000
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchSettings(PartSettings):
-    """Those of a claim whose trainings all have batches of one size.
-
-    Attributes:
-        batch_size: examples in a step.
-    """
-
-    batch_size: int = 64

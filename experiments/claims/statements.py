@@ -124,7 +124,11 @@ class Value:
 
     def shown(self, rows: Rows, digits: int = 2, unit: str = "") -> str:
         """Mean and standard deviation."""
-        return shown(self.list(rows), digits, unit)
+        return self.to(digits, unit).text(rows)
+
+    def text(self, rows: Rows) -> str:
+        """The numbers as they are written."""
+        return self.show(self.list(rows))
 
     def to(self, digits: int, unit: str = "") -> "Value":
         """The same, written with so many digits and a unit."""
@@ -310,7 +314,7 @@ def listing(
 
     def findings(rows: Rows) -> Iterable[Finding]:
         if all(value.list(rows) for value in values.values()):
-            ours = ", ".join(name + v.show(v.list(rows)) for name, v in values.items())
+            ours = ", ".join(name + v.text(rows) for name, v in values.items())
             verdict = holds(*(value.mean(rows) for value in values.values()))
             yield Finding(text(rows) if callable(text) else text, paper, ours, verdict)
 
