@@ -21,16 +21,7 @@ from experiments.claims.claim import Case, Claim, Made, named
 from experiments.claims.monk import ERROR, HIDDEN, ahead, curve, examples, trained
 from experiments.claims.plots import Style, finish, logarithmic, quartiles
 from experiments.claims.settings import CommonSettings
-from experiments.claims.statements import (
-    Finding,
-    Rows,
-    Value,
-    at_least,
-    each,
-    of_seed,
-    says,
-    select,
-)
+from experiments.claims.statements import Finding, Rows, Value, at_least, each, says, select
 
 METHODS = {"obs": "OBS", "obd": "OBD", "magnitude": "magnitude"}
 PAPER = {"monk1": 76, "monk2": 62, "monk3": 90}  # weights removed, %

@@ -21,16 +21,7 @@ from matplotlib.axes import Axes
 
 from experiments.claims.claim import Case, Claim, Made, Net, accuracy
 from experiments.claims.plots import Style, finish, level, spread
-from experiments.claims.statements import (
-    Rows,
-    above,
-    at_least,
-    at_most,
-    below,
-    each,
-    gap,
-    listed,
-)
+from experiments.claims.statements import Rows, above, at_least, at_most, below, each, gap, listed
 from experiments.claims.thresholds import thresholds
 from experiments.rows import Row
 from jprune.base import Budget, Pruned
