@@ -32,8 +32,6 @@ STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings(CommonSettings):
-    """Those of E1."""
-
     epochs: float = 8.0
     between: float = 2.0
     learning_rate: float = 0.05

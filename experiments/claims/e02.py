@@ -31,8 +31,6 @@ NETS = 10  # of every problem, a seed
 
 @dataclasses.dataclass(frozen=True)
 class Settings(CommonSettings):
-    """Those of E2."""
-
     decay: float = 1e-4
 
 

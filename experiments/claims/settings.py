@@ -14,7 +14,9 @@ class CommonSettings:
         epochs: of the dense net, and of all trainings that have no number of their own.
         pruning_epochs: of the training that prunes.
         finetune_epochs: of the training after pruning.
-        between: epochs of training after a round of pruning.
+        again: epochs of training after a round of pruning.
+        between: the same.
+        retraining_rate: the largest learning rate of it.
         learning_rate: the largest one of every training that has none of its own.
         pruning_rate: the same of the training that prunes.
         weight_decay: of every training.

@@ -114,6 +114,10 @@ class Value:
     def __rmul__(self, factor: float) -> "Value":
         return Value(lambda rows: {seed: factor * v for seed, v in self.of(rows).items()})
 
+    def over(self, other: "Value") -> "Value":
+        """How much it is above the mean of another over all seeds."""
+        return Value(lambda rows: {s: v - other.mean(rows) for s, v in self.of(rows).items()})
+
     def list(self, rows: Rows) -> list[float]:
         """The numbers in the order of the seeds."""
         return [*self.of(rows).values()]
