@@ -23,7 +23,7 @@ from experiments import rows as files
 from experiments.claims.statements import Finding, Rows, Statement, Value
 from jprune import data, errors, train, zoo
 from jprune.base import Batch, Masks, Pruned, Stage, Task
-from jprune.masks import apply_masks
+from jprune.masks import apply_masks, density
 from jprune.recipes import Train, evaluate
 from jprune.stages.prune import fractions
 from jprune.train.net import Net as TaskNet
@@ -34,7 +34,7 @@ Shape = tuple[int, int, int]
 RESULTS = files.RESULTS / "claims"
 SHARED = (
     *("__main__", "claim", "pages", "plots", "scored", "settings", "statements"),
-    *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "thresholds"),
+    *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "thresholds", "watched"),
 )
 """Modules of this package that are no claims."""
 
@@ -125,25 +125,6 @@ class Case(Generic[S]):
         most = few if self.smoke else max_steps
         return Train(epochs, rate, batch_size, max_steps=most, **options)
 
-    def watch(
-        self, stage: Any, pruned: Pruned, key: jax.Array, look: Callable[[int, Any, Any, Any], None]
-    ) -> Pruned:
-        """The net after a training that is looked at on its way.
-
-        Args:
-            stage: has a `learner`.
-            pruned: the net before.
-            key: of the training.
-            look: gets the number of the step, the learner, its state and the step's metrics.
-        """
-        learner = stage.learner(pruned, self.task, key)
-        state = learner.init()
-        batches = itertools.islice(learner.batches(0), learner.steps)
-        for step, batch in enumerate(batches, start=1):
-            state, metrics = learner.step(state, batch)
-            look(step, learner, state, metrics)
-        return learner.finish(state)
-
     def masked(self, pruned: Pruned, masks: Masks) -> Pruned:
         """The net under masks of units or of weights."""
         variables = apply_masks(pruned.variables, TaskNet(self.task).weight_masks(masks))
@@ -194,6 +175,11 @@ def accuracy(case: Case[Any], pruned: Pruned) -> files.Row:
 def training_loss(case: Case[Any], pruned: Pruned) -> files.Row:
     """The loss of the training set: a measure."""
     return {"loss": case.score(pruned, "train", "loss")}
+
+
+def density_of_pruned(case: Case[Any], pruned: Pruned) -> files.Row:
+    """The fraction kept of weights and biases of pruned layers: a measure."""
+    return {"density": density(pruned.masks)}
 
 
 def sizes(case: Case[Any], pruned: Pruned) -> files.Row:
