@@ -34,7 +34,8 @@ Shape = tuple[int, int, int]
 RESULTS = files.RESULTS / "claims"
 SHARED = (
     *("__main__", "claim", "pages", "plots", "scored", "settings", "statements"),
-    *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "thresholds", "watched"),
+    *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "thresholds"),
+    *("tickets", "watched"),
 )
 """Modules of this package that are no claims."""
 
@@ -180,6 +181,12 @@ def training_loss(case: Case[Any], pruned: Pruned) -> files.Row:
 def density_of_pruned(case: Case[Any], pruned: Pruned) -> files.Row:
     """The fraction kept of weights and biases of pruned layers: a measure."""
     return {"density": density(pruned.masks)}
+
+
+def weights_kept(case: Case[Any], pruned: Pruned) -> files.Row:
+    """The fraction of the weights that is left: a measure."""
+    kept = 1.0 if pruned.masks is None else fractions(case.task, pruned.masks)["density"]
+    return {"kept": kept}
 
 
 def sizes(case: Case[Any], pruned: Pruned) -> files.Row:

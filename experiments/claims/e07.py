@@ -21,15 +21,13 @@ from experiments.claims.thresholds import points_lost, rates, shorter
 from experiments.claims.watched import mask_changes
 from jprune import recipes
 from jprune.base import Budget
-from jprune.recipes import Save
 from jprune.recipes.han import han
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 
-KEPT = {
+KEPT = {  # the budget, and the paper's fractions by layer, of which thresholds are made
     "lenet300": (1 / 50, {"fc1": 0.018, "fc2": 0.018, "fc3": 0.055}),
     "lenet5": (1 / 80, {"conv1": 0.142, "conv2": 0.031, "fc1": 0.007, "fc2": 0.043}),
 }
-"""The budget, and the paper's fractions by layer, from which the thresholds are made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +54,7 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
     used, (kept, by_layer) = case.settings, KEPT[case.net.name]
     of = lambda epochs, rate, **more: shorter(case, epochs, rate, 32, 0.1, **more)
     unseen = dict.fromkeys(("found", "spliced", "changes"))
-    dense = case.dense(of(used.epochs, used.learning_rate))
-    dense, _ = Save("dense")(dense, case.task, case.key)
+    dense = case.apply(case.dense(of(used.epochs, used.learning_rate)), 2, recipes.Save("dense"))
     yield {"arm": "dense", **unseen}, dense
     whole = of(used.surgery + used.after, used.surgery_rate, name="finetune")
     yield {"arm": "longer", **unseen}, case.apply(dense, 5, whole)
@@ -91,8 +88,7 @@ OF_300 = {"net": "lenet300", "arm": "dns"}
 CLAIM = Claim(
     "e07", "E7: dynamic network surgery [7]", (7,), Settings(),
     lambda settings: [*map(named, KEPT)], arms, measures=(density_of_pruned, accuracy),
-    smoke=(named("lenet300"),),
-    statements=(
+    smoke=(named("lenet300"),), statements=(
         *of_net("lenet300", 50, "-0.29 at 56 times", 0.3),
         *of_net("lenet5", 80, "0 at 108 times", 0.25),
         above("weights that came back at least once, %", "many", 100 * each("spliced", **OF_300), 5,
