@@ -34,7 +34,7 @@ Shape = tuple[int, int, int]
 RESULTS = files.RESULTS / "claims"
 SHARED = (
     *("__main__", "claim", "pages", "plots", "scored", "settings", "statements"),
-    *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "thresholds"),
+    *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "popped", "thresholds"),
     *("tickets", "watched"),
 )
 """Modules of this package that are no claims."""

@@ -19,6 +19,7 @@ class CommonSettings:
         retraining_rate: the largest learning rate of it.
         learning_rate: the largest one of every training that has none of its own.
         pruning_rate: the same of the training that prunes.
+        trained_rate: the same of nets whose weights are trained, where others train scores.
         weight_decay: of every training.
         decay: lambda of a penalty lambda ||w||^2 / 2, and damping of the Hessian.
         batch_size: examples in a step of every training.
