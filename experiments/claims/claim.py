@@ -33,9 +33,9 @@ T = TypeVar("T")
 Shape = tuple[int, int, int]
 RESULTS = files.RESULTS / "claims"
 SHARED = (
-    *("__main__", "claim", "pages", "plots", "scored", "settings", "statements"),
-    *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "popped", "thresholds"),
-    *("tickets", "watched"),
+    *("__main__", "claim", "pages", "plots", "settings", "statements"),
+    *("curved", "damages", "gal", "lasso", "layers", "merging", "monk", "nets", "popped"),
+    *("scored", "thresholds", "tickets", "watched"),
 )
 """Modules of this package that are no claims."""
 
@@ -173,6 +173,11 @@ def accuracy(case: Case[Any], pruned: Pruned) -> files.Row:
     return {"accuracy": case.score(pruned)}
 
 
+def validation(case: Case[Any], pruned: Pruned) -> files.Row:
+    """Accuracy on the split that chooses: a measure."""
+    return {"validation": case.score(pruned, "validation")}
+
+
 def training_loss(case: Case[Any], pruned: Pruned) -> files.Row:
     """The loss of the training set: a measure."""
     return {"loss": case.score(pruned, "train", "loss")}
@@ -250,7 +255,7 @@ class Claim(Generic[S]):
 
     def remarked(self, rows: Rows) -> str:
         """The remarks with their numbers, and what was tried."""
-        told: dict[str, Any] = dataclasses.asdict(self.settings)
+        told = settings_of(self)
         for name, figure in self.figures.items():
             if isinstance(figure, Value):
                 told[name] = figure.mean(rows) if figure.list(rows) else math.nan

@@ -30,7 +30,9 @@ def popped(case: Case[Any], how: str, k: float) -> tuple[Pruned, int]:
     if k == 1:
         return start, 0
     epochs = used.epochs / (2 if case.net.name == "lenet5" else 1)
-    more = {"weight_decay": used.weight_decay, "schedule": "cosine"}
-    done = case.apply(start, 3, Popup(budget, case.train(epochs, used.learning_rate, **more)))
+    scores = case.train(
+        epochs, used.learning_rate, weight_decay=used.weight_decay, schedule="cosine"
+    )
+    done = case.apply(start, 3, Popup(budget, scores))
     moved = lambda a, b: int(np.sum((np.asarray(a) != 0) & (np.asarray(a) != np.asarray(b))))
     return done, sum(jax.tree.leaves(jax.tree.map(moved, done.variables, start.variables)))

@@ -14,6 +14,8 @@ class CommonSettings:
         epochs: of the dense net, and of all trainings that have no number of their own.
         pruning_epochs: of the training that prunes.
         finetune_epochs: of the training after pruning.
+        finetune: the same.
+        shrink: epochs under a penalty.
         again: epochs of training after a round of pruning.
         between: the same.
         retraining_rate: the largest learning rate of it.
