@@ -34,8 +34,8 @@ Shape = tuple[int, int, int]
 RESULTS = files.RESULTS / "claims"
 SHARED = (
     *("__main__", "claim", "pages", "plots", "settings", "statements"),
-    *("curved", "damages", "gal", "lasso", "layers", "merging", "monk", "nets", "popped"),
-    *("scored", "thresholds", "tickets", "watched"),
+    *("admm", "boosted", "curved", "damages", "gal", "lasso", "layers", "merging", "monk", "nets"),
+    *("popped", "scored", "thresholds", "tickets", "watched"),
 )
 """Modules of this package that are no claims."""
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.claims.statements import Rows, Value
+from experiments.claims.statements import Rows, Value, select
+from experiments.rows import Row
 from jprune.report.figures import PRINT
 
 Plot = Callable[[Rows, Axes], None]
@@ -162,5 +163,67 @@ def curves(
             axes.xaxis.set_minor_formatter("")
         axes.set_ylim(*limits)
         finish(axes, x, y, **legend)
+
+    return plot
+
+
+def bars(of: Mapping[str, tuple[str, Sequence[Value]]], kinds: Sequence[str], y: str) -> Plot:
+    """A figure of bars, side by side by kind.
+
+    Args:
+        of: {arm: (colour of `PRINT`, a value of every kind)}.
+        kinds: their names.
+        y: name of the axis.
+    """
+
+    def plot(rows: Rows, axes: Axes) -> None:
+        for number, (arm, (colour, values)) in enumerate(of.items()):
+            lists = [value.list(rows) for value in values]
+            axes.bar(
+                [place + 0.2 * number for place in range(len(kinds))],
+                [fmean(each) for each in lists],
+                0.18,
+                yerr=[stdev(each) if each[1:] else 0 for each in lists],
+                color=getattr(PRINT, colour),
+                label=arm,
+            )
+        axes.set_xticks([place + 0.3 for place in range(len(kinds))], kinds)
+        finish(axes, "", y)
+
+    return plot
+
+
+def traces(
+    of: Sequence[tuple[Style, Callable[[Row], Sequence[float]], Mapping[str, Any]]],
+    x: str,
+    y: str,
+    *,
+    log: str = "",
+    ticks: Sequence[str] = (),
+    **more: Any,
+) -> Plot:
+    """A figure with a line a row: numbers over their places, 1, 2, ...
+
+    Args:
+        of: (style, numbers of a row, what its rows say).
+        x: name of the axis.
+        y: name of the axis.
+        log: "x", "y" or both: axes whose scale is logarithmic.
+        ticks: names of the places, which are few.
+        more: as of `finish`.
+    """
+
+    def plot(rows: Rows, axes: Axes) -> None:
+        for style, numbers, where in of:
+            for number, row in enumerate(select(rows, **where)):
+                values = numbers(row)
+                named = style._replace(label="_") if number else style
+                size = {"markersize": 4} if ticks else {}
+                line(axes, range(1, len(values) + 1), values, named, **size)
+        logarithmic(axes, log)
+        if ticks:
+            axes.set_xticks([*range(1, len(ticks) + 1)], ticks)
+            axes.set_xlim(0.7, len(ticks) + 0.3)
+        finish(axes, x, y, **more)
 
     return plot

@@ -15,6 +15,7 @@ class CommonSettings:
         pruning_epochs: of the training that prunes.
         finetune_epochs: of the training after pruning.
         finetune: the same.
+        retrain: the same.
         shrink: epochs under a penalty.
         again: epochs of training after a round of pruning.
         between: the same.

@@ -304,22 +304,23 @@ def several(
 def listing(
     text: Text,
     paper: str,
-    values: Mapping[str, Value],
+    values: Mapping[str, Value] | Sequence[Value],
     holds: Callable[..., bool],
 ) -> Statement:
-    """A statement about one value of every arm, each behind its name.
+    """A statement about one value of every arm, each behind its name if it has one.
 
     Args:
         text: the claim.
         paper: its figure in the paper.
-        values: {what is written before it: ours}.
+        values: ours, or {what is written before it: ours}.
         holds: of the means, in this order.
     """
+    named = values.items() if isinstance(values, Mapping) else [("", value) for value in values]
 
     def findings(rows: Rows) -> Iterable[Finding]:
-        if all(value.list(rows) for value in values.values()):
-            ours = ", ".join(name + v.text(rows) for name, v in values.items())
-            verdict = holds(*(value.mean(rows) for value in values.values()))
+        if all(value.list(rows) for _, value in named):
+            ours = ", ".join(name + value.text(rows) for name, value in named)
+            verdict = holds(*(value.mean(rows) for _, value in named))
             yield Finding(text(rows) if callable(text) else text, paper, ours, verdict)
 
     return findings
