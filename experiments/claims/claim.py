@@ -34,8 +34,9 @@ Shape = tuple[int, int, int]
 RESULTS = files.RESULTS / "claims"
 SHARED = (
     *("__main__", "claim", "pages", "plots", "settings", "statements"),
-    *("admm", "boosted", "curved", "damages", "gal", "lasso", "layers", "merging", "monk", "nets"),
-    *("popped", "scored", "thresholds", "tickets", "watched"),
+    *("admm", "boosted", "clusters", "curved", "damages", "dimensions", "gal", "hypernets"),
+    *("lasso", "layers", "merging", "monk", "nets", "popped", "scored", "thresholds", "tickets"),
+    "watched",
 )
 """Modules of this package that are no claims."""
 

@@ -12,6 +12,7 @@ class CommonSettings:
 
     Attributes:
         epochs: of the dense net, and of all trainings that have no number of their own.
+        lenet_epochs: the same of LeNet-5, where other nets have `epochs`.
         pruning_epochs: of the training that prunes.
         finetune_epochs: of the training after pruning.
         finetune: the same.
@@ -23,6 +24,7 @@ class CommonSettings:
         learning_rate: the largest one of every training that has none of its own.
         pruning_rate: the same of the training that prunes.
         trained_rate: the same of nets whose weights are trained, where others train scores.
+        warmup: fraction of the steps in which the weight of a penalty grows.
         weight_decay: of every training.
         decay: lambda of a penalty lambda ||w||^2 / 2, and damping of the Hessian.
         batch_size: examples in a step of every training.
