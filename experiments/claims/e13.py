@@ -30,6 +30,12 @@ COMPARED = ("lenet5", "filter+channel", 0.02)
 
 @dataclasses.dataclass(frozen=True)
 class Settings(CommonSettings):
+    """Those of E13; the learning rate of ResNet-8 is five times as large.
+
+    Attributes:
+        finetune: epochs under the masks.
+    """
+
     epochs: float = 4.0
     shrink: float = 6.0
     finetune: float = 2.0
