@@ -226,6 +226,7 @@ class Claim(Generic[S]):
 
     stem: str
     title: str
+    _: dataclasses.KW_ONLY
     refs: tuple[int, ...]
     settings: S
     nets: Callable[[S], Sequence[Net]]

@@ -63,8 +63,8 @@ PREDICTED, BLIND = ({kept: each("predicted", arm=arm, kept=kept) for kept in KEP
 AHEAD = {kept: LOSS["magnitude", kept] / LOSS["obd", kept] for kept in KEPT}
 DELETED = {kept: 100 * (1 - kept) for kept in KEPT}
 CLAIM = Claim(
-    "e01", "E1: optimal brain damage [1]", (1,), Settings(), lambda settings: (Net("lenet300"),),
-    arms, measures=(training_loss, accuracy),
+    "e01", "E1: optimal brain damage [1]", refs=(1,), settings=Settings(),
+    nets=lambda settings: (Net("lenet300"),), arms=arms, measures=(training_loss, accuracy),
     statements=(
         at_least("levels of 8 at which OBD's training loss is no higher than magnitude's",
                  "all along (ours: 5 or more)",

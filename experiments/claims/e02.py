@@ -77,9 +77,9 @@ def plot(rows: Rows, axes: Axes) -> None:
 
 RIGHT = lambda row: 100 * fmean(removed >= 1 for removed in row["removed"])
 CLAIM = Claim(
-    "e02", "E2: optimal brain surgeon [2]", (2,), Settings(),
-    lambda settings: [named(problem, word="problem") for problem in HIDDEN], arms, plot=plot,
-    smoke=(named("xor", word="problem"),),
+    "e02", "E2: optimal brain surgeon [2]", refs=(2,), settings=Settings(),
+    nets=lambda settings: [named(problem, word="problem") for problem in HIDDEN], arms=arms,
+    plot=plot, smoke=(named("xor", word="problem"),),
     statements=(
         *(says(f"XOR: right after {METHODS[method]} deletes one weight, % of nets", paper,
                each(RIGHT, problem="xor", arm=method),

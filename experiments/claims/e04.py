@@ -67,8 +67,8 @@ def arms(case: Case[Settings]) -> Iterator[Made]:
 
 
 CLAIM = Claim(
-    "e04", "E4: learning both weights and connections [4]", (4,), Settings(),
-    lambda settings: [*map(named, KEPT)], arms, measures=(middle, accuracy),
+    "e04", "E4: learning both weights and connections [4]", refs=(4,), settings=Settings(),
+    nets=lambda settings: [*map(named, KEPT)], arms=arms, measures=(middle, accuracy),
     smoke=(named("lenet300"),),
     statements=(
         *(s for net, paper, most in (("lenet300", "-0.05", 0.15), ("lenet5", "-0.03", 0.1))

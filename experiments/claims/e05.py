@@ -85,8 +85,9 @@ LINES = (("merge", "merged", "slim"), ("delete", "deleted, same order", "second"
 TITLES = (("lenet5", "LeNet-5", "-"), ("lenet300", "LeNet-300-100, much decay", "--"))
 MADE = [Net(name, says={"net": name, **how}) for name, how in NETS.items()]
 CLAIM = Claim(
-    "e05", "E5: data-free merging [5]", (5,), Settings(), lambda settings: MADE, arms,
-    smoke=MADE[1:], statements=[*of_net("lenet5"), *of_net("lenet300")],
+    "e05", "E5: data-free merging [5]", refs=(5,), settings=Settings(),
+    nets=lambda settings: MADE, arms=arms, smoke=MADE[1:],
+    statements=[*of_net("lenet5"), *of_net("lenet300")],
     plot=curves(
         [Curve(Style(f"{title}: {name}", colour, mark), [100 * (1 - kept) for kept in KEPT],
                [percent("accuracy", net=ROWS[net], arm=arm, kept=kept) for kept in KEPT])

@@ -86,8 +86,8 @@ def changes(tenth: int, **where: Any) -> Value:
 
 OF_300 = {"net": "lenet300", "arm": "dns"}
 CLAIM = Claim(
-    "e07", "E7: dynamic network surgery [7]", (7,), Settings(),
-    lambda settings: [*map(named, KEPT)], arms, measures=(density_of_pruned, accuracy),
+    "e07", "E7: dynamic network surgery [7]", refs=(7,), settings=Settings(),
+    nets=lambda settings: [*map(named, KEPT)], arms=arms, measures=(density_of_pruned, accuracy),
     smoke=(named("lenet300"),), statements=(
         *of_net("lenet300", 50, "-0.29 at 56 times", 0.3),
         *of_net("lenet5", 80, "0 at 108 times", 0.25),

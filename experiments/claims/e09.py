@@ -76,8 +76,9 @@ def turning(rows: Rows) -> Iterator[Finding]:
 
 
 CLAIM = Claim(
-    "e09", "E9: winning tickets [9]", (9,), Settings(), lambda settings: (Net("lenet300"),), arms,
-    seeds=(0, 1, 2, 3, 4), measures=(weights_kept, accuracy),
+    "e09", "E9: winning tickets [9]", refs=(9,), settings=Settings(),
+    nets=lambda settings: (Net("lenet300"),), arms=arms, seeds=(0, 1, 2, 3, 4),
+    measures=(weights_kept, accuracy),
     statements=(
         *(at_least(f"at {LEFT[n]:.1f} %, ticket - dense >= -0.05", paper,
                    gap("accuracy", {"arm": "ticket", "round": n}, "dense"), -0.05)

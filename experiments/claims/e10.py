@@ -74,8 +74,8 @@ def kept(rows: Rows) -> Iterator[Finding]:
 
 
 CLAIM = Claim(
-    "e10", "E10: pruning is all you need [10]", (10,), Settings(),
-    lambda settings: (NETS["lenet300"],), arms,
+    "e10", "E10: pruning is all you need [10]", refs=(10,), settings=Settings(),
+    nets=lambda settings: (NETS["lenet300"],), arms=arms,
     statements=(
         kept,
         at_least("k = 0.5, signed constants: accuracy, %", "at least 95 (ours)", SIGNED[0.5], 95),

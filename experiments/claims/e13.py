@@ -65,10 +65,11 @@ ZEROS = {arm: percent("zeros", net=COMPARED[0], arm=arm, families=COMPARED[1], s
          for arm in ("prox", "subgradient", "subgradient_alone")}  # fmt: skip
 TEXT = f"{{}}, {COMPARED[1]} {COMPARED[2]}: groups that are exactly 0, %"
 CLAIM = Claim(
-    "e13", "E13: structured sparsity learning [13]", (13,), Settings(),
-    lambda settings: [*(named(n, images=settings.lenet_images) for n in ("lenet5", "lenet300")),
-                      named("resnet8", "cifar10", settings.train_images)],
-    arms, measures=(validation, accuracy),
+    "e13", "E13: structured sparsity learning [13]", refs=(13,), settings=Settings(),
+    nets=lambda settings: [
+        *(named(name, images=settings.lenet_images) for name in ("lenet5", "lenet300")),
+        named("resnet8", "cifar10", settings.train_images)],
+    arms=arms, measures=(validation, accuracy),
     smoke=(named("lenet300"), named("resnet8", "cifar10")),
     statements=(
         lasso.of_lenet5(RUNS["lenet5"]),

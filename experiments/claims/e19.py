@@ -79,8 +79,8 @@ error = lambda arm, kept, refit=True: each("error", part="layer", arm=arm, kept=
 AHEAD = (("lasso", "lasso, targets of now"), ("lasso", "lasso, no refit"), ("lasso", "weights"),
          ("lasso", "random"), ("lasso, no refit", "random, no refit"))  # fmt: skip
 CLAIM = Claim(
-    "e19", "E19: channel pruning by LASSO and least squares [19]", (19,), Settings(), layers.nets,
-    layers.arms_of(one_layer, whole_nets),
+    "e19", "E19: channel pruning by LASSO and least squares [19]", refs=(19,), settings=Settings(),
+    nets=layers.nets, arms=layers.arms_of(one_layer, whole_nets),
     statements=(
         *(say.several(f"half kept, {arm}: layers whose error the refit lowers", "all",
                       lambda shares: fmean(shares) == 100, no_higher(arm, True, arm, False))

@@ -72,7 +72,8 @@ ASKED = (
     ("omp", "random", 0),
 )
 CLAIM = Claim(
-    "e20", "E20: ThiNet [20]", (20,), Settings(), nets, arms_of(one_layer, whole_nets),
+    "e20", "E20: ThiNet [20]", refs=(20,), settings=Settings(), nets=nets,
+    arms=arms_of(one_layer, whole_nets),
     statements=(
         *(at_least(f"{100 * kept:.0f} % of one layer's inputs: {arm} - {other} >= {least}, points",
                    "above 0", gap("accuracy", arm, other, part="layer", kept=kept), least, digits=1)

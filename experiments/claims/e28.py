@@ -84,8 +84,8 @@ def tuned(rows: Rows) -> Iterator[Finding]:
 
 size = lambda arm, density: percent("params", net="resnet8", part="size", arm=arm, density=density)
 CLAIM = Claim(
-    "e28", "E28: EigenDamage and its baselines [28]", (28,), Settings(),
-    lambda settings: [named("lenet5"), named("resnet8", "cifar10")], arms,
+    "e28", "E28: EigenDamage and its baselines [28]", refs=(28,), settings=Settings(),
+    nets=lambda settings: [named("lenet5"), named("resnet8", "cifar10")], arms=arms,
     measures=(first_images,), smoke=(named("lenet300"),),
     statements=(*of_net("lenet5"), *of_net("resnet8"), tuned),
     plot=curves(

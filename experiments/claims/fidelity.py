@@ -94,9 +94,12 @@ def plot(rows: Rows, axes: Axes) -> None:
 
 
 CLAIM = Claim(
-    "fidelity", "Fidelity: predicted and measured losses without a filter", (1, 18), Settings(),
-    lambda settings: [named("lenet5", images=TRAINED_ON), named("resnet8", "cifar10", TRAINED_ON)],
-    arms, statements=(best,), plot=plot, label="fidelity", smoke=(named("resnet8", "cifar10"),),
+    "fidelity", "Fidelity: predicted and measured losses without a filter", refs=(1, 18),
+    settings=Settings(),
+    nets=lambda settings: [named("lenet5", images=TRAINED_ON),
+                           named("resnet8", "cifar10", TRAINED_ON)],
+    arms=arms, statements=(best,), plot=plot, smoke=(named("resnet8", "cifar10"),),
+    label="fidelity",
     remarks="Spearman's rank correlation over single filters and over random sets of them, on the "
     "images that the criteria saw; training is not part of it. A filter that goes takes its bias "
     "and what its norm adds with it, of which OBD, C-OBS and EigenDamage know nothing: theirs is "

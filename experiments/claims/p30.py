@@ -58,8 +58,9 @@ def same(rows: Rows) -> Iterator[Finding]:
 ARMS = [("sweep", "second", strength) for strength in STRENGTHS]
 ARMS += [("gal", "slim", None), ("mse", "ink", None), ("random", "muted", None)]
 CLAIM = Claim(
-    "p30", "P30: GAL [30]", (30,), gal.GalSettings(),
-    lambda settings: [Net("lenet5", images=settings.train_images)], arms, smoke=(Net("lenet300"),),
+    "p30", "P30: GAL [30]", refs=(30,), settings=gal.GalSettings(),
+    nets=lambda settings: [Net("lenet5", images=settings.train_images)], arms=arms,
+    smoke=(Net("lenet300"),),
     statements=(
         say.listing(f"channels at 0 with lambda {', '.join(map(str, STRENGTHS))}: more with more",
                     "rising", [each("zeros", arm="sweep", strength=s).to(0) for s in STRENGTHS],

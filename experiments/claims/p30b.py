@@ -73,8 +73,8 @@ def same_block(rows: list[Row]) -> float:
 
 
 CLAIM = Claim(
-    "p30b", "P30b: GAL on residual blocks [30]", (30,), SETTINGS,
-    lambda settings: [Net("resnet8", "cifar10", settings.train_images)], arms,
+    "p30b", "P30b: GAL on residual blocks [30]", refs=(30,), settings=SETTINGS,
+    nets=lambda settings: [Net("resnet8", "cifar10", settings.train_images)], arms=arms,
     statements=(
         removed,
         told("MACs kept, %", "62.4", percent("kept", arm="gal"), digits=1),

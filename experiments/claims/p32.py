@@ -79,9 +79,9 @@ def measured(case: Case, pruned: Pruned) -> Row:
 MOVING = each(lambda row: fmean(d > 0.05 for d in row["apart"].values()), arm="fbs")
 KINDS = {"accuracy": "as they are", **{name: name for name in DEFORMATIONS}}
 CLAIM = Claim(
-    "p32", "P32: FBS [32]", (32,), Settings(),
-    lambda settings: [Net("cifarnet", "cifar10", settings.train_images, build=cifarnet)], arms,
-    measures=(measured,),
+    "p32", "P32: FBS [32]", refs=(32,), settings=Settings(),
+    nets=lambda settings: [Net("cifarnet", "cifar10", settings.train_images, build=cifarnet)],
+    arms=arms, measures=(measured,),
     statements=(
         at_least("fbs - dense >= -2, points", "-0.8", gap("accuracy", "fbs", "dense"), -2),
         at_least("fbs - static >= 0.5, points", "-", gap("accuracy", "fbs", "static"), 0.5),

@@ -83,9 +83,9 @@ def of_part(part: str, most: float, paper: str) -> list[Statement]:
 
 
 CLAIM = Claim(
-    "p33", "P33: StructADMM [33]", (33,), Settings(),
-    lambda settings: [Net("lenet5", images=settings.train_images)], arms, measures=(accuracy,),
-    smoke=(Net("lenet300"),),
+    "p33", "P33: StructADMM [33]", refs=(33,), settings=Settings(),
+    nets=lambda settings: [Net("lenet5", images=settings.train_images)], arms=arms,
+    measures=(accuracy,), smoke=(Net("lenet300"),),
     statements=(
         *of_part("P33a", 0.3, "0 at 1/71"), *of_part("P33b", 0.5, "-"),
         say.largest("P33b: masked against small net, largest relative difference", "0",

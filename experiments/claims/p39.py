@@ -68,8 +68,8 @@ def plot(rows: Rows, axes: Axes) -> None:
 
 
 CLAIM = Claim(
-    "p39", "P39: MetaPruning [39]", (39,), Settings(),
-    lambda settings: [Net("resnet8", "cifar10", settings.train_images)], arms, plot=plot,
+    "p39", "P39: MetaPruning [39]", refs=(39,), settings=Settings(),
+    nets=lambda settings: [Net("resnet8", "cifar10", settings.train_images)], arms=arms, plot=plot,
     statements=(
         at_least("rank correlation, hypernetwork's score and from scratch > 0.4", "-",
                  ranks_alike("score", "accuracy", part="rank"), 0.4),

@@ -69,10 +69,10 @@ PULLS = (
     (STRENGTHS[1], "100; 0", lambda same, drift: min(same) == 100, STRONG),
 )
 CLAIM = Claim(
-    "p41", "P41: centripetal SGD [41]", (41,), Settings(),
-    lambda settings: [named(LENET, "mnist", settings.lenet_images, "model"),
-                      named(RESNET, "cifar10", settings.train_images, "model")],
-    arms, measures=(accuracy, sizes), smoke=(named("lenet300", "cifar10", word="model"),),
+    "p41", "P41: centripetal SGD [41]", refs=(41,), settings=Settings(),
+    nets=lambda settings: [named(LENET, "mnist", settings.lenet_images, "model"),
+                           named(RESNET, "cifar10", settings.train_images, "model")],
+    arms=arms, measures=(accuracy, sizes), smoke=(named("lenet300", "cifar10", word="model"),),
     statements=(
         say.largest("LeNet-5, half of the filters: squared deviation", "0",
                 each("deviation", model=LENET, arm="csgd"), 1e-8),

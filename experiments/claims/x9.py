@@ -93,8 +93,8 @@ def plot(rows: Rows, axes: Axes) -> None:
 OFF = of_seed(lambda rows: max(100 * abs(row["predicted"] - row["accuracy"]) for row in rows),
               part="held_out")  # fmt: skip
 CLAIM = Claim(
-    "x9", "X9: three dimensions [52]", (52,), Settings(),
-    lambda settings: [Net("resnet8", "cifar10", settings.train_images)], arms, plot=plot,
+    "x9", "X9: three dimensions [52]", refs=(52,), settings=Settings(),
+    nets=lambda settings: [Net("resnet8", "cifar10", settings.train_images)], arms=arms, plot=plot,
     statements=(
         at_most("predicted - measured off the axes, largest of three nets, <= 1.5 points", "-",
                 OFF, 1.5, digits=1),

@@ -84,8 +84,8 @@ def of_prior(prior: str) -> Iterator[Statement]:
 
 ARMS = ("gated", "rule", "half")
 CLAIM = Claim(
-    "x9v", "X9: variational pruning [43]", (43,), Settings(),
-    lambda settings: [Net("lenet5_bn", images=settings.train_images, build=normed)], arms,
+    "x9v", "X9: variational pruning [43]", refs=(43,), settings=Settings(),
+    nets=lambda settings: [Net("lenet5_bn", images=settings.train_images, build=normed)], arms=arms,
     measures=(accuracy, sizes), statements=[s for prior in PRIORS for s in of_prior(prior)],
     plot=curves(
         [Curve(Style(prior.replace("_", "-"), colour),
