@@ -11,12 +11,6 @@ from tests.contracts.own import KEY
 OTHERS = [name for name in spellings.MAKERS if name != "nnx"]
 
 
-KNOWN = {
-    "test_the_spellings_have_the_same_branches_and_sites[equinox]": "graph/look/sites.py stops at "
-    "the squeeze that vmap puts behind a convolution: no act, no join and so no branch",
-}
-
-
 @pytest.fixture(scope="module")
 def images():
     return spellings.images_and_labels()[0][:16]
