@@ -27,12 +27,9 @@ BUDGETS = {**own.OF_ITS_OWN, "random": Budget(density=0.6)}
 REFUSED = ("subset_sum",)
 """Methods that do not take a net with convolutions."""
 
-FORMS = "a form replaces kernels [window..., inputs, outputs] alone (forms/slide.py)"
 HIDDEN = "a refit's constant goes into the mean, which Haiku makes anew of its hidden average"
 WRONG: dict[str, dict[str, str]] = {
     "channel_lasso": {"haiku": HIDDEN},
-    "eigendamage": {"equinox": FORMS},
-    "fbs": {"equinox": FORMS},
 }
 """{method: {spelling: what differs, and why}}."""
 KNOWN = {

@@ -156,21 +156,23 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
         path = _match(parts, names, by_ending)
         if path in dead:
             return None
-        if path is None or np.ndim(leaf) == 0:
+        if path is None or (not is_leaf_type(leaf) and np.ndim(leaf) == 0):
             return leaf
-        full = groups.leaves[path].shape
-        if np.shape(leaf) != full:
+        full, held = groups.leaves[path].shape, is_leaf_type(leaf)
+        if held and all(keep is None for keep in keeps[path]):
+            return leaf
+        if held or np.shape(leaf) != full:
             # A placeholder: optimizers keep scalars where a leaf has no state.
-            if np.size(leaf) == 1:
+            if not held and np.size(leaf) == 1:
                 return leaf
+            what = repr(leaf) if held else f"of shape {np.shape(leaf)}"
             raise errors.StructureError(
-                f"the leaf {'/'.join(parts)} has shape {np.shape(leaf)}; it stands for {path}, "
-                f"whose shape is {full}. slim_params takes trees of dense arrays, not slim or "
-                "factored ones."
+                f"the leaf {'/'.join(parts)} is {what}; it stands for {path}, whose shape is "
+                f"{full}. slim_params takes trees of dense arrays, not slim or factored ones."
             )
         return _take_where_it_is(leaf, tuple(keeps[path]))
 
-    return jax.tree_util.tree_map_with_path(cut, tree)
+    return jax.tree_util.tree_map_with_path(cut, tree, is_leaf=is_leaf_type)
 
 
 def _take_where_it_is(leaf: Any, keep: Keep) -> Any:
