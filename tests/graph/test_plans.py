@@ -78,7 +78,10 @@ def test_plans_keep_leaf_types(form, axes, float64):
     variables, inputs = draw(TWO, dtype=jnp.float64)
     fn = TWO.fn
     if axes is not None:
-        fn, variables = two_with_outputs_first, {**variables, "b": variables["b"].transpose(3, 2, 0, 1)}
+        fn, variables = (
+            two_with_outputs_first,
+            {**variables, "b": variables["b"].transpose(3, 2, 0, 1)},
+        )
     groups = jprune.trace(fn, variables, *inputs)
     masks = {"a": np.arange(6) != 2}
     small = jprune.slim_params(groups, masks, variables)
