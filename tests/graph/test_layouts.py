@@ -152,13 +152,15 @@ def test_a_branch_behind_moves_has_its_own_name(name):
 
 
 def rows_net(one_row):
-    """A dense net, one row at a time or not, whose layers have no bias."""
+    """A dense net with a branch, one row at a time or not, whose layers have no bias."""
 
     def one(v, x):
-        return v["out"] @ jnp.tanh(v["two"] @ jnp.tanh(v["one"] @ x))
+        x = jnp.tanh(v["stem"] @ x)
+        return v["out"] @ jnp.tanh(x + v["two"] @ jnp.tanh(v["one"] @ x))
 
     def batch(v, x):
-        return jnp.tanh(jnp.tanh(x @ v["one"].T) @ v["two"].T) @ v["out"].T
+        x = jnp.tanh(x @ v["stem"].T)
+        return jnp.tanh(x + jnp.tanh(x @ v["one"].T) @ v["two"].T) @ v["out"].T
 
     return (lambda v, x: jax.vmap(lambda row: one(v, row))(x)) if one_row else batch
 
@@ -166,15 +168,17 @@ def rows_net(one_row):
 def test_gates_of_examples_where_channels_stand_first():
     """vmap of kernel @ row gives [outputs, examples]."""
     rng = np.random.default_rng(0)
-    shapes = {"one": (7, 3), "two": (6, 7), "out": (4, 6)}
+    shapes = {"stem": (6, 3), "one": (7, 6), "two": (6, 7), "out": (4, 6)}
     variables = {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
     x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
     gates = {"one": jnp.asarray(rng.random((5, 7)), jnp.float32)}
+    open_branch = {"branch/two": jnp.asarray(rng.random((5, 1)), jnp.float32)}
     there = {"one": jnp.asarray(rng.random((5, 7)) < 0.5, jnp.float32)}
 
     def results(fn):
         groups = jprune.trace(fn, variables, x)
         gated = [jprune.gated(fn, groups, at)(variables, gates, x) for at in ("norm", "act")]
+        gated.append(jprune.gated(fn, groups, "join")(variables, open_branch, x))
         return gated, sample_macs(fn, groups)(variables, there, x)
 
     assert relative_error(results(rows_net(False)), results(rows_net(True))) < 1e-5

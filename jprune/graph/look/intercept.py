@@ -268,9 +268,9 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
     def handler(site: Site, value: Any, gates: Mapping[str, Any]) -> tuple[Any, Any]:
         if site.kind == "branch":
             if site.layer in gates:
-                gate = jnp.asarray(gates[site.layer])
-                # [1] or [batch, 1] -> [1 or batch, 1, ..., 1]
-                value = value * gate.reshape(-1, *[1] * (value.ndim - 1)).astype(value.dtype)
+                # [1] or [batch, 1]: one number for all channels.
+                gate = jnp.asarray(gates[site.layer]).reshape(-1, 1)
+                value = value * site.along(gate, value.ndim).astype(value.dtype)
             return value, gates
         for name, units in site.units.items():
             if name in gates:
