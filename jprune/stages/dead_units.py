@@ -166,9 +166,8 @@ def folded(
     for layer, part in added.items():
         if np.any(part.adds):
             path, sign = targets[layer]
-            adds = part.adds.reshape(leaves[path].shape).astype(leaves[path].dtype)
             # b <- b + sum of what the silent units add; in the mean of a norm, mu <- mu - it
-            leaves[path] = leaves[path] + sign * adds
+            leaves = Net(task).shifted(leaves, path, sign * part.adds)
     moved = Net(task).tree(leaves)
     out = expand(groups, {name: ~units for name, units in silent.items()}, ("in",))
     now, then = task.fn(variables, x), task.fn(apply_masks(moved, out), x)
