@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune.base import PyTree
+from jprune.graph.shrink.concrete import full, on_host
 
 
 class Average(NamedTuple):
@@ -25,8 +26,8 @@ class Average(NamedTuple):
 
 
 def start(like: PyTree) -> Average:
-    """The state before the first batch: zeros with the shapes of `like`."""
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.result_type(leaf.dtype)), like)
+    """The state before the first batch: zeros with the shapes and types of `like`."""
+    zeros = jax.tree.map(lambda leaf: full(leaf.shape, 0, leaf.dtype), like)
     count = jnp.zeros((), jnp.int32)
     return Average(count, zeros, count, zeros)
 
@@ -63,9 +64,11 @@ def add(average: Average, value: PyTree, momentum: float | None, every: int) -> 
 def value_of(average: Average, momentum: float | None) -> PyTree:
     """The score; before the first complete round, the mean of the batches so far."""
     # maximum: with no batch at all the score is 0, not NaN.
-    so_far = jax.tree.map(lambda total: total / jnp.maximum(average.batches, 1), average.total)
+    mean_of = on_host(lambda xnp, total, batches: total / xnp.maximum(batches, 1))
+    so_far = jax.tree.map(lambda total: mean_of(total, average.batches), average.total)
     if momentum is None:
         return so_far
+    either = on_host(lambda xnp, rounds, mean, early: xnp.where(rounds > 0, mean, early))
     return jax.tree.map(
-        lambda mean, early: jnp.where(average.rounds > 0, mean, early), average.mean, so_far
+        lambda mean, early: either(average.rounds, mean, early), average.mean, so_far
     )

@@ -113,10 +113,11 @@ def taylor(
 
     def init(variables):
         if form == "separate":
-            return start(map_parameters(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables))
+            return start(map_parameters(_shape, variables))
         traced = _traced(groups)
         names = _gated_names(traced, at) if form == "gate" else traced.names
-        return start({name: jnp.zeros(traced.sizes[name]) for name in names})
+        numbers = lambda size: jax.ShapeDtypeStruct((size,), jnp.result_type(float))
+        return start({name: numbers(traced.sizes[name]) for name in names})
 
     @jax.jit
     def update(state, variables, batch):
@@ -152,6 +153,10 @@ def _check(form, order, groups, per_example, momentum, every) -> None:
 def _traced(groups: Groups | None) -> Groups:
     assert groups is not None  # checked by the factory
     return groups
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _product(leaf: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -44,6 +44,7 @@ from jprune.curvature.rows import (
     summed_squares,
     with_drawn_labels,
 )
+from jprune.graph.shrink.concrete import full, on_host
 
 Diagonal = list[jax.Array]
 """One array per parameter, in the order of `parameters_of`."""
@@ -112,12 +113,12 @@ def mean_diagonal(
         )
 
     def init(variables: Variables) -> Sum:
-        total = [jnp.zeros(value.shape, value.dtype) for value in parameters_of(variables).values]
+        total = [full(value.shape, 0, value.dtype) for value in parameters_of(variables).values]
         return Sum(key, jnp.zeros((), jnp.int32), jnp.zeros(()), total)
 
     def score(state: Sum, variables: Variables) -> Any:
-        mean = [(total / state.weight).astype(total.dtype) for total in state.total]
-        return parameters_of(variables).tree(mean)
+        mean = on_host(lambda xnp, total, weight: (total / weight).astype(total.dtype))
+        return parameters_of(variables).tree([mean(total, state.weight) for total in state.total])
 
     return Criterion(init, _updated(fn, loss, estimator), score)
 

@@ -306,6 +306,16 @@ def _affine(
     return found
 
 
+class _AffineStep(NamedTuple):
+    """A value that is scaled, shifted or moved by parameters alone."""
+
+    others: list[int]
+    """Values of the parameters."""
+    result: int
+    channels: tuple[int, ...]
+    """Of the result."""
+
+
 def _beside(flow: Flow, value: int, channels: tuple[int, ...]) -> list[int]:
     """Values of parameters that the chain of affine steps from a value meets, in order.
 
@@ -313,10 +323,25 @@ def _beside(flow: Flow, value: int, channels: tuple[int, ...]) -> list[int]:
     most. It ends where a nonlinear function reads: what a slope or a gate multiplies is one side of
     that function.
     """
+    steps: dict[int, list[_AffineStep]] = {}
+    waiting = [(value, channels)]
+    while waiting:
+        source, axes = waiting.pop()
+        steps[source] = _affine_steps(flow, source, axes)
+        waiting += [(step.result, step.channels) for step in steps[source]]
+    ways: dict[int, list[int]] = {}
+    for source in sorted(steps, reverse=True):  # results have greater numbers than operands
+        onward = ([*step.others, *ways[step.result]] for step in steps[source])
+        ways[source] = max(onward, key=len, default=[])
+    return ways[value]
+
+
+def _affine_steps(flow: Flow, value: int, channels: tuple[int, ...]) -> list[_AffineStep]:
+    """The affine steps that read a value; none where a nonlinear function reads it too."""
     equations = [flow.program.equations[number] for number in flow.readers.get(value, ())]
     if any(_is_nonlinear(equation, value) for equation in equations):
         return []
-    best: list[int] = []
+    steps: list[_AffineStep] = []
     for equation in equations:
         others = [other for other in equation.inputs if other != value]
         result = equation.outputs[0]
@@ -334,9 +359,8 @@ def _beside(flow: Flow, value: int, channels: tuple[int, ...]) -> list[int]:
                 continue
         else:
             continue
-        way = [*others, *_beside(flow, result, moved)]
-        best = max(best, way, key=len)
-    return best
+        steps.append(_AffineStep(others, result, moved))
+    return steps
 
 
 def _is_nonlinear(equation: Equation, value: int) -> bool:

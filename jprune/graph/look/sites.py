@@ -109,29 +109,42 @@ class Flow:
 
     def affine_end(self, value: int, axis: int) -> int:
         """The end of the longest chain of per-channel affine steps from a value."""
-        chain = self._longest(value, axis, {})
-        return chain[-1]
-
-    def _longest(self, value: int, axis: int, cache: dict[int, list[int]]) -> list[int]:
         # The chain forks where a stream is read by a norm and by a sum: the longest way is the
         # norm.
-        if value not in cache:
-            shape = self.program.shape(value)
-            best = [value]
-            for number in self.readers.get(value, ()):
-                equation = self.program.equations[number]
-                others = [other for other in equation.inputs if other != value]
-                if (
-                    equation.name in AFFINE
-                    and len(others) == len(equation.inputs) - 1
-                    and not (equation.name == "div" and equation.inputs[0] != value)
-                    and self.program.shape(equation.outputs[0]) == shape
-                    and all(self.is_beside(other, equation, axis) for other in others)
-                ):
-                    chain = [value, *self._longest(equation.outputs[0], axis, cache)]
-                    best = max(best, chain, key=len)
-            cache[value] = best
-        return cache[value]
+        steps: dict[int, list[int]] = {}
+        waiting = [value]
+        while waiting:
+            source = waiting.pop()
+            if source not in steps:
+                steps[source] = self._affine_steps(source, axis)
+                waiting += steps[source]
+        ends: dict[int, tuple[int, int]] = {}
+        """Value -> steps from there to the end of the chain, and the end."""
+        for source in sorted(steps, reverse=True):  # results have greater numbers than operands
+            length, end = max(
+                (ends[result] for result in steps[source]),
+                key=lambda pair: pair[0],
+                default=(-1, source),
+            )
+            ends[source] = length + 1, end
+        return ends[value][1]
+
+    def _affine_steps(self, value: int, axis: int) -> list[int]:
+        """Results of the per-channel affine equations that read a value."""
+        shape = self.program.shape(value)
+        results: list[int] = []
+        for number in self.readers.get(value, ()):
+            equation = self.program.equations[number]
+            others = [other for other in equation.inputs if other != value]
+            if (
+                equation.name in AFFINE
+                and len(others) == len(equation.inputs) - 1
+                and not (equation.name == "div" and equation.inputs[0] != value)
+                and self.program.shape(equation.outputs[0]) == shape
+                and all(self.is_beside(other, equation, axis) for other in others)
+            ):
+                results.append(equation.outputs[0])
+        return results
 
     def activation_end(self, value: int, axis: int) -> tuple[int | None, set[int]]:
         """The single end of the elementwise function behind a value, and all values inside it."""
