@@ -108,7 +108,7 @@ def quantiser(v, x):
     return jnp.tanh(total).mean(1) @ v["out"]
 
 
-@pytest.mark.parametrize("net", (residual, quantiser))
+@pytest.mark.parametrize("net", [residual, quantiser])
 def test_a_net_is_read_once_however_many_ways_lead_through_it(net):
     # 30 blocks have 2 ** 30 paths: a walk over paths would not come back.
     v = {"embed": normal(1, 3, 8), "table": normal(2, 4, 8), "out": normal(3, 8, 4)}
