@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jprune import errors
 from jprune.base import Criterion, Groups
 from jprune.criteria._average import add, start, value_of
-from jprune.curvature.products import shares_of
+from jprune.curvature.products import losses_of, shares_of
 from jprune.graph import gated
 from jprune.masks import map_parameters
 from jprune.units import to_units
@@ -88,7 +88,7 @@ def taylor(
     out_of = (lambda result: result[0]) if has_aux else (lambda result: result)
 
     def mean_loss(variables, batch):
-        return shares_of(batch) @ loss(out_of(fn(variables, batch["image"])), batch)
+        return shares_of(batch) @ losses_of(loss, out_of(fn(variables, batch["image"])), batch)
 
     def products(variables, batch):
         # g_m w_m: minus the first-order change of E if w_m becomes 0.
@@ -183,7 +183,7 @@ def _gate_scores(fn, loss, out_of, groups: Groups, at: str, order: int, per_exam
 
     def scores(variables, batch):
         def losses(gates):
-            return loss(out_of(with_gates(variables, gates, batch["image"])), batch)
+            return losses_of(loss, out_of(with_gates(variables, gates, batch["image"])), batch)
 
         ones = {name: jnp.ones(groups.sizes[name]) for name in names}
         weights = shares_of(batch)

@@ -33,6 +33,7 @@ from jprune.base import Batch, Criterion, Variables
 from jprune.curvature.products import (
     Function,
     gradient_of,
+    losses_of,
     parameters_of,
     shares_of,
     weights_of,
@@ -268,7 +269,7 @@ def fisher(probes: int | None = None, labels: str = "data") -> Estimator:
         if probes is None:
             return summed_squares(fn, loss, variables, batch, "fisher")
         parameters, shares = parameters_of(variables), jnp.sqrt(shares_of(batch))
-        losses = lambda values: loss(fn(parameters.into(values), batch["image"]), batch)
+        losses = lambda values: losses_of(loss, fn(parameters.into(values), batch["image"]), batch)
         examples, pull = jax.vjp(losses, parameters.values)
         # g = sum_n sqrt(w_n) s_n g_n, and E[g^2] = sum_n w_n g_n^2 over the signs s_n.
         (gradient,) = pull((shares * signs(key, shares)).astype(examples.dtype))

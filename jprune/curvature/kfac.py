@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jprune import errors
 from jprune.base import Batch, Criterion, Groups, Variables
 from jprune.curvature.blocks import Factors
-from jprune.curvature.products import Function, weights_of
+from jprune.curvature.products import Function, losses_of, weights_of
 from jprune.curvature.rows import check_labels, with_drawn_labels
 from jprune.graph import Site, intercept, taps
 from jprune.graph.shrink.concrete import full, on_host
@@ -258,7 +258,7 @@ def _updated(asked: _Asked) -> Callable[..., Sums]:
                 drawing = jax.random.fold_in(state.key, state.batches)
                 labelled = with_drawn_labels(jax.lax.stop_gradient(out), batch, drawing)
             # The sum, not the mean: g of an example must not depend on the size of its batch.
-            return asked.loss(out, labelled).sum(), input_sums
+            return losses_of(asked.loss, out, labelled).sum(), input_sums
 
         gradients, input_sums = jax.grad(total, has_aux=True)(zeros)
         factors = dict(state.factors)
