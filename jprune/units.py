@@ -353,7 +353,8 @@ def map_units(
     """
     leaves = leaves_by_path(groups, variables)
     for name, place in places_of(groups, roles, tuple(matrices)):
-        matrix, count = jnp.asarray(matrices[name]), groups.sizes[name]
+        matrix, count = matrices[name], groups.sizes[name]
+        matrix = matrix if isinstance(matrix, jax.Array) else np.asarray(matrix)
         if matrix.ndim != 2 or matrix.shape[1] != count or matrix.shape[0] > count:
             raise errors.StructureError(
                 f"the matrix of {name!r} has shape {matrix.shape}; it must be [m, {count}] with m "
