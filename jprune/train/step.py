@@ -20,9 +20,8 @@ from jprune.base import (
     Wrap,
 )
 from jprune.graph.shrink.concrete import copied
-from jprune.masks import apply_masks
+from jprune.masks import apply_masks, held
 from jprune.sparsify import masks_of
-from jprune.sparsify.hold import held
 from jprune.train.net import Net
 from jprune.train.optimizers import Optimizer
 
