@@ -188,7 +188,7 @@ def _each(total: int, examples: int) -> float:
 def _times(program: Program, times: int = 1) -> Iterator[tuple[int, int]]:
     """(`id` of a program, how often it runs), nested ones included."""
     yield id(program), times
-    for equation in program.equations:
+    for equation in filter(lambda equation: equation.inner, program.equations):
         for body in nested(equation):
             yield from _times(body.program, times * body.turns)
 
@@ -307,13 +307,11 @@ def _affine(
 
 
 class _AffineStep(NamedTuple):
-    """A value that is scaled, shifted or moved by parameters alone."""
+    """Parameters scale, shift or move a value: their values, the result and its channel axes."""
 
     others: list[int]
-    """Values of the parameters."""
     result: int
     channels: tuple[int, ...]
-    """Of the result."""
 
 
 def _beside(flow: Flow, value: int, channels: tuple[int, ...]) -> list[int]:
@@ -348,9 +346,8 @@ def _affine_steps(flow: Flow, value: int, channels: tuple[int, ...]) -> list[_Af
         if equation.name in AFFINE and flow.program.shape(result) == flow.program.shape(value):
             if equation.name == "div" and equation.inputs[0] != value:
                 continue
-            if any(flow.taints[other] is None for other in others):
-                continue
-            if not all(flow.per_channel(other, *channels) for other in others):
+            of_layer = lambda v: flow.taints[v] is not None and flow.per_channel(v, *channels)
+            if not all(map(of_layer, others)):
                 continue
             moved = channels
         elif equation.name in MOVES:
