@@ -1,6 +1,5 @@
 """Losses, directions, outputs and memory that curvature and criteria cannot take: they say so."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
