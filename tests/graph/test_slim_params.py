@@ -85,7 +85,7 @@ def test_stacked_states_are_cut_as_each_of_them():
         assert all(jax.tree.leaves(same))
     grid = jax.tree.map(lambda a: a[None], seeds)
     assert shapes(cut(grid)) == [(1, 6, 5, 4), (1, 6, 3, 5)]
-    with pytest.raises(errors.StructureError, match=r"w has shape \(3, 8, 6\)"):
+    with pytest.raises(errors.StructureError, match=r"w is of shape \(3, 8, 6\)"):
         cut({"w": jnp.ones((3, 8, 6))})
 
 
@@ -94,7 +94,7 @@ def test_accumulators_of_rows_and_columns_are_cut():
     assert shapes(cut(optax.sm3(0.1).init(weights(0)))) == shapes(small)
     factored = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
     assert shapes(cut(factored.init(weights(0)))) == shapes(factored.init(cut(weights(0))))
-    with pytest.raises(errors.StructureError, match=r"w/1 has shape \(6,\)"):
+    with pytest.raises(errors.StructureError, match=r"w/1 is of shape \(6,\)"):
         cut({"w": [jnp.ones(3), jnp.ones(6)]})
 
 

@@ -54,10 +54,26 @@ class Leaves:
         fitting = {path: self.kept_axes(path, shape, axis) for path in paths}
         several = {_key(keep): keep for keeps in fitting.values() for keep in keeps}
         if not several:
-            raise self.other_shape(parts, shape, paths[0])
+            raise self.other_shape(parts, f"of shape {shape}", paths[0])
         if len(several) > 1 or self.dead.intersection(paths):
             raise _which(parts, shape, paths)
         return next(iter(several.values()))
+
+    def held(self, parts: Parts, leaf: Any) -> Keep | None:
+        """As `keep`, of a kernel that is held as a leaf type: it stays whole, or goes.
+
+        Raises:
+            KeyError: it stands for no variable.
+            StructureError: the masks cut it.
+        """
+        paths = self.variables(parts)
+        if not paths:
+            raise KeyError(parts)
+        if self.dead.issuperset(paths):
+            return None
+        if any(keep is not None for path in paths for keep in self.keeps[path]):
+            raise self.other_shape(parts, repr(leaf), paths[0])
+        return ()
 
     def variables(self, parts: Parts) -> list[str]:
         """The variables whose paths, with or without their collections, end a path."""
@@ -97,10 +113,10 @@ class Leaves:
             for path, keeps in self.keeps.items()
         )
 
-    def other_shape(self, parts: Parts, shape: tuple[int, ...], path: str) -> errors.StructureError:
+    def other_shape(self, parts: Parts, what: str, path: str) -> errors.StructureError:
         """The error for a leaf that has a variable's path and not its shape."""
         return errors.StructureError(
-            f"the leaf {'/'.join(parts)} has shape {shape}; it stands for {path}, whose shape is "
+            f"the leaf {'/'.join(parts)} is {what}; it stands for {path}, whose shape is "
             f"{self.shapes[path]}. slim_params takes trees of dense arrays, with axes in front of "
             "the variable's where several are stacked, and neither slim nor factored ones."
         )

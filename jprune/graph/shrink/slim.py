@@ -23,6 +23,13 @@ from jprune.graph.shrink.leaves import Leaves
 from jprune.graph.shrink.rules import Alive, Keep, kept_shape, run, take
 from jprune.jaxprs import Program
 
+WAY_OUT = (
+    "If this is another mode of the function that was traced (training beside inference), trace "
+    "both, groups = jprune.trace(fn, variables, x, twin=this_one); if not, trace this very "
+    "function. Then make the masks from its groups."
+)
+"""Ends the messages for a function that ties or freezes other things than the traced one."""
+
 RULE_BOOKS = (bodies,)
 """The modules, beside `shrink`, whose rules are used here."""
 
@@ -155,14 +162,20 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
     def cut(key_path: Any, leaf: Any) -> Any:
         parts = tuple(jax.tree_util.keystr(key_path, simple=True, separator="/").split("/"))
         try:
-            keep = leaves.keep(parts, np.shape(leaf))
+            keep = (
+                leaves.held(parts, leaf)
+                if is_leaf_type(leaf)
+                else leaves.keep(parts, np.shape(leaf))
+            )
         except KeyError:
             similar.extend(["/".join(parts)] * leaves.is_like(parts, np.shape(leaf)))
             return leaf
         recognised.append(keep)
-        return None if keep is None else _take_where_it_is(leaf, keep)
+        if keep is None or is_leaf_type(leaf):
+            return None if keep is None else leaf
+        return _take_where_it_is(leaf, keep)
 
-    result = jax.tree_util.tree_map_with_path(cut, tree)
+    result = jax.tree_util.tree_map_with_path(cut, tree, is_leaf=is_leaf_type)
     if similar and not recognised:
         raise errors.StructureError(
             f"no leaf of the tree has the path of a variable: it has {similar[0]!r}, the variables "
@@ -263,7 +276,7 @@ def _without_branches(
     if len(forks) != len(cut):
         raise errors.StructureError(
             f"the masks remove {sorted(cut)}; this function has only "
-            f"{sorted(fork.name for fork in forks)} of them. Trace this very function."
+            f"{sorted(fork.name for fork in forks)} of them. {WAY_OUT}"
         )
     # Outputs that depend on a leaf of a removed branch are its statistics: nothing makes them any
     # more.
@@ -323,8 +336,8 @@ def alive_units(
         if reason is not None:
             raise errors.FrozenError(
                 f"the masks remove channels that this function freezes: {reason.text} "
-                f"({reason.equation or 'no equation'}, {reason.source or 'no line'}). Trace this "
-                "very function, or keep these channels."
+                f"({reason.equation or 'no equation'}, {reason.source or 'no line'}). Keep these "
+                f"channels, or trace anew: {WAY_OUT}"
             )
     for leaf, path in enumerate(coupling.paths):
         for number, axis in enumerate(coupling.leaf_axes(leaf)):
@@ -334,8 +347,7 @@ def alive_units(
             if wrong.size:
                 raise errors.StructureError(
                     f"position {wrong[0]} on axis {number} of {path} is tied to channels that the "
-                    "masks treat otherwise. Trace this very function, and make the masks from its "
-                    "groups."
+                    f"masks treat otherwise. {WAY_OUT}"
                 )
     for product in labels.products:
         # whole[i, j] = rows[i] and columns[j], tested for all elements at once
@@ -343,8 +355,7 @@ def alive_units(
         if (all_live != alive.of(product.whole)).any():
             raise errors.StructureError(
                 f"what the masks leave is no rows and columns for {product.reason.equation} at "
-                f"{product.reason.source or 'an unknown line'}. Trace this very function, and make "
-                "the masks from its groups."
+                f"{product.reason.source or 'an unknown line'}. {WAY_OUT}"
             )
     return alive
 
