@@ -163,8 +163,8 @@ def convert(net: Net, tensors: Mapping[str, np.ndarray]) -> Variables:
     Example:
         >>> state = {"weight": np.ones((10, 3)), "bias": np.zeros(10)}
         >>> from flax import nnx
-        >>> from jprune.zoo import from_module
-        >>> net = from_module("line", lambda rngs: nnx.Linear(3, 10, rngs=rngs), (1, 1, 3))
+        >>> from jprune.zoo import from_nnx
+        >>> net = from_nnx(lambda rngs: nnx.Linear(3, 10, rngs=rngs), (1, 1, 3))
         >>> convert(net, state)["params"]["kernel"].shape
         (3, 10)
     """

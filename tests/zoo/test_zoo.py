@@ -342,3 +342,8 @@ def test_load_explains_a_bad_target(target, message):
     with pytest.raises(errors.ArgumentError) as caught:
         zoo.load(target, 5, (2, 2, 3))
     assert message in str(caught.value)
+
+
+def test_load_refuses_a_net_that_ignores_the_compute_type(own):
+    with pytest.raises(errors.ArgumentError, match="computes in float32; expected bfloat16"):
+        zoo.load(f"{own}:build", 5, (2, 2, 3), jnp.bfloat16)
