@@ -207,6 +207,8 @@ class Export:
     """The --out of the run."""
     to: Annotated[str | None, _kind("FILE", str), _unhinted] = None
     """One file, .stablehlo or .tflite. Default: both, in the directory of the run."""
+    model: MaybeText = None
+    """module:callable of the run's net. Default: the program that the run has written."""
     json: Flag = False
     """Print JSON."""
     quiet: Flag = False

@@ -230,6 +230,11 @@ def plan_for(
     return {**plan, "net": {name: _described(tree) for name, tree in trees.items()}}
 
 
+def example_of(plan: Mapping[str, Any]) -> Any:
+    """Shape and type of the input of a plan's net."""
+    return _shapes_of(plan["net"]["example"])
+
+
 def _described(tree: Any) -> Any:
     """A tree of shapes as plain data.
 

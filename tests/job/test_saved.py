@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jprune
-from jprune import errors, export
+from jprune import cli, errors, export
 from jprune.base import Budget
 from jprune.job import main as job
 from jprune.job import saved
@@ -161,6 +161,39 @@ def test_a_run_does_not_import_what_its_files_name(run, tmp_path, monkeypatch):
     assert "own_of_saved" not in sys.modules
     # The person may name it.
     assert jprune.load(folder, masked=True, net="own_of_saved:build").groups.sizes
+
+
+@pytest.mark.parametrize("suffix", [".stablehlo", ".tflite"])
+def test_a_run_is_exported_again_from_another_folder(run, tmp_path, monkeypatch, suffix):
+    folder, net = run
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", str(folder), "--to", f"small{suffix}", "--quiet"]) == 0
+    x = jnp.sin(jnp.arange(8 * 8.0)).reshape(1, 8, 8, 1)
+    expected = export.load_stablehlo(folder / "model.stablehlo").call(x)
+    if suffix == ".tflite":
+        found = export.run_tflite((tmp_path / "small.tflite").read_bytes(), x)
+    else:
+        found = export.load_stablehlo(tmp_path / "small.stablehlo").call(x)
+    assert relative_error(expected, found) < 1e-5
+    assert "own_of_saved" not in sys.modules
+    if net.name != "lenet300":
+        monkeypatch.chdir(folder.parent)
+        words = ["--to", str(tmp_path / f"again{suffix}"), "--model", "own_of_saved:build"]
+        assert cli.main(["export", str(folder), *words, "--quiet"]) == 0
+        sys.modules.pop("own_of_saved")
+
+
+def test_a_program_that_does_not_do_says_what_to_write(run, tmp_path, capsys):
+    folder, net = run
+    if net.name == "lenet300":
+        return
+    config = json.loads((folder / "config.json").read_text())
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert cli.main(["export", str(tmp_path), "--to", str(tmp_path / "a.tflite")]) == 1
+    assert "needs float32. Write --model own_of_saved:build" in capsys.readouterr().err
 
 
 def test_another_jax_opens_the_program(tmp_path, run):
