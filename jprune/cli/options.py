@@ -156,7 +156,7 @@ class Prune:
     dtype: Text = "float32"
     """Type to compute in, float32 or bfloat16; weights are float32 with both."""
     weights: MaybeText = None
-    """Trained net to start from instead of training one: a file, or pretrained."""
+    """Trained net instead of training one: a file (PyTorch, Flax, Keras ...), pretrained, own."""
     steps: MaybeCount = None
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None
@@ -268,7 +268,7 @@ class Compare:
     min_units: Count = 1
     """Units that every layer keeps at least."""
     weights: MaybeText = None
-    """Trained net to start from instead of training one: a file, or pretrained."""
+    """Trained net instead of training one: a file (PyTorch, Flax, Keras ...), pretrained, own."""
     steps: MaybeCount = None
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None

@@ -81,10 +81,11 @@ def stablehlo_of_net(
         return fn(structure.unflatten(leaves), x)
 
     exported = _of_any_batch(net, (shapes,), example, platforms)
-    try:
-        return bytes(exported.serialize(vjp_order=1))
-    except Exception:  # a loop without a gradient, of many types: such a net is run, not trained
-        return bytes(exported.serialize())
+    with source_locations_off():  # the gradient is lowered here
+        try:
+            return bytes(exported.serialize(vjp_order=1))
+        except Exception:  # a loop without a gradient, of many types: it is run, not trained
+            return bytes(exported.serialize())
 
 
 def _of_any_batch(
@@ -100,11 +101,12 @@ def _of_any_batch(
 
     def exported(batch: Any) -> export.Exported:
         # In a function of its own: `jax.jit` would remember what it has traced before.
+        def model(*args):
+            return run(*args)
+
         with_batch = lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype)
-        function = jax.jit(lambda *args: run(*args))
-        return export.export(function, platforms=tuple(platforms))(
-            *before, jax.tree.map(with_batch, example)
-        )
+        arguments = (*before, jax.tree.map(with_batch, example))
+        return export.export(jax.jit(model), platforms=tuple(platforms))(*arguments)
 
     (any_size,) = export.symbolic_shape("batch")
     with source_locations_off():

@@ -78,8 +78,9 @@ def _program(
     Raises:
         CheckpointError: it is not there, or computes in another type.
     """
-    if "net" not in plan or config["dtype"] != dtype:
-        why = "an earlier version has written it" if "net" not in plan else f"it needs {dtype}"
+    whole = "net" in plan and (folder / NET).exists()
+    if not whole or config["dtype"] != dtype:
+        why = f"{dtype} is needed" if whole else "it is missing, or of an earlier version"
         raise errors.CheckpointError(
             f"the net in {folder} is {config['model']}, which is imported only if you name it, and "
             f"its {NET} does not do: {why}. Write --model {config['model']}, in a folder or with a "

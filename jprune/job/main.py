@@ -73,7 +73,8 @@ class Job:
         freeze: patterns (`*`, `?`) of groups that stay whole, such as "params/conv1/*".
         options: of the method, such as {"rounds": 3}.
         dtype: compute type, "float32" or "bfloat16"; parameters are float32.
-        weights: where the dense net comes from: None trains it, "pretrained" or a path reads it.
+        weights: where the dense net comes from: None trains it, "pretrained" or a path reads it
+            (`zoo.pretrained.load`), "own" takes the weights that the net came with.
         train_images: so many training images, every class with its share; None takes all.
         data_dir: folder of prepared data; None is the usual one.
     """

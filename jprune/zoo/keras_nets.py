@@ -37,6 +37,8 @@ def from_keras(model: Any, shape: Any = None, *, name: str | None = None) -> Net
             an axis open.
 
     Example:
+        >>> import os
+        >>> os.environ["KERAS_BACKEND"] = "jax"  # before Keras is imported
         >>> import keras
         >>> layers = [keras.Input((3,)), keras.layers.Dense(2, name="out")]
         >>> net = from_keras(keras.Sequential(layers, name="line"))
@@ -53,7 +55,6 @@ def from_keras(model: Any, shape: Any = None, *, name: str | None = None) -> Net
     example = _example(model, shape)
     if not model.built:
         model(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), example))
-    # The lists of `stateless_call`, in its order.
     trained, others = list(model.trainable_variables), list(model.non_trainable_variables)
     names = _names([*trained, *others])
     of_params, rest = names[: len(trained)], names[len(trained) :]
@@ -70,10 +71,13 @@ def from_keras(model: Any, shape: Any = None, *, name: str | None = None) -> Net
             if variable.name == SEEDS:
                 bits = jax.random.bits(jax.random.fold_in(key, number), variable.shape, jnp.uint32)
                 values[stream] = bits.astype(variable.dtype)
-        lists = [[values[name] for name in part] for part in (of_params, rest)]
-        x = list(x) if isinstance(x, tuple) else x
-        out, after = model.stateless_call(*lists, x, training=training)
-        return as_float32(out), _nested(dict(zip(rest, after)), of_stats)
+        pairs = [(v, values[name]) for name, v in zip(names, [*trained, *others])]
+        # As `stateless_call`, which would hand `training` to models that do not take it.
+        with keras.StatelessScope(state_mapping=pairs) as scope:
+            out = model(list(x) if isinstance(x, tuple) else x, training=training)
+        after = {n: scope.get_current_value(v) for n, v in zip(rest, others)}
+        after = {name: values[name] if now is None else now for name, now in after.items()}
+        return as_float32(out), _nested(after, of_stats)
 
     def fn(variables: Variables, x: Any) -> Any:
         return run(False, variables, x, jax.random.key(0))[0]

@@ -122,6 +122,12 @@ OWN = """
 """
 
 
+@pytest.fixture(autouse=True)
+def not_imported():
+    yield
+    sys.modules.pop("own_of_saved", None)
+
+
 @pytest.fixture(scope="module", params=["lenet300", "own_of_saved:build"])
 def run(request, tmp_path_factory):
     """The folder of a finished run, on a net of the zoo and on one of one's own."""
@@ -180,7 +186,6 @@ def test_a_run_is_exported_again_from_another_folder(run, tmp_path, monkeypatch,
         monkeypatch.chdir(folder.parent)
         words = ["--to", str(tmp_path / f"again{suffix}"), "--model", "own_of_saved:build"]
         assert cli.main(["export", str(folder), *words, "--quiet"]) == 0
-        sys.modules.pop("own_of_saved")
 
 
 def test_a_program_that_does_not_do_says_what_to_write(run, tmp_path, capsys):
@@ -193,7 +198,7 @@ def test_a_program_that_does_not_do_says_what_to_write(run, tmp_path, capsys):
             (tmp_path / file.name).symlink_to(file)
     (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
     assert cli.main(["export", str(tmp_path), "--to", str(tmp_path / "a.tflite")]) == 1
-    assert "needs float32. Write --model own_of_saved:build" in capsys.readouterr().err
+    assert "float32 is needed. Write --model own_of_saved:build" in capsys.readouterr().err
 
 
 def test_another_jax_opens_the_program(tmp_path, run):

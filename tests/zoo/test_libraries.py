@@ -96,6 +96,14 @@ class KerasNet(keras.Model):
         return self.out(self.drop(keras.ops.mean(x, (1, 2)), training=training))
 
 
+class Silent(KerasNet):
+    """A model whose `call` is not told the mode; its layers are."""
+
+    def call(self, x):
+        x = keras.ops.relu(self.norm(self.first(x)))
+        return self.out(self.drop(keras.ops.mean(x, (1, 2))))
+
+
 def functional():
     net = KerasNet()
     x = keras.Input(SHAPE)
@@ -110,6 +118,7 @@ NETS = {
     "equinox": lambda: zoo.from_equinox(EquinoxNet, SHAPE),
     "haiku": lambda: zoo.from_haiku(haiku_net, SHAPE),
     "keras": lambda: zoo.from_keras(KerasNet(), SHAPE),
+    "silent": lambda: zoo.from_keras(Silent(), SHAPE),
     "functional": lambda: zoo.from_keras(functional()),
 }
 
