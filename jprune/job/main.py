@@ -27,6 +27,7 @@ from jprune.runs.files import PathLike
 from jprune.runs.loop import SAVE_SECONDS
 from jprune.runs.progress import Progress, Silent
 from jprune.stages.frame import check
+from jprune.stages.reinitialise import BeginAnew, Reinitialise
 from jprune.train.net import Net
 from jprune.train.task import task as task_of
 from jprune.zoo import pretrained
@@ -49,6 +50,8 @@ USUAL = {
     "fashion_mnist": Usual(20, 20, 128, 0.1, 0.05),
     "cifar10": Usual(60, 8, 128, 0.1, 0.05),
 }
+DRAWS = (BeginAnew, Reinitialise)
+"""Stages that draw initial values once more."""
 WITHOUT_NORMS = 0.25
 """Factor of the learning rates of nets without norms, which diverge at those of the others."""
 
@@ -144,6 +147,13 @@ def prune(
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
     check(recipe, task)
+    anew = [stage for stage in recipes.unrolled(recipe) if isinstance(stage, DRAWS)]
+    if job.weights == "own" and anew:
+        raise errors.ArgumentError(
+            f"the method {job.method} begins anew from other initial values, and a net with "
+            "weights of its own draws none: it would begin with its trained ones. Leave out "
+            "--weights own, or choose another method."
+        )
     provenance = {"versions": measure.versions(), "device": measure.device()}
     config = config_of(job, train, finetune)
     key = jax.random.key(job.seed)

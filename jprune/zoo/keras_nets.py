@@ -1,6 +1,7 @@
 """Nets of Keras 3 on JAX: functional and subclassed models, with the weights that they have."""
 
 import collections
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,14 +109,52 @@ def _example(model: Any, shape: Any) -> Any:
 
 
 def _names(variables: list[Any]) -> list[str]:
-    """Paths of variables; the second of one path gets a number, as layers can share a name."""
+    """Paths of variables, the same for every model that is built by the same code.
+
+    Keras numbers layers without a name through the whole process: in the second model of a class
+    they begin at conv2d_7, say. Here they begin anew. The second variable of a path gets a number.
+    """
+    paths = [variable.path.split("/") for variable in variables]
+    words = _class_words()
+    first: dict[str, int] = {}
+    for base, number in (_numbered(part) for path in paths for part in path):
+        if base in words:
+            first[base] = min(first.get(base, number), number)
+
+    def renamed(part: str) -> str:
+        base, number = _numbered(part)
+        if base not in first:
+            return part
+        return base if number == first[base] else f"{base}_{number - first[base]}"
+
     counts = collections.Counter()
     names = []
-    for variable in variables:
-        counts[variable.path] += 1
-        count = counts[variable.path]
-        names.append(variable.path if count == 1 else f"{variable.path}_{count}")
+    for path in paths:
+        name = "/".join(map(renamed, path))
+        counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
     return names
+
+
+def _numbered(part: str) -> tuple[str, int]:
+    """("conv2d", 3) of conv2d_3, and ("conv2d", 0) of conv2d."""
+    base, _, number = part.rpartition("_")
+    return (base, int(number)) if base and number.isdecimal() else (part, 0)
+
+
+def _class_words() -> set[str]:
+    """The names that Keras gives layers of its own accord: their classes' in small letters."""
+    import keras
+
+    classes, waiting = set(), [keras.Layer]
+    while waiting:
+        kind = waiting.pop()
+        if kind not in classes:
+            classes.add(kind)
+            waiting += kind.__subclasses__()
+    # MaxPooling2D -> max_pooling2d
+    words = (re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind.__name__) for kind in classes)
+    return {re.sub("([a-z])([A-Z])", r"\1_\2", word).lower() for word in words}
 
 
 def _nested(values: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def by_layer(wanted: Mapping[Name, Any], file: WeightFile) -> dict[Name, Name]:
     shapes = lambda names, of: tuple(tuple(of[name].shape) for name in names)
     named = {layer[-1]: layer for layer in theirs if layer}
     labels = [layer[-1] for layer in ours if layer]
-    alike = len({*labels}) == len(ours) and len(named) == len(theirs) and {*labels} <= {*named}
+    alike = len({*labels}) == len(ours) and len(named) == len(theirs) and {*labels} == {*named}
     waiting = defaultdict(list)
     for layer, names in theirs.items():
         waiting[shapes(names, file.shapes)].append(layer)

@@ -202,6 +202,8 @@ def _hdf(path: Path, source: Any) -> WeightFile:
         if len(above) > MAX_DEPTH or len(places) > MAX_ARRAYS:
             raise errors.CheckpointError("it is nested too deeply, or has too many arrays.")
         for key in sorted(group, key=torch_files.natural):
+            if not above and key == "optimizer":
+                continue  # its averages have the shapes of layers
             # Other links lead to other files, or round in circles.
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise errors.CheckpointError(f"{key!r:.80} is a link to something else.")

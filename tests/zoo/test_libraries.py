@@ -311,3 +311,12 @@ def test_a_keras_model_without_a_shape():
     with pytest.raises(errors.ArgumentError, match="a net needs all axes"):
         zoo.from_keras(anywhere)
     assert zoo.from_keras(anywhere, (5, 6, 3)).example.shape == (1, 5, 6, 3)
+
+
+def test_names_of_a_keras_model_do_not_depend_on_the_models_before_it():
+    def names():
+        layers = [keras.layers.Conv2D(4, 1), keras.layers.Conv2D(4, 1, name="block_7")]
+        model = keras.Sequential([keras.Input(SHAPE), *layers, keras.layers.Conv2D(4, 1)])
+        return set(zoo.from_keras(model).init(KEY)["params"]["sequential"])
+
+    assert names() == names() == {"conv2d", "block_7", "conv2d_1"}
