@@ -134,7 +134,8 @@ def _walk(
         case dict():
             return {rename(name): step(name, node) for name, node in tree.items()}
         case tuple() if hasattr(tree, "_fields"):
-            return type(tree)(*(step(name, node) for name, node in zip(tree._fields, tree)))
+            named: Any = tree
+            return type(tree)(*(step(name, node) for name, node in zip(named._fields, named)))
         case list() | tuple():
             return type(tree)(step(number, node) for number, node in enumerate(tree))
     children, structure = jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)

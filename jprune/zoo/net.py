@@ -100,7 +100,7 @@ def parameters_of(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return {name: value for name, value in named.items() if name not in fixed}
 
 
-def mode_of(call: Callable[..., Any], training: bool) -> dict[str, bool]:
+def mode_of(call: Callable[..., Any], training: bool) -> dict[str, Any]:
     """Keyword arguments that tell a call its mode: those of `MODES` that it takes.
 
     Example:

@@ -6,6 +6,8 @@ directories of Orbax. Files may come from anywhere. Shapes are known before an a
 only arrays that fit a net are read: a file that announces more than that takes no memory.
 """
 
+import importlib
+import io
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -58,7 +60,7 @@ def open_weights(path: str | Path, limit: int) -> WeightFile:
         with path.open("rb") as file:
             head = file.read(16)
         if head.startswith(b"\x89HDF\r\n\x1a\n"):
-            return _hdf(path, path)
+            return _hdf(path)
         if head.startswith(torch_files.ZIP):
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
@@ -171,8 +173,6 @@ KERAS = "model.weights.h5"
 
 def _keras(path: Path, limit: int) -> WeightFile:
     """The weights within a .keras archive; its configuration, which can hold code, is not read."""
-    import io
-
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(KERAS)
         most = path.stat().st_size + limit
@@ -182,13 +182,14 @@ def _keras(path: Path, limit: int) -> WeightFile:
                 f"{most} likely."
             )
         content = archive.read(info)
-    return _hdf(path, io.BytesIO(content))
+    return _hdf(io.BytesIO(content))
 
 
-def _hdf(path: Path, source: Any) -> WeightFile:
+def _hdf(source: Any) -> WeightFile:
     """The variables of Keras layers, each under the layer's name and its number there."""
     try:
-        import h5py
+        # It says nothing about its types.
+        h5py: Any = importlib.import_module("h5py")
     except ImportError as error:
         raise errors.MissingExtraError(
             "a file of Keras needs h5py, which cannot be imported. Run: pip install 'jprune[keras]'"
@@ -228,7 +229,6 @@ def _hdf(path: Path, source: Any) -> WeightFile:
         with h5py.File(source, "r") as file:
             return {name: np.asarray(file[places[name]]) for name in names}
 
-    del path
     return WeightFile("keras", shapes, read)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 import jprune
 from jprune import errors, recipes, train, zoo
-from jprune.base import Budget, Pruned
+from jprune.base import Budget, Data, Pruned
 from jprune.zoo import own
 from tests.law import relative_error
 from tests.toys import toy_data
@@ -320,3 +320,29 @@ def test_names_of_a_keras_model_do_not_depend_on_the_models_before_it():
         return set(zoo.from_keras(model).init(KEY)["params"]["sequential"])
 
     assert names() == names() == {"conv2d", "block_7", "conv2d_1"}
+
+
+def test_a_task_of_two_inputs():
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(32, 4)), rng.normal(size=(32, 3))
+    sides = [side.astype(np.float32) for side in (left, right)]
+    labels = (left[:, 0] > 0).astype(np.int32)
+
+    def batches(split, size, seed=None, epoch=0, start=0):
+        for first in range(size * start, 32 - size + 1, size):
+            image = tuple(side[first : first + size] for side in sides)
+            labelled = {"image": image, "label": labels[first : first + size]}
+            yield {**labelled, "weight": np.ones(size, np.float32)}
+
+    sizes = dict.fromkeys(("train", "validation", "test"), 32)
+    pairs = Data("pairs", ((4,), (3,)), 2, sizes, batches)
+    task = train.task(PAIRS["nnx"](shapes(1)), pairs)
+    recipe = recipes.find("taylor")(
+        Budget(density=0.5), None, recipes.Train(1, 0.05, 16, max_steps=2)
+    )
+    pruned, _ = recipes.run(recipe, Pruned(task.init(KEY), None), task, KEY)
+    assert {name: int(mask.sum()) for name, mask in pruned.masks.items()} == {
+        "params/left/kernel": 3
+    }
+    with pytest.raises(errors.ArgumentError, match=r"those of pairs have \(\(4,\), \(5,\)\)"):
+        train.task(PAIRS["nnx"](shapes(1)), pairs._replace(shape=((4,), (5,))))
