@@ -120,6 +120,11 @@ def load(
             'module:callable".'
         )
     if dense is None:
+        if not (folder / NET).exists():
+            raise errors.CheckpointError(
+                f"{folder} has no {NET}, which earlier versions did not write. Write load(..., "
+                "net=net) with the zoo.Net that was pruned."
+            )
         return Loaded(export.load_net(folder / NET), variables)
     run_dense, shapes, example = dense
     try:

@@ -2,12 +2,12 @@
 
 This file knows which weights are published, where to look for them, and how to match the layers of
 a PyTorch file with those of a net. Layers are convolutions, batch normalisations and dense layers.
-Where all names agree, layers are matched by name; else the n-th layer of a kind in the file is the
-n-th of that kind in the net. All shapes are compared, and an error names the first that differs.
-Files of JAX's libraries and of Keras are matched by `matching.py`.
+Where all names agree, they are matched by name; else the n-th layer of a kind in the file is the
+n-th of that kind in the net. All shapes are compared. Files of other libraries: `matching.py`.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,6 +154,8 @@ def _matched(net: Net, abstract: Variables, file: WeightFile) -> Variables:
             arrays = file.read(file.shapes)
             return convert(net, {".".join(name): array for name, array in arrays.items()})
         pairs = by_layer(wanted, file)
+    if unused := ["/".join(name) for name in {*file.shapes} - {*pairs.values()}]:
+        logging.getLogger(__name__).info("not used of the file: %s", ", ".join(sorted(unused)))
     arrays = file.read(pairs.values())
     names = iter(net_names(abstract))
     # Pairs have one shape; integers stay what the net's are.

@@ -113,6 +113,14 @@ def test_linen_variables_are_those_of_the_net(tmp_path):
     np.testing.assert_allclose(net.fn(loaded, x), LinenNet().apply(variables, x), rtol=1e-5)
 
 
+def test_what_was_not_used_is_logged(tmp_path, caplog):
+    net = zoo.from_nnx(Net, SHAPE)
+    np.savez(tmp_path / "a.npz", **flat(drawn(net)), step=np.ones(()))
+    with caplog.at_level("INFO", "jprune"):
+        pretrained.load(net, tmp_path / "a.npz")
+    assert [record.message for record in caplog.records] == ["not used of the file: step"]
+
+
 def test_other_types_are_cast(tmp_path):
     net = zoo.from_nnx(Net, SHAPE)
     variables = drawn(net)
