@@ -359,3 +359,23 @@ def user_line(tracebacks: Sequence[Any]) -> str:
         if not frame.file_name.startswith(_PACKAGES) and not frame.file_name.startswith("<"):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return ""
+
+
+def depends(fn: Callable[[Any], Any], x: Any) -> bool:
+    """Whether any output of a function depends on its argument.
+
+    Args:
+        fn: a function of one argument.
+        x: an array, or its shape and type.
+
+    Example:
+        >>> depends(lambda x: 2 * x, 1.0), depends(lambda x: 2.0, 1.0)
+        (True, False)
+    """
+    jaxpr = jax.make_jaxpr(fn)(x).jaxpr
+    # By identity: literals stand among the inputs, and cannot be hashed.
+    live = {id(value) for value in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(value) in live for value in equation.outvars):
+            live |= {id(value) for value in equation.invars}
+    return any(id(value) in live for value in jaxpr.invars)
