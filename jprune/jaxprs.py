@@ -3,7 +3,7 @@
 JAX nests what a user calls (`jit` around every `jax.numpy` function). `flatten` writes those
 calls out, so that the engine sees one list of equations over integer value ids. Calls that mean
 more than their body (custom derivatives, rematerialisation, control flow) stay one equation with
-`inner` programs.
+`inner` programs. A reshape that permutes axes first is written out as a transpose and a reshape.
 """
 
 import os
@@ -151,18 +151,34 @@ class _Builder:
                 continue
             for variable in equation.outvars:
                 ids[variable] = self.new(variable.aval)
-            self.equations.append(
-                Equation(
-                    equation.primitive,
-                    name,
-                    equation.params,
-                    tuple(operands),
-                    tuple(ids[variable] for variable in equation.outvars),
-                    self.bodies(equation),
-                    (equation.source_info.traceback, *self.callers),
-                )
+            flat = Equation(
+                equation.primitive,
+                name,
+                equation.params,
+                tuple(operands),
+                tuple(ids[variable] for variable in equation.outvars),
+                self.bodies(equation),
+                (equation.source_info.traceback, *self.callers),
             )
+            self.equations += self.permuted(flat) if name == "reshape" else [flat]
         return [read(variable) for variable in jaxpr.outvars]
+
+    def permuted(self, reshape: Equation) -> list[Equation]:
+        """A reshape without `dimensions`, behind the transpose that they stand for."""
+        order = reshape.params["dimensions"]
+        if order is None:
+            return [reshape]
+        whole = self.avals[reshape.inputs[0]]
+        moved = whole.update(shape=tuple(whole.shape[axis] for axis in order))
+        value = self.new(moved)
+        transpose = reshape._replace(
+            primitive=jex.primitives.transpose_p,
+            name="transpose",
+            params={"permutation": tuple(order)},
+            outputs=(value,),
+        )
+        params = {**reshape.params, "dimensions": None}
+        return [transpose, reshape._replace(params=params, inputs=(value,))]
 
     def bodies(self, equation: Any) -> tuple[Program, ...]:
         keys = NESTED.get(equation.primitive.name, ())
