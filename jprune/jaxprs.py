@@ -3,7 +3,8 @@
 JAX nests what a user calls (`jit` around every `jax.numpy` function). `flatten` writes those
 calls out, so that the engine sees one list of equations over integer value ids. Calls that mean
 more than their body (custom derivatives, rematerialisation, control flow) stay one equation with
-`inner` programs. A reshape that permutes axes first is written out as a transpose and a reshape.
+`inner` programs. A reshape that permutes axes first is written out as a transpose and a reshape,
+and arrays of length 0 are not joined to others.
 """
 
 import os
@@ -84,7 +85,7 @@ class Program(NamedTuple):
         # Inside `jit`, constants would else become tracers, and have no number.
         with jax.ensure_compile_time_eval():
             result = self._evaluated(value)
-        return None if result is None else np.asarray(result)
+        return None if result is None or is_key(result) else np.asarray(result)
 
     def _evaluated(self, value: int) -> Any:
         if value in self.constants:
@@ -108,6 +109,8 @@ class _Builder:
         self.avals: list[Any] = []
         self.constants: dict[int, Any] = {}
         self.equations: list[Equation] = []
+        self.idle: set[int] = set()
+        """Values that arrays of length 0 were made of."""
 
     def new(self, aval: Any) -> int:
         self.avals.append(aval)
@@ -136,6 +139,14 @@ class _Builder:
         for equation in jaxpr.eqns:
             name = equation.primitive.name
             operands = [read(variable) for variable in equation.invars]
+            # jax.numpy pads every axis, most of them with arrays of length 0 that it has cut,
+            # averaged or broadcast from all channels.
+            if self.is_empty(equation):
+                self.idle.update(operands)
+                for variable in equation.outvars:
+                    empty = np.zeros(variable.aval.shape, variable.aval.dtype)
+                    ids[variable] = self.constant(variable.aval, empty)
+                continue
             inlined = INLINED.get(name)
             if inlined is None and self.inline_remat and name in REMAT:
                 inlined = "jaxpr"
@@ -149,6 +160,13 @@ class _Builder:
                 self.callers = outside
                 ids.update(zip(equation.outvars, results))
                 continue
+            if name == "concatenate":
+                joined = equation.params["dimension"]
+                long = [value for value in operands if self.avals[value].shape[joined] != 0]
+                if len(long) == 1:
+                    ids[equation.outvars[0]] = long[0]
+                    continue
+                operands = long or operands
             for variable in equation.outvars:
                 ids[variable] = self.new(variable.aval)
             flat = Equation(
@@ -162,6 +180,12 @@ class _Builder:
             )
             self.equations += self.permuted(flat) if name == "reshape" else [flat]
         return [read(variable) for variable in jaxpr.outvars]
+
+    def is_empty(self, equation: Any) -> bool:
+        """Whether all results of an equation that does nothing else are arrays of length 0."""
+        avals = [variable.aval for variable in equation.outvars]
+        empty = bool(avals) and all(0 in getattr(aval, "shape", ()) for aval in avals)
+        return empty and not (equation.effects or any(map(is_key, avals)))
 
     def permuted(self, reshape: Equation) -> list[Equation]:
         """A reshape without `dimensions`, behind the transpose that they stand for."""
@@ -188,6 +212,11 @@ class _Builder:
         return tuple(flatten(body, self.inline_remat, callers) for body in flat)
 
 
+def is_key(value: Any) -> bool:
+    """Whether an array, or its type, is of random keys, which have no numbers."""
+    return jax.dtypes.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key)
+
+
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and its constants, for closed and open ones (in JAX >= 0.12 they are one type)."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
@@ -206,14 +235,29 @@ def flatten(jaxpr: Any, inline_remat: bool = False, callers: tuple[Any, ...] = (
     builder = _Builder(inline_remat, callers)
     inputs = [builder.new(variable.aval) for variable in body.invars]
     outputs = builder.add(body, constants, inputs)
+    equations = _of_use(builder, outputs)
     return Program(
         tuple(inputs),
         tuple(outputs),
         builder.constants,
-        tuple(builder.equations),
+        tuple(equations),
         tuple(builder.avals),
-        {value: equation for equation in builder.equations for value in equation.outputs},
+        {value: equation for equation in equations for value in equation.outputs},
     )
+
+
+def _of_use(builder: _Builder, outputs: Sequence[int]) -> list[Equation]:
+    """The equations without those that only went into arrays of length 0."""
+    idle, needed = set(builder.idle), set(outputs)
+    result: list[Equation] = []
+    for equation in reversed(builder.equations):
+        # Other results that nobody reads stay: their leaves are tied to what they meet there.
+        if equation.outputs and not needed & {*equation.outputs} and idle >= {*equation.outputs}:
+            idle.update(equation.inputs)
+        else:
+            needed.update(equation.inputs)
+            result.append(equation)
+    return result[::-1]
 
 
 def program_of(

@@ -138,13 +138,16 @@ def _opened(coupling: Coupling, names: Sequence[str], leaves: Sequence[str]) -> 
     wanted[np.concatenate([units[name].atoms for name in named])] = True
     reduced: list[tuple[Indices, Reason]] = []
     frozen = np.zeros(count, bool)
-    component = everything.solution.component
+    # The solver has made labels of its own, which the next one makes anew.
+    component = everything.solution.component[: labels.count]
     for axis, reason in labels.reduced:
         atoms = everything.solution.atoms_of(axis)
-        atoms = np.unique(atoms[atoms >= 0])
-        frozen[atoms] = True
-        rest = atoms[~wanted[atoms]]
-        reduced.append((np.flatnonzero(np.isin(component, rest)), reason))
+        varies, stays = atoms >= 0, (atoms >= 0) & ~wanted[atoms]
+        frozen[atoms[varies]] = True
+        # Atoms of a split that is finer than this axis have no label here: its positions do.
+        alone = axis[stays.any(axis=0) & (stays == varies).all(axis=0)]
+        rest = np.flatnonzero(np.isin(component, atoms[stays]))
+        reduced.append((np.union1d(alone, rest), reason))
     exact = [name for name in named if not frozen[units[name].atoms].any()]
     if exact:
         raise errors.ArgumentError(

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from jprune.jaxprs import is_key
+
 
 def at_hand(value: Any) -> np.ndarray | None:
     """The numbers of a concrete array on one device (on a CPU without a copy), or None.
@@ -25,9 +27,7 @@ def at_hand(value: Any) -> np.ndarray | None:
     if isinstance(value, Tracer) or not isinstance(value, jax.Array):
         return None
     # NumPy has neither random keys nor types that give way to others.
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) or getattr(
-        value, "weak_type", False
-    ):
+    if is_key(value) or getattr(value, "weak_type", False):
         return None
     whole = value.is_fully_addressable and len(value.sharding.device_set) == 1
     return np.asarray(value) if whole else None
