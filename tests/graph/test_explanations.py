@@ -42,6 +42,19 @@ def ordered(v, x):
     return jnp.sort(conv(x, v["a"]), -1)[..., :1]
 
 
+def largest(v, x):
+    return jax.lax.top_k(conv(x, v["a"]), 3)[0].mean((1, 2, 3))
+
+
+def outside(v, x):
+    return jnp.take(conv(x, v["a"]), np.array([4, 6]), axis=3, mode="clip").mean(-1)
+
+
+def written(v, x):
+    index = jnp.argsort(x.mean((0, 1, 2)))
+    return conv(x, v["a"]).at[..., index].set(1.0).mean(-1)
+
+
 def pooled(v, x):
     window = (1, 1, 1, 3)
     return jax.lax.reduce_window(conv(x, v["a"]), -jnp.inf, jax.lax.max, window, window, "VALID")
@@ -91,6 +104,9 @@ CASES = [
     (numbered, "a", 3, "argmax", "argmax over the channels", ""),
     (running, "a", 3, "cumsum", "running sum over the channels", ""),
     (ordered, "a", 3, "sort", "sorted along the channels", ""),
+    (largest, "a", 3, "top_k", "sorted along the channels", ""),
+    (outside, "a", 3, "gather", "looked up out of bounds", "within one axis"),
+    (written, "a", 3, "scatter", "only known when the net runs", "constant"),
     (pooled, "a", 3, "reduce_window_max", "pooling over the channels", ""),
     (constant, "a", 3, "dot_general", "contracted with a constant", OPEN),
     (computed_slice, "a", 3, "dynamic_slice", "only known when the net runs", "constant"),

@@ -82,9 +82,9 @@ class _Spreader:
         # A product without any units is made of constants, and says nothing.
         if not any(self.known[factor].any() for factor in factors):
             return False
-        for components in new:
-            self.known[components] = True
-        return any(components.size for components in new)
+        for unknown in new:
+            self.known[unknown] = True
+        return any(unknown.size for unknown in new)
 
     def to_whole(self, whole: Indices, factors: Indices) -> bool:
         """A whole gets the units of all its factors."""

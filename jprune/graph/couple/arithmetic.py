@@ -221,11 +221,10 @@ def sort(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     return [tied] * len(context.equation.outputs)
 
 
-@rule("top_k", "approx_top_k")
+@rule("top_k")
 def top_k(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Along one axis the result has places of an order; the other axes pass."""
-    params = context.equation.params
-    along: int = params["axis"] if "axis" in params else params["reduction_dimension"]
+    along: int = context.equation.params["axis"]
     (axes,) = operands
     context.freeze(axes[along], "sorted along the channels")
     order = Fixed(context.reason("places of an order"))

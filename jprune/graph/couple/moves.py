@@ -257,9 +257,7 @@ class Gather(NamedTuple):
     known: Indices | None
 
 
-def gather_of(
-    params: dict[str, Any], indices: Any, shape: Sequence[int], out_rank: int
-) -> Gather:
+def gather_of(params: dict[str, Any], indices: Any, shape: Sequence[int], out_rank: int) -> Gather:
     """Reads the dimension numbers of a gather.
 
     Args:

@@ -203,8 +203,17 @@ SHAPELESS = {
     *REDUCTIONS,
     *COLLECTIVES,
     *WINDOWS,
-    *("transpose", "squeeze", "unstack", "rev", "concatenate", "dot_general", "sort", "tile", "top_k"),
-    "approx_top_k",
+    *(
+        "transpose",
+        "squeeze",
+        "unstack",
+        "rev",
+        "concatenate",
+        "dot_general",
+        "sort",
+        "tile",
+        "top_k",
+    ),
     *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "dynamic_update_slice"),
 }
 ShrinkRule: TypeAlias = Callable[[Step], list[Any]]
