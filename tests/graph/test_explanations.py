@@ -203,3 +203,23 @@ def test_a_rule_is_a_function_of_ten_lines():
         assert record.reason == "the largest of all channels"
     finally:
         del RULES["top_k"]
+
+
+def test_rows_whose_columns_are_frozen_are_on_record():
+    """Whole groups of a group norm can go; that parts of them cannot is said, and what opens it."""
+
+    def net(v, x):
+        h = (x @ v["a"]).reshape(2, 3, 4)
+        h = h - h.mean(-1, keepdims=True)
+        return jnp.tanh(h).reshape(2, 12) @ v["out"]
+
+    variables, inputs = draw(Net("", net, {"a": (5, 12), "out": (12, 7)}, ((2, 5),), {}))
+    groups = jprune.trace(net, variables, *inputs)
+    assert groups.sizes == {"a": 3}
+    records = {(record.leaf, record.axis): record for record in groups.frozen if record.remedy}
+    assert [*records] == [("a", 1), ("out", 0)]
+    assert {record.positions for record in records.values()} == {12}
+    assert {record.primitive for record in records.values()} == {"reduce_sum"}
+    opened = jprune.trace(net, variables, *inputs, open=("a@2",))
+    assert opened.sizes == {"a": 3, "a@2": 4}
+    assert not [record for record in opened.frozen if record.remedy]

@@ -144,21 +144,21 @@ class _Writer:
         free = [a for factor in factors for a in sorted(factor.axes.values()) if a not in shared]
         order = [*batch, *free]
         left = [axis for axis in order if axis not in reduced]
+        data, kernel = factors
         numbers = (
-            tuple(tuple(factor.at(contracted)) for factor in factors),
-            tuple(tuple(factor.at(batch)) for factor in factors),
+            (data.at(contracted), kernel.at(contracted)),
+            (data.at(batch), kernel.at(batch)),
         )
 
+        def squeezed(operand: Any, factor: Factor) -> Any:
+            idle = [axis for axis in range(operand.ndim) if axis not in factor.axes]
+            return jax.lax.squeeze(operand, idle)
+
         def product(*operands: Any) -> Any:
-            operands = tuple(
-                jax.lax.squeeze(
-                    operand, [axis for axis in range(operand.ndim) if axis not in factor.axes]
-                )
-                for operand, factor in zip(operands, factors)
-            )
             # sum over c of h[n, c] w[c, o], which rounds as the sum that it stands for
             result = jax.lax.dot_general(
-                *operands,
+                squeezed(operands[0], data),
+                squeezed(operands[1], kernel),
                 numbers,
                 precision=jax.lax.Precision.HIGHEST,
                 preferred_element_type=self.avals[total.outputs[0]].dtype,
