@@ -13,7 +13,7 @@ ROOT = Path(jprune.__file__).parent.parent
 PACKAGE = ROOT / "jprune"
 # A room reads what stands on a floor under its own, and itself.
 FLOORS = """
-errors collector topk
+errors collector
 jaxprs
 base
 forms
@@ -43,11 +43,11 @@ SHARED = (
     "folded",
     "moments",
     "space",
-    "hold",
     "methods",
     "windows",
     "norm_gates",
     "soft_masks",
+    "statistics",
     "thresholds",
     "three_step",
 )

@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from jprune.allocate.budgets import allocated, floor_of, kept_count, map_named, rounded, step_of
 from jprune.base import Budget, CostModel, Masks, Scores
-from jprune.topk import best, keep_best
+from jprune.masks import best, keep_best
 
 
 def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = None) -> Masks:
