@@ -12,7 +12,7 @@ from jprune.collector import uncollected
 from jprune.graph.couple.coupling import Coupling, check_arguments, check_leaves, couple, leaf_paths
 from jprune.graph.couple.groups import Found, find_units
 from jprune.graph.couple.interpret import walk
-from jprune.graph.couple.labels import SPATIAL, Indices, Reason
+from jprune.graph.couple.labels import SPATIAL, Flags, Indices, Reason
 from jprune.graph.couple.rules import RULES
 from jprune.graph.couple.solve import solve
 from jprune.graph.layers import examples_in, find_layers
@@ -139,13 +139,16 @@ def _opened(coupling: Coupling, names: Sequence[str], leaves: Sequence[str]) -> 
     wanted[np.concatenate([units[name].atoms for name in named])] = True
     reduced: list[tuple[Indices, Reason]] = []
     frozen = np.zeros(count, bool)
-    component = everything.solution.component
+    # The solver has made labels of its own, which the next one makes anew.
+    component = everything.solution.component[: labels.count]
     for axis, reason in labels.reduced:
         atoms = everything.solution.atoms_of(axis)
-        atoms = np.unique(atoms[atoms >= 0])
-        frozen[atoms] = True
-        rest = atoms[~wanted[atoms]]
-        reduced.append((np.flatnonzero(np.isin(component, rest)), reason))
+        varies, stays = atoms >= 0, (atoms >= 0) & ~wanted[atoms]
+        frozen[atoms[varies]] = True
+        # Atoms of a split that is finer than this axis have no label here: its positions do.
+        alone = axis[stays.any(axis=0) & (stays == varies).all(axis=0)]
+        rest = np.flatnonzero(np.isin(component, atoms[stays]))
+        reduced.append((np.union1d(alone, rest), reason))
     exact = [name for name in named if not frozen[units[name].atoms].any()]
     if exact:
         raise errors.ArgumentError(
@@ -176,17 +179,43 @@ def _exact(coupling: Coupling, units: dict[str, Found]) -> dict[str, bool]:
 
 def _frozen(coupling: Coupling) -> list[Frozen]:
     """Frozen axes of the leaves, one entry per reason; positions of images are not listed."""
+    parts = _frozen_parts(coupling)
     found: list[Frozen] = []
     for leaf, path in enumerate(coupling.paths):
         if not coupling.uses.roles[leaf]:
             continue
         for number, axis in enumerate(coupling.leaf_axes(leaf)):
+            causes = coupling.solution.causes_of(axis)
+            components = coupling.solution.component[axis]
+            for reason, flags in parts.items():
+                if positions := int(flags[components].sum()):
+                    causes[reason] += positions
             found += [
                 Frozen(path, number, positions, *reason)
-                for reason, positions in coupling.solution.causes_of(axis).items()
+                for reason, positions in causes.items()
                 if reason != SPATIAL.reason
             ]
     return found
+
+
+def _frozen_parts(coupling: Coupling) -> dict[Reason, Flags]:
+    """Reason -> [components]: those that go with their row alone, since their column is frozen.
+
+    Or with their column alone. Reasons without a remedy are left out: they are on record where the
+    row or the column ends.
+    """
+    solution = coupling.solution
+    found: dict[Reason, Flags] = {}
+    for product in coupling.labels.products:
+        for slot, factor in enumerate(product.factors):
+            causes = solution.causes[solution.component[factor]]
+            for number in np.unique(causes[causes >= 0]).tolist():
+                reason = solution.reasons[number]
+                if reason.remedy:
+                    wholes = np.compress(causes == number, product.whole, axis=slot)
+                    flags = found.setdefault(reason, np.zeros(len(solution.causes), bool))
+                    flags[solution.component[wholes]] = True
+    return {reason: flags & (solution.causes < 0) for reason, flags in found.items()}
 
 
 def _check_names(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jprune
-from tests.law import quick, random_masks, relative_error
+from tests.law import check_law, quick, random_masks, relative_error
 from tests.nets import Net, conv, draw, head, head_shapes
 
 MASK = np.array([True, False, True, True, False, True])
@@ -154,3 +154,20 @@ def test_names_that_open_nothing_are_refused():
         jprune.trace(net.fn, variables, *inputs, open=("nothing",))
     with pytest.raises(jprune.errors.ArgumentError, match="which no reduction freezes"):
         jprune.trace(net.fn, variables, *inputs, open=("b", "a"))
+
+
+def test_only_what_is_named_is_opened_where_an_axis_is_split_twice():
+    def net(v, x):
+        x = fast_layer_norm(x @ v["a"]) @ v["b"]
+        x = fast_layer_norm(x.reshape(2, 3, 4)).reshape(2, 6, 2)
+        x = jnp.tanh(fast_layer_norm(x)).reshape(2, 12)
+        return jnp.tanh(x @ v["c"]) @ v["out"]
+
+    shapes = {"a": (5, 8), "b": (8, 12), "c": (12, 7), "out": (7, 9)}
+    variables, inputs = draw(Net("net", net, shapes, ((2, 5),), {}))
+    # Whole groups of four: parts of them are normalised together.
+    assert jprune.trace(net, variables, *inputs).sizes == {"b": 3, "c": 7}
+    opened = jprune.trace(net, variables, *inputs, open=("a",))
+    assert opened.sizes == {"a": 8, "b": 3, "c": 7}
+    assert opened.exact == {"a": False, "b": True, "c": True}
+    check_law(net, variables, inputs, random_masks(opened) | {"a": np.ones(8, bool)}, opened, 1e-5)

@@ -13,9 +13,10 @@ DotDimensionNumbers: TypeAlias = tuple[Pair, Pair]
 """Contracted axes and batch axes, each for both operands."""
 ELEMENTWISE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    bitcast_convert_type cbrt ceil clamp complex conj convert_element_type copy copy_p cos
-    cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag
-    integer_pow igamma igammac is_finite le lgamma log log1p log2 logistic lt max min mul name
+    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos
+    cosh device_put digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt imag
+    integer_pow igamma igammac is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min
+    mul mulhi name
     ne neg nextafter not one_minus_square optimization_barrier or polygamma polynomial
     population_count pow pvary real
     reduce_precision regularized_incomplete_beta rem round rsqrt select_n sharding_constraint
@@ -220,18 +221,35 @@ def sort(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     return [tied] * len(context.equation.outputs)
 
 
+@rule("top_k")
+def top_k(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Along one axis the result has places of an order; the other axes pass."""
+    along: int = context.equation.params["axis"]
+    (axes,) = operands
+    context.freeze(axes[along], "sorted along the channels")
+    order = Fixed(context.reason("places of an order"))
+    result = tuple(order if axis == along else labels for axis, labels in enumerate(axes))
+    return [result, result]
+
+
 @rule("iota", "random_bits", "random_gamma", "rng_uniform", "empty", "empty2")
 def from_nowhere(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Arrays made from nothing: their positions follow what they are combined with."""
     return [context.fresh(context.out_shape(i)) for i in range(len(context.equation.outputs))]
 
 
-@rule(
-    "random_wrap", "random_unwrap", "random_seed", "random_fold_in", "random_split", "threefry2x32"
-)
+KEYS = """
+    random_clone random_fold_in random_seed random_split random_unwrap random_wrap threefry2x32
+""".split()
+RANDOM = {*KEYS, "random_bits", "random_gamma"}
+"""What random keys go through: a leaf behind these is no weight."""
+
+
+@rule(*KEYS)
 def keys(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
-    """Random keys are no channels."""
-    del operands
+    """Random keys are no channels, and neither are the words that they are made of."""
+    for axis in (axis for operand in operands for axis in operand):
+        context.freeze(axis, "random key")
     fixed = Fixed(Reason("random key"))
     return [
         tuple(fixed for _ in context.out_shape(i)) for i in range(len(context.equation.outputs))

@@ -10,6 +10,7 @@ from jprune import errors
 from jprune.base import Groups
 from jprune.forms.leaf_type import is_leaf_type
 from jprune.graph.couple.answers import spread
+from jprune.graph.couple.contractions import with_contractions
 from jprune.graph.couple.interpret import Frame, interpret
 from jprune.graph.couple.labels import Axis, AxisLabels, Fixed, Indices, Labels, Reason, Solution
 from jprune.graph.couple.products import freeze_survivors
@@ -96,12 +97,14 @@ def couple(
     names = tuple(leaf_paths(args))
     inputs = [*leaves, *_fixed_arguments(program, names)]
     levels = [PARAMETER] * len(paths) + [DATA] * len(names)
+    program = with_contractions(program, levels)
     frame = interpret(labels, program, inputs, levels)
     main = len(jax.tree.leaves(output[0])) if has_aux else None
     uses = uses_of(program, frame, len(paths), main)
     if twin is not None:
         other, _ = program_of(twin, variables, *args, inline_remat=inline_remat)
         # Into the same `labels`: the twin's ties join those of the function, at the same leaves.
+        other = with_contractions(other, levels)
         interpret(labels, other, [*leaves, *_fixed_arguments(other, names)], levels)
         _note_state(other, uses)
     if groups is None:

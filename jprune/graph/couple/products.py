@@ -5,6 +5,7 @@ stand in, which removes it exactly if every function between them and the contra
 zero (scaling, rotation, tanh), and does not if one does not (a softplus feature map).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -12,21 +13,31 @@ import numpy as np
 
 from jprune.graph.couple.arithmetic import ELEMENTWISE
 from jprune.graph.couple.interpret import Frame
-from jprune.graph.couple.labels import Axis, AxisLabels, Fixed, Labels, Reason
+from jprune.graph.couple.labels import (
+    Axis,
+    AxisLabels,
+    Fixed,
+    Flags,
+    Labels,
+    Reason,
+    Solution,
+)
 from jprune.graph.couple.moves import aligned
 from jprune.graph.couple.roles import CONTRACTIONS, Uses, contracted_axes
 from jprune.graph.couple.rules import CONSTANT, DATA, OPEN
+from jprune.graph.couple.scatters import SCATTERS, scatter_of
+from jprune.graph.couple.solve import solve
 from jprune.jaxprs import Equation, Program, describe, nested, user_line
 
 STAND_INS = frozenset({"kernel", "shift", "mean"})
 """Roles whose places are cleared where a unit has no consumer with parameters."""
 # Elementwise functions that are zero ...
 ANY = {"mul", "and"}  # ... if one operand is
-ALL = {"add", "add_any", "sub", "max", "min", "or", "xor", "atan2"}  # ... if all operands are
+ALL = {"add", "add_any", "sub", "max", "min", "or", "xor", "atan2", "complex"}  # ... if all are
 FIRST = {"div", "rem", "integer_pow", "shift_left"}  # ... if the first one is
 ALONE = set(
     """
-    abs asin asinh atan atanh cbrt ceil convert_element_type copy copy_p device_put erf erf_inv
+    abs asin asinh atan atanh cbrt ceil conj convert_element_type copy copy_p device_put erf erf_inv
     expm1 floor imag log1p name neg optimization_barrier pvary real reduce_precision round
     sharding_constraint sign sin sinh sqrt square stop_gradient tan tanh
     """.split()
@@ -47,14 +58,32 @@ def freeze_survivors(program: Program, frame: Frame, labels: Labels, uses: Uses)
         # A scale need not be, since scale * 0 is 0.
         roles = (uses.of_axis(leaf, axis) for axis in range(len(inputs[leaf])))
         inputs[leaf] = tuple(bool(roles_of_axis & {*STAND_INS, "in"}) for roles_of_axis in roles)
-    _Walker(labels).visit(program, frame, inputs)
+    leaves = [frame.labels[value] for value in program.inputs[: len(uses.roles)]]
+    _Walker(labels, leaves).visit(program, frame, inputs)
 
 
 class _Walker:
     """Carries zeros from the leaves to the contractions of two activations."""
 
-    def __init__(self, labels: Labels):
+    def __init__(self, labels: Labels, leaves: Sequence[AxisLabels]):
         self.labels = labels
+        self.leaves = leaves
+
+    @functools.cached_property
+    def units(self) -> tuple[Solution, Flags]:
+        """What the labels mean, and which atoms a leaf has: these can go."""
+        solution = solve(self.labels, opened=True)
+        removable = np.zeros(len(solution.atoms) + 1, bool)  # the last entry is for "none" (-1)
+        for axis in (axis for axes in self.leaves for axis in axes):
+            if not isinstance(axis, Fixed):
+                removable[solution.atoms_of(axis)] = True
+        removable[-1] = False
+        return solution, removable
+
+    def can_go(self, axis: Axis) -> bool:
+        """Whether positions of an axis can be removed: the axis of a stack is no leaf's."""
+        solution, removable = self.units
+        return not isinstance(axis, Fixed) and bool(removable[solution.atoms_of(axis)].any())
 
     def visit(self, program: Program, frame: Frame, inputs: Sequence[Zero]) -> list[Zero]:
         """Zeros of the program's outputs, from those of its inputs."""
@@ -62,11 +91,15 @@ class _Walker:
         for value, zero in zip(program.inputs, inputs):
             zeros[value] = zero
         for number, equation in enumerate(program.equations):
+            if not equation.outputs:
+                continue
             operands = [zeros[value] for value in equation.inputs]
             if equation.inner:
                 results = self.nested(equation, frame.inner[number], operands)
             elif equation.name in CHANGES:
                 results = [elementwise(program, frame, equation, operands)]
+            elif equation.name == "reshape":
+                results = [self.reshaped(program, frame, equation, operands[0])]
             else:
                 results = moved(program, frame, equation, operands)
             # q . k = sum over d of q_d k_d: a term is gone if one of its factors is.
@@ -94,6 +127,21 @@ class _Walker:
                 OPEN,
             )
             self.labels.reduce(axis, reason)
+
+    def reshaped(self, program: Program, frame: Frame, equation: Equation, zeros: Zero) -> Zero:
+        """A split or merged run of axes is zero where all its axes that can go are."""
+        shapes = program.shape(equation.inputs[0]), program.shape(equation.outputs[0])
+        axes: AxisLabels = frame.labels[equation.inputs[0]]
+        result = [False] * len(shapes[1])
+        for sources, targets in aligned(*shapes):
+            zero = any(zeros[axis] for axis in sources) and all(
+                zeros[axis] or not self.can_go(axes[axis])
+                for axis in sources
+                if not isinstance(axes[axis], Fixed)
+            )
+            for target in targets:
+                result[target] = zero
+        return tuple(result)
 
     def nested(
         self, equation: Equation, frames: Sequence[Frame], operands: Sequence[Zero]
@@ -166,8 +214,8 @@ def moved(
     program: Program, frame: Frame, equation: Equation, operands: Sequence[Zero]
 ) -> list[Zero]:
     """Zeros move as labels do: a result's axis has those of the axes it shares labels with."""
-    if equation.name == "reshape":
-        return [reshaped(program, frame, equation, operands[0])]
+    joined = beside(program, equation)
+    nothing = [bool(joined) and is_nothing(program, frame, value) for value in equation.inputs]
     sources = [
         (axis, zero)
         for value, zeros in zip(equation.inputs, operands)
@@ -175,11 +223,39 @@ def moved(
         if not isinstance(axis, Fixed)
     ]
 
-    def of_axis(axis: Axis) -> bool:
+    def of_axis(number: int, axis: Axis) -> bool:
+        if number in joined:
+            return all(nothing[operand] or operands[operand][a] for operand, a in joined[number])
         shared = [zero for source, zero in sources if shares(axis, source)]
         return bool(shared) and all(shared)
 
-    return [tuple(map(of_axis, frame.labels[value])) for value in equation.outputs]
+    return [
+        tuple(of_axis(number, axis) for number, axis in enumerate(frame.labels[value]))
+        for value in equation.outputs
+    ]
+
+
+def beside(program: Program, equation: Equation) -> dict[int, list[tuple[int, int]]]:
+    """Axis of the result -> (operand, its axis) of all whose positions stand side by side there."""
+    name, params = equation.name, equation.params
+    numbers, axes = range(len(equation.inputs)), range(len(program.shape(equation.outputs[0])))
+    if name == "concatenate":
+        others = (axis for axis in axes if axis != params["dimension"])
+        return {axis: [(number, axis) for number in numbers] for axis in others}
+    if name == "stack":
+        new = params["axis"]
+        others = (axis for axis in axes if axis != new)
+        return {axis: [(number, axis - (axis > new)) for number in numbers] for axis in others}
+    if name == "dynamic_update_slice":
+        return {axis: [(0, axis), (1, axis)] for axis in axes}
+    if name in SCATTERS:
+        shapes = [program.shape(value) for value in equation.inputs]
+        how = scatter_of(params, None, shapes[0], len(shapes[2]))
+        of_updates = {axis: [(2, target)] for axis, target in how.passed.items()}
+        of_updates.update({axis: [(2, how.batch[n])] for axis, n in how.tied.items()})
+        of_updates.update({axis: [(2, target) for target in how.batch] for axis in how.written})
+        return {axis: [(0, axis), *of_updates[axis]] for axis in axes}
+    return {}
 
 
 def shares(axis: Axis, source: Axis) -> bool:
@@ -187,18 +263,6 @@ def shares(axis: Axis, source: Axis) -> bool:
     if isinstance(axis, Fixed) or isinstance(source, Fixed):
         return False
     return axis is source or bool(np.isin(axis, source).any())
-
-
-def reshaped(program: Program, frame: Frame, equation: Equation, zeros: Zero) -> Zero:
-    """A split or merged run of axes is zero where all its labelled axes are."""
-    shapes = program.shape(equation.inputs[0]), program.shape(equation.outputs[0])
-    axes: AxisLabels = frame.labels[equation.inputs[0]]
-    result = [False] * len(shapes[1])
-    for sources, targets in aligned(*shapes):
-        labelled = [zeros[axis] for axis in sources if not isinstance(axes[axis], Fixed)]
-        for target in targets:
-            result[target] = bool(labelled) and all(labelled)
-    return tuple(result)
 
 
 def ordered_contracted_axes(equation: Equation) -> tuple[Sequence[int], Sequence[int]]:

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from jprune.graph.couple.arithmetic import RANDOM
 from jprune.graph.couple.interpret import Frame
 from jprune.graph.couple.labels import AxisLabels, Fixed, Flags, Indices, Labels, Solution
 from jprune.graph.couple.rules import PARAMETER, RULES, Context, unknown
@@ -148,6 +149,8 @@ class _Walker:
         for value, followed in zip(program.inputs, inputs):
             values[value] = followed
         for number, equation in enumerate(program.equations):
+            if not equation.outputs:
+                continue  # jax.debug.print reads a value, and gives it no role
             operands = [values[value] for value in equation.inputs]
             # What only the new statistics need gives a leaf no role.
             noted = live is None or number in live
@@ -177,7 +180,8 @@ class _Walker:
         # The same rules as for the net, on labels of their own that end where data begins.
         context = Context(self.labels, program, equation, [PARAMETER] * len(operands))
         axes = RULES.get(equation.name, unknown)(context, [operand.axes for operand in operands])
-        taint = combined(equation, [operand.taint for operand in operands])
+        taints = [operand.taint for operand in operands]
+        taint = {} if equation.name in RANDOM else combined(equation, taints)
         return [_Value(taint, result) for result in axes]
 
     def meet(self, program: Program, frame: Frame, number: int, operands: Sequence[_Value]) -> None:
@@ -203,7 +207,7 @@ class _Walker:
         # Behind contractions parameters meet data as factors (mul, div) or offsets (add, sub).
         for side, operand in enumerate(operands):
             self.mark(operand.axes, set())  # a table that is looked up produces its channels
-            if name in ("mul", "div"):
+            if name in ("mul", "div", "scatter-mul"):
                 self.note(operand.taint, "scale")
             elif name == "sub" and side == 1:
                 self.note(with_bit(operand.taint, NEGATED), "shift")
