@@ -51,7 +51,8 @@ def trace(
         freeze: names of groups whose units must stay, or paths of leaves (other than the first
             producer, which names its group) on which they stand.
         open: names of groups that a reduction freezes, or paths of leaves on which they stand (see
-            `groups.frozen`), that may be removed all the same.
+            `groups.frozen`), that may be removed all the same. Groups on such a leaf that are exact
+            stay as they are.
         twin: another function of the same arguments, mostly the training mode of `fn`, whose ties
             count too: it ties statistics that inference does not read (Haiku's hidden averages).
             Its outputs freeze nothing.
@@ -133,25 +134,34 @@ def _opened(coupling: Coupling, names: Sequence[str], leaves: Sequence[str]) -> 
     units = find_units(everything)
     _check_names("open", names, units, leaves)
     count = len(everything.solution.atoms)
-    named = _named({name: found.places for name, found in units.items()}, names)
+    exact = _exact(everything, units)
+    # A record names leaves, and a leaf may also be the name of a group that is exact.
+    places = {name: found.places for name, found in units.items() if not exact[name]}
+    idle = [name for name in names if not _named(places, (name,))]
+    if idle:
+        raise errors.ArgumentError(
+            f"open={list(names)} names {idle[0]!r}, which no reduction freezes; leave it out."
+        )
     wanted = np.zeros(count, bool)
-    wanted[np.concatenate([units[name].atoms for name in named])] = True
+    wanted[np.concatenate([units[name].atoms for name in _named(places, names)])] = True
     reduced: list[tuple[Indices, Reason]] = []
-    frozen = np.zeros(count, bool)
-    component = everything.solution.component
     for axis, reason in labels.reduced:
         atoms = everything.solution.atoms_of(axis)
-        atoms = np.unique(atoms[atoms >= 0])
-        frozen[atoms] = True
-        rest = atoms[~wanted[atoms]]
-        reduced.append((np.flatnonzero(np.isin(component, rest)), reason))
-    exact = [name for name in named if not frozen[units[name].atoms].any()]
-    if exact:
-        raise errors.ArgumentError(
-            f"open={list(names)} names {exact[0]!r}, which no reduction freezes; leave it out."
-        )
+        rest = np.unique(atoms[(atoms >= 0) & ~wanted[atoms]])
+        reduced.append((_labels_of(everything, rest), reason))
     narrower = labels.with_reduced(reduced)
     return coupling._replace(solution=solve(narrower))
+
+
+def _labels_of(coupling: Coupling, atoms: Indices) -> Indices:
+    """Labels that freeze these atoms, and no others where that can be said."""
+    solution = coupling.solution
+    # The solver splits axes more finely with labels of its own, which no rule can freeze.
+    rows = solution.atoms[solution.component[: coupling.labels.count]]
+    inside = np.isin(rows, atoms)
+    only = (inside | (rows < 0)).all(axis=1) & inside.any(axis=1)
+    missing = np.setdiff1d(atoms, rows[only])
+    return np.flatnonzero(only | np.isin(rows, missing).any(axis=1))
 
 
 def _named(units: dict[str, tuple[Place, ...]], names: Sequence[str]) -> list[str]:
