@@ -51,8 +51,7 @@ def trace(
         freeze: names of groups whose units must stay, or paths of leaves (other than the first
             producer, which names its group) on which they stand.
         open: names of groups that a reduction freezes, or paths of leaves on which they stand (see
-            `groups.frozen`), that may be removed all the same. Groups on such a leaf that are exact
-            stay as they are.
+            `groups.frozen`), that may be removed all the same; those that are exact stay exact.
         twin: another function of the same arguments, mostly the training mode of `fn`, whose ties
             count too: it ties statistics that inference does not read (Haiku's hidden averages).
             Its outputs freeze nothing.
@@ -64,8 +63,8 @@ def trace(
     Raises:
         TraceError: a primitive has no rule and `strict` is set; an extra argument is tied to a
             channel; `fn` does not take these variables.
-        ArgumentError: `freeze` or `open` names neither a group nor a leaf, or `open` names what no
-            reduction freezes.
+        ArgumentError: `freeze` or `open` names neither a group nor a leaf, or `open` names nothing
+            that a reduction freezes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,15 +134,15 @@ def _opened(coupling: Coupling, names: Sequence[str], leaves: Sequence[str]) -> 
     _check_names("open", names, units, leaves)
     count = len(everything.solution.atoms)
     exact = _exact(everything, units)
-    # A record names leaves, and a leaf may also be the name of a group that is exact.
-    places = {name: found.places for name, found in units.items() if not exact[name]}
-    idle = [name for name in names if not _named(places, (name,))]
-    if idle:
+    named = _named({name: found.places for name, found in units.items()}, names)
+    # Records name leaves, and a leaf may have the name of a group that is exact: it stays so.
+    inexact = [name for name in named if not exact[name]]
+    if not inexact:
         raise errors.ArgumentError(
-            f"open={list(names)} names {idle[0]!r}, which no reduction freezes; leave it out."
+            f"open={list(names)} names {named[0]!r}, which no reduction freezes; leave it out."
         )
     wanted = np.zeros(count, bool)
-    wanted[np.concatenate([units[name].atoms for name in _named(places, names)])] = True
+    wanted[np.concatenate([units[name].atoms for name in inexact])] = True
     reduced: list[tuple[Indices, Reason]] = []
     for axis, reason in labels.reduced:
         atoms = everything.solution.atoms_of(axis)

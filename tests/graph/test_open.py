@@ -106,12 +106,9 @@ def test_every_remedy_on_record_can_be_followed():
     named = {record.leaf for record in records if record.remedy}
     assert named == {"first", "second"}
     # `second` is a leaf on which the frozen group stands, and the name of a group that is exact.
-    for names in (named, {"second"}):
-        groups = jprune.trace(fn, variables, *inputs, open=names)
-        assert groups.sizes == {"first": 8, "second": 6}
-        assert groups.exact == {"first": False, "second": True}
-    with pytest.raises(jprune.errors.ArgumentError, match="'out', which no reduction freezes"):
-        jprune.trace(fn, variables, *inputs, open=("first", "out"))
+    groups = jprune.trace(fn, variables, *inputs, open=named)
+    assert groups.sizes == {"first": 8, "second": 6}
+    assert groups.exact == {"first": False, "second": True}
 
 
 def test_what_is_not_opened_stays_though_the_solver_splits_it_more_finely():
@@ -195,4 +192,4 @@ def test_names_that_open_nothing_are_refused():
     with pytest.raises(jprune.errors.ArgumentError, match="neither a group nor a leaf"):
         jprune.trace(net.fn, variables, *inputs, open=("nothing",))
     with pytest.raises(jprune.errors.ArgumentError, match="which no reduction freezes"):
-        jprune.trace(net.fn, variables, *inputs, open=("b", "a"))
+        jprune.trace(net.fn, variables, *inputs, open=("b",))

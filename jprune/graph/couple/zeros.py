@@ -343,9 +343,10 @@ def at_zero(
         bits, wild = pure[0], wild | pure[1] << 2
     elif name in ("pow", "integer_pow"):
         power = equation.params.get("y") if name == "integer_pow" else constants[1]
-        # 0 ** y is 0 for y > 0 alone.
-        positive = power is not None and bool(np.all(np.asarray(power) > 0))
-        bits, wild = (pure[0], wild) if positive else (0, wild | pure[0] << 2)
+        low = -1 if power is None else np.min(power)
+        # 0 ** y is 0 for y > 0, 1 for y = 0, and else infinite.
+        bits = pure[0] if low > 0 else 0
+        wild |= pure[0] << 2 if low < 0 else 0
     elif name in FIRST:
         bits = pure[0]
     elif name in POLES:
