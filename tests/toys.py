@@ -78,7 +78,7 @@ def running(classes, shape, dtype) -> zoo.Net:
         return {"params": {name: draw(name) for name in sizes}, "stats": {}}
 
     def fn(variables, x):
-        hidden = jax.nn.softplus(x.reshape(len(x), -1) @ variables["params"]["first"])
+        hidden = jax.nn.softplus(x.reshape(x.shape[0], -1) @ variables["params"]["first"])
         return jnp.cumsum(hidden, -1) @ variables["params"]["second"]
 
     train_fn = lambda variables, x, key: (fn(variables, x), variables["stats"])
