@@ -148,7 +148,6 @@ class _Walker:
         self, program: Program, frame: Frame, equation: Equation, operands: Sequence[Zero]
     ) -> Zero:
         """Zeros of sum_u a_u b_u; units that are zero on neither side must stay."""
-        left, right = (frame.labels[value] for value in equation.inputs)
         levels = sorted(frame.levels[value] for value in equation.inputs)
         if levels == [CONSTANT, DATA]:
             text = "contracted with a constant, which no mask reaches"
@@ -156,11 +155,13 @@ class _Walker:
             text = "contracted with another activation, where it is not zero without its producers"
         else:
             text = "contracted with a kernel that is not zero where its leaves are"
+        kernel = frame.labels[equation.inputs[1]]
         for one, two in zip(*ordered_contracted_axes(equation)):
-            axis = left[one] if isinstance(right[two], Fixed) else right[two]
+            # The axis of the second operand is tied to that of the first one. With feature groups
+            # it is the channel within its group: whole groups go with their outputs.
             bits = product_of([operands[0][one], operands[1][two]])
             if self.kernels or levels == [CONSTANT, DATA]:
-                self.end(program, equation, axis, bits, text)
+                self.end(program, equation, kernel[two], bits, text)
         groups = equation.params.get("feature_group_count", 1)
         outputs = program.shape(equation.outputs[0])
         is_depthwise = (
