@@ -304,19 +304,22 @@ def elementwise(
     values, zeros = list(equation.inputs), list(operands)
     if name == "select_n":  # the first operand chooses among the others
         values, zeros = values[1:], zeros[1:]
-    # An operand that is broadcast along an axis says nothing of single positions of it.
-    spread = [program.shape(value) for value in values]
-    rows = [
-        [
-            z[axis] if s[axis : axis + 1] == shape[axis : axis + 1] else 0
-            for z, s in zip(zeros, spread)
+    constants: list[np.ndarray | None] = []
+    lengths = [program.shape(value) for value in values]
+    result = [0] * len(shape)
+    for axis in range(len(shape)):
+        # An operand that is broadcast along the axis says nothing of single positions of it.
+        row = [
+            zero[axis] if len(own) == len(shape) and own[axis] == shape[axis] else 0
+            for zero, own in zip(zeros, lengths)
         ]
-        for axis in range(len(shape))
-    ]
-    if not any(any(row) for row in rows):
-        return (0,) * len(shape)
-    constants = [program.known(v) if frame.levels[v] == CONSTANT else None for v in values]
-    return tuple(at_zero(equation, row, constants) for row in rows)
+        if any(row):
+            constants = constants or [
+                program.known(value) if frame.levels[value] == CONSTANT else None
+                for value in values
+            ]
+            result[axis] = at_zero(equation, row, constants)
+    return tuple(result)
 
 
 def at_zero(
