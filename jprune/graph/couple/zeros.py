@@ -91,6 +91,9 @@ def find_survivors(
             for number, axis in enumerate(axes)
         )
     walker.visit(program, frame, inputs)
+    if walker.unsure:
+        walker.only_parameters = False
+        walker.visit(program, frame, inputs)
     return walker.cleared
 
 
@@ -108,6 +111,10 @@ class _Walker:
         for frozen, _ in labels.frozen:
             self.lives[self.component[frozen]] = True
         self.cleared: list[Indices] = []
+        # Most kernels are zero where their leaf is: values of parameters are followed first, and
+        # data only if that leaves a question open.
+        self.only_parameters = True
+        self.unsure = False
 
     def bits_of(self, axis: Axis, roles: set[str]) -> int:
         """Bits of a leaf's axis."""
@@ -127,6 +134,12 @@ class _Walker:
         means = counted(program, frame)
         for number, equation in enumerate(program.equations):
             operands = [zeros[value] for value in equation.inputs]
+            if self.only_parameters and makes_data(frame, equation):
+                # Data that may be zero, or wild, where consumers alone are cleared.
+                self.unsure |= any(
+                    bits & (CONSUMERS | CONSUMERS << 2) for z in operands for bits in z
+                )
+                continue
             if equation.inner:
                 results = self.nested(equation, frame.inner[number], operands)
             elif equation.name in ALONE and len(operands) == 1:
@@ -186,6 +199,9 @@ class _Walker:
         """An axis that ends: its units must be zero there, or stay."""
         bits &= ZERO & ~(bits >> 2)
         if isinstance(axis, Fixed) or bits & CONSUMERS or self.stays(axis):
+            return
+        if self.only_parameters:
+            self.unsure = True
             return
         if bits & PRODUCERS:
             self.cleared.append(axis)
@@ -258,6 +274,16 @@ class _Walker:
             for target in targets:
                 result[target] = bits
         return tuple(result)
+
+
+def makes_data(frame: Frame, equation: Equation) -> bool:
+    """Whether an equation makes values that depend on inputs, and ends no axis."""
+    ends = lambda one: bool(one.inner) or one.name in CONTRACTIONS or one.name in REDUCTIONS
+    if all(frame.levels[value] != DATA for value in equation.inputs):
+        return False
+    if equation.inner:
+        return not any(ends(one) for body in equation.inner for one in body.equations)
+    return not ends(equation)
 
 
 def joined(zeros: Sequence[int]) -> int:
