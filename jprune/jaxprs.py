@@ -235,11 +235,6 @@ class _Builder:
         return tuple(flatten(body, self.inline_remat, callers) for body in flat)
 
 
-def is_key(value: Any) -> bool:
-    """Whether an array, or its type, is of random keys, which have no numbers."""
-    return jax.dtypes.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.prng_key)
-
-
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """A jaxpr and its constants, for closed and open ones (in JAX >= 0.12 they are one type)."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())

@@ -52,7 +52,7 @@ def trace(
         freeze: names of groups whose units must stay, or paths of leaves (other than the first
             producer, which names its group) on which they stand.
         open: names of groups that a reduction freezes, or paths of leaves on which they stand (see
-            `groups.frozen`), that may be removed all the same.
+            `groups.frozen`), that may be removed all the same; those that are exact stay exact.
         twin: another function of the same arguments, mostly the training mode of `fn`, whose ties
             count too: it ties statistics that inference does not read (Haiku's hidden averages).
             Its outputs freeze nothing.
@@ -64,8 +64,8 @@ def trace(
     Raises:
         TraceError: a primitive has no rule and `strict` is set; an extra argument is tied to a
             channel; `fn` does not take these variables.
-        ArgumentError: `freeze` or `open` names neither a group nor a leaf, or `open` names what no
-            reduction freezes.
+        ArgumentError: `freeze` or `open` names neither a group nor a leaf, or `open` names nothing
+            that a reduction freezes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,28 +134,34 @@ def _opened(coupling: Coupling, names: Sequence[str], leaves: Sequence[str]) -> 
     units = find_units(everything)
     _check_names("open", names, units, leaves)
     count = len(everything.solution.atoms)
+    exact = _exact(everything, units)
     named = _named({name: found.places for name, found in units.items()}, names)
+    # Records name leaves, and a leaf may have the name of a group that is exact: it stays so.
+    inexact = [name for name in named if not exact[name]]
+    if not inexact:
+        raise errors.ArgumentError(
+            f"open={list(names)} names {named[0]!r}, which no reduction freezes; leave it out."
+        )
     wanted = np.zeros(count, bool)
-    wanted[np.concatenate([units[name].atoms for name in named])] = True
+    wanted[np.concatenate([units[name].atoms for name in inexact])] = True
     reduced: list[tuple[Indices, Reason]] = []
-    frozen = np.zeros(count, bool)
-    # The solver has made labels of its own, which the next one makes anew.
-    component = everything.solution.component[: labels.count]
     for axis, reason in labels.reduced:
         atoms = everything.solution.atoms_of(axis)
-        varies, stays = atoms >= 0, (atoms >= 0) & ~wanted[atoms]
-        frozen[atoms[varies]] = True
-        # Atoms of a split that is finer than this axis have no label here: its positions do.
-        alone = axis[stays.any(axis=0) & (stays == varies).all(axis=0)]
-        rest = np.flatnonzero(np.isin(component, atoms[stays]))
-        reduced.append((np.union1d(alone, rest), reason))
-    exact = [name for name in named if not frozen[units[name].atoms].any()]
-    if exact:
-        raise errors.ArgumentError(
-            f"open={list(names)} names {exact[0]!r}, which no reduction freezes; leave it out."
-        )
+        rest = np.unique(atoms[(atoms >= 0) & ~wanted[atoms]])
+        reduced.append((_labels_of(everything, rest), reason))
     narrower = labels.with_reduced(reduced)
     return coupling._replace(solution=solve(narrower))
+
+
+def _labels_of(coupling: Coupling, atoms: Indices) -> Indices:
+    """Labels that freeze these atoms, and no others where that can be said."""
+    solution = coupling.solution
+    # The solver splits axes more finely with labels of its own, which no rule can freeze.
+    rows = solution.atoms[solution.component[: coupling.labels.count]]
+    inside = np.isin(rows, atoms)
+    only = (inside | (rows < 0)).all(axis=1) & inside.any(axis=1)
+    missing = np.setdiff1d(atoms, rows[only])
+    return np.flatnonzero(only | np.isin(rows, missing).any(axis=1))
 
 
 def _named(units: dict[str, tuple[Place, ...]], names: Sequence[str]) -> list[str]:

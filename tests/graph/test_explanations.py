@@ -27,7 +27,7 @@ def unknown(v, x):
 
 
 def reduced(v, x):
-    return jnp.tanh(conv(x, v["a"])).sum(-1)
+    return jax.nn.softplus(conv(x, v["a"])).sum(-1)
 
 
 def numbered(v, x):
@@ -61,7 +61,11 @@ def pooled(v, x):
 
 
 def constant(v, x):
-    return conv(x, v["a"]) @ np.ones((6, 2), np.float32)
+    return jax.nn.softplus(conv(x, v["a"])) @ np.ones((6, 2), np.float32)
+
+
+def shifted(v, x):
+    return jax.nn.sigmoid(conv(x, v["a"])) @ (v["out"] - 1)
 
 
 def computed_slice(v, x):
@@ -109,6 +113,7 @@ CASES = [
     (written, "a", 3, "scatter", "only known when the net runs", "constant"),
     (pooled, "a", 3, "reduce_window_max", "pooling over the channels", ""),
     (constant, "a", 3, "dot_general", "contracted with a constant", OPEN),
+    (shifted, "a", 3, "dot_general", "kernel that is not zero where its leaves are", OPEN),
     (computed_slice, "a", 3, "dynamic_slice", "only known when the net runs", "constant"),
     (computed_index, "a", 3, "gather", "only known when the net runs", "constant"),
     (broadcast, "a", 3, "mul", "a single channel that is broadcast", ""),

@@ -6,7 +6,7 @@ from typing import TypeAlias
 from jax.lax import ConvDimensionNumbers
 
 from jprune.graph.couple.labels import SPATIAL, UNIT, Axis, AxisLabels, Fixed, Reason
-from jprune.graph.couple.rules import CONSTANT, DATA, Context, rule
+from jprune.graph.couple.rules import Context, rule
 
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
 DotDimensionNumbers: TypeAlias = tuple[Pair, Pair]
@@ -70,7 +70,7 @@ def convolution(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
             context.freeze(axis, "convolution with batch groups")
         batch = Fixed(context.reason("convolution with batch groups"))
     elif params["feature_group_count"] == 1:
-        contracted(context, channels, inputs)
+        context.tie(channels, inputs)
     else:
         outputs = grouped(context, params["feature_group_count"], channels, inputs, outputs)
     result: list[Axis] = [SPATIAL] * len(numbers.out_spec)
@@ -97,7 +97,6 @@ def grouped(context: Context, groups: int, channels: Axis, inputs: Axis, outputs
         labels.tie(rows, whole_in)
     else:
         context.product(whole_in.reshape(groups, per_group), (rows, inputs))
-        unmasked(context, inputs)
     # One output a group: it is the row.
     if out_per_group == 1:
         labels.tie(whole_out, rows)
@@ -116,7 +115,7 @@ def dot_general(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     (left_in, right_in), (left_batch, right_batch) = numbers
     left, right = operands
     for one, other in zip(left_in, right_in):
-        contracted(context, left[one], right[other])
+        context.tie(left[one], right[other])
     batch = [context.tie(left[i], right[j]) for i, j in zip(left_batch, right_batch)]
     # Results are ordered: batch axes, free axes of the left operand, free axes of the right one.
     free = [
@@ -128,18 +127,6 @@ def dot_general(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     return [(*batch, *free)]
 
 
-def contracted(context: Context, left: Axis, right: Axis) -> None:
-    """Ties two contracted axes."""
-    unmasked(context, context.tie(left, right))
-
-
-def unmasked(context: Context, axis: Axis) -> None:
-    """A contraction with constants has no weights that a mask could clear."""
-    # A mean written as a product with 1/n: the masked net still divides by n.
-    if sorted(context.levels) == [CONSTANT, DATA]:
-        context.reduce(axis, "contracted with a constant, which no mask reaches")
-
-
 REDUCTIONS = """
     reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin
 """.split()
@@ -147,15 +134,12 @@ REDUCTIONS = """
 
 @rule(*REDUCTIONS)
 def reduction(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
-    """Channels that are reduced over without weights must stay, unless they are opened."""
+    """The axes that are left. Whether the others may lose channels is asked in `zeros.py`."""
     name = context.equation.name
     axes: tuple[int, ...] = context.equation.params["axes"]
-    for axis in axes:
-        # argmax gives the number of a channel: with fewer channels the numbers change.
-        if name.startswith("arg"):
-            context.freeze(operands[0][axis], f"{name} over the channels gives their numbers")
-        else:
-            context.reduce(operands[0][axis], f"{name} over the channels, without weights")
+    # argmax gives the number of a channel: with fewer channels the numbers change.
+    for axis in axes if name.startswith("arg") else ():
+        context.freeze(operands[0][axis], f"{name} over the channels gives their numbers")
     return [tuple(axis for position, axis in enumerate(operands[0]) if position not in axes)]
 
 
