@@ -469,7 +469,7 @@ class Data(NamedTuple):
     Attributes:
         name: of the data set.
         shape: of one image, (height, width, channels).
-        classes: number of classes.
+        classes: number of classes; 0 where labels are no classes.
         sizes: {"train": n, "validation": n, "test": n}.
         batches: `batches(split, batch_size, seed=None, epoch=0, start=0)` yields batches `{"image":
             float32 [batch, h, w, c], "label": int32 [batch], "weight": float32 [batch]}`. With a
@@ -478,6 +478,7 @@ class Data(NamedTuple):
             the files and the last batch is padded with weight 0. `start` skips that many batches,
             so that a resumed run gets the batches of an undisturbed one. A run on several hosts
             also passes `rows`, a slice: of every batch, those rows alone.
+        about: where the splits are from, in words; empty where nothing is known.
     """
 
     name: str
@@ -485,6 +486,7 @@ class Data(NamedTuple):
     classes: int
     sizes: dict[str, int]
     batches: Callable[..., Iterator[Batch]]
+    about: str = ""
 
 
 class Task(NamedTuple):
