@@ -117,7 +117,12 @@ def _read_option(method: str, taken: dict[str, Any], text: str) -> tuple[str, An
     option, equals, word = text.partition("=")
     # As on the command line, where options are written with "-".
     option = option.replace("-", "_")
-    if not equals or option not in taken:
+    if not equals and option in taken:
+        raise errors.ArgumentError(
+            f"the option {option} of {method} wants a value: write {option}=... with "
+            f"{_wanted(_parts(taken[option]))}."
+        )
+    if option not in taken:
         raise errors.ArgumentError(
             f"the method {method} has no option {text!r}; {errors.nearest(option, taken)}"
             f"it has {', '.join(f'{name}=...' for name in taken) or 'none'}."
@@ -125,11 +130,15 @@ def _read_option(method: str, taken: dict[str, Any], text: str) -> tuple[str, An
     parts = _parts(taken[option])
     value = _value(word, parts)
     if not any(_is_of(value, part) for part in parts):
-        wanted = " or ".join(dict.fromkeys(filter(None, map(_said, parts))))
         raise errors.ArgumentError(
-            f"{text!r}: the option {option} of {method} takes {wanted}, not {word!r}."
+            f"{text!r}: the option {option} of {method} takes {_wanted(parts)}, not {word!r}."
         )
     return option, value
+
+
+def _wanted(parts: Sequence[Any]) -> str:
+    """What an option of these types takes, in words."""
+    return " or ".join(dict.fromkeys(filter(None, map(_said, parts))))
 
 
 def _value(word: str, parts: Sequence[Any]) -> Any:
