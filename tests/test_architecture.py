@@ -25,9 +25,9 @@ criteria reconstruct learners
 allocate sparsify
 search
 train
-stages
+stages survey
 recipes
-survey runs
+runs
 citation report
 job
 compare

@@ -16,7 +16,7 @@ def prune(settings: options.Prune, words: Sequence[str]) -> None:
     """The main job."""
     # Before the imports below, which take seconds: a mistake is answered at once.
     budget = _budget(settings)
-    from jprune import recipes
+    from jprune import recipes, report
     from jprune.job import main as jobs
     from jprune.runs.devices import connect
     from jprune.runs.progress import Bars, Lines, Silent
@@ -59,6 +59,10 @@ def prune(settings: options.Prune, words: Sequence[str]) -> None:
         _print_json(result)
     elif not settings.quiet:
         show.result(result, out)
+    # On the error stream, and last: scripts that read the result, or nothing, see it too.
+    if said := report.missed(result):
+        finer = "; write --multiple-of 1 for finer widths" if settings.multiple_of > 1 else ""
+        print(f"jprune: the budget is missed: {said}{finer}.", file=sys.stderr)
 
 
 def _budget(settings: options.Prune) -> Budget:

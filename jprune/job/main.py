@@ -19,6 +19,7 @@ from jprune.job.finish import Export, Law, Measure
 from jprune.job.nets import net_for
 from jprune.job.result import Asked, write_result
 from jprune.recipes import Evaluate, Prune, Train
+from jprune.recipes.methods import no_finetuning
 from jprune.recipes.options import written
 from jprune.runs.devices import from_first
 from jprune.runs.directory import held
@@ -239,7 +240,7 @@ def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
         return factory(job.budget, train, finetune, **job.options)
     if job.finetune_epochs is not None or job.finetune_learning_rate is not None or job.distill:
         raise errors.ArgumentError(
-            f"the method {job.method} has no fine-tuning: it trains as the dense net is trained. "
+            f"{no_finetuning(job.method)} "
             "Leave out --finetune-epochs, --finetune-learning-rate and --distill."
         )
     return factory(job.budget, train, **job.options)

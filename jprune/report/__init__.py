@@ -8,7 +8,16 @@ again, and no number is typed. `schema.py` defines `result.json`, which other pr
 
 from jprune.report.page import html
 from jprune.report.read import Run, read_run
-from jprune.report.schema import SCHEMA, Achieved, LatencyTable, Measured, Result, check, measured
+from jprune.report.schema import (
+    SCHEMA,
+    Achieved,
+    LatencyTable,
+    Measured,
+    Result,
+    check,
+    measured,
+    missed,
+)
 
 __all__ = [
     "SCHEMA",
@@ -20,5 +29,6 @@ __all__ = [
     "check",
     "html",
     "measured",
+    "missed",
     "read_run",
 ]
