@@ -661,6 +661,29 @@ def quality(metrics: Mapping[str, Any], loss: Any) -> Any:
     return metrics.get("accuracy", -loss)
 
 
+def check_batch(batch: Any) -> None:
+    """Refuses what is no batch: a mapping whose "image" is what the net takes.
+
+    Raises:
+        ArgumentError: something else came.
+
+    Example:
+        >>> check_batch((np.zeros((2, 3)), np.zeros(2)))
+        Traceback (most recent call last):
+        jprune.errors.ArgumentError: a batch came as a tuple; ...
+    """
+    if isinstance(batch, Mapping) and "image" in batch:
+        return
+    if isinstance(batch, Mapping):
+        came = f"with {', '.join(map(str, batch)) or 'nothing'} in it"
+    else:
+        came = f"as a {type(batch).__name__}"
+    raise errors.ArgumentError(
+        f'a batch came {came}; write {{"image": x, "label": y}}: "image" is what the net takes, '
+        "and the loss reads the rest."
+    )
+
+
 def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[Batch]) -> Scores:
     """Scores of a criterion after all batches.
 
@@ -673,13 +696,20 @@ def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[
         The scores, in the shape that the criterion documents.
 
     Raises:
-        ArgumentError: the criterion needs data and there is not one batch.
+        ArgumentError: the criterion needs data and there is not one batch, or something else than
+            batches came.
     """
     # Criteria carry sums over batches, so that scores are means over the calibration data.
     state = criterion.init(variables)
     if criterion.needs_data:
         batches_seen = 0
+        if isinstance(batches, Mapping):
+            raise errors.ArgumentError(
+                f"run_criterion got one batch, with {', '.join(map(str, batches))}, and takes "
+                'several: write [batch], a batch being {"image": x, "label": y}.'
+            )
         for batch in batches:
+            check_batch(batch)
             # Batch by batch: calibration data never lie in memory together.
             state = criterion.update(state, variables, batch)
             batches_seen += 1

@@ -65,6 +65,7 @@ def _swept(settings: Compare, words: Sequence[str], out: str) -> comparisons.Rea
     # for.
     from jprune.compare import sweep as sweeps
     from jprune.job.main import Job
+    from jprune.recipes import read_values
     from jprune.runs.progress import Bars, Lines, Silent
 
     missing = [name for name in ("model", "data", "methods") if not getattr(settings, name)]
@@ -90,6 +91,7 @@ def _swept(settings: Compare, words: Sequence[str], out: str) -> comparisons.Rea
         freeze=settings.freeze,
         weights=settings.weights,
         data_dir=settings.data_dir,
+        data_options=read_values(settings.data_options, "--data-options"),
     )
     methods = sweeps.with_baselines(settings.methods)
     command = shlex.join(["jprune", *words])

@@ -114,7 +114,8 @@ class Prune:
     model: Text
     """Net: a name of the zoo, such as resnet8, or module:callable of your own."""
     data: Text
-    """Data set: digits, mnist, fashion_mnist or cifar10."""
+    """Data set: digits, mnist, fashion_mnist, cifar10 or cifar100, or of your own: npz:FILE,
+    folder:DIR (a folder a class), tfds:NAME (prepared by TFDS) or module:callable."""
     method: Text
     """How units are chosen; `jprune methods` lists the names."""
     macs: MaybeFraction = None
@@ -161,6 +162,8 @@ class Prune:
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None
     """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
+    data_options: Settings = ()
+    """Of your own data: size=32:32,channels=3,mean=0.5,std=0.25,shift=4,validation=0.1,test=0.1."""
     overwrite: Flag = False
     """Start anew if the directory holds another run."""
     json: Flag = False
@@ -178,7 +181,9 @@ class Inspect:
     model: Text
     """Net: a name of the zoo, such as resnet8, or module:callable of your own."""
     data: Text = "cifar10"
-    """Data set whose images and classes the net is built for; it is not loaded."""
+    """Data set whose images and classes the net is built for; of your own: npz:FILE and others."""
+    data_options: Settings = ()
+    """Of your own data: size=32:32,channels=3,mean=0.5,std=0.25,shift=4,validation=0.1,test=0.1."""
     json: Flag = False
     """Print JSON."""
     log_level: Level = "warning"
@@ -232,7 +237,7 @@ class Compare:
     model: MaybeText = None
     """Net to run: a name of the zoo, or module:callable of your own."""
     data: MaybeText = None
-    """Data set: digits, mnist, fashion_mnist or cifar10."""
+    """Data set: digits, mnist, fashion_mnist, cifar10 or cifar100, or of your own; as in prune."""
     methods: Names = ()
     """Methods, such as l2,taylor; random, l1, scratch_e and scratch_b are added."""
     set: Settings = ()
@@ -271,6 +276,8 @@ class Compare:
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None
     """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
+    data_options: Settings = ()
+    """Of your own data: size=32:32,channels=3,mean=0.5,std=0.25,shift=4,validation=0.1,test=0.1."""
     json: Flag = False
     """Print comparison.json on standard output."""
     quiet: Flag = False
@@ -296,7 +303,7 @@ class Data:
     action: tyro.conf.Positional[Literal["prepare"]]
     """What to do."""
     name: tyro.conf.Positional[Text]
-    """Data set: mnist, fashion_mnist or cifar10."""
+    """Data set: mnist, fashion_mnist, cifar10 or cifar100."""
     source: Annotated[MaybeFolder, tyro.conf.arg(name="from")] = None
     """Folder with the files as fetched elsewhere. Default: fetch them."""
     data_dir: MaybeFolder = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ def prune(settings: options.Prune, words: Sequence[str]) -> None:
         dtype=settings.dtype,
         weights=settings.weights,
         data_dir=settings.data_dir,
+        data_options=recipes.read_values(settings.data_options, "--data-options"),
     )
     out = settings.out or f"runs/{_folder_name(settings, budget)}"
     progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()
@@ -79,11 +81,8 @@ def _budget(settings: options.Prune) -> Budget:
 
 def _folder_name(settings: options.Prune, budget: Budget) -> str:
     # A colon or slash has a meaning in paths.
-    model = settings.model.replace(":", "-").replace("/", "-")
-    return (
-        f"{model}-{settings.data}-{settings.method}-"
-        f"{budget.kind}{budget.value:g}-seed{settings.seed}"
-    )
+    model, data = (re.sub(r"[:/\\]+", "-", name) for name in (settings.model, settings.data))
+    return f"{model}-{data}-{settings.method}-{budget.kind}{budget.value:g}-seed{settings.seed}"
 
 
 def compare(settings: options.Compare, words: Sequence[str]) -> None:
@@ -97,8 +96,10 @@ def inspect(settings: options.Inspect, words: Sequence[str]) -> None:
     """Groups, sites, frozen axes, cost."""
     del words
     from jprune.job.inspection import inspected
+    from jprune.recipes import read_values
 
-    inspection = inspected(settings.model, settings.data)
+    options = read_values(settings.data_options, "--data-options")
+    inspection = inspected(settings.model, settings.data, options)
     if settings.json:
         _print_json(inspection)
     else:

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jprune import errors
 from jprune.base import Criterion, Groups
 from jprune.criteria._average import add, start, value_of
-from jprune.curvature.products import shares_of
+from jprune.curvature.products import shares_of, weights_of
 from jprune.graph import gated
 from jprune.masks import map_parameters
 from jprune.units import to_units
@@ -61,7 +61,8 @@ def taylor(
         at: site of the gates: `norm` (between batch norm and nonlinearity), `in`, or `act`.
         order: 1, or 2 for gates.
         per_example: whether gradients are squared per example and then averaged (gates only),
-            instead of squaring the batch's gradient.
+            instead of squaring the batch's gradient; all examples then count alike, whatever
+            batches they come in.
         momentum: None for the plain mean over batches; else the running mean of rounds (0.9 in the
             paper's code, which calls it useless).
         every: batches in a round (30 in the paper's code for ResNet-50).
@@ -120,7 +121,9 @@ def taylor(
 
     @jax.jit
     def update(state, variables, batch):
-        return add(state, contribution(variables, batch), momentum, every)
+        # A mean over examples does not depend on how they are put into batches.
+        weight = weights_of(batch).sum() if per_example else 1.0
+        return add(state, contribution(variables, batch), momentum, every, weight)
 
     return Criterion(init, update, lambda state, variables: value_of(state, momentum))
 

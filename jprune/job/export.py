@@ -8,7 +8,7 @@ from jprune import errors
 from jprune.graph import slim
 from jprune.graph.shrink.plans import replay
 from jprune.job.finish import WRITERS
-from jprune.job.nets import net_for
+from jprune.job.nets import net_of
 from jprune.runs.checkpoint import load_tree
 from jprune.runs.files import PathLike, atomic_write, read_json
 from jprune.train.task import seen_at
@@ -43,7 +43,7 @@ def export_again(out: PathLike, to: PathLike | None = None) -> list[pathlib.Path
     for file in files:
         # A .tflite is float32, whatever type the net was trained in.
         dtype = "float32" if file.suffix == ".tflite" else config["dtype"]
-        net = net_for(config["model"], config["data"], dtype)
+        net = net_of(config, dtype)
         # The net is traced anew and its masks are read off the plan: only arrays are stored, no
         # program.
         shapes = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))

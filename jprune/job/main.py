@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jprune import allocate, data, errors, measure, recipes
-from jprune.base import Budget, Pruned, Recipe, Task
+from jprune import allocate, data, errors, measure, recipes, zoo
+from jprune.base import Budget, Data, Pruned, Recipe, Task
 from jprune.job.finish import Export, Law, Measure
 from jprune.job.nets import net_for
 from jprune.job.result import Asked, write_result
@@ -60,7 +60,7 @@ class Job:
 
     Attributes:
         model: a name of the zoo, or `module:callable`.
-        data: a name of `jprune.data`.
+        data: a name of `jprune.data`, or one of the user's own with a colon: `npz:FILE` and others.
         method: a name of `jprune.recipes.METHODS`.
         budget: what is kept of the dense net.
         seed: of initial values, order of the data, and draws.
@@ -77,6 +77,7 @@ class Job:
         weights: where the dense net comes from: None trains it, "pretrained" or a path reads it.
         train_images: so many training images, every class with its share; None takes all.
         data_dir: folder of prepared data; None is the usual one.
+        data_options: of data of the user's own, such as {"size": 32}.
     """
 
     model: str
@@ -97,6 +98,7 @@ class Job:
     weights: str | None = None
     train_images: int | None = None
     data_dir: str | None = None
+    data_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def prune(
@@ -136,7 +138,7 @@ def prune(
     recipes.find(job.method)
     task = task_for(job) if task is None else task
     # Law and .tflite want float32, whatever the type that the net is trained in.
-    exact = task.fn if job.dtype == "float32" else net_for(job.model, job.data).fn
+    exact = task.fn if job.dtype == "float32" else _net(job, task.data, "float32").fn
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = recipe_of(job, train, finetune)
@@ -145,14 +147,14 @@ def prune(
         check_budget(task, job.budget)
     check(recipe, task)
     provenance = {"versions": measure.versions(), "device": measure.device()}
-    config = config_of(job, train, finetune)
+    config = config_of(job, train, finetune) | _images(job, task.data)
     key = jax.random.key(job.seed)
 
     def start() -> Pruned:
         if job.weights is None:
             # `fold_in(key, 0)` makes the first values; the stages count from 1.
             return Pruned(task.init(jax.random.fold_in(key, 0)), None)
-        net = net_for(job.model, job.data, job.dtype)
+        net = _net(job, task.data, job.dtype)
         return Pruned(pretrained.load(net, job.weights), None)
 
     with held(out, config, about(job), provenance, overwrite) as directory:
@@ -171,8 +173,26 @@ def prune(
 
 def task_for(job: Job) -> Task:
     """The net and the data of a job."""
-    images = data.load(job.data, data_dir=job.data_dir, subset=job.train_images)
-    return task_of(net_for(job.model, job.data, job.dtype), images)
+    images = data.load(job.data, data_dir=job.data_dir, subset=job.train_images, **job.data_options)
+    return task_of(_net(job, images, job.dtype), images)
+
+
+def _net(job: Job, images: Data, dtype: str) -> zoo.Net:
+    """The net of a job; for data of the user's own, of what they say that they are."""
+    own = {"shape": images.shape, "classes": images.classes} if ":" in job.data else {}
+    return net_for(job.model, job.data, dtype, **own)
+
+
+def _images(job: Job, images: Data) -> dict[str, Any]:
+    """What `config.json` says of data of the user's own; nothing of those that jprune knows.
+
+    The net of the run can be built from it where the data are not.
+    """
+    if ":" not in job.data:
+        return {}
+    options = {name: written(value) for name, value in job.data_options.items()}
+    own = {"shape": list(images.shape), "classes": images.classes}
+    return {"images": own, "data_options": options}
 
 
 def about(job: Job) -> dict[str, Any]:

@@ -55,6 +55,38 @@ def read_options(name: str, texts: Sequence[str]) -> dict[str, Any]:
     return dict(_read_option(name, taken, text) for text in texts)
 
 
+def read_values(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """Values from texts, where no signature says of which type they are.
+
+    Args:
+        texts: "name=value" each: a number, numbers with ":" between, true, false, null or a word.
+        option: where they come from, for the message.
+
+    Raises:
+        ArgumentError: a text without "=", or a name that comes twice.
+
+    Example:
+        >>> read_values(["size=32", "mean=0.5:0.4:0.5", "nesterov=false"], "--data-options")
+        {'size': 32, 'mean': (0.5, 0.4, 0.5), 'nesterov': False}
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, word = text.partition("=")
+        name = name.replace("-", "_")
+        if not (equals and name and word) or name in values:
+            raise errors.ArgumentError(
+                f"{option} {text}: write NAME=VALUE, each name once, with commas between."
+            )
+        try:
+            values[name] = json.loads(word)
+        except json.JSONDecodeError:
+            try:
+                values[name] = numbers(word)
+            except ValueError:
+                values[name] = word
+    return values
+
+
 def written(value: Any) -> Any:
     """An option's value as the command line has it; what is no sequence or mapping stays.
 
