@@ -13,7 +13,7 @@ ROOT = Path(jprune.__file__).parent.parent
 PACKAGE = ROOT / "jprune"
 # A room reads what stands on a floor under its own, and itself.
 FLOORS = """
-errors collector topk
+errors collector
 jaxprs targets
 base
 forms
@@ -43,7 +43,6 @@ SHARED = (
     "folded",
     "moments",
     "space",
-    "hold",
     "methods",
     "windows",
     "norm_gates",

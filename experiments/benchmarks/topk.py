@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from experiments import rows
-from jprune.topk import best
+from jprune.masks import best
 
 OUT = rows.RESULTS / "benchmarks" / "topk.jsonl"
 

@@ -8,7 +8,7 @@ masks themselves.
 `jointly` meets one budget with groups of several kinds (`jprune.blocks`).
 
 Read `uniform.py` first. Allocators share `budgets.py` (how many entries a density keeps, and the
-search for a density that meets a budget) and `jprune/topk.py` (which entries are kept);
+search for a density that meets a budget) and `jprune/masks/topk.py` (which entries are kept);
 methods with a rule of their own use `keep_best`, `price_of` and `largest`.
 """
 
@@ -17,7 +17,7 @@ from jprune.allocate.global_topk import global_topk
 from jprune.allocate.jointly import fraction_kept, jointly
 from jprune.allocate.normalize import normalized
 from jprune.allocate.uniform import uniform
-from jprune.topk import keep_best
+from jprune.masks import keep_best
 
 ALLOCATORS = {"uniform": uniform, "global_topk": global_topk}
 """By name, as options of methods have them."""

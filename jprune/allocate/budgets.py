@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from jprune import errors
 from jprune.base import Budget, Cost, CostModel, Masks, Scores, is_none
-from jprune.topk import best, keep_best
+from jprune.masks import best, keep_best
 
 NEAR = 0.95
 """Fraction of a budget: if the masks cost less, masks narrowed from above are tried too."""

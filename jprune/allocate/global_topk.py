@@ -20,7 +20,7 @@ from jprune.allocate.budgets import (
     step_of,
 )
 from jprune.base import Budget, CostModel, Masks, Scores
-from jprune.topk import best, keep_best
+from jprune.masks import best, keep_best
 
 LEAST = 1 / 16
 """Fraction of a group that a budget in MACs and the like leaves, where no floor is written."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from jprune.allocate.budgets import allocated, floor_of, kept_count, map_named, rounded, step_of
 from jprune.base import Budget, CostModel, Masks, Scores
-from jprune.topk import keep_best
+from jprune.masks import keep_best
 
 
 def uniform(scores: Scores, budget: Budget, cost_model: CostModel | None = None) -> Masks:

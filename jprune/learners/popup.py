@@ -18,8 +18,7 @@ from jax.core import Tracer
 from jprune import errors
 from jprune.base import Layer, Masks, PyTree, Scores, Task, Variables, is_none
 from jprune.graph.couple.coupling import leaf_paths
-from jprune.masks import ste
-from jprune.topk import keep_best
+from jprune.masks import keep_best, ste
 
 
 def kept_of(size: int, k: float) -> int:

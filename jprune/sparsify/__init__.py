@@ -1,10 +1,11 @@
 """Sparsity while training: optax transformations that hold, move or induce zeros.
 
-Here belongs what turns updates into updates: holding masks, pruning on a schedule, penalties and
-proximal steps. Read `hold.py` first: masks live in the optimizer state, so a new mask recompiles
+Here belongs what turns updates into updates: pruning on a schedule, penalties and proximal steps.
+Read `jprune/masks/hold.py` first: masks live in the optimizer state, so a new mask recompiles
 nothing. Training with more parts than weights and masks is in `jprune.learners`.
 """
 
+from jprune.masks import HoldState, hold, masks_of, with_masks
 from jprune.sparsify.admm import AdmmState, admm, projection
 from jprune.sparsify.centripetal import (
     CentripetalState,
@@ -19,7 +20,6 @@ from jprune.sparsify.clusters import cluster
 from jprune.sparsify.fista import FistaState, fista
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
-from jprune.sparsify.hold import HoldState, hold, masks_of, with_masks
 from jprune.sparsify.l1 import l1_decay
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery

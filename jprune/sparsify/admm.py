@@ -19,7 +19,7 @@ import optax
 from jprune import errors
 from jprune.base import Params, PyTree, Variables, is_none
 from jprune.blocks.members import Blocks, by_kind, leaves_of, scale, squares
-from jprune.topk import best
+from jprune.masks import best
 
 Projection = Callable[[Params], PyTree]
 """Parameters to the nearest ones of a set; None at leaves that the set does not constrain."""

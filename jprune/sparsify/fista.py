@@ -10,7 +10,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Params, PyTree, Schedule
-from jprune.topk import keep_best
+from jprune.masks import keep_best
 
 HALVINGS = 30
 """Halvings of the interval in which the least strength is searched."""

@@ -19,7 +19,7 @@ from jprune.base import (
     Schedule,
     is_none,
 )
-from jprune.sparsify.hold import HoldState, held
+from jprune.masks import HoldState, held
 from jprune.units import expand, to_units
 
 

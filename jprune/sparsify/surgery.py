@@ -13,7 +13,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, is_none
-from jprune.sparsify.hold import HoldState, as_masks
+from jprune.masks import HoldState, as_masks
 from jprune.sparsify.thresholds import leaves_by_layer, thresholds_of
 
 CUT, BACK = 0.9, 1.1

@@ -19,9 +19,8 @@ from jprune.base import (
     Task,
     Wrap,
 )
-from jprune.masks import apply_masks
+from jprune.masks import apply_masks, held
 from jprune.sparsify import masks_of
-from jprune.sparsify.hold import held
 from jprune.train.net import Net
 from jprune.train.optimizers import Optimizer
 
