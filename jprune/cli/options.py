@@ -138,6 +138,20 @@ class Prune:
     """Peak learning rate of the dense net, per step. Default: by net."""
     finetune_learning_rate: MaybeNumber = None
     """Peak learning rate of fine-tuning, per step. Default: by net."""
+    optimizer: Text = "sgd"
+    """Of all trainings: sgd, adam, adamw, lion, lamb, or module:callable (an optax one)."""
+    optimizer_options: Settings = ()
+    """Its settings, such as momentum=0.8 or b1=0.95,weight_decay=0.01."""
+    rate_schedule: Text = "one_cycle"
+    """Of the learning rate: one_cycle, cosine, constant or step."""
+    warmup_epochs: MaybeNumber = None
+    """Epochs in which the learning rate rises first; one_cycle needs none. Default: 0."""
+    clip: MaybeNumber = None
+    """Largest norm of the gradient; longer ones are shortened. Default: any."""
+    ema: MaybeNumber = None
+    """Decay of an average of the weights, which is what is kept, such as 0.999. Default: none."""
+    accumulate: Count = 1
+    """Parts in which a batch goes through the net, to take less memory."""
     schedule: MaybeText = None
     """Pruning in one_shot, or in rounds: iterative or cubic. Default: the method's."""
     rounds: MaybeCount = None
@@ -262,6 +276,20 @@ class Compare:
     """Peak learning rate of the dense net, per step. Default: by net."""
     finetune_learning_rate: MaybeNumber = None
     """The same for fine-tuning. Default: the best of three with L1, by validation."""
+    optimizer: Text = "sgd"
+    """Of all trainings: sgd, adam, adamw, lion, lamb, or module:callable (an optax one)."""
+    optimizer_options: Settings = ()
+    """Its settings, such as momentum=0.8 or b1=0.95,weight_decay=0.01."""
+    rate_schedule: Text = "one_cycle"
+    """Of the learning rate: one_cycle, cosine, constant or step."""
+    warmup_epochs: MaybeNumber = None
+    """Epochs in which the learning rate rises first; one_cycle needs none. Default: 0."""
+    clip: MaybeNumber = None
+    """Largest norm of the gradient; longer ones are shortened. Default: any."""
+    ema: MaybeNumber = None
+    """Decay of an average of the weights, which is what is kept, such as 0.999. Default: none."""
+    accumulate: Count = 1
+    """Parts in which a batch goes through the net, to take less memory."""
     freeze: Names = ()
     """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
     distill: Share = 0.0

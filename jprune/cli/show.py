@@ -23,8 +23,7 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     from jprune.report import text
 
     table = _table(
-        f"{outcome['method']} on {outcome['model']}, {outcome['data']}, seed {outcome['seed']}, "
-        f"asked to keep {text.budget(outcome['requested'])}",
+        f"{outcome['method']} on {outcome['model']}, {outcome['data']}, seed {outcome['seed']}",
         "",
         "dense",
         "slim",
@@ -51,6 +50,8 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
         )
     console = Console()
     console.print(table)
+    asked = text.budget(outcome["requested"])
+    console.print(f"asked to keep {asked}", highlight=False)
     if said := report.missed(outcome):
         console.print(f"The budget is missed: {said}.", style="bold red")
     if sizes := outcome.get("splits"):

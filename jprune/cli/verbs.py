@@ -49,6 +49,13 @@ def prune(settings: options.Prune, words: Sequence[str]) -> None:
         weights=settings.weights,
         data_dir=settings.data_dir,
         data_options=recipes.read_values(settings.data_options, "--data-options"),
+        optimizer=settings.optimizer,
+        optimizer_options=recipes.read_values(settings.optimizer_options, "--optimizer-options"),
+        rate_schedule=settings.rate_schedule,
+        warmup_epochs=settings.warmup_epochs or 0.0,
+        clip=settings.clip,
+        ema=settings.ema,
+        accumulate=settings.accumulate,
     )
     out = settings.out or f"runs/{_folder_name(settings, budget)}"
     progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()

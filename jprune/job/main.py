@@ -29,6 +29,7 @@ from jprune.runs.loop import SAVE_SECONDS
 from jprune.runs.progress import Progress, Silent
 from jprune.stages.frame import check
 from jprune.train.net import Net
+from jprune.train.optimizers import function_of
 from jprune.train.task import task as task_of
 from jprune.zoo import pretrained
 
@@ -51,7 +52,9 @@ USUAL = {
     "cifar10": Usual(60, 8, 128, 0.1, 0.05),
 }
 WITHOUT_NORMS = 0.25
-"""Factor of the learning rates of nets without norms, which diverge at those of the others."""
+"""Factor of SGD's learning rates of nets without norms, which diverge at those of the others."""
+RATES = {"adam": 1e-3, "adamw": 1e-3, "lion": 1e-4, "lamb": 5e-3}
+"""Learning rates of the dense net where none is written; fine-tuning takes half of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,14 @@ class Job:
         train_images: so many training images, every class with its share; None takes all.
         data_dir: folder of prepared data; None is the usual one.
         data_options: of data of the user's own, such as {"size": 32}.
+        optimizer: "sgd", "adam", "adamw", "lion", "lamb" or `module:callable`, of all trainings.
+        optimizer_options: its settings, such as {"b1": 0.95}; `weight_decay` and, of sgd,
+            `momentum` are among them.
+        rate_schedule: of the learning rate: "one_cycle", "cosine", "constant" or "step".
+        warmup_epochs: in which the learning rate rises before its schedule begins.
+        clip: the largest norm of a gradient; None: any.
+        ema: decay of the average that trainings hand on; None: none.
+        accumulate: parts in which a batch goes through the net.
     """
 
     model: str
@@ -99,6 +110,13 @@ class Job:
     train_images: int | None = None
     data_dir: str | None = None
     data_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: str = "sgd"
+    optimizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rate_schedule: str = "one_cycle"
+    warmup_epochs: float = 0.0
+    clip: float | None = None
+    ema: float | None = None
+    accumulate: int = 1
 
 
 def prune(
@@ -210,23 +228,37 @@ def about(job: Job) -> dict[str, Any]:
 def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
     """Training of the dense net (None where it is read) and fine-tuning."""
     usual = USUAL.get(job.data, USUAL["cifar10"])
-    # Statistics: only norms have them.
-    has_norms = bool(jax.tree.leaves(task.split(Net(task).shapes)[1]))
-    slower = 1.0 if has_norms else WITHOUT_NORMS
+    dense_rate, finetune_rate = _rates(job, task, usual)
+    options = dict(job.optimizer_options)
+    fields = {name: options.pop(name) for name in ("momentum", "weight_decay") if name in options}
     batch_size = job.batch_size or usual.batch_size
 
     def stage(name: str, epochs: float, rate: float, distill: float = 0.0) -> Train:
         training = Train(
-            epochs, rate, batch_size, max_steps=job.max_steps, distill=distill, name=name
+            epochs,
+            rate,
+            batch_size,
+            schedule=job.rate_schedule,
+            max_steps=job.max_steps,
+            distill=distill,
+            name=name,
+            optimizer=job.optimizer,
+            settings=tuple(options.items()),
+            warmup=job.warmup_epochs,
+            clip=job.clip,
+            ema=job.ema,
+            accumulate=job.accumulate,
+            **fields,
         )
-        training.steps(task.data.sizes["train"])  # refuses what does not fit, before anything runs
+        # Refuses what does not fit, the user's own optimizer included, before anything runs.
+        training.optimizer_for(task).transformation(Net(task).is_kernel)
         return training
 
     chosen = lambda value, otherwise: otherwise if value is None else value
     finetune = stage(
         "finetune",
         chosen(job.finetune_epochs, usual.finetune_epochs),
-        chosen(job.finetune_learning_rate, slower * usual.finetune_learning_rate),
+        chosen(job.finetune_learning_rate, finetune_rate),
         job.distill,
     )
     if job.weights is not None:
@@ -237,8 +269,31 @@ def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
                 "--finetune-learning-rate."
             )
         return None, finetune
-    rate = chosen(job.learning_rate, slower * usual.learning_rate)
+    rate = chosen(job.learning_rate, dense_rate)
     return stage("train", chosen(job.epochs, usual.epochs), rate), finetune
+
+
+def _rates(job: Job, task: Task, usual: Usual) -> tuple[float, float]:
+    """Learning rates of dense training and fine-tuning where the user writes none.
+
+    Raises:
+        ArgumentError: an optimizer of the user's own, for which there is no usual one.
+    """
+    if job.optimizer == "sgd":
+        # Statistics: only norms have them.
+        has_norms = bool(jax.tree.leaves(task.split(Net(task).shapes)[1]))
+        slower = 1.0 if has_norms else WITHOUT_NORMS
+        return slower * usual.learning_rate, slower * usual.finetune_learning_rate
+    if job.optimizer in RATES:
+        return RATES[job.optimizer], RATES[job.optimizer] / 2
+    function_of(job.optimizer)  # a typing error comes first
+    written_rates = (job.weights is not None or job.learning_rate, job.finetune_learning_rate)
+    if not all(written_rates):
+        raise errors.ArgumentError(
+            f"there are no usual learning rates for {job.optimizer}. Write --learning-rate and "
+            "--finetune-learning-rate; it gets them as schedules."
+        )
+    return 1.0, 1.0
 
 
 def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
@@ -324,6 +379,18 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         "dtype": job.dtype,
         "weights": job.weights,
         "train_images": job.train_images,
-        "train": None if train is None else dataclasses.asdict(train),
-        "finetune": dataclasses.asdict(finetune),
+        "train": None if train is None else _settings(train),
+        "finetune": _settings(finetune),
+    }
+
+
+def _settings(train: Train) -> dict[str, Any]:
+    """The settings of a training; those that came later, only where they were written."""
+    later = ("optimizer", "settings", "warmup", "clip", "ema", "accumulate")
+    plain, default = dataclasses.asdict(train), Train(train.epochs, train.learning_rate)
+    plain["settings"] = dict(train.settings)
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in later or getattr(train, name) != getattr(default, name)
     }
