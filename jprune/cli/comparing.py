@@ -97,7 +97,7 @@ def _swept(settings: Compare, words: Sequence[str], out: str) -> comparisons.Rea
         optimizer=settings.optimizer,
         optimizer_options=read_values(settings.optimizer_options, "--optimizer-options"),
         rate_schedule=settings.rate_schedule,
-        warmup_epochs=settings.warmup_epochs or 0.0,
+        warmup=settings.warmup,
         clip=settings.clip,
         ema=settings.ema,
         accumulate=settings.accumulate,

@@ -144,8 +144,8 @@ class Prune:
     """Its settings, such as momentum=0.8 or b1=0.95,weight_decay=0.01."""
     rate_schedule: Text = "one_cycle"
     """Of the learning rate: one_cycle, cosine, constant or step."""
-    warmup_epochs: MaybeNumber = None
-    """Epochs in which the learning rate rises first; one_cycle needs none. Default: 0."""
+    warmup: Share = 0.0
+    """Fraction of the steps in which the learning rate rises first; one_cycle needs none."""
     clip: MaybeNumber = None
     """Largest norm of the gradient; longer ones are shortened. Default: any."""
     ema: MaybeNumber = None
@@ -282,8 +282,8 @@ class Compare:
     """Its settings, such as momentum=0.8 or b1=0.95,weight_decay=0.01."""
     rate_schedule: Text = "one_cycle"
     """Of the learning rate: one_cycle, cosine, constant or step."""
-    warmup_epochs: MaybeNumber = None
-    """Epochs in which the learning rate rises first; one_cycle needs none. Default: 0."""
+    warmup: Share = 0.0
+    """Fraction of the steps in which the learning rate rises first; one_cycle needs none."""
     clip: MaybeNumber = None
     """Largest norm of the gradient; longer ones are shortened. Default: any."""
     ema: MaybeNumber = None

@@ -52,7 +52,7 @@ def prune(settings: options.Prune, words: Sequence[str]) -> None:
         optimizer=settings.optimizer,
         optimizer_options=recipes.read_values(settings.optimizer_options, "--optimizer-options"),
         rate_schedule=settings.rate_schedule,
-        warmup_epochs=settings.warmup_epochs or 0.0,
+        warmup=settings.warmup,
         clip=settings.clip,
         ema=settings.ema,
         accumulate=settings.accumulate,

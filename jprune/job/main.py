@@ -85,7 +85,7 @@ class Job:
         optimizer_options: its settings, such as {"b1": 0.95}; `weight_decay` and, of sgd,
             `momentum` are among them.
         rate_schedule: of the learning rate: "one_cycle", "cosine", "constant" or "step".
-        warmup_epochs: in which the learning rate rises before its schedule begins.
+        warmup: fraction of the steps in which the learning rate rises, before its schedule.
         clip: the largest norm of a gradient; None: any.
         ema: decay of the average that trainings hand on; None: none.
         accumulate: parts in which a batch goes through the net.
@@ -113,7 +113,7 @@ class Job:
     optimizer: str = "sgd"
     optimizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rate_schedule: str = "one_cycle"
-    warmup_epochs: float = 0.0
+    warmup: float = 0.0
     clip: float | None = None
     ema: float | None = None
     accumulate: int = 1
@@ -244,7 +244,7 @@ def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
             name=name,
             optimizer=job.optimizer,
             settings=tuple(options.items()),
-            warmup=job.warmup_epochs,
+            warmup=job.warmup,
             clip=job.clip,
             ema=job.ema,
             accumulate=job.accumulate,

@@ -52,7 +52,8 @@ class Train:
             or as "module:callable".
         settings: of the optimizer, {name: value}: `jprune.train.optimizers.SETTINGS`, but for the
             momentum; or what the user's function takes.
-        warmup: epochs in which the learning rate rises in a line, before the schedule begins.
+        warmup: fraction of the steps in which the learning rate rises in a line, before the
+            schedule begins.
         clip: the largest norm of the whole gradient, masked weights left out; None: any.
         ema: decay of the running average, in (0, 1); None: none.
         accumulate: the batch goes through the net in so many parts, whose gradients are added up.
@@ -135,9 +136,9 @@ class Train:
         shaped = self.schedule != "one_cycle"
         tests = {
             "warmup": (
-                self.warmup == 0 or (shaped and 0 < self.warmup < self.epochs),
-                f"0, or less than the {self.epochs:g} epochs, with schedule='cosine', 'constant' "
-                "or 'step': one_cycle warms up by itself",
+                self.warmup == 0 or (shaped and 0 < self.warmup < 1),
+                "0, or a fraction of the steps below 1, with schedule='cosine', 'constant' or "
+                "'step': one_cycle warms up by itself",
             ),
             "clip": (self.clip is None or self.clip > 0, "a norm above 0, or None"),
             "ema": (
@@ -230,7 +231,8 @@ class Train:
                 f"Train(begin={self.begin}, stop={self.stop}) of a schedule of {steps} steps; "
                 f"write 0 <= begin < stop <= {steps}."
             )
-        warmup = round(self.warmup * steps / self.epochs)
+        # Some, and not all, even where `max_steps` leaves few.
+        warmup = min(max(1, round(self.warmup * steps)), steps - 1) if self.warmup else 0
         around = Around(warmup, self.clip, self.accumulate, self.ema)
         if self.optimizer == "sgd":
             return Sgd(
