@@ -42,9 +42,9 @@ def falling():
 
 def test_a_sixteenth_of_every_group_stays_and_the_group_is_named(falling, caplog):
     scores, model = falling
-    masks = allocate.global_topk(scores, Budget(macs=0.4), model)
+    masks = allocate.global_topk(scores, Budget(macs=0.25), model)
     assert {n: int(m.sum()) for n, m in masks.items()}["wide"] == 4  # one, without a floor
-    assert float(model(masks).macs) <= 0.4 * float(model({}).macs)
+    assert float(model(masks).macs) <= 0.25 * float(model({}).macs)
     assert "keeps 4 of the 64 units of wide" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
 
@@ -52,7 +52,7 @@ def test_a_sixteenth_of_every_group_stays_and_the_group_is_named(falling, caplog
 def test_a_floor_that_is_written_is_taken_and_nothing_is_said(falling, caplog):
     scores, model = falling
     for floor, kept in ((1, range(1, 4)), (20, range(20, 65))):
-        masks = allocate.global_topk(scores, Budget(macs=0.4, floors={"wide": floor}), model)
+        masks = allocate.global_topk(scores, Budget(macs=0.25, floors={"wide": floor}), model)
         assert int(masks["wide"].sum()) in kept
     assert not caplog.records
 
@@ -71,8 +71,8 @@ def test_a_density_is_counted_exactly_and_the_group_is_named_all_the_same(fallin
 
 def test_floors_alone_never_make_a_budget_impossible(falling):
     scores, model = falling
-    masks = allocate.global_topk(scores, Budget(macs=0.01), model)
-    assert float(model(masks).macs) <= 0.01 * float(model({}).macs)
+    masks = allocate.global_topk(scores, Budget(macs=0.02), model)
+    assert float(model(masks).macs) <= 0.02 * float(model({}).macs)
 
 
 @pytest.mark.parametrize("method", ["random", "l1"])
