@@ -1,6 +1,6 @@
 """How contributions of batches become one score: a mean, or a running mean over rounds."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,15 @@ class Average(NamedTuple):
 
     Attributes:
         batches: number of batches in the current round.
-        total: sum of their contributions, each times its weight.
         weight: sum of their weights.
+        total: weighted sum of their contributions.
         rounds: number of complete rounds.
         mean: running mean over the complete rounds.
     """
 
     batches: jax.Array
-    total: PyTree
     weight: jax.Array
+    total: PyTree
     rounds: jax.Array
     mean: PyTree
 
@@ -30,23 +30,29 @@ def start(like: PyTree) -> Average:
     """The state before the first batch: zeros with the shapes of `like`."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.result_type(leaf.dtype)), like)
     count = jnp.zeros((), jnp.int32)
-    return Average(count, zeros, jnp.zeros(()), count, zeros)
+    return Average(count, jnp.zeros(()), zeros, count, zeros)
 
 
 def add(
-    average: Average, value: PyTree, momentum: float | None, every: int, weight: Any = 1.0
+    average: Average, value: PyTree, momentum: float | None, every: int, weight: jax.Array | float
 ) -> Average:
     """The state after one more batch.
 
-    A mean is one over batches of weight 1, or over examples if the weight is their number. With
-    `momentum`, the mean of every `every` batches is a
-    round's contribution c, and `mean <- momentum mean + (1 - momentum) c`, starting from the
-    first c.
+    Without `momentum` it is the mean of all batches by their weights. With it, the mean of every
+    `every` batches is a round's contribution c, and `mean <- momentum mean + (1 - momentum) c`,
+    starting from the first c.
+
+    Args:
+        average: the state before.
+        value: what the batch contributes.
+        momentum: of rounds, or None.
+        every: batches in a round.
+        weight: of this batch: 1 where batches count alike, its examples where these do.
     """
-    total = jax.tree.map(lambda sum_, new: sum_ + weight * new, average.total, value)
+    total = jax.tree.map(lambda summed, new: summed + weight * new, average.total, value)
     batches, weights = average.batches + 1, average.weight + weight
     if momentum is None:
-        return average._replace(batches=batches, total=total, weight=weights)
+        return average._replace(batches=batches, weight=weights, total=total)
     # `where` instead of `if`: the caller is jitted, so the counts are traced.
     full = batches == every
     first = average.rounds == 0
@@ -59,8 +65,8 @@ def add(
 
     return Average(
         jnp.where(full, 0, batches),
+        jnp.where(full, 0.0, weights),
         jax.tree.map(lambda summed: jnp.where(full, 0, summed), total),
-        jnp.where(full, 0, weights),
         average.rounds + full,
         jax.tree.map(renewed, average.mean, total),
     )
@@ -68,7 +74,7 @@ def add(
 
 def value_of(average: Average, momentum: float | None) -> PyTree:
     """The score; before the first complete round, the mean of the batches so far."""
-    # Before any batch the score is 0, not NaN.
+    # With no batch at all the score is 0, not NaN.
     weight = jnp.where(average.weight > 0, average.weight, 1)
     so_far = jax.tree.map(lambda total: total / weight, average.total)
     if momentum is None:

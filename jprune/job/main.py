@@ -197,8 +197,9 @@ def task_for(job: Job) -> Task:
 
 def _net(job: Job, images: Data, dtype: str) -> zoo.Net:
     """The net of a job; for data of the user's own, of what they say that they are."""
-    own = {"shape": images.shape, "classes": images.classes} if ":" in job.data else {}
-    return net_for(job.model, job.data, dtype, **own)
+    if ":" not in job.data:
+        return net_for(job.model, job.data, dtype)
+    return net_for(job.model, job.data, dtype, images.shape, images.classes)
 
 
 def _images(job: Job, images: Data) -> dict[str, Any]:

@@ -236,14 +236,14 @@ def _of_the_net(
     """
     shorter = None if clip is None else optax.clip_by_global_norm(clip)
 
-    def update(gradients: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if masked:
             zeroed = lambda mask, g: g if mask is None else jnp.where(mask, g, 0)
-            gradients = jax.tree.map(zeroed, masks_of(state), gradients, is_leaf=is_none)
+            updates = jax.tree.map(zeroed, masks_of(state), updates, is_leaf=is_none)
         if shorter is not None:
             # g <- g min(1, c / |g|)
-            gradients, _ = shorter.update(gradients, optax.EmptyState())
-        return inner.update(gradients, state, params, **extra)
+            updates, _ = shorter.update(updates, optax.EmptyState())
+        return inner.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
