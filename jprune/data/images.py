@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -50,11 +49,11 @@ def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return image
     # Pillow has no images of one channel with an axis for it.
     flat = image[..., 0] if image.shape[2] == 1 else image
-    small = ImageOps.fit(Image.fromarray(flat), size[::-1], Image.Resampling.BILINEAR)
+    small = ImageOps.fit(Image.fromarray(flat), (size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(small).reshape(*size, image.shape[2])
 
 
-def converted(images: np.ndarray, size: Any, channels: int | None) -> np.ndarray:
+def converted(images: np.ndarray, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
     """Images of one shape in another size or number of channels.
 
     Args:
@@ -65,15 +64,14 @@ def converted(images: np.ndarray, size: Any, channels: int | None) -> np.ndarray
     Raises:
         DataError: images of neither 1 nor 3 channels that should be converted.
     """
-    same_size = size is None or images.shape[1:3] == tuple(size)
-    if same_size and channels in (None, images.shape[3]):
+    if size in (None, images.shape[1:3]) and channels in (None, images.shape[3]):
         return images
     if images.shape[3] not in MODES:
         raise errors.DataError(
             f"images of {images.shape[3]} channels cannot be resized or recoloured; those of 1 and "
             "3 can. Leave size and channels out."
         )
-    resized = list(images) if same_size else [fitted(image, tuple(size)) for image in images]
+    resized = [*images] if size is None else [fitted(image, size) for image in images]
     return np.stack([_coloured(image, channels) for image in resized])
 
 

@@ -43,6 +43,14 @@ class Options(NamedTuple):
     test: float = 0.1
     classes: int | None = None
 
+    @property
+    def height_width(self) -> tuple[int, int] | None:
+        """`size` as two whole numbers."""
+        if self.size is None:
+            return None
+        height, width = self.size if isinstance(self.size, Sequence) else (self.size, self.size)
+        return int(height), int(width)
+
 
 def options_of(given: Mapping[str, Any]) -> Options:
     """Options from keyword arguments.
@@ -145,8 +153,8 @@ def _split(where: str, images: Any, labels: Any, options: Options) -> Split:
             "as many labels as images, at least one."
         )
     if images.dtype == np.uint8:
-        images = converted(images, options.size, options.channels)
-    elif options.size not in (None, images.shape[1:3]) or options.channels not in (
+        images = converted(images, options.height_width, options.channels)
+    elif options.height_width not in (None, images.shape[1:3]) or options.channels not in (
         None,
         images.shape[3],
     ):

@@ -135,7 +135,7 @@ def folder(directory: str, options: Options, data_dir: str | Path | None = None)
             channels = channels or image.shape[2]
             images.append(image)
         arrays[split] = (
-            stacked(images, [str(file) for file, _ in files], options.size),  # pyright: ignore
+            stacked(images, [str(file) for file, _ in files], options.height_width),
             np.array([number for _, number in files], np.int32),
         )
     return arrays
@@ -195,7 +195,7 @@ def tfds(name: str, options: Options, data_dir: str | Path | None = None) -> Arr
             image = decoded(image, where, channels) if isinstance(image, bytes) else image
             channels = channels or image.shape[-1]
             pixels.append(image if image.ndim == 3 else image[..., None])
-        arrays[SPLITS[split]] = (stacked(pixels, names, options.size), labels)  # pyright: ignore
+        arrays[SPLITS[split]] = (stacked(pixels, names, options.height_width), labels)
     return arrays
 
 

@@ -37,7 +37,7 @@ class Spec(NamedTuple):
 
 
 # Pretrained CIFAR nets expect mean and std of ImageNet, not those of CIFAR itself.
-_CIFAR = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "shift": 4}
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 SETS = {
     spec.name: spec
@@ -52,14 +52,18 @@ SETS = {
             (32, 32, 3),
             10,
             {"train": 45_000, "validation": 5_000, "test": 10_000},
-            **_CIFAR,
+            mean=_MEAN,
+            std=_STD,
+            shift=4,
         ),
         Spec(
             "cifar100",
             (32, 32, 3),
             100,
             {"train": 45_000, "validation": 5_000, "test": 10_000},
-            **_CIFAR,
+            mean=_MEAN,
+            std=_STD,
+            shift=4,
         ),
     )
 }
