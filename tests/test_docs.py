@@ -130,6 +130,14 @@ def test_a_task_of_a_new_user_has_25_lines_at_most_and_no_private_name():
     assert not re.search(r"(jprune|\b\w+)\._[a-z]", "".join(tasks))
 
 
+def test_the_page_on_using_a_pruned_net(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    names = {}
+    for _, code in sections("using.md").items():
+        run("using.md", code, names)
+
+
 @pytest.fixture
 def rules():
     """The tables of rules, put back afterwards."""

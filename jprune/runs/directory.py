@@ -40,6 +40,7 @@ OURS = (
     "result.json",
     "plan.json",
     "params",
+    "net.stablehlo",
     "model.stablehlo",
     "model.tflite",
     "report.html",

@@ -202,7 +202,8 @@ def _keep_records(directory: RunDirectory, done: set[str], stage: str, step: int
 def _latest(folders: Sequence[pathlib.Path], task: Task) -> Pruned | None:
     """The net after the last of these stages."""
     for folder in reversed(folders):
-        saved = checkpoint.load(folder / "state")
+        with loop.advised(folder):
+            saved = checkpoint.load(folder / "state")
         if saved is None and read_json(folder / "DONE").get("net"):
             raise errors.CheckpointError(
                 f"{folder / 'state'} is missing: the net after a stage that is over. Delete the "

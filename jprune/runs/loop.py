@@ -4,10 +4,11 @@ The state is copied to every device and the batches are split among them, whatev
 `devices.py`. With several processes, all of them come here, and the first alone touches files.
 """
 
+import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,25 @@ class Hooks(NamedTuple):
     save_seconds: float = SAVE_SECONDS
 
 
+@contextlib.contextmanager
+def advised(stage: pathlib.Path) -> Iterator[None]:
+    """Says what to do about a checkpoint of a stage that cannot be read.
+
+    Args:
+        stage: the folder that the run has made for the stage.
+
+    Raises:
+        CheckpointError: the one from inside, with the advice.
+    """
+    try:
+        yield
+    except errors.CheckpointError as error:
+        raise errors.CheckpointError(
+            f"{error} Delete the folder {stage}: the same command then does this stage again. Or "
+            "start anew with --overwrite."
+        ) from error
+
+
 def restore(folder: pathlib.Path, learner: Learner, key: jax.Array) -> Restored:
     """Reads the checkpoint of a stage that was stopped; step 0 if there is none.
 
@@ -68,7 +88,8 @@ def restore(folder: pathlib.Path, learner: Learner, key: jax.Array) -> Restored:
     """
     # A template, as optimizers' states are named tuples that Orbax cannot make by itself.
     shapes = jax.eval_shape(learner.init)
-    saved = devices.from_first(lambda: checkpoint.load(folder, shapes))
+    with advised(folder.parent):
+        saved = devices.from_first(lambda: checkpoint.load(folder, shapes))
     if saved is None:
         return Restored(0, None, 0.0)
     if saved.meta.get("key") != _plain_key(key):

@@ -20,6 +20,7 @@ from jprune.base import (
     Variables,
     Wrap,
 )
+from jprune.graph.shrink.concrete import copied
 from jprune.masks import apply_masks, held
 from jprune.sparsify import masks_of
 from jprune.train.net import Net
@@ -95,7 +96,7 @@ def plain(
         opt_state = settings.transformation(net, of_params, key).init(params)
         average = None if optimizer.around.average is None else (params, rest)
         state = TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state, average)
-        return jax.tree.map(jnp.array, state)  # copies: a step gives them away, masks included
+        return copied(state)  # a step gives them away, masks included
 
     def variables(state: TrainState) -> Variables:
         # What is evaluated, pruned and exported later is the average, where there is one.

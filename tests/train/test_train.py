@@ -303,7 +303,8 @@ def test_a_damaged_or_foreign_checkpoint_says_what_to_delete(tmp_path, other, mo
         for file in folder.rglob("*"):
             if file.is_file():
                 file.write_bytes(file.read_bytes()[:8])
-    with pytest.raises(errors.CheckpointError, match=r"Delete the folder .*01-train: the same com"):
+    said = r"Delete the folder .*01-train: the same com"
+    with pytest.raises(errors.CheckpointError, match=said), loop.advised(folder.parent):
         checkpoint.load(folder, template)
     gc.collect()  # Orbax leaves the failed read to the collector, which complains
 
