@@ -73,8 +73,8 @@ def _swept(settings: Compare, words: Sequence[str], out: str) -> comparisons.Rea
     missing = [name for name in ("model", "data", "methods") if not getattr(settings, name)]
     if missing:
         raise errors.ArgumentError(
-            f"--{missing[0]} is missing. Write a folder of rows, or --model, --data, --methods and "
-            "--macs of the runs to do."
+            f"--{missing[0]} is missing. Write finished runs or a folder of rows, or --model, "
+            "--data, --methods and --macs of the runs to do."
         )
     budgets = _budgets(settings)
     job = Job(

@@ -238,16 +238,16 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Compare methods: rows of finished runs, or runs that it does.
+    """Compare methods: finished runs, or runs that it does.
 
-    A folder of rows, such as experiments/results/first_comparison, is compared as it is. With
-    --model lenet5 --data mnist --methods l2,taylor --macs 0.5,0.25, methods x budgets x seeds are
-    run first, with random, L1 and the small net from scratch beside them. The same command goes on
-    where it stopped.
+    Directories of finished runs (the --out of prune) and folders of rows, such as
+    experiments/results/first_comparison, are compared as they are. With --model lenet5 --data mnist
+    --methods l2,taylor --macs 0.5,0.25, methods x budgets x seeds are run first, with random, L1
+    and the small net from scratch beside them. The same command goes on where it stopped.
     """
 
     rows: Annotated[tyro.conf.Positional[tuple[Folder, ...]], _unhinted] = ()
-    """Files of rows (.jsonl), or folders with such files."""
+    """Directories of finished runs, files of rows (.jsonl), or folders with such."""
     metric: Text = "accuracy"
     """What methods are ranked by: accuracy, loss, before, prune_s, tflite_b1 ..."""
     model: MaybeText = None

@@ -23,7 +23,8 @@ TABLE_NOTE = (
 )
 ORDER_NOTE = (
     "In how many seeds the row is ahead of the column; a tie counts for the better mean. What is "
-    "neither none nor all of the seeds is an order that the next seed may turn round."
+    "neither none nor all of the seeds is an order that the next seed may turn round. Methods "
+    "stand in the order of the table above."
 )
 NO_BREAK = "\N{NO-BREAK SPACE}"
 COLUMNS = {
@@ -202,7 +203,8 @@ def _orders(comparison: Comparison) -> list[Markup]:
     parts: list[Markup] = []
     for budget in budgets:
         orders = [order for order in comparison.orders if order.budget == budget]
-        parts += [tag("p", f"{budget_text(budget)}: {changes_text(orders)}"), _wins(orders)]
+        names = [cell.method for cell in comparison.cells if cell.budget == budget]
+        parts += [tag("p", f"{budget_text(budget)}: {changes_text(orders)}"), _wins(orders, names)]
     return [_section("Order over the seeds", ORDER_NOTE, *parts)]
 
 
@@ -223,16 +225,21 @@ def changes_text(orders: Sequence[Order]) -> str:
     )
 
 
-def _wins(orders: Sequence[Order]) -> Markup:
-    """A matrix: in how many seeds the row is better than the column."""
+def _wins(orders: Sequence[Order], names: Sequence[str]) -> Markup:
+    """A matrix: in how many seeds the row is better than the column.
+
+    Args:
+        orders: of the methods of one budget.
+        names: the methods in the order of the table, best first; those that are not in `orders`
+            have no line.
+    """
     wins: dict[tuple[str, str], tuple[int, int]] = {}
     for order in orders:
         # An order holds the losses of the better one; the matrix wants wins, both ways.
         wins[order.better, order.worse] = order.seeds - order.changes, order.seeds
         wins[order.worse, order.better] = order.changes, order.seeds
-    names = list(dict.fromkeys(name for order in orders for name in (order.better, order.worse)))
-    # By all wins together, so that the upper right triangle has the large numbers.
-    names.sort(key=lambda name: -sum(won for (one, _), (won, _) in wins.items() if one == name))
+    compared = {name for pair in wins for name in pair}
+    names = [name for name in names if name in compared]
 
     def cell(one: str, other: str) -> Markup:
         won, seeds = wins.get((one, other), (0, 0))

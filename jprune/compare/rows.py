@@ -11,7 +11,8 @@ was not measured is null, never absent:
     wall_s, prune_s               {stage: seconds}; seconds of the pruning step alone
     achieved, dense, before_finetune, pruned        as in result.json (`jprune.report.schema`)
     validation                    {"dense", "pruned": accuracy on the validation split}
-    finetune                      {"epochs", "learning_rate", "steps"}
+    finetune                      {"epochs", "learning_rate", "steps"}: what was run; rows of older
+                                  versions have the epochs that were set
 """
 
 import pathlib
@@ -20,6 +21,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from jprune import errors
+from jprune.report import schema
 from jprune.runs.files import PathLike, read_json, read_lines
 
 Row = dict[str, Any]
@@ -71,15 +73,17 @@ def read(places: Iterable[PathLike]) -> Read:
     """Reads rows.
 
     Args:
-        places: files of rows (.jsonl), or folders with such files at any depth.
+        places: files of rows (.jsonl), directories of finished runs (the `--out` of `jprune
+            prune`), or folders with such files and directories at any depth. Runs below a folder
+            with a `rows.jsonl` are those of its rows, and are not read again.
 
     Returns:
-        The rows, in the order of the files' names; of a file's last line that a kill tore there is
-        a note.
+        The rows, in the order of the names; notes of a file's last line that a kill tore, and of
+        runs that are not finished.
 
     Raises:
         ArgumentError: a place that is not there, or no rows at all.
-        CheckpointError: a row that is damaged, or of a newer schema.
+        CheckpointError: a row or run that is damaged, or of a newer schema.
     """
     rows: list[Row] = []
     notes: list[str] = []
@@ -87,25 +91,53 @@ def read(places: Iterable[PathLike]) -> Read:
     for place in places:
         if not place.exists():
             raise errors.ArgumentError(
-                f"{place} is not there. Write a file of rows (.jsonl) or a folder with such files, "
-                "such as experiments/results/first_comparison."
+                f"{place} is not there. Write a file of rows (.jsonl), the directory of a finished "
+                "run, or a folder with such files or directories, such as "
+                "experiments/results/first_comparison."
             )
-        # Sorted, since the order of a folder differs between file systems, and of two rows of one
-        # run the last counts.
-        for file in sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]:
-            lines = read_lines(file)
-            for number, row in enumerate(lines.records, start=1):
-                check(row, f"{file.name}, line {number}")
-            rows += lines.records
-            if lines.dropped:
-                notes.append(f"The last line of {file.name} is torn and was left out.")
+        for source in _sources(place):
+            if source.is_dir():
+                if not (source / "result.json").exists():
+                    notes.append(f"The run in {source} is not finished and was left out.")
+                    continue
+                made, dropped = [row_of(source)], 0
+                check(made[0], f"the run in {source}")
+            else:
+                made, dropped = read_lines(source)
+                for number, row in enumerate(made, start=1):
+                    check(row, f"{source.name}, line {number}")
+            rows += made
+            if dropped:
+                notes.append(f"The last line of {source.name} is torn and was left out.")
     if not rows:
         where = ", ".join(map(str, places))
         raise errors.ArgumentError(
-            f"there are no rows in {where}. Rows are lines of .jsonl files, one per finished run; "
-            "to make some, write --model, --data and --methods instead of a folder."
+            f"there are no rows in {where}. Rows are lines of .jsonl files, one per finished run, "
+            "or finished runs themselves; to make some, write --model, --data and --methods "
+            f"instead of a folder. {' '.join(notes)}".strip()
         )
     return Read(rows, notes)
+
+
+def _sources(place: pathlib.Path) -> list[pathlib.Path]:
+    """Files of rows and directories of runs, in the order of their names.
+
+    The order of a folder differs between file systems, and of two rows of one run the last counts.
+    """
+    if not place.is_dir():
+        return [place]
+    # Before its files: the records of a run are no rows.
+    if (place / "config.json").exists() and (place / "records.jsonl").exists():
+        return [place]
+    inside = sorted(place.iterdir())
+    summed = (place / "rows.jsonl").exists()
+    return [
+        source
+        for entry in inside
+        if entry.is_dir() or entry.suffix == ".jsonl"
+        for source in _sources(entry)
+        if not (summed and source.is_dir())
+    ]
 
 
 def check(row: Any, source: str) -> None:
@@ -126,7 +158,7 @@ def check(row: Any, source: str) -> None:
     if not isinstance(row, dict) or "schema" not in row:
         raise errors.CheckpointError(
             f"{source}, is no row: it has no `schema`. Rows are lines of experiments/results or "
-            "rows.jsonl of `jprune compare --out DIR`."
+            "rows.jsonl of `jprune compare --out DIR`; of a finished run, write the directory."
         )
     if row["schema"] != SCHEMA:
         newer = isinstance(row["schema"], int) and row["schema"] > SCHEMA
@@ -266,24 +298,26 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
     Args:
         folder: the `--out` of `jprune prune`.
         config: name of the comparison that it was run for.
-        train_images: training images that it was restricted to; None for all.
+        train_images: training images that it was restricted to; None is what the run says.
 
     Raises:
         CheckpointError: the run is not finished, or its files are damaged.
     """
     folder = pathlib.Path(folder)
     result, settings = read_json(folder / "result.json"), read_json(folder / "config.json")
-    records = read_lines(folder / "records.jsonl").records
-    steps: dict[str, int] = {}
-    validation: dict[str, float] = {}
-    for record in records:
-        # Only the records at the end of an epoch have it; the last one of a stage stays.
-        if "validation_accuracy" in record["metrics"]:
-            steps[record["stage"]] = record["step"]
-            validation[record["stage"]] = record["metrics"]["validation_accuracy"]
-    finetune = settings["finetune"]
+    schema.check(result, str(folder / "result.json"))
+    validated: dict[str, list[int]] = {}
+    validation: dict[str, float | None] = {}
+    for record in read_lines(folder / "records.jsonl").records:
+        # Only the records at the end of an epoch have it; the last one of a stage stays. The loss,
+        # since not every task has an accuracy.
+        if "validation_loss" in record["metrics"]:
+            validated.setdefault(record["stage"], []).append(record["step"])
+            validation[record["stage"]] = record["metrics"].get("validation_accuracy")
     # Whatever trains behind the dense net counts as fine-tuning, rounds of pruning included.
-    after = [stage for stage in steps if stage != "train"]
+    after = [stage for stage in validated if stage != "train"]
+    steps = sum(validated[stage][-1] for stage in after)
+    epoch = _steps_of_an_epoch(result, settings, validated)
     copied = "refs model data seed versions device wall_s achieved dense before_finetune pruned"
     return {
         "schema": SCHEMA,
@@ -291,7 +325,7 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
         "config": config,
         "method": result["method"],
         "budget": result["requested"],
-        "train_images": train_images,
+        "train_images": settings.get("train_images") if train_images is None else train_images,
         "settings": {
             **settings["options"],
             **({"weights": settings["weights"]} if settings["weights"] else {}),
@@ -301,7 +335,6 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
         "date": datetime.fromtimestamp((folder / "result.json").stat().st_mtime, UTC).isoformat(
             timespec="seconds"
         ),
-        # A `KeyError` here means that `result.json` is not of a finished run.
         **{key: result[key] for key in copied.split()},
         "validation": {
             "dense": validation.get("train"),
@@ -310,14 +343,28 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
             "pruned": validation[after[-1]] if after else None,
         },
         "finetune": {
-            "epochs": finetune["epochs"],
-            "learning_rate": finetune["learning_rate"],
-            "steps": sum(steps[stage] for stage in after),
+            # What was run, and not what was set: `max_steps` ends a training early, and methods
+            # such as rounds of pruning train at several times.
+            "epochs": None if epoch is None else round(steps / epoch, 4),
+            "learning_rate": settings["finetune"]["learning_rate"],
+            "steps": steps,
         },
         "prune_s": round(
             sum(s for stage, s in result["wall_s"].items() if _base(stage) not in NO_PRUNING), 3
         ),
     }
+
+
+def _steps_of_an_epoch(
+    result: Mapping[str, Any], settings: Mapping[str, Any], validated: Mapping[str, Sequence[int]]
+) -> int | None:
+    """Steps in a pass over the training split; None where nothing says it."""
+    examples = result.get("splits", {}).get("train")
+    if examples is not None:
+        return max(1, examples // settings["finetune"]["batch_size"])
+    # Older results have no sizes. A stage is validated at the end of every epoch and at its own
+    # end: the first of several validations is the end of an epoch.
+    return min((steps[0] for steps in validated.values() if len(steps) > 1), default=None)
 
 
 def _base(stage: str) -> str:

@@ -122,6 +122,7 @@ class Comparison(NamedTuple):
 
     Attributes:
         cells: the dense net, then budget by budget from large to small, best first.
+        orders: of every two methods at a budget, in the order of the cells.
         breaches: where the protocol is broken; none for a fair comparison.
         provenance: commits, versions, devices, configs and commands, each only once.
     """
@@ -213,9 +214,10 @@ def rank_changes(
         # d_s = sign (a_s - b_s) for every seed s that both have: pairs, since a seed fixes the
         # dense net.
         ahead = [sign * (values[one][seed] - values[other][seed]) for seed in seeds]
-        # The better one by mean d comes first, so that changes = #{s: d_s < 0} counts seeds against
-        # it.
-        if sum(ahead) < 0:
+        # The better one by mean comes first, so that changes = #{s: d_s < 0} counts seeds against
+        # it. Not by mean d, whose rounding would part what ties in the table.
+        first, second = (statistics.fmean(values[m][s] for s in seeds) for m in (one, other))
+        if sign * first < sign * second:
             one, other, ahead = other, one, [-lead for lead in ahead]
         pairs.append((one, other, sum(lead < 0 for lead in ahead), len(seeds)))
     return pairs
@@ -262,6 +264,8 @@ def _compare(
 ) -> Comparison:
     runs, more = arms(rows)
     cells = _cells(runs, metric)
+    # Once for all: orders, labels and remarks go through the arms as the table does.
+    runs = {arm: runs[arm] for arm in (Arm(cell.method, cell.budget) for cell in cells)}
     return Comparison(
         *task,
         metric,
@@ -346,7 +350,7 @@ def _orders(runs: Runs, metric: str) -> list[Order]:
             budgets.setdefault(arm.budget, {})[arm.method] = measured
     return [
         Order(budget, *change)
-        for budget, values in sorted(budgets.items(), reverse=True)
+        for budget, values in budgets.items()
         for change in rank_changes(values, ranked_by.higher_is_better)
     ]
 
