@@ -106,6 +106,7 @@ def test_a_method_in_a_loop_of_ones_own_has_ten_lines_at_most():
 
 YOUR_OWN = "your_own.md"
 YOUR_OWN_SECTIONS = list(sections(YOUR_OWN).items())
+TO_TFLITE = "Equinox and Keras nets to .tflite"
 
 
 def test_tasks_of_a_new_user(tmp_path, monkeypatch):
@@ -115,11 +116,19 @@ def test_tasks_of_a_new_user(tmp_path, monkeypatch):
     for name, text in re.findall(r"```python (\w+\.py)\n(.*?)```", page, re.DOTALL):
         (tmp_path / name).write_text(text)
     names = {}
-    for _, code in YOUR_OWN_SECTIONS:
-        run(YOUR_OWN, code, names)
+    for heading, code in YOUR_OWN_SECTIONS:
+        if heading != TO_TFLITE:
+            run(YOUR_OWN, code, names)
     commands = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     assert [cli.main(shlex.split(command)[1:]) for command in commands] == [0]
     assert (tmp_path / "small" / "model.stablehlo").exists()
+
+
+def test_nets_of_other_libraries_to_tflite():
+    code = dict(YOUR_OWN_SECTIONS)[TO_TFLITE]
+    skip_without(code)
+    pytest.importorskip("ai_edge_litert", reason="the extra tflite is not installed")
+    run(YOUR_OWN, code, {})
 
 
 def test_a_task_of_a_new_user_has_25_lines_at_most_and_no_private_name():
