@@ -8,7 +8,9 @@ together), `criteria`, `allocate`, `sparsify`, `schedules` and `recipes`; the le
 libraries are `jprune.zoo`, `data`, `train`, `measure`, `export` and `report`.
 """
 
+# Before the rest, whose imports take seconds: see its last line.
 from jprune import errors
+from jprune import interrupts as interrupts
 from jprune.base import Budget, Cost, Criterion, Groups, run_criterion
 from jprune.citation import citation
 from jprune.cost import cost, cost_model

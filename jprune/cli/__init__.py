@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jprune import __version__, errors
+from jprune import __version__, errors, interrupts
 from jprune.cli import verbs
 from jprune.cli.options import VERBS
 from jprune.cli.parse import parse
@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except errors.JpruneError as error:
         return _complain(error, 1)
+    except interrupts.Interrupted as stop:
+        print(f"jprune: interrupted, {stop.saved}; the same command goes on.", file=sys.stderr)
+        return stop.code
     # 130 is what shells report for a program that was interrupted: 128 + SIGINT.
     except KeyboardInterrupt:
         print("jprune: interrupted; the same command goes on.", file=sys.stderr)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jprune import errors
+from jprune import errors, interrupts
 from jprune.base import Budget
 from jprune.cli import options, show
 
@@ -50,8 +50,10 @@ def prune(settings: options.Prune, words: Sequence[str]) -> None:
     )
     out = settings.out or f"runs/{_folder_name(settings, budget)}"
     progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()
+    command = shlex.join(["jprune", *words])
     try:
-        result = jobs.prune(job, out, shlex.join(["jprune", *words]), progress, settings.overwrite)
+        with interrupts.deferred():
+            result = jobs.prune(job, out, command, progress, settings.overwrite)
     finally:
         # Also after an error: a terminal without its cursor would be left behind.
         progress.close()
@@ -86,7 +88,8 @@ def compare(settings: options.Compare, words: Sequence[str]) -> None:
     """Methods side by side."""
     from jprune.cli import comparing
 
-    comparing.compare(settings, words)
+    with interrupts.deferred():
+        comparing.compare(settings, words)
 
 
 def inspect(settings: options.Inspect, words: Sequence[str]) -> None:

@@ -10,7 +10,9 @@ from jprune.graph.shrink.plans import replay
 from jprune.job.finish import WRITERS
 from jprune.job.nets import net_for
 from jprune.runs.checkpoint import load_tree
+from jprune.runs.directory import require
 from jprune.runs.files import PathLike, atomic_write, read_json
+from jprune.runs.inside import guarded
 from jprune.train.task import seen_at
 
 
@@ -38,7 +40,9 @@ def export_again(out: PathLike, to: PathLike | None = None) -> list[pathlib.Path
         raise errors.ArgumentError(
             f"{to} is neither {' nor '.join(WRITERS)}. Write --to {files[0].stem}.tflite."
         )
+    guarded(folder)
     config, plan = read_json(folder / "config.json"), read_json(folder / "plan.json")
+    require(folder, "params")
     variables = load_tree(folder / "params")
     for file in files:
         # A .tflite is float32, whatever type the net was trained in.

@@ -94,6 +94,7 @@ class Export:
         fn: the net in float32, for the .tflite.
         note: is told what could not be written, and why.
         name: of the stage.
+        writes: what it leaves in the run directory; made again where it is missing or damaged.
     """
 
     folder: pathlib.Path
@@ -101,6 +102,7 @@ class Export:
     note: Callable[[str], None]
     name: str = "export"
     alone = True
+    writes = ("params", "model.stablehlo", "model.tflite")
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net; the files."""

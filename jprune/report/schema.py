@@ -5,7 +5,7 @@ Fractions are of the dense net and kept. What was not measured is null, never ab
 
 import types
 from collections.abc import Mapping
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from jprune import errors
 from jprune.measure import Device, Latency
@@ -61,6 +61,8 @@ class Result(TypedDict):
         requested: the budget, {kind: fraction kept}.
         law_max_rel_err: largest relative difference between the masked and the slim net, on real
             data.
+        earlier_machines: where a run went on with other versions or on another device: those
+            before the last, each from the stage on that it names. Absent in older results.
     """
 
     schema: int
@@ -73,6 +75,7 @@ class Result(TypedDict):
     seed: int
     versions: dict[str, str | None]
     device: Device
+    earlier_machines: NotRequired[list[dict[str, Any]]]
     wall_s: dict[str, float]
     requested: dict[str, float]
     achieved: Achieved
@@ -133,6 +136,8 @@ def check(result: Mapping[str, Any], source: str = "result.json") -> None:
 
 
 def _check(value: Any, kind: Any, path: str, source: str) -> None:
+    if kind is Any:
+        return
     if isinstance(kind, types.UnionType):  # all of them are `something | None`
         if value is None:
             return
@@ -143,6 +148,8 @@ def _check(value: Any, kind: Any, path: str, source: str) -> None:
         for key, inner in get_type_hints(kind).items():
             place = f"{path}.{key}" if path else key
             if key not in value:
+                if key in kind.__optional_keys__:
+                    continue
                 raise errors.CheckpointError(
                     f"{source} has no `{place}`. Every key of schema {SCHEMA} has to be there, "
                     "with null for what was not measured."

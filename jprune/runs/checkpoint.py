@@ -1,8 +1,9 @@
 """Checkpoints: a tree of arrays and a few plain facts, through Orbax.
 
-A folder holds one checkpoint, the newest. Orbax writes it beside the old one and renames it when it
-is whole, so a kill in the middle of a save leaves the old one; what the kill left behind goes when
-the folder is opened the next time.
+A folder holds the two newest checkpoints. Orbax writes one beside the old ones and renames it when
+it is whole, so a kill in the middle of a save leaves those; what the kill left behind goes when the
+folder is opened the next time. The digests of its files are written last: a checkpoint that has
+none, or others, is not read, and the one before is.
 
 Of several processes the first alone calls this, with a state that all of them have: arrays that are
 spread over many devices are written as whole arrays, and read onto one device, so a run can go on
@@ -10,6 +11,7 @@ with other devices.
 """
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
@@ -23,7 +25,8 @@ import orbax.checkpoint as ocp
 from jprune import errors
 from jprune.base import PyTree
 from jprune.forms.opened import read_back, written_out
-from jprune.runs.files import PathLike, make_folder
+from jprune.runs import digests, inside
+from jprune.runs.files import AGAIN, PathLike, make_folder
 
 SCHEMA = 1
 
@@ -35,15 +38,17 @@ class Checkpoint(NamedTuple):
         step: number of the steps done.
         state: the tree of arrays.
         meta: the plain facts that `save` got: data position, key, seconds so far.
+        damaged: names of files for which newer checkpoints were passed over.
     """
 
     step: int
     state: PyTree
     meta: dict[str, Any]
+    damaged: tuple[str, ...] = ()
 
 
 def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-    """Saves a checkpoint and deletes the one before.
+    """Saves a checkpoint, and deletes all but the one before.
 
     Args:
         folder: of this stage; made if it is not there.
@@ -59,9 +64,9 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
     # Leaf types (factored, CSR) become plain dictionaries: Orbax knows no others.
     state = _of_one_process(written_out(state))
     try:
+        # Of a run that was killed after its last save, or damaged, and so to be made again.
+        inside.remove_checkpoints(path, [old for old in inside.steps_of(path) if old >= step])
         with _manager(path) as manager:
-            if step in manager.all_steps():  # left by a run that was killed after its last save
-                manager.delete(step)
             manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -70,6 +75,9 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
                 ),
             )
             manager.wait_until_finished()
+        digests.write(path / str(step))
+    except errors.CheckpointError:
+        raise
     except Exception as error:  # Orbax passes on what its storage raises, of many types
         raise errors.CheckpointError(
             f"the checkpoint of step {step} cannot be written to {path} ({_short(error)}). Free "
@@ -78,7 +86,7 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
 
 
 def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
-    """Reads the newest checkpoint of a folder.
+    """Reads the newest checkpoint of a folder that is whole.
 
     Args:
         folder: that `save` wrote to.
@@ -89,17 +97,18 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
         The checkpoint, its arrays on the first device; None if there is none.
 
     Raises:
-        CheckpointError: it is damaged, of another version or of another net; the message says what
-            to delete.
+        DamagedError: none of them is whole.
+        CheckpointError: it is of another version or of another net; the message says what to
+            delete.
     """
     path = pathlib.Path(folder)
-    if not path.is_dir():
+    step, damage = newest(path)
+    if step is None and damage:
+        raise errors.DamagedError(f"{path} has no checkpoint that is whole: {_listed(damage)}.")
+    if step is None:
         return None
     try:
         with _manager(path) as manager:
-            step = manager.latest_step()
-            if step is None:
-                return None
             if template is None:
                 # Without a template Orbax would ask for the devices that the arrays lay on when
                 # they were saved.
@@ -117,7 +126,40 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
     meta = dict(restored["meta"])
     if meta.pop("schema", None) != SCHEMA:
         raise _unreadable(path, f"it is of another version; this one reads schema {SCHEMA}")
-    return Checkpoint(step, read_back(restored["state"]), meta)
+    return Checkpoint(step, read_back(restored["state"]), meta, damage)
+
+
+def newest(folder: pathlib.Path) -> tuple[int | None, tuple[str, ...]]:
+    """The newest checkpoint that is whole, and names of damaged files of newer ones.
+
+    Returns:
+        Its step, or None; and paths below the folder.
+    """
+    damage: list[str] = []
+    for step in reversed(inside.steps_of(folder)):
+        names = digests.damage_of(folder / str(step))
+        if not names:
+            return step, tuple(damage)
+        damage += [f"{step}/{name}" for name in names]
+    return None, tuple(damage)
+
+
+def facts_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What `loop.fit` keeps in the newest whole checkpoint of a folder; nothing if there is none.
+
+    Read without Orbax, and without the arrays.
+    """
+    step, _ = newest(folder)
+    if step is None:
+        return {}
+    # Orbax writes what `JsonSave` gets into this file.
+    meta = json.loads(inside.read(folder / str(step) / "meta" / "metadata"))
+    return meta.get("facts", {})
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} missing or not as written"
 
 
 def save_tree(path: PathLike, tree: PyTree) -> None:
@@ -130,10 +172,11 @@ def save_tree(path: PathLike, tree: PyTree) -> None:
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to.
     """
+    # A run that was killed while it exported has left a folder of this name.
+    inside.remove_checkpoint(pathlib.Path(path))
     try:
-        # `force`: a run that was killed while it exported has left a folder of this name.
         with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
-            writer.save(os.path.abspath(path), _of_one_process(written_out(tree)), force=True)
+            writer.save(os.path.abspath(path), _of_one_process(written_out(tree)))
     except Exception as error:  # Orbax passes on what its storage raises, of many types
         raise errors.CheckpointError(
             f"{path} cannot be written ({_short(error)}). Free some space or choose another --out; "
@@ -153,17 +196,15 @@ def load_tree(path: PathLike) -> PyTree:
             return read_back(reader.restore(os.path.abspath(path), _abstract(metadata.tree)))
     except Exception as error:  # Orbax has no error of its own for damaged or foreign files
         raise errors.CheckpointError(
-            f"{path} cannot be read ({_short(error)}). It is written at the end of a run: run the "
-            "command of the run again."
+            f"{path} cannot be read ({_short(error)}). It is written at the end of a run. {AGAIN}"
         ) from error
 
 
 def _unreadable(path: pathlib.Path, why: str) -> errors.CheckpointError:
     stage = path.parent
     return errors.CheckpointError(
-        f"the checkpoint in {path} cannot be restored: it is damaged or of another net ({why}). "
-        f"Delete the folder {stage}: the same command then does this stage again. Or start anew "
-        "with --overwrite."
+        f"the checkpoint in {path} cannot be restored: it is of another net or version ({why}). "
+        f"Delete the folder {stage}: the same command then does this stage again."
     )
 
 
@@ -195,7 +236,8 @@ def _of_one_process(tree: PyTree) -> PyTree:
 @contextlib.contextmanager
 def _manager(path: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=1,
+        # The one before is read where the newest is damaged.
+        max_to_keep=2,
         create=False,
         multiprocessing_options=_alone(),
         cleanup_tmp_directories=True,
