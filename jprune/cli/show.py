@@ -54,6 +54,16 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     )
 
 
+def verdicts(found: Sequence[Any]) -> None:
+    """Prints which files of a run are whole."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for verdict in found:
+        table.add_row(verdict.name, verdict.state, verdict.note)
+    Console().print(table)
+
+
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f} %"
 

@@ -120,6 +120,25 @@ def export(settings: options.Export, words: Sequence[str]) -> None:
     _tell([str(path) for path in export_again(settings.directory, settings.to)], settings)
 
 
+def check(settings: options.Check, words: Sequence[str]) -> None:
+    """Which files of a run are whole."""
+    del words
+    from jprune.runs.whole import verdicts
+
+    found = verdicts(settings.directory)
+    if settings.json:
+        _print_json([verdict._asdict() for verdict in found])
+    elif not settings.quiet:
+        show.verdicts(found)
+    wrong = [verdict.name for verdict in found if not verdict.stands]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise errors.DamagedError(
+            f"{wrong[0]}{more} of {settings.directory} are not whole. Run the command of the run "
+            "again: it makes again what is missing or damaged, and says so."
+        )
+
+
 def methods(settings: options.Methods, words: Sequence[str]) -> None:
     """The table of methods."""
     del words
@@ -157,6 +176,7 @@ TABLE: dict[str, Callable[[Any, Sequence[str]], None]] = {
     "inspect": inspect,
     "report": report,
     "export": export,
+    "check": check,
     "methods": methods,
     "data": data,
 }

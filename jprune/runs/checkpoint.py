@@ -85,13 +85,16 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
         ) from error
 
 
-def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
+def load(
+    folder: PathLike, template: PyTree = None, digests_needed: bool = True
+) -> Checkpoint | None:
     """Reads the newest checkpoint of a folder that is whole.
 
     Args:
         folder: that `save` wrote to.
         template: tree with shapes and types of the state; needed where it has named tuples. Without
             one, the tree is as it was saved.
+        digests_needed: False also reads one without digests, as older versions wrote them.
 
     Returns:
         The checkpoint, its arrays on the first device; None if there is none.
@@ -102,7 +105,7 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
             delete.
     """
     path = pathlib.Path(folder)
-    step, damage = newest(path)
+    step, damage = newest(path, digests_needed)
     if step is None and damage:
         raise errors.DamagedError(f"{path} has no checkpoint that is whole: {_listed(damage)}.")
     if step is None:
@@ -129,8 +132,12 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
     return Checkpoint(step, read_back(restored["state"]), meta, damage)
 
 
-def newest(folder: pathlib.Path) -> tuple[int | None, tuple[str, ...]]:
+def newest(folder: pathlib.Path, digests_needed: bool = True) -> tuple[int | None, tuple[str, ...]]:
     """The newest checkpoint that is whole, and names of damaged files of newer ones.
+
+    Args:
+        folder: of the checkpoints.
+        digests_needed: as in `load`.
 
     Returns:
         Its step, or None; and paths below the folder.
@@ -138,7 +145,7 @@ def newest(folder: pathlib.Path) -> tuple[int | None, tuple[str, ...]]:
     damage: list[str] = []
     for step in reversed(inside.steps_of(folder)):
         names = digests.damage_of(folder / str(step))
-        if not names:
+        if not names or (names == [digests.FILE] and not digests_needed):
             return step, tuple(damage)
         damage += [f"{step}/{name}" for name in names]
     return None, tuple(damage)

@@ -97,7 +97,8 @@ def _newest(
         state = folders[number] / inside.STATE
         if outcomes[number].get("net", state.exists()):
             try:
-                saved = checkpoint.load(state)
+                # Those of older versions have neither digests nor copies of the records.
+                saved = checkpoint.load(state, digests_needed="lines" in outcomes[number])
                 if saved is None:
                     raise errors.DamagedError(f"{state} is missing.")
                 return outcomes, _checked(Pruned(**saved.state), state, task)
