@@ -33,8 +33,17 @@ METHODS = (
     *("subset_sum", "obd", "c_obs"),
 )
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+STARTING = 0.5
+"""Seconds in which Python itself starts, and knows no handlers of ours."""
 PATIENCE = 120.0
 """Seconds that a process may take to end behind its signal, on a machine that does other things."""
+# A shell without a terminal starts its background processes with SIGINT ignored. Before the name of
+# a program this has it started as from a terminal, under the same number.
+HEARING = (
+    *(sys.executable, "-I", "-S", "-c"),
+    "import os, signal, sys; [signal.signal(number, signal.SIG_DFL) for number in (2, 15)]; "
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
 COMMAND = "prune --model tests.toys:tiny --data digits --macs 0.5 --epochs 1 --finetune-epochs 1"
 OPTIONS = {"taylor": ["--rounds", "2", "--schedule", "iterative"]}
 
@@ -85,15 +94,12 @@ def command_of(method: str, out: Path) -> list[str]:
 def started(method: str, out: Path) -> "subprocess.Popen[str]":
     """Starts a run, or goes on with it."""
     root = Path(__file__).parents[2]
-    # A shell without a terminal starts its background processes with SIGINT ignored.
-    heard = lambda: [signal.signal(number, signal.SIG_DFL) for number in SIGNALS[1:]]
     return subprocess.Popen(
-        command_of(method, out),
+        [*HEARING, *command_of(method, out)],
         cwd=root,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heard,
     )
 
 
@@ -128,15 +134,16 @@ def kill(method: str, out: Path, span: float, draw: np.random.Generator) -> Kill
     with started(method, out) as process:
         if of_run:
             _held(process, out)
-        elif seconds < 0.15:
-            seconds += 0.15  # Python itself starts: it knows no handlers of ours yet
+        elif seconds < STARTING:
+            seconds += STARTING
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
         began = time.monotonic()
         if twice and process.poll() is None:
-            time.sleep(0.02)
+            # Two at once are one: the system keeps no count of signals that wait.
+            time.sleep(0.3)
             process.send_signal(number)
         try:
             _, complaint = process.communicate(timeout=PATIENCE)
@@ -155,11 +162,22 @@ def chain(
 ) -> tuple[list[Kill], list[str]]:
     """Kills one run so many times, finishes it, and compares it with an undisturbed one.
 
+    Args:
+        method: of the run.
+        folder: that the run's is made in.
+        reference: the undisturbed run.
+        span: seconds that it took.
+        kills: how many; fewer if the run is over before.
+        draw: of moments and signals.
+
     Returns:
         The kills, and what differs or is left half written.
     """
     out = folder / "run"
-    done = [kill(method, out, span, draw) for _ in range(kills)]
+    done: list[Kill] = []
+    while len(done) < kills and (not done or done[-1].code):
+        # On average they come evenly over the run, which goes on after each of them.
+        done.append(kill(method, out, 2 * span / (kills + 1), draw))
     undisturbed(method, out)
     halves = [file.name for file in out.rglob("*") if "tmp" in file.name]
     return done, differences(out, reference) + halves
@@ -172,15 +190,17 @@ def chains(
     draw = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as name:
         spans: dict[str, float] = {}
-        for number in range(-(-count // kills)):
+        number = done = 0
+        while done < count:
             method = methods[number % len(methods)]
             reference = Path(name) / method
             if method not in spans:
-                # Half of it: a run that goes on after a kill has less to do.
-                spans[method] = undisturbed(method, reference) / 2
+                spans[method] = undisturbed(method, reference)
             folder = Path(name) / f"{number}"
-            few = min(kills, count - number * kills)
-            yield chain(method, folder, reference, spans[method], few, draw)
+            few = min(kills, count - done)
+            these, wrong = chain(method, folder, reference, spans[method], few, draw)
+            yield these, wrong
+            number, done = number + 1, done + len(these)
 
 
 def main(

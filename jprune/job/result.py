@@ -1,6 +1,7 @@
 """The files that a finished run leaves for others: `plan.json`, `result.json`, `report.html`."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ def write_result(
         CheckpointError: the disk is full or the folder cannot be written to.
     """
     path, plan_path = directory.path / "result.json", directory.path / "plan.json"
-    plan, result = _standing(plan_path), _standing(path)
+    plan, result = _standing(plan_path), _standing(path, report.check)
     # Where all of it is missing, the run has only now come to its end.
     if plan is not None or result is not None or path.exists() or plan_path.exists():
         for name, content in (("plan.json", plan), ("result.json", result)):
@@ -75,12 +76,16 @@ def write_result(
     return read_json(path)
 
 
-def _standing(path: pathlib.Path) -> dict[str, Any] | None:
+def _standing(
+    path: pathlib.Path, check: Callable[[dict[str, Any]], None] = lambda value: None
+) -> dict[str, Any] | None:
     """What is in a file; None where it is missing or damaged."""
     try:
-        return read_json(path)
-    except errors.DamagedError:
+        value = read_json(path)
+        check(value)
+    except errors.CheckpointError:
         return None
+    return value
 
 
 def refs_of(method: str) -> list[int]:

@@ -73,6 +73,8 @@ def execute(
             devices.from_first(made)
         else:
             pruned = _run(place, stages[number], pruned, task, stage_key, save_seconds)
+    if devices.from_first(interrupts.asked):
+        raise interrupts.stopped(f"all {len(stages)} stages are saved")
     return pruned
 
 

@@ -46,6 +46,7 @@ CHECKPOINT = re.compile(
     r"_.*|array_metadatas|commit_success\.txt|d|descriptor|manifest\.ocdbt|ocdbt\..*|meta|state|"
     r"DIGESTS|\..*\.tmp"
 )
+HALF_FILE = re.compile(rf"\.(lock|DONE|DIGESTS|{'|'.join(map(re.escape, FILES))})\..*\{TEMPORARY}")
 KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
@@ -82,6 +83,9 @@ def guarded(folder: PathLike) -> pathlib.Path:
     for name in (*FILES, LOCK):
         expect(root / name, stat.S_IFREG)
     _expect_tree(root / PARAMS)
+    for folder in (root, *stages(root)):
+        for half in _entries(folder, HALF_FILE):
+            expect(half, stat.S_IFREG)
     for half in _entries(root, HALF):
         _expect_tree(half)
     for stage in stages(root):
@@ -195,8 +199,7 @@ def remove_files(folder: pathlib.Path, names: Iterable[str]) -> None:
 def remove_halves(root: pathlib.Path) -> None:
     """Removes what a kill left half written in the folder of a run and of its stages."""
     for folder in (root, *stages(root)):
-        half = re.compile(rf"\.(lock|DONE|{'|'.join(map(re.escape, FILES))})\..*{TEMPORARY}")
-        remove_files(folder, (path.name for path in _entries(folder, half)))
+        remove_files(folder, (path.name for path in _entries(folder, HALF_FILE)))
     for folder in _entries(root, HALF):
         shutil.rmtree(folder)
 
