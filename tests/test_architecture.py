@@ -47,6 +47,7 @@ SHARED = (
     "windows",
     "norm_gates",
     "soft_masks",
+    "statistics",
     "thresholds",
     "three_step",
 )

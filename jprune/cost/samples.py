@@ -100,18 +100,16 @@ def sample_macs(
             if site.kind == "norm":
                 if support is None:
                     return jnp.ones_like(value), carry
-                shape = [len(value), *[1] * (value.ndim - 1)]
-                shape[site.axis] = -1
-                alive = (support > 0).reshape(shape)
+                alive = site.along(support > 0, value.ndim)
                 return jnp.broadcast_to(alive, value.shape).astype(value.dtype), carry
             # What is left is site.kind == "out": k_h k_w H' W' nnz_in nnz_out for this contraction.
             read, size = inputs[site.layer], value.shape[site.axis]
             layer = groups.layers[site.kernel]
             inputs_of_part = math.prod(layer.shape[axis] for axis in layer.inputs)
-            positions = math.prod(value.shape) // (len(value) * size)
-            alive = jnp.ones((len(value), size)) if support is None else (support > 0).astype(float)
+            positions = math.prod(value.shape) // (len(x) * size)
+            alive = jnp.ones((len(x), size)) if support is None else (support > 0).astype(float)
             parts = read.shape[1] // inputs_of_part  # of a grouped convolution
-            per_part = lambda there: there.reshape(len(value), parts, -1).sum(axis=-1)
+            per_part = lambda there: there.reshape(len(x), parts, -1).sum(axis=-1)
             both = (per_part(read) * per_part(alive)).sum(axis=-1)
             total = total + positions * (layer.fan_in // inputs_of_part) * both
             # The predictor costs C_in C_out; multiplying by the gates costs one per present value.

@@ -13,12 +13,14 @@ class Average(NamedTuple):
 
     Attributes:
         batches: number of batches in the current round.
-        total: sum of their contributions.
+        weight: sum of their weights.
+        total: weighted sum of their contributions.
         rounds: number of complete rounds.
         mean: running mean over the complete rounds.
     """
 
     batches: jax.Array
+    weight: jax.Array
     total: PyTree
     rounds: jax.Array
     mean: PyTree
@@ -28,32 +30,42 @@ def start(like: PyTree) -> Average:
     """The state before the first batch: zeros with the shapes of `like`."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.result_type(leaf.dtype)), like)
     count = jnp.zeros((), jnp.int32)
-    return Average(count, zeros, count, zeros)
+    return Average(count, jnp.zeros(()), zeros, count, zeros)
 
 
-def add(average: Average, value: PyTree, momentum: float | None, every: int) -> Average:
+def add(
+    average: Average, value: PyTree, momentum: float | None, every: int, weight: jax.Array | float
+) -> Average:
     """The state after one more batch.
 
-    Without `momentum` all batches count alike. With it, the mean of every `every` batches is a
-    round's contribution c, and `mean <- momentum mean + (1 - momentum) c`, starting from the
-    first c.
+    Without `momentum` it is the mean of all batches by their weights. With it, the mean of every
+    `every` batches is a round's contribution c, and `mean <- momentum mean + (1 - momentum) c`,
+    starting from the first c.
+
+    Args:
+        average: the state before.
+        value: what the batch contributes.
+        momentum: of rounds, or None.
+        every: batches in a round.
+        weight: of this batch: 1 where batches count alike, its examples where these do.
     """
-    total = jax.tree.map(jnp.add, average.total, value)
-    batches = average.batches + 1
+    total = jax.tree.map(lambda summed, new: summed + weight * new, average.total, value)
+    batches, weights = average.batches + 1, average.weight + weight
     if momentum is None:
-        return average._replace(batches=batches, total=total)
+        return average._replace(batches=batches, weight=weights, total=total)
     # `where` instead of `if`: the caller is jitted, so the counts are traced.
     full = batches == every
     first = average.rounds == 0
 
     def renewed(mean, summed):
-        contribution = summed / every
+        contribution = summed / weights
         # I <- mu I + (1 - mu) c; the first c is taken whole, or I would start out too small.
         later = momentum * mean + (1 - momentum) * contribution
         return jnp.where(full, jnp.where(first, contribution, later), mean)
 
     return Average(
         jnp.where(full, 0, batches),
+        jnp.where(full, 0.0, weights),
         jax.tree.map(lambda summed: jnp.where(full, 0, summed), total),
         average.rounds + full,
         jax.tree.map(renewed, average.mean, total),
@@ -62,8 +74,9 @@ def add(average: Average, value: PyTree, momentum: float | None, every: int) -> 
 
 def value_of(average: Average, momentum: float | None) -> PyTree:
     """The score; before the first complete round, the mean of the batches so far."""
-    # maximum: with no batch at all the score is 0, not NaN.
-    so_far = jax.tree.map(lambda total: total / jnp.maximum(average.batches, 1), average.total)
+    # With no batch at all the score is 0, not NaN.
+    weight = jnp.where(average.weight > 0, average.weight, 1)
+    so_far = jax.tree.map(lambda total: total / weight, average.total)
     if momentum is None:
         return so_far
     return jax.tree.map(

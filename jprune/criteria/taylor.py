@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jprune import errors
 from jprune.base import Criterion, Groups
 from jprune.criteria._average import add, start, value_of
-from jprune.curvature.products import shares_of
+from jprune.curvature.products import shares_of, weights_of
 from jprune.graph import gated
 from jprune.masks import map_parameters
 from jprune.units import to_units
@@ -40,7 +41,8 @@ def taylor(
 ) -> Criterion:
     """Squared change of the loss on removal.
 
-    E is the mean loss of a batch, g its gradient, w a weight. A batch contributes
+    E is the mean loss of a batch, g its gradient, w a weight; of a complex one g w is the real
+    part. A batch contributes
 
     - "separate": (g w)^2 for every parameter, a tree like the variables, None for statistics (the
       paper's "Taylor on weights"); pooled by `to_units` it is the sum of (g w)^2 over a filter;
@@ -60,8 +62,8 @@ def taylor(
         form: `separate`, `joint` or `gate`.
         at: site of the gates: `norm` (between batch norm and nonlinearity), `in`, or `act`.
         order: 1, or 2 for gates.
-        per_example: whether gradients are squared per example and then averaged (gates only),
-            instead of squaring the batch's gradient.
+        per_example: whether gradients are squared per example and then averaged over all examples
+            (gates only), instead of squaring the batch's gradient and averaging over batches.
         momentum: None for the plain mean over batches; else the running mean of rounds (0.9 in the
             paper's code, which calls it useless).
         every: batches in a round (30 in the paper's code for ResNet-50).
@@ -70,11 +72,12 @@ def taylor(
         roles: which of a unit's places the sum of `joint` includes.
 
     Returns:
-        A criterion; scores are a tree (`separate`) or {group: [units]}. Groups without a site
-        `at` have no gate score and are left out.
+        A criterion; scores are real, a tree (`separate`) or {group: [units]}. Groups without a
+        site `at` have no gate score and are left out.
 
     Raises:
-        ArgumentError: an unknown form or order, or groups that are missing.
+        ArgumentError: an unknown form or order, groups that are missing, or gates at sites that
+            the net does not have.
 
     Example:
         >>> import jprune
@@ -85,6 +88,8 @@ def taylor(
         Array([36.,  1.], dtype=float32)
     """
     _check(form, order, groups, per_example, momentum, every)
+    if form == "gate":
+        _check_sites(_traced(groups), at)
     out_of = (lambda result: result[0]) if has_aux else (lambda result: result)
 
     def mean_loss(variables, batch):
@@ -113,14 +118,17 @@ def taylor(
 
     def init(variables):
         if form == "separate":
-            return start(map_parameters(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables))
+            real = lambda leaf: jnp.zeros(leaf.shape, np.zeros((), leaf.dtype).real.dtype)
+            return start(map_parameters(real, variables))
         traced = _traced(groups)
         names = _gated_names(traced, at) if form == "gate" else traced.names
         return start({name: jnp.zeros(traced.sizes[name]) for name in names})
 
     @jax.jit
     def update(state, variables, batch):
-        return add(state, contribution(variables, batch), momentum, every)
+        # Means over examples weigh a batch by its examples, padded ones left out.
+        weight = weights_of(batch).sum() if per_example else 1.0
+        return add(state, contribution(variables, batch), momentum, every, weight)
 
     return Criterion(init, update, lambda state, variables: value_of(state, momentum))
 
@@ -149,6 +157,16 @@ def _check(form, order, groups, per_example, momentum, every) -> None:
         raise errors.ArgumentError(f"taylor(every={every}); a round has 1 batch or more.")
 
 
+def _check_sites(groups: Groups, at: str) -> None:
+    if groups.sizes and not _gated_names(groups, at):
+        kinds = sorted({site.kind for site in groups.sites if site.groups})
+        raise errors.ArgumentError(
+            f'taylor(form="gate", at={at!r}): no group of this net has a site {at!r}. Write '
+            + (f"at={' or at='.join(map(repr, kinds))}, or " if kinds else "")
+            + 'form="joint", which needs no site.'
+        )
+
+
 def _traced(groups: Groups | None) -> Groups:
     assert groups is not None  # checked by the factory
     return groups
@@ -158,7 +176,8 @@ def _product(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
     # Integer parameters have a gradient of dtype float0, which holds nothing.
     if gradient.dtype == jax.dtypes.float0:
         return jnp.zeros(leaf.shape)
-    return gradient * leaf
+    # E changes by Re(g w) when a complex w goes to 0, with JAX's gradient of a real loss.
+    return jnp.real(gradient * leaf)
 
 
 def _gated_names(groups: Groups, at: str) -> tuple[str, ...]:

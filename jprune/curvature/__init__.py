@@ -37,7 +37,7 @@ from jprune.curvature.products import (
     weights_of,
 )
 from jprune.curvature.recursion import recursion
-from jprune.curvature.rows import gradient_rows, with_drawn_labels
+from jprune.curvature.rows import gradient_rows, softmax_factors, with_drawn_labels
 
 __all__ = [
     "Estimator",
@@ -66,6 +66,7 @@ __all__ = [
     "parameters_of",
     "recursion",
     "rotated",
+    "softmax_factors",
     "weights_of",
     "with_drawn_labels",
     "with_filters",

@@ -21,6 +21,7 @@ import numpy as np
 
 from jprune.curvature.blocks import Factors, checked
 from jprune.forms.factored import Factored
+from jprune.forms.layout import Axes
 
 TINY = 1e-10
 """Eigenvalues below it are set to 0, as in the authors' code: entries there cost nothing."""
@@ -41,19 +42,23 @@ class Rotated(NamedTuple):
     core: np.ndarray
     damage: np.ndarray
 
-    def part(self, columns: np.ndarray, rows: np.ndarray, dtype: Any) -> Factored:
+    def part(
+        self, columns: np.ndarray, rows: np.ndarray, dtype: Any, axes: Axes = None
+    ) -> Factored:
         """The kernel made of some columns (inputs) and rows (outputs) of the rotated one.
 
         Args:
             columns: bool [inputs], True keeps.
             rows: bool [outputs].
             dtype: of the result.
+            axes: of the kernel that it stands for, as (window..., inputs, outputs).
         """
         # W ~ Q_S[:, R] W'[R, C] Q_A[:, C]^T, in JAX's layout with inputs to the left.
         return Factored(
             jnp.asarray(self.inputs[:, columns], dtype),
             jnp.asarray(self.core[..., columns, :][..., rows], dtype),
             jnp.asarray(self.outputs[:, rows].T, dtype),
+            axes,
         )
 
 

@@ -16,6 +16,8 @@ from jprune import errors
 
 WAITING = 64
 """Deletions whose updates of the inverse are applied together."""
+PANEL = 256
+"""Rows of an inverse that are updated at a time: memory for a product of so many rows is enough."""
 
 
 class Deletion(NamedTuple):
@@ -41,7 +43,20 @@ def identity(size: int, alpha: float) -> np.ndarray:
             f"alpha={alpha} must be above 0: the recursion begins with I / alpha. The paper takes "
             "1e-8 to 1e-4."
         )
-    return np.eye(size) / alpha
+    inverse = np.zeros((size, size))
+    np.fill_diagonal(inverse, 1 / alpha)
+    return inverse
+
+
+def _subtract_squares(inverse: np.ndarray, rows: np.ndarray) -> None:
+    """Inverse -= rows^T rows, in place and symmetric, without a second matrix of that size."""
+    for start in range(0, len(inverse), PANEL):
+        stop = start + PANEL
+        panel = rows[:, start:stop]
+        inverse[start:stop, start:stop] -= panel.T @ panel
+        # What is right of the panel's square, and its mirror image below.
+        inverse[start:stop, stop:] -= panel.T @ rows[:, stop:]
+        inverse[stop:, start:stop] = inverse[start:stop, stop:].T
 
 
 def with_rows(inverse: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -51,11 +66,11 @@ def with_rows(inverse: np.ndarray, rows: np.ndarray) -> np.ndarray:
     with r = X / sqrt(P). Several rows at once (Woodbury) give the same result, faster.
 
     Args:
-        inverse: [n, n], symmetric.
+        inverse: [n, n] float64, symmetric; written in place.
         rows: [m, n].
 
     Returns:
-        [n, n], symmetric.
+        The inverse, [n, n], symmetric.
 
     Example:
         >>> with_rows(np.eye(2), np.array([[1.0, 0.0]])).round(9).tolist()
@@ -68,7 +83,7 @@ def with_rows(inverse: np.ndarray, rows: np.ndarray) -> np.ndarray:
         middle = np.eye(len(some)) + product @ some.T
         # With the middle as C C^T the subtracted term is half^T half, symmetric by construction.
         half = np.linalg.solve(np.linalg.cholesky(middle), product)
-        inverse = inverse - half.T @ half
+        _subtract_squares(inverse, half)
     return inverse
 
 
@@ -135,5 +150,5 @@ def deletions(
         columns[waiting] = column
         waiting += 1
         if waiting == WAITING:
-            inverse -= columns.T @ columns
+            _subtract_squares(inverse, columns)
             waiting = 0

@@ -47,12 +47,32 @@ SELECTIONS = (
     "reduce_max reduce_window_max reduce_window_sum copy".split()
 )
 KINDS = {
-    **dict.fromkeys((*ELEMENTWISE, "custom_jvp_call"), "function"),
+    **dict.fromkeys(ELEMENTWISE, "function"),
     **dict.fromkeys(SELECTIONS, "selection"),
     **dict.fromkeys(("conv_general_dilated", "dot_general"), "contraction"),
 }
+INNER = {"custom_jvp_call", "jit", "pjit", "closed_call"}
+"""Calls that are a function if all that is in them is."""
 Pair = tuple[Any, Any]
 """First and second derivative of the loss in a value."""
+
+
+def kind_of(equation: Equation) -> str | None:
+    """What second derivatives meet in an equation; None: no rule.
+
+    A function with a derivative of its own is elementwise if all equations in it are: a rule for
+    derivatives may stand around a product with a matrix as well.
+    """
+    if equation.name not in INNER:
+        return KINDS.get(equation.name)
+    # A scalar is repeated (`broadcast_in_dim`) before it meets an array: relu's 0.
+    inner = [(body, e) for body in equation.inner for e in body.equations]
+    elementwise = all(
+        kind_of(e) == "function"
+        or (e.name == "broadcast_in_dim" and all(body.shape(v) == () for v in e.inputs))
+        for body, e in inner
+    )
+    return "function" if elementwise else None
 
 
 class Step(NamedTuple):
@@ -253,7 +273,7 @@ class _Chain:
         kernels = {value for value in equation.inputs if value in self.leaves}
         if not data and not kernels:
             return
-        if equation.name not in KINDS or len(equation.outputs) != 1:
+        if kind_of(equation) is None or len(equation.outputs) != 1:
             self.refuse(equation, f"there is no rule for {equation.name}")
         if data:
             self.data |= {*equation.outputs}
@@ -265,7 +285,7 @@ class _Chain:
         parts = [self.leaves[value] for value in kernels]
         union = frozenset[int]().union(*parts)
         # A leaf counted twice, or two leaves multiplied, would have cross terms.
-        if sum(map(len, parts)) > len(union) or KINDS[equation.name] == "contraction":
+        if sum(map(len, parts)) > len(union) or kind_of(equation) == "contraction":
             self.refuse(equation, "parameters are combined before they meet the data")
         self.leaves[equation.outputs[0]] = union
         self.single.append(equation)
@@ -274,10 +294,10 @@ class _Chain:
         roots = {self.root.get(value, value) for value in data}
         # x + f(x) (a residual sum) or x * y of two activations: both have cross terms.
         if len(roots) > 1 or (
-            KINDS[equation.name] == "contraction" and {*equation.inputs} <= self.data
+            kind_of(equation) == "contraction" and {*equation.inputs} <= self.data
         ):
             self.refuse(equation, "two activations meet")
-        if KINDS[equation.name] != "function":
+        if kind_of(equation) != "function":
             for value in data:
                 self.readers.setdefault(value, []).append(equation)
             self.single.append(equation)
@@ -317,7 +337,7 @@ class _Chain:
             and value not in made
             and self._is_float(value)
         )
-        return Step(KINDS[equations[0].name], equations, inputs, output)
+        return Step(kind_of(equations[0]) or "", equations, inputs, output)
 
     def _is_float(self, value: int) -> bool:
         return jnp.issubdtype(self.program.avals[value].dtype, jnp.floating)

@@ -53,11 +53,35 @@ def with_drawn_labels(out: Any, batch: Batch, key: jax.Array) -> Batch:
     return {**batch, "label": drawn.astype(jnp.asarray(batch["label"]).dtype)}
 
 
+def softmax_factors(logits: jax.Array, batch: Batch) -> jax.Array:
+    """Factors of the Hessians of the softmax cross entropy in the logits, without a decomposition.
+
+    Args:
+        logits: [batch, classes].
+        batch: not read: the Hessian is the same for all labels.
+
+    Returns:
+        L [batch, classes, classes] with L L^T = diag(p) - p p^T, p the softmax of the logits.
+
+    Example:
+        >>> (factor,) = softmax_factors(jnp.zeros((1, 2)), {})
+        >>> (factor @ factor.T).round(3).tolist()
+        [[0.25, -0.25], [-0.25, 0.25]]
+    """
+    del batch
+    p = jax.nn.softmax(logits)
+    root = jnp.sqrt(p)
+    # L = diag(sqrt p) - p sqrt(p)^T
+    return root[:, :, None] * jnp.eye(p.shape[-1], dtype=p.dtype) - p[:, :, None] * root[:, None]
+
+
 def output_factors(loss: Function, out: Any, batch: Batch) -> tuple[jax.Array, Callable[..., Any]]:
     """Factors L_n of the Hessians of the loss in the outputs: H_n = L_n L_n^T.
 
     Args:
-        loss: `loss(out, batch) -> [batch]`.
+        loss: `loss(out, batch) -> [batch]`; one that knows its factors brings them as
+            `loss.output_factors(out, batch) -> [batch, outputs, outputs]`, as the cross entropy of
+            `train.task` does with `softmax_factors`: a decomposition costs outputs^3 an example.
         out: the outputs.
         batch: the examples.
 
@@ -67,6 +91,9 @@ def output_factors(loss: Function, out: Any, batch: Batch) -> tuple[jax.Array, C
     """
     flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], out))
     wrap = lambda rows: jax.vmap(unravel)(rows.astype(flat.dtype))
+    known = getattr(loss, "output_factors", None)
+    if known is not None and jnp.shape(out)[1:] == flat.shape:  # one vector an example
+        return known(out, batch), wrap
 
     def factor(one: Any, example: Batch) -> jax.Array:
         flat, back = ravel_pytree(one)

@@ -1,9 +1,10 @@
 """Kernels held in another form than an array: leaf types, which slim nets execute directly.
 
-Here belongs one file per form, and what forms share (`slide.py`). A form has four members: `apply`,
-`dense`, `shape`, `dtype` (`leaf_type.py`: read it first); with `plan` and `planned` it can be
-saved in plans. `choose.py` picks the form that fits a mask, `opened.py` takes forms apart into
-arrays. Forms know equations and arrays, but no groups and no method.
+Here belongs one file per form, and what forms share: `slide.py`, and `layout.py` for kernels in
+any order of axes. A form has four members: `apply`, `dense`, `shape`, `dtype` (`leaf_type.py`: read
+it first); with `plan` and `planned` it can be saved in plans. `choose.py` picks the form that fits
+a mask, `opened.py` takes forms apart into arrays. Forms know equations and arrays, but no groups
+and no method.
 """
 
 from jprune.forms.choose import compact, leaf_of

@@ -10,21 +10,23 @@ import numpy as np
 from jprune import errors
 from jprune.base import Masks, Variables, is_none
 from jprune.forms.csr import CSR
+from jprune.forms.layout import Axes, in_order
 from jprune.forms.rows import Rows
 from jprune.forms.slide import plain_kernels
 from jprune.forms.thin import Thin
 
 
-def leaf_of(kernel: jax.Array, mask: Any, csr_below: float = 0.5) -> Any:
+def leaf_of(kernel: jax.Array, mask: Any, csr_below: float = 0.5, axes: Axes = None) -> Any:
     """A masked kernel in the form that fits its pattern.
 
     Args:
-        kernel: [window..., inputs, outputs].
+        kernel: in any layout.
         mask: bool, of its shape.
         csr_below: density below which an irregular pattern is held as single weights (`CSR`). From
             one half on, values and positions take as much memory as the dense kernel. On CPUs and
             GPUs a dense convolution is mostly faster than this form at any density; 0 never uses
             it.
+        axes: of the kernel, as (window..., inputs, outputs); None: they stand in this order.
 
     Returns:
         The kernel itself if nothing is masked; `Rows` if whole inputs and outputs are; `Thin` if
@@ -48,16 +50,16 @@ def leaf_of(kernel: jax.Array, mask: Any, csr_below: float = 0.5) -> Any:
         )
     if mask.all():
         return kernel
-    window = tuple(range(mask.ndim - 2))
-    inputs, outputs = mask.any(axis=(*window, -1)), mask.any(axis=(*window, -2))
+    ordered, window = in_order(mask, axes), tuple(range(mask.ndim - 2))
+    inputs, outputs = ordered.any(axis=(*window, -1)), ordered.any(axis=(*window, -2))
     # The mask is a product of inputs and outputs: mask[..., c, f] = inputs[c] outputs[f].
-    if (mask == np.logical_and.outer(inputs, outputs)).all():
-        return Rows.of(kernel, inputs, outputs)
+    if (ordered == np.logical_and.outer(inputs, outputs)).all():
+        return Rows.of(kernel, inputs, outputs, axes)
     # Of columns and outputs: mask[h, w, c, f] = taps[h, w, c] outputs[f].
-    taps = mask.any(axis=-1)
-    if (mask == np.logical_and.outer(taps, outputs)).all():
-        return Thin.of(kernel, taps, outputs)
-    return CSR.of(kernel, mask) if mask.mean() < csr_below else kernel * mask
+    taps = ordered.any(axis=-1)
+    if (ordered == np.logical_and.outer(taps, outputs)).all():
+        return Thin.of(kernel, taps, outputs, axes)
+    return CSR.of(kernel, mask, axes) if mask.mean() < csr_below else kernel * mask
 
 
 def compact(
@@ -65,12 +67,10 @@ def compact(
 ) -> Variables:
     """Variables whose masked kernels are held in the forms that fit their patterns.
 
-    A kernel is converted if it is read by plain contractions alone, as [window..., inputs,
-    outputs]; others (grouped, depthwise, transposed, tied, reshaped) stay arrays, multiplied by
-    their masks. The layout is asked for here, and not the layer: a form takes the kernel's place in
-    the very contraction that reads it. So a net with kernels [out, in, ...] gets smaller by `slim`
-    alone. Only functions that `slim` returns can execute such variables: lift first, then slim,
-    then compact.
+    A kernel is converted if plain contractions alone read it, all in one layout, whichever that is;
+    others (grouped, depthwise, tied, reshaped) stay arrays, multiplied by their masks. What the
+    axes do is read off the contraction. Only functions that `slim` returns can execute such
+    variables: lift first, then slim, then compact.
 
     Args:
         fn: the function that will run, from `slim`.
@@ -98,8 +98,9 @@ def compact(
     def one(path: Any, mask: Any, leaf: Any) -> Any:
         if mask is None:
             return leaf
-        if jax.tree_util.keystr(path, simple=True, separator="/") in plain:
-            return leaf_of(leaf, mask, csr_below)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in plain:
+            return leaf_of(leaf, mask, csr_below, plain[name])
         return leaf * jnp.asarray(mask, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(one, masks, variables, is_leaf=is_none)

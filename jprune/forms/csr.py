@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
+from jprune.forms.layout import Axes, as_axes, as_it_stands, in_order, shape_of
 from jprune.forms.slide import Static, patches, precision_of, restore_layout
 from jprune.jaxprs import Equation
 
@@ -31,6 +32,7 @@ class CSR:
         columns: int [non-zeros], positions among the taps (window..., c) in row-major order.
         pointers: int [filters + 1]; row f is `values[pointers[f]:pointers[f + 1]]`.
         window: (window..., c).
+        axes: of the kernel that it stands for, as (window..., c, filters); None: in order.
 
     Example:
         >>> leaf = CSR.of(jnp.array([[0.0, 2.0], [-1.0, 0.0]]), np.array([[0, 1], [1, 0]], bool))
@@ -38,8 +40,10 @@ class CSR:
         ([-1.0, 2.0], [1, 0], [0, 1, 2])
     """
 
-    def __init__(self, values: jax.Array, columns: Any, pointers: Any, window: Any):
-        self.values = values
+    def __init__(
+        self, values: jax.Array, columns: Any, pointers: Any, window: Any, axes: Axes = None
+    ):
+        self.values, self.axes = values, as_axes(axes)
         as_static = lambda numbers: numbers if isinstance(numbers, Static) else Static(numbers)
         self._columns, self._pointers, self._window = map(as_static, (columns, pointers, window))
 
@@ -48,8 +52,8 @@ class CSR:
         return f"CSR({len(self.columns)} of {weights} weights, {self.dtype})"
 
     @classmethod
-    def of(cls, kernel: jax.Array, mask: np.ndarray) -> "CSR":
-        """The kept weights of a kernel [window..., c, filters].
+    def of(cls, kernel: jax.Array, mask: np.ndarray, axes: Axes = None) -> "CSR":
+        """The kept weights of a kernel, its axes as `axes` says; the mask has its shape.
 
         Raises:
             StructureError: a mask of another shape, or one that keeps nothing.
@@ -60,19 +64,22 @@ class CSR:
                 f"a mask of shape {mask.shape}, {int(mask.sum())} weights kept, for a kernel of "
                 f"shape {kernel.shape}: the mask has its shape and keeps at least one weight."
             )
+        kernel, mask = in_order(kernel, axes), in_order(mask, axes)
         # [filters, window * c]; np.nonzero goes through it row by row, which is the CSR order.
         by_row = mask.reshape(-1, mask.shape[-1]).T
         rows, columns = np.nonzero(by_row)
         values = kernel.reshape(by_row.shape[::-1])[columns, rows]
         pointers = np.concatenate([[0], np.cumsum(by_row.sum(axis=1))])
-        return cls(values, columns, pointers, kernel.shape[:-1])
+        return cls(values, columns, pointers, kernel.shape[:-1], axes)
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "CSR":
         """This form of a dense kernel, with the pattern that `plan` returned."""
-        mask = np.zeros((kernel.shape[-1], int(np.prod(kernel.shape[:-1]))), bool)
+        axes = as_axes(plan.get("axes"))
+        shape = in_order(kernel, axes).shape
+        mask = np.zeros((shape[-1], int(np.prod(shape[:-1]))), bool)
         mask[np.repeat(np.arange(len(mask)), np.diff(plan["pointers"])), plan["columns"]] = True
-        return cls.of(kernel, mask.T.reshape(kernel.shape))
+        return cls.of(kernel, as_it_stands(mask.T.reshape(shape), axes), axes)
 
     def plan(self) -> dict[str, Any]:
         """Which weights are kept, as plain data."""
@@ -91,6 +98,11 @@ class CSR:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense kernel."""
+        return shape_of(self._ordered, self.axes)
+
+    @property
+    def _ordered(self) -> tuple[int, ...]:
+        """(window..., c, filters)."""
         return (*(int(n) for n in self._window.values), len(self.pointers) - 1)
 
     @property
@@ -99,16 +111,18 @@ class CSR:
         return self.values.dtype
 
     def dense(self) -> jax.Array:
-        """[window..., c, filters] with zeros elsewhere."""
-        rows = np.repeat(np.arange(self.shape[-1]), np.diff(self.pointers))
-        matrix = jnp.zeros((int(np.prod(self.shape[:-1])), self.shape[-1]), self.dtype)
-        return matrix.at[self.columns, rows].set(self.values).reshape(self.shape)
+        """The kernel with zeros elsewhere."""
+        *window, filters = self._ordered
+        rows = np.repeat(np.arange(filters), np.diff(self.pointers))
+        matrix = jnp.zeros((int(np.prod(window)), filters), self.dtype)
+        whole = matrix.at[self.columns, rows].set(self.values).reshape(self._ordered)
+        return as_it_stands(whole, self.axes)
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Output after output, the sum over its row; a filter without weights gives zeros."""
         # Patches are made of the used taps only: [used taps, batch, positions...].
         used, column = np.unique(self.columns, return_inverse=True)
-        taps = np.zeros(self.shape[:-1], bool)
+        taps = np.zeros(self._ordered[:-1], bool)
         taps.reshape(-1)[used] = True
         inputs = jnp.moveaxis(patches(x, equation, taps), -1, 0)
         # Rows padded to equal length, so that one program serves all: padding has the value 0.
@@ -129,7 +143,7 @@ class CSR:
 
     def tree_flatten(self) -> tuple[Any, Any]:
         """Values are data, the pattern is static."""
-        return (self.values,), (self._columns, self._pointers, self._window)
+        return (self.values,), (self._columns, self._pointers, self._window, self.axes)
 
     @classmethod
     def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> "CSR":

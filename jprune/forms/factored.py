@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jprune.forms.slide import (
-    channel_axes,
-)
+from jprune.forms.layout import Axes, as_axes, as_it_stands, in_order, shape_of
+from jprune.forms.slide import channel_axes
 from jprune.jaxprs import Equation, bind
 
 
@@ -24,6 +23,7 @@ class Factored:
         left: [inputs, i].
         core: [..., i, o].
         right: [o, outputs].
+        axes: of the kernel that it stands for, as (window..., inputs, outputs); None: in order.
 
     Example:
         >>> leaf = Factored(jnp.ones((3, 2)), jnp.ones((2, 1)), jnp.ones((1, 4)))
@@ -33,20 +33,21 @@ class Factored:
 
     parts = ("left", "core", "right")
 
-    def __init__(self, left: jax.Array, core: jax.Array, right: jax.Array):
-        self.left, self.core, self.right = left, core, right
+    def __init__(self, left: jax.Array, core: jax.Array, right: jax.Array, axes: Axes = None):
+        self.left, self.core, self.right, self.axes = left, core, right, as_axes(axes)
 
     def __repr__(self) -> str:
         return f"Factored({self.left.shape} {self.core.shape} {self.right.shape}, {self.dtype})"
 
     @classmethod
-    def of(cls, kernel: jax.Array, inputs: int, outputs: int) -> "Factored":
-        """A kernel approximated with ranks `inputs` and `outputs`.
+    def of(cls, kernel: jax.Array, inputs: int, outputs: int, axes: Axes = None) -> "Factored":
+        """A kernel, its axes as `axes` says, approximated with ranks `inputs` and `outputs`.
 
         Exact for a kernel of these ranks; otherwise the error is at most sqrt(2) times that of the
         best approximation (truncated higher-order singular value decomposition: De Lathauwer, De
         Moor, Vandewalle, 2000).
         """
+        kernel = in_order(kernel, axes)
         # U_in and U_out: leading left singular vectors of the kernel unfolded along each axis.
         # core = U_in^T K U_out, and K ~ U_in core U_out^T.
         flat = lambda axis: jnp.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
@@ -54,12 +55,12 @@ class Factored:
             jnp.linalg.svd(flat(axis), full_matrices=False)[0][:, :rank]
             for axis, rank in ((-2, inputs), (-1, outputs))
         )
-        return cls(left, left.T @ kernel @ right, right.T)
+        return cls(left, left.T @ kernel @ right, right.T, axes)
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Factored":
         """A dense kernel with the ranks that `plan` returned, in its own bases."""
-        return cls.of(kernel, plan["inputs"], plan["outputs"])
+        return cls.of(kernel, plan["inputs"], plan["outputs"], as_axes(plan.get("axes")))
 
     def plan(self) -> dict[str, Any]:
         """Both ranks, as plain data."""
@@ -68,7 +69,8 @@ class Factored:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense kernel."""
-        return (*self.core.shape[:-2], self.left.shape[0], self.right.shape[1])
+        ordered = (*self.core.shape[:-2], self.left.shape[0], self.right.shape[1])
+        return shape_of(ordered, self.axes)
 
     @property
     def dtype(self) -> Any:
@@ -76,8 +78,8 @@ class Factored:
         return self.core.dtype
 
     def dense(self) -> jax.Array:
-        """[..., inputs, outputs]."""
-        return self.left @ self.core @ self.right
+        """The product of the three."""
+        return as_it_stands(self.left @ self.core @ self.right, self.axes)
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Rotates the channels, contracts with the core, rotates back."""
@@ -90,10 +92,9 @@ class Factored:
 
     def tree_flatten(self) -> tuple[Any, Any]:
         """All three factors are data."""
-        return (self.left, self.core, self.right), None
+        return (self.left, self.core, self.right), self.axes
 
     @classmethod
     def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> "Factored":
         """Inverse of `tree_flatten`."""
-        del static
-        return cls(*children)
+        return cls(*children, axes=static)

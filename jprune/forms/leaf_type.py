@@ -4,8 +4,10 @@ A leaf type takes the place of an array in the variables. `slim` gives it every 
 the array as its kernel; all other operations on the array get `dense()`. To make one, write a
 pytree with `apply`, `dense`, `shape` and `dtype`, and wrap the slim variables' leaf in it; with
 `plan` and `planned` it can be saved in plans too. One whose outputs depend on the example has
-`dynamic = True` and `cast(function)`, since no array stands for it. `jprune.forms.leaf_of` chooses
-among the forms by the pattern of a mask.
+`dynamic = True` and `cast(function)`, since no array stands for it. One that has `axes` holds its
+kernel as [window..., inputs, outputs], and is given contractions rewritten for this order
+(`layout.py`), whatever that of the array is. `jprune.forms.leaf_of` chooses among the forms by the
+pattern of a mask.
 """
 
 from typing import Any, Protocol, runtime_checkable

@@ -1,5 +1,6 @@
 """Trees with leaf types converted to trees of arrays: for files, for tracing, for comparison."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from jprune.forms.table import FORMS
 
 OF_ARRAYS: dict[str, Any] = {name: kind for name, kind in FORMS.items() if hasattr(kind, "parts")}
 """{name: leaf type} of those that consist of arrays alone."""
+
+WRITTEN = re.compile(f"({'|'.join(OF_ARRAYS)})(-[0-9]+)*")
+"""Names of forms that are written out, with the axes of the kernel behind them."""
 
 
 def has_leaf_types(tree: Any) -> bool:
@@ -26,6 +30,9 @@ def has_leaf_types(tree: Any) -> bool:
 
 def written_out(tree: Any) -> Any:
     """A tree with `{form: {part: array}}` in place of its leaf types.
+
+    The name of a form has the axes of its kernel behind it where they do not stand in the order
+    [window..., inputs, outputs]: "factored-2-3-1-0".
 
     Raises:
         StructureError: a leaf type with static parts, which no array can hold.
@@ -44,7 +51,8 @@ def written_out(tree: Any) -> Any:
             return node
         for form, kind in OF_ARRAYS.items():
             if type(node) is kind:
-                return {form: {part: getattr(node, part) for part in kind.parts}}
+                name = "-".join([form, *map(str, getattr(node, "axes", None) or ())])
+                return {name: {part: getattr(node, part) for part in kind.parts}}
         raise errors.StructureError(
             f"a kernel held as {type(node).__name__} cannot be written out, only as "
             f"{', '.join(OF_ARRAYS)}. Write leaf.dense() in its place."
@@ -58,14 +66,17 @@ def read_back(tree: Any) -> Any:
 
     # A dict whose only key is the name of a form; a layer of that name would be taken for one.
     def is_written(node: Any) -> bool:
-        return isinstance(node, dict) and len(node) == 1 and set(node) <= set(OF_ARRAYS)
+        return isinstance(node, dict) and len(node) == 1 and WRITTEN.fullmatch(*node) is not None
 
     def one(node: Any) -> Any:
         if not is_written(node):
             return node
-        ((form, parts),) = node.items()
+        ((name, parts),) = node.items()
+        form, *axes = name.split("-")
         kind = OF_ARRAYS[form]
-        return kind(*(parts[name] for name in kind.parts))
+        return kind(
+            *(parts[part] for part in kind.parts), *([tuple(map(int, axes))] if axes else ())
+        )
 
     return jax.tree.map(one, tree, is_leaf=is_written)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
+from jprune.forms.layout import Axes, as_axes, as_it_stands, in_order, shape_of
 from jprune.forms.slide import (
     channel_axes,
     flags,
@@ -28,6 +29,7 @@ class Rows:
         kernel: [..., kept inputs, kept outputs].
         inputs: bool [inputs].
         outputs: bool [outputs].
+        axes: of the kernel that it stands for, as (window..., inputs, outputs); None: in order.
 
     Example:
         >>> leaf = Rows.of(jnp.ones((3, 2)), np.array([True, False, True]), np.array([True, False]))
@@ -35,8 +37,8 @@ class Rows:
         ((2, 1), [[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     """
 
-    def __init__(self, kernel: jax.Array, inputs: Any, outputs: Any):
-        self.kernel = kernel
+    def __init__(self, kernel: jax.Array, inputs: Any, outputs: Any, axes: Axes = None):
+        self.kernel, self.axes = kernel, as_axes(axes)
         self._inputs, self._outputs = static(inputs), static(outputs)
 
     def __repr__(self) -> str:
@@ -45,8 +47,11 @@ class Rows:
         return f"Rows({', '.join(counts)}, {self.dtype})"
 
     @classmethod
-    def of(cls, kernel: jax.Array, inputs: np.ndarray, outputs: np.ndarray) -> "Rows":
-        """The kept part of a kernel [..., inputs, outputs]; masks are bool, True keeps."""
+    def of(
+        cls, kernel: jax.Array, inputs: np.ndarray, outputs: np.ndarray, axes: Axes = None
+    ) -> "Rows":
+        """The kept part of a kernel, its axes as `axes` says; masks are bool, True keeps."""
+        kernel = in_order(kernel, axes)
         if (np.size(inputs), np.size(outputs)) != kernel.shape[-2:]:
             raise errors.StructureError(
                 f"masks of {np.size(inputs)} inputs and {np.size(outputs)} outputs for a kernel of "
@@ -55,13 +60,14 @@ class Rows:
             )
         # [..., kept inputs, outputs] -> [..., kept inputs, kept outputs]
         small = jnp.take(kernel, np.flatnonzero(inputs), axis=-2)
-        return cls(jnp.take(small, np.flatnonzero(outputs), axis=-1), inputs, outputs)
+        return cls(jnp.take(small, np.flatnonzero(outputs), axis=-1), inputs, outputs, axes)
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Rows":
         """This form of a dense kernel, with the pattern that `plan` returned."""
-        inputs, outputs = kernel.shape[-2:]
-        return cls.of(kernel, flags(plan["inputs"], inputs), flags(plan["outputs"], outputs))
+        axes = as_axes(plan.get("axes"))
+        inputs, outputs = in_order(kernel, axes).shape[-2:]
+        return cls.of(kernel, flags(plan["inputs"], inputs), flags(plan["outputs"], outputs), axes)
 
     def plan(self) -> dict[str, Any]:
         """Which inputs and outputs are kept, as plain data."""
@@ -71,7 +77,8 @@ class Rows:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense kernel."""
-        return (*self.kernel.shape[:-2], self._inputs.values.size, self._outputs.values.size)
+        sizes = (self._inputs.values.size, self._outputs.values.size)
+        return shape_of((*self.kernel.shape[:-2], *sizes), self.axes)
 
     @property
     def dtype(self) -> Any:
@@ -79,9 +86,11 @@ class Rows:
         return self.kernel.dtype
 
     def dense(self) -> jax.Array:
-        """[..., inputs, outputs] with zeros elsewhere."""
+        """The kernel with zeros elsewhere."""
         places = np.ix_(np.flatnonzero(self._inputs.values), np.flatnonzero(self._outputs.values))
-        return jnp.zeros(self.shape, self.dtype).at[(..., *places)].set(self.kernel)
+        sizes = (self._inputs.values.size, self._outputs.values.size)
+        whole = jnp.zeros((*self.kernel.shape[:-2], *sizes), self.dtype)
+        return as_it_stands(whole.at[(..., *places)].set(self.kernel), self.axes)
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Gather, contraction, scatter into zeros."""
@@ -93,7 +102,7 @@ class Rows:
 
     def tree_flatten(self) -> tuple[Any, Any]:
         """The kernel is data, the places are static."""
-        return (self.kernel,), (self._inputs, self._outputs)
+        return (self.kernel,), (self._inputs, self._outputs, self.axes)
 
     @classmethod
     def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> "Rows":

@@ -2,6 +2,7 @@
 
 A kernel [window..., inputs, outputs] is seen as a matrix [taps, outputs]. A tap is a pair of a
 place in the window and an input channel; a dense kernel [inputs, outputs] has a window of no axes.
+Contractions come here rewritten for this order (`layout.py`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import errors
+from jprune.forms.layout import kernel_axes
 from jprune.jaxprs import Equation, program_of
 
 
@@ -59,67 +60,60 @@ class Slide(NamedTuple):
     dilation: Sequence[int]
 
 
-def is_plain(equation: Equation) -> bool:
-    """Whether an equation contracts data with a kernel [window..., inputs, outputs], ungrouped."""
-    if equation.name == "conv_general_dilated":
-        numbers = equation.params["dimension_numbers"]
-        rank = len(numbers.rhs_spec)
-        alone = equation.params["feature_group_count"] == 1 == equation.params["batch_group_count"]
-        # rhs_spec is (output axis, input axis, window axes...) of the kernel.
-        return alone and tuple(numbers.rhs_spec[:2]) == (rank - 1, rank - 2)
-    if equation.name != "dot_general":
-        return False
-    (left, right), batch = equation.params["dimension_numbers"]
-    return len(left) == 1 and tuple(right) == (0,) and tuple(map(tuple, batch)) == ((), ())
-
-
-def check_plain(equation: Equation) -> None:
-    """Refuses contractions in another layout.
-
-    Raises:
-        StructureError: a grouped convolution, or a kernel that is not [window..., in, out].
-    """
-    if not is_plain(equation):
-        raise errors.StructureError(
-            f"a leaf type met {equation.name} with dimension numbers "
-            f"{equation.params.get('dimension_numbers')}; its kernel must be "
-            "[window..., inputs, outputs] without feature groups. Use leaf.dense() for this layer."
-        )
-
-
 def plain_kernels(
     fn: Callable[..., Any], variables: Any, *args: Any, casts: bool = False
-) -> frozenset[str]:
-    """Paths of the leaves that are read by plain contractions alone, as their kernel.
+) -> dict[str, tuple[int, ...]]:
+    """The leaves that are read by plain contractions alone, as their kernel, all in one layout.
+
+    A kernel may be transposed before it is read.
 
     Args:
         fn: the function.
         variables: its first argument; shapes are enough.
         *args: its other arguments.
         casts: whether a kernel may be cast to another type before it is read.
+
+    Returns:
+        {path: axes of the leaf as (window..., inputs, outputs)}.
+
+    Example:
+        >>> fn = lambda v, x: jnp.maximum(v["a"] @ x, 0) @ v["b"]
+        >>> plain_kernels(fn, {"a": jnp.ones((5, 3)), "b": jnp.ones((5, 2))}, jnp.ones(3))
+        {'a': (1, 0), 'b': (0, 1)}
     """
     program, _ = program_of(fn, variables, *args)
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    readers: dict[int, list[bool]] = {value: [] for value in program.inputs[: len(paths)]}
+    # {a leaf, transposed or cast: (number of the leaf, which axis of it every axis is)}
+    views = {
+        value: (number, tuple(range(len(program.shape(value)))))
+        for number, value in enumerate(program.inputs[: len(paths)])
+    }
+    readers: list[list[tuple[int, ...] | None]] = [[] for _ in paths]
     for equation in program.equations:
-        if casts and equation.name == "convert_element_type" and equation.inputs[0] in readers:
-            # Both values share one list: a reader of the cast is a reader of the leaf.
-            readers[equation.outputs[0]] = readers[equation.inputs[0]]
-            continue
         for operand, value in enumerate(equation.inputs):
-            if value in readers:
-                readers[value].append(operand == 1 and is_plain(equation))
-    return frozenset(
-        path
-        for path, value in zip(paths, program.inputs)
-        if readers[value] and all(readers[value]) and value not in program.outputs
-    )
+            if value not in views:
+                continue
+            number, order = views[value]
+            if equation.name == "transpose":
+                order = tuple(order[axis] for axis in equation.params["permutation"])
+                views[equation.outputs[0]] = (number, order)
+            elif casts and equation.name == "convert_element_type":
+                views[equation.outputs[0]] = (number, order)
+            else:
+                axes = kernel_axes(equation, operand, len(order))
+                readers[number].append(axes and tuple(order[axis] for axis in axes))
+    returned = {views[value][0] for value in program.outputs if value in views}
+    layouts = {path: set(readers[n]) for n, path in enumerate(paths) if n not in returned}
+    return {
+        path: axes
+        for path, of_leaf in layouts.items()
+        if len(of_leaf) == 1 and (axes := of_leaf.pop()) is not None
+    }
 
 
 def channel_axes(equation: Equation) -> tuple[int, int]:
-    """Channel axis of data and of result, for a plain contraction."""
-    check_plain(equation)
+    """Channel axis of data and of result, for a plain contraction of data with a kernel."""
     numbers = equation.params["dimension_numbers"]
     if equation.name == "conv_general_dilated":
         return numbers.lhs_spec[1], numbers.out_spec[1]
@@ -128,7 +122,6 @@ def channel_axes(equation: Equation) -> tuple[int, int]:
 
 def slide_over(x: jax.Array, equation: Equation) -> Slide:
     """The data of a plain contraction, channels last, padded and dilated with zeros."""
-    check_plain(equation)
     params, numbers = equation.params, equation.params["dimension_numbers"]
     if equation.name == "dot_general":
         return Slide(jnp.moveaxis(x, numbers[0][0][0], -1), (), ())

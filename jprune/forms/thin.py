@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
+from jprune.forms.layout import Axes, as_axes, as_it_stands, in_order, shape_of
 from jprune.forms.slide import (
     flags,
     patches,
@@ -31,6 +32,7 @@ class Thin:
         weights: [kept taps, kept filters].
         taps: bool [window..., c]; True where a tap is kept.
         outputs: bool [filters]; all are kept if None.
+        axes: of the kernel that it stands for, as (window..., c, filters); None: in order.
 
     Example:
         >>> kernel, taps = jnp.ones((3, 3, 2, 4)), np.arange(18).reshape(3, 3, 2) % 2 == 0
@@ -39,8 +41,8 @@ class Thin:
         ((9, 4), True)
     """
 
-    def __init__(self, weights: jax.Array, taps: Any, outputs: Any = None):
-        self.weights = weights
+    def __init__(self, weights: jax.Array, taps: Any, outputs: Any = None, axes: Axes = None):
+        self.weights, self.axes = weights, as_axes(axes)
         self._taps = static(taps)
         self._outputs = static(np.ones(weights.shape[-1]) if outputs is None else outputs)
 
@@ -50,8 +52,15 @@ class Thin:
         return f"Thin({counts}, {self.dtype})"
 
     @classmethod
-    def of(cls, kernel: jax.Array, taps: np.ndarray, outputs: np.ndarray | None = None) -> "Thin":
-        """The kept columns of a kernel [window..., c, filters]."""
+    def of(
+        cls,
+        kernel: jax.Array,
+        taps: np.ndarray,
+        outputs: np.ndarray | None = None,
+        axes: Axes = None,
+    ) -> "Thin":
+        """The kept columns of a kernel, its axes as `axes` says."""
+        kernel = in_order(kernel, axes)
         if np.shape(taps) != kernel.shape[:-1] or not np.any(taps):
             raise errors.StructureError(
                 f"taps of shape {np.shape(taps)}, {int(np.sum(taps))} of them kept, for a kernel "
@@ -59,15 +68,16 @@ class Thin:
             )
         # A bool index over all axes but the last: [kept taps, filters], taps in row-major order.
         weights = kernel[np.asarray(taps, bool)]
-        return cls(weights if outputs is None else weights[:, np.asarray(outputs)], taps, outputs)
+        weights = weights if outputs is None else weights[:, np.asarray(outputs)]
+        return cls(weights, taps, outputs, axes)
 
     @classmethod
     def planned(cls, kernel: jax.Array, plan: Mapping[str, Any]) -> "Thin":
         """This form of a dense kernel, with the pattern that `plan` returned."""
-        taps = flags(plan["taps"], int(np.prod(kernel.shape[:-1])))
-        return cls.of(
-            kernel, taps.reshape(kernel.shape[:-1]), flags(plan["outputs"], kernel.shape[-1])
-        )
+        axes = as_axes(plan.get("axes"))
+        *window, filters = in_order(kernel, axes).shape
+        taps = flags(plan["taps"], int(np.prod(window))).reshape(window)
+        return cls.of(kernel, taps, flags(plan["outputs"], filters), axes)
 
     def plan(self) -> dict[str, Any]:
         """Which taps and outputs are kept, as plain data."""
@@ -82,7 +92,7 @@ class Thin:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense kernel."""
-        return (*self.taps.shape, self._outputs.values.size)
+        return shape_of((*self.taps.shape, self._outputs.values.size), self.axes)
 
     @property
     def dtype(self) -> Any:
@@ -90,9 +100,10 @@ class Thin:
         return self.weights.dtype
 
     def dense(self) -> jax.Array:
-        """[window..., c, filters] with zeros at the removed taps."""
+        """The kernel with zeros at the removed taps."""
         filters = scattered(self.weights, self._outputs.values)
-        return jnp.zeros(self.shape, self.dtype).at[self.taps].set(filters)
+        whole = jnp.zeros((*self.taps.shape, filters.shape[-1]), self.dtype)
+        return as_it_stands(whole.at[self.taps].set(filters), self.axes)
 
     def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
         """Patches of the kept taps times the weights."""
@@ -103,7 +114,7 @@ class Thin:
 
     def tree_flatten(self) -> tuple[Any, Any]:
         """Weights are data, taps and outputs are static."""
-        return (self.weights,), (self._taps, self._outputs)
+        return (self.weights,), (self._taps, self._outputs, self.axes)
 
     @classmethod
     def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> "Thin":

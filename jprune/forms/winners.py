@@ -67,7 +67,7 @@ class Winners:
     """A kernel whose outputs are gated by a predictor that reads the layer's input.
 
     Args:
-        kernel: [window..., inputs, outputs].
+        kernel: in any layout; the contraction that reads it says which axis is what.
         offset: [outputs], added before the gate.
         bonus: [outputs], added to the winners after the gate.
         predictor: [inputs, outputs].
@@ -91,7 +91,7 @@ class Winners:
         self.predictor, self.level, self.count = predictor, level, count
 
     def __repr__(self) -> str:
-        return f"Winners({self.count} of {self.shape[-1]} outputs, {self.dtype})"
+        return f"Winners({self.count} of {self.level.size} outputs, {self.dtype})"
 
     def plan(self) -> dict[str, Any]:
         """How many outputs win, as plain data."""
@@ -105,8 +105,9 @@ class Winners:
             StructureError: always.
         """
         raise errors.StructureError(
-            f"a plan cannot make gates ({plan['outputs']} of {kernel.shape[-1]} outputs) of a "
-            "dense kernel: the predictor is trained. Read it with the net, from params/ of its run."
+            f"a plan cannot make gates ({plan['outputs']} outputs win) of a dense kernel of shape "
+            f"{kernel.shape}: the predictor is trained. Read it with the net, from params/ of its "
+            "run."
         )
 
     @property

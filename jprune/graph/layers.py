@@ -16,13 +16,11 @@ from jprune.base import Groups, Layer
 from jprune.graph.couple.coupling import Coupling
 from jprune.graph.couple.labels import Fixed, Indices
 from jprune.graph.couple.roles import Contraction, Uses, contracted_axes
+from jprune.graph.look.flow import AFFINE, POINTWISE, Flow
 from jprune.graph.look.last import last_layers
-from jprune.graph.look.sites import AFFINE, POINTWISE, Flow
 from jprune.jaxprs import Equation, Program, nested
 
 AFFINE_ROLES = ("shift", "scale", "mean", "var")
-MOVES = ("transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim")
-"""Primitives that change the shape of a value and none of its numbers."""
 
 
 class KernelAxes(NamedTuple):
@@ -313,28 +311,22 @@ def _beside(flow: Flow, value: int, channels: tuple[int, ...]) -> list[int]:
     most. It ends where a nonlinear function reads: what a slope or a gate multiplies is one side of
     that function.
     """
-    equations = [flow.program.equations[number] for number in flow.readers.get(value, ())]
-    if any(_is_nonlinear(equation, value) for equation in equations):
+    reads = flow.reads(value, channels)
+    if any(_is_nonlinear(read.equation, read.operand) for read in reads):
         return []
     best: list[int] = []
-    for equation in equations:
-        others = [other for other in equation.inputs if other != value]
-        result = equation.outputs[0]
-        if equation.name in AFFINE and flow.program.shape(result) == flow.program.shape(value):
-            if equation.name == "div" and equation.inputs[0] != value:
-                continue
-            if any(flow.taints[other] is None for other in others):
-                continue
-            if not all(flow.per_channel(other, *channels) for other in others):
-                continue
-            moved = channels
-        elif equation.name in MOVES:
-            moved = _moved(flow.program, equation, channels)
-            if moved is None:
-                continue
-        else:
+    for read in reads:
+        equation, result = read.equation, read.equation.outputs[0]
+        others = [other for other in equation.inputs if other != read.operand]
+        if (
+            equation.name not in AFFINE
+            or flow.program.shape(result) != flow.program.shape(read.operand)
+            or (equation.name == "div" and equation.inputs[0] != read.operand)
+            or any(flow.taints[other] is None for other in others)
+            or not all(flow.per_channel(other, *read.axes) for other in others)
+        ):
             continue
-        way = [*others, *_beside(flow, result, moved)]
+        way = [*others, *_beside(flow, result, read.axes)]
         best = max(best, way, key=len)
     return best
 
@@ -344,37 +336,3 @@ def _is_nonlinear(equation: Equation, value: int) -> bool:
     if equation.name not in POINTWISE:
         return False
     return equation.name not in AFFINE or equation.inputs.count(value) > 1
-
-
-def _moved(
-    program: Program, equation: Equation, channels: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """Where channel axes stand behind a move; None where they are merged with others."""
-    before, after = program.shape(equation.inputs[0]), program.shape(equation.outputs[0])
-    if equation.name == "transpose":
-        order = list(equation.params["permutation"])
-        return tuple(order.index(axis) for axis in channels)
-    if math.prod(before) != math.prod(after):
-        return None
-    if equation.name == "broadcast_in_dim":
-        return tuple(equation.params["broadcast_dimensions"][axis] for axis in channels)
-    long = [axis for axis, length in enumerate(before) if length != 1]
-    places = [axis for axis, length in enumerate(after) if length != 1]
-    result: list[int] = []
-    while long and places:
-        sources, targets = [long.pop(0)], [places.pop(0)]
-        while True:
-            here = math.prod(before[axis] for axis in sources)
-            there = math.prod(after[axis] for axis in targets)
-            if here == there:
-                break
-            if here < there:
-                sources.append(long.pop(0))
-            else:
-                targets.append(places.pop(0))
-        inside = {axis in channels for axis in sources}
-        if len(inside) > 1:
-            return None
-        if inside == {True}:
-            result += targets
-    return tuple(result)

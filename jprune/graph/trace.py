@@ -17,7 +17,8 @@ from jprune.graph.couple.rules import RULES
 from jprune.graph.couple.solve import solve
 from jprune.graph.layers import examples_in, find_layers
 from jprune.graph.look.branches import find_branches
-from jprune.graph.look.sites import Flow, find_sites, find_spots
+from jprune.graph.look.flow import Flow
+from jprune.graph.look.sites import find_sites, find_spots
 from jprune.jaxprs import describe, user_line
 
 __all__ = ["Coupling", "check_leaves", "couple", "trace"]

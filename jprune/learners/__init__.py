@@ -10,7 +10,7 @@ Read `popup.py` first. `to_the_end` runs any learner in memory.
 
 from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
-from jprune.learners.candidates import scorer, settled
+from jprune.learners.candidates import scorer
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
 from jprune.learners.hypernetwork import (
     Hypernetwork,
@@ -22,6 +22,7 @@ from jprune.learners.hypernetwork import (
 )
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
+from jprune.learners.statistics import check_settles, settled, settled_on
 from jprune.learners.variational import PRIORS, kl_gaussian, kl_log_uniform, variational_task
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Terms",
     "as_winners",
     "boosted_task",
+    "check_settles",
     "draw_scores",
     "draw_weights",
     "fold_gates",
@@ -50,6 +52,7 @@ __all__ = [
     "sample_gates",
     "scorer",
     "settled",
+    "settled_on",
     "to_the_end",
     "told_apart",
     "top_masks",

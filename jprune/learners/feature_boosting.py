@@ -96,7 +96,7 @@ def boostable_layers(task: Task, groups: Groups, shapes: Variables) -> dict[str,
     gate that is folded into such a kernel, the other reader would get another value.
     """
     between = affine_leaves(task.fn, groups, shapes, task.example)
-    # Gates are a leaf type, and leaf types are for kernels [window..., inputs, outputs].
+    # Gates are a leaf type, and leaf types are for kernels that plain contractions alone read.
     plain = plain_kernels(task.fn, shapes, task.example, casts=True)
     roles = {p.leaf: p.roles for name in groups.names for p in groups.places[name]}
     early = early_shifts(task.fn, groups, shapes, task.example)
@@ -193,18 +193,31 @@ def prepared(
     for name, layer in layers.items():
         size = jnp.ones(layer.outputs)
         if boosting.start == "scale" and layer.scales:
-            scale = math.prod((leaves[path] for path in layer.scales), start=size)
+            scale = math.prod((jnp.ravel(leaves[path]) for path in layer.scales), start=size)
             # Gates are 0 or more: |gamma| is the level, and the sign of gamma goes into what is
             # scaled. 1e-3: shifts are divided by it.
             sign, size = jnp.where(scale < 0, -1.0, 1.0), jnp.maximum(jnp.abs(scale), 1e-3)
             for path in (name, *layer.means, *layer.early):
-                leaves[path] = leaves[path] * sign
+                leaves[path] = leaves[path] * _along(groups, path, sign)
             if boosting.shift_first:
                 # pi (x + shift / gamma) = gamma x + shift where pi = gamma
-                leaves |= {path: leaves[path] / size for path in layer.shifts}
+                leaves |= {p: leaves[p] / _along(groups, p, size) for p in layer.shifts}
         leaves |= {path: jnp.ones_like(leaves[path]) for path in layer.scales}
         levels[name] = size
     return groups.treedef.unflatten(list(leaves.values())), levels
+
+
+def _along(groups: Groups, path: str, values: jax.Array) -> jax.Array:
+    """A number for each output of a layer in the shape that one of its leaves is multiplied by.
+
+    Args:
+        groups: of the net.
+        path: of the kernel, or of a leaf with a number for each output.
+        values: [outputs].
+    """
+    shape, axes = groups.leaves[path].shape, range(len(groups.leaves[path].shape))
+    outputs = groups.layers[path].outputs if path in groups.layers else axes
+    return values.reshape([shape[axis] if axis in outputs else 1 for axis in axes])
 
 
 def boosted_task(
@@ -294,16 +307,14 @@ def _gating(
         # sum_j g_j of the paper's penalty, summed over layers
         penalty = penalty + (g if boosting.over == "gates" else pi).sum(axis=-1)
         alive = alive + (pi > 0).mean(axis=-1) / len(layers)
-        shape = [1] * value.ndim
-        shape[site.axis] = -1
         # [batch, channels] along the axes of the layer's outputs: gates differ from image to image.
-        along = pi.reshape(len(value), *shape[1:]).astype(value.dtype)
+        along = site.along(pi, value.ndim).astype(value.dtype)
         # y = pi (norm(conv x) + shift)
         if boosting.shift_first:
             return along * value, (g_of, penalty, alive)
         paths = layers[site.layer].shifts
-        shift = sum((leaves[path] for path in paths), jnp.zeros(()))
-        shift = jnp.reshape(jnp.broadcast_to(shift, pi.shape[-1:]), shape).astype(value.dtype)
+        shift = sum((jnp.ravel(leaves[path]) for path in paths), jnp.zeros(()))
+        shift = site.along(jnp.broadcast_to(shift, pi.shape[-1:]), value.ndim).astype(value.dtype)
         # y = pi norm(conv x) + 1[pi > 0] shift
         return along * (value - shift) + (along > 0) * shift, (g_of, penalty, alive)
 
@@ -356,11 +367,11 @@ def as_winners(
     for name, layer in layers.items():
         factor, offset = folded[name]
         for path in layer.scales[:1]:
-            leaves[path] = leaves[path] / rest[name][0]
+            leaves[path] = leaves[path] / _along(groups, path, rest[name][0])
         scale_left = rest[name][0] if not layer.scales else jnp.ones(())
         gates = variables["gates"][name]
         leaves[name] = Winners(
-            leaves[name] * (factor / scale_left),
+            leaves[name] * _along(groups, name, factor / scale_left),
             (offset - bonuses[name]) / scale_left,
             bonuses[name] / scale_left,
             gates["predictor"],

@@ -1,6 +1,6 @@
 """Gates on batch norms: one number a unit, for the scales of all norms that write it."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Groups, Variables
-from jprune.graph import Site, intercept
 from jprune.graph.couple.coupling import couple
+from jprune.graph.look.affine import affine_of
 from jprune.graph.look.branches import dependencies
 from jprune.graph.look.sites import find_spots
 from jprune.jaxprs import Equation
@@ -155,7 +155,16 @@ def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example:
         if any("scale" in place.roles for place in groups.places[name])
     ]
     early = early_shifts(fn, groups, shapes, example)
-    behind = jax.jit(_behind(fn, groups, names, example, {*chain(*early.values())}))
+    affine, x = affine_of(fn, groups), jnp.zeros(example.shape, example.dtype)
+    inner = {*chain(*early.values())}
+
+    @jax.jit
+    def behind(variables: Variables, gate: Any) -> dict[str, Any]:
+        gates = {name: jnp.full(groups.sizes[name], gate) for name in names}
+        of_layers = affine(fold_gates(groups, variables, gates, inner), x)
+        # {layer: [2, outputs]}: the slope and the shift behind it.
+        return {layer: jnp.stack(pair) for layer, pair in of_layers.items()}
+
     # Any values other than 0 and 1 do; shapes are all that is there before a training.
     filled = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1.5, leaf.dtype), shapes)
     once, twice = (jax.tree.map(np.asarray, behind(filled, gate)) for gate in (1.0, 2.0))
@@ -169,7 +178,7 @@ def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example:
         ]
         # gamma (x + beta) is linear in gamma: twice the gate is twice the slope and twice the
         # shift. A slope of 0 would double too: it says nothing.
-        doubles = (np.allclose(2 * a, b) and np.all(a[1] != a[0]) for a, b in slopes)
+        doubles = (np.allclose(2 * a, b) and np.all(a[0] != 0) for a, b in slopes)
         if slopes and all(doubles):
             gated.append(name)
     if not gated:
@@ -178,30 +187,3 @@ def gateable(fn: Callable[..., Any], groups: Groups, shapes: Variables, example:
             "are no scales to gate. Take a net with batch norms, or another method such as taylor."
         )
     return gated
-
-
-def _behind(
-    fn: Callable[..., Any],
-    groups: Groups,
-    names: Sequence[str],
-    example: Any,
-    early: Collection[str],
-) -> Callable[..., dict[str, Any]]:
-    """`(variables, gate) -> {layer: [2, outputs]}`: values at `norm` for outputs of 0 and of 1."""
-
-    def handler(site: Site, value: Any, rows_of: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if site.kind == "out":
-            # The two examples of the batch are outputs of 0 and of 1: shift, and shift + slope.
-            probe = jnp.arange(2, dtype=value.dtype).reshape(2, *[1] * (value.ndim - 1))
-            value = jnp.broadcast_to(probe, value.shape)
-        rows = jnp.moveaxis(value, site.axis, -1).reshape(2, -1, value.shape[site.axis])[:, 0]
-        return value, {**rows_of, site.layer: rows}
-
-    run = intercept(fn, groups, handler, ("out", "norm"))
-    x = jnp.zeros((2, *example.shape[1:]), example.dtype)
-
-    def behind(variables: Variables, gate: Any) -> dict[str, Any]:
-        gates = {name: jnp.full(groups.sizes[name], gate) for name in names}
-        return run(fold_gates(groups, variables, gates, early), {}, x)[1]
-
-    return behind

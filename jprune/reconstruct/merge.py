@@ -35,7 +35,7 @@ def distances(weights: np.ndarray, normalize: bool = False) -> tuple[np.ndarray,
     Args:
         weights: [units, fan], biases included.
         normalize: measure ||c W_i - W_j||^2 with c = ||W_j|| / ||W_i|| instead of c = 1; for
-            functions with h(c x) = c h(x) for c > 0.
+            functions with h(c x) = c h(x) for c >= 0. A unit of zeros is at distance 0 of all.
 
     Returns:
         `(D [i, j], c [i, j])`. Equal sets have a distance of exactly 0.
@@ -49,9 +49,9 @@ def distances(weights: np.ndarray, normalize: bool = False) -> tuple[np.ndarray,
     factors = np.ones((len(weights), len(weights)))
     if normalize:
         norm = np.sqrt(square)
-        alive = (norm[:, None] > 0) & (norm[None] > 0)
-        # c_ij = ||W_j|| / ||W_i||, 1 where one of them is 0.
-        factors = np.where(alive, norm[None] / np.where(norm > 0, norm, 1)[:, None], 1.0)
+        # c_ij = ||W_j|| / ||W_i||: 0 for a unit of zeros, which is a multiple of every other; 1
+        # where W_i is 0, of which nothing is a multiple.
+        factors = np.where(norm[:, None] > 0, norm[None] / np.where(norm > 0, norm, 1)[:, None], 1)
     sizes = factors**2 * square[:, None] + square[None]
     # ||c W_i - W_j||^2 = c^2 ||W_i||^2 + ||W_j||^2 - 2 c W_i . W_j: no [units, units, fan] array,
     # but near-equal sets cancel. Those few are computed again from their difference.
@@ -139,11 +139,22 @@ def cutoff(saliencies: np.ndarray) -> float:
     values = saliencies[np.isfinite(saliencies) & (saliencies > 0)]
     if not values.size:
         return 0.0
-    counts, edges = np.histogram(np.log(values), bins="fd")
-    # Neighbouring bins are averaged (1/4, 1/2, 1/4), so that one crowded bin is no mode by chance.
-    smooth = np.convolve(np.pad(counts, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
-    peak = int(smooth.argmax())
-    return float(np.exp((edges[peak] + edges[peak + 1]) / 2))
+    logs = np.log(values)
+    quarter, three_quarters = np.percentile(logs, [25, 75])
+    # Freedman and Diaconis: bins as wide as 2 IQR n^(-1/3).
+    wanted = 2 * (three_quarters - quarter) * len(logs) ** (-1 / 3)
+    # Their number follows the whole range, so only bins that hold something are stored: one value
+    # far off a narrow crowd makes millions of empty ones.
+    bins = min(np.ceil(np.ptp(logs) / wanted), 2.0**40) if wanted > 0 and np.ptp(logs) > 0 else 1.0
+    width = np.ptp(logs) / bins
+    number = np.minimum(np.floor((logs - logs.min()) / (width or 1.0)), bins - 1)
+    numbers, counts = np.unique(number, return_counts=True)
+    count_of = dict(zip(numbers.tolist(), counts.tolist()))
+    # Neighbouring bins are averaged (1/4, 1/2, 1/4), so that one crowded bin is no mode by chance;
+    # the first and the last stand for the neighbour that they lack.
+    beside = lambda at: count_of.get(min(max(at, 0.0), bins - 1), 0)
+    smooth = [0.25 * beside(at - 1) + 0.5 * beside(at) + 0.25 * beside(at + 1) for at in count_of]
+    return float(np.exp(logs.min() + (numbers[int(np.argmax(smooth))] + 0.5) * width))
 
 
 def matrix(units: int, steps: Iterable[Merge]) -> np.ndarray:

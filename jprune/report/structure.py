@@ -76,13 +76,14 @@ def forms(leaf_types: Mapping[str, Mapping[str, Any]], leaves: Mapping[str, Any]
 
 def _form(path: str, settings: Mapping[str, Any], shape: Sequence[int]) -> Markup:
     count = lambda part: part if isinstance(part, int) else len(part)
-    parts = {name: count(part) for name, part in settings.items() if name != "form"}
+    parts = {name: count(part) for name, part in settings.items() if name not in ("form", "axes")}
     dense = " x ".join(map(str, shape))
     if settings["form"] == "factored":
         i, o = parts["inputs"], parts["outputs"]
-        window = " x ".join([*map(str, shape[:-2]), str(i), str(o)])
+        *lengths, inputs, outputs = [shape[a] for a in settings.get("axes") or range(len(shape))]
+        window = " x ".join(map(str, [*lengths, i, o]))
         # W = R_in core R_out: rotation [in, i], core [window, i, o], rotation [o, out].
-        text = f": {dense} as {shape[-2]} x {i}, {window}, {o} x {shape[-1]}"
+        text = f": {dense} as {inputs} x {i}, {window}, {o} x {outputs}"
     else:
         text = f": {dense}, {settings['form']}, " + ", ".join(
             f"{n} {name}" for name, n in parts.items()

@@ -20,7 +20,7 @@ from jprune.base import (
     is_none,
 )
 from jprune.masks import HoldState, held
-from jprune.units import expand, to_units
+from jprune.units import are_units, expand, to_units
 
 
 class ScheduledState(NamedTuple):
@@ -50,7 +50,7 @@ def scheduled_prune(
     `schedule(step)`, and the criterion starts anew. The last link of an optax chain.
 
     Args:
-        criterion: scores the parameters; sees every batch.
+        criterion: scores the parameters, or with groups their units; sees every batch.
         allocator: jittable at a traced density, such as `allocate.global_topk`.
         schedule: step -> density.
         every: steps from one new mask to the next.
@@ -87,8 +87,9 @@ def scheduled_prune(
         if groups is None:
             return allocator(scores, budget, None)
         # Groups know paths of the whole variables; an optimizer may get one collection of them.
-        units = allocator(to_units(groups, _as_variables(groups, scores)), budget, None)
-        return _as_params(groups, expand(groups, units), params)
+        if not are_units(groups, scores):
+            scores = to_units(groups, _as_variables(groups, scores))
+        return _as_params(groups, expand(groups, allocator(scores, budget, None)), params)
 
     def init(params: Params) -> ScheduledState:
         if groups is not None:

@@ -1,6 +1,7 @@
 """The stage of EigenDamage: kernels become products of a rotation, a core and a rotation."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jprune.base import Budget, Cost, Groups, Pruned, Records, Schedule, Task, V
 from jprune.cost.model import Measuring
 from jprune.curvature import KroneckerLayer, Rotated, layers_of, rotated
 from jprune.forms.factored import Factored
+from jprune.forms.layout import Axes, as_axes, in_order
 from jprune.forms.opened import has_leaf_types, opened
 from jprune.forms.slide import plain_kernels
 from jprune.graph import trace
@@ -22,8 +24,8 @@ from jprune.stages.frame import check_prunable, record
 from jprune.stages.kronecker import calibration, factors_of, floors_of
 from jprune.train.net import Net
 
-CORE = "/factored/core"
-"""Ends the path of a factored kernel's core in the opened net."""
+PART = re.compile("/factored[-0-9]*/(left|core|right)$")
+"""Ends the path of a factored kernel's parts in the opened net; it may name the kernel's axes."""
 
 COLUMNS, ROWS = " columns", " rows"
 """Suffixes of a kernel's path: names of its inputs and of its outputs as groups of scores."""
@@ -39,19 +41,20 @@ class Form(NamedTuple):
         layer: of the array that is rotated: the kernel, or the core of a factored one.
         held: the kernel, if it is factored already; else None.
         turned: the array in its eigenbasis.
+        axes: of the kernel, as (window..., inputs, outputs).
     """
 
     layer: KroneckerLayer
     held: Factored | None
     turned: Rotated
+    axes: Axes = None
 
     @property
     def widths(self) -> tuple[int, int]:
         """Inputs and outputs of the kernel; of a factored one, those outside of its rotations."""
         if self.held is None:
             return self.layer.inputs, self.layer.outputs
-        *_, inputs, outputs = self.held.shape
-        return inputs, outputs
+        return self.held.left.shape[0], self.held.right.shape[1]
 
     def cost(self, columns: int, rows: int) -> np.ndarray:
         """(parameters, MACs) of left rotation, core and right rotation."""
@@ -91,11 +94,12 @@ class Form(NamedTuple):
 
     def part(self, columns: np.ndarray, rows: np.ndarray, dtype: Any) -> Factored:
         """The kernel in its new form; a new rotation is multiplied into the old one."""
-        new = self.turned.part(columns, rows, dtype)
+        new = self.turned.part(columns, rows, dtype, self.axes)
         if self.held is None:
             return new
         # U_in (U'_in W' U'_out^T) U_out^T: the rotations of two rounds are one.
-        return Factored(self.held.left @ new.left, new.core, new.right @ self.held.right)
+        left, right = self.held.left @ new.left, new.right @ self.held.right
+        return Factored(left, new.core, right, self.held.axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,11 +195,14 @@ class Rotate:
             fn, plain, groups, layers, task, batches, self.labels, drawing, "channels"
         )
         leaves, kernels = leaf_paths(variables), leaf_paths(plain)
+        layouts = plain_kernels(fn, plain, task.example)
         forms: dict[str, Form] = {}
         for array, layer in layers.items():
-            path = array.removesuffix(CORE)
+            path = PART.sub("", array)
             held = leaves[path] if isinstance(leaves[path], Factored) else None
-            forms[path] = Form(layer, held, rotated(kernels[array], factors[array], path))
+            axes = as_axes(layouts[array])
+            kernel = in_order(np.asarray(kernels[array]), axes)
+            forms[path] = Form(layer, held, rotated(kernel, factors[array], path), axes)
         return forms
 
     def rotatable(
@@ -210,10 +217,7 @@ class Rotate:
             task: of the net as it was.
         """
         # Of a factored kernel, it is the right rotation whose result is the net's.
-        last = {
-            path.partition("/factored/")[0] for path, each in groups.layers.items() if each.last
-        }
-        # A form replaces kernels [window..., inputs, outputs] alone: others are not rotated.
+        last = {PART.sub("", path) for path, each in groups.layers.items() if each.last}
         # Convolutions and dense layers whose kernel no other operation touches.
         held_as = plain_kernels(fn, variables, task.example)
         factored = layers_of(fn, groups, variables, task.example)
@@ -241,10 +245,10 @@ class Rotate:
             if "kernel" in place.roles
         }
         # A factored kernel is three arrays in the opened net: of these, the core alone is rotated.
-        rotations = ("/factored/left", "/factored/right")
+        rotation = lambda path: (part := PART.search(path)) is not None and part[1] != "core"
         stay = whole if self.last else whole | last
-        arrays = [path for path in factored if not path.endswith(rotations)]
-        layers = {path: factored[path] for path in arrays if path.removesuffix(CORE) not in stay}
+        arrays = [path for path in factored if not rotation(path)]
+        layers = {path: factored[path] for path in arrays if PART.sub("", path) not in stay}
         if not layers:
             raise errors.ArgumentError(
                 f"EigenDamage finds no layer to rotate in {task.name}: all are frozen, or the last "
@@ -325,7 +329,8 @@ def cores_only(
         if not isinstance(update, Factored):
             return update
         # Behind the optimizer: momentum and weight decay would move what has no gradient.
-        return Factored(jnp.zeros_like(update.left), update.core, jnp.zeros_like(update.right))
+        left, right = jnp.zeros_like(update.left), jnp.zeros_like(update.right)
+        return Factored(left, update.core, right, update.axes)
 
     held = lambda node: isinstance(node, Factored)
     only = optax.stateless(lambda updates, params: jax.tree.map(still, updates, is_leaf=held))

@@ -29,6 +29,7 @@ from jprune.base import (
     Task,
     Variables,
 )
+from jprune.learners.statistics import settled_on
 from jprune.masks import apply_masks, density, intersect
 from jprune.train.evaluate import evaluate
 from jprune.train.net import Net
@@ -212,10 +213,10 @@ def fractions(task: Task, masks: Masks) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Recalibrate:
-    """Lets the statistics of the norms settle on the net as it is now; weights stay.
+    """Takes the statistics of the norms anew, as means over batches; weights stay.
 
     Attributes:
-        batches: number of training batches.
+        batches: number of training batches, at least 1.
         batch_size: examples in one.
         name: of the record.
     """
@@ -227,17 +228,10 @@ class Recalibrate:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """New statistics, and a record of the number of batches."""
         batch_size = min(self.batch_size, task.data.sizes["train"])
-        variables, net = pruned.variables, Net(task)
-
-        @jax.jit
-        def look(variables: Variables, image: jax.Array, key: jax.Array) -> Variables:
-            # A forward pass in training mode, whose statistics are kept; no gradient, no step.
-            return task.update(variables, net.train_fn(variables, image, key)[1])
-
         # The order of training, which is shuffled: statistics of sorted classes would be wrong.
         batches = itertools.islice(stream(task.data, batch_size, key), self.batches)
-        for step, batch in enumerate(batches):
-            variables = look(variables, jnp.asarray(batch["image"]), jax.random.fold_in(key, step))
+        seen = task._replace(train_fn=Net(task).train_fn)  # kernels in any form
+        variables = settled_on(seen, pruned.variables, batches, key)
         masks = Net(task).weight_masks(pruned.masks)
         if masks is not None:
             variables = apply_masks(variables, masks)

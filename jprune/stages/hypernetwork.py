@@ -17,7 +17,7 @@ from jprune.learners import (
     to_the_end,
     width_masks,
 )
-from jprune.learners.candidates import check_settles
+from jprune.learners.statistics import check_settles
 from jprune.search import SearchState, Space, evolution
 from jprune.search.widths import Widths
 from jprune.stages.frame import fractions, record

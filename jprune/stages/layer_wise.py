@@ -263,8 +263,7 @@ class Walk:
         if path in self.biases:
             leaf, sign = self.biases[path]
             # Where a norm's mean takes the constant, it is subtracted there: sign = -1.
-            gain = (sign * bias).reshape(leaves[leaf].shape)
-            leaves[leaf] = leaves[leaf] + jnp.asarray(gain, leaves[leaf].dtype)
+            leaves = Net(self.task).shifted(leaves, leaf, sign * bias)
         self.variables = Net(self.task).tree(leaves)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
@@ -76,8 +75,9 @@ class Prune:
             raise errors.ArgumentError(f"Prune(per={self.per!r}); write 'unit' or 'weight'.")
 
     def check(self, task: Task) -> None:
-        """Raises what `check_prunable` does."""
+        """Raises what `check_prunable` does, and what making the criterion does."""
         check_prunable(task, self.budget, self.per)
+        self.criterion(task, Net(task).groups, jax.random.key(0))
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, masked variables, and a record of the fractions kept."""
@@ -162,10 +162,7 @@ def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
         Mittal, Bhardwaj, Khapra, Ravindran, Recovering from random pruning, 2018, arXiv 1801.10447.
     """
     del task
-    drawn = random(key)
-    # Drawn for units and not for weights: a pooled sum of draws would favour large units.
-    units = {name: jnp.zeros(size) for name, size in groups.sizes.items()}
-    return drawn._replace(score=lambda state, variables: drawn.score(state, units))
+    return random(key, groups)
 
 
 def random_weights_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jprune import errors
-from jprune.allocate import keep_best, largest, price_of
+from jprune.allocate import largest, price_of
 from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task
 from jprune.masks import apply_masks, density, intersect
 from jprune.stages.frame import check_prunable, fractions, record
@@ -75,8 +75,10 @@ class PruneRound:
             scores = np.where(mask, np.abs(np.asarray(values[path])), -np.inf)
             layers.append(Losing(self.output_rate if last else 1.0, scores))
         as_masks = lambda masks: net.tree(dict(zip(by_path, masks)))
-        p = self._fraction(layers, as_masks, net.cost, alive)
-        masks = as_masks(self._kept(layers, p))
+        chosen = self._masks(layers)
+        masks_after = lambda p, rounds: as_masks(chosen(p, rounds))
+        p = self._fraction(masks_after, net.cost, alive)
+        masks = masks_after(p, 1)
         before = Net(task).weight_masks(pruned.masks)
         masks = masks if before is None else intersect(before, masks)
         variables = apply_masks(pruned.variables, masks)
@@ -84,21 +86,14 @@ class PruneRound:
         return pruned._replace(variables=variables, masks=masks), [line]
 
     def _fraction(
-        self,
-        layers: list[Losing],
-        as_masks: Callable[[list[np.ndarray]], Masks],
-        model: CostModel,
-        alive: Masks,
+        self, masks_after: Callable[[float, int], Masks], model: CostModel, alive: Masks
     ) -> float:
         """The fraction that every round removes: the smallest that meets the budget."""
         cost = density if self.budget.kind == "density" else price_of(alive, self.budget, model)
 
-        def price(p: float) -> float:
-            counts = [after(layer.alive, layer.rate * p, self.rounds) for layer in layers]
-            # Which weights are kept makes no difference to the cost.
-            first = [np.arange(layer.scores.size) < n for layer, n in zip(layers, counts)]
-            shaped = [mask.reshape(layer.scores.shape) for mask, layer in zip(first, layers)]
-            return cost(as_masks(shaped))
+        # The masks themselves have a price: where layers compete, a weight of a kernel that runs at
+        # many positions costs more MACs than one of another.
+        price = lambda p: cost(masks_after(p, self.rounds))
 
         # 1e-9: fractions of whole numbers.
         goal = float(self.budget.value) + 1e-9
@@ -110,19 +105,41 @@ class PruneRound:
         # The smallest p that meets the budget: 1 - the largest fraction that may be left.
         return 1.0 - largest(lambda fraction: price(1.0 - fraction), goal)
 
-    def _kept(self, layers: list[Losing], p: float) -> list[np.ndarray]:
-        """Masks of the layers: the best of each, or of all that lose the full fraction."""
-        masks = [keep_best(layer.scores, after(layer.alive, layer.rate * p, 1)) for layer in layers]
-        if not self.together:
-            return masks
-        full = [number for number, layer in enumerate(layers) if layer.rate == 1]
-        # One order for all layers of the full rate.
-        flat = np.concatenate([layers[number].scores.ravel() for number in full])
-        best = keep_best(flat, after(int((flat > -np.inf).sum()), p, 1))
-        ends = np.cumsum([layers[number].scores.size for number in full])[:-1]
-        for number, part in zip(full, np.split(best, ends)):
-            masks[number] = part.reshape(layers[number].scores.shape)
+    def _masks(self, layers: list[Losing]) -> Callable[[float, int], list[np.ndarray]]:
+        """`(p, rounds) -> masks` of the layers, by the scores of now."""
+        both = [(layer, self.together and layer.rate == 1) for layer in layers]
+        apart = [
+            position_of(layer.scores[:0] if joined else layer.scores) for layer, joined in both
+        ]
+        # One order for all layers of the full rate, and one for each of the others.
+        together = [layer.scores.ravel() for layer, joined in both if joined]
+        flat = np.concatenate(together) if together else np.zeros(0)
+        ends = np.cumsum([scores.size for scores in together])[:-1]
+        positions = np.split(position_of(flat), ends) if together else []
+        alive = int((flat > -np.inf).sum())
+
+        def masks(p: float, rounds: int) -> list[np.ndarray]:
+            joint, best = iter(positions), []
+            for (layer, joined), own in zip(both, apart):
+                place = next(joint).reshape(layer.scores.shape) if joined else own
+                count = alive if joined else layer.alive
+                best.append(place < after(count, layer.rate * p, rounds))
+            return best
+
         return masks
+
+
+def position_of(scores: np.ndarray) -> np.ndarray:
+    """The position of every score in falling order, ties by index: `position < n` are the n best.
+
+    Example:
+        >>> position_of(np.array([1.0, 3.0, 2.0, 3.0])).tolist()
+        [3, 0, 2, 1]
+    """
+    order = np.argsort(-scores, axis=None, kind="stable")
+    positions = np.empty(scores.size, np.int64)
+    positions[order] = np.arange(scores.size)
+    return positions.reshape(scores.shape)
 
 
 def after(count: int, p: float, rounds: int) -> int:

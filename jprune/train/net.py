@@ -26,6 +26,8 @@ from jprune.cost.samples import gates_of, sample_macs
 from jprune.forms.leaf_type import has_dynamic
 from jprune.forms.opened import dense_of, has_leaf_types, opened
 from jprune.graph import slim, slim_params, trace
+from jprune.graph.look.branches import dependencies
+from jprune.jaxprs import program_of
 from jprune.train.task import seen_at
 from jprune.units import are_units, expand, ones
 
@@ -76,6 +78,33 @@ def _in_any_form(fn: Callable[..., Any], facts: _Facts) -> Callable[..., Any]:
         return slim(fn, facts.groups, {})(variables, *args)
 
     return run
+
+
+def _made_anew(net: "Net") -> dict[str, list[str]]:
+    """{leaf that a training step makes without its old value: leaves of state that it is made of}.
+
+    State is what inference does not read; of it, leaves of the same shape count.
+    """
+    task, shapes, paths = net.task, net.shapes, tuple(net.groups.leaves)
+
+    def step(variables: Variables, x: Any, key: Any) -> Variables:
+        return task.update(variables, task.train_fn(variables, x, key)[1])
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    program, new = program_of(step, shapes, task.example, key)
+    if jax.tree.structure(new) != net.groups.treedef:
+        return {}
+    inference, _ = program_of(task.fn, shapes, task.example)
+    read = {value for equation in inference.equations for value in equation.inputs}
+    state = [n for n in range(len(paths)) if inference.inputs[n] not in read]
+    bits, made = dependencies(program, len(paths)), dict[str, list[str]]()
+    shape_of = lambda number: program.shape(program.inputs[number])
+    for number, (path, value) in enumerate(zip(paths, program.outputs)):
+        before = bits[value]
+        if not before >> number & 1:
+            like = [n for n in state if shape_of(n) == shape_of(number)]
+            made[path] = [paths[n] for n in like if before >> n & 1]
+    return made
 
 
 class Net:
@@ -247,6 +276,28 @@ class Net:
         """{path: leaf} of a tree like the variables, without the None leaves."""
         leaves = zip(self.groups.leaves, self.groups.treedef.flatten_up_to(tree))
         return {path: leaf for path, leaf in leaves if leaf is not None}
+
+    def shifted(self, leaves: Mapping[str, Any], path: str, by: Any) -> dict[str, Any]:
+        """Leaves with something added to one of them, such as a constant to a running mean.
+
+        A mean that a training step makes anew of another average (Haiku's hidden one) would lose
+        it; so the other average is shifted too.
+
+        Args:
+            leaves: {path: leaf}, dense.
+            path: of the leaf.
+            by: what is added, of its size.
+        """
+        result, old = dict(leaves), np.asarray(leaves[path])
+        by = np.asarray(by).reshape(old.shape)
+        result[path] = jax.numpy.asarray(old + by, old.dtype)
+        for source in self.once(_made_anew).get(path, ()):
+            average = np.asarray(leaves[source])
+            # mean = average / (1 - decay^steps): the factor is that of the two arrays as they are.
+            factor = float((average * old).sum() / max((old * old).sum(), np.finfo(old.dtype).tiny))
+            if np.allclose(average, factor * old, rtol=1e-3, atol=1e-6):
+                result[source] = jax.numpy.asarray(average + factor * by, average.dtype)
+        return result
 
     def slim(self, pruned: Pruned) -> tuple[Callable[..., Any], Variables]:
         """The small net: `(fn, variables)`; single weights that are masked stay in it as zeros."""

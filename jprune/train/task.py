@@ -5,7 +5,7 @@ A task is what everything else trains, prunes and measures.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Batch, Data, Params, Pruned, PyTree, Task, Variables
+from jprune.curvature import softmax_factors
 
 
 class Model(Protocol):
@@ -170,6 +171,10 @@ def _loss_alone(loss: Callable[..., Any], out: Any, batch: Batch) -> dict[str, j
 def cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
     """Softmax cross entropy of every example, in nats: [batch]."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+# What curvature would otherwise decompose for every example.
+cast(Any, cross_entropy).output_factors = softmax_factors
 
 
 def loss_and_accuracy(logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:

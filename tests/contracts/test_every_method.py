@@ -27,19 +27,7 @@ BUDGETS = {**own.OF_ITS_OWN, "random": Budget(density=0.6)}
 REFUSED = ("subset_sum",)
 """Methods that do not take a net with convolutions."""
 
-SITES = "graph/look/sites.py sees no norm, act, join or branch behind the squeeze of a vmap"
-FORMS = "a form replaces kernels [window..., inputs, outputs] alone (forms/slide.py)"
-HIDDEN = "a refit's constant goes into the mean, which Haiku makes anew of its hidden average"
-WRONG: dict[str, dict[str, str]] = {
-    "channel_lasso": {"equinox": SITES, "haiku": HIDDEN},
-    "data_free": {"equinox": SITES},
-    "eigendamage": {"equinox": FORMS},
-    "fbs": {"equinox": FORMS},
-    "thinet": {"equinox": SITES},
-    "three_d": {"equinox": SITES},
-    "taylor": {"equinox": SITES},
-    "variational": {"equinox": SITES},
-}
+WRONG: dict[str, dict[str, str]] = {}
 """{method: {spelling: what differs, and why}}."""
 KNOWN = {
     f"test_a_method_does_the_same_to_every_spelling[{method}-{name}]": reason

@@ -1,20 +1,20 @@
 """The spellings are one net: the same function, the same training, the same groups."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 import jprune
+from jprune.learners.feature_boosting import Boosting, boostable_layers, prepared
+from jprune.train.net import Net
 from tests.contracts import spellings
 from tests.contracts.own import KEY
+from tests.contracts.spellings import FIRST
+from tests.law import relative_error
 
 OTHERS = [name for name in spellings.MAKERS if name != "nnx"]
-
-
-KNOWN = {
-    "test_the_spellings_have_the_same_branches_and_sites[equinox]": "graph/look/sites.py stops at "
-    "the squeeze that vmap puts behind a convolution: no act, no join and so no branch",
-}
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,42 @@ def test_the_spellings_have_the_same_branches_and_sites(name):
     right = traced(spellings.of("nnx"))
     names = spellings.of("nnx").groups()
     assert found == [(site.kind, names[site.layer]) for site in right.sites]
+
+
+@functools.lru_cache(maxsize=2)
+def means_after_a_step(name, by):
+    """{canonical mean: value} after a training step, with a constant added to those of one norm."""
+    task, spelling = spellings.of(name).task, spellings.of(name)
+    net, leaves = Net(task), Net(task).leaves(task.init(KEY))
+    moved = net.tree(net.shifted(leaves, spelling.leaves["a/mean"].path, np.full(FIRST, by)))
+    new = jax.jit(task.train_fn)(moved, spellings.images_and_labels()[0][:16], KEY)[1]
+    return spelling.canonical(task.update(moved, new))
+
+
+@pytest.mark.parametrize("name", spellings.MAKERS)
+def test_what_is_added_to_a_mean_is_there_after_a_training_step(name):
+    """mean <- momentum mean + (1 - momentum) mean of the batch, whatever a library makes it of."""
+    before, after = means_after_a_step(name, 0.0), means_after_a_step(name, 0.5)
+    for leaf in ("a/mean", "a/var", "c/mean"):
+        expected = 0.5 * spellings.MOMENTUM if leaf == "a/mean" else 0
+        np.testing.assert_allclose(after[leaf] - before[leaf], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_gates_begin_at_the_scales_of_every_spelling(name):
+    """Signs of scales go into kernels and means, and shifts are divided by their sizes."""
+
+    def begin(name):
+        spelling, net = spellings.of(name), Net(spellings.of(name).task)
+        layers = boostable_layers(net.task, net.groups, net.shapes)
+        # Scales of both signs: the last ones are turned.
+        turn = lambda leaf: leaf * np.sign(np.arange(leaf.size) - 3.5).reshape(leaf.shape)
+        leaves = net.leaves(net.task.init(KEY))
+        for layer in spellings.NORMED:
+            path = spelling.leaves[f"{layer}/scale"].path
+            leaves[path] = turn(np.asarray(leaves[path]))
+        variables, levels = prepared(net.groups, layers, Boosting(start="scale"), net.tree(leaves))
+        names = spelling.groups()
+        return spelling.canonical(variables), {names[k]: level for k, level in levels.items()}
+
+    assert relative_error(begin("nnx"), begin(name)) < 1e-6

@@ -261,3 +261,71 @@ def test_errors_say_what_to_write():
         criteria.magnitude(3)
     with pytest.raises(errors.ArgumentError, match="got no batch"):
         jprune.run_criterion(criteria.taylor(fn, loss), {}, ())
+
+
+def small_net(kind=np.float32):
+    """`(fn, variables, groups)`: two dense layers with a ReLU between."""
+    rng = np.random.default_rng(0)
+    fn = lambda v, x: jax.nn.relu(jnp.abs(x @ v["first"])) @ v["second"]
+    first = rng.normal(size=(4, 5)) + (1j * rng.normal(size=(4, 5)) if kind is complex else 0)
+    variables = {"first": jnp.asarray(first), "second": jnp.asarray(rng.normal(size=(5, 3)))}
+    return fn, variables, jprune.trace(fn, variables, jnp.ones((1, 4)))
+
+
+def test_scores_per_example_are_means_over_examples_whatever_the_batches():
+    fn, variables, groups = small_net()
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(18, 4)).astype(np.float32), rng.integers(0, 3, 18)
+    x[16:] *= 5  # the two of the last batch are unlike the others
+    parts = [np.arange(8), np.arange(8, 16), np.arange(16, 18)]
+    uneven = [{"image": x[part], "label": y[part]} for part in parts]
+    padded = [
+        {"image": x[rows], "label": y[rows], "weight": (np.arange(8) < len(part)).astype(float)}
+        for part in parts
+        for rows in [np.resize(part, 8)]
+    ]
+    criterion = criteria.taylor(fn, cross_entropy, groups, form="gate", at="act", per_example=True)
+    whole, *others = (
+        jprune.run_criterion(criterion, variables, batches)["first"]
+        for batches in ([{"image": x, "label": y}], uneven, padded)
+    )
+    for scores in others:
+        np.testing.assert_allclose(scores, whole, rtol=1e-4)
+
+
+def test_gates_need_a_site_and_say_which_there_are():
+    fn, _, groups = small_net()
+    with pytest.raises(errors.ArgumentError, match=r"no group .* 'join'. Write at='act' or at='in"):
+        criteria.taylor(fn, cross_entropy, groups, form="gate", at="join")
+
+
+@pytest.mark.parametrize("name", ["separate", "joint", "gate", "magnitude"])
+def test_scores_of_complex_kernels_are_real(name):
+    fn, variables, groups = small_net(complex)
+    batch = {"image": np.random.default_rng(2).normal(size=(8, 4)), "label": np.arange(8) % 3}
+    taylor = lambda form: jprune.run_criterion(
+        criteria.taylor(fn, cross_entropy, groups, form=form, at="act"), variables, [batch]
+    )["first"]
+    if name == "magnitude":
+        scores = jprune.run_criterion(criteria.magnitude(), variables, ())["first"]
+        np.testing.assert_allclose(scores, np.abs(variables["first"]), rtol=1e-6)
+    else:
+        scores = taylor(name)
+    assert not np.iscomplexobj(scores)
+    # The joint score of a unit is that of its gate: w -> z w, dE/dz = sum Re(g w).
+    if name == "joint":
+        np.testing.assert_allclose(scores, taylor("gate"), rtol=1e-3)
+
+
+def test_random_units_are_in_random_order_whatever_their_fan_in():
+    fn = lambda v, x: jax.nn.relu(jax.nn.relu(x @ v["wide"]) @ v["narrow"]) @ v["out"]
+    shapes = {"wide": (64, 32), "narrow": (32, 32), "out": (32, 3)}
+    variables = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    groups = jprune.trace(fn, variables, jnp.ones((1, 64)))
+    fractions = []
+    for seed in range(8):
+        scores = jprune.run_criterion(criteria.random(jax.random.key(seed), groups), variables, ())
+        masks = global_topk(scores, Budget(density=0.5))
+        fractions.append([np.mean(masks["wide"]), np.mean(masks["narrow"])])
+    # Standard deviation of the mean of 8 draws of half of 2 x 32: 0.022.
+    np.testing.assert_allclose(np.mean(fractions, axis=0), 0.5, atol=0.12)

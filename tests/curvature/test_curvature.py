@@ -1,6 +1,7 @@
 """Curvature against jax.hessian in float64, checks.md [1] P2, P3 and [2] P3, and its errors."""
 
 import functools
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import jprune
 from jprune import curvature, errors
+from jprune.train.task import cross_entropy as softmax_loss
 from tests.nets import FIRST_CUT, Net, conv, draw, norm
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -312,6 +314,74 @@ def test_rows_at_once_are_the_recursion_of_one_row_after_the_other():
     for row in rows:
         inverse = curvature.with_rows(inverse, row[None])
     np.testing.assert_allclose(inverse, expected, rtol=1e-8)
+
+
+def test_the_inverse_of_many_weights_is_made_in_place():
+    """8 n^2 bytes are the inverse itself; products take panels of it."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(70, 700)) / 30
+    start = curvature.identity(700, 0.5)
+    tracemalloc.start()
+    inverse = curvature.with_rows(start, rows)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert inverse is start
+    assert most < 4 * 700**2
+    np.testing.assert_allclose(
+        inverse, np.linalg.inv(0.5 * np.eye(700) + rows.T @ rows), rtol=0, atol=1e-12
+    )
+    np.testing.assert_array_equal(inverse, inverse.T)
+    order = curvature.deletions(rng.normal(size=700), inverse)
+    gone = [next(order).place for _ in range(130)]  # more than are applied together
+    assert len({*gone}) == 130
+    np.testing.assert_array_equal(inverse, inverse.T)
+
+
+def test_softmax_needs_no_decomposition():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(3, 7)))
+    factors = curvature.softmax_factors(logits, {})
+    batch = {"label": jnp.arange(3)}
+    for row, factor in enumerate(factors):
+        of = lambda z, row=row: softmax_loss(z[None], {"label": jnp.array([row])})[0]
+        hessian = jax.hessian(of)(logits[row])
+        np.testing.assert_allclose(factor @ factor.T, hessian, atol=1e-6)
+    plain = lambda out, batch: softmax_loss(out, batch)
+    variables = {"w": jnp.asarray(rng.normal(size=(5, 7)))}
+    batch = {"image": jnp.asarray(rng.normal(size=(3, 5))), "label": jnp.arange(3)}
+    fn = lambda v, x: x @ v["w"]
+    diagonals = [
+        jprune.run_criterion(
+            curvature.mean_diagonal(fn, loss, curvature.gauss_newton()), variables, [batch]
+        )["w"]
+        for loss in (plain, softmax_loss)
+    ]
+    np.testing.assert_allclose(*diagonals, rtol=1e-4)
+    step = lambda loss: str(
+        jax.make_jaxpr(lambda v: curvature.gauss_newton(1).estimate(fn, loss, v, batch, KEY))(
+            variables
+        )
+    )
+    assert "eigh[" in step(plain)
+    assert "eigh[" not in step(softmax_loss)
+
+
+def test_the_recursion_refuses_functions_of_its_own_derivative_that_mix_channels():
+    matrix = np.array([[1.0, 2], [3, 4]], np.float32)
+
+    @jax.custom_jvp
+    def mix(z):
+        return z @ matrix
+
+    mix.defjvp(lambda primals, tangents: (mix(*primals), tangents[0] @ matrix))
+    batch = {"image": jnp.ones((4, 3)), "label": jnp.zeros((4, 2))}
+    loss = lambda out, batch: 0.5 * ((out - batch["label"]) ** 2).sum(1)
+    variables = {"w": jnp.ones((3, 2))}
+    estimate = lambda fn: curvature.recursion().estimate(fn, loss, variables, batch, None)
+    with pytest.raises(errors.TraceError, match="no rule for custom_jvp_call"):
+        estimate(lambda v, x: mix(x @ v["w"]))
+    # Elementwise ones of any depth are functions.
+    assert estimate(lambda v, x: jax.nn.softplus(jax.nn.relu(x @ v["w"])))[0].shape == (3, 2)
 
 
 def test_what_a_residual_net_needs_is_said():

@@ -12,17 +12,24 @@ from jprune import blocks, errors, forms
 from jprune.forms.csr import CSR
 from jprune.forms.factored import Factored
 from jprune.forms.leaf_type import is_leaf_type
+from jprune.forms.opened import read_back, written_out
 from jprune.forms.rows import Rows
 from jprune.forms.thin import Thin
 from tests.law import quick, relative_error
 from tests.nets import Net, conv, draw
 
-LAYOUTS = (("NHWC", "HWIO", "NHWC"), ("NCHW", "HWIO", "HWNC"))
+LAYOUTS = (
+    ("NHWC", "HWIO", "NHWC"),
+    ("NCHW", "HWIO", "HWNC"),
+    ("NCHW", "OIHW", "NCHW"),
+    ("HWNC", "IHOW", "CNWH"),
+)
 FORMS = ("thin", "thin rows", "rows", "csr", "factored")
 
 
-def form_of(name, kernel, seed=0):
-    """A leaf type that stands for a part of a kernel [h, w, 5, 6]."""
+def form_of(name, kernel, seed=0, axes=None):
+    """A leaf type that stands for a part of a kernel [h, w, 5, 6], its axes as `axes` says."""
+    own = kernel if axes is None else kernel.transpose(np.argsort(axes))
     rng = np.random.default_rng(seed)
     taps = rng.random(kernel.shape[:-1]) < 0.4
     taps.reshape(-1)[0] = True
@@ -31,11 +38,15 @@ def form_of(name, kernel, seed=0):
     mask[..., 2], mask.reshape(-1)[0] = False, True  # a filter without weights
     ranks = ((kernel.shape[-2], 2), (*kernel.shape[:-2], 2, 3), (3, kernel.shape[-1]))
     return {
-        "thin": lambda: Thin.of(kernel, taps),
-        "thin rows": lambda: Thin.of(kernel, taps, outputs),
-        "rows": lambda: Rows.of(kernel, np.arange(kernel.shape[-2]) % 2 == 0, outputs),
-        "csr": lambda: CSR.of(kernel, mask),
-        "factored": lambda: Factored(*(jnp.asarray(rng.normal(size=shape)) for shape in ranks)),
+        "thin": lambda: Thin.of(own, taps, axes=axes),
+        "thin rows": lambda: Thin.of(own, taps, outputs, axes),
+        "rows": lambda: Rows.of(own, np.arange(kernel.shape[-2]) % 2 == 0, outputs, axes),
+        "csr": lambda: CSR.of(
+            own, mask if axes is None else mask.transpose(np.argsort(axes)), axes
+        ),
+        "factored": lambda: Factored(
+            *(jnp.asarray(rng.normal(size=shape)) for shape in ranks), axes=axes
+        ),
     }[name]()
 
 
@@ -66,7 +77,8 @@ def check_form(fn, leaf, x, bound=1e-12):
 def test_strided_dilated_padded_convolutions(form, layout, float64):
     rng = np.random.default_rng(1)
     kernel = jnp.asarray(rng.normal(size=(3, 2, 5, 6)))
-    x = jnp.asarray(rng.normal(size=(2, 9, 8, 5) if layout[0] == "NHWC" else (2, 5, 9, 8)))
+    length = {"N": 4, "H": 9, "W": 8, "C": 5}
+    x = jnp.asarray(rng.normal(size=[length[letter] for letter in layout[0]]))
 
     def fn(v, x):
         return jax.lax.conv_general_dilated(
@@ -79,7 +91,24 @@ def test_strided_dilated_padded_convolutions(form, layout, float64):
             dimension_numbers=layout,
         )
 
-    check_form(fn, form_of(form, kernel), x)
+    check_form(fn, form_of(form, kernel, axes=[layout[1].index(letter) for letter in "HWIO"]), x)
+
+
+DENSE = {
+    "kernel @ x": lambda v, x: (v["kernel"] @ x.reshape(12, 5).T).T,
+    "vmap": lambda v, x: jax.vmap(jax.vmap(lambda row: v["kernel"] @ row))(x),
+    "x @ kernel.T": lambda v, x: x @ v["kernel"].T,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", DENSE)
+def test_dense_layers_with_kernels_of_outputs_and_inputs(case, form, float64):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.normal(size=(3, 4, 5)))
+    leaf = form_of(form, jnp.asarray(rng.normal(size=(5, 6))), axes=(1, 0))
+    assert leaf.shape == (6, 5)
+    check_form(DENSE[case], leaf, x)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -219,6 +248,12 @@ def test_which_form_a_pattern_gets(pattern):
     kernel = jnp.arange(1.0, 121).reshape(3, 2, 4, 5)
     leaf = forms.leaf_of(kernel, mask)
     assert isinstance(leaf, form)
+    turned = forms.leaf_of(
+        kernel.transpose(3, 2, 0, 1), mask.transpose(3, 2, 0, 1), axes=(2, 3, 1, 0)
+    )
+    assert jax.tree.map(jnp.shape, jax.tree.leaves(turned)) == (
+        jax.tree.map(jnp.shape, jax.tree.leaves(leaf)) if is_leaf_type(leaf) else [(5, 4, 3, 2)]
+    )
     dense = leaf.dense() if is_leaf_type(leaf) else leaf
     np.testing.assert_array_equal(dense, kernel * mask)
 
@@ -272,6 +307,43 @@ def test_compact_converts_what_can_be_converted_and_changes_nothing(float64):
     assert kinds == {"plain": "Thin", "out": "CSR"}
     both = lambda masked, held: (MIXED.fn(masked, *inputs), small_fn(held, *inputs))
     assert relative_error(*quick(both, masked, held)) < 1e-12
+
+
+def test_compact_reads_the_layout_off_the_contractions(float64):
+    """The kernels of the net above as a library with channels first writes them."""
+
+    def net(v, x):
+        numbers = ("NCHW", "OIHW", "NCHW")
+        x = jax.lax.conv_general_dilated(x, v["first"], (1, 1), "SAME", dimension_numbers=numbers)
+        x = jax.vmap(lambda row: v["second"] @ row)(jnp.tanh(x).mean((2, 3)))
+        return jnp.tanh(x) @ v["third"].T
+
+    rng = np.random.default_rng(0)
+    shapes = {"first": (6, 4, 3, 2), "second": (7, 6), "third": (5, 7)}
+    variables = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    masks = {
+        "first": np.ones((6, 1, 1, 1), bool) & (rng.random((4, 3, 2)) < 0.4),
+        "second": np.ones((7, 6), bool) & (np.arange(6) % 2 == 0),
+        "third": rng.random((5, 7)) < 0.3,
+    }
+    x = jnp.asarray(rng.normal(size=(2, 4, 9, 8)))
+    run = jprune.slim(net, jprune.trace(net, variables, x), {})
+    held = forms.compact(run, variables, masks, x)
+    kinds = {"first": "Thin", "second": "Rows", "third": "CSR"}
+    assert {name: type(leaf).__name__ for name, leaf in held.items()} == kinds
+    assert {name: leaf.shape for name, leaf in held.items()} == shapes
+    masked = jprune.apply_masks(variables, masks)
+    expected, found = quick(lambda masked, held: (net(masked, x), run(held, x)), masked, held)
+    assert relative_error(expected, found) < 1e-12
+
+
+def test_a_form_that_is_written_out_comes_back_with_its_axes():
+    leaf = form_of("factored", jnp.ones((3, 2, 5, 6)), axes=(2, 3, 1, 0))
+    plain = written_out({"kernel": leaf})
+    assert [*plain["kernel"]] == ["factored-2-3-1-0"]
+    back = read_back(plain)["kernel"]
+    assert (back.shape, back.axes) == ((6, 5, 3, 2), (2, 3, 1, 0))
+    assert jax.tree.structure(back) == jax.tree.structure(leaf)
 
 
 def test_a_kernel_of_low_rank_is_factored_exactly(float64):

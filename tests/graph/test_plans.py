@@ -67,35 +67,48 @@ TWO = Net(
 )
 
 
+def two_with_outputs_first(v, x):
+    """The same net, its second kernel written [outputs, inputs, window...]."""
+    return two_convolutions({**v, "b": v["b"].transpose(2, 3, 1, 0)}, x)
+
+
+@pytest.mark.parametrize("axes", [None, (2, 3, 1, 0)], ids=["in order", "outputs first"])
 @pytest.mark.parametrize("form", ["thin", "rows", "csr", "factored"])
-def test_plans_keep_leaf_types(form, float64):
+def test_plans_keep_leaf_types(form, axes, float64):
     variables, inputs = draw(TWO, dtype=jnp.float64)
-    groups = jprune.trace(TWO.fn, variables, *inputs)
+    fn = TWO.fn
+    if axes is not None:
+        fn, variables = (
+            two_with_outputs_first,
+            {**variables, "b": variables["b"].transpose(3, 2, 0, 1)},
+        )
+    groups = jprune.trace(fn, variables, *inputs)
     masks = {"a": np.arange(6) != 2}
     small = jprune.slim_params(groups, masks, variables)
     rng, kernel = np.random.default_rng(4), small["b"]
     leaf = {
-        "thin": Thin.of(kernel, rng.random((2, 3, 5)) < 0.5, np.arange(7) != 3),
-        "rows": Rows.of(kernel, np.arange(5) != 1, np.arange(7) % 2 == 0),
-        "csr": CSR.of(kernel, rng.random(kernel.shape) < 0.2),
+        "thin": Thin.of(kernel, rng.random((2, 3, 5)) < 0.5, np.arange(7) != 3, axes),
+        "rows": Rows.of(kernel, np.arange(5) != 1, np.arange(7) % 2 == 0, axes),
+        "csr": CSR.of(kernel, rng.random(kernel.shape) < 0.2, axes),
         "factored": Factored(
-            *(jnp.asarray(rng.normal(size=shape)) for shape in ((5, 2), (2, 3, 2, 4), (4, 7)))
+            *(jnp.asarray(rng.normal(size=shape)) for shape in ((5, 2), (2, 3, 2, 4), (4, 7))),
+            axes=axes,
         ),
     }[form]
-    plan = plan_of(
-        TWO.fn, variables, *inputs, groups=groups, masks=masks, small={**small, "b": leaf}
-    )
+    plan = plan_of(fn, variables, *inputs, groups=groups, masks=masks, small={**small, "b": leaf})
     plan = json.loads(json.dumps(plan))
     assert list(plan["leaf_types"]) == ["b"]
     assert plan["leaf_types"]["b"]["form"] == form
-    again, replayed = replay(plan, TWO.fn, variables, *inputs)
+    again, replayed = replay(plan, fn, variables, *inputs)
     restored = held(plan, {**small, "b": leaf.dense()})
     assert type(restored["b"]) is type(leaf)
     shapes = lambda leaf: [part.shape for part in jax.tree.leaves(leaf)]
     assert shapes(restored["b"]) == shapes(leaf)
     assert relative_error(leaf.dense(), restored["b"].dense()) < 1e-12
-    run = lambda v: jprune.slim(TWO.fn, again, replayed)(v, *inputs)
-    assert relative_error(run({**small, "b": leaf}), run(restored)) < 1e-12
+    run = lambda v: jprune.slim(fn, again, replayed)(v, *inputs)
+    expected = run({**small, "b": leaf.dense()})
+    assert relative_error(expected, run({**small, "b": leaf})) < 1e-12
+    assert relative_error(expected, run(restored)) < 1e-12
 
 
 def test_a_changed_net_is_refused_and_the_change_named():

@@ -2,7 +2,7 @@
 
 from jprune.graph.couple import arithmetic, interpret, products
 from jprune.graph.couple.rules import RULES
-from jprune.graph.look import sites
+from jprune.graph.look import flow
 from jprune.graph.shrink import bodies, rules
 from jprune.jaxprs import CONTROL_FLOW, INLINED, NESTED
 
@@ -37,7 +37,7 @@ def test_what_maps_zero_to_zero_is_said_once():
     )
 
 
-def test_sites_know_elementwise_functions_by_the_list_of_rules():
-    assert {*sites.POINTWISE} <= {*arithmetic.ELEMENTWISE} | {"custom_jvp_call", "custom_vjp_call"}
-    assert {*sites.AFFINE} <= {*sites.POINTWISE}
-    assert {*sites.SUMS} <= {*sites.AFFINE}
+def test_flow_knows_elementwise_functions_by_the_list_of_rules():
+    assert {*flow.POINTWISE} <= {*arithmetic.ELEMENTWISE} | {"custom_jvp_call", "custom_vjp_call"}
+    assert {*flow.AFFINE} <= {*flow.POINTWISE}
+    assert {*flow.SUMS} <= {*flow.AFFINE}

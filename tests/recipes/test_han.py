@@ -275,6 +275,21 @@ def test_a_residual_branch_that_is_dead_does_not_cut_the_net():
     cleaned(task, with_biases(drawn(task)), masks)
 
 
+def test_a_path_that_is_silent_for_some_inputs_is_a_path():
+    """relu(x_0): two random inputs below 0 say the same."""
+    fn = lambda v, x: jax.nn.relu(x @ v["params"]["fc1"]) @ v["params"]["fc2"]
+    first, second = np.zeros((64, 4), bool), np.zeros((4, 3), bool)
+    first[0, 0], second[0] = True, True
+    masks = {"params": {"fc1": first, "fc2": second}, "stats": {}}
+    variables = jax.tree.map(lambda mask: jnp.asarray(mask, jnp.float32), masks)
+    task = toy_task("lenet300")._replace(
+        fn=fn, init=lambda key: variables, example=jax.ShapeDtypeStruct((1, 64), jnp.float32)
+    )
+    for seed in range(10):
+        after, _ = RemoveDead()(Pruned(variables, masks), task, jax.random.key(seed))
+        assert after.masks["params"]["fc1"].sum() == 1
+
+
 def test_a_net_that_is_cut_is_refused(lenet):
     task, start = lenet
     masks = dead_masks(task, fc1=[(1, slice(0, 100))], fc2=[(0, slice(100, 300))])

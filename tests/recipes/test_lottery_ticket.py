@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,8 +12,11 @@ from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Rewind, Train
 from jprune.recipes.lottery_ticket import lottery_ticket
+from jprune.stages.frame import fractions
 from jprune.stages.tickets import PruneRound, after
 from jprune.train.net import Net
+from tests.nets import conv
+from tests.toys import toy_task
 
 SHORT = Train(1, 0.05, 64, max_steps=3)
 KEY = jax.random.key(4)
@@ -98,6 +102,30 @@ def test_a_budget_in_macs_is_met_by_a_net_with_convolutions():
     x = jax.random.normal(KEY, (5, 8, 8, 1))
     expected = task.fn(pruned.variables, x)
     np.testing.assert_allclose(fn(small, x), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("budget", [Budget(macs=0.3), Budget(params=0.4), Budget(density=0.35)])
+def test_competing_layers_are_priced_by_the_masks_that_they_keep(budget):
+    """A weight of the first layer runs at sixteen times as many positions as one of the second."""
+
+    def fn(variables, x):
+        x = jax.nn.relu(conv(x, variables["first"]))
+        x = jax.nn.relu(conv(x, variables["second"], stride=4))
+        return x.mean((1, 2)) @ variables["out"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"first": (3, 3, 3, 16), "second": (3, 3, 16, 32), "out": (32, 3)}
+    params = {name: rng.normal(size=s) / np.sqrt(np.prod(s[:-1])) for name, s in shapes.items()}
+    toys = toy_task("lenet300")
+    start = {"params": jax.tree.map(jnp.asarray, params), "stats": {}}
+    task = toys._replace(
+        fn=lambda variables, x: fn(variables["params"], x),
+        example=jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32),
+        init=lambda key: start,
+    )
+    pruned, _ = PruneRound(budget, 1, together=True)(Pruned(start, None), task, jax.random.key(0))
+    held = fractions(task, pruned.masks)[budget.kind]
+    assert 0.99 * budget.value <= held <= budget.value + 1e-6
 
 
 def test_survivors_go_back_bit_for_bit_and_the_optimizer_begins_anew(digits):

@@ -23,7 +23,7 @@ from jprune.learners import (
     settled,
     width_masks,
 )
-from jprune.learners.candidates import check_settles
+from jprune.learners.statistics import check_settles
 from jprune.recipes import CheckedStage, Train
 from jprune.recipes.metapruning import metapruning
 from jprune.search import Space, evolution

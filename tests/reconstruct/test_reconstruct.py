@@ -1,5 +1,7 @@
 """Reconstruction: what sites show, least squares and its ridge rule, targets in residual nets."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import jprune
 from jprune import errors
 from jprune.base import Problem
 from jprune.graph import taps
-from jprune.reconstruct import least_squares, relative_error
+from jprune.reconstruct import cutoff, least_squares, merges, relative_error
 from jprune.reconstruct.moments import contributions, moments
 from jprune.reconstruct.windows import Windows, aimed, collect, look
 from tests.nets import FIRST_CUT, conv, draw
@@ -227,3 +229,33 @@ def test_calibration_without_batches_or_with_nan():
         collect(see, variables, [], KEY)
     with pytest.raises(errors.ArgumentError, match="conv2 on calibration images are not finite"):
         collect(see, variables, [x * jnp.nan], KEY)
+
+
+def test_the_cutoff_of_a_narrow_crowd_takes_no_memory_for_one_value_far_off():
+    """The width of bins follows the crowd, and their number the whole range: 4.5 million here."""
+    saliencies = 2.0 * np.exp(1e-5 * np.random.default_rng(0).normal(size=64 * 63))
+    saliencies[0] = 1e-3
+    tracemalloc.start()
+    threshold = cutoff(saliencies)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert threshold == pytest.approx(2.0, rel=1e-4)
+    assert most < 2e6
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300))
+def test_the_cutoff_is_the_mode_of_a_smoothed_histogram(seed, size):
+    rng = np.random.default_rng(seed)
+    saliencies = np.exp(rng.normal(size=size) * rng.uniform(0.1, 3))
+    counts, edges = np.histogram(np.log(saliencies), bins="fd")
+    smooth = np.convolve(np.pad(counts, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
+    modes = [n for n, count in enumerate(smooth) if count == smooth.max()]
+    middles = [np.exp((edges[n] + edges[n + 1]) / 2) for n in modes]
+    assert any(cutoff(saliencies) == pytest.approx(middle, rel=1e-6) for middle in middles)
+
+
+def test_a_unit_of_zeros_goes_first_where_scales_are_free():
+    """It is 0 times any other unit, at distance 0."""
+    weights = np.array([[1.0, 0.0], [0.0, 0.0], [0.9, 0.1]])
+    step = next(merges(weights, np.ones((3, 1)), normalize=True))
+    assert (step.gone, step.factor, step.saliency) == (1, 0, 0)

@@ -8,6 +8,7 @@ import pytest
 
 import jprune
 from jprune import allocate, criteria, errors, schedules
+from jprune.base import Criterion
 from tests.nets import FIRST_CUT, draw
 
 OPTIMIZERS = {
@@ -127,3 +128,25 @@ def test_scheduled_pruning_of_units_with_a_criterion_that_looks_at_batches():
     np.testing.assert_allclose(net.fn(held, x), slim, rtol=2e-5, atol=1e-6)
     with pytest.raises(errors.ArgumentError, match="batch=batch"):
         tx.update(zeros, state, variables)
+
+
+def test_scheduled_pruning_takes_scores_of_units():
+    fn = lambda v, x: jax.nn.relu(x @ v["first"]) @ v["second"]
+    rng = np.random.default_rng(0)
+    params = {"first": rng.normal(size=(4, 6)), "second": rng.normal(size=(6, 3))}
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    groups = jprune.trace(fn, params, jnp.ones((1, 4)))
+    norms = Criterion(
+        init=lambda variables: (),
+        update=lambda state, variables, batch: state,
+        score=lambda state, variables: {"first": jnp.abs(variables["first"]).sum(0)},
+        needs_data=False,
+    )
+    tx = jprune.scheduled_prune(
+        norms, allocate.global_topk, schedules.one_shot(0.5), every=1, groups=groups
+    )
+    _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    masks = jprune.masks_of(state)
+    largest = np.isin(np.arange(6), np.argsort(np.abs(params["first"]).sum(0))[3:])
+    np.testing.assert_array_equal(masks["first"], np.broadcast_to(largest, (4, 6)))
+    np.testing.assert_array_equal(masks["second"], np.broadcast_to(largest[:, None], (6, 3)))

@@ -37,6 +37,28 @@ class Site(NamedTuple):
     patches: Callable[[Any], Any]
     kernel: str
 
+    @property
+    def examples(self) -> int:
+        """Axis of the examples: the first, or the second where channels stand first.
+
+        `vmap` of kernel @ row gives [outputs, examples].
+        """
+        return int(self.axis == 0)
+
+    def along(self, values: Any, rank: int) -> Any:
+        """Numbers of the channels in the shape that the site's value is multiplied by.
+
+        Args:
+            values: [channels] or [examples, channels].
+            rank: of the site's value.
+        """
+        shape = [1] * rank
+        shape[self.axis] = values.shape[-1]
+        if values.ndim == 2:
+            shape[self.examples] = values.shape[0]
+            values = values if self.examples < self.axis else values.T
+        return values.reshape(shape)
+
 
 Handler = Callable[[Site, Any, Any], tuple[Any, Any]]
 
@@ -246,9 +268,9 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
     def handler(site: Site, value: Any, gates: Mapping[str, Any]) -> tuple[Any, Any]:
         if site.kind == "branch":
             if site.layer in gates:
-                gate = jnp.asarray(gates[site.layer])
-                # [1] or [batch, 1] -> [1 or batch, 1, ..., 1]
-                value = value * gate.reshape(-1, *[1] * (value.ndim - 1)).astype(value.dtype)
+                # [1] or [batch, 1]: one number for all channels.
+                gate = jnp.asarray(gates[site.layer]).reshape(-1, 1)
+                value = value * site.along(gate, value.ndim).astype(value.dtype)
             return value, gates
         for name, units in site.units.items():
             if name in gates:
@@ -285,11 +307,7 @@ def _gate_along(site: Site, value: Any, gate: Any, units: Indices) -> Any:
     # [units] or [batch, units] -> [positions] or [batch, positions]: unit -1 has gate 1. The index
     # is clipped, or -1 would read the last unit's gate.
     along = jnp.where(units < 0, jnp.ones((), gate.dtype), gate[..., np.maximum(units, 0)])
-    shape = [1] * value.ndim
-    shape[site.axis] = len(units)
-    if gate.ndim == 2:
-        shape[0] = gate.shape[0]
-    return along.reshape(shape).astype(value.dtype)
+    return site.along(along, value.ndim).astype(value.dtype)
 
 
 def perturbed(

@@ -3,7 +3,8 @@
 `in`: the data operand of a contraction with parameters. `out`: its result. `norm`: the end of the
 per-channel affine chain behind it (bias, batch norm, in inference or training mode), before a
 nonlinearity or join. `act`: the end of the elementwise function behind that, before pooling.
-`join`: the sum of two activations.
+`join`: the sum of two activations. Transposes, squeezes and reshapes on the way are looked through,
+so that a net has the same sites in every layout and under `vmap`.
 """
 
 from collections.abc import Sequence
@@ -12,16 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from jprune.base import Groups, SiteInfo
-from jprune.graph.couple.arithmetic import ELEMENTWISE
 from jprune.graph.couple.coupling import Coupling, unit_numbers
 from jprune.graph.couple.labels import Fixed, Indices
-from jprune.graph.couple.roles import Taint, Uses
+from jprune.graph.couple.roles import Uses
+from jprune.graph.look.flow import Flow
 from jprune.jaxprs import Equation, Program
 
 KINDS = ("branch", "in", "out", "norm", "join", "act")
-AFFINE = {"add", "add_any", "sub", "mul", "div", "neg", "convert_element_type", "copy"}
-SUMS = {"add", "add_any"}
-POINTWISE = {*ELEMENTWISE, "custom_jvp_call", "custom_vjp_call"}
 
 
 class Spot(NamedTuple):
@@ -42,133 +40,6 @@ class Spot(NamedTuple):
     equation: int
     axis: int
     kernel: str
-
-
-class Flow:
-    """Who reads a value, and along which axes a value is constant."""
-
-    def __init__(self, program: Program, taints: Sequence[Taint]):
-        self.program = program
-        self.taints = taints
-        self.readers: dict[int, list[int]] = {}
-        self.maker: dict[int, int] = {}
-        self.uniform: dict[int, frozenset[int]] = {}
-        for number, equation in enumerate(program.equations):
-            for value in equation.inputs:
-                self.readers.setdefault(value, []).append(number)
-            for value in equation.outputs:
-                self.maker[value] = number
-            self.uniform[equation.outputs[0]] = self._uniform(equation)
-
-    def _along(self, value: int) -> frozenset[int]:
-        """Axes along which a value is constant."""
-        unit = {axis for axis, length in enumerate(self.program.shape(value)) if length == 1}
-        return self.uniform.get(value, frozenset()) | unit
-
-    def _uniform(self, equation: Equation) -> frozenset[int]:
-        shape = self.program.shape(equation.outputs[0])
-        if equation.name == "broadcast_in_dim":
-            places = equation.params["broadcast_dimensions"]
-            # A new axis repeats its operand; an old one is constant where it was.
-            source = self._along(equation.inputs[0])
-            varying = {places[axis] for axis in range(len(places)) if axis not in source}
-            return frozenset(range(len(shape))) - varying
-        if equation.name in POINTWISE:
-            # x[n, h, w, c] * s[1, 1, 1, c] varies where one of its operands does.
-            sets = [
-                self._along(value)
-                for value in equation.inputs
-                if len(self.program.shape(value)) == len(shape) and shape
-            ]
-            return frozenset.intersection(*sets) if sets else frozenset()
-        return frozenset()
-
-    def per_channel(self, value: int, *axes: int) -> bool:
-        """Whether a value varies along the channel axis (or axes) at most."""
-        rank = len(self.program.shape(value))
-        return rank == 0 or set(range(rank)) - set(axes) <= self._along(value)
-
-    def is_beside(self, operand: int, equation: Equation, axis: int) -> bool:
-        """Whether an operand has one number per channel, and is not a side of a residual sum.
-
-        For one image with one position, an activation has one number per channel too.
-        """
-        return self.per_channel(operand, axis) and not self.is_sum(equation)
-
-    def is_sum(self, equation: Equation) -> bool:
-        """A sum of two activations: both depend on data and vary along more than the channels."""
-        shape = self.program.shape(equation.outputs[0])
-        # Both sides vary with the image and its positions: a bias or a gate a channel (squeeze
-        # and excitation) is no side of a sum.
-        return equation.name in SUMS and all(
-            self.taints[value] is None
-            and self.program.shape(value) == shape
-            and len(shape) - len(self._along(value)) > 1 - (shape[:1] == (1,))
-            for value in equation.inputs
-        )
-
-    def affine_end(self, value: int, axis: int) -> int:
-        """The end of the longest chain of per-channel affine steps from a value."""
-        chain = self._longest(value, axis, {})
-        return chain[-1]
-
-    def _longest(self, value: int, axis: int, cache: dict[int, list[int]]) -> list[int]:
-        # The chain forks where a stream is read by a norm and by a sum: the longest way is the
-        # norm.
-        if value not in cache:
-            shape = self.program.shape(value)
-            best = [value]
-            for number in self.readers.get(value, ()):
-                equation = self.program.equations[number]
-                others = [other for other in equation.inputs if other != value]
-                if (
-                    equation.name in AFFINE
-                    and len(others) == len(equation.inputs) - 1
-                    and not (equation.name == "div" and equation.inputs[0] != value)
-                    and self.program.shape(equation.outputs[0]) == shape
-                    and all(self.is_beside(other, equation, axis) for other in others)
-                ):
-                    chain = [value, *self._longest(equation.outputs[0], axis, cache)]
-                    best = max(best, chain, key=len)
-            cache[value] = best
-        return cache[value]
-
-    def activation_end(self, value: int, axis: int) -> tuple[int | None, set[int]]:
-        """The single end of the elementwise function behind a value, and all values inside it."""
-        shape = self.program.shape(value)
-        inside: set[int] = set()
-        nonlinear = False
-        waiting = sorted(set(self.readers.get(value, ())))
-        while waiting:
-            number = waiting.pop(0)
-            equation = self.program.equations[number]
-            (result, *rest) = equation.outputs
-            # swish(x) = x * sigmoid(x) has several equations: all elementwise readers are taken
-            # in, until something else reads.
-            if rest or result in inside or equation.name not in POINTWISE:
-                continue
-            if self.program.shape(result) != shape or not all(
-                operand == value or operand in inside or self.is_beside(operand, equation, axis)
-                for operand in equation.inputs
-            ):
-                continue
-            inside.add(result)
-            nonlinear |= equation.name not in AFFINE or equation.inputs.count(value) > 1
-            waiting = sorted({*waiting, *self.readers.get(result, ())})
-        # The function has one value that others read; with several, or a side that leaves the
-        # function, it is no activation.
-        ends = [
-            result
-            for result in sorted(inside)
-            if result in self.program.outputs
-            or any(
-                not set(self.program.equations[number].outputs) & inside
-                for number in self.readers.get(result, ())
-            )
-        ]
-        if nonlinear and len(ends) == 1:
-            return ends[0], inside
-        return None, inside
 
 
 def find_spots(
@@ -197,6 +68,20 @@ def find_spots(
     return sorted(finder.spots.values(), key=lambda spot: (spot.equation, order[spot.kind]))
 
 
+class Origin(NamedTuple):
+    """Where a side of a sum comes from.
+
+    Attributes:
+        number: of the equation that ends the layer's chain; -1 for an input.
+        layer: name of the call site.
+        axis: channel axis of the side.
+    """
+
+    number: int
+    layer: str
+    axis: int
+
+
 class _Finder:
     """Collects spots under unique (layer, kind) keys."""
 
@@ -207,8 +92,8 @@ class _Finder:
         """Layer -> path of its kernel."""
         self.inside: set[int] = set()
         """Values inside activation functions: their sums are no joins."""
-        self.origin: dict[int, tuple[str, int]] = {}
-        """Value at the end of a chain -> its layer and channel axis."""
+        self.origin: dict[int, Origin] = {}
+        """Value at the end of a chain, or a view of it -> where it comes from."""
 
     def add(self, kind: str, layer: str, value: int, equation: int, axis: int) -> None:
         self.spots[layer, kind] = Spot(kind, layer, value, equation, axis, self.kernels[layer])
@@ -227,31 +112,37 @@ class _Finder:
 
     def follow(self, layer: str, value: int, number: int, axis: int) -> None:
         """Adds the sites `norm` and `act` that follow a value."""
-        end = self.flow.affine_end(value, axis)
+        end, place = self.flow.affine_end(value, axis)
         # A join has the name of its branch, which may have a norm of its own: the first one stays.
         if (layer, "norm") not in self.spots:
-            self.add("norm", layer, end, self.flow.maker.get(end, number), axis)
-        self.origin[end] = (layer, axis)
-        result, inside = self.flow.activation_end(end, axis)
+            self.add("norm", layer, end, self.flow.maker.get(end, number), place)
+        self.end(layer, end, place)
+        result, inside = self.flow.activation_end(end, place)
         self.inside |= inside
         if result is not None and (layer, "act") not in self.spots:
-            self.add("act", layer, result, self.flow.maker[result], axis)
-            self.origin[result] = (layer, axis)
+            self.add("act", layer, result[0], self.flow.maker[result[0]], result[1])
+            self.end(layer, *result)
+
+    def end(self, layer: str, value: int, axis: int) -> None:
+        """Notes that a value, and what moves make of it, comes from a layer."""
+        number = self.flow.maker.get(value, -1)
+        for view, (place,) in self.flow.views(value, (axis,), split=False).items():
+            self.origin[view] = Origin(number, layer, place)
 
     def join(self, number: int, equation: Equation) -> None:
         """Adds the sites of a sum, under the name of the side that is computed last."""
         # Of the two sides the one that is computed later is the branch, the other the shortcut.
-        chains = [value for value in sorted(equation.inputs) if value in self.origin]
-        if not chains:
+        origins = [self.origin[v] for v in equation.inputs if v in self.origin]
+        if not origins:
             return
-        layer, axis = self.origin[max(chains, key=lambda value: self.flow.maker.get(value, -1))]
+        _, layer, axis = max(origins, key=lambda origin: origin.number)
         result = equation.outputs[0]
         name, count = layer, 2
         while (name, "join") in self.spots:
             name, count = f"{layer}@{count}", count + 1
         self.kernels[name] = self.kernels[layer]
         self.add("join", name, result, number, axis)
-        self.origin[result] = (name, axis)
+        self.end(name, result, axis)
         self.follow(name, result, number, axis)
 
 

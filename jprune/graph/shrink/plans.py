@@ -135,7 +135,8 @@ def _planned(path: str, leaf: Any) -> dict[str, Any]:
     for form, kind in FORMS.items():
         # Not `isinstance`: a subclass of the user's has parts that `planned` would not bring back.
         if type(leaf) is kind:
-            return {"form": form, **leaf.plan()}
+            axes = getattr(leaf, "axes", None)
+            return {"form": form, **leaf.plan(), **({"axes": list(axes)} if axes else {})}
     raise errors.ArgumentError(
         f"{path} is a {type(leaf).__name__}, which plans do not know; they hold "
         f"{', '.join(kind.__name__ for kind in FORMS.values())}. Pass leaf.dense() for it."

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
+from jprune.forms.layout import applied, turned
 from jprune.forms.leaf_type import is_dynamic, is_leaf_type
 from jprune.graph.couple.arithmetic import COLLECTIVES, ELEMENTWISE, REDUCTIONS, WINDOWS
 from jprune.graph.couple.divisors import Divisors
@@ -140,12 +141,16 @@ def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> 
 def shrunk(step: Step) -> list[Any]:
     """Results of one equation."""
     equation = step.equation
-    if any(is_leaf_type(value) for value in step.values):
-        kernel = step.values[1] if equation.name in CONTRACTIONS else None
-        if kernel is not None and is_leaf_type(kernel) and not is_leaf_type(step.values[0]):
+    held = [place for place, value in enumerate(step.values) if is_leaf_type(value)]
+    if held:
+        kernel, place = step.values[held[0]], held[0]
+        laid_out = hasattr(kernel, "axes")
+        if equation.name in CONTRACTIONS and len(held) == 1 and (place == 1 or laid_out):
             # A leaf type runs its contraction itself; anything else that meets it gets the dense
             # kernel.
-            return [kernel.apply(step.values[0], equation)]
+            return [applied(kernel, step.values[1 - place], equation, place)]
+        if equation.name == "transpose" and laid_out:
+            return [turned(kernel, equation.params["permutation"])]
         if any(is_dynamic(value) for value in step.values):
             return [_cast(step)]
         plain = [value.dense() if is_leaf_type(value) else value for value in step.values]
@@ -170,17 +175,17 @@ def shrunk(step: Step) -> list[Any]:
 
 
 def _cast(step: Step) -> Any:
-    """Casts a gated kernel to another type; its gates are unchanged.
+    """Casts a gated kernel to another type, or transposes it; its gates are unchanged.
 
     Raises:
-        StructureError: anything but a cast, on which a kernel would lose its gates.
+        StructureError: anything else, on which a kernel would lose its gates.
     """
     equation = step.equation
-    if equation.name != "convert_element_type":
+    if equation.name not in ("convert_element_type", "transpose"):
         raise errors.StructureError(
             f"a gated kernel met {equation.name!r} ({describe(step.program, equation)}), which has "
-            "no place for its gates; it may be cast, and contracted with data. Leave this layer "
-            "out of gates."
+            "no place for its gates; it may be cast, transposed, and contracted with data. Leave "
+            "this layer out of gates."
         )
     return step.values[0].cast(lambda kernel: bind(equation, [kernel])[0])
 

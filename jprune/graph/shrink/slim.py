@@ -22,6 +22,13 @@ from jprune.graph.shrink import bodies
 from jprune.graph.shrink.rules import Alive, Keep, kept_shape, run, take
 from jprune.jaxprs import Program
 
+WAY_OUT = (
+    "If this is another mode of the function that was traced (training beside inference), trace "
+    "both, groups = jprune.trace(fn, variables, x, twin=this_one); if not, trace this very "
+    "function. Then make the masks from its groups."
+)
+"""Ends the messages for a function that ties or freezes other things than the traced one."""
+
 RULE_BOOKS = (bodies,)
 """The modules, beside `shrink`, whose rules are used here."""
 
@@ -156,21 +163,23 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
         path = _match(parts, names, by_ending)
         if path in dead:
             return None
-        if path is None or np.ndim(leaf) == 0:
+        if path is None or (not is_leaf_type(leaf) and np.ndim(leaf) == 0):
             return leaf
-        full = groups.leaves[path].shape
-        if np.shape(leaf) != full:
+        full, held = groups.leaves[path].shape, is_leaf_type(leaf)
+        if held and all(keep is None for keep in keeps[path]):
+            return leaf
+        if held or np.shape(leaf) != full:
             # A placeholder: optimizers keep scalars where a leaf has no state.
-            if np.size(leaf) == 1:
+            if not held and np.size(leaf) == 1:
                 return leaf
+            what = repr(leaf) if held else f"of shape {np.shape(leaf)}"
             raise errors.StructureError(
-                f"the leaf {'/'.join(parts)} has shape {np.shape(leaf)}; it stands for {path}, "
-                f"whose shape is {full}. slim_params takes trees of dense arrays, not slim or "
-                "factored ones."
+                f"the leaf {'/'.join(parts)} is {what}; it stands for {path}, whose shape is "
+                f"{full}. slim_params takes trees of dense arrays, not slim or factored ones."
             )
         return _take_where_it_is(leaf, tuple(keeps[path]))
 
-    return jax.tree_util.tree_map_with_path(cut, tree)
+    return jax.tree_util.tree_map_with_path(cut, tree, is_leaf=is_leaf_type)
 
 
 def _take_where_it_is(leaf: Any, keep: Keep) -> Any:
@@ -278,7 +287,7 @@ def _without_branches(
     if len(forks) != len(cut):
         raise errors.StructureError(
             f"the masks remove {sorted(cut)}; this function has only "
-            f"{sorted(fork.name for fork in forks)} of them. Trace this very function."
+            f"{sorted(fork.name for fork in forks)} of them. {WAY_OUT}"
         )
     # Outputs that depend on a leaf of a removed branch are its statistics: nothing makes them any
     # more.
@@ -338,8 +347,8 @@ def alive_units(
         if reason is not None:
             raise errors.FrozenError(
                 f"the masks remove channels that this function freezes: {reason.text} "
-                f"({reason.equation or 'no equation'}, {reason.source or 'no line'}). Trace this "
-                "very function, or keep these channels."
+                f"({reason.equation or 'no equation'}, {reason.source or 'no line'}). Keep these "
+                f"channels, or trace anew: {WAY_OUT}"
             )
     for leaf, path in enumerate(coupling.paths):
         for number, axis in enumerate(coupling.leaf_axes(leaf)):
@@ -349,8 +358,7 @@ def alive_units(
             if wrong.size:
                 raise errors.StructureError(
                     f"position {wrong[0]} on axis {number} of {path} is tied to channels that the "
-                    "masks treat otherwise. Trace this very function, and make the masks from its "
-                    "groups."
+                    f"masks treat otherwise. {WAY_OUT}"
                 )
     for product in labels.products:
         # whole[i, j] = rows[i] and columns[j], tested for all elements at once
@@ -358,8 +366,7 @@ def alive_units(
         if (all_live != alive.of(product.whole)).any():
             raise errors.StructureError(
                 f"what the masks leave is no rows and columns for {product.reason.equation} at "
-                f"{product.reason.source or 'an unknown line'}. Trace this very function, and make "
-                "the masks from its groups."
+                f"{product.reason.source or 'an unknown line'}. {WAY_OUT}"
             )
     return alive
 
