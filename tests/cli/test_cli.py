@@ -36,7 +36,7 @@ def complaint(capsys, command, code=2):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("", "no verb came; write one of prune, compare, inspect, report, export, check, methods, data."),
+        ("", "no verb came; write one of prune, compare, inspect, report, export, check, methods"),
         ("prun", "no verb 'prun'; did you mean prune?"),
         ("prune --modle resnet8", "no option --modle; did you mean --model?"),
         ("prune --model resnet8", "arguments are required: --data, --method"),
