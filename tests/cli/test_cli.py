@@ -208,7 +208,8 @@ def test_report_and_export_do_it_again(smoke, capsys, tmp_path):
         (out / name).unlink()
     assert cli.main(["report", str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'report.html'}\n"
-    assert cli.main(["export", str(out), "--json"]) == 0
+    # The net is a module of the user's own: only the command line can name it.
+    assert cli.main(["export", str(out), "--json", "--model", "tests.toys:tiny"]) == 0
     assert json.loads(capsys.readouterr().out) == {"written": [str(out / name) for name in before]}
     assert before == {name: (out / name).read_bytes() for name in before}
     assert cli.main(["export", str(out), "--to", str(tmp_path / "a.tflite"), "--quiet"]) == 0
@@ -229,7 +230,11 @@ def test_a_plan_of_another_net_is_refused(smoke, capsys, tmp_path):
     (copy / "config.json").write_bytes((out / "config.json").read_bytes())
     del plan["digest"]  # a plan of another net, and not a damaged one
     (copy / "plan.json").write_text(json.dumps({**plan, "sha256": "0"}))
-    assert "the plan is of another net" in complaint(capsys, f"export {copy}", code=1)
+    assert "the plan is of another net" in complaint(
+        capsys, f"export {copy} --model tests.toys:tiny", code=1
+    )
+    said = complaint(capsys, f"export {copy}", code=1)
+    assert "imported only if you name it, and its net.stablehlo does not do: it is missing" in said
 
 
 def test_progress_is_lines_where_there_is_no_terminal(monkeypatch):
