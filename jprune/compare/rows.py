@@ -135,7 +135,8 @@ def _sources(place: pathlib.Path) -> list[pathlib.Path]:
     return [
         source
         for entry in inside
-        if entry.is_dir() or entry.suffix == ".jsonl"
+        # A link to a folder above would have no end.
+        if (entry.is_dir() and not entry.is_symlink()) or entry.suffix == ".jsonl"
         for source in _sources(entry)
         if not (summed and source.is_dir())
     ]
