@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jprune import allocate, criteria, errors
 from jprune.base import (
@@ -17,6 +18,7 @@ from jprune.base import (
     Pruned,
     PyTree,
     Records,
+    Scores,
     Task,
     Variables,
     run_criterion,
@@ -29,6 +31,7 @@ from jprune.stages.frame import check_prunable, fractions, record
 from jprune.stages.prune import Prune
 from jprune.train.net import Net
 from jprune.train.step import stream
+from jprune.units import leaves_by_path, places_of, to_units
 
 ALLOCATORS = {"global_topk": allocate.global_topk, "uniform": allocate.uniform}
 CURVATURES = ("diagonal", "kfac")
@@ -173,10 +176,11 @@ class PruneFilters:
         return pruned, [record(self.name, fractions(task, masks))]
 
     def criterion(self, task: Task, groups: Groups, key: jax.Array) -> Criterion:
-        """Scores of units; of weights, for the diagonal of c_obd."""
-        # C-OBD: sum over a filter's weights of F_kk w_k^2 / 2, which is OBD pooled by units.
+        """The scores of units."""
         if self.form == "c_obd" and self.curvature == "diagonal":
-            return criteria.obd(task.fn, task.loss, fisher(labels=self.labels), key)
+            return of_filters(
+                criteria.obd(task.fn, task.loss, fisher(labels=self.labels), key), groups
+            )
         layers = layers_of(task.fn, groups, Net(task).shapes, task.example)
         return criteria.kronecker(
             task.fn,
@@ -189,3 +193,28 @@ class PruneFilters:
             damping=self.damping,
             repo_variant=self.repo_variant,
         )
+
+
+def of_filters(criterion: Criterion, groups: Groups) -> Criterion:
+    """Scores of weights summed over every filter and its bias.
+
+    Args:
+        criterion: whose scores are a tree like the variables.
+        groups: from `trace`.
+
+    Returns:
+        The criterion; scores are {group: [units]}. Norms behind the filter do not count.
+    """
+    own = {path for layer in groups.layers.values() for path in (layer.kernel, layer.bias)}
+
+    def score(state: PyTree, variables: Variables) -> Scores:
+        leaves = leaves_by_path(groups, criterion.score(state, variables))
+        only = [
+            leaf if path in own else np.zeros(groups.leaves[path].shape, np.float32)
+            for path, leaf in leaves.items()
+        ]
+        # C-OBD: sum over a filter's weights and its bias of F_kk w_k^2 / 2
+        pooled = to_units(groups, groups.treedef.unflatten(only), ("kernel", "shift"))
+        return {name: pooled[name] for name, _ in places_of(groups, ("kernel",))}
+
+    return criterion._replace(score=score)
