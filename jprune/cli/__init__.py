@@ -5,8 +5,9 @@ Here belongs what turns arguments into calls and results into text; nothing is c
 mistakes into one sentence, `show.py` draws tables. Libraries that are slow to import are imported
 by the verb that needs them.
 
-Exit codes: 0; 1 when something failed; 2 when the arguments were wrong, with one line on the error
-stream that says what to write.
+Exit codes: 0; 1 when something failed, or when the slim net of a run that has written all its
+files is not the masked one (a warning says so); 2 when the arguments were wrong, with one line on
+the error stream that says what to write.
 """
 
 import logging
@@ -77,8 +78,7 @@ def _run(words: list[str]) -> int:
         return 0
     level = getattr(logging, options.log_level.upper())
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    verbs.TABLE[verb](options, words)
-    return 0
+    return verbs.TABLE[verb](options, words) or 0
 
 
 def usage() -> str:

@@ -18,6 +18,10 @@ def _table(title: str, *columns: str) -> Table:
 
 def result(outcome: Mapping[str, Any], out: str) -> None:
     """Prints accuracy, cost and latency of a finished run, dense beside slim."""
+    # Late: reports draw with a library that takes a second to import.
+    from jprune import report
+    from jprune.report import text
+
     table = _table(
         f"{outcome['method']} on {outcome['model']}, {outcome['data']}, seed {outcome['seed']}",
         "",
@@ -27,6 +31,8 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     )
     dense, slim, achieved = outcome["dense"], outcome["pruned"], outcome["achieved"]
     table.add_row("test accuracy", _percent(dense["accuracy"]), _percent(slim["accuracy"]), "")
+    for name in slim.get("metrics", {}):
+        table.add_row(name, *(f"{net['metrics'][name]:.4f}" for net in (dense, slim)), "")
     for name, title in (("macs", "MACs"), ("params", "parameters"), ("bytes", ".tflite bytes")):
         table.add_row(title, _whole(dense[name]), _whole(slim[name]), _percent(achieved[name]))
     for name, title in (
@@ -44,6 +50,14 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
         )
     console = Console()
     console.print(table)
+    asked = text.budget(outcome["requested"])
+    console.print(f"asked to keep {asked}", highlight=False)
+    if said := report.missed(outcome):
+        console.print(f"The budget is missed: {said}.", style="bold red")
+    if sizes := outcome.get("splits"):
+        parts = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+        source = f" ({outcome['splits_from']})" if outcome.get("splits_from") else ""
+        console.print(f"data: {parts}{source}", highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"masked against slim net: relative difference {outcome['law_max_rel_err']:.1e}",
         # Not wrapped: a path that is broken over two lines cannot be copied.
@@ -52,6 +66,13 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def warnings(texts: Sequence[str]) -> None:
+    """Prints warnings on the error stream: in red on a terminal, unless NO_COLOR is set."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for text in texts:
+        console.print(f"jprune: warning: {text}", style="red")
 
 
 def _percent(fraction: float | None) -> str:

@@ -9,7 +9,7 @@ import importlib.util
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +96,100 @@ def read(spec: Spec, directory: Path) -> dict[str, Split]:
         f"the extra `tf` (pip install 'jprune[tf]'), or run `jprune data prepare {spec.name}`, "
         "which needs no TensorFlow."
     )
+    with _opened(
+        directory, extra, f"Delete it and run `jprune data prepare {spec.name}`."
+    ) as builder:
+        return {split: _split(builder, split) for split in ("train", "test")}
+
+
+def foreign(name: str, places: Sequence[Path]) -> Path:
+    """The directory of a set that TFDS has prepared.
+
+    Args:
+        name: `NAME`, `NAME/CONFIG`, or either with `:VERSION`; without one, the newest.
+        places: folders to look in, in this order.
+
+    Raises:
+        DataError: it is in none of them.
+    """
+    path, _, version = name.partition(":")
+    for place in places:
+        infos = (place / path).glob(f"{version or '[0-9]*'}/dataset_info.json")
+        if found := [info.parent for info in infos]:
+            return max(found, key=lambda directory: tfds.core.Version(directory.name))
+    raise errors.DataError(
+        f"tfds:{name} is not prepared in {' or '.join(map(str, places))}. Prepare it there with "
+        "tfds.builder(NAME, file_format='array_record').download_and_prepare(), or write "
+        "--data-dir DIR (a set with configurations is written tfds:NAME/CONFIG)."
+    )
+
+
+def columns(
+    directory: Path, splits: Collection[str]
+) -> dict[str, tuple[Sequence[Any], np.ndarray]]:
+    """The images and labels of a set that TFDS has prepared.
+
+    Args:
+        directory: of one version.
+        splits: names of splits to read, of those that it has.
+
+    Returns:
+        {split: (images, labels)}; an image is an array, or the content of its file.
+
+    Raises:
+        DataError: it cannot be read, or has no images with labels.
+        MissingExtraError: only TensorFlow can read it, and is not installed.
+    """
+    extra = (
+        f"{directory} holds TFRecord files, which TensorFlow alone reads. Install the extra `tf` "
+        "(pip install 'jprune[tf]'), or prepare it with file_format='array_record'."
+    )
+    with _opened(directory, extra, "Prepare it again.") as builder:
+        features = builder.info.features
+        keys = [str(key) for key in builder.info.supervised_keys or ("image", "label")]
+        named = {*splits} & {*builder.info.splits}
+        if not {*keys} <= {*features} or len(keys) != 2 or not named:
+            raise errors.DataError(
+                f"{directory} has the features {', '.join(features)} and the splits "
+                f"{', '.join(builder.info.splits)}; expected image and label (or as_supervised "
+                f"keys), and some of {', '.join(sorted(splits))}."
+            )
+        return {split: _columns(builder, split, *keys) for split in sorted(named)}
+
+
+def _columns(builder: Any, split: str, image: str, label: str) -> tuple[Sequence[Any], np.ndarray]:
+    if not _random_access(builder):
+        rows = [*tfds.as_numpy(builder.as_dataset(split=split))]
+    else:
+        # Encoded images are decoded by Pillow later on: TFDS would want OpenCV or TensorFlow.
+        encoded = isinstance(builder.info.features[image], tfds.features.Image)
+        decoders = {image: tfds.decode.SkipDecoding()} if encoded else None
+        source = builder.as_data_source(split=split, decoders=decoders)
+        rows = source.__getitems__(range(len(source)))
+    return [row[image] for row in rows], np.array([row[label] for row in rows])
+
+
+@contextlib.contextmanager
+def _opened(directory: Path, extra: str, instead: str) -> Iterator[Any]:
+    """The builder of a directory; whatever goes wrong inside is said in our words.
+
+    Args:
+        directory: of one version.
+        extra: says that TensorFlow is missing.
+        instead: what to do where the directory is damaged.
+    """
     try:
         builder = tfds.builder_from_directory(directory)
         if not _random_access(builder) and not importlib.util.find_spec("tensorflow"):
             raise errors.MissingExtraError(extra)
-        return {split: _split(builder, split) for split in ("train", "test")}
+        yield builder
     except errors.JpruneError:
         raise
     except ImportError as error:  # to decode an image
         raise errors.MissingExtraError(extra) from error
     except Exception as error:  # TFDS and array_record raise anything on damaged files
         raise errors.DataError(
-            f"{directory} cannot be read: {type(error).__name__}: {error}. Delete it and run "
-            f"`jprune data prepare {spec.name}`."
+            f"{directory} cannot be read: {type(error).__name__}: {error}. {instead}"
         ) from error
 
 

@@ -11,7 +11,7 @@ from jprune.export import load_net
 from jprune.graph import slim
 from jprune.graph.shrink.plans import replay
 from jprune.job.finish import WRITERS
-from jprune.job.nets import net_for
+from jprune.job.nets import net_of
 from jprune.job.saved import NET, example_of
 from jprune.runs.checkpoint import load_tree
 from jprune.runs.files import PathLike, atomic_write, read_json
@@ -57,7 +57,7 @@ def export_again(
         if model is None and name not in zoo.names():
             fn, example = _program(folder, config, plan, dtype)
         else:
-            fn, example = _cut(net_for(name, config["data"], dtype), plan)
+            fn, example = _cut(net_of({**config, "model": name}, dtype), plan)
         atomic_write(file, WRITERS[file.suffix](fn, variables, example))
     return files
 

@@ -1,16 +1,20 @@
 """The keys of `result.json`: what a finished run says in one file.
 
-Fractions are of the dense net and kept. What was not measured is null, never absent.
+Fractions are of the dense net and kept. What was not measured is null, never absent; `warnings`
+alone is absent from files that were written before it was there.
 """
 
 import types
 from collections.abc import Mapping
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from jprune import errors
 from jprune.measure import Device, Latency
+from jprune.report import text
 
 SCHEMA = 1
+LAW_BOUND = 1e-3
+"""Largest relative difference between masked and slim net that rounding explains."""
 
 
 class LatencyTable(TypedDict):
@@ -21,7 +25,13 @@ class LatencyTable(TypedDict):
     tflite_b1: Latency | None
 
 
-class Measured(TypedDict):
+class _MaybeMetrics(TypedDict, total=False):
+    """Keys that older results do not have."""
+
+    metrics: dict[str, float]
+
+
+class Measured(_MaybeMetrics):
     """What was measured of one net: dense, pruned before fine-tuning, or slim.
 
     Attributes:
@@ -31,6 +41,7 @@ class Measured(TypedDict):
         macs: multiply-accumulates for one example.
         bytes: size of the float32 .tflite file.
         latency_ms: by runtime and batch size.
+        metrics: means of the task's other metrics on the same split, by name.
     """
 
     accuracy: float | None
@@ -51,7 +62,14 @@ class Achieved(TypedDict):
     latency: float | None
 
 
-class Result(TypedDict):
+class _MaybeSplits(TypedDict, total=False):
+    """Keys that older results do not have."""
+
+    splits: dict[str, int]
+    splits_from: str
+
+
+class Result(_MaybeSplits):
     """The whole of `result.json`.
 
     Attributes:
@@ -61,6 +79,9 @@ class Result(TypedDict):
         requested: the budget, {kind: fraction kept}.
         law_max_rel_err: largest relative difference between the masked and the slim net, on real
             data.
+        warnings: sentences that say what of this result cannot be relied on.
+        splits: number of examples of the data's splits.
+        splits_from: where the splits are from; empty where nothing is known.
     """
 
     schema: int
@@ -77,6 +98,7 @@ class Result(TypedDict):
     requested: dict[str, float]
     achieved: Achieved
     law_max_rel_err: float | None
+    warnings: NotRequired[list[str]]
     dense: Measured
     before_finetune: Measured
     pruned: Measured
@@ -91,12 +113,15 @@ def measured(
     xla_b1: Latency | None = None,
     xla_b128: Latency | None = None,
     tflite_b1: Latency | None = None,
+    **metrics: float,
 ) -> Measured:
-    """What was measured, with null for all that was not.
+    """What was measured, with null for all that was not; `metrics` are those of other names.
 
     Example:
         >>> measured(accuracy=0.9)["latency_ms"]
         {'xla_b1': None, 'xla_b128': None, 'tflite_b1': None}
+        >>> measured(loss=0.3, iou=0.8)["metrics"]
+        {'iou': 0.8}
     """
     return {
         "accuracy": accuracy,
@@ -105,7 +130,30 @@ def measured(
         "macs": macs,
         "bytes": bytes,
         "latency_ms": {"xla_b1": xla_b1, "xla_b128": xla_b128, "tflite_b1": tflite_b1},
+        "metrics": metrics,
     }
+
+
+def law_warnings(law: float | None) -> list[str]:
+    """What to say of a difference between the masked and the slim net; nothing if it is small.
+
+    Args:
+        law: the largest relative difference; None where it was not measured.
+
+    Example:
+        >>> law_warnings(2e-7), law_warnings(None)
+        ([], [])
+        >>> law_warnings(0.96)[0].split(":")[0]
+        'the slim net is not the net that was trained'
+    """
+    if law is None or law <= LAW_BOUND:
+        return []
+    return [
+        "the slim net is not the net that was trained: masked and slim net differ by "
+        f"{law:.1e} of the largest output, where rounding explains {LAW_BOUND:.0e}. Do not use the "
+        "exported files. Look at rules of your own, at functions that magnify rounding, and report "
+        "the net if there are none."
+    ]
 
 
 def check(result: Mapping[str, Any], source: str = "result.json") -> None:
@@ -142,6 +190,8 @@ def _check(value: Any, kind: Any, path: str, source: str) -> None:
         _check_type(value, Mapping, path, source)
         for key, inner in get_type_hints(kind).items():
             place = f"{path}.{key}" if path else key
+            if key not in value and key in kind.__optional_keys__:
+                continue
             if key not in value:
                 raise errors.CheckpointError(
                     f"{source} has no `{place}`. Every key of schema {SCHEMA} has to be there, "
@@ -170,3 +220,30 @@ def _check_type(value: Any, kind: Any, path: str, source: str) -> None:
             f"{source} has {value!r:.80} at `{path}`; {names} was expected. Run the command of the "
             "run again."
         )
+
+
+MISSED = 0.02
+"""A budget is missed if what is kept differs by more: two points."""
+
+
+def missed(result: Mapping[str, Any]) -> str:
+    """Says that a run keeps something else than was asked for; empty where it does not.
+
+    Args:
+        result: what is in `result.json`.
+
+    Example:
+        >>> missed({"requested": {"macs": 0.75}, "achieved": {"macs": 0.6}})
+        '60.0 % of the MACs are kept, and 75 % were asked for'
+        >>> missed({"requested": {"macs": 0.5}, "achieved": {"macs": 0.49}})
+        ''
+    """
+    said = []
+    for kind, asked in result["requested"].items():
+        kept = result["achieved"].get(kind)
+        if kept is not None and abs(kept - asked) > MISSED:
+            said.append(
+                f"{100 * kept:.1f} % of the {text.KINDS.get(kind, kind)} are kept, and "
+                f"{100 * asked:.3g} % were asked for"
+            )
+    return "; ".join(said)

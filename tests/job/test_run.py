@@ -23,12 +23,14 @@ from jprune.base import Pruned
 from jprune.cli import main
 from jprune.export import load_stablehlo, run_tflite, stablehlo_text
 from jprune.graph.shrink.plans import replay
+from jprune.job import finish
 from jprune.job import main as job
 from jprune.job.nets import net_for
 from jprune.recipes import Train
 from jprune.runs import checkpoint, execution, files, loop
 from jprune.runs import directory as run
 from jprune.runs.progress import Silent
+from jprune.train.net import Net
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(0)
@@ -127,11 +129,32 @@ RECIPE = recipes.find("l1")(
 )
 
 
-def executed(path, task, progress=None, save_seconds=0.0):
+AVERAGED = recipes.find("l1")(
+    Budget(macs=0.5),
+    Train(2, 0.01, 16, optimizer="adamw", ema=0.9, accumulate=2, clip=1.0),
+    Train(1, 0.01, 16, name="finetune", optimizer="lamb", ema=0.9),
+)
+
+
+def executed(path, task, progress=None, save_seconds=0.0, recipe=RECIPE):
     directory = opened(path)
     start = lambda: Pruned(drawn(task), None)
     progress = Silent() if progress is None else progress
-    return execution.execute(directory, RECIPE, task, KEY, start, progress, save_seconds), directory
+    return execution.execute(directory, recipe, task, KEY, start, progress, save_seconds), directory
+
+
+@pytest.mark.parametrize(("stage", "step"), [("train", 5), ("finetune", 2)])
+def test_an_average_and_the_state_of_its_optimizer_are_resumed_bit_for_bit(tmp_path, stage, step):
+    task = toy_task("tiny")
+    whole, _ = executed(tmp_path / "whole", task, recipe=AVERAGED)
+    with pytest.raises(Killed):
+        executed(tmp_path / "a", task, KillAt(stage, step), recipe=AVERAGED)
+    again, directory = executed(tmp_path / "a", task, recipe=AVERAGED)
+    assert equal(again.variables, whole.variables)
+    masks = Net(task).leaves(Net(task).weight_masks(whole.masks))
+    for path, leaf in Net(task).leaves(whole.variables).items():
+        assert not np.asarray(leaf)[~np.asarray(masks.get(path, np.ones(leaf.shape, bool)))].any()
+    assert {"train", "finetune"} <= {*directory.outcomes()}
 
 
 def timeless(records):
@@ -493,3 +516,19 @@ def test_loaded_weights_are_not_trained():
     assert dense is None
     names = [stage.name for stage in recipes.find("l1")(Budget(macs=0.5), dense, finetune)]
     assert names == ["save", "dense", "prune", "before_finetune", "finetune"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_small_net_that_gives_no_numbers_breaks_the_law(monkeypatch, value):
+    task = toy_task()
+    pruned = Pruned(drawn(task), {})
+    law = finish.Law(task.fn)
+    error = lambda: law(pruned, task, KEY)[1][0]["metrics"]["max_rel_err"]
+    assert error() < 1e-6
+    broken = lambda fn, *_: lambda v, x: fn(v, x).at[0, 0].set(value)
+    monkeypatch.setattr(finish, "slim", broken)
+    assert 1e30 < error() < np.inf
+    # Where both nets give none, they agree.
+    law = finish.Law(broken(task.fn))
+    monkeypatch.setattr(finish, "slim", lambda fn, *_: fn)
+    assert error() < 1e-6
