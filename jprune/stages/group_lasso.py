@@ -99,13 +99,10 @@ class Penalised:
     Attributes:
         penalty: on what, and how much.
         budget: whose floors are read.
-        momentum: of the optimizer. The step's size is learning rate / (1 - momentum), so that
-            weights come to rest at a minimum of loss + penalty.
     """
 
     penalty: Penalty
     budget: Budget
-    momentum: float
 
     def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
         """As `jprune.base.Wrap`; raises what `Penalty.terms` does."""
@@ -114,9 +111,7 @@ class Penalised:
         step = group_lasso(
             [term.blocks for term in terms.values()],
             {kind: term.strengths for kind, term in terms.items()},
-            # t = tau / (1 - m): momentum m multiplies what a constant gradient moves by 1 / (1 -
-            # m), so the penalty's step does the same.
-            lambda step: rate(step) / (1 - self.momentum),
+            rate,
             how=self.penalty.how,
             threshold=self.penalty.threshold,
             least={kind: term.least for kind, term in terms.items()},
@@ -149,7 +144,7 @@ class Shrink:
         """The training in steps; raises what `Penalty.terms` does."""
         self.check(task)
         # Behind the optimizer, where neither momentum nor weight decay gathers the penalty.
-        wrap = Penalised(self.penalty, self.budget, self.train.momentum)
+        wrap = Penalised(self.penalty, self.budget)
         stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)
         return stage.learner(pruned, task, key)
 
