@@ -323,7 +323,7 @@ class Adam(NamedTuple):
 
 Optimizer = Sgd | Adam | Chosen
 """What plain training takes. Another one needs the same members: `begin`, `taken`, `rate`,
-`stride`, `around` and `transformation`; training steps of equal optimizers share one compilation."""
+`stride`, `around` and `transformation`; steps of equal optimizers share one compilation."""
 
 
 def _rate(optimizer: Sgd | Chosen) -> Schedule:
