@@ -15,7 +15,7 @@ trained, `refuse_impossible`.
 
 from jprune.allocate.budgets import largest, price_of, refuse_impossible, smallest
 from jprune.allocate.global_topk import global_topk
-from jprune.allocate.jointly import fraction_kept, jointly
+from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jointly
 from jprune.allocate.normalize import normalized
 from jprune.allocate.uniform import uniform
 from jprune.masks import keep_best
@@ -33,6 +33,7 @@ __all__ = [
     "normalized",
     "price_of",
     "refuse_impossible",
+    "refuse_impossible_jointly",
     "smallest",
     "uniform",
 ]

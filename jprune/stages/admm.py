@@ -238,7 +238,15 @@ class Admm:
         # With "adam" the method brings an optimizer of its own.
         options = ("optimizer", "warmup", "clip", "accumulate") if self.adam is None else ()
         self.train.takes(self.name, *options)
-        self.sets.fractions(self.sets.families(task))
+        families = self.sets.families(task)
+        self.sets.fractions(families)
+        if self.sets.keep is None:
+            sizes = {
+                each.kind: {name: np.ones(group.size) for name, group in each.items()}
+                for each in families
+            }
+            budget = self.sets.budget
+            allocate.refuse_impossible_jointly(families, sizes, budget, Net(task).cost)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.

@@ -171,6 +171,23 @@ class ReadOff:
     correct: bool = True
     name: str = "prune"
 
+    def check(self, task: Task) -> None:
+        """Refuses a budget that no zeros can reach; raises what `Penalty.terms` does.
+
+        Raises:
+            BudgetError: it is one.
+        """
+        terms = self.penalty.terms(task, self.budget)
+        whole = {
+            kind: {name: np.ones(group.size) for name, group in term.blocks.items()}
+            for kind, term in terms.items()
+        }
+        # Zeros of the penalty do not keep to multiples.
+        budget = dataclasses.replace(self.budget, multiple_of=1)
+        families = [term.blocks for term in terms.values()]
+        scores = scores_of(whole, whole, terms)
+        allocate.refuse_impossible_jointly(families, scores, budget, Net(task).cost)
+
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The net under its masks.
 
