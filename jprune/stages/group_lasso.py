@@ -1,6 +1,7 @@
 """The stages of SSL: training under group lasso, and masks of the groups that became 0."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -215,6 +216,13 @@ class ReadOff:
         reached = allocate.fraction_kept(net.groups, masks, self.budget, net.cost)
         # 1e-9: fractions of whole numbers, in float64.
         if reached > float(self.budget.value) + 1e-9:
+            if flat.all():
+                warnings.warn(
+                    f"group lasso has made none of {flat.size} groups 0, so that the cut does all "
+                    f"of the work: strength={self.penalty.strength} is too weak for so few steps. "
+                    "Write a larger strength, more epochs or a larger stop.",
+                    stacklevel=2,
+                )
             if not self.correct:
                 raise errors.BudgetError(
                     f"the penalty reached {self.budget.kind}={reached:.4f} of the dense net, and "
