@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jprune import allocate, blocks, errors
+from jprune.base import (
     Batch,
     Budget,
     Learner,

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -185,7 +185,7 @@ GONE = np.zeros(1, bool)
 """The mask of a block that is removed."""
 
 
-def is_among(points: Any, dimensions: Sequence[float]) -> bool:
+def is_among(points: Any, dimensions: Any) -> bool:
     """Whether a net of these depth, width and resolution is among the points [n, 4]."""
     away = np.abs(np.asarray(points)[:, :3] - np.asarray(dimensions)).max(axis=1)
     return bool((away < 1e-6).any())
