@@ -12,7 +12,9 @@ run or `save` has written.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Before the rest, whose imports take seconds: see its last line.
 from jprune import errors
+from jprune import interrupts as interrupts
 from jprune.base import Budget, Cost, Criterion, Groups, run_criterion
 from jprune.citation import citation
 from jprune.cost import cost, cost_model

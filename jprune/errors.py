@@ -45,6 +45,10 @@ class CheckpointError(JpruneError, ValueError):
     """A checkpoint or run directory that is corrupt, foreign, or of another version."""
 
 
+class DamagedError(CheckpointError):
+    """A file of a run that is missing, or not as it was written."""
+
+
 class InUseError(CheckpointError):
     """A run directory, or a file in one, that another process is using."""
 

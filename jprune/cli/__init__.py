@@ -7,14 +7,14 @@ by the verb that needs them.
 
 Exit codes: 0; 1 when something failed, or when the slim net of a run that has written all its
 files is not the masked one (a warning says so); 2 when the arguments were wrong, with one line on
-the error stream that says what to write.
+the error stream that says what to write; 130 or 143 when a run was ended by Ctrl-C or TERM.
 """
 
 import logging
 import sys
 from collections.abc import Sequence
 
-from jprune import __version__, errors
+from jprune import __version__, errors, interrupts
 from jprune.cli import verbs
 from jprune.cli.options import VERBS
 from jprune.cli.parse import parse
@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except errors.JpruneError as error:
         return _complain(error, 1)
+    except interrupts.Interrupted as stop:
+        print(f"jprune: interrupted, {stop.saved}; the same command goes on.", file=sys.stderr)
+        interrupts.may_speak()  # a second signal, while Python ends, has nothing to add
+        return stop.code
     # 130 is what shells report for a program that was interrupted: 128 + SIGINT.
     except KeyboardInterrupt:
         print("jprune: interrupted; the same command goes on.", file=sys.stderr)

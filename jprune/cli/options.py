@@ -237,6 +237,24 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Check:
+    """Say which files of a run are whole.
+
+    Files are compared with the digests that were written with them; nothing is changed. Exit code 1
+    if one is missing or damaged; running the command of the run again then makes it again.
+    """
+
+    directory: tyro.conf.Positional[Folder]
+    """The --out of the run, finished or not."""
+    json: Flag = False
+    """Print JSON."""
+    quiet: Flag = False
+    """Print no table; the exit code and the error line say it."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Compare:
     """Compare methods: rows of finished runs, or runs that it does.
 
@@ -352,6 +370,7 @@ VERBS: dict[str, type] = {
     "inspect": Inspect,
     "report": Report,
     "export": Export,
+    "check": Check,
     "methods": Methods,
     "data": Data,
 }

@@ -68,6 +68,16 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     )
 
 
+def verdicts(found: Sequence[Any]) -> None:
+    """Prints which files of a run are whole."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for verdict in found:
+        table.add_row(verdict.name, verdict.state, verdict.note)
+    Console().print(table)
+
+
 def warnings(texts: Sequence[str]) -> None:
     """Prints warnings on the error stream: in red on a terminal, unless NO_COLOR is set."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jprune import errors
+from jprune import errors, interrupts
 from jprune.base import Budget
 from jprune.cli import options, show
 
@@ -59,8 +59,10 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
     )
     out = settings.out or f"runs/{_folder_name(settings, budget)}"
     progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()
+    command = shlex.join(["jprune", *words])
     try:
-        result = jobs.prune(job, out, shlex.join(["jprune", *words]), progress, settings.overwrite)
+        with interrupts.deferred():
+            result = jobs.prune(job, out, command, progress, settings.overwrite)
     finally:
         # Also after an error: a terminal without its cursor would be left behind.
         progress.close()
@@ -100,7 +102,8 @@ def compare(settings: options.Compare, words: Sequence[str]) -> None:
     """Methods side by side."""
     from jprune.cli import comparing
 
-    comparing.compare(settings, words)
+    with interrupts.deferred():
+        comparing.compare(settings, words)
 
 
 def inspect(settings: options.Inspect, words: Sequence[str]) -> None:
@@ -134,6 +137,25 @@ def export(settings: options.Export, words: Sequence[str]) -> None:
         [str(path) for path in export_again(settings.directory, settings.to, settings.model)],
         settings,
     )
+
+
+def check(settings: options.Check, words: Sequence[str]) -> None:
+    """Which files of a run are whole."""
+    del words
+    from jprune.runs.whole import verdicts
+
+    found = verdicts(settings.directory)
+    if settings.json:
+        _print_json([verdict._asdict() for verdict in found])
+    elif not settings.quiet:
+        show.verdicts(found)
+    wrong = [verdict.name for verdict in found if not verdict.stands]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise errors.DamagedError(
+            f"{wrong[0]}{more} of {settings.directory} are not whole. Run the command of the run "
+            "again: it makes again what is missing or damaged, and says so."
+        )
 
 
 def methods(settings: options.Methods, words: Sequence[str]) -> None:
@@ -173,6 +195,7 @@ TABLE: dict[str, Callable[[Any, Sequence[str]], int | None]] = {
     "inspect": inspect,
     "report": report,
     "export": export,
+    "check": check,
     "methods": methods,
     "data": data,
 }

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from jprune import errors
 from jprune.runs.files import PathLike, read_json, read_lines
+from jprune.runs.inside import guarded
 
 Row = dict[str, Any]
 SCHEMA = 1
@@ -271,7 +272,7 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
     Raises:
         CheckpointError: the run is not finished, or its files are damaged.
     """
-    folder = pathlib.Path(folder)
+    folder = guarded(folder)
     result, settings = read_json(folder / "result.json"), read_json(folder / "config.json")
     records = read_lines(folder / "records.jsonl").records
     steps: dict[str, int] = {}

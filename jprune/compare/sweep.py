@@ -12,7 +12,7 @@ seed take it over from the first.
 
 import dataclasses
 import pathlib
-import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from jprune.recipes.options import written
 from jprune.report import text
 from jprune.runs.directory import open_directory
 from jprune.runs.files import PathLike, explained, locked, make_folder, read_lines, write_lines
+from jprune.runs.inside import expect, guarded, remove_run
 from jprune.runs.progress import Progress
 
 RATES = (0.3, 1.0, 3.0)
@@ -103,6 +104,9 @@ def run(sweep: Sweep, out: PathLike, progress: Progress) -> Swept:
     """
     folder = make_folder(out)
     with locked(folder):
+        # Runs guard what is in their own folders (`runs/inside.py`).
+        for name in ("runs", "rates"):
+            expect(folder / name, stat.S_IFDIR)
         return _run(sweep, folder, progress)
 
 
@@ -225,13 +229,12 @@ def copy_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task)
     provenance = {"versions": measure.versions(), "device": measure.device()}
     # Under a hidden name beside it and renamed at the end: a kill leaves no half run behind.
     half = path.parent / f".{path.name}"
-    shutil.rmtree(half, ignore_errors=True)
+    if expect(half, stat.S_IFDIR):
+        remove_run(guarded(half / path.name))
     directory = open_directory(half / path.name, config, about, provenance)
-    shutil.copytree(first / TRAINING, directory.path / TRAINING)
     # The records of the training move along, or the report of the new run would have no curve.
-    for record in read_lines(first / "records.jsonl").records:
-        if record["stage"] == "train":
-            directory.append({**record, **directory.about}, record["wall_s"])
+    records = read_lines(first / "records.jsonl").records
+    directory.adopt(first / TRAINING, [record for record in records if record["stage"] == "train"])
     with explained(path):
         directory.path.replace(path)
     half.rmdir()

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 
 from jprune import errors, zoo
-from jprune.export import load_net
 from jprune.graph import slim
 from jprune.graph.shrink.plans import replay
 from jprune.job.finish import WRITERS
 from jprune.job.nets import net_of
-from jprune.job.saved import NET, example_of
+from jprune.job.saved import NET, example_of, program_of
 from jprune.runs.checkpoint import load_tree
+from jprune.runs.directory import require
 from jprune.runs.files import PathLike, atomic_write, read_json
+from jprune.runs.inside import guarded
 from jprune.train.task import seen_at
 
 
@@ -48,7 +49,9 @@ def export_again(
         raise errors.ArgumentError(
             f"{to} is neither {' nor '.join(WRITERS)}. Write --to {files[0].stem}.tflite."
         )
+    guarded(folder)
     config, plan = read_json(folder / "config.json"), read_json(folder / "plan.json")
+    require(folder, "params")
     variables = load_tree(folder / "params")
     for file in files:
         # A .tflite is float32, whatever type the net was trained in.
@@ -86,4 +89,4 @@ def _program(
             f"its {NET} does not do: {why}. Write --model {config['model']}, in a folder or with a "
             "PYTHONPATH where Python finds that module."
         )
-    return load_net(folder / NET), example_of(plan)
+    return program_of(folder), example_of(plan)

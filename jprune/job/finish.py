@@ -14,7 +14,7 @@ from jprune.cost.samples import gates_of
 from jprune.forms.leaf_type import has_dynamic
 from jprune.forms.opened import dense_of
 from jprune.graph import slim, slim_params
-from jprune.job.saved import write_net
+from jprune.job.saved import WRITES, write_net
 from jprune.masks import apply_masks
 from jprune.stages.frame import record
 from jprune.train.evaluate import EVALUATION_BATCH
@@ -101,6 +101,7 @@ class Export:
         fn: the net in float32, for the .tflite.
         note: is told what could not be written, and why.
         name: of the stage.
+        writes: what it leaves in the run directory; made again where it is missing or damaged.
     """
 
     folder: pathlib.Path
@@ -108,6 +109,7 @@ class Export:
     note: Callable[[str], None]
     name: str = "export"
     alone = True
+    writes = WRITES
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net; the files."""

@@ -186,7 +186,7 @@ def prune(
         net = _net(job, task.data, job.dtype)
         return Pruned(pretrained.load(net, job.weights), None)
 
-    with held(out, config, about(job), provenance, overwrite) as directory:
+    with held(out, config, about(job), provenance, overwrite, progress.note) as directory:
         # The recipe first, then what every run is judged by.
         stages = (
             *recipe,
@@ -197,7 +197,7 @@ def prune(
         )
         pruned = execute(directory, stages, task, key, start, progress, save_seconds)
         asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget)
-        return from_first(lambda: write_result(directory, asked, task, pruned))
+        return from_first(lambda: write_result(directory, asked, task, pruned, progress.note))
 
 
 def task_for(job: Job) -> Task:

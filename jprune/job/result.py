@@ -1,15 +1,17 @@
 """The files that a finished run leaves for others: `plan.json`, `result.json`, `report.html`."""
 
+import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jprune import measure, report, survey
+from jprune import errors, measure, report, survey
 from jprune.base import Budget, Pruned, Task
 from jprune.graph import slim_params
 from jprune.job.saved import plan_for
 from jprune.masks import density
-from jprune.runs.directory import RunDirectory
+from jprune.runs.directory import Note, RunDirectory, machines_of
 from jprune.runs.files import read_json, write_json
 from jprune.train.net import Net
 
@@ -26,15 +28,20 @@ class Asked(NamedTuple):
 
 
 def write_result(
-    directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned
+    directory: RunDirectory,
+    asked: Asked,
+    task: Task,
+    pruned: Pruned,
+    note: Note = lambda text: None,
 ) -> dict[str, Any]:
-    """Writes `plan.json`, `result.json` and `report.html`, unless they exist already.
+    """Writes `plan.json`, `result.json` and `report.html`, unless they are there and whole.
 
     Args:
         directory: of the run, all of whose stages are done.
         asked: what was asked for.
         task: the dense net and its data.
         pruned: the net after the last stage.
+        note: told what is made again.
 
     Returns:
         What is in `result.json`.
@@ -42,24 +49,43 @@ def write_result(
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to.
     """
-    path = directory.path / "result.json"
-    # The result is written once: latencies that were measured stay those of the run, whatever
-    # machine opens the directory later.
-    if not path.exists():
+    path, plan_path = directory.path / "result.json", directory.path / "plan.json"
+    plan, result = _standing(plan_path), _standing(path, report.check)
+    # Where all of it is missing, the run has only now come to its end.
+    if plan is not None or result is not None or path.exists() or plan_path.exists():
+        for name, content in (("plan.json", plan), ("result.json", result)):
+            if content is None:
+                note(f"{directory.path / name} is missing or damaged: it is made again.")
+    if plan is None:
         groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
         shapes, small = Net(task).shapes, slim_params(groups, masks, pruned.variables)
         plan = plan_for(task.fn, shapes, task.example, groups, masks, small)
         if pruned.resolution is not None:
             plan["resolution"] = np.asarray(pruned.resolution).tolist()
-        write_json(directory.path / "plan.json", plan)
+        write_json(plan_path, plan, digest=True)
+    # The result is written once: what was measured stays, whatever machine opens the directory
+    # later.
+    if result is None:
         result = result_of(directory, asked, task, pruned)
         # Checked before it is written: a result without a key would be found by its readers, much
         # later.
         report.check(result)
-        write_json(path, result)
-    if not (directory.path / "report.html").exists():
+        write_json(path, result, digest=True)
+    if not all((directory.path / name).exists() for name in ("report.html", "report.png")):
         report.html(directory.path)
     return read_json(path)
+
+
+def _standing(
+    path: pathlib.Path, check: Callable[[dict[str, Any]], None] = lambda value: None
+) -> dict[str, Any] | None:
+    """What is in a file; None where it is missing or damaged."""
+    try:
+        value = read_json(path)
+        check(value)
+    except errors.CheckpointError:
+        return None
+    return value
 
 
 def refs_of(method: str) -> list[int]:
@@ -82,6 +108,10 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
         {**_metrics(directory, name), **measured.get(name, {})}
         for name in ("dense", "before_finetune", "pruned")
     )
+    machines = machines_of(directory.outcomes())
+    now = {"versions": measure.versions(), "device": measure.device()}
+    # What was measured, was so on the last of them.
+    last = {**now, **(machines[-1][1] if machines else {})}
     fraction = lambda kind: _ratio(small.get(kind), dense.get(kind))
     return {
         "schema": report.SCHEMA,
@@ -92,8 +122,9 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
         "model": asked.model,
         "data": asked.data,
         "seed": asked.seed,
-        "versions": measure.versions(),
-        "device": measure.device(),
+        "versions": last["versions"],
+        "device": last["device"],
+        "earlier_machines": [{"from": name, **machine} for name, machine in machines[:-1]],
         "wall_s": {name: done["wall_s"] for name, done in directory.outcomes().items()},
         "requested": {asked.budget.kind: float(asked.budget.value)},
         "achieved": {

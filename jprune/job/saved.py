@@ -26,14 +26,18 @@ from jprune.forms.opened import dense_of
 from jprune.graph import gated, slim, slim_params
 from jprune.graph.shrink.plans import plan_of, replay
 from jprune.job.nets import DTYPES
+from jprune.runs import digests
 from jprune.runs.checkpoint import load_tree, save_tree
-from jprune.runs.directory import held
+from jprune.runs.directory import held, require
 from jprune.runs.files import PathLike, atomic_write, read_json, write_json
+from jprune.runs.inside import guarded
 from jprune.train.task import seen_at
 from jprune.units import are_units, ones
 
 Function = Callable[..., Any]
 NET = "net.stablehlo"
+WRITES = ("params", NET, "model.stablehlo", "model.tflite")
+"""What `write_net` leaves in a folder."""
 
 
 class Loaded(NamedTuple):
@@ -89,7 +93,8 @@ def load(
         `fn, variables` (`Loaded`); with `masked` `fn, variables, groups, masks` (`LoadedMasked`).
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        DamagedError: a file is missing or damaged.
+        CheckpointError: a file is of another version, or a link.
         StructureError: `fn` or `net` is another net than the one that was pruned.
         ArgumentError: `masked=True` for a net of one's own without `fn` or `net`.
 
@@ -106,8 +111,10 @@ def load(
         ...     print(small["first"].shape, small_fn(small, x))
         (3, 2) [[6. 6.]]
     """
-    folder = pathlib.Path(run)
+    folder = guarded(run)
     plan = read_json(folder / "plan.json")
+    # Before any of it is parsed.
+    require(folder, "params")
     variables = load_tree(folder / "params")
     about = plan.get("net")
     if about is not None:
@@ -125,7 +132,7 @@ def load(
                 f"{folder} has no {NET}, which earlier versions did not write. Write load(..., "
                 "net=net) with the zoo.Net that was pruned."
             )
-        return Loaded(export.load_net(folder / NET), variables)
+        return Loaded(program_of(folder), variables)
     run_dense, shapes, example = dense
     try:
         groups, masks = replay(plan, run_dense, shapes, example, groups=groups)
@@ -133,12 +140,22 @@ def load(
         # Another version of JAX or of the zoo writes other equations.
         if chosen or masked or not (folder / NET).exists():
             raise
-        return Loaded(export.load_net(folder / NET), variables)
+        return Loaded(program_of(folder), variables)
     resolution = plan.get("resolution")
     if not masked:
         return Loaded(seen_at(slim(run_dense, groups, masks), resolution), variables)
     whole = _spread(groups, masks, dense_of(variables), shapes)
     return LoadedMasked(seen_at(_gated(run_dense, groups, masks), resolution), whole, groups, masks)
+
+
+def program_of(folder: pathlib.Path) -> Function:
+    """The small net of a folder, from its program.
+
+    Raises:
+        DamagedError: the program is missing or damaged.
+    """
+    require(folder, NET)
+    return export.load_net(folder / NET)
 
 
 def save(
@@ -177,7 +194,9 @@ def save(
     plan = plan_for(fn, shapes, example, groups, units, small)
     with held(folder, {"model": None}, {}, {}, overwrite) as directory:
         write_net(directory.path, small_fn, small_fn, small, example, _warn)
-        write_json(directory.path / "plan.json", plan)
+        # A run has these digests in the stage that has written the files.
+        plan["files"] = digests.of_files(directory.path, WRITES)
+        write_json(directory.path / "plan.json", plan, digest=True)
 
 
 def _warn(text: str) -> None:

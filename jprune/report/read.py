@@ -1,12 +1,13 @@
 """Reading a finished run directory."""
 
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
 from jprune import errors
 from jprune.report import schema
+from jprune.runs import files
+from jprune.runs.inside import guarded
 
 
 class Run(NamedTuple):
@@ -29,52 +30,26 @@ def read_run(run_dir: str | os.PathLike[str]) -> Run:
     Raises:
         CheckpointError: a file is missing or damaged; the message names it.
     """
-    folder = pathlib.Path(run_dir)
-    result = _json(folder / "result.json")
+    folder = guarded(run_dir)
+    result: Any = _whole(folder / "result.json")
     # Checked here, once: all that follows reads keys without asking.
     schema.check(result, str(folder / "result.json"))
-    plan = _json(folder / "plan.json")
+    plan = _whole(folder / "plan.json")
     for key in ("groups", "frozen"):
         if key not in plan:
             raise errors.CheckpointError(f"{folder / 'plan.json'} has no `{key}`: it is no plan.")
-    return Run(result, _records(folder / "records.jsonl"), plan, _json(folder / "config.json"))
+    # A run has records from its first stage on.
+    if not (folder / "records.jsonl").exists():
+        raise errors.DamagedError(f"{folder / 'records.jsonl'} is missing. {files.AGAIN}")
+    records = files.read_lines(folder / "records.jsonl").records
+    return Run(result, records, plan, _whole(folder / "config.json"))
 
 
-def _read(path: pathlib.Path) -> str:
+def _whole(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.CheckpointError(
-            f"{path} cannot be read ({error}). A report needs the directory of a finished run: "
-            "write `jprune report DIR`, DIR being the --out of `jprune prune`."
+        return files.read_json(path)
+    except errors.DamagedError as error:
+        raise errors.DamagedError(
+            f"{error} A report needs the directory of a finished run: write `jprune report DIR`, "
+            "DIR being the --out of `jprune prune`."
         ) from error
-
-
-def _json(path: pathlib.Path) -> Any:
-    try:
-        content = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise errors.CheckpointError(
-            f"{path} is no JSON ({error}). Run the command of the run again."
-        ) from error
-    if not isinstance(content, dict):
-        raise errors.CheckpointError(
-            f"{path} holds a {type(content).__name__}; an object {{...}} was expected."
-        )
-    return content
-
-
-def _records(path: pathlib.Path) -> list[dict[str, Any]]:
-    lines = _read(path).splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            # The last line alone may be torn; any other damage is no kill's.
-            if number < len(lines):
-                raise errors.CheckpointError(
-                    f"{path}, line {number}, is no JSON ({error}). Only the last line can be torn "
-                    "by a kill: take that line out, or run the command of the run again."
-                ) from error
-    return records

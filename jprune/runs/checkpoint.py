@@ -1,8 +1,9 @@
 """Checkpoints: a tree of arrays and a few plain facts, through Orbax.
 
-A folder holds one checkpoint, the newest. Orbax writes it beside the old one and renames it when it
-is whole, so a kill in the middle of a save leaves the old one; what the kill left behind goes when
-the folder is opened the next time.
+A folder holds the two newest checkpoints. Orbax writes one beside the old ones and renames it when
+it is whole, so a kill in the middle of a save leaves those; what the kill left behind goes when the
+folder is opened the next time. The digests of its files are written last: a checkpoint that has
+none, or others, is not read, and the one before is.
 
 Of several processes the first alone calls this, with a state that all of them have: arrays that are
 spread over many devices are written as whole arrays, and read onto one device, so a run can go on
@@ -10,6 +11,7 @@ with other devices.
 """
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
@@ -23,8 +25,8 @@ import orbax.checkpoint as ocp
 from jprune import errors
 from jprune.base import PyTree
 from jprune.forms.opened import read_back, written_out
-from jprune.runs import trees
-from jprune.runs.files import PathLike, make_folder
+from jprune.runs import digests, inside, trees
+from jprune.runs.files import AGAIN, PathLike, make_folder
 
 SCHEMA = 1
 
@@ -36,15 +38,17 @@ class Checkpoint(NamedTuple):
         step: number of the steps done.
         state: the tree of arrays.
         meta: the plain facts that `save` got: data position, key, seconds so far.
+        damaged: names of files for which newer checkpoints were passed over.
     """
 
     step: int
     state: PyTree
     meta: dict[str, Any]
+    damaged: tuple[str, ...] = ()
 
 
 def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-    """Saves a checkpoint and deletes the one before.
+    """Saves a checkpoint, and deletes all but the one before.
 
     Args:
         folder: of this stage; made if it is not there.
@@ -61,9 +65,9 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
     # Leaf types (factored, CSR) become plain dictionaries: Orbax knows no others.
     state = _of_one_process(_encoded(path, written_out(state)))
     try:
+        # Of a run that was killed after its last save, or damaged, and so to be made again.
+        inside.remove_checkpoints(path, [old for old in inside.steps_of(path) if old >= step])
         with _manager(path) as manager:
-            if step in manager.all_steps():  # left by a run that was killed after its last save
-                manager.delete(step)
             manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -72,6 +76,9 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
                 ),
             )
             manager.wait_until_finished()
+        digests.write(path / str(step))
+    except errors.CheckpointError:
+        raise
     except Exception as error:  # Orbax passes on what its storage raises, of many types
         raise errors.CheckpointError(
             f"the checkpoint of step {step} cannot be written to {path} ({_short(error)}). Free "
@@ -79,30 +86,34 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
         ) from error
 
 
-def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
-    """Reads the newest checkpoint of a folder.
+def load(
+    folder: PathLike, template: PyTree = None, digests_needed: bool = True
+) -> Checkpoint | None:
+    """Reads the newest checkpoint of a folder that is whole.
 
     Args:
         folder: that `save` wrote to.
         template: tree with shapes and types of the state; needed where it has tuples, named or not.
             Without one, the tree is as it was saved, tuples as lists.
+        digests_needed: False also reads one without digests, as older versions wrote them.
 
     Returns:
         The checkpoint, its arrays on the first device, or of NumPy where JAX has no such type; None
         if there is none.
 
     Raises:
-        CheckpointError: it is damaged, of another version or of another net, or holds values that
-            the template's types cannot hold.
+        DamagedError: none of them is whole.
+        CheckpointError: it is of another version or of another net, or holds values that the
+            template's types cannot hold.
     """
     path = pathlib.Path(folder)
-    if not path.is_dir():
+    step, damage = newest(path, digests_needed)
+    if step is None and damage:
+        raise errors.DamagedError(f"{path} has no checkpoint that is whole: {_listed(damage)}.")
+    if step is None:
         return None
     try:
         with _manager(path) as manager:
-            step = manager.latest_step()
-            if step is None:
-                return None
             # As it was saved: with other shapes or types Orbax would cut or round without a word.
             # And by its own devices, which need not be there any more.
             saved = _abstract(manager.item_metadata(step)["state"].tree)
@@ -126,7 +137,44 @@ def load(folder: PathLike, template: PyTree = None) -> Checkpoint | None:
             raise errors.CheckpointError(
                 f"the checkpoint in {path} does not fit: {error}."
             ) from error
-    return Checkpoint(step, read_back(state), meta)
+    return Checkpoint(step, read_back(state), meta, damage)
+
+
+def newest(folder: pathlib.Path, digests_needed: bool = True) -> tuple[int | None, tuple[str, ...]]:
+    """The newest checkpoint that is whole, and names of damaged files of newer ones.
+
+    Args:
+        folder: of the checkpoints.
+        digests_needed: as in `load`.
+
+    Returns:
+        Its step, or None; and paths below the folder.
+    """
+    damage: list[str] = []
+    for step in reversed(inside.steps_of(folder)):
+        names = digests.damage_of(folder / str(step))
+        if not names or (names == [digests.FILE] and not digests_needed):
+            return step, tuple(damage)
+        damage += [f"{step}/{name}" for name in names]
+    return None, tuple(damage)
+
+
+def facts_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What `loop.fit` keeps in the newest whole checkpoint of a folder; nothing if there is none.
+
+    Read without Orbax, and without the arrays.
+    """
+    step, _ = newest(folder)
+    if step is None:
+        return {}
+    # Orbax writes what `JsonSave` gets into this file.
+    meta = json.loads(inside.read(folder / str(step) / "meta" / "metadata"))
+    return meta.get("facts", {})
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} missing or not as written"
 
 
 def save_tree(path: PathLike, tree: PyTree) -> None:
@@ -140,10 +188,11 @@ def save_tree(path: PathLike, tree: PyTree) -> None:
         CheckpointError: the disk is full or the folder cannot be written to.
     """
     plain = _encoded(pathlib.Path(path), written_out(tree))
+    # A run that was killed while it exported has left a folder of this name.
+    inside.remove_checkpoint(pathlib.Path(path))
     try:
-        # `force`: a run that was killed while it exported has left a folder of this name.
         with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
-            writer.save(os.path.abspath(path), _of_one_process(plain), force=True)
+            writer.save(os.path.abspath(path), _of_one_process(plain))
     except Exception as error:  # Orbax passes on what its storage raises, of many types
         raise errors.CheckpointError(
             f"{path} cannot be written ({_short(error)}). Free some space or choose another --out; "
@@ -164,14 +213,13 @@ def load_tree(path: PathLike) -> PyTree:
             return read_back(trees.decoded(tree))
     except Exception as error:  # Orbax has no error of its own for damaged or foreign files
         raise errors.CheckpointError(
-            f"{path} cannot be read ({_short(error)}). It is written at the end of a run: run the "
-            "command of the run again."
+            f"{path} cannot be read ({_short(error)}). It is written at the end of a run. {AGAIN}"
         ) from error
 
 
 def _unreadable(path: pathlib.Path, why: str) -> errors.CheckpointError:
     return errors.CheckpointError(
-        f"the checkpoint in {path} cannot be restored: it is damaged or of another net ({why})."
+        f"the checkpoint in {path} cannot be restored: it is of another net or version ({why})."
     )
 
 
@@ -216,7 +264,8 @@ def _of_one_process(tree: PyTree) -> PyTree:
 @contextlib.contextmanager
 def _manager(path: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=1,
+        # The one before is read where the newest is damaged.
+        max_to_keep=2,
         create=False,
         multiprocessing_options=_alone(),
         cleanup_tmp_directories=True,

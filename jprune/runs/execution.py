@@ -1,22 +1,21 @@
 """Runs a recipe in a directory: finished stages are skipped, a stopped one goes on."""
 
+import functools
 import pathlib
-import shutil
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
-from jprune import errors
-from jprune.base import Pruned, Records, Stage, Task
-from jprune.forms.leaf_type import is_leaf_type
+from jprune import interrupts
+from jprune.base import Batch, Pruned, Records, Stage, Task
 from jprune.recipes import LongStage, evaluate, unrolled
-from jprune.runs import checkpoint, devices, loop
-from jprune.runs.directory import RunDirectory
-from jprune.runs.files import make_folder, read_json, read_lines, write_json, write_lines
+from jprune.runs import checkpoint, devices, digests, inside, loop
+from jprune.runs.directory import RunDirectory, machines_of
+from jprune.runs.files import make_folder
 from jprune.runs.progress import Progress, Silent
-from jprune.train.net import Net
+from jprune.runs.resuming import differences, keep_records, resumed
 from jprune.train.task import at_resolution
 
 
@@ -44,39 +43,39 @@ def execute(
         The net after the last stage.
 
     Raises:
-        CheckpointError: a checkpoint is damaged, or the directory cannot be written to.
+        CheckpointError: a net is of another task, or the directory cannot be written to.
         DivergenceError: training met a loss that is not finite.
+        Interrupted: the run was asked to end.
     """
     stages = tuple(unrolled(stages))
     # Names tell stages apart in the records, so two of one name get numbers.
     names = numbered([_name(stage) for stage in stages])
-    home = directory.path / "stages"
+    home = directory.path / inside.STAGES
     folders = [home / f"{number:02d}-{name}" for number, name in enumerate(names, start=1)]
     if not devices.is_first():
         # All processes run the same program; one of them talks.
         progress = Silent()
-    done, pruned = devices.from_first(lambda: _resumed(home, folders, task, start))
+    done, pruned, again = devices.from_first(
+        lambda: resumed(directory, folders, task, start, progress.note)
+    )
     pruned = devices.gathered(pruned)
-    for number in range(done, len(stages)):
-        place = _Place(directory, folders[number], names[: number + 1], len(stages), progress)
+    for number in (*again, *range(done, len(stages))):
+        if devices.from_first(interrupts.asked):
+            raise interrupts.stopped(f"{max(done, number)} of {len(stages)} stages are saved")
+        place = _Place(
+            directory, folders[number], names[: number + 1], len(stages), progress, [], []
+        )
         # By number, not by splitting along the way: a stage draws the same whether the stages
         # before it ran in this process or an earlier one.
         stage_key = jax.random.fold_in(key, number + 1)
-        pruned = _run(place, stages[number], pruned, task, stage_key, save_seconds)
+        if number < done:
+            made = functools.partial(_again, place, stages[number], pruned, task, stage_key)
+            devices.from_first(made)
+        else:
+            pruned = _run(place, stages[number], pruned, task, stage_key, save_seconds)
+    if devices.from_first(interrupts.asked):
+        raise interrupts.stopped(f"all {len(stages)} stages are saved")
     return pruned
-
-
-def _resumed(
-    home: pathlib.Path, folders: Sequence[pathlib.Path], task: Task, start: Callable[[], Pruned]
-) -> tuple[int, Pruned]:
-    """How many stages are done, and the net after them; deletes folders of all other stages."""
-    done = next((n for n, f in enumerate(folders) if not (f / "DONE").exists()), len(folders))
-    # `start` trains or reads nothing if there is a net: it may be a large file.
-    pruned = _latest(folders[:done], task) or start()
-    # They began with a net that is about to change, or are of a recipe that has changed since.
-    for folder in {*home.glob("*")} - {*folders[: done + 1]}:
-        shutil.rmtree(folder, ignore_errors=True)
-    return done, pruned
 
 
 class _Place(NamedTuple):
@@ -89,30 +88,76 @@ class _Place(NamedTuple):
     of: int
     progress: Progress
 
+    lines: list[dict[str, Any]]
+    """Of the records, those of this stage."""
+    machines: list[dict[str, Any]]
+    """That the stage ran on."""
+
     @property
     def name(self) -> str:
         return self.names[-1]
 
-    def begin(self, steps: int, done: int) -> None:
+    def begin(self, steps: int, restored: loop.Restored | None = None) -> None:
         """Shows the stage, and deletes records of steps that are about to be done again."""
-        dropped = lambda: _keep_records(self.directory, {*self.names[:-1]}, self.name, done)
+        done = 0
+        if restored is not None:
+            done = restored.step
+            self.lines.extend(restored.facts.get("lines", []))
+            self.machines.extend(restored.facts.get("machines", []))
+            if restored.damage:
+                self.progress.note(restored.damage)
+        dropped = lambda: keep_records(
+            self.directory, self.names[:-1], self.name, self.lines, self.progress.note
+        )
         devices.from_first(dropped)
+        self._remember_machine()
         self.progress.begin(self.name, len(self.names), self.of, steps, done)
 
-    def append(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
-        entry = {"stage": self.name, "step": step, "metrics": metrics}
-        devices.from_first(lambda: self.directory.append(entry, seconds))
+    def _remember_machine(self) -> None:
+        """Adds this machine to those of the stage, and says so if the run was elsewhere before."""
+        machine = self.directory.provenance
+        earlier = devices.from_first(lambda: machines_of(self.directory.outcomes()))
+        before = self.machines or [machine for _, machine in earlier] or [machine]
+        if changes := differences(before[-1], machine):
+            self.progress.note(
+                f"this run was begun elsewhere ({changes}): its numbers may differ in the last "
+                "bits from those of a run on one machine."
+            )
+        if not self.machines or changes:
+            self.machines.append(machine)
 
-    def finish(self, before: Pruned, after: Pruned, seconds: float, records: Records) -> None:
+    def append(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
+        """Appends a record of training."""
+        entry = {"stage": self.name, "step": step, "metrics": metrics}
+        self.lines.append(devices.from_first(lambda: self.directory.append(entry, seconds)))
+
+    def facts(self) -> dict[str, Any]:
+        """What every checkpoint of the stage keeps."""
+        settings = self.directory.settings
+        return {"lines": self.lines, "machines": self.machines, "settings": settings}
+
+    def finish(
+        self, before: Pruned, after: Pruned, seconds: float, records: Records, files: Sequence[str]
+    ) -> None:
         """Writes the net, if the stage has changed it, and then `DONE`."""
         if after is not before:
             # First the net, then DONE: a kill in between does the stage again, never skips it.
-            checkpoint.save(self.folder / "state", 0, after._asdict(), {})
-        outcome = {"wall_s": round(seconds, 3), "records": records, "net": after is not before}
-        write_json(self.folder / "DONE", outcome)
+            checkpoint.save(self.folder / inside.STATE, 0, after._asdict(), {})
+        self.directory.finish(
+            self.folder,
+            {
+                "wall_s": round(seconds, 3),
+                "records": records,
+                "net": after is not before,
+                "lines": self.lines,
+                "files": digests.of_files(self.directory.path, files),
+                "of": self.of,
+                "machines": self.machines,
+            },
+        )
         # Checkpoints are of use until DONE is there; they are as large as the net and its
         # optimizer.
-        shutil.rmtree(self.folder / "steps", ignore_errors=True)
+        inside.remove_checkpoints(self.folder / inside.STEPS)
 
 
 def _run(
@@ -121,7 +166,7 @@ def _run(
     if isinstance(stage, LongStage):
         after = _long(place, stage, pruned, task, key, save_seconds)
     else:
-        place.begin(0, 0)
+        place.begin(0)
         # None stands for the net that it was: a copy would not be known as such.
         after = devices.from_first(lambda: _short(place, stage, pruned, task, key)) or pruned
     place.progress.end()
@@ -134,15 +179,15 @@ def _long(
     """A stage of training, on the devices of all processes; returns the trained net."""
     # The resolution first: images are resized on the host, before they are split.
     task = devices.spread(at_resolution(task, pruned))
-    steps = place.folder / "steps"
+    steps = place.folder / inside.STEPS
     # Made anew after a kill: only its state comes from the checkpoint.
     learner = stage.learner(pruned, task, key)
     restored = loop.restore(steps, learner, key)
-    place.begin(learner.steps, restored.step)
+    place.begin(learner.steps, restored)
     validate = lambda variables: evaluate(task, variables, "validation")
-    hooks = loop.Hooks(place.append, validate, place.progress, save_seconds)
+    hooks = loop.Hooks(place.append, validate, place.progress, save_seconds, place.facts)
     after, seconds = loop.fit(learner, restored, steps, key, hooks)
-    devices.from_first(lambda: place.finish(pruned, after, seconds, []))
+    devices.from_first(lambda: place.finish(pruned, after, seconds, [], ()))
     return after
 
 
@@ -151,7 +196,30 @@ def _short(
 ) -> Pruned | None:
     """A stage without steps, on the devices of the first process; None if the net is unchanged."""
     make_folder(place.folder)
-    placed_net = pruned
+    after, records, seconds = _called(place, stage, pruned, task, key)
+    for entry in records:
+        place.lines.append(place.directory.append({**entry, "stage": place.name}, seconds))
+    place.finish(pruned, after, seconds, records, getattr(stage, "writes", ()))
+    return None if after is pruned else after
+
+
+def _again(place: _Place, stage: Stage, pruned: Pruned, task: Task, key: jax.Array) -> None:
+    """Calls a stage that is over and changed no net, for the files that it leaves."""
+    outcome = place.directory.outcomes()[place.name]
+    _called(place, stage, pruned, task, key)
+    files = digests.of_files(place.directory.path, getattr(stage, "writes", ()))
+    place.directory.finish(place.folder, {**outcome, "files": files})
+
+
+def _called(
+    place: _Place, stage: Stage, pruned: Pruned, task: Task, key: jax.Array
+) -> tuple[Pruned, Records, float]:
+    """Calls a stage without steps; also returns the seconds that it took."""
+    saved = f"{len(place.names) - 1} of {place.of} stages are saved"
+    # Most of what takes long goes through the data: there a stage is left when the run is asked to
+    # end.
+    batches = functools.partial(_until_asked, task.data.batches, saved)
+    task, placed_net = task._replace(data=task.data._replace(batches=batches)), pruned
     if not getattr(stage, "alone", False):
         task = devices.spread(task, local=True)
         placed = devices.everywhere((pruned.variables, dict(pruned.saved)), local=True)
@@ -160,11 +228,18 @@ def _short(
     began = time.perf_counter()
     after, records = stage(placed_net, task, key)
     seconds = time.perf_counter() - began
-    after = pruned if after is placed_net else devices.gathered(after)
-    for entry in records:
-        place.directory.append({**entry, "stage": place.name}, seconds)
-    place.finish(pruned, after, seconds, records)
-    return None if after is pruned else after
+    return pruned if after is placed_net else devices.gathered(after), records, seconds
+
+
+def _until_asked(
+    batches: Callable[..., Iterator[Batch]], saved: str, *args: Any, **options: Any
+) -> Iterator[Batch]:
+    """The same batches, until the run is asked to end."""
+    for batch in batches(*args, **options):
+        # With several processes an exception of the first alone would leave the others waiting.
+        if jax.process_count() == 1 and interrupts.asked():
+            raise interrupts.stopped(saved)
+        yield batch
 
 
 def _name(stage: Stage) -> str:
@@ -184,43 +259,3 @@ def numbered(names: Sequence[str]) -> list[str]:
         count = sum(other == name or other.startswith(f"{name}-") for other in numbers)
         numbers.append(name if not count else f"{name}-{count + 1}")
     return numbers
-
-
-def _keep_records(directory: RunDirectory, done: set[str], stage: str, step: int) -> None:
-    """Deletes records of stages that are not done, and of steps behind the checkpoint."""
-    lines = read_lines(directory.records)
-    records = [
-        record
-        for record in lines.records
-        if (name := record.get("stage")) in done
-        or (name == stage and 0 < record.get("step", 0) <= step)
-    ]
-    if lines.dropped or len(records) < len(lines.records):
-        write_lines(directory.records, records)
-
-
-def _latest(folders: Sequence[pathlib.Path], task: Task) -> Pruned | None:
-    """The net after the last of these stages."""
-    for folder in reversed(folders):
-        with loop.advised(folder):
-            saved = checkpoint.load(folder / "state")
-        if saved is None and read_json(folder / "DONE").get("net"):
-            raise errors.CheckpointError(
-                f"{folder / 'state'} is missing: the net after a stage that is over. Delete the "
-                f"folder {folder}: the same command then does this stage again."
-            )
-        if saved is None:
-            continue
-        pruned = Pruned(**saved.state)
-        # Shapes, not values: leaf types count as one leaf, with the shape of the kernel that they
-        # stand for.
-        shapes = lambda tree: jax.tree.map(
-            lambda leaf: (leaf.shape, str(leaf.dtype)), tree, is_leaf=is_leaf_type
-        )
-        if shapes(pruned.variables) != shapes(Net(task).shapes):
-            raise errors.CheckpointError(
-                f"the net in {folder / 'state'} is not {task.name}: its arrays have other names or "
-                f"shapes. Delete the folder {folder}, or start anew with --overwrite."
-            )
-        return pruned
-    return None

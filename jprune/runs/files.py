@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -13,12 +14,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, TextIO
 
 from jprune import errors
+from jprune.runs import inside
+from jprune.runs.inside import LOCK, TEMPORARY, PathLike
 
-PathLike = str | os.PathLike[str]
-TEMPORARY = ".tmp"
-"""End of the names of files that are not whole; they begin with a dot."""
-LOCK = ".lock"
-"""Name of the file that `locked` keeps in a folder while somebody works in it."""
+DIGEST = "digest"
+"""Key of a JSON object that holds the digest of its other entries."""
+AGAIN = (
+    "The command of the run makes again what can be made; `jprune check DIR` says what is whole."
+)
+LOCK_BEGINS = '{"pid": '
 # What `flock` answers on file systems that know no locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -75,7 +79,7 @@ def locked(path: PathLike) -> Iterator[None]:
 
     Raises:
         InUseError: another process has it; the message says which, where, and since when.
-        CheckpointError: the folder cannot be written to.
+        CheckpointError: the folder cannot be written to, or something else has the lock's name.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder, locked(folder):
@@ -105,14 +109,15 @@ def locked_name(lock: pathlib.Path, what: str) -> Iterator[None]:
     finally:
         # Removed while it is locked: whoever has opened this file and locks it later sees that it
         # has no name any more, and takes a new one (see `_take`).
-        lock.unlink(missing_ok=True)
+        inside.remove_files(lock.parent, [lock.name])
         file.close()
 
 
 def _take(lock: pathlib.Path, what: str) -> TextIO:
     """Opens and locks the file, and writes into it which process has it."""
     while True:
-        file = lock.open("a+")
+        # Without O_TRUNC: before the lock is held the content is another's.
+        file = os.fdopen(inside.opened(lock, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -130,8 +135,16 @@ def _take(lock: pathlib.Path, what: str) -> TextIO:
             if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 break
         file.close()
+    file.seek(0)
+    begins = file.read(len(LOCK_BEGINS))
+    # A kill leaves the lock's file, perhaps torn; any other content is a file of somebody's.
+    if os.fstat(file.fileno()).st_nlink > 1 or not LOCK_BEGINS.startswith(begins):
+        file.close()
+        raise errors.CheckpointError(
+            f"{lock} is no lock of jprune's, which has one of this name there while it works. Move "
+            "it away, or choose another --out."
+        )
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    # Opened with "a+", which cuts nothing: before the lock is held the content is another's.
     file.truncate(0)
     json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
     file.flush()
@@ -140,9 +153,14 @@ def _take(lock: pathlib.Path, what: str) -> TextIO:
 
 def _holder(lock: pathlib.Path) -> str:
     try:
-        owner = json.loads(lock.read_text())
+        owner = json.loads(inside.read(lock))
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
-    except (OSError, ValueError, KeyError):  # it is being written, or was removed just now
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # it is being written, or was removed just now
         return "a process that has only just begun"
 
 
@@ -208,7 +226,7 @@ def append_line(path: PathLike, record: dict[str, Any]) -> None:
     line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
     with explained(path):
         # O_APPEND: two writers do not tear each other's lines.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = inside.opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             # One call of the system: buffered writing may split a line, and a kill falls in
             # between.
@@ -242,9 +260,10 @@ def read_lines(path: PathLike) -> Lines:
         CheckpointError: another line than the last is no record, an object of JSON.
     """
     path = pathlib.Path(path)
-    if not path.exists():
+    try:
+        lines = inside.read(path).split(b"\n")
+    except FileNotFoundError:
         return Lines([], "")
-    lines = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         last = number == len(lines)  # whole files end in a newline: then the last line is empty
@@ -261,7 +280,7 @@ def read_lines(path: PathLike) -> Lines:
                 return Lines(records, line.decode(errors="replace"))
             raise errors.CheckpointError(
                 f"{path}, line {number}, is no record ({error}). Only the last line can be torn by "
-                "a kill: take that line out, or start anew with --overwrite."
+                f"a kill. {AGAIN}"
             ) from error
         if last:
             # Without its newline even a line that parses may be the beginning of a longer one.
@@ -280,32 +299,63 @@ def write_lines(path: PathLike, records: list[dict[str, Any]]) -> None:
     atomic_write(path, text)
 
 
-def write_json(path: PathLike, value: Any) -> None:
+def write_json(path: PathLike, value: Any, digest: bool = False) -> None:
     """Writes a value as indented JSON, atomically.
+
+    Args:
+        path: what to write; replaced if it is there.
+        value: plain data.
+        digest: adds a last entry, `digest`, by which `read_json` sees damage; for objects.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to.
     """
+    if digest:
+        value = {**value, DIGEST: digest_of(value)}
     atomic_write(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
 
 
+def digest_of(value: Any) -> str:
+    """A digest of plain data, whatever the breaks and blanks of its JSON.
+
+    Example:
+        >>> digest_of({"a": (1, 0.5)}) == digest_of({"a": [1, 0.5]}) != digest_of({"a": [1, 0.25]})
+        True
+    """
+    return hashlib.sha256(json.dumps(plain(value), allow_nan=False).encode()).hexdigest()
+
+
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Reads an object of JSON.
+    """Reads an object of JSON; a digest in it is checked, and not returned.
 
     Raises:
-        CheckpointError: the file is missing or no object of JSON.
+        DamagedError: the file is missing, no object of JSON, or not as it was written.
+        CheckpointError: it is a link, a folder, a pipe or a device.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "plan.json"
+        ...     write_json(file, {"rate": 0.5}, digest=True)
+        ...     whole = read_json(file)
+        ...     atomic_write(file, file.read_bytes().replace(b"0.5", b"0.7"))
+        ...     with contextlib.suppress(errors.DamagedError):
+        ...         read_json(file)
+        >>> whole
+        {'rate': 0.5}
     """
     path = pathlib.Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise errors.CheckpointError(
-            f"{path} cannot be read ({error}). Start the run anew with --overwrite, or choose "
-            "another --out."
-        ) from error
+        value = json.loads(inside.read(path))
+    except FileNotFoundError as error:
+        raise errors.DamagedError(f"{path} is missing. {AGAIN}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise errors.DamagedError(f"{path} cannot be read ({error}). {AGAIN}") from error
     if not isinstance(value, dict):
-        raise errors.CheckpointError(
-            f"{path} holds a {type(value).__name__}; an object {{...}} was expected. Start the run "
-            "anew with --overwrite."
+        raise errors.DamagedError(
+            f"{path} holds a {type(value).__name__}; an object {{...}} was expected. {AGAIN}"
         )
+    # Files of older versions, and those of a person's own, have no digest.
+    digest = value.pop(DIGEST, None)
+    if digest is not None and digest != digest_of(value):
+        raise errors.DamagedError(f"{path} is damaged: it is not as it was written. {AGAIN}")
     return value

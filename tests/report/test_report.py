@@ -133,7 +133,7 @@ def test_read_run_says_which_file_is_wrong(tmp_path):
     run_fixture.write(tmp_path)
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     (tmp_path / "records.jsonl").write_text("\n".join([lines[0], "torn", lines[1]]))
-    with pytest.raises(errors.CheckpointError, match=r"records.jsonl, line 2, is no JSON"):
+    with pytest.raises(errors.CheckpointError, match=r"records.jsonl, line 2, is no record"):
         report.read_run(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     run_fixture.write(tmp_path, config=[])
@@ -143,10 +143,10 @@ def test_read_run_says_which_file_is_wrong(tmp_path):
     with pytest.raises(errors.CheckpointError, match=r"plan.json has no `groups`"):
         report.read_run(tmp_path)
     (tmp_path / "result.json").write_text("{")
-    with pytest.raises(errors.CheckpointError, match=r"result.json is no JSON"):
+    with pytest.raises(errors.CheckpointError, match=r"result.json cannot be read"):
         report.read_run(tmp_path)
     (tmp_path / "result.json").unlink()
-    with pytest.raises(errors.CheckpointError, match=r"result.json cannot be read"):
+    with pytest.raises(errors.CheckpointError, match=r"result.json is missing"):
         report.html(tmp_path)
 
 
