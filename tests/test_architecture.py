@@ -13,7 +13,8 @@ ROOT = Path(jprune.__file__).parent.parent
 PACKAGE = ROOT / "jprune"
 # A room reads what stands on a floor under its own, and itself.
 FLOORS = """
-errors collector
+errors collector interrupts
+foreign
 jaxprs
 base
 forms

@@ -90,12 +90,16 @@ def test_check_names_the_key_that_is_missing(path):
     ("path", "value", "message"),
     [
         (("schema",), 2, "schema 2; this version of jprune reads 1"),
-        (("seed",), None, "None at `seed`; int was expected"),
-        (("dense", "accuracy"), "high", "'high' at `dense.accuracy`; int or float was expected"),
-        (("dense", "params"), True, "True at `dense.params`; int was expected"),
-        (("dense",), None, "None at `dense`; Mapping was expected"),
-        (("refs",), ["18"], r"'18' at `refs\[0\]`; int was expected"),
-        (("wall_s", "train"), None, "None at `wall_s.train`"),
+        (("seed",), None, "null at `seed`; a whole number was expected"),
+        (
+            ("dense", "accuracy"),
+            "high",
+            "'high' at `dense.accuracy`; a number or null was expected",
+        ),
+        (("dense", "params"), True, "true at `dense.params`; a whole number or null was expected"),
+        (("dense",), None, "null at `dense`; an object .* was expected"),
+        (("refs",), ["18"], r"'18' at `refs\[0\]`; a whole number was expected"),
+        (("wall_s", "train"), None, "null at `wall_s.train`"),
     ],
 )
 def test_check_names_the_value_that_is_wrong(path, value, message):
