@@ -16,8 +16,8 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: demo test install lint types doctests tests notebooks tables laws bench zoos newest build \
-	wheel-test clean
+.PHONY: demo test install lint types doctests tests notebooks tables laws bench kills flips zoos \
+	newest build wheel-test clean
 
 demo: install
 	$(BIN)/jprune prune --model resnet8 --data digits --method taylor --macs 0.5 --seed 0 --out runs/demo
@@ -61,6 +61,13 @@ bench: install
 			hutchinson topk obs dns steps metapruning kfac runner; do \
 		KERAS_BACKEND=jax $(BIN)/python -m experiments.benchmarks.$$part || exit 1; \
 	done
+
+# A hundred kills of runs of every stage kind, five hundred flipped bits (docs/trust.md): an hour each.
+kills: install
+	$(BIN)/python -m experiments.trust.kills --count 100
+
+flips: install
+	$(BIN)/python -m experiments.trust.flips --count 500
 
 # All classifiers of keras.applications, a process each: a quarter of an hour.
 zoos: install

@@ -6,7 +6,7 @@ mistakes into one sentence, `show.py` draws tables. Libraries that are slow to i
 by the verb that needs them.
 
 Exit codes: 0; 1 when something failed; 2 when the arguments were wrong, with one line on the error
-stream that says what to write.
+stream that says what to write; 130 or 143 when a run was ended by Ctrl-C or TERM.
 """
 
 import logging

@@ -1,10 +1,12 @@
 """Running recipes: run directories, checkpoints, progress, many devices.
 
 Here belongs what a run needs to survive being killed: files that are whole or absent (`files.py`),
-checkpoints (`checkpoint.py`), the loop around a learner's steps (`loop.py`), the folder of a run
-(`directory.py`) and its stages one after another (`execution.py`), arrays on many devices and hosts
-(`devices.py`), what the user sees meanwhile (`progress.py`). Stages are known as a protocol; no
-method is known here. Read `directory.py` first.
+what of its folder it may touch (`inside.py`), digests of what it wrote (`digests.py`), checkpoints
+(`checkpoint.py`), the loop around a learner's steps (`loop.py`), the folder of a run
+(`directory.py`), what of it still stands (`resuming.py`, `whole.py`) and its stages one after
+another (`execution.py`), arrays on many devices and hosts (`devices.py`), what the user sees
+meanwhile (`progress.py`). Stages are known as a protocol; no method is known here. Read
+`directory.py` first.
 """
 
 from jprune.runs.checkpoint import Checkpoint

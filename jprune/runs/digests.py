@@ -34,6 +34,16 @@ def of_files(root: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
     return {file.relative_to(root).as_posix(): of_file(file) for file in files}
 
 
+def top(name: str) -> str:
+    """The first part of a path below a folder.
+
+    Example:
+        >>> top("params/d/a1"), top("model.tflite")
+        ('params', 'model.tflite')
+    """
+    return (*pathlib.PurePosixPath(name).parts, "")[0]
+
+
 def damaged(root: pathlib.Path, expected: Mapping[str, str]) -> list[str]:
     """Names of the files that are missing, or not as their digests say.
 

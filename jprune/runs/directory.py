@@ -181,7 +181,7 @@ def require(folder: pathlib.Path, name: str) -> None:
     Raises:
         DamagedError: a file is missing or damaged.
     """
-    files = {n: d for n, d in files_of(folder).items() if n.partition("/")[0] == name}
+    files = {n: d for n, d in files_of(folder).items() if digests.top(n) == name}
     damage = digests.damaged(folder, files)
     if damage:
         raise errors.DamagedError(

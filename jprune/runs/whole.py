@@ -142,8 +142,8 @@ def _records(root: pathlib.Path, outcomes: list[Any]) -> Iterator[Verdict]:
 def _files(root: pathlib.Path, expected: dict[str, str]) -> Iterator[Verdict]:
     """What stages left in the folder of the run: a verdict for each, or for its damaged files."""
     damage = digests.damaged(root, expected)
-    for name in dict.fromkeys(file.partition("/")[0] for file in expected):
-        wrong = [file for file in damage if file.partition("/")[0] == name]
+    for name in dict.fromkeys(digests.top(file) for file in expected):
+        wrong = [file for file in damage if digests.top(file) == name]
         for file in wrong:
             gone = inside.kind_of(root / file) is None
             yield Verdict(file, "missing" if gone else "damaged", ANEW)
