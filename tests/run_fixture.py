@@ -87,7 +87,7 @@ def plan(groups: dict[str, Any] | None = None) -> dict[str, Any]:
         leaves = (name, *tied)
         places = [{"leaf": leaf, "axis": 3, "roles": ["kernel"]} for leaf in leaves]
         places.append({"leaf": "params/norm1/scale", "axis": 0, "roles": ["scale"]})
-        return {"size": size, "keep": list(range(0, kept)), "places": places}
+        return {"size": size, "exact": True, "keep": list(range(0, kept)), "places": places}
 
     def frozen(leaf, axis, positions, reason, primitive, equation, source="", remedy=""):
         names = "leaf axis positions reason primitive equation source remedy".split()
