@@ -5,8 +5,12 @@ allocators turn scores into masks under a budget, `slim` makes the network small
 
 Read `jprune.base` first: it holds every protocol. The rooms are `jprune.blocks` (which weights go
 together), `criteria`, `allocate`, `sparsify`, `schedules` and `recipes`; the leaves that need more
-libraries are `jprune.zoo`, `data`, `train`, `measure`, `export` and `report`.
+libraries are `jprune.zoo`, `data`, `train`, `measure`, `export` and `report`. `load` opens what a
+run or `save` has written.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 # Before the rest, whose imports take seconds: see its last line.
 from jprune import errors
@@ -29,6 +33,9 @@ from jprune.masks import apply_masks, ste, straight_through
 from jprune.sparsify import hold, masks_of, scheduled_prune, with_masks
 from jprune.units import expand, map_units, rows, to_units
 
+if TYPE_CHECKING:
+    from jprune.job.saved import load, save
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -46,11 +53,13 @@ __all__ = [
     "gated",
     "hold",
     "intercept",
+    "load",
     "map_units",
     "masks_of",
     "perturbed",
     "rows",
     "run_criterion",
+    "save",
     "scheduled_prune",
     "shift_depthwise",
     "slim",
@@ -62,3 +71,10 @@ __all__ = [
     "trace",
     "with_masks",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What stands on Flax and Orbax is imported when it is asked for: `import jprune` stays light.
+    if name in ("load", "save"):
+        return getattr(importlib.import_module("jprune.job.saved"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -66,6 +66,8 @@ class Program(NamedTuple):
         equations: in execution order.
         avals: shape and type of every value, by id.
         makers: value id -> the equation that makes it.
+        fixed: values that depend on constants alone.
+        evaluated: value id -> array, of the fixed values that somebody asked for so far.
     """
 
     inputs: tuple[int, ...]
@@ -74,6 +76,8 @@ class Program(NamedTuple):
     equations: tuple[Equation, ...]
     avals: tuple[Any, ...]
     makers: dict[int, Equation]
+    fixed: set[int]
+    evaluated: dict[int, Any]
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Shape of a value."""
@@ -81,22 +85,33 @@ class Program(NamedTuple):
 
     def known(self, value: int) -> np.ndarray | None:
         """The value as an array, if it depends on constants alone; else None."""
+        # Random keys have no numbers.
+        if value not in self.fixed or is_key(self.avals[value]):
+            return None
+        if value in self.constants:
+            return np.asarray(self.constants[value])
         # Inside `jit`, constants would else become tracers, and have no number.
         with jax.ensure_compile_time_eval():
-            result = self._evaluated(value)
-        return None if result is None else np.asarray(result)
+            return np.asarray(self._evaluated(value))
 
     def _evaluated(self, value: int) -> Any:
-        if value in self.constants:
-            constant = self.constants[value]
-            return None if isinstance(constant, Tracer) else constant
-        equation = self.makers.get(value)
-        if equation is None:
-            return None
-        operands = [self._evaluated(operand) for operand in equation.inputs]
-        if any(operand is None for operand in operands):
-            return None
-        return bind(equation, operands)[equation.outputs.index(value)]
+        """The number of a fixed value: every equation behind it is run once, for all who ask."""
+        needed, waiting = set[int](), [value]
+        while waiting:
+            number = waiting.pop()
+            if number not in needed and number not in self.evaluated:
+                needed.add(number)
+                if number not in self.constants:
+                    waiting += self.makers[number].inputs
+        # Operands have smaller numbers than results.
+        for number in sorted(needed):
+            if number in self.constants:
+                self.evaluated[number] = self.constants[number]
+            elif number not in self.evaluated:
+                equation = self.makers[number]
+                operands = [self.evaluated[operand] for operand in equation.inputs]
+                self.evaluated.update(zip(equation.outputs, bind(equation, operands)))
+        return self.evaluated[value]
 
 
 class _Builder:
@@ -107,6 +122,7 @@ class _Builder:
         self.callers = callers
         self.avals: list[Any] = []
         self.constants: dict[int, Any] = {}
+        self.fixed: set[int] = set()
         self.equations: list[Equation] = []
 
     def new(self, aval: Any) -> int:
@@ -116,6 +132,8 @@ class _Builder:
     def constant(self, aval: Any, value: Any) -> int:
         number = self.new(aval)
         self.constants[number] = value
+        if not isinstance(value, Tracer):
+            self.fixed.add(number)
         return number
 
     def add(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[int]) -> list[int]:
@@ -151,6 +169,9 @@ class _Builder:
                 continue
             for variable in equation.outvars:
                 ids[variable] = self.new(variable.aval)
+            # What prints or calls back is not run while a net is read.
+            if self.fixed.issuperset(operands) and not equation.effects:
+                self.fixed.update(ids[variable] for variable in equation.outvars)
             self.equations.append(
                 Equation(
                     equation.primitive,
@@ -197,6 +218,8 @@ def flatten(jaxpr: Any, inline_remat: bool = False, callers: tuple[Any, ...] = (
         tuple(builder.equations),
         tuple(builder.avals),
         {value: equation for equation in builder.equations for value in equation.outputs},
+        builder.fixed,
+        {},
     )
 
 
@@ -216,6 +239,12 @@ def _without_placement(leaf: Any) -> Any:
     # be traced.
     weak = getattr(leaf, "weak_type", False)  # random keys have none
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)
+
+
+def is_key(array: Any) -> bool:
+    """Whether an array, or its aval, holds random keys."""
+    # Python numbers among the constants have no type.
+    return jax.dtypes.issubdtype(getattr(array, "dtype", np.int64), jax.dtypes.prng_key)
 
 
 def bind(
@@ -330,3 +359,23 @@ def user_line(tracebacks: Sequence[Any]) -> str:
         if not frame.file_name.startswith(_PACKAGES) and not frame.file_name.startswith("<"):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return ""
+
+
+def depends(fn: Callable[[Any], Any], x: Any) -> bool:
+    """Whether any output of a function depends on its argument.
+
+    Args:
+        fn: a function of one argument.
+        x: an array, or its shape and type.
+
+    Example:
+        >>> depends(lambda x: 2 * x, 1.0), depends(lambda x: 2.0, 1.0)
+        (True, False)
+    """
+    jaxpr = jax.make_jaxpr(fn)(x).jaxpr
+    # By identity: literals stand among the inputs, and cannot be hashed.
+    live = {id(value) for value in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(value) in live for value in equation.outvars):
+            live |= {id(value) for value in equation.invars}
+    return any(id(value) in live for value in jaxpr.invars)

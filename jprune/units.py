@@ -3,6 +3,7 @@
 Unit masks and scores are `{group: [units]}`, weight masks are trees like the variables.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import ROLES, Groups, Masks, Place, PyTree, Scores, Variables
-from jprune.graph.shrink.concrete import at_hand, is_traced, put_back
+from jprune.graph.shrink.concrete import at_hand, is_traced, on_host, put_back
 
 
 def ones(groups: Groups) -> dict[str, np.ndarray]:
@@ -314,15 +315,19 @@ def rows(
     parts = []
     for _, place in places_of(groups, roles, (group,)):
         index = _unit_major(place, groups.sizes[group])
-        # [units, repeats, rest] -> [units, repeats * rest]
-        along = jnp.moveaxis(leaves[place.leaf], place.axis, 0)
-        parts.append(along[index].reshape(groups.sizes[group], -1))
+        parts.append(_rows_at(leaves[place.leaf], place.axis, index))
     if not parts:
         raise errors.ArgumentError(
             f"group {group!r} has no place in the roles {tuple(roles)}; it has "
             f"{sorted({role for place in groups.places[group] for role in place.roles})}."
         )
-    return jnp.concatenate(parts, axis=1)
+    return on_host(lambda xnp, *parts: xnp.concatenate(parts, axis=1))(*parts)
+
+
+def _rows_at(leaf: Any, axis: int, index: np.ndarray) -> Any:
+    """[units, repeats * rest]: the positions [units, repeats] of an axis, a row per unit."""
+    cut = lambda xnp, leaf: xnp.moveaxis(leaf, axis, 0)[index].reshape(len(index), -1)
+    return on_host(cut)(leaf)
 
 
 def map_units(
@@ -348,22 +353,28 @@ def map_units(
     """
     leaves = leaves_by_path(groups, variables)
     for name, place in places_of(groups, roles, tuple(matrices)):
-        matrix, count = jnp.asarray(matrices[name]), groups.sizes[name]
+        matrix, count = matrices[name], groups.sizes[name]
+        matrix = matrix if isinstance(matrix, jax.Array) else np.asarray(matrix)
         if matrix.ndim != 2 or matrix.shape[1] != count or matrix.shape[0] > count:
             raise errors.StructureError(
                 f"the matrix of {name!r} has shape {matrix.shape}; it must be [m, {count}] with m "
                 f"at most {count}."
             )
-        index = _unit_major(place, count)
-        along = jnp.moveaxis(leaves[place.leaf], place.axis, 0)
-        # new_i = sum_j M_ij old_j, for each of a unit's positions: [m, repeats, ...].
-        mapped = jnp.tensordot(matrix, along[index], axes=1)
-        # Positions of units from m on are dropped, those of no unit (-1) stay. The result is
-        # written to where the positions of the first m units have moved.
-        remaining = place.units < matrix.shape[0]
-        new_place = np.cumsum(remaining) - 1
-        result = (
-            along[np.flatnonzero(remaining)].at[new_place[index[: matrix.shape[0]]]].set(mapped)
-        )
-        leaves[place.leaf] = jnp.moveaxis(result, 0, place.axis)
+        mapped = functools.partial(_mapped, place=place, count=count)
+        leaves[place.leaf] = on_host(mapped)(leaves[place.leaf], matrix)
     return jax.tree.unflatten(groups.treedef, list(leaves.values()))
+
+
+def _mapped(xnp: Any, leaf: Any, matrix: Any, place: Place, count: int) -> Any:
+    """A leaf whose units at a place are mapped by a matrix [m, units]."""
+    index = _unit_major(place, count)
+    along = xnp.moveaxis(leaf, place.axis, 0)
+    # new_i = sum_j M_ij old_j, for each of a unit's positions: [m, repeats, ...].
+    mapped = xnp.tensordot(matrix, along[index], axes=1)
+    # Positions of no unit (-1) stay, those of units from m on are dropped: what takes the place of
+    # every position is a row of the leaf, or one of the mapped rows behind them.
+    source = np.arange(len(along))
+    own = index[: matrix.shape[0]]
+    source[own.reshape(-1)] = len(along) + np.arange(own.size)
+    both = xnp.concatenate([along, mapped.reshape(-1, *along.shape[1:]).astype(along.dtype)])
+    return xnp.moveaxis(both[source[place.units < matrix.shape[0]]], 0, place.axis)

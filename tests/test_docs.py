@@ -102,6 +102,14 @@ def test_a_method_in_a_loop_of_ones_own_has_ten_lines_at_most():
     assert max(len(block.splitlines()) for block in used) <= 10
 
 
+def test_the_page_on_using_a_pruned_net(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    names = {}
+    for _, code in sections("using.md").items():
+        run("using.md", code, names)
+
+
 @pytest.fixture
 def rules():
     """The tables of rules, put back afterwards."""

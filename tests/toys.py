@@ -66,7 +66,7 @@ class Tiny(nnx.Module):
 
 def tiny(classes, shape, dtype) -> zoo.Net:
     """As `tests.toys:tiny` on the command line."""
-    return zoo.from_module("tiny", lambda rngs: Tiny(classes, shape[2], dtype, rngs), shape)
+    return zoo.from_nnx(lambda rngs: Tiny(classes, shape[2], dtype, rngs), shape)
 
 
 def toy_task(model: str = "tiny", dtype=jnp.float32, **sizes: int) -> Task:

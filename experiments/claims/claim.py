@@ -8,6 +8,8 @@ added to the claim's file together, once the case is whole; a case that has rows
 import dataclasses
 import functools
 import importlib
+import itertools
+import math
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +20,10 @@ from matplotlib.axes import Axes
 
 from experiments import claims
 from experiments import rows as files
-from experiments.claims.statements import Finding, Rows, Statement
+from experiments.claims.statements import Finding, Rows, Statement, Value
 from jprune import data, errors, train, zoo
-from jprune.base import Criterion, Groups, Pruned, Stage, Task
+from jprune.base import Batch, Masks, Pruned, Stage, Task
+from jprune.masks import apply_masks, density
 from jprune.recipes import Train, evaluate
 from jprune.stages.prune import fractions
 from jprune.train.net import Net as TaskNet
@@ -30,8 +33,10 @@ T = TypeVar("T")
 Shape = tuple[int, int, int]
 RESULTS = files.RESULTS / "claims"
 SHARED = (
-    *("__main__", "claim", "pages", "plots", "statements"),
-    *("curved", "damages", "gal", "layers", "merging", "monk", "nets", "thresholds"),
+    *("__main__", "claim", "pages", "plots", "settings", "statements"),
+    *("admm", "boosted", "clusters", "curved", "damages", "dimensions", "gal", "hypernets"),
+    *("lasso", "layers", "merging", "monk", "nets", "popped", "scored", "thresholds", "tickets"),
+    "watched",
 )
 """Modules of this package that are no claims."""
 
@@ -53,6 +58,11 @@ class Net:
     images: int | None = None
     says: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     build: Callable[[Shape, int], zoo.Net] | None = None
+
+
+def named(name: str, data: str = "mnist", images: int | None = None, word: str = "net") -> Net:
+    """A net that its rows name."""
+    return Net(name, data, images, {word: name})
 
 
 @functools.cache
@@ -117,6 +127,16 @@ class Case(Generic[S]):
         most = few if self.smoke else max_steps
         return Train(epochs, rate, batch_size, max_steps=most, **options)
 
+    def masked(self, pruned: Pruned, masks: Masks) -> Pruned:
+        """The net under masks of units or of weights."""
+        variables = apply_masks(pruned.variables, TaskNet(self.task).weight_masks(masks))
+        return pruned._replace(variables=variables, masks=masks)
+
+    def batches(self, split: str, size: int, images: int, seed: int | None = None) -> list[Batch]:
+        """Those of the first images of a split; where it is only tried out, one."""
+        count = 1 if self.smoke else images // size
+        return list(itertools.islice(self.task.data.batches(split, size, seed=seed), count))
+
     @property
     def start(self) -> Pruned:
         """The net as it is drawn."""
@@ -144,6 +164,8 @@ class Case(Generic[S]):
 
 Made = tuple[files.Row, Pruned | None]
 """What a row says of a net, and the net; None where nothing is left to be measured."""
+Figure = Value | Callable[[Rows], Any] | float
+"""A number of the remarks: the mean of a value, what is computed of rows, or a constant."""
 Measure = Callable[[Case[Any], Pruned], files.Row]
 
 
@@ -152,17 +174,30 @@ def accuracy(case: Case[Any], pruned: Pruned) -> files.Row:
     return {"accuracy": case.score(pruned)}
 
 
+def validation(case: Case[Any], pruned: Pruned) -> files.Row:
+    """Accuracy on the split that chooses: a measure."""
+    return {"validation": case.score(pruned, "validation")}
+
+
+def training_loss(case: Case[Any], pruned: Pruned) -> files.Row:
+    """The loss of the training set: a measure."""
+    return {"loss": case.score(pruned, "train", "loss")}
+
+
+def density_of_pruned(case: Case[Any], pruned: Pruned) -> files.Row:
+    """The fraction kept of weights and biases of pruned layers: a measure."""
+    return {"density": density(pruned.masks)}
+
+
+def weights_kept(case: Case[Any], pruned: Pruned) -> files.Row:
+    """The fraction of the weights that is left: a measure."""
+    kept = 1.0 if pruned.masks is None else fractions(case.task, pruned.masks)["density"]
+    return {"kept": kept}
+
+
 def sizes(case: Case[Any], pruned: Pruned) -> files.Row:
     """Density, parameters and MACs as fractions of the dense net's: a measure."""
     return fractions(case.task, pruned.masks or {})
-
-
-def scored_before(task: Task, groups: Groups, key: jax.Array) -> Criterion:
-    """For `Prune` where the scores are made before it: one set of them serves all budgets."""
-    raise errors.ArgumentError(
-        "this stage prunes by scores that were made before: call its `of_units` or `of_weights` "
-        "with them, and not the stage."
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +214,11 @@ class Claim(Generic[S]):
         measures: what is measured of every net.
         statements: what the rows are to say.
         plot: draws the rows on axes that are titled already.
-        remarks: what differs from the paper, and what was tried where a claim does not hold.
+        remarks: what differs from the paper, and what comes out beside the statements: a template
+            whose `{names}` are of settings and of `figures`, so that it tells no number of its own
+            but the paper's.
+        figures: what the remarks name.
+        tried: what was tried where a claim does not hold. Its numbers have no rows.
         seeds: that are run.
         smoke: nets that are only tried out; none: those of the claim.
         label: what rows call the claim; "": what stands before the colon of the title.
@@ -187,6 +226,7 @@ class Claim(Generic[S]):
 
     stem: str
     title: str
+    _: dataclasses.KW_ONLY
     refs: tuple[int, ...]
     settings: S
     nets: Callable[[S], Sequence[Net]]
@@ -195,6 +235,8 @@ class Claim(Generic[S]):
     plot: Callable[[Rows, Axes], None]
     measures: Sequence[Measure] = ()
     remarks: str = ""
+    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+    tried: str = ""
     seeds: tuple[int, ...] = (0, 1, 2)
     smoke: Sequence[Net] = ()
     label: str = ""
@@ -212,6 +254,16 @@ class Claim(Generic[S]):
     def findings(self, rows: Rows) -> list[Finding]:
         """What the rows say."""
         return [finding for statement in self.statements for finding in statement(rows)]
+
+    def remarked(self, rows: Rows) -> str:
+        """The remarks with their numbers, and what was tried."""
+        told = settings_of(self)
+        for name, figure in self.figures.items():
+            if isinstance(figure, Value):
+                told[name] = figure.mean(rows) if figure.list(rows) else math.nan
+            else:
+                told[name] = figure(rows) if callable(figure) else figure
+        return " ".join(filter(None, (self.remarks.format(**told), self.tried)))
 
 
 def names() -> list[str]:

@@ -2,17 +2,20 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from experiments.claims.claim import Case, scored_before
+from experiments.claims.claim import Case
+from experiments.claims.scored import without_lowest_units
+from experiments.claims.statements import Finding, Rows, Statement, Value, each, select
 from experiments.rows import Row
 from jprune import allocate, criteria, curvature, errors, run_criterion
 from jprune.base import Batch, Budget, Criterion, Pruned, Scores
-from jprune.masks import apply_masks
-from jprune.recipes import Prune
+from jprune.forms.opened import dense_of
 from jprune.recipes.kronecker import METHODS
 from jprune.stages.eigenbasis import COLUMNS, ROWS, Form, Rotate
 from jprune.stages.kronecker import PruneFilters
@@ -60,6 +63,13 @@ class Curved:
             pruned, (record,) = stage.with_state(self.dense, self.case.task, criterion, state)
         return pruned, record["metrics"]
 
+    def all_nets(self) -> Iterator[tuple[Row, Pruned]]:
+        """The dense net, and all that is pruned of it."""
+        yield row("dense", "dense", None, {"params": 1.0, "macs": 1.0}), self.dense
+        yield from self.of_half_the_macs()
+        yield from self.of_equal_size()
+        yield from self.of_single_layers()
+
     def of_half_the_macs(self) -> Iterator[tuple[Row, Pruned]]:
         """EigenDamage and every criterion for filters."""
         budget, task = Budget(macs=0.5), self.case.task
@@ -73,11 +83,10 @@ class Curved:
         for criterion, scores in self.scored().items():
             for name, pool in (("uniform", "sum"), ("global", "mean")):
                 allocator = getattr(allocate, ALLOCATORS[name])
-                stage = Prune(scored_before, allocator, budget, pool=pool)
-                masks = stage.of_units(self.dense, task, scores)
-                variables = apply_masks(self.dense.variables, TaskNet(task).weight_masks(masks))
-                pruned = self.dense._replace(variables=variables, masks=masks)
-                record = fractions(task, masks)
+                pruned = without_lowest_units(
+                    self.case, self.dense, scores, budget, allocator, pool
+                )
+                record = fractions(task, pruned.masks)
                 yield row("macs", f"{criterion}, {name}", None, record), pruned
 
     def scored(self) -> dict[str, Scores]:
@@ -130,3 +139,63 @@ def alone(dense: Pruned, path: str, form: Form, masks: Mapping[str, Any]) -> tup
 
     variables = jax.tree_util.tree_map_with_path(one, dense.variables)
     return dense._replace(variables=variables), float(form.turned.damage.sum() - stays)
+
+
+@functools.cache
+def looking(fn: Callable[..., Any], metrics: Callable[..., Any]) -> Callable[..., Any]:
+    """The metrics of a net on a batch, compiled once."""
+    return jax.jit(lambda variables, batch: metrics(fn(variables, batch["image"]), batch))
+
+
+def first_images(case: Case[Any], pruned: Pruned) -> Row:
+    """Training loss and test accuracy on the first images: a measure.
+
+    Factored kernels are multiplied out: the function is the same.
+    """
+    variables = dense_of(pruned.variables)
+    metrics = looking(case.task.fn, case.task.metrics)
+    images = case.settings.images
+    train = case.batches("train", BATCH, images, case.seed)
+    test = case.batches("test", BATCH, images)
+    losses = [metrics(variables, batch)["loss"] for batch in train]
+    right = sum(float(b["weight"] @ metrics(variables, b)["accuracy"]) for b in test)
+    accuracy = right / sum(float(batch["weight"].sum()) for batch in test)
+    return {"loss": float(np.mean(losses)), "accuracy": accuracy}
+
+
+def increase(net: str, part: str, arm: str, density: float | None = None) -> Value:
+    """The loss over that of the dense net."""
+    at = each("loss", net=net, part=part, arm=arm, density=density)
+    return at - each("loss", net=net, part="dense")
+
+
+def others(rows: Rows) -> list[str]:
+    """All arms of half of the MACs but EigenDamage."""
+    return sorted({row["arm"] for row in select(rows, part="macs")} - {*ROTATED})
+
+
+def against_the_best(net: str) -> Statement:
+    """EigenDamage at half of the MACs against the best other criterion."""
+
+    def findings(rows: Rows) -> Iterator[Finding]:
+        beside = others(rows)
+        best = min(beside, key=lambda arm: increase(net, "macs", arm).mean(rows))
+        for arm in ROTATED:
+            text = (f"{net}, half of the MACs, {arm}: increase of the loss over that of the best "
+                    f"of {len(beside)}, {best}")  # fmt: skip
+            ratio = increase(net, "macs", arm) / increase(net, "macs", best)
+            yield Finding(text, "below 1", ratio.shown(rows), ratio.mean(rows) < 1)
+
+    return lambda rows: findings(rows) if select(rows, net=net) else ()
+
+
+def first(net: str) -> Callable[[Rows], str]:
+    """With how many seeds EigenDamage per cost is first at half of the MACs."""
+
+    def count(rows: Rows) -> str:
+        rotated = increase(net, "macs", ROTATED[1]).of(rows)
+        beside = [increase(net, "macs", arm).of(rows) for arm in others(rows)]
+        wins = [value <= min(of[seed] for of in beside) for seed, value in rotated.items()]
+        return f"{sum(wins)} of {len(wins)} seeds"
+
+    return count

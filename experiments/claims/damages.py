@@ -118,3 +118,15 @@ def increases(net: Dense, without: np.ndarray) -> np.ndarray:
     of = lambda gone: np.mean([float(loss(jnp.asarray(gone), batch)) for batch in net.batches])
     whole = of(np.zeros(without.shape[1], bool))
     return np.array([of(gone) for gone in without]) - whole
+
+
+def predicted(net: Dense, damages: Damages, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a criterion predicts for every filter, [filters], and for [sets, filters]."""
+    units = [np.asarray(damages[group], float) for group in net.groups.names]
+    blocks = [np.diag(each) if each.ndim == 1 else each for each in units]
+    scores = np.concatenate([np.diag(block) for block in blocks])
+    ends = np.cumsum([len(block) for block in blocks])[:-1]
+    # A set's damage: the sum of its block over all pairs of its units.
+    parts = zip(np.split(sets.astype(float), ends, axis=1), blocks)
+    sums = [np.einsum("su,uv,sv->s", gone, block, gone) for gone, block in parts]
+    return scores, np.sum(sums, axis=0)

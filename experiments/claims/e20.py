@@ -12,27 +12,24 @@ omp, weights (largest L1 norm), apoz (fewest zeros) or random.
 
 import dataclasses
 from collections.abc import Iterator
-from statistics import fmean
 
 import jax
 import numpy as np
-from matplotlib.axes import Axes
 
 from experiments.claims.claim import Case, Claim, Made
 from experiments.claims.layers import (
-    Layers,
     Settings,
-    accuracy,
     arms_of,
     at_random,
     by_weights,
     by_zeros,
-    layer_name,
+    cells,
     layerwise,
     nets,
+    whole_net,
 )
-from experiments.claims.plots import Style, finish, level, spread
-from experiments.claims.statements import Rows, at_least, gap, listed
+from experiments.claims.plots import Curve, Level, Style, curves
+from experiments.claims.statements import at_least, gap, percent
 from jprune.base import Pruned
 from jprune.stages.layer_wise import ByThiNet, Choose, Refit
 
@@ -51,17 +48,10 @@ TUNED = ("thinet", "weights", "random")
 
 def one_layer(case: Case[Settings], dense: Pruned, key: jax.Array) -> Iterator[Made]:
     """One row a layer, choice and width."""
-    layers = Layers(case, dense, key)
-    for number, (step, problem) in enumerate(layers):
-        drawn = jax.random.fold_in(key, number)
-        whole = np.ones(step.units, bool)
-        for kept in KEPT[1:2] if case.smoke else KEPT:
-            for arm, (choose, refit, _) in CHOICES.items():
-                mask = choose([problem], round(kept * step.units), drawn)
-                scales = None if refit is None else refit(whole, drawn)
-                variables, error = layers.with_weights(step, problem, mask, scales)
-                row = {"part": "layer", "layer": layer_name(step), "arm": arm, "kept": kept}
-                yield {**row, "error": error, "accuracy": accuracy(case, variables)}, None
+    choices = {arm: choose for arm, (choose, _, _) in CHOICES.items()}
+    for cell in cells(case, dense, key, KEPT, choices):
+        refit = CHOICES[cell.arm][1]
+        yield cell.row(refit and refit(np.ones(cell.step.units, bool), cell.key))
 
 
 def whole_nets(case: Case[Settings], dense: Pruned, key: jax.Array) -> Iterator[Made]:
@@ -71,31 +61,7 @@ def whole_nets(case: Case[Settings], dense: Pruned, key: jax.Array) -> Iterator[
     for arm in case.first(TUNED):
         stage = layerwise(case, *CHOICES[arm][:2])
         stage = dataclasses.replace(stage, targets="now", stream="whole", bias=False)
-        pruned, (record,) = stage(dense, case.task, key)
-        before = accuracy(case, pruned.variables)
-        tuned, _ = finetune(pruned, case.task, key)
-        yield (
-            {
-                "part": "net",
-                "arm": arm,
-                "kept": record["metrics"]["macs"],
-                "error": record["metrics"]["reconstruction_error"],
-                "accuracy": before,
-                "finetuned": accuracy(case, tuned.variables),
-            },
-            None,
-        )
-
-
-def plot(rows: Rows, axes: Axes) -> None:
-    """Accuracy over the width, mean over layers, an arm a line."""
-    for arm, (_, _, style) in CHOICES.items():
-        values = [listed(rows, "accuracy", part="layer", arm=arm, kept=kept) for kept in KEPT]
-        percent = [[100 * value for value in of] for of in values]
-        spread(axes, [100 * kept for kept in KEPT], percent, style)
-    level(axes, 100 * fmean(listed(rows, "accuracy", part="dense")))
-    axes.invert_xaxis()
-    finish(axes, "inputs of one layer kept, %, without training", "test accuracy, %")
+        yield whole_net(case, dense, key, arm, stage, finetune)
 
 
 ASKED = (
@@ -106,34 +72,27 @@ ASKED = (
     ("omp", "random", 0),
 )
 CLAIM = Claim(
-    "e20",
-    "E20: ThiNet [20]",
-    refs=(20,),
-    settings=Settings(),
-    nets=nets,
+    "e20", "E20: ThiNet [20]", refs=(20,), settings=Settings(), nets=nets,
     arms=arms_of(one_layer, whole_nets),
     statements=(
-        *(
-            at_least(
-                f"{100 * kept:.0f} % of one layer's inputs: {arm} - {other} >= {least}, points",
-                "above 0", gap("accuracy", arm, other, part="layer", kept=kept), least, digits=1,
-            )
-            for kept in (0.5, 0.2)
-            for arm, other, least in ASKED
-        ),
-        *(
-            at_least(
-                f"all blocks halved, no training: thinet - {other} >= 0, points", "above 0",
-                gap("accuracy", "thinet", other, part="net"), 0, digits=1,
-            )
-            for other in ("random", "weights")
-        ),
+        *(at_least(f"{100 * kept:.0f} % of one layer's inputs: {arm} - {other} >= {least}, points",
+                   "above 0", gap("accuracy", arm, other, part="layer", kept=kept), least, digits=1)
+          for kept in (0.5, 0.2) for arm, other, least in ASKED),
+        *(at_least(f"all blocks halved, no training: thinet - {other} >= 0, points", "above 0",
+                   gap("accuracy", "thinet", other, part="net"), 0, digits=1)
+          for other in ("random", "weights")),
         at_least(
             "all blocks halved, an epoch of training: thinet - random >= -0.5, points", "above 0",
             gap("finetuned", "thinet", "random", part="net"), -0.5, digits=1,
         ),
     ),
-    plot=plot,
-    remarks="ResNet-8 on 10,000 images of CIFAR-10, accuracy on 1,000 test images, where the paper "
-    "has VGG-16 on ImageNet; layers are those of E19.",
+    plot=curves(
+        [Curve(style, [100 * kept for kept in KEPT],
+               [percent("accuracy", part="layer", arm=arm, kept=kept) for kept in KEPT])
+         for arm, (_, _, style) in CHOICES.items()],
+        "inputs of one layer kept, %, without training", "test accuracy, %", falls=True,
+        across=[Level(percent("accuracy", part="dense"))],
+    ),
+    remarks="ResNet-8 on {train_images:,} images of CIFAR-10, accuracy on {test_images:,} test "
+    "images, where the paper has VGG-16 on ImageNet; layers are those of E19.",
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """What P30 and P30b share: GAL's dense net, its adversarial part, and what it is compared with."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,12 +8,34 @@ import jax
 import numpy as np
 
 from experiments.claims.claim import Case
+from experiments.claims.settings import CommonSettings
 from jprune.base import Budget, Pruned, Task
 from jprune.learners import Terms
-from jprune.masks import apply_masks
 from jprune.recipes import Train
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
-from jprune.train.net import Net as TaskNet
+
+
+@dataclasses.dataclass(frozen=True)
+class GalSettings(CommonSettings):
+    """Those of P30 and P30b.
+
+    Attributes:
+        pruning_epochs: of the adversarial part.
+        pruning_rate: of the adversarial part.
+        mask_steps: steps of the masks.
+        mask_rate: their size.
+        mu: weight of the logits' difference; the authors have 1 for ResNets.
+    """
+
+    epochs: float = 4.0
+    pruning_epochs: float = 3.0
+    finetune_epochs: float = 5.0
+    learning_rate: float = 0.02
+    pruning_rate: float = 0.001
+    mask_steps: int = 100
+    mask_rate: float = 0.01
+    train_images: int = 10_000
+    batch_size: int = 64
 
 
 def training(case: Case[Any], epochs: float, rate: float | None = None, **more: Any) -> Train:
@@ -56,8 +79,7 @@ def random_like(case: Case[Any], dense: Pruned, pruned: Pruned) -> Pruned:
         name: np.asarray(jax.random.permutation(case.fold(100 + number), np.sort(mask)))
         for number, (name, mask) in enumerate((pruned.masks or {}).items())
     }
-    variables = apply_masks(dense.variables, TaskNet(case.task).weight_masks(masks))
-    return dense._replace(variables=variables, masks=masks)
+    return case.masked(dense, masks)
 
 
 def permuted(task: Task) -> Task:

@@ -7,15 +7,17 @@ block or, by a sampler, its part of a stream.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims.claim import Case, Made, Net
+from experiments.claims.settings import CommonSettings
 from jprune.base import Budget, Problem, Pruned, Reconstructor, Variables
+from jprune.recipes import Train
 from jprune.reconstruct import relative_error
 from jprune.reconstruct.moments import best
 from jprune.stages.layer_wise import Choose, LayerWise, Refit, Walk
@@ -23,15 +25,10 @@ from jprune.stages.walk import Step, steps_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the numbers depend on.
+class Settings(CommonSettings):
+    """Those of E19 and E20.
 
     Attributes:
-        epochs: of the dense net.
-        learning_rate: the largest one.
-        train_images: of the training split.
-        test_images: that accuracy is measured on.
-        images: of calibration.
         points: positions an image and layer.
     """
 
@@ -143,6 +140,67 @@ def by_zeros(problems: Sequence[Problem], width: int, key: jax.Array) -> np.ndar
 def layer_name(step: Step) -> str:
     """Short, for a row."""
     return step.name.replace("params/", "").replace("/kernel", "")
+
+
+class Cell(NamedTuple):
+    """One layer of the dense net at one width, its inputs chosen by one arm."""
+
+    case: Case[Settings]
+    layers: Layers
+    step: Step
+    problem: Problem
+    arm: str
+    kept: float
+    mask: np.ndarray
+    key: jax.Array
+
+    def row(self, refit: Reconstructor | None, measured: bool = True, /, **more: Any) -> Made:
+        """The row of the net with this layer pruned; its accuracy where it is measured."""
+        variables, error = self.layers.with_weights(self.step, self.problem, self.mask, refit)
+        about = {"part": "layer", "layer": layer_name(self.step), "arm": self.arm, **more}
+        reached = accuracy(self.case, variables) if measured else None
+        return {**about, "kept": self.kept, "error": error, "accuracy": reached}, None
+
+
+def cells(
+    case: Case[Settings],
+    dense: Pruned,
+    key: jax.Array,
+    levels: Sequence[float],
+    choices: Mapping[str, Choose],
+) -> Iterator[Cell]:
+    """All layers at all widths, by all choices; where it is only tried out, at one width."""
+    layers = Layers(case, dense, key)
+    for number, (step, problem) in enumerate(layers):
+        drawn = jax.random.fold_in(key, number)
+        for kept in levels[1:2] if case.smoke else levels:
+            for arm, choose in choices.items():
+                mask = choose([problem], round(kept * step.units), drawn)
+                yield Cell(case, layers, step, problem, arm, kept, mask, drawn)
+
+
+def whole_net(
+    case: Case[Settings],
+    dense: Pruned,
+    key: jax.Array,
+    arm: str,
+    stage: LayerWise,
+    tune: Train | None = None,
+    **more: Any,
+) -> Made:
+    """The row of the net with all layers pruned, and what it reaches after some training."""
+    pruned, (record,) = stage(dense, case.task, key)
+    row = {
+        "part": "net",
+        "arm": arm,
+        **more,
+        "kept": record["metrics"]["macs"],
+        "error": record["metrics"]["reconstruction_error"],
+        "accuracy": accuracy(case, pruned.variables),
+    }
+    if tune is not None:
+        row["finetuned"] = accuracy(case, tune(pruned, case.task, key)[0].variables)
+    return row, None
 
 
 Part = Callable[[Case[Settings], Pruned, jax.Array], Iterator[Made]]

@@ -35,8 +35,8 @@ class Dense(nnx.Module):
 
 def dense(name: str, *hidden: int) -> Callable[[Shape, int], zoo.Net]:
     """Makes a net of some hidden layers."""
-    return lambda shape, classes: zoo.from_module(
-        name, lambda rngs: Dense((int(np.prod(shape)), *hidden, classes), rngs), shape
+    return lambda shape, classes: zoo.from_nnx(
+        lambda rngs: Dense((int(np.prod(shape)), *hidden, classes), rngs), shape, name=name
     )
 
 
@@ -70,7 +70,7 @@ class Layer(nnx.Module):
 
 def cifarnet(shape: Shape, classes: int) -> zoo.Net:
     """CifarNet for images of a shape."""
-    return zoo.from_module("cifarnet", lambda rngs: CifarNet(classes, shape[2], rngs), shape)
+    return zoo.from_nnx(lambda rngs: CifarNet(classes, shape[2], rngs), shape)
 
 
 class Normed(nnx.Module):
@@ -99,4 +99,4 @@ class Normed(nnx.Module):
 
 def normed(shape: Shape, classes: int) -> zoo.Net:
     """The net for images of a shape."""
-    return zoo.from_module("lenet5_bn", lambda rngs: Normed(shape, classes, rngs), shape)
+    return zoo.from_nnx(lambda rngs: Normed(shape, classes, rngs), shape, name="lenet5_bn")

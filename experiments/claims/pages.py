@@ -43,6 +43,7 @@ def command(said: str) -> str:
 def page(stem: str, rows: Rows) -> str:
     """The page of a claim in Markdown."""
     claim, (rows, short) = find(stem), finished(rows)
+    remarks = claim.remarked(rows)
     lines = [
         (finding.claim, finding.paper, finding.ours, WORDS[finding.holds])
         for finding in claim.findings(rows)
@@ -60,7 +61,7 @@ def page(stem: str, rows: Rows) -> str:
             f"# {claim.title}\n",
             f"![{claim.title}]({stem}.svg)\n",
             files.markdown(("claim", "paper", "here", ""), lines),
-            *([claim.remarks + "\n"] if claim.remarks else []),
+            *([remarks + "\n"] if remarks else []),
             f"{counted(len(seeds), 'seed')}; mean and standard deviation.\n",
             *(f"Seed {seed} is not finished, and was left out.\n" for seed in short),
             f"Device: {devices}. Versions: {versions}. Commit: {commits}.\n",

@@ -78,9 +78,36 @@ def allocated(
     """
     check_scores(scores)
     if budget.kind == "density":
+        _check_floors(scores, budget)
         return masks_at(scores, budget.value)
     scores = map_named(lambda _, leaf: np.asarray(leaf, float), scores)
     return search(lambda density: masks_at(scores, density), scores, budget, model)
+
+
+def _check_floors(scores: Scores, budget: Budget) -> None:
+    """Refuses a density that floors and multiples make impossible, where it is a number.
+
+    Raises:
+        BudgetError: the smallest net allowed keeps more, beside the one entry that every group
+            keeps by default.
+    """
+    if isinstance(budget.value, Tracer):
+        return
+    sizes = map_named(
+        lambda name, leaf: (np.size(leaf), floor_of(name, np.size(leaf), budget)), scores
+    )
+    pairs = jax.tree.leaves(sizes, is_leaf=lambda node: isinstance(node, tuple))
+    total, least = (sum(numbers) for numbers in zip(*pairs))
+    if least > float(budget.value) * total + len(pairs):
+        raise _unmet(budget, f"keeps {least} of {total} entries", least / total)
+
+
+def _unmet(budget: Budget, smallest: str, least: float) -> errors.BudgetError:
+    return errors.BudgetError(
+        f"Budget({budget.kind}={budget.value}) cannot be met: the smallest net allowed {smallest}. "
+        f"Ask for {np.ceil(least * 1000) / 1000:.3f} or more, or lower "
+        f"min_units={budget.min_units}, multiple_of={budget.multiple_of} and the floors."
+    )
 
 
 def largest(price: Callable[[float], float], goal: float) -> float:
@@ -130,12 +157,7 @@ def search(
     goal = float(budget.value) + 1e-9
     masks = cheapest(scores, budget)
     if (least := price(masks)) > goal:
-        raise errors.BudgetError(
-            f"Budget({budget.kind}={budget.value}) cannot be met: the smallest net allowed costs "
-            f"{least:.4f} of the dense one. Ask for {np.ceil(least * 1000) / 1000:.3f} or more, "
-            f"or lower min_units={budget.min_units}, multiple_of={budget.multiple_of} and the "
-            "floors."
-        )
+        raise _unmet(budget, f"costs {least:.4f} of the dense one", least)
     # Bisection on the density: `masks` is the largest that fits, `above` the smallest that does
     # not. 30 halvings tell apart densities that differ by one entry in 10^9.
     low, high, above = 0.0, 1.0, None

@@ -1,18 +1,19 @@
 """Scores of different groups made comparable by dividing each by its norm."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jprune import errors
 from jprune.base import Scores
+from jprune.graph.shrink.concrete import on_host
 
-NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "l1": lambda leaf: jnp.abs(leaf).sum(),
-    "l2": lambda leaf: jnp.sqrt(jnp.square(leaf).sum()),
-    "mean": lambda leaf: jnp.abs(leaf).mean(),
-    "max": lambda leaf: jnp.abs(leaf).max(),
+NORMS: dict[str, Callable[[Any], Any]] = {
+    "l1": lambda leaf: abs(leaf).sum(),
+    "l2": lambda leaf: (leaf**2).sum() ** 0.5,
+    "mean": lambda leaf: abs(leaf).mean(),
+    "max": lambda leaf: abs(leaf).max(),
 }
 
 
@@ -28,17 +29,19 @@ def normalized(scores: Scores, by: str = "l2") -> Scores:
         ArgumentError: another norm.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> normalized({"a": jnp.array([3.0, 4.0])})["a"].tolist()
         [0.6000000238418579, 0.800000011920929]
     """
     if by not in NORMS:
         raise errors.ArgumentError(f"normalized(by={by!r}); write one of {', '.join(NORMS)}.")
 
-    def one(leaf):
+    @on_host
+    def one(xnp: Any, leaf: Any) -> Any:
         # s_i / ||s||, as in s_i / sqrt(sum_j s_j^2) of the layer-wise l2 normalisation. -inf and
         # +inf are marks, not numbers: they stay and do not enter the norm.
-        finite = jnp.isfinite(leaf)
-        size = NORMS[by](jnp.where(finite, leaf, 0.0))
-        return jnp.where(finite, leaf / jnp.where(size > 0, size, 1.0), leaf)
+        finite = xnp.isfinite(leaf)
+        size = NORMS[by](xnp.where(finite, leaf, 0.0))
+        return xnp.where(finite, leaf / xnp.where(size > 0, size, 1.0), leaf)
 
     return jax.tree.map(one, scores)

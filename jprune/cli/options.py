@@ -156,7 +156,7 @@ class Prune:
     dtype: Text = "float32"
     """Type to compute in, float32 or bfloat16; weights are float32 with both."""
     weights: MaybeText = None
-    """Trained net to start from instead of training one: a file, or pretrained."""
+    """Trained net instead of training one: a file (PyTorch, Flax, Keras ...), pretrained, own."""
     steps: MaybeCount = None
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None
@@ -207,6 +207,8 @@ class Export:
     """The --out of the run."""
     to: Annotated[str | None, _kind("FILE", str), _unhinted] = None
     """One file, .stablehlo or .tflite. Default: both, in the directory of the run."""
+    model: MaybeText = None
+    """module:callable of the run's net. Default: the program that the run has written."""
     json: Flag = False
     """Print JSON."""
     quiet: Flag = False
@@ -284,7 +286,7 @@ class Compare:
     min_units: Count = 1
     """Units that every layer keeps at least."""
     weights: MaybeText = None
-    """Trained net to start from instead of training one: a file, or pretrained."""
+    """Trained net instead of training one: a file (PyTorch, Flax, Keras ...), pretrained, own."""
     steps: MaybeCount = None
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None

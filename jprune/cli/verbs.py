@@ -117,7 +117,10 @@ def export(settings: options.Export, words: Sequence[str]) -> None:
     del words
     from jprune.job.export import export_again
 
-    _tell([str(path) for path in export_again(settings.directory, settings.to)], settings)
+    _tell(
+        [str(path) for path in export_again(settings.directory, settings.to, settings.model)],
+        settings,
+    )
 
 
 def check(settings: options.Check, words: Sequence[str]) -> None:

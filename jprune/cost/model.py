@@ -1,10 +1,9 @@
 """`cost` and `cost_model`: parameters, multiply-accumulates and bytes of a network."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-
-import jax.numpy as jnp
 
 from jprune import errors
 from jprune.base import Cost, CostModel, Groups, Masks
@@ -14,6 +13,7 @@ from jprune.graph.couple.roles import CONTRACTIONS, Uses
 from jprune.graph.layers import examples_in, kernel_axes
 from jprune.graph.look.branches import Needs, find_forks
 from jprune.graph.look.sites import find_spots
+from jprune.graph.shrink.concrete import on_host
 from jprune.graph.trace import Coupling, check_leaves, couple, trace
 from jprune.jaxprs import Program, nested
 
@@ -53,7 +53,8 @@ def bytes_moved(term: Term, itemsize: int = 4) -> Any:
     return (term.read + term.written + term.weights) * itemsize
 
 
-class Measuring(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Measuring:
     """A cost model with the name of what it measures.
 
     Attributes:
@@ -224,8 +225,9 @@ def _kept(groups: Groups, masks: Any) -> dict[str, Any]:
             f"the masks are neither {{group: ...}} for the groups {', '.join(groups.names)} nor a "
             "tree like the variables: they are of another net."
         ) from None
+    count = on_host(lambda xnp, mask: xnp.sum(mask))
     return {
-        path: math.prod(leaf.shape) if mask is None else jnp.sum(mask)
+        path: math.prod(leaf.shape) if mask is None else count(mask)
         for (path, leaf), mask in zip(groups.leaves.items(), leaves)
     }
 

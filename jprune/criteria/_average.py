@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune.base import PyTree
+from jprune.graph.shrink.concrete import full, on_host
 
 
 class Average(NamedTuple):
@@ -27,8 +28,8 @@ class Average(NamedTuple):
 
 
 def start(like: PyTree) -> Average:
-    """The state before the first batch: zeros with the shapes of `like`."""
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.result_type(leaf.dtype)), like)
+    """The state before the first batch: zeros with the shapes and types of `like`."""
+    zeros = jax.tree.map(lambda leaf: full(leaf.shape, 0, leaf.dtype), like)
     count = jnp.zeros((), jnp.int32)
     return Average(count, jnp.zeros(()), zeros, count, zeros)
 
@@ -75,10 +76,11 @@ def add(
 def value_of(average: Average, momentum: float | None) -> PyTree:
     """The score; before the first complete round, the mean of the batches so far."""
     # With no batch at all the score is 0, not NaN.
-    weight = jnp.where(average.weight > 0, average.weight, 1)
-    so_far = jax.tree.map(lambda total: total / weight, average.total)
+    mean_of = on_host(lambda xnp, total, weight: total / xnp.where(weight > 0, weight, 1))
+    so_far = jax.tree.map(lambda total: mean_of(total, average.weight), average.total)
     if momentum is None:
         return so_far
+    either = on_host(lambda xnp, rounds, mean, early: xnp.where(rounds > 0, mean, early))
     return jax.tree.map(
-        lambda mean, early: jnp.where(average.rounds > 0, mean, early), average.mean, so_far
+        lambda mean, early: either(average.rounds, mean, early), average.mean, so_far
     )

@@ -6,10 +6,9 @@ References:
     efficient ConvNets, 2017, arXiv 1608.08710.
 """
 
-import jax.numpy as jnp
-
 from jprune import errors
 from jprune.base import Criterion
+from jprune.graph.shrink.concrete import on_host
 from jprune.masks import map_parameters
 
 
@@ -27,7 +26,7 @@ def magnitude(order: int = 1) -> Criterion:
         ArgumentError: another order.
 
     Example:
-        >>> import jprune
+        >>> import jax.numpy as jnp, jprune
         >>> jprune.run_criterion(magnitude(2), {"w": jnp.array([-3.0, 2.0])}, ())["w"]
         Array([9., 4.], dtype=float32)
     """
@@ -37,6 +36,6 @@ def magnitude(order: int = 1) -> Criterion:
     def score(state, variables):
         del state
         # s_k = |w_k|^p. No root for p = 2: sums of squares rank filters as their norms do.
-        return map_parameters(lambda leaf: jnp.abs(leaf) ** order, variables)
+        return map_parameters(on_host(lambda xnp, leaf: xnp.abs(leaf) ** order), variables)
 
     return Criterion(lambda variables: (), lambda state, variables, batch: state, score, False)

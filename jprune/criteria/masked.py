@@ -3,11 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
 from jprune.base import Criterion, Masks, PyTree, Scores, Variables, is_none
+from jprune.graph.shrink.concrete import on_host
 
 
 def masked(criterion: Criterion, masks: Masks) -> Criterion:
@@ -25,7 +25,7 @@ def masked(criterion: Criterion, masks: Masks) -> Criterion:
         StructureError: masks of another net (when scoring).
 
     Example:
-        >>> import jprune
+        >>> import jax.numpy as jnp, jprune
         >>> from jprune import criteria
         >>> criterion = masked(criteria.magnitude(), {"w": jnp.array([True, False])})
         >>> jprune.run_criterion(criterion, {"w": jnp.array([-3.0, 0.0])}, ())["w"]
@@ -60,9 +60,9 @@ def _nothing(leaf: Any) -> None:
 
 
 def _gone(mask: Any, score: Any) -> Any:
-    # Compared here, since jnp.where would broadcast a mask of the wrong shape.
+    # Compared here, since `where` would broadcast a mask of the wrong shape.
     if mask is None or score is None:
         return score
     if np.shape(mask) != np.shape(score):
         raise ValueError(f"a mask of shape {np.shape(mask)} for scores of {np.shape(score)}")
-    return jnp.where(mask, score, -jnp.inf)
+    return on_host(lambda xnp, mask, score: xnp.where(mask, score, -xnp.inf))(mask, score)

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from jprune import errors
 from jprune.base import Criterion
 from jprune.curvature import Estimator, gauss_newton, mean_diagonal
+from jprune.graph.shrink.concrete import on_host
 
 NEGATIVE = ("clip", "keep", "refuse")
 
@@ -52,7 +53,7 @@ def obd(
             NaN, or negative and refused.
 
     Example:
-        >>> import jprune
+        >>> import jax.numpy as jnp, jprune
         >>> fn, loss = lambda v, x: x @ v["w"], lambda out, batch: 0.5 * out[:, 0] ** 2
         >>> batch, variables = {"image": jnp.array([[2.0, 1.0]])}, {"w": jnp.array([[1.0], [3.0]])}
         >>> jprune.run_criterion(obd(fn, loss), variables, [batch])["w"][:, 0]
@@ -66,15 +67,21 @@ def obd(
     # what remains is h_kk w_k^2 / 2.
     diagonal = mean_diagonal(fn, loss, gauss_newton() if curvature is None else curvature, key)
 
-    def saliency(path: Any, bend: jax.Array, weight: jax.Array) -> jax.Array:
-        _check(jax.tree_util.keystr(path, simple=True, separator="/"), bend, negative)
-        positive = jnp.maximum(bend, 0) if negative == "clip" else bend
+    @on_host
+    def saliency(xnp: Any, bend: Any, weight: Any) -> Any:
+        positive = xnp.maximum(bend, 0) if negative == "clip" else bend
         # s_k = h_kk w_k^2 / 2; a penalty lambda w^2 / 2 adds lambda to h_kk.
         return 0.5 * (positive + weight_decay) * weight**2
 
+    def one(path: Any, bend: jax.Array | None, weight: jax.Array) -> jax.Array | None:
+        if bend is None:
+            return None
+        _check(jax.tree_util.keystr(path, simple=True, separator="/"), bend, negative)
+        return saliency(bend, weight)
+
     def score(state: Any, variables: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, bend, weight: None if bend is None else saliency(path, bend, weight),
+            one,
             diagonal.score(state, variables),
             variables,
             is_leaf=lambda leaf: leaf is None,
@@ -87,14 +94,15 @@ def _check(name: str, bend: jax.Array, negative: str) -> None:
     """Refuses NaN, and negative curvature where asked to; traced values are not checked."""
     if isinstance(bend, Tracer):
         return
-    if jnp.isnan(bend).any():
+    numbers = np.asarray(bend)
+    if np.isnan(numbers).any():
         raise errors.ArgumentError(
             f"the curvature at {name} is NaN: the loss or the variables are not finite. Check them "
             "before pruning."
         )
-    if negative == "refuse" and (bend < 0).any():
+    if negative == "refuse" and (numbers < 0).any():
         raise errors.ArgumentError(
-            f"the curvature at {name} is negative for {int((bend < 0).sum())} of {bend.size} "
+            f"the curvature at {name} is negative for {(numbers < 0).sum()} of {bend.size} "
             "weights: the net is not at a minimum. Train on, or write negative='clip' or "
             "curvature=gauss_newton()."
         )

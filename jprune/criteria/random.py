@@ -4,12 +4,11 @@ References:
     Mittal, Bhardwaj, Khapra, Ravindran, Recovering from random pruning, 2018, arXiv 1801.10447.
 """
 
-import itertools
-
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jprune.base import Criterion, Groups
+from jprune.graph.shrink.concrete import on_host
 from jprune.masks import map_parameters
 
 
@@ -36,14 +35,20 @@ def random(key: jax.Array, groups: Groups | None = None) -> Criterion:
         >>> {name: score.shape for name, score in scores.items()}
         {'a': (3,)}
     """
-    units = None if groups is None else {n: jnp.zeros(size) for n, size in groups.sizes.items()}
+    units = None if groups is None else {n: np.zeros(size) for n, size in groups.sizes.items()}
 
     def score(state, variables):
         del state
         variables = variables if units is None else units
-        # Every leaf has a key of its own: equal shapes would otherwise get equal scores.
-        numbers = itertools.count()
-        draw = lambda leaf: jax.random.uniform(jax.random.fold_in(key, next(numbers)), leaf.shape)
-        return map_parameters(draw, variables)
+        sizes = jax.tree.leaves(map_parameters(np.size, variables))
+        # One draw for all: XLA compiles a program for every number of draws.
+        drawn, ends = jax.random.uniform(key, (sum(sizes),)), iter(np.cumsum(sizes).tolist())
+
+        def part(leaf):
+            end = next(ends)
+            cut = lambda xnp, numbers: numbers[end - np.size(leaf) : end].reshape(np.shape(leaf))
+            return on_host(cut)(drawn)
+
+        return map_parameters(part, variables)
 
     return Criterion(lambda variables: (), lambda state, variables, batch: state, score, False)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jprune import errors
 from jprune.base import Criterion, PyTree, Scores, Variables, is_none
+from jprune.graph.shrink.concrete import on_host
 from jprune.masks import map_parameters
 
 STD_OVER = ("alive", "all")
@@ -48,12 +49,21 @@ def std_rule(q: PyTree = 1.0, std_over: str = "alive") -> Criterion:
             f"std_rule(q={q}); every q is above 0, and a larger one prunes more."
         )
 
-    def one(leaf: jax.Array, factor: Any) -> jax.Array:
+    @on_host
+    def deviation(xnp: Any, leaf: Any) -> Any:
         # "alive": counting the zeros of earlier rounds would lower std, and the threshold with it.
-        counted = leaf != 0 if std_over == "alive" else jnp.ones(jnp.shape(leaf), bool)
-        std = jnp.std(leaf, where=counted)
+        counted = leaf != 0 if std_over == "alive" else xnp.ones(leaf.shape, bool)
+        count = xnp.maximum(counted.sum(), 1)
+        leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        # std^2 = sum (w - mean)^2 / n
+        mean = xnp.where(counted, leaf, 0).sum() / count
+        std = xnp.sqrt((xnp.where(counted, leaf - mean, 0) ** 2).sum() / count)
+        return xnp.where(std > 0, std, 1.0)
+
+    def one(leaf: jax.Array, factor: float) -> jax.Array:
         # The paper keeps |w| > q_l std(W_l), that is |w| / (q_l std(W_l)) > 1.
-        return jnp.abs(leaf) / (factor * jnp.where(std > 0, std, 1.0))
+        scaled = on_host(lambda xnp, leaf, std: xnp.abs(leaf) / (factor * std))
+        return scaled(leaf, deviation(leaf))
 
     def score(state: PyTree, variables: Variables) -> Scores:
         del state

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jprune import errors
 from jprune.base import Criterion, Groups
 from jprune.criteria._average import add, start, value_of
-from jprune.curvature.products import shares_of, weights_of
+from jprune.curvature.products import losses_of, shares_of, weights_of
 from jprune.graph import gated
 from jprune.masks import map_parameters
 from jprune.units import to_units
@@ -93,7 +93,7 @@ def taylor(
     out_of = (lambda result: result[0]) if has_aux else (lambda result: result)
 
     def mean_loss(variables, batch):
-        return shares_of(batch) @ loss(out_of(fn(variables, batch["image"])), batch)
+        return shares_of(batch) @ losses_of(loss, out_of(fn(variables, batch["image"])), batch)
 
     def products(variables, batch):
         # g_m w_m: minus the first-order change of E if w_m becomes 0.
@@ -118,11 +118,11 @@ def taylor(
 
     def init(variables):
         if form == "separate":
-            real = lambda leaf: jnp.zeros(leaf.shape, np.zeros((), leaf.dtype).real.dtype)
-            return start(map_parameters(real, variables))
+            return start(map_parameters(_real, variables))
         traced = _traced(groups)
         names = _gated_names(traced, at) if form == "gate" else traced.names
-        return start({name: jnp.zeros(traced.sizes[name]) for name in names})
+        numbers = lambda size: jax.ShapeDtypeStruct((size,), jnp.result_type(float))
+        return start({name: numbers(traced.sizes[name]) for name in names})
 
     @jax.jit
     def update(state, variables, batch):
@@ -172,6 +172,11 @@ def _traced(groups: Groups | None) -> Groups:
     return groups
 
 
+def _real(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and real type of the scores of a leaf."""
+    return jax.ShapeDtypeStruct(leaf.shape, np.zeros((), leaf.dtype).real.dtype)
+
+
 def _product(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
     # Integer parameters have a gradient of dtype float0, which holds nothing.
     if gradient.dtype == jax.dtypes.float0:
@@ -197,7 +202,7 @@ def _gate_scores(fn, loss, out_of, groups: Groups, at: str, order: int, per_exam
 
     def scores(variables, batch):
         def losses(gates):
-            return loss(out_of(with_gates(variables, gates, batch["image"])), batch)
+            return losses_of(loss, out_of(with_gates(variables, gates, batch["image"])), batch)
 
         ones = {name: jnp.ones(groups.sizes[name]) for name in names}
         weights = shares_of(batch)

@@ -33,6 +33,7 @@ from jprune.base import Batch, Criterion, Variables
 from jprune.curvature.products import (
     Function,
     gradient_of,
+    losses_of,
     parameters_of,
     shares_of,
     weights_of,
@@ -44,6 +45,7 @@ from jprune.curvature.rows import (
     summed_squares,
     with_drawn_labels,
 )
+from jprune.graph.shrink.concrete import full, on_host
 
 Diagonal = list[jax.Array]
 """One array per parameter, in the order of `parameters_of`."""
@@ -112,12 +114,12 @@ def mean_diagonal(
         )
 
     def init(variables: Variables) -> Sum:
-        total = [jnp.zeros(value.shape, value.dtype) for value in parameters_of(variables).values]
+        total = [full(value.shape, 0, value.dtype) for value in parameters_of(variables).values]
         return Sum(key, jnp.zeros((), jnp.int32), jnp.zeros(()), total)
 
     def score(state: Sum, variables: Variables) -> Any:
-        mean = [(total / state.weight).astype(total.dtype) for total in state.total]
-        return parameters_of(variables).tree(mean)
+        mean = on_host(lambda xnp, total, weight: (total / weight).astype(total.dtype))
+        return parameters_of(variables).tree([mean(total, state.weight) for total in state.total])
 
     return Criterion(init, _updated(fn, loss, estimator), score)
 
@@ -267,7 +269,7 @@ def fisher(probes: int | None = None, labels: str = "data") -> Estimator:
         if probes is None:
             return summed_squares(fn, loss, variables, batch, "fisher")
         parameters, shares = parameters_of(variables), jnp.sqrt(shares_of(batch))
-        losses = lambda values: loss(fn(parameters.into(values), batch["image"]), batch)
+        losses = lambda values: losses_of(loss, fn(parameters.into(values), batch["image"]), batch)
         examples, pull = jax.vjp(losses, parameters.values)
         # g = sum_n sqrt(w_n) s_n g_n, and E[g^2] = sum_n w_n g_n^2 over the signs s_n.
         (gradient,) = pull((shares * signs(key, shares)).astype(examples.dtype))

@@ -28,9 +28,10 @@ import jax.numpy as jnp
 from jprune import errors
 from jprune.base import Batch, Criterion, Groups, Variables
 from jprune.curvature.blocks import Factors
-from jprune.curvature.products import Function, weights_of
+from jprune.curvature.products import Function, losses_of, weights_of
 from jprune.curvature.rows import check_labels, with_drawn_labels
 from jprune.graph import Site, intercept, taps
+from jprune.graph.shrink.concrete import full, on_host
 
 INPUTS = ("patches", "channels")
 
@@ -183,7 +184,7 @@ def kfac(
         del variables
         # Sides of A: a patch has window * inputs numbers, one more with the bias's constant 1.
         number = {"patches": lambda n: n.window * n.inputs, "channels": lambda n: n.inputs}[inputs]
-        zeros = lambda size: jnp.zeros((size, size))
+        zeros = lambda size: full((size, size), 0.0)
         factors = {
             path: Factors(zeros(number(layer) + bias), zeros(layer.outputs))
             for path, layer in layers.items()
@@ -257,7 +258,7 @@ def _updated(asked: _Asked) -> Callable[..., Sums]:
                 drawing = jax.random.fold_in(state.key, state.batches)
                 labelled = with_drawn_labels(jax.lax.stop_gradient(out), batch, drawing)
             # The sum, not the mean: g of an example must not depend on the size of its batch.
-            return asked.loss(out, labelled).sum(), input_sums
+            return losses_of(asked.loss, out, labelled).sum(), input_sums
 
         gradients, input_sums = jax.grad(total, has_aux=True)(zeros)
         factors = dict(state.factors)
@@ -275,7 +276,8 @@ def _updated(asked: _Asked) -> Callable[..., Sums]:
 
 def mean_factors(state: Sums) -> dict[str, Factors]:
     """{layer: Factors}, means over the batches so far, from the state of `kfac`."""
-    return jax.tree.map(lambda total: total / state.weight, state.factors)
+    mean = on_host(lambda xnp, total, weight: total / weight)
+    return jax.tree.map(lambda total: mean(total, state.weight), state.factors)
 
 
 def _check(

@@ -1,5 +1,6 @@
 """Inverse Hessians of blocks of parameters, from per-example rows, batch by batch."""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -51,13 +52,14 @@ def inverses(
         rows: which rows approximate the Hessian.
 
     Raises:
-        ArgumentError: no batch, or rows that are not finite.
+        ArgumentError: no batch, rows that are not finite, or inverses beyond this machine's memory.
     """
     if not batches:
         raise errors.ArgumentError(
             "there is no batch, and the Hessian is made of data. Pass a list of batches, for "
             'example [{"image": x, "label": y}].'
         )
+    _check_memory(blocks)
     inverted = [identity(len(part), alpha) for part in blocks]
     make, error = _compiled(fn, loss, rows.how, rows.samples)
     counts = [float(weights_of(batch).sum()) for batch in batches]
@@ -78,6 +80,19 @@ def inverses(
             with_rows(inverse, gradients[:, part]) for inverse, part in zip(inverted, blocks)
         ]
     return inverted, mean
+
+
+def _check_memory(blocks: Sequence[np.ndarray]) -> None:
+    # float64: 8 n^2 bytes for a block of n parameters
+    needed = sum(8 * len(part) ** 2 for part in blocks)
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > installed:
+        longest = max(len(part) for part in blocks)
+        raise errors.ArgumentError(
+            f"the inverse Hessian of {longest:,} parameters at once takes {needed / 2**30:,.0f} "
+            f"GiB of memory (8 n^2 bytes), and this machine has {installed / 2**30:,.0f} GiB. "
+            "Invert in smaller blocks: block=1000."
+        )
 
 
 @lru_cache(maxsize=4)  # rounds share what was compiled

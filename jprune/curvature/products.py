@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jprune import errors
 from jprune.base import Batch, PyTree, Variables
 
 Function = Callable[..., Any]
@@ -89,7 +90,27 @@ def mean_loss(fn: Function, loss: Function, variables: Variables, batch: Batch) 
         batch: examples.
     """
     # E = sum_n w_n l_n
-    return shares_of(batch) @ loss(fn(variables, batch["image"]), batch)
+    return shares_of(batch) @ losses_of(loss, fn(variables, batch["image"]), batch)
+
+
+def losses_of(loss: Function, out: Any, batch: Batch) -> jax.Array:
+    """[batch]: the loss of every example.
+
+    Raises:
+        ArgumentError: the loss is not one number an example; a mean hides the single losses.
+
+    Example:
+        >>> losses_of(lambda out, batch: out**2, jnp.array([1.0, 3.0]), {"image": jnp.ones((2, 4))})
+        Array([1., 9.], dtype=float32)
+    """
+    losses, examples = loss(out, batch), len(weights_of(batch))
+    if jnp.shape(losses) != (examples,):
+        raise errors.ArgumentError(
+            f"the loss of a batch of {examples} examples has shape {jnp.shape(losses)}; a loss is "
+            f"one number for each example, ({examples},). Leave out its mean or sum over the "
+            "batch, and take the mean over all other axes."
+        )
+    return losses
 
 
 def hessian_product(
@@ -104,10 +125,14 @@ def hessian_product(
         loss: `loss(out, batch) -> [batch]`.
         variables: of the net.
         batch: examples.
-        direction: a tree like the variables; leaves that are no parameters are ignored.
+        direction: a tree like the variables; leaves that are no parameters are ignored, and may be
+            None.
 
     Returns:
         A tree like the variables, None where there are no parameters.
+
+    Raises:
+        StructureError: a direction of another structure.
 
     Example:
         >>> fn, loss = lambda v, x: x @ v["w"], lambda out, batch: 0.5 * out[:, 0] ** 2
@@ -117,15 +142,16 @@ def hessian_product(
         Array([4., 2.], dtype=float32)
     """
     parameters = parameters_of(variables)
-    chosen = jax.tree.leaves(jax.tree.map(_second, parameters.tree(parameters.values), direction))
+    try:
+        leaves = jax.tree.structure(variables).flatten_up_to(direction)
+    except ValueError as error:
+        raise errors.StructureError(
+            f"the direction is no tree like the variables: {error}"
+        ) from None
+    chosen = [leaves[place] for place in parameters.places]
     gradient = gradient_of(fn, loss, parameters, batch)
     # H v = d/dt grad E(w + t v) at t = 0  (Pearlmutter): forward over reverse mode.
     return parameters.tree(jax.jvp(gradient, (parameters.values,), (chosen,))[1])
-
-
-def _second(first: Any, second: Any) -> Any:
-    del first
-    return second
 
 
 def gradient_of(fn: Function, loss: Function, parameters: Parameters, batch: Batch) -> Function:

@@ -36,7 +36,8 @@ import jax.numpy as jnp
 from jprune import errors
 from jprune.base import Batch, Variables
 from jprune.curvature.diagonal import Estimator
-from jprune.curvature.products import Function, parameters_of, shares_of
+from jprune.curvature.products import Function, losses_of, parameters_of, shares_of
+from jprune.curvature.rows import check_outputs
 from jprune.graph.couple.arithmetic import ELEMENTWISE
 from jprune.jaxprs import Equation, Program, bind, describe, program_of, user_line
 
@@ -173,11 +174,12 @@ def _function_of(step: Step, values: Sequence[Any]) -> Function:
 
 def _of_loss(loss: Function, out: jax.Array, batch: Batch) -> Pair:
     """First derivatives of the mean loss in the outputs, and the diagonal of the second ones."""
+    check_outputs(out[0].size)
 
     # Examples do not interact: a Hessian [outputs, outputs] of each, of which the diagonal is used.
     def one(vector: jax.Array, example: Batch, share: jax.Array) -> Pair:
         many = jax.tree.map(lambda leaf: leaf[None], example)
-        of = lambda flat: share * loss(flat.reshape(1, *vector.shape), many)[0]
+        of = lambda flat: share * losses_of(loss, flat.reshape(1, *vector.shape), many)[0]
         flat = vector.reshape(-1)
         second = jnp.diagonal(jax.hessian(of)(flat))
         return jax.grad(of)(flat).reshape(vector.shape), second.reshape(vector.shape)

@@ -17,9 +17,11 @@ from jax.flatten_util import ravel_pytree
 
 from jprune import errors
 from jprune.base import Batch, Variables
-from jprune.curvature.products import Function, parameters_of, shares_of
+from jprune.curvature.products import Function, losses_of, parameters_of, shares_of
 
 HOW = ("gauss_newton", "fisher")
+MAXIMUM_OUTPUTS = 2048
+"""Numbers an example whose Hessian is decomposed, at most: a second for each example."""
 
 
 def signs(key: jax.Array, like: jax.Array) -> jax.Array:
@@ -51,6 +53,21 @@ def with_drawn_labels(out: Any, batch: Batch, key: jax.Array) -> Batch:
         )
     drawn = jax.random.categorical(key, out)
     return {**batch, "label": drawn.astype(jnp.asarray(batch["label"]).dtype)}
+
+
+def check_outputs(count: int) -> None:
+    """Refuses nets with so many outputs that their Hessian in them is out of reach.
+
+    Raises:
+        ArgumentError: more than `MAXIMUM_OUTPUTS` numbers for each example.
+    """
+    if count > MAXIMUM_OUTPUTS:
+        raise errors.ArgumentError(
+            f"the net has {count:,} outputs for every example, and this curvature needs the "
+            f"Hessian of the loss in them: {count:,} x {count:,} numbers an example, which take "
+            f"seconds each to decompose ({MAXIMUM_OUTPUTS:,} outputs are the most). Take "
+            "fisher(), which needs gradients alone, or hutchinson()."
+        )
 
 
 def softmax_factors(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -88,19 +105,23 @@ def output_factors(loss: Function, out: Any, batch: Batch) -> tuple[jax.Array, C
     Returns:
         L [batch, outputs, outputs], and a function that gives arrays [batch, outputs] the structure
         of `out`. Negative eigenvalues of H_n are set to 0.
+
+    Raises:
+        ArgumentError: more outputs than such a matrix can be decomposed for.
     """
     flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], out))
     wrap = lambda rows: jax.vmap(unravel)(rows.astype(flat.dtype))
     known = getattr(loss, "output_factors", None)
     if known is not None and jnp.shape(out)[1:] == flat.shape:  # one vector an example
         return known(out, batch), wrap
+    check_outputs(flat.size)
 
     def factor(one: Any, example: Batch) -> jax.Array:
         flat, back = ravel_pytree(one)
         many = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], example)
 
         def of(vector: jax.Array) -> jax.Array:
-            return loss(jax.tree.map(lambda leaf: leaf[None], back(vector)), many)[0]
+            return losses_of(loss, jax.tree.map(lambda leaf: leaf[None], back(vector)), many)[0]
 
         # H = V diag(l) V^T = L L^T, L = V diag(sqrt(l)). Not Cholesky: softmax makes H singular.
         values, vectors = jnp.linalg.eigh(jax.hessian(of)(flat))
@@ -121,7 +142,7 @@ def _rows_of_one(
         outputs = lambda values: fn(parameters.into(values), batch["image"])
         # r = sqrt(w_n) g_n
         if how == "fisher":
-            losses = lambda values: jnp.sqrt(share) * loss(outputs(values), batch)[0]
+            losses = lambda values: jnp.sqrt(share) * losses_of(loss, outputs(values), batch)[0]
             return [g[None] for g in jax.grad(losses)(parameters.values)]
         out, pull = jax.vjp(outputs, parameters.values)
         # r_i = sqrt(w_n) J_n^T l_i for the columns l_i of L_n: sum_i r_i r_i^T = w_n J_n^T H_n J_n.

@@ -8,13 +8,21 @@ smaller and `runtime.py` runs. Read `xla.py` first. Checkpoints of training are 
 from jprune.export.litert import tflite
 from jprune.export.quantize import QUANTIZATIONS
 from jprune.export.runtime import run_tflite
-from jprune.export.xla import load_stablehlo, stablehlo, stablehlo_text
+from jprune.export.xla import (
+    load_net,
+    load_stablehlo,
+    stablehlo,
+    stablehlo_of_net,
+    stablehlo_text,
+)
 
 __all__ = [
     "QUANTIZATIONS",
+    "load_net",
     "load_stablehlo",
     "run_tflite",
     "stablehlo",
+    "stablehlo_of_net",
     "stablehlo_text",
     "tflite",
 ]

@@ -43,7 +43,8 @@ def tflite(
     Args:
         fn: `fn(variables, x) -> out`, computing in float32.
         variables: the variables to compile in.
-        example: shape and type of the input, the batch axis first; its size does not matter.
+        example: shape and type of the input, the batch axis first; its size does not matter. A
+            .tflite file has one input and one output here.
         quantize: None for float32; "dynamic" (int8 weights, float32 activations), "int8" (both, and
             int8 inputs and outputs) or "fp16" (float16 weights).
         calibration: for "int8", batches of inputs [batch, ...] that show the range of activations.
@@ -54,13 +55,15 @@ def tflite(
     Raises:
         MissingExtraError: the extra `tflite` is not installed.
         ArgumentError: an unknown kind of quantisation, or "int8" without calibration.
-        JpruneError: an operation without a built-in counterpart, or outputs that differ from JAX.
+        ExportError: several inputs or outputs, an operation without a built-in counterpart, or
+            outputs that differ from those of JAX, NaN included.
 
     References:
         LiteRT (formerly TensorFlow Lite), https://ai.google.dev/edge/litert.
     """
     quantization.check(quantize)
-    one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
+    one = _one_input(example)
+    fn = _one_output(fn, variables, one)
     model = _converted(lambda x: fn(variables, x), one)
     _check_operations(model)
     _check_outputs(model, fn, variables, one)
@@ -69,6 +72,38 @@ def tflite(
     if _error(resizable, fn, variables, one, _CHECKED_BATCH) <= TOLERANCE:
         model = resizable
     return quantization.quantized_model(model, quantize, calibration) if quantize else model
+
+
+def _one_input(example: Any) -> jax.ShapeDtypeStruct:
+    """The input at a batch of 1.
+
+    Raises:
+        ExportError: there are several.
+    """
+    if not hasattr(example, "shape"):
+        raise errors.ExportError(
+            f"the example has {len(jax.tree.leaves(example))} inputs in a "
+            f"{type(example).__name__}; a .tflite file has one input here. Write a function of one "
+            "array that takes it apart, or export StableHLO, which keeps the structure."
+        )
+    return jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
+
+
+def _one_output(fn: Callable[..., Any], variables: Variables, example: Any) -> Callable[..., Any]:
+    """The net whose output is an array, also where it is the only one of a tuple or dictionary.
+
+    Raises:
+        ExportError: there are several.
+    """
+    leaves = jax.tree.leaves(jax.eval_shape(fn, variables, example))
+    if len(leaves) != 1:
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) or "nothing"
+        raise errors.ExportError(
+            f"the net has {len(leaves)} outputs ({shapes}); a .tflite file has one output here. "
+            "Return one of them, or their concatenation, or export StableHLO, which keeps the "
+            "structure."
+        )
+    return lambda variables, x: jax.tree.leaves(fn(variables, x))[0]
 
 
 def _converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes:
@@ -113,8 +148,11 @@ def _check_operations(model: bytes) -> None:
 
 def _check_outputs(model: bytes, fn: Any, variables: Variables, example: Any) -> None:
     error = _error(model, fn, variables, example, 1)
-    if error > TOLERANCE:
+    # Not `error > TOLERANCE`: NaN is neither above nor below.
+    if not error <= TOLERANCE:
         what = "cannot be run" if error == np.inf else f"differs from JAX by {error:.1e}"
+        if np.isnan(error):
+            what = "gives NaN or infinity where JAX gives numbers, or the other way round"
         raise errors.ExportError(
             f"the .tflite model {what}; a relative error of at most {TOLERANCE:.0e} was expected. "
             "Export a net that computes in float32, without operations such as sort or top_k; "
@@ -123,18 +161,31 @@ def _check_outputs(model: bytes, fn: Any, variables: Variables, example: Any) ->
 
 
 def _error(model: bytes, fn: Any, variables: Variables, example: Any, batch: int) -> float:
-    """Error max |a - b| / max |a| of the model (b) against JAX (a); infinite if it cannot run."""
-    x = sample(example, batch)
-    with jax.default_matmul_precision("highest"):  # GPUs and TPUs round float32 otherwise
-        expected = np.asarray(jax.jit(fn)(variables, jnp.asarray(x)))
-    try:
-        out = run_tflite(model, x)
-    except (RuntimeError, ValueError):  # what the interpreter raises about shapes and operations
-        return np.inf
-    if out.shape != expected.shape:
-        return np.inf
-    largest = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
-    return float(np.abs(out - expected).max() / largest)
+    """Error max |a - b| / max |a| of the model (b) against JAX (a); infinite if it cannot run.
+
+    NaN where one of the two is finite and the other is not. Inputs are looked at with both signs,
+    since some functions are converted wrongly on one side of 0.
+    """
+    worst = 0.0
+    for x in (sample(example, batch), sample(example, batch, sign=-1)):
+        with jax.default_matmul_precision("highest"):  # GPUs and TPUs round float32 otherwise
+            expected = np.asarray(jax.jit(fn)(variables, jnp.asarray(x)))
+        try:
+            out = run_tflite(model, x)
+        except (RuntimeError, ValueError):  # what the interpreter raises about shapes, operations
+            return np.inf
+        if out.shape != expected.shape:
+            return np.inf
+        # Integers (classes) as numbers: their difference must not wrap around.
+        a, b = expected.astype(np.float64), out.astype(np.float64)
+        finite = np.isfinite(a)
+        # The net itself may not be defined for all inputs (log).
+        if not np.array_equal(finite, np.isfinite(b)):
+            return np.nan
+        a, b = a[finite], b[finite]
+        largest = max(np.abs(a).max(initial=0), np.finfo(np.float32).tiny)
+        worst = max(worst, float(np.abs(b - a).max(initial=0) / largest))
+    return worst
 
 
 def _with_any_batch(model: bytes) -> bytes:

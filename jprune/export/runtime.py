@@ -13,11 +13,11 @@ def run_tflite(model: bytes, x: Any, threads: int = 1) -> np.ndarray:
 
     Args:
         model: what `tflite` returned.
-        x: [batch, ...] float32; quantised first where the model takes int8.
+        x: [batch, ...]; quantised first where the model takes quantised integers.
         threads: threads of the interpreter.
 
     Returns:
-        [batch, ...] float32.
+        [batch, ...] float32, or the integers of a model that returns some (classes).
 
     Raises:
         MissingExtraError: the extra `tflite` is not installed.
@@ -64,8 +64,8 @@ def _check_shape(shape: tuple[int, ...], signature: tuple[int, ...]) -> None:
 
 
 def quantized(x: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """Values in the type of a tensor's `details`: round(x / scale) + zero point for integers."""
-    if not np.issubdtype(details["dtype"], np.integer):
+    """Values in the type of a tensor's `details`: round(x / scale) + zero point if quantised."""
+    if not _is_quantized(details):
         return x.astype(details["dtype"])
     scale, zero_point = details["quantization"]
     limits = np.iinfo(details["dtype"])
@@ -75,8 +75,13 @@ def quantized(x: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     )
 
 
+def _is_quantized(details: dict[str, Any]) -> bool:
+    # Integers that are none (indices, classes) have a scale of 0.
+    return bool(np.issubdtype(details["dtype"], np.integer) and details["quantization"][0])
+
+
 def _dequantized(y: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    if not np.issubdtype(details["dtype"], np.integer):
+    if not _is_quantized(details):
         return y
     scale, zero_point = details["quantization"]
     # x = S (q - Z)

@@ -186,7 +186,7 @@ def _each(total: int, examples: int) -> float:
 def _times(program: Program, times: int = 1) -> Iterator[tuple[int, int]]:
     """(`id` of a program, how often it runs), nested ones included."""
     yield id(program), times
-    for equation in program.equations:
+    for equation in filter(lambda equation: equation.inner, program.equations):
         for body in nested(equation):
             yield from _times(body.program, times * body.turns)
 
@@ -304,6 +304,14 @@ def _affine(
     return found
 
 
+class _AffineStep(NamedTuple):
+    """Parameters scale, shift or move a value: their values, the result and its channel axes."""
+
+    others: list[int]
+    result: int
+    channels: tuple[int, ...]
+
+
 def _beside(flow: Flow, value: int, channels: tuple[int, ...]) -> list[int]:
     """Values of parameters that the chain of affine steps from a value meets, in order.
 
@@ -311,24 +319,37 @@ def _beside(flow: Flow, value: int, channels: tuple[int, ...]) -> list[int]:
     most. It ends where a nonlinear function reads: what a slope or a gate multiplies is one side of
     that function.
     """
+    steps: dict[int, list[_AffineStep]] = {}
+    waiting = [(value, channels)]
+    while waiting:
+        source, axes = waiting.pop()
+        steps[source] = _affine_steps(flow, source, axes)
+        waiting += [(step.result, step.channels) for step in steps[source]]
+    ways: dict[int, list[int]] = {}
+    for source in sorted(steps, reverse=True):  # results have greater numbers than operands
+        onward = ([*step.others, *ways[step.result]] for step in steps[source])
+        ways[source] = max(onward, key=len, default=[])
+    return ways[value]
+
+
+def _affine_steps(flow: Flow, value: int, channels: tuple[int, ...]) -> list[_AffineStep]:
+    """The affine steps that read a value; none where a nonlinear function reads it too."""
     reads = flow.reads(value, channels)
     if any(_is_nonlinear(read.equation, read.operand) for read in reads):
         return []
-    best: list[int] = []
+    steps: list[_AffineStep] = []
     for read in reads:
         equation, result = read.equation, read.equation.outputs[0]
         others = [other for other in equation.inputs if other != read.operand]
         if (
-            equation.name not in AFFINE
-            or flow.program.shape(result) != flow.program.shape(read.operand)
-            or (equation.name == "div" and equation.inputs[0] != read.operand)
-            or any(flow.taints[other] is None for other in others)
-            or not all(flow.per_channel(other, *read.axes) for other in others)
+            equation.name in AFFINE
+            and flow.program.shape(result) == flow.program.shape(read.operand)
+            and not (equation.name == "div" and equation.inputs[0] != read.operand)
+            and all(flow.taints[other] is not None for other in others)
+            and all(flow.per_channel(other, *read.axes) for other in others)
         ):
-            continue
-        way = [*others, *_beside(flow, result, read.axes)]
-        best = max(best, way, key=len)
-    return best
+            steps.append(_AffineStep(others, result, read.axes))
+    return steps
 
 
 def _is_nonlinear(equation: Equation, value: int) -> bool:

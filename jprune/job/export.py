@@ -1,14 +1,18 @@
 """The net of a finished run, exported once more."""
 
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
-from jprune import errors
+from jprune import errors, zoo
+from jprune.export import load_net
 from jprune.graph import slim
 from jprune.graph.shrink.plans import replay
 from jprune.job.finish import WRITERS
 from jprune.job.nets import net_for
+from jprune.job.saved import NET, example_of
 from jprune.runs.checkpoint import load_tree
 from jprune.runs.directory import require
 from jprune.runs.files import PathLike, atomic_write, read_json
@@ -16,13 +20,19 @@ from jprune.runs.inside import guarded
 from jprune.train.task import seen_at
 
 
-def export_again(out: PathLike, to: PathLike | None = None) -> list[pathlib.Path]:
+def export_again(
+    out: PathLike, to: PathLike | None = None, model: str | None = None
+) -> list[pathlib.Path]:
     """Writes the slim net of a finished run again.
+
+    A net of the zoo is built and cut again. One of the user's own is read from the run's
+    `net.stablehlo`: no module that a file of the run names is imported, only the one in `model`.
 
     Args:
         out: the run directory.
         to: a file that ends in .stablehlo or .tflite; None writes `model.stablehlo` and
             `model.tflite` into the run directory.
+        model: `module:callable` of the run's net, as after `--model`; None: see above.
 
     Returns:
         The files.
@@ -42,16 +52,42 @@ def export_again(out: PathLike, to: PathLike | None = None) -> list[pathlib.Path
         )
     guarded(folder)
     config, plan = read_json(folder / "config.json"), read_json(folder / "plan.json")
-    require(folder, "params")
+    require(folder, "params", NET)
     variables = load_tree(folder / "params")
     for file in files:
         # A .tflite is float32, whatever type the net was trained in.
         dtype = "float32" if file.suffix == ".tflite" else config["dtype"]
-        net = net_for(config["model"], config["data"], dtype)
-        # The net is traced anew and its masks are read off the plan: only arrays are stored, no
-        # program.
-        shapes = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
-        groups, masks = replay(plan, net.fn, shapes, net.example)
-        fn = seen_at(slim(net.fn, groups, masks), plan.get("resolution"))
-        atomic_write(file, WRITERS[file.suffix](fn, variables, net.example))
+        name = config["model"] if model is None else model
+        if model is None and name not in zoo.names():
+            fn, example = _program(folder, config, plan, dtype)
+        else:
+            fn, example = _cut(net_for(name, config["data"], dtype), plan)
+        atomic_write(file, WRITERS[file.suffix](fn, variables, example))
     return files
+
+
+def _cut(net: zoo.Net, plan: Mapping[str, Any]) -> tuple[Callable[..., Any], Any]:
+    """The small net of a plan, and its example."""
+    # The net is traced anew and its masks are read off the plan.
+    shapes = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
+    groups, masks = replay(plan, net.fn, shapes, net.example)
+    return seen_at(slim(net.fn, groups, masks), plan.get("resolution")), net.example
+
+
+def _program(
+    folder: pathlib.Path, config: Mapping[str, Any], plan: Mapping[str, Any], dtype: str
+) -> tuple[Callable[..., Any], Any]:
+    """The small net as the run has written it, and its example.
+
+    Raises:
+        CheckpointError: it is not there, or computes in another type.
+    """
+    whole = "net" in plan and (folder / NET).exists()
+    if not whole or config["dtype"] != dtype:
+        why = f"{dtype} is needed" if whole else "it is missing, or of an earlier version"
+        raise errors.CheckpointError(
+            f"the net in {folder} is {config['model']}, which is imported only if you name it, and "
+            f"its {NET} does not do: {why}. Write --model {config['model']}, in a folder or with a "
+            "PYTHONPATH where Python finds that module."
+        )
+    return load_net(folder / NET), example_of(plan)

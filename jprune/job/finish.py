@@ -8,15 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jprune import errors, export, measure
+from jprune import export, measure
 from jprune.base import Pruned, Records, Task, Variables
 from jprune.cost.samples import gates_of
 from jprune.forms.leaf_type import has_dynamic
 from jprune.forms.opened import dense_of
 from jprune.graph import slim, slim_params
+from jprune.job.saved import WRITES, write_net
 from jprune.masks import apply_masks
-from jprune.runs.checkpoint import save_tree
-from jprune.runs.files import atomic_write
 from jprune.stages.frame import record
 from jprune.train.evaluate import EVALUATION_BATCH
 from jprune.train.net import Net
@@ -87,7 +86,7 @@ WRITERS: dict[str, Callable[[Function, Variables, Any], bytes]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes the slim net: `params/`, `model.stablehlo`, `model.tflite`.
+    """Writes the slim net: `params/`, `net.stablehlo`, `model.stablehlo`, `model.tflite`.
 
     Attributes:
         folder: the run directory.
@@ -102,7 +101,7 @@ class Export:
     note: Callable[[str], None]
     name: str = "export"
     alone = True
-    writes = ("params", "model.stablehlo", "model.tflite")
+    writes = WRITES
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net; the files."""
@@ -112,16 +111,7 @@ class Export:
         # float32 form.
         exact = slim(self.fn, Net(task).groups, Net(task).unit_masks(pruned))
         exact = seen_at(exact, pruned.resolution)
-        save_tree(self.folder / "params", variables)
-        model = export.stablehlo(fn, variables, task.example)
-        atomic_write(self.folder / "model.stablehlo", model)
-        try:
-            model = export.tflite(exact, variables, task.example)
-            atomic_write(self.folder / "model.tflite", model)
-        # A run is whole without this file: its extra may be missing, or an operation have no TFLite
-        # form.
-        except (errors.MissingExtraError, errors.ExportError) as error:
-            self.note(f"model.tflite was not written: {error}")
+        write_net(self.folder, fn, exact, variables, task.example, self.note)
         return pruned, []
 
 

@@ -27,6 +27,7 @@ from jprune.runs.files import PathLike
 from jprune.runs.loop import SAVE_SECONDS
 from jprune.runs.progress import Progress, Silent
 from jprune.stages.frame import check
+from jprune.stages.reinitialise import BeginAnew, Reinitialise
 from jprune.train.net import Net
 from jprune.train.task import task as task_of
 from jprune.zoo import pretrained
@@ -49,6 +50,8 @@ USUAL = {
     "fashion_mnist": Usual(20, 20, 128, 0.1, 0.05),
     "cifar10": Usual(60, 8, 128, 0.1, 0.05),
 }
+DRAWS = (BeginAnew, Reinitialise)
+"""Stages that draw initial values once more."""
 WITHOUT_NORMS = 0.25
 """Factor of the learning rates of nets without norms, which diverge at those of the others."""
 
@@ -73,7 +76,8 @@ class Job:
         freeze: patterns (`*`, `?`) of groups that stay whole, such as "params/conv1/*".
         options: of the method, such as {"rounds": 3}.
         dtype: compute type, "float32" or "bfloat16"; parameters are float32.
-        weights: where the dense net comes from: None trains it, "pretrained" or a path reads it.
+        weights: where the dense net comes from: None trains it, "pretrained" or a path reads it
+            (`zoo.pretrained.load`), "own" takes the weights that the net came with.
         train_images: so many training images, every class with its share; None takes all.
         data_dir: folder of prepared data; None is the usual one.
     """
@@ -143,6 +147,13 @@ def prune(
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
     check(recipe, task)
+    anew = [stage for stage in recipes.unrolled(recipe) if isinstance(stage, DRAWS)]
+    if job.weights == "own" and anew:
+        raise errors.ArgumentError(
+            f"the method {job.method} begins anew from other initial values, and a net with "
+            "weights of its own draws none: it would begin with its trained ones. Leave out "
+            "--weights own, or choose another method."
+        )
     provenance = {"versions": measure.versions(), "device": measure.device()}
     config = config_of(job, train, finetune)
     key = jax.random.key(job.seed)

@@ -9,7 +9,7 @@ import numpy as np
 from jprune import errors, measure, report, survey
 from jprune.base import Budget, Pruned, Task
 from jprune.graph import slim_params
-from jprune.graph.shrink.plans import plan_of
+from jprune.job.saved import plan_for
 from jprune.masks import density
 from jprune.runs.directory import Note, RunDirectory, machines_of
 from jprune.runs.files import read_json, write_json
@@ -59,7 +59,7 @@ def write_result(
     if plan is None:
         groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
         shapes, small = Net(task).shapes, slim_params(groups, masks, pruned.variables)
-        plan = plan_of(task.fn, shapes, task.example, groups=groups, masks=masks, small=small)
+        plan = plan_for(task.fn, shapes, task.example, groups, masks, small)
         if pruned.resolution is not None:
             plan["resolution"] = np.asarray(pruned.resolution).tolist()
         write_json(plan_path, plan, digest=True)

@@ -23,6 +23,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Batch, Params, PyTree, Task, Variables
+from jprune.graph.shrink.concrete import copied
 
 WIDTHS = (128, 256, 128)
 """Of the discriminator's hidden layers."""
@@ -163,7 +164,7 @@ def start(
         (first, second, third),
         jnp.ones((), bool),
     )
-    return jax.tree.map(jnp.array, state)
+    return copied(state)
 
 
 def _regulariser(name: str) -> Callable[[PyTree, jax.Array, jax.Array], jax.Array]:

@@ -11,9 +11,17 @@ from jprune.base import Masks, Params, PyTree, is_none
 
 
 class HoldState(NamedTuple):
-    """Masks in an optimizer state: arrays like any other, so a new mask does not recompile."""
+    """Masks in an optimizer state: arrays like any other, so a new mask does not recompile.
+
+    Attributes:
+        masks: like the parameters; stand-ins where `optax.masked` gives stand-ins for them.
+    """
 
     masks: Masks
+
+
+def _is_stand_in(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def as_masks(masks: Masks, params: Params) -> Masks:
@@ -24,8 +32,8 @@ def as_masks(masks: Masks, params: Params) -> Masks:
     """
 
     def one(path: Any, mask: Any, param: Any) -> Any:
-        if mask is None:
-            return None
+        if mask is None or _is_stand_in(mask):
+            return mask
         mask = jnp.asarray(mask)
         if mask.shape != jnp.shape(param) or mask.dtype != jnp.bool_:
             raise errors.StructureError(
@@ -36,6 +44,11 @@ def as_masks(masks: Masks, params: Params) -> Masks:
         return mask
 
     try:
+        # `optax.masked` and `optax.multi_transform` give some parameters only, and stand-ins for
+        # the others: what is not there is not held.
+        if any(map(_is_stand_in, jax.tree.leaves(params, is_leaf=_is_stand_in))):
+            absent = lambda param, mask: param if _is_stand_in(param) else mask
+            masks = jax.tree.map(absent, params, masks, is_leaf=_is_stand_in)
         return jax.tree_util.tree_map_with_path(one, masks, params, is_leaf=is_none)
     except errors.StructureError:
         raise
@@ -60,7 +73,11 @@ def held(updates: PyTree, params: Params, masks: Masks) -> PyTree:
 def hold(masks: Masks) -> optax.GradientTransformationExtraArgs:
     """Keeps pruned weights at exactly 0: returns minus the parameter where the mask is False.
 
-    It must be the last link of the chain: a transformation behind it would move the zeros.
+    It must be the last link of the chain: a transformation behind it would move the zeros. The
+    chain may stand inside `optax.masked`, `optax.multi_transform`, `optax.MultiSteps` and other
+    wrappers. Pruned weights still have a gradient, which whatever looks at all of a leaf or a net
+    counts (a clipped global norm, a trust ratio, a line search); differentiate
+    `loss(apply_masks(variables, masks))`, and they have none.
 
     Args:
         masks: tree like the trained parameters, bool, True keeps; a None leaf is not prunable.
@@ -99,18 +116,28 @@ def _is_hold(node: Any) -> bool:
 
 
 def masks_of(opt_state: PyTree) -> Masks:
-    """The masks in an optimizer state.
+    """The masks in an optimizer state; None where it holds none.
 
     Raises:
-        StructureError: the state holds no masks, or several.
+        StructureError: the state holds no masks, or several for one leaf.
     """
     states = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_hold) if _is_hold(node)]
-    if len(states) != 1:
+
+    def one(*masks: Any) -> Any:
+        # Of the parts of `optax.multi_transform` one holds a leaf; the others have a stand-in.
+        own = [mask for mask in masks if not _is_stand_in(mask)]
+        if len(own) > 1:
+            raise ValueError
+        return own[0] if own else None
+
+    try:
+        trees = (state.masks for state in states)
+        return jax.tree.map(one, *trees, is_leaf=lambda node: node is None or _is_stand_in(node))
+    except (ValueError, TypeError):
         raise errors.StructureError(
-            f"the optimizer state has {len(states)} sets of masks; masks_of needs one. End the "
-            "chain with one hold(masks)."
-        )
-    return states[0].masks
+            f"the optimizer state has {len(states)} sets of masks; masks_of needs one, or one for "
+            "each leaf. End the chain with one hold(masks)."
+        ) from None
 
 
 def with_masks(opt_state: PyTree, masks: Masks) -> PyTree:
@@ -120,8 +147,16 @@ def with_masks(opt_state: PyTree, masks: Masks) -> PyTree:
         StructureError: the state holds no masks or several, or the new ones do not fit the old
             ones.
     """
-    before = masks_of(opt_state)
-    after = as_masks(masks, before)
+    masks_of(opt_state)
+    return jax.tree.map(
+        lambda node: _renewed(node, masks) if _is_hold(node) else node,
+        opt_state,
+        is_leaf=_is_hold,
+    )
+
+
+def _renewed(state: HoldState, masks: Masks) -> HoldState:
+    before, after = state.masks, as_masks(masks, state.masks)
     # None is no leaf for JAX: without `is_none` trees with None at other places look alike.
     places = [jax.tree.structure(tree, is_leaf=is_none) for tree in (before, after)]
     if jax.tree.structure(before) != jax.tree.structure(after) or places[0] != places[1]:
@@ -129,6 +164,4 @@ def with_masks(opt_state: PyTree, masks: Masks) -> PyTree:
             "the new masks have None where the old ones have arrays, or the other way round; write "
             "masks of ones where nothing is pruned yet."
         )
-    return jax.tree.map(
-        lambda node: HoldState(after) if _is_hold(node) else node, opt_state, is_leaf=_is_hold
-    )
+    return HoldState(after)

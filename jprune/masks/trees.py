@@ -13,7 +13,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Groups, Masks, PyTree, Variables, is_none
-from jprune.graph.shrink.concrete import at_hand, put_back
+from jprune.graph.shrink.concrete import at_hand, on_host, put_back
 from jprune.units import leaves_by_path, ones, places_of
 
 
@@ -138,7 +138,7 @@ def intersect(left: Masks, right: Masks) -> Masks:
     def both(one: Any, other: Any) -> Any:
         if one is None or other is None:
             return other if one is None else one
-        return jnp.logical_and(one, other)
+        return on_host(lambda xnp, left, right: xnp.logical_and(left, right))(one, other)
 
     return jax.tree.map(both, left, right, is_leaf=is_none)
 

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from jprune import errors, foreign
 from jprune.base import PyTree
 from jprune.forms.opened import read_back, written_out
-from jprune.runs import digests, inside
+from jprune.runs import digests, inside, trees
 from jprune.runs.files import AGAIN, PathLike, make_folder
 from jprune.runs.schemas import Facts
 
@@ -53,16 +53,17 @@ def save(folder: PathLike, step: int, state: PyTree, meta: dict[str, Any]) -> No
     Args:
         folder: of this stage; made if it is not there.
         step: number of the steps done.
-        state: a tree of arrays; dictionaries, lists, named tuples, None.
+        state: dictionaries, lists, tuples, named tuples and None, with arrays, random keys and
+            numbers in them.
         meta: plain facts, as for JSON.
 
     Raises:
-        CheckpointError: the disk is full or the folder cannot be written to; the checkpoint before
-            is untouched.
+        CheckpointError: the disk is full or the folder cannot be written to, or a leaf is none of
+            these; the checkpoint before is untouched.
     """
     path = make_folder(folder)
     # Leaf types (factored, CSR) become plain dictionaries: Orbax knows no others.
-    state = _of_one_process(written_out(state))
+    state = _of_one_process(_encoded(path, written_out(state)))
     try:
         # Of a run that was killed after its last save, or damaged, and so to be made again.
         inside.remove_checkpoints(path, [old for old in inside.steps_of(path) if old >= step])
@@ -92,17 +93,18 @@ def load(
 
     Args:
         folder: that `save` wrote to.
-        template: tree with shapes and types of the state; needed where it has named tuples. Without
-            one, the tree is as it was saved.
+        template: tree with shapes and types of the state; needed where it has tuples, named or not.
+            Without one, the tree is as it was saved, tuples as lists.
         digests_needed: False also reads one without digests, as older versions wrote them.
 
     Returns:
-        The checkpoint, its arrays on the first device; None if there is none.
+        The checkpoint, its arrays on the first device, or of NumPy where JAX has no such type; None
+        if there is none.
 
     Raises:
         DamagedError: none of them is whole.
-        CheckpointError: it is of another version or of another net; the message says what to
-            delete.
+        CheckpointError: it is of another version or of another net, or holds values that the
+            template's types cannot hold.
     """
     path = pathlib.Path(folder)
     step, damage = newest(path, digests_needed)
@@ -112,24 +114,30 @@ def load(
         return None
     try:
         with _manager(path) as manager:
-            if template is None:
-                # Without a template Orbax would ask for the devices that the arrays lay on when
-                # they were saved.
-                template = manager.item_metadata(step)["state"].tree
+            # As it was saved: with other shapes or types Orbax would cut or round without a word.
+            # And by its own devices, which need not be there any more.
+            saved = _abstract(manager.item_metadata(step)["state"].tree)
             restored = manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_abstract(written_out(template))),
-                    meta=ocp.args.JsonRestore(),
+                    state=ocp.args.StandardRestore(saved), meta=ocp.args.JsonRestore()
                 ),
             )
+            state = trees.decoded(restored["state"])
     except Exception as error:  # Orbax has no error of its own for damaged or foreign files
         raise _unreadable(path, _short(error)) from error
     # Behind the `try`: this is our own complaint, which must not be wrapped as one of Orbax.
     meta = dict(restored["meta"])
     if meta.pop("schema", None) != SCHEMA:
         raise _unreadable(path, f"it is of another version; this one reads schema {SCHEMA}")
-    return Checkpoint(step, read_back(restored["state"]), meta, damage)
+    if template is not None:
+        try:
+            state = trees.fitted(state, written_out(template))
+        except errors.CheckpointError as error:
+            raise errors.CheckpointError(
+                f"the checkpoint in {path} does not fit: {error}."
+            ) from error
+    return Checkpoint(step, read_back(state), meta, damage)
 
 
 def newest(folder: pathlib.Path, digests_needed: bool = True) -> tuple[int | None, tuple[str, ...]]:
@@ -182,11 +190,12 @@ def save_tree(path: PathLike, tree: PyTree) -> None:
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to.
     """
+    plain = _encoded(pathlib.Path(path), written_out(tree))
     # A run that was killed while it exported has left a folder of this name.
     inside.remove_checkpoint(pathlib.Path(path))
     try:
         with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
-            writer.save(os.path.abspath(path), _of_one_process(written_out(tree)))
+            writer.save(os.path.abspath(path), _of_one_process(plain))
     except Exception as error:  # Orbax passes on what its storage raises, of many types
         raise errors.CheckpointError(
             f"{path} cannot be written ({_short(error)}). Free some space or choose another --out; "
@@ -203,7 +212,8 @@ def load_tree(path: PathLike) -> PyTree:
     try:
         with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             metadata = reader.metadata(os.path.abspath(path)).item_metadata
-            return read_back(reader.restore(os.path.abspath(path), _abstract(metadata.tree)))
+            tree = reader.restore(os.path.abspath(path), _abstract(metadata.tree))
+            return read_back(trees.decoded(tree))
     except Exception as error:  # Orbax has no error of its own for damaged or foreign files
         raise errors.CheckpointError(
             f"{path} cannot be read ({_short(error)}). It is written at the end of a run. {AGAIN}"
@@ -211,11 +221,16 @@ def load_tree(path: PathLike) -> PyTree:
 
 
 def _unreadable(path: pathlib.Path, why: str) -> errors.CheckpointError:
-    stage = path.parent
     return errors.CheckpointError(
-        f"the checkpoint in {path} cannot be restored: it is of another net or version ({why}). "
-        f"Delete the folder {stage}: the same command then does this stage again."
+        f"the checkpoint in {path} cannot be restored: it is of another net or version ({why})."
     )
+
+
+def _encoded(path: pathlib.Path, tree: PyTree) -> PyTree:
+    try:
+        return trees.encoded(tree)
+    except errors.CheckpointError as error:
+        raise errors.CheckpointError(f"{path} cannot be written: {error}.") from error
 
 
 def _short(error: Exception) -> str:
@@ -226,9 +241,15 @@ def _short(error: Exception) -> str:
 def _abstract(tree: PyTree) -> PyTree:
     """Shapes and types, placed on the first device: checkpoints move between machines."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=sharding), tree
-    )
+
+    def one(leaf: Any) -> Any:
+        dtype = np.dtype(leaf.dtype)
+        # What JAX would cut to 32 bits is read as an array of NumPy.
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            return np.empty(leaf.shape, dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    return jax.tree.map(one, tree)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

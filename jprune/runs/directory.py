@@ -162,26 +162,32 @@ def machines_of(outcomes: Mapping[str, Outcome]) -> list[tuple[str, dict[str, An
 
 
 def files_of(folder: pathlib.Path) -> dict[str, str]:
-    """{path: digest} of the files that stages left in a run's folder.
+    """{path: digest} of the files that stages left in a run's folder, or `jprune.save` in its own.
 
     Raises:
-        DamagedError: `DONE` of a stage is damaged.
+        DamagedError: what says it is damaged.
     """
-    outcomes = outcomes_in(folder).values()
-    return {name: digest for done in outcomes for name, digest in done.get("files", {}).items()}
+    files: dict[str, str] = {}
+    for outcome in outcomes_in(folder).values():
+        files |= outcome.get("files", {})
+    if not files and (folder / "plan.json").exists():
+        files = read_json(folder / "plan.json").get("files", {})
+    return files
 
 
-def require(folder: pathlib.Path, name: str) -> None:
+def require(folder: pathlib.Path, *names: str) -> None:
     """Checks what a stage left in a run's folder against its digests, where there are any.
 
     Args:
         folder: of the run.
-        name: of a file, or of a folder of files.
+        names: of files, or of folders of files.
 
     Raises:
         DamagedError: a file is missing or damaged.
     """
-    files = {n: d for n, d in files_of(folder).items() if digests.top(n) == name}
+    files = {
+        file: digest for file, digest in files_of(folder).items() if digests.top(file) in names
+    }
     damage = digests.damaged(folder, files)
     if damage:
         raise errors.DamagedError(

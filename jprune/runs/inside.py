@@ -29,6 +29,7 @@ FILES = (
     "records.jsonl",
     "result.json",
     "plan.json",
+    "net.stablehlo",
     "model.stablehlo",
     "model.tflite",
     "report.html",

@@ -4,10 +4,11 @@ The state is copied to every device and the batches are split among them, whatev
 `devices.py`. With several processes, all of them come here, and the first alone touches files.
 """
 
+import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -72,6 +73,27 @@ class Hooks(NamedTuple):
     facts: Callable[[], dict[str, Any]] = dict
 
 
+@contextlib.contextmanager
+def advised(stage: pathlib.Path) -> Iterator[None]:
+    """Says what to do about a checkpoint of a stage that cannot be read.
+
+    Args:
+        stage: the folder that the run has made for the stage.
+
+    Raises:
+        DamagedError: as it came; who calls knows what stands.
+        CheckpointError: the one from inside, with the advice.
+    """
+    try:
+        yield
+    except errors.DamagedError:
+        raise
+    except errors.CheckpointError as error:
+        raise errors.CheckpointError(
+            f"{error} Delete the folder {stage}: the same command then does this stage again."
+        ) from error
+
+
 def restore(folder: pathlib.Path, learner: Learner, key: jax.Array) -> Restored:
     """Reads the newest whole checkpoint of a stage that was stopped; step 0 if there is none.
 
@@ -86,7 +108,8 @@ def restore(folder: pathlib.Path, learner: Learner, key: jax.Array) -> Restored:
     # A template, as optimizers' states are named tuples that Orbax cannot make by itself.
     shapes = jax.eval_shape(learner.init)
     try:
-        saved = devices.from_first(lambda: checkpoint.load(folder, shapes))
+        with advised(folder.parent):
+            saved = devices.from_first(lambda: checkpoint.load(folder, shapes))
     except errors.DamagedError as error:
         return Restored(0, None, 0.0, damage=f"{error} The stage begins again.")
     if saved is None:

@@ -18,6 +18,7 @@ from jprune.forms.leaf_type import is_leaf_type
 from jprune.runs import checkpoint, digests, inside
 from jprune.runs.directory import Note, Outcome, RunDirectory
 from jprune.runs.files import plain, read_json, read_lines, write_lines
+from jprune.runs.loop import advised
 from jprune.runs.schemas import Done
 from jprune.train.net import Net
 
@@ -99,7 +100,8 @@ def _newest(
         if outcomes[number].get("net", state.exists()):
             try:
                 # Those of older versions have neither digests nor copies of the records.
-                saved = checkpoint.load(state, digests_needed="lines" in outcomes[number])
+                with advised(folders[number]):
+                    saved = checkpoint.load(state, digests_needed="lines" in outcomes[number])
                 if saved is None:
                     raise errors.DamagedError(f"{state} is missing.")
                 return outcomes, _checked(Pruned(**saved.state), state, task)

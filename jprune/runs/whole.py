@@ -1,5 +1,6 @@
 """Which files of a run's folder are whole, without running anything: `jprune check`."""
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 from jprune import errors, foreign
 from jprune.runs import digests, inside
 from jprune.runs.checkpoint import newest
+from jprune.runs.directory import files_of
 from jprune.runs.files import DIGEST, PathLike, plain, read_json
 from jprune.runs.schemas import Done
 
@@ -59,8 +61,14 @@ def verdicts(folder: PathLike) -> list[Verdict]:
         outcomes += [outcome]
         found += _checkpoints(root, stage, outcome, last=stage == _newest(stages))
     found += _records(root, outcomes)
-    for outcome in outcomes:
-        found += _files(root, (outcome or {}).get("files", {}))
+    # By those `DONE` that are whole; the folders of `jprune.save` have no stages.
+    files = {
+        name: d for outcome in outcomes for name, d in (outcome or {}).get("files", {}).items()
+    }
+    if not stages:
+        with contextlib.suppress(errors.DamagedError):
+            files = files_of(root)
+    found += _files(root, files)
     return [*found, *_derived(root, outcomes)]
 
 

@@ -10,6 +10,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Params, PyTree, Schedule
+from jprune.graph.shrink.concrete import copied
 from jprune.masks import keep_best
 
 HALVINGS = 30
@@ -82,7 +83,7 @@ def fista(
         raise errors.ArgumentError(f"fista(restart={restart}); it is 0 (never) or more.")
 
     def init(params: Params) -> FistaState:
-        return FistaState(jax.tree.map(jnp.array, params), jnp.zeros(()), jnp.zeros((), jnp.int32))
+        return FistaState(copied(params), jnp.zeros(()), jnp.zeros((), jnp.int32))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del extra

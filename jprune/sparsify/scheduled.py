@@ -19,6 +19,7 @@ from jprune.base import (
     Schedule,
     is_none,
 )
+from jprune.graph.shrink.concrete import full
 from jprune.masks import HoldState, held
 from jprune.units import are_units, expand, to_units
 
@@ -95,7 +96,7 @@ def scheduled_prune(
         if groups is not None:
             _collection(groups, params)
         # Ones at every leaf, and no None: the structure of the state must not change in a step.
-        masks = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
+        masks = jax.tree.map(lambda leaf: full(jnp.shape(leaf), True), params)
         return ScheduledState(jnp.zeros((), jnp.int32), criterion.init(params), HoldState(masks))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jprune import allocate, errors
 from jprune.base import Budget, Learner, Masks, Pruned, PyTree, Records, Schedule, Task, is_none
+from jprune.graph.shrink.concrete import copied
 from jprune.masks import apply_masks
 from jprune.sparsify import dynamic_surgery, masks_of
 from jprune.sparsify.surgery import CUT, begun
@@ -75,7 +76,7 @@ class DynamicSurgery:
             state = state._replace(
                 params=apply_masks(state.params, masks_of(opt_state)), opt_state=opt_state
             )
-            return jax.tree.map(jnp.array, state)  # copies: a step gives them away, masks included
+            return copied(state)  # a step gives them away, masks included
 
         def finish(state: TrainState) -> Pruned:
             none = jax.tree.map(lambda leaf: None, state.rest)

@@ -19,6 +19,7 @@ from jprune.base import (
     Task,
     Wrap,
 )
+from jprune.graph.shrink.concrete import copied
 from jprune.masks import apply_masks, held
 from jprune.sparsify import masks_of
 from jprune.train.net import Net
@@ -90,7 +91,7 @@ def plain(
         # compiled step: another mask recompiles nothing.
         opt_state = settings.transformation(net, of_params, key).init(params)
         state = TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state)
-        return jax.tree.map(jnp.array, state)  # copies: a step gives them away, masks included
+        return copied(state)  # a step gives them away, masks included
 
     return Learner(
         steps=optimizer.taken,

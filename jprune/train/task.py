@@ -125,10 +125,13 @@ def _outputs(net: Model, data: Data) -> Any:
             f"train.task got a {type(net).__name__} without {', '.join(missing)}. Give it an "
             f"object with {', '.join(parts)}, such as jprune.zoo.Net(...)."
         )
-    if tuple(net.example.shape[1:]) != tuple(data.shape):
+    # Of several inputs, a tree of shapes.
+    taken = jax.tree.map(lambda leaf: tuple(leaf.shape[1:]), net.example)
+    shape = data.shape if isinstance(data.shape, Mapping) else tuple(data.shape)
+    if taken != shape:
         raise errors.ArgumentError(
-            f"{net.name} takes images of shape {tuple(net.example.shape[1:])}, and those of "
-            f"{data.name} have {tuple(data.shape)}. Write zoo.build({net.name!r}, "
+            f"{net.name} takes images of shape {taken}, and those of "
+            f"{data.name} have {shape}. Write zoo.build({net.name!r}, "
             f"shape={tuple(data.shape)}) for a net of the zoo, or give the net another example."
         )
     variables = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))

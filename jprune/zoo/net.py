@@ -1,87 +1,162 @@
-"""What a net is, and how a Flax module becomes one.
+"""What a net is, and what all libraries share on the way to one.
 
-Everything that jprune does to a net it does to pure functions of a tree of arrays. This file is the
-only one that knows how to get such functions out of Flax NNX.
+Everything that jprune does to a net it does to pure functions of a tree of arrays. How a module of
+a library becomes such functions is in `flax_nets.py`, `equinox_nets.py`, `haiku_nets.py` and
+`keras_nets.py`.
 """
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
+from jprune import errors
 from jprune.base import PyTree, Variables
+
+MODES = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "inference": False,
+    "use_running_average": False,
+}
+"""{argument by which modules are told their mode: its value in training}."""
 
 
 class Net(NamedTuple):
     """A network as pure functions of `variables = {"params": ..., "stats": ...}`.
 
-    `params` are trained; `stats` are batch-norm statistics, `{}` where there are none. Both are
-    nested dicts of arrays. Images are [batch, height, width, channels], float32. Nothing is jitted:
-    wrap `fn` in `jax.jit` where you use it.
+    `params` are trained; `stats` are all other variables, mostly batch-norm statistics, `{}` where
+    there are none. Both are nested dicts of arrays. Images are [batch, height, width, channels],
+    float32; a net of several inputs takes a tuple or dictionary of arrays as `x`. Nothing is
+    jitted: wrap `fn` in `jax.jit` where you use it.
 
     Attributes:
-        init: `init(key) -> variables`, float32.
+        init: `init(key) -> variables`, float32. A net that came with weights of its own gives
+            these, whatever the key.
         fn: `fn(variables, x) -> logits [batch, classes]`, float32, in inference mode.
         train_fn: `train_fn(variables, x, key) -> (logits, stats)`: in training mode, with the
             statistics after this batch in the structure of `variables["stats"]`. `key` is for nets
             that draw (dropout).
-        example: shape and type of the input for one image, batch axis 1 included.
+        example: shape and type of the input for one image, batch axis 1 included; a tree of these
+            for several inputs.
     """
 
     name: str
     init: Callable[[jax.Array], Variables]
     fn: Callable[[Variables, Any], jax.Array]
     train_fn: Callable[[Variables, Any, jax.Array], tuple[jax.Array, PyTree]]
-    example: jax.ShapeDtypeStruct
+    example: Any
 
 
-def from_module(
-    name: str, make: Callable[[nnx.Rngs], nnx.Module], shape: tuple[int, int, int]
-) -> Net:
-    """Turns a Flax NNX module into pure functions.
+def example_of(shape: Any) -> Any:
+    """Shape and type of the inputs for one example.
 
     Args:
-        name: of the net.
-        make: `make(rngs) -> module`. The module holds nothing but `nnx.Param` and `nnx.BatchStat`.
-            It is called with images, and in training also with `key` if it takes one: the source
-            of all its random numbers, such as those of dropout.
-        shape: (height, width, channels) of one image.
+        shape: (height, width, channels) or any other shape of one float32 input, without the
+            batch; or, for other types and several inputs, a tree of `jax.ShapeDtypeStruct`, the
+            batch axis of 1 included.
 
-    Returns:
-        The net. Neither `make` nor the module is run on real arrays before `init`.
+    Raises:
+        ArgumentError: it is neither.
 
     Example:
-        >>> net = from_module("line", lambda rngs: nnx.Linear(3, 2, rngs=rngs), (4, 4, 3))
-        >>> jax.tree.map(jnp.shape, net.init(jax.random.key(0)))
-        {'params': {'bias': (2,), 'kernel': (3, 2)}, 'stats': {}}
+        >>> example_of((8, 8, 3))
+        ShapeDtypeStruct(shape=(1, 8, 8, 3), dtype=float32)
     """
-    # Only the structure is wanted here: no array is made, so a large net costs nothing until
-    # `init`.
-    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    draws = "key" in inspect.signature(type(module).__call__).parameters
-    # Flax keeps the mode in the module, not in the call. The two structures differ in nothing else,
-    # so one tree of variables fits both.
-    module.eval()
-    inference = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
-    module.train()
-    training = nnx.split(module, nnx.Param, nnx.BatchStat)[0]
+    if isinstance(shape, tuple) and shape and all(isinstance(side, int) for side in shape):
+        return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    leaves = jax.tree.leaves(shape)
+    if not leaves or any(getattr(leaf, "shape", ())[:1] != (1,) for leaf in leaves):
+        raise errors.ArgumentError(
+            f"{shape!r} is no input: write the shape of one example without the batch, such as "
+            "(32, 32, 3), or a tuple or dictionary of jax.ShapeDtypeStruct((1, ...), dtype)."
+        )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shape)
 
-    def init(key: jax.Array) -> Variables:
-        # nnx.split returns (structure, params, stats) in the order of the filters.
-        _, params, stats = nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
-        return {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
 
-    def fn(variables: Variables, x: Any) -> jax.Array:
-        run = nnx.merge(inference, variables["params"], variables["stats"])
-        return run(x).astype(jnp.float32)
+def as_arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of an input: a tuple is several, a dictionary named ones."""
+    if isinstance(x, tuple | list):
+        return tuple(x), {}
+    return ((), dict(x)) if isinstance(x, dict) else ((x,), {})
 
-    def train_fn(variables: Variables, x: Any, key: jax.Array) -> tuple[jax.Array, PyTree]:
-        run = nnx.merge(training, variables["params"], variables["stats"])
-        # `run` is this call's own: its new statistics are read off, and the function stays pure.
-        logits = (run(x, key=key) if draws else run(x)).astype(jnp.float32)
-        return logits, nnx.to_pure_dict(nnx.state(run, nnx.BatchStat))
 
-    return Net(name, init, fn, train_fn, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+def parameters_of(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """{name: parameter} of a function or class, also behind `functools.partial`."""
+    fixed: set[str] = set()
+    while isinstance(call, functools.partial):
+        fixed, call = fixed | {*call.keywords}, call.func
+    # A class shows its metaclass's signature where it has one (NNX, Equinox).
+    function = call.__init__ if isinstance(call, type) else call
+    try:
+        named = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of C, without a signature
+        return {}
+    return {name: value for name, value in named.items() if name not in fixed}
+
+
+def mode_of(call: Callable[..., Any], training: bool) -> dict[str, Any]:
+    """Keyword arguments that tell a call its mode: those of `MODES` that it takes.
+
+    Example:
+        >>> mode_of(lambda x, deterministic: x, training=True)
+        {'deterministic': False}
+    """
+    taken = parameters_of(call)
+    return {name: value == training for name, value in MODES.items() if name in taken}
+
+
+def as_float32(out: Any) -> Any:
+    """Outputs with their floating-point leaves in float32, whatever type they were computed in."""
+    return cast(out, jnp.float32)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """A tree with its floating-point leaves in another type."""
+    floating = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if floating(leaf) else leaf, tree)
+
+
+class Paths:
+    """Nested dictionaries for a tree of any nodes, and back.
+
+    Args:
+        tree: of arrays or shapes; what is converted later has its structure.
+
+    Example:
+        >>> paths = Paths([1.0, {"b": 2.0}])
+        >>> paths.to_dicts([1.0, {"b": 2.0}])
+        {'0': 1.0, '1': {'b': 2.0}}
+        >>> paths.from_dicts({"0": 3.0, "1": {"b": 4.0}})
+        [3.0, {'b': 4.0}]
+    """
+
+    def __init__(self, tree: Any):
+        leaves, self._structure = jax.tree_util.tree_flatten_with_path(tree)
+        part = lambda key: jax.tree_util.keystr((key,), simple=True)
+        self._paths = [tuple(part(key) for key in path) for path, _ in leaves]
+
+    def to_dicts(self, tree: Any) -> Any:
+        """Nested dictionaries with the leaves of a tree."""
+        leaves = self._structure.flatten_up_to(tree)
+        if self._paths == [()]:  # one array alone
+            return {"value": leaves[0]}
+        found: dict[str, Any] = {}
+        for path, leaf in zip(self._paths, leaves):
+            node = found
+            for part in path[:-1]:
+                node = node.setdefault(part, {})
+            node[path[-1]] = leaf
+        return found
+
+    def from_dicts(self, dicts: Any) -> Any:
+        """The tree with the leaves of nested dictionaries."""
+        if self._paths == [()]:
+            return self._structure.unflatten([dicts["value"]])
+        pick = lambda path: functools.reduce(lambda node, part: node[part], path, dicts)
+        return self._structure.unflatten([pick(path) for path in self._paths])

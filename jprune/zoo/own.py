@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from jprune import errors
+from jprune import errors, jaxprs
 from jprune.zoo.net import Net
 from jprune.zoo.table import check_dtype, check_shape
 
@@ -43,7 +43,8 @@ def load(target: str, classes: int, shape: tuple[int, int, int], dtype: Any = jn
             example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
             return zoo.Net("linear", init, fn, train_fn, example)
 
-    For a Flax NNX module, `zoo.from_module(name, lambda rngs: MyModule(rngs=rngs), shape)` is all.
+    A module of a library is one line instead: `return zoo.from_nnx(MyModule, shape)`, or
+    `from_linen`, `from_equinox`, `from_haiku`, `from_keras` (docs/libraries.md).
     What comes back is traced once, on shapes alone, and compared with what `Net` promises.
 
     Args:
@@ -58,13 +59,16 @@ def load(target: str, classes: int, shape: tuple[int, int, int], dtype: Any = jn
 
     Raises:
         ArgumentError: the target is not of this form, does not exist or fails, or what it returns
-            is no `Net` or does not behave like one. The message says which.
+            is no `Net` or does not behave like one, or computes in another type. The message says
+            which.
     """
     shape, dtype = check_shape(shape), check_dtype(dtype)
     with _current_directory():
         function = _find(target)
         net = _attempt(target, function, classes=classes, shape=shape, dtype=dtype)
     check(net, target, classes, shape)
+    if dtype != jnp.float32:
+        _check_dtype(net, target, dtype)
     return net
 
 
@@ -102,6 +106,21 @@ def check(net: Any, target: str, classes: int, shape: tuple[int, int, int]) -> N
     for batch in (1, 2):
         images = jax.ShapeDtypeStruct((batch, *shape), net.example.dtype)
         _check_calls(net, target, variables, images, key, (batch, classes))
+
+
+def _check_dtype(net: Net, target: str, dtype: Any) -> None:
+    """Refuses a net that contracts nothing in the compute type: it was asked for and ignored."""
+    variables = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
+    program, _ = jaxprs.program_of(net.fn, variables, net.example)
+    types = {
+        program.avals[value].dtype
+        for equation in program.equations
+        for value in equation.inputs
+        if equation.name in ("conv_general_dilated", "dot_general")
+    }
+    if types and dtype not in types:
+        came = ", ".join(sorted(map(str, types)))
+        _refuse(target, f"computes in {came}", f"{dtype.name}: give the dtype to its layers")
 
 
 def _check_calls(

@@ -1,12 +1,13 @@
-"""Trained weights from PyTorch, as variables of our nets.
+"""Trained weights from files, as variables of our nets.
 
 This file knows which weights are published, where to look for them, and how to match the layers of
-a file with those of a net. Layers are convolutions, batch normalisations and dense layers. Where
-all names agree, layers are matched by name; else the n-th layer of a kind in the file is the n-th
-of that kind in the net. All shapes are compared, and an error names the first that differs.
+a PyTorch file with those of a net. Layers are convolutions, batch normalisations and dense layers.
+Where all names agree, they are matched by name; else the n-th layer of a kind in the file is the
+n-th of that kind in the net. All shapes are compared. Files of other libraries: `matching.py`.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy as np
 
 from jprune import errors, jaxprs
 from jprune.base import Variables
-from jprune.zoo import torch_files
+from jprune.zoo.matching import by_layer, by_name, net_names
 from jprune.zoo.net import Net
 from jprune.zoo.table import build
+from jprune.zoo.weight_files import Name, WeightFile, open_weights
 
 
 class Source(NamedTuple):
@@ -53,6 +55,8 @@ NAMES = {
     "norm": {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"},
 }
 UNUSED = "num_batches_tracked"
+_SPARE = 4
+"""Times a net's own bytes that a file may take: an optimizer's state beside it is twice the net."""
 
 
 class Layer(NamedTuple):
@@ -80,32 +84,94 @@ def load(net: Net | str, weights: str | Path) -> Variables:
         net: a net, or the name of one of the zoo with its usual settings.
         weights: "pretrained", which looks for the published file of this net in the folder
             `$JPRUNE_PRETRAINED`, then in `jprune/pretrained` of the user's cache folder
-            (`$XDG_CACHE_HOME`, else `~/.cache`); or the path of a file that `torch_files.load`
-            reads.
+            (`$XDG_CACHE_HOME`, else `~/.cache`); "own", those that the net came with
+            (`zoo.from_keras`); or the path of a PyTorch checkpoint, .safetensors, .npz, Flax
+            .msgpack, Keras .weights.h5 or .keras, or of a directory of Orbax. Arrays are matched by
+            their names, collections ("params/") aside; those of PyTorch and Keras by their layers.
 
     Returns:
         The variables, float32, in the structure of `net.init`.
 
     Raises:
-        ArgumentError: no weights are published for this net.
-        CheckpointError: the file is not found, is damaged, or belongs to another net.
+        ArgumentError: no weights are published for this net, or it has none of its own.
+        CheckpointError: the file is not found, is damaged, or belongs to another net; the message
+            lists what did not fit.
     """
     if isinstance(net, str):
         net = build(net)
+    if str(weights) == "own":
+        return _own(net)
     named = str(weights) == "pretrained"
     path = find(net.name) if named else Path(os.path.expanduser(weights))
-    if not path.is_file():
+    if not path.exists():
         raise errors.CheckpointError(
-            f'There is no file {path}. Weights are the path of a checkpoint, or "pretrained".'
+            f'There is no file {path}. Weights are the path of a checkpoint, "own" or "pretrained".'
         )
-    tensors = torch_files.load(path)
+    abstract = _shapes(net)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    file = open_weights(path, _SPARE * size + 2**20)
     # A file of the user's own has no published hash, whatever its name ends in.
     if path.name in {source.file for source in SOURCES.values()}:
         _require_hash(path)
     try:
-        return convert(net, tensors)
+        return _matched(net, abstract, file)
     except errors.StructureError as error:
         raise errors.CheckpointError(f"{path} does not fit {net.name}: {error}") from error
+
+
+def _own(net: Net) -> Variables:
+    """The weights that a net came with.
+
+    Raises:
+        ArgumentError: it draws them.
+    """
+    if jaxprs.depends(net.init, jax.eval_shape(lambda: jax.random.key(0))):
+        raise errors.ArgumentError(
+            f"{net.name} has no weights of its own: init draws them from a key. Write the path of "
+            "a checkpoint, or make the net of a module that has weights."
+        )
+    return net.init(jax.random.key(0))
+
+
+def _shapes(net: Net) -> Variables:
+    return jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _matched(net: Net, abstract: Variables, file: WeightFile) -> Variables:
+    """The arrays of a file as variables.
+
+    Raises:
+        StructureError: something of the net is not in it.
+    """
+    uses = _first_uses(net, abstract)
+    wanted = dict(sorted(net_names(abstract).items(), key=lambda item: uses[item[0]]))
+    try:
+        pairs = by_name(wanted, file)
+    except errors.StructureError:
+        if file.kind == "names":
+            raise
+        if file.kind == "torch":
+            arrays = file.read(file.shapes)
+            return convert(net, {".".join(name): array for name, array in arrays.items()})
+        pairs = by_layer(wanted, file)
+    if unused := ["/".join(name) for name in {*file.shapes} - {*pairs.values()}]:
+        logging.getLogger(__name__).info("not used of the file: %s", ", ".join(sorted(unused)))
+    arrays = file.read(pairs.values())
+    names = iter(net_names(abstract))
+    # Pairs have one shape; integers stay what the net's are.
+    one = lambda leaf: jnp.asarray(arrays[pairs[next(names)]].astype(leaf.dtype))
+    return jax.tree.map(one, abstract)
+
+
+def _first_uses(net: Net, variables: Variables) -> dict[Name, int]:
+    """{name: number of the first equation that reads the leaf}; what none reads comes last."""
+    program, _ = jaxprs.program_of(net.fn, variables, net.example)
+    first: dict[int, int] = {}
+    for number, equation in enumerate(program.equations):
+        for value in equation.inputs:
+            first.setdefault(value, number)
+    never = len(program.equations)
+    return {n: first.get(v, never) for n, v in zip(net_names(variables), program.inputs)}
 
 
 def find(name: str) -> Path:
@@ -163,12 +229,12 @@ def convert(net: Net, tensors: Mapping[str, np.ndarray]) -> Variables:
     Example:
         >>> state = {"weight": np.ones((10, 3)), "bias": np.zeros(10)}
         >>> from flax import nnx
-        >>> from jprune.zoo import from_module
-        >>> net = from_module("line", lambda rngs: nnx.Linear(3, 10, rngs=rngs), (1, 1, 3))
+        >>> from jprune.zoo import from_nnx
+        >>> net = from_nnx(lambda rngs: nnx.Linear(3, 10, rngs=rngs), (1, 1, 3))
         >>> convert(net, state)["params"]["kernel"].shape
         (3, 10)
     """
-    abstract = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
+    abstract = _shapes(net)
     of_net = _layers_of_net(net, abstract)
     arrays: dict[tuple[str, str], Any] = {}
     # Channels of the last result, walking along the net: a dense layer that follows a flatten reads
@@ -228,20 +294,14 @@ def _layers_of_net(net: Net, variables: Variables) -> list[Layer]:
     Raises:
         StructureError: a leaf belongs to none of the three kinds of layers.
     """
-    program, _ = jaxprs.program_of(net.fn, variables, net.example)
     # Order of use, since the tree's order is alphabetical: "conv10" comes before "conv2" there.
-    first: dict[int, int] = {}
-    for number, equation in enumerate(program.equations):
-        for value in equation.inputs:
-            first.setdefault(value, number)
-    never = len(program.equations)
+    uses = _first_uses(net, variables)
     arrays: dict[str, dict[str, Any]] = {}
     used: dict[str, int] = {}
-    for (path, leaf), value in zip(jax.tree.leaves_with_path(variables), program.inputs):
+    for (path, leaf), use in zip(jax.tree.leaves_with_path(variables), uses.values()):
         layer, name = _layer_and_name(path)
         arrays.setdefault(layer, {})[name] = leaf
-        # A leaf that no equation reads (it goes out as it came in) comes last.
-        used[layer] = min(used.get(layer, never), first.get(value, never))
+        used[layer] = min(used.get(layer, use), use)
     return [_layer_of_net(layer, arrays[layer]) for layer in sorted(used, key=lambda k: used[k])]
 
 

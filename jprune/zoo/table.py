@@ -11,9 +11,10 @@ from flax import nnx
 from jprune import errors
 from jprune.zoo.densenet import DenseNet40
 from jprune.zoo.efficientnet import EfficientNetLite0
+from jprune.zoo.flax_nets import from_nnx
 from jprune.zoo.lenet import LeNet5, LeNet300
 from jprune.zoo.mobilenet import MobileNetV2
-from jprune.zoo.net import Net, from_module
+from jprune.zoo.net import Net
 from jprune.zoo.resnet import CifarResNet
 from jprune.zoo.resnet_imagenet import ResNet50
 from jprune.zoo.vgg import VGG16
@@ -100,7 +101,7 @@ def build(
     shape = check_shape(shape)
     # `rngs` is left open: the net is built once on shapes, then once for every `init`.
     make = partial(maker, classes=classes, shape=shape, dtype=check_dtype(dtype), **chosen)
-    return from_module(name, lambda rngs: make(rngs=rngs), shape)
+    return from_nnx(make, shape, name=name)
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -47,7 +47,7 @@ def test_halves_are_those_of_the_decimal_number(allocate, sparsity, size, zeros)
 def test_a_density_may_be_traced_in_uniform_too():
     scores = {"a": jnp.arange(8.0), "b": {"c": jnp.arange(12.0).reshape(3, 4), "d": None}}
     traced = jax.jit(lambda d: uniform(scores, Budget(density=d, min_units=2)))
-    for density in (0.05, 0.5, 1.0):
+    for density in (0.15, 0.5, 1.0):
         host = uniform(scores, Budget(density=density, min_units=2))
         result = traced(density)
         assert result["a"].tolist() == host["a"].tolist()
@@ -274,3 +274,21 @@ def test_the_nearer_of_below_and_above_is_taken_where_below_falls_short():
     masks_at = lambda density: widths_at(2, 2, 2) if density > 0.5 else widths_at(1, 1, 2)
     chosen = search(masks_at, scores, Budget(macs=30 / 42), model)
     assert {name: int(mask.sum()) for name, mask in chosen.items()} == {"a": 1, "b": 2, "c": 1}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"density": 0.25, "min_units": 3},
+        {"density": 0.5, "floors": {"a": 4, "b": 5}},
+        {"density": 0.25, "multiple_of": 8},
+    ],
+)
+@pytest.mark.parametrize("allocator", [global_topk, uniform])
+def test_a_density_below_what_floors_and_multiples_allow_is_refused(allocator, asked):
+    scores = {"a": np.arange(4.0), "b": np.arange(5.0)}
+    with pytest.raises(errors.BudgetError, match=r"cannot be met: .* of 9 entries. Ask for"):
+        allocator(scores, Budget(**asked))
+    # One entry a group always stays, and is no reason to refuse.
+    masks = allocator(scores, Budget(density=0.05))
+    assert [int(mask.sum()) for mask in masks.values()] == [1, 1]

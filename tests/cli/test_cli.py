@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -35,7 +36,7 @@ def complaint(capsys, command, code=2):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("", "no verb came; write one of prune, compare, inspect, report, export, methods, data."),
+        ("", "no verb came; write one of prune, compare, inspect, report, export, check, methods"),
         ("prun", "no verb 'prun'; did you mean prune?"),
         ("prune --modle resnet8", "no option --modle; did you mean --model?"),
         ("prune --model resnet8", "arguments are required: --data, --method"),
@@ -73,8 +74,8 @@ def test_bad_arguments_end_in_2_and_one_line(capsys, tmp_path, monkeypatch, comm
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("report {}/none", "none/result.json cannot be read"),
-        ("export {}/none", "none/config.json cannot be read"),
+        ("report {}/none", "none/result.json is missing"),
+        ("export {}/none", "none/config.json is missing"),
         ("data prepare mnist --from {}/none --data-dir {}", "none"),
         (PRUNE + " --quiet --out {}", "is not empty and no run of jprune"),
         (PRUNE + " --quiet --out {}/thesis.tex/a", "Not a directory"),
@@ -174,7 +175,7 @@ def smoke(tmp_path_factory):
 
 def test_prune_keeps_to_what_was_asked(smoke, capsys):
     out, arguments = smoke
-    result = json.loads((out / "result.json").read_text())
+    result = files.read_json(out / "result.json")
     report.check(result)
     assert result["command"] == " ".join(["jprune", *arguments])
     assert (result["seed"], result["method"], result["requested"]) == (3, "l1", {"macs": 0.5})
@@ -207,7 +208,8 @@ def test_report_and_export_do_it_again(smoke, capsys, tmp_path):
         (out / name).unlink()
     assert cli.main(["report", str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'report.html'}\n"
-    assert cli.main(["export", str(out), "--json"]) == 0
+    # The net is a module of the user's own: only the command line can name it.
+    assert cli.main(["export", str(out), "--json", "--model", "tests.toys:tiny"]) == 0
     assert json.loads(capsys.readouterr().out) == {"written": [str(out / name) for name in before]}
     assert before == {name: (out / name).read_bytes() for name in before}
     assert cli.main(["export", str(out), "--to", str(tmp_path / "a.tflite"), "--quiet"]) == 0
@@ -224,10 +226,15 @@ def test_a_plan_of_another_net_is_refused(smoke, capsys, tmp_path):
     plan = json.loads((out / "plan.json").read_text())
     copy = tmp_path / "run"
     copy.mkdir()
-    (copy / "params").symlink_to(out / "params")
+    shutil.copytree(out / "params", copy / "params")
     (copy / "config.json").write_bytes((out / "config.json").read_bytes())
+    del plan["digest"]  # a plan of another net, and not a damaged one
     (copy / "plan.json").write_text(json.dumps({**plan, "sha256": "0"}))
-    assert "the plan is of another net" in complaint(capsys, f"export {copy}", code=1)
+    assert "the plan is of another net" in complaint(
+        capsys, f"export {copy} --model tests.toys:tiny", code=1
+    )
+    said = complaint(capsys, f"export {copy}", code=1)
+    assert "imported only if you name it, and its net.stablehlo does not do: it is missing" in said
 
 
 def test_progress_is_lines_where_there_is_no_terminal(monkeypatch):

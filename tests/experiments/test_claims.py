@@ -1,9 +1,13 @@
 """Claims that are run again run through, at a size that says nothing of them."""
 
 import dataclasses
+import importlib
+import inspect
 import math
+import re
 import sys
 from collections import Counter
+from string import Formatter
 
 import pytest
 
@@ -12,7 +16,7 @@ from experiments.claims import claim as declared
 from experiments.claims import e01, e02, e09, e13, fidelity, p33
 from experiments.claims.__main__ import main, parsed
 from experiments.claims.claim import Claim, Net, cases, find, is_done, names, run
-from experiments.claims.statements import at_least, gap
+from experiments.claims.statements import at_least, each, gap, listing, rising, several
 
 
 def finite(row, *names):
@@ -71,6 +75,32 @@ def test_e09_has_a_row_a_net():
     assert [row["round"] for row in found] == [0, 1, 1, 1]
     assert found[0]["kept"] == 1
     assert all(row["kept"] == pytest.approx(0.8, abs=0.01) for row in found[1:])
+
+
+@pytest.mark.parametrize("stem", names())
+def test_a_claim_is_read_in_one_sitting(stem):
+    module = importlib.import_module(f"experiments.claims.{stem}")
+    assert len(inspect.getsource(module).splitlines()) <= 110
+
+
+@pytest.mark.parametrize("stem", names())
+def test_every_setting_says_what_it_means(stem):
+    claim = find(stem)
+    said = "\n".join(cls.__doc__ or "" for cls in type(claim.settings).__mro__)
+    fields = [field.name for field in dataclasses.fields(claim.settings)]
+    assert [name for name in fields if f"        {name}: " not in said] == []
+
+
+@pytest.mark.parametrize("stem", names())
+def test_remarks_compute_the_numbers_they_mention(stem):
+    """Beside fields, a template has figures of papers and names, but no percentages or seeds."""
+    claim = find(stem)
+    assert not re.findall(r"\d+(?:\.\d+)? %|\d+ points|seed \d|\+-", claim.remarks)
+    names_ = {name for _, name, _, _ in Formatter().parse(claim.remarks) if name}
+    assert {*claim.figures} <= names_  # no figure is computed in vain
+    text = claim.remarked(files.read(claim.file))
+    assert "nan" not in text.split()
+    assert "{" not in text
 
 
 @pytest.mark.parametrize("stem", names())
@@ -158,6 +188,30 @@ def test_statements_go_seed_by_seed():
     (finding,) = claim.findings(rows)
     assert finding == ("pruned - dense", "0", "5.00 ± 21.21", True)  # seed 2 has no pruned net
     assert claim.findings(rows[:1]) == []  # nothing is said of what is not there
+
+
+def test_values_stand_side_by_side():
+    rows = [{"seed": 0, "k": 1, "ms": 3.0, "law": 2e-7}, {"seed": 1, "k": 1, "ms": 5.0, "law": 0.0}]
+    time, law, none = each("ms", k=1), each("law", k=1), each("ms", k=2)
+    seen = []
+    holds = lambda *lists: seen.append(lists) or True
+    (finding,) = several("time; law", "-", holds, time.to(0, " ms"), law.worst, beside=[time])(rows)
+    assert finding == ("time; law", "-", "4 ± 1 ms; 2e-07", True)
+    assert seen == [([3.0, 5.0], [2e-7, 0.0], [3.0, 5.0])]
+    assert [*several("time", "-", holds, time, none)(rows)] == []
+    (finding,) = listing("times", "rising", {"a ": time.average(1), "b ": time.to(0)}, rising)(rows)
+    assert finding == ("times", "rising", "a 4.0, b 4 ± 1", True)
+    assert [*listing("times", "rising", [time, none], rising)(rows)] == []
+    assert time.over(law).of(rows) == {0: 3.0 - 1e-7, 1: 5.0 - 1e-7}
+
+
+def test_remarks_tell_settings_rows_and_constants():
+    figures = {"mean": each("ms"), "text": lambda rows: f"{len(rows)} rows", "limit": 0.5}
+    claim, _ = toy(remarks="{epochs:g} epochs, {mean:.1f} ms, {text}, {limit:g}.", figures=figures)
+    rows = [{"seed": 0, "ms": 1.0}, {"seed": 1, "ms": 2.0}]
+    assert claim.remarked(rows) == "1 epochs, 1.5 ms, 2 rows, 0.5."
+    more = dataclasses.replace(claim, tried="Tried: 3.")
+    assert more.remarked(rows[:0]) == "1 epochs, nan ms, 0 rows, 0.5. Tried: 3."
 
 
 def test_the_command_reads_settings_seeds_and_nets():

@@ -256,3 +256,103 @@ print("tensorflow" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (run.stdout, run.stderr) == ("False\n", "")
+
+
+# What nets may take and return.
+
+PIXELS = jax.ShapeDtypeStruct((1, 2, 3), jnp.float32)
+KERNEL = np.linspace(-1, 1, 24).reshape(6, 4).astype(np.float32)
+
+
+def dense(kernel, x):
+    return x.reshape(x.shape[0], -1) @ kernel
+
+
+def test_stablehlo_of_several_inputs_and_outputs(tmp_path):
+    fn = lambda v, x: {"both": dense(v, x["left"]) - dense(v, x["right"]), "left": x["left"]}
+    (tmp_path / "a").write_bytes(export.stablehlo(fn, KERNEL, {"left": PIXELS, "right": PIXELS}))
+    x = {"left": jnp.ones((5, 2, 3)), "right": jnp.zeros((5, 2, 3))}
+    found = export.load_stablehlo(tmp_path / "a").call(x)
+    jax.tree.map(np.testing.assert_allclose, found, fn(KERNEL, x))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda v, x: x.reshape(len(x), -1) @ v,
+        lambda v, x: jnp.stack([image.ravel() @ v for image in x]),
+        lambda v, x: dense(v, x) + jnp.arange(int(x.shape[0]))[:, None],
+    ],
+)
+def test_a_net_that_asks_for_the_size_of_the_batch(fn, tmp_path):
+    with pytest.warns(UserWarning, match=r"takes batches of 2 only: .*x\.shape\[0\]"):
+        model = export.stablehlo(fn, KERNEL, jax.ShapeDtypeStruct((2, 2, 3), jnp.float32))
+    (tmp_path / "a").write_bytes(model)
+    x = jnp.arange(12.0).reshape(2, 2, 3)
+    found = export.load_stablehlo(tmp_path / "a").call(x)
+    np.testing.assert_allclose(found, fn(KERNEL, x), rtol=1e-5)
+
+
+def test_a_net_with_its_variables_apart(tmp_path):
+    net = NETS["resnet_projected"]
+    fn, variables = slim_of(net)
+    (tmp_path / "a").write_bytes(export.stablehlo_of_net(fn, variables, example_of(net)))
+    loaded, x = export.load_net(tmp_path / "a"), images(net, 3)
+    total = lambda fn: lambda v: (fn(v, x) ** 2).sum()
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, variables)
+    assert relative(loaded(doubled, x), np.asarray(fn(doubled, x))) < 1e-5
+    found, expected = jax.grad(total(loaded))(variables), jax.grad(total(fn))(variables)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected
+    )
+
+
+def test_a_net_without_a_gradient_is_run_all_the_same(tmp_path):
+    def fn(v, x):
+        return jax.lax.while_loop(lambda y: y.max() < 9, lambda y: 2 * y, dense(v, x))
+
+    (tmp_path / "a").write_bytes(export.stablehlo_of_net(fn, KERNEL, PIXELS))
+    x = jnp.ones((3, 2, 3))
+    np.testing.assert_allclose(export.load_net(tmp_path / "a")(KERNEL, x), fn(KERNEL, x), rtol=1e-5)
+
+
+@litert
+@pytest.mark.parametrize(
+    ("fn", "example", "message"),
+    [
+        (lambda v, x: dense(v, x["a"] + x["b"]), {"a": PIXELS, "b": PIXELS}, "2 inputs in a dict"),
+        (lambda v, x: (dense(v, x), x), PIXELS, r"2 outputs \(\[1, 4\], \[1, 2, 3\]\)"),
+        (lambda v, x: {"a": dense(v, x), "b": x}, PIXELS, "2 outputs"),
+        (lambda v, x: jnp.cbrt(dense(v, x)), PIXELS, "gives NaN or infinity where JAX gives"),
+    ],
+)
+def test_tflite_says_what_it_cannot_hold(fn, example, message):
+    with pytest.raises(errors.ExportError, match=message):
+        export.tflite(fn, KERNEL, example)
+
+
+@litert
+def test_tflite_of_one_output_with_a_name():
+    model = export.tflite(lambda v, x: {"out": dense(v, x)}, KERNEL, PIXELS)
+    x = np.linspace(-1, 2, 18).reshape(3, 2, 3).astype(np.float32)
+    assert relative(export.run_tflite(model, x), dense(KERNEL, x)) < 1e-5
+
+
+@litert
+def test_tflite_gives_classes_as_they_are():
+    fn = lambda v, x: jnp.argmax(dense(v, x), axis=-1)
+    model = export.tflite(fn, KERNEL, PIXELS)
+    x = np.random.default_rng(0).normal(size=(9, 2, 3)).astype(np.float32)
+    found = [int(export.run_tflite(model, x[n : n + 1])[0]) for n in range(9)]
+    assert found == fn(KERNEL, x).tolist()
+    assert len({*found}) > 1
+
+
+@litert
+def test_tflite_of_a_net_that_is_not_defined_everywhere():
+    """log of negative numbers is NaN in both."""
+    model = export.tflite(lambda v, x: jnp.log(dense(v, x)), KERNEL, PIXELS)
+    x = np.ones((1, 2, 3), np.float32)
+    with np.errstate(invalid="ignore"):
+        expected = np.log(dense(KERNEL, x))
+    np.testing.assert_allclose(export.run_tflite(model, x), expected, rtol=1e-5)

@@ -187,3 +187,19 @@ def test_a_rule_is_a_function_of_ten_lines():
         assert record.reason == "the largest of all channels"
     finally:
         del RULES["top_k"]
+
+
+def test_statistics_that_are_taken_for_outputs_name_has_aux():
+    def train_fn(v, x):
+        hidden = x @ v["first"]
+        mean = hidden.mean(0)
+        return jnp.tanh(hidden - mean) @ v["second"], {"mean": mean}
+
+    x = jnp.ones((2, 3))
+    v = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 4))}
+    assert jprune.trace(train_fn, v, x, has_aux=True).sizes == {"first": 5}
+    frozen = jprune.trace(train_fn, v, x).frozen
+    (record,) = (record for record in frozen if (record.leaf, record.axis) == ("first", 1))
+    assert "has_aux=True" in record.remedy
+    alone = jprune.trace(lambda v, x: train_fn(v, x)[0], v, x).frozen
+    assert not any("has_aux" in record.remedy for record in alone)

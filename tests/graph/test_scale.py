@@ -5,10 +5,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jprune
+from jprune import jaxprs
 from tests.graph.test_law import random_masks
+from tests.law import quick, relative_error
 from tests.nets import FIRST_CUT, draw
 
 SHARDED = """
@@ -78,3 +82,80 @@ def test_the_slim_net_lowers_for_cuda_and_tpu():
     assert np.allclose(again.call(small, x[:1]), small_fn(small, x[:1]), atol=1e-5)
     kept = int(masks["stem"].sum())
     assert f"tensor<3x3x3x{kept}xf32>" in exported.mlir_module()
+
+
+def normal(seed, *shape):
+    return 0.3 * jax.random.normal(jax.random.key(seed), shape)
+
+
+TOKENS = normal(0, 2, 7, 3)
+
+
+def residual(v, x):
+    """Blocks with a shortcut; then a table is looked up."""
+    x = x @ v["embed"]
+    for kernel in v["layers"]:
+        x = x + jnp.tanh(x @ kernel)
+    return (x + v["table"][jnp.argmax(x @ v["out"], -1)]).mean(1) @ v["out"]
+
+
+def quantiser(v, x):
+    """Every book is looked up with what the books before it left."""
+    rest, total = x @ v["embed"], 0.0
+    for book in v["layers"]:
+        codes = book[jnp.argmax(rest @ book.T, -1)]
+        rest, total = rest - codes, total + codes
+    return jnp.tanh(total).mean(1) @ v["out"]
+
+
+@pytest.mark.parametrize("net", [residual, quantiser])
+def test_a_net_is_read_once_however_many_ways_lead_through_it(net):
+    # 30 blocks have 2 ** 30 paths: a walk over paths would not come back.
+    v = {"embed": normal(1, 3, 8), "table": normal(2, 4, 8), "out": normal(3, 8, 4)}
+    v["layers"] = [normal(10 + layer, 8, 8) for layer in range(30)]
+    groups = jprune.trace(net, v, TOKENS)
+    masks = {name: np.arange(size) % 3 > 0 for name, size in groups.sizes.items()}
+    assert masks
+    small = jprune.slim_params(groups, masks, v)
+    masked = jprune.apply_masks(v, jprune.expand(groups, masks, roles=("in",)))
+    found = quick(jprune.slim(net, groups, masks), small, TOKENS)
+    assert relative_error(quick(net, masked, TOKENS), found) < 1e-5
+
+
+def test_depth_costs_no_levels_of_python():
+    def net(v, x):
+        x = x @ v["embed"]
+        for scale in v["scales"]:
+            x = x * scale
+        for kernel in v["layers"]:
+            x = jnp.tanh(x @ kernel)
+        return (x + v["table"][jnp.argmax(x @ v["out"], -1)]).mean(1) @ v["out"]
+
+    v = {"embed": normal(1, 3, 8), "table": normal(2, 4, 8), "out": normal(3, 8, 4)}
+    v |= {"layers": [normal(4, 8, 8)] * 300, "scales": [jnp.ones(8)] * 1200}
+    groups = jprune.trace(net, v, TOKENS)
+    assert len(groups.layers["embed"].affine) == 1200
+    masks = {name: np.arange(size) > 0 for name, size in groups.sizes.items()}
+    small = jprune.slim_params(groups, masks, v)
+    equations = jax.make_jaxpr(jprune.slim(net, groups, masks))(small, TOKENS).eqns
+    assert len(equations) > 1500
+
+
+def test_every_constant_is_computed_once(monkeypatch):
+    def polynomials(degree):
+        def net(v, x):
+            grid = jnp.linspace(-1.0, 1.0, 3)
+            before, last = jnp.ones_like(grid), grid
+            for _ in range(degree):
+                before, last = last, 2 * grid * last - before
+            query, key = (x + last) @ v["query"], x @ v["key"]
+            weights = jax.nn.softmax(jnp.einsum("nid,njd->nij", query, key))
+            return weights @ x @ v["out"]
+
+        return net
+
+    v = {"query": normal(1, 3, 6), "key": normal(2, 3, 6), "out": normal(3, 3, 4)}
+    bind, runs = jaxprs.bind, []
+    monkeypatch.setattr(jaxprs, "bind", lambda *args: runs.append(args[0].name) or bind(*args))
+    assert jprune.trace(polynomials(40), v, TOKENS).sizes == {"query": 6}
+    assert 40 <= runs.count("sub") <= 42  # one a degree, and those of the grid

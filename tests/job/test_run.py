@@ -352,8 +352,8 @@ JOB = job.Job(
     options={"rounds": 2},
 )
 FILES = (
-    "config.json model.stablehlo model.tflite params plan.json records.jsonl report.html "
-    "report.png result.json stages"
+    "config.json model.stablehlo model.tflite net.stablehlo params plan.json records.jsonl "
+    "report.html report.png result.json stages"
 )
 
 
@@ -432,13 +432,14 @@ def test_a_job_that_is_shot_in_export_goes_on_bit_for_bit(tmp_path, finished):
     assert sorted(f.name for f in out.iterdir() if not f.name.startswith(".")) == [
         "config.json",
         "model.stablehlo",
+        "net.stablehlo",
         "params",
         "records.jsonl",
         "stages",
     ]
     result = pruned_job(out)
     assert without_times(result) == without_times(finished[1])
-    for name in ("plan.json", "config.json", "model.stablehlo", "model.tflite"):
+    for name in ("plan.json", "config.json", "model.stablehlo", "net.stablehlo", "model.tflite"):
         assert (out / name).read_bytes() == (path / name).read_bytes(), name
     trees = [checkpoint.load_tree(folder / "params") for folder in (out, path)]
     assert equal(*trees)

@@ -196,3 +196,13 @@ def test_commit_is_that_of_the_source_tree_or_none(tmp_path, monkeypatch):
 def test_commit_without_git_is_none(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert measure.commit() is None
+
+
+def test_a_cost_model_is_jitted():
+    x = jnp.ones((2, 3))
+    v = {"first": jnp.ones((3, 8)), "second": jnp.ones((8, 4))}
+    net = lambda v, x: jnp.tanh(x @ v["first"]) @ v["second"]
+    groups = jprune.trace(net, v, x)
+    model = jprune.cost_model(net, v, x, groups=groups)
+    masks = {"first": jnp.arange(8) < 5}
+    assert float(jax.jit(model)(masks).macs) == float(model(masks).macs) == 3 * 5 + 5 * 4

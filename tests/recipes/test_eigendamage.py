@@ -317,8 +317,14 @@ def test_the_exported_net_is_the_factored_one(run):
         rtol=1e-3,
         atol=1e-4,
     )
+    # Opened again: as a program, and as equations, at the dense shapes too.
+    net = net_for(settings.model, settings.data)
+    for how in ({}, {"net": net}, {"net": net, "masked": True}):
+        small = jprune.load(out, **how)
+        again = small.fn(small.variables, x)
+        np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-4)
     before = {name: (out / name).read_bytes() for name in ("model.stablehlo", "model.tflite")}
-    export_again(out)
+    export_again(out, model=settings.model)
     assert before == {name: (out / name).read_bytes() for name in before}
 
 

@@ -81,7 +81,7 @@ def net(kind="tiny"):
     if kind in ("tiny", "bfloat16"):
         made = tiny(CLASSES, SHAPE, jnp.dtype("float32" if kind == "tiny" else kind))
     else:
-        made = zoo.from_module(kind, lambda rngs: Other(kind, rngs), SHAPE)
+        made = zoo.from_nnx(lambda rngs: Other(kind, rngs), SHAPE, name=kind)
     task, rng = train.task(made, toy_data()), np.random.default_rng(3)
 
     def moved(path, leaf):

@@ -251,7 +251,7 @@ class Padded(nnx.Module):
 
 @pytest.fixture(scope="module")
 def padded():
-    return train.task(zoo.from_module("padded", lambda rngs: Padded(rngs), (8, 8, 1)), toy_data())
+    return train.task(zoo.from_nnx(Padded, (8, 8, 1)), toy_data())
 
 
 def test_a_norm_takes_the_constant_off_its_mean_and_a_padded_border_keeps_the_unit(padded):

@@ -33,7 +33,7 @@ class Net(nnx.Module):
         return self.c_out(nnx.relu(self.x_hidden(x.reshape(len(x), -1))))
 
 
-NET = zoo.from_module("small", lambda rngs: Net(rngs), (2, 3, 2))
+NET = zoo.from_nnx(Net, (2, 3, 2), name="small")
 # What torch would call its layers, and what ours are called.
 ORDER = {
     "features.0": "z_first",
@@ -177,7 +177,7 @@ def test_a_net_of_other_layers_is_refused():
         def __call__(self, x):
             return x.mean((1, 2)) * self.scale
 
-    net = zoo.from_module("other", lambda rngs: Other(rngs), (4, 4, 3))
+    net = zoo.from_nnx(Other, (4, 4, 3))
     with pytest.raises(errors.StructureError, match="has the arrays scale"):
         pretrained.convert(net, {"scale.weight": np.ones((3, 3))})
 

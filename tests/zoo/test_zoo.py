@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import jprune
-from jprune import errors, zoo
+from jprune import errors, export, zoo
 from jprune.zoo import layers
 from jprune.zoo.resnet import Block, subsample_and_pad
 
@@ -342,3 +342,22 @@ def test_load_explains_a_bad_target(target, message):
     with pytest.raises(errors.ArgumentError) as caught:
         zoo.load(target, 5, (2, 2, 3))
     assert message in str(caught.value)
+
+
+def test_load_refuses_a_net_that_ignores_the_compute_type(own):
+    with pytest.raises(errors.ArgumentError, match="computes in float32; expected bfloat16"):
+        zoo.load(f"{own}:build", 5, (2, 2, 3), jnp.bfloat16)
+
+
+def test_the_example_in_the_help_of_load_is_exported(tmp_path, monkeypatch):
+    """It asks for `len(x)`, which no symbolic batch has: a fixed batch, and a warning."""
+    text = zoo.load.__doc__.split("::\n", 1)[1].split("A module of a library")[0]
+    (tmp_path / "net_of_the_help.py").write_text(textwrap.dedent(text))
+    monkeypatch.chdir(tmp_path)
+    net = zoo.load("net_of_the_help:linear", 5, (2, 2, 3))
+    variables = net.init(jax.random.key(0))
+    with pytest.warns(UserWarning, match="takes batches of 1 only: it asks for the batch's size"):
+        (tmp_path / "a").write_bytes(export.stablehlo(net.fn, variables, net.example))
+    x = jnp.ones((1, 2, 2, 3))
+    found = export.load_stablehlo(tmp_path / "a").call(x)
+    np.testing.assert_allclose(found, net.fn(variables, x), rtol=1e-5)

@@ -19,6 +19,7 @@ from jprune.graph.couple.solve import solve
 from jprune.jaxprs import Equation, Program, describe, program_of, user_line
 
 INPUT = "tied to the network input "
+AUX = "if this output is new statistics, write jprune.trace(..., has_aux=True)"
 
 
 class Coupling(NamedTuple):
@@ -105,9 +106,13 @@ def couple(
         _note_state(other, uses)
     if groups is None:
         freeze_survivors(program, frame, labels, uses)
-        for value in program.outputs[:main]:
+        pair = not has_aux and isinstance(output, tuple) and len(output) == 2
+        first = len(jax.tree.leaves(output[0])) if pair else len(program.outputs)
+        for number, value in enumerate(program.outputs[:main]):
+            remedy = AUX if number >= first else ""
+            reason = _output_reason(program, program.makers.get(value), remedy)
             for axis in frame.labels[value]:
-                labels.freeze(axis, _output_reason(program, program.makers.get(value)))
+                labels.freeze(axis, reason)
         solution = solve(labels)
     else:
         solution = unit_solution(labels, dict(zip(paths, leaves)), groups)
@@ -162,11 +167,12 @@ def _note_state(twin: Program, uses: Uses) -> None:
             roles.add("state")
 
 
-def _output_reason(program: Program, equation: Equation | None) -> Reason:
+def _output_reason(program: Program, equation: Equation | None, remedy: str) -> Reason:
     text = "tied to a network output"
     if equation is None:
-        return Reason(text)
-    return Reason(text, equation.name, describe(program, equation), user_line(equation.traceback))
+        return Reason(text, remedy=remedy)
+    described = describe(program, equation)
+    return Reason(text, equation.name, described, user_line(equation.traceback), remedy)
 
 
 def check_leaves(groups: Groups, variables: Any) -> list[Any]:

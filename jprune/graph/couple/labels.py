@@ -82,8 +82,10 @@ class Solution(NamedTuple):
     def causes_of(self, axis: Indices) -> Counter[Reason]:
         """Why positions of an axis are frozen, and how many for each reason."""
         causes = self.causes[self.component[axis]]
-        numbers, counts = np.unique(causes[causes >= 0], return_counts=True)
-        reasons = Counter[Reason]()
+        causes, reasons = causes[causes >= 0], Counter[Reason]()
+        if not causes.size:  # most axes: they need no sorting
+            return reasons
+        numbers, counts = np.unique(causes, return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist()):
             reasons[self.reasons[number]] += count
         return reasons

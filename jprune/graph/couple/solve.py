@@ -306,19 +306,10 @@ class _Solver:
     def freeze_cycles(self) -> bool:
         """Freezes components that are defined by themselves; returns whether there were any."""
         rows = self.rows()
-        done: set[int] = set()
-        cyclic: set[int] = set()
-
-        def visit(component: int, above: tuple[int, ...]) -> None:
-            if component in above:
-                cyclic.update(above[above.index(component) :])
-            elif component in rows and component not in done:
-                for factor in rows[component]:
-                    visit(factor, (*above, component))
-                done.add(component)
-
-        for component in rows:
-            visit(component, ())
+        # [pairs]: a whole -> a factor of it
+        wholes = np.repeat(list(rows), [len(factors) for factors in rows.values()])
+        factors = np.array([factor for row in rows.values() for factor in row], np.int64)
+        cyclic = _on_cycles(wholes.astype(np.int64), factors, len(self.first)) & rows.keys()
         if cyclic:
             factors = {factor for component in cyclic for factor in rows[component]}
             self.freeze(np.array(sorted(cyclic | factors)), self.disagree(0))
@@ -327,20 +318,19 @@ class _Solver:
     def expand(self) -> Indices:
         """[components, k] atoms."""
         rows = self.rows()
-        cache: dict[int, tuple[int, ...]] = {}
-
-        def atoms(component: int) -> tuple[int, ...]:
-            # A frozen component always lives, so it is no condition on anything.
-            if self.first[component] != NONE:
-                return ()
-            if component not in rows:
-                return (component,)
-            if component not in cache:
-                parts = (atom for factor in rows[component] for atom in atoms(factor))
-                cache[component] = tuple(dict.fromkeys(parts))
-            return cache[component]
-
-        defined = {component: atoms(component) for component in rows}
+        defined: dict[int, tuple[int, ...]] = {}
+        waiting = list(rows)
+        # Wholes among the factors first: their atoms are those of the whole.
+        while waiting:
+            component = waiting[-1]
+            before = [f for f in rows[component] if f in rows and f not in defined]
+            if before:
+                waiting += before
+                continue
+            waiting.pop()
+            # A frozen component always lives: it is no condition, and no factor of a row.
+            parts = (defined.get(factor, (factor,)) for factor in rows[component])
+            defined[component] = tuple(dict.fromkeys(itertools.chain.from_iterable(parts)))
         width = max([1, *(len(row) for row in defined.values())])
         table = np.full((len(self.first), width), NONE)
         table[:, 0] = np.where(self.first == NONE, np.arange(len(self.first)), NONE)
@@ -355,6 +345,14 @@ def components(pairs: Indices, count: int) -> Indices:
     graph = coo_array((ones, (pairs[0], pairs[1])), (max(1, count),) * 2)
     result: Any = connected_components(graph, directed=False)
     return result[1][:count].astype(np.int64)
+
+
+def _on_cycles(tails: Indices, heads: Indices, count: int) -> set[int]:
+    """Which of `count` things reach themselves over arrows from tails to heads."""
+    graph = coo_array((np.ones(len(tails), bool), (tails, heads)), (max(1, count),) * 2)
+    result: Any = connected_components(graph, connection="strong")
+    several = np.flatnonzero(np.bincount(result[1])[result[1]] > 1)
+    return {*several.tolist(), *tails[tails == heads].tolist()}
 
 
 def beside(factor: Indices, axis: int, shape: tuple[int, ...]) -> Indices:

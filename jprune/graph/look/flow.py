@@ -135,30 +135,41 @@ class Flow:
 
     def affine_end(self, value: int, axis: int) -> tuple[int, int]:
         """The end of the longest chain of per-channel affine steps from a value, and its axis."""
-        chain = self._longest(value, axis, {})
-        return chain[-1]
-
-    def _longest(
-        self, value: int, axis: int, cache: dict[int, list[tuple[int, int]]]
-    ) -> list[tuple[int, int]]:
         # The chain forks where a stream is read by a norm and by a sum: the longest way is the
         # norm.
-        if value not in cache:
-            best = [(value, axis)]
-            for _, equation, operand, (place,) in self.reads(value, (axis,), split=False):
-                others = [other for other in equation.inputs if other != operand]
-                result = equation.outputs[0]
-                if (
-                    equation.name in AFFINE
-                    and len(others) == len(equation.inputs) - 1
-                    and not (equation.name == "div" and equation.inputs[0] != operand)
-                    and self.program.shape(result) == self.program.shape(operand)
-                    and all(self.is_beside(other, equation, place) for other in others)
-                ):
-                    chain = [(value, axis), *self._longest(result, place, cache)]
-                    best = max(best, chain, key=len)
-            cache[value] = best
-        return cache[value]
+        steps: dict[int, list[int]] = {}
+        places, waiting = {value: axis}, [value]
+        while waiting:
+            source = waiting.pop()
+            if source not in steps:
+                found = self._affine_steps(source, places[source])
+                places |= found
+                steps[source] = list(found)
+                waiting += found
+        ends: dict[int, tuple[int, int]] = {}
+        """Value -> steps from there to the end of the chain, and the end."""
+        for source in sorted(steps, reverse=True):  # results have greater numbers than operands
+            onward = (ends[result] for result in steps[source])
+            length, end = max(onward, key=lambda pair: pair[0], default=(-1, source))
+            ends[source] = length + 1, end
+        end = ends[value][1]
+        return end, places[end]
+
+    def _affine_steps(self, value: int, axis: int) -> dict[int, int]:
+        """{result of a per-channel affine equation that reads a value: its channel axis}."""
+        results: dict[int, int] = {}
+        for _, equation, operand, (place,) in self.reads(value, (axis,), split=False):
+            others = [other for other in equation.inputs if other != operand]
+            result = equation.outputs[0]
+            if (
+                equation.name in AFFINE
+                and len(others) == len(equation.inputs) - 1
+                and not (equation.name == "div" and equation.inputs[0] != operand)
+                and self.program.shape(result) == self.program.shape(operand)
+                and all(self.is_beside(other, equation, place) for other in others)
+            ):
+                results[result] = place
+        return results
 
     def activation_end(self, value: int, axis: int) -> tuple[tuple[int, int] | None, set[int]]:
         """The end of the elementwise function behind a value, and all values inside it.

@@ -5,11 +5,15 @@ milliseconds to run. Arrays that are traced, sharded or of a type that NumPy lac
 are left to `jax.numpy`.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from jprune.jaxprs import is_key
 
 
 def at_hand(value: Any) -> np.ndarray | None:
@@ -25,9 +29,7 @@ def at_hand(value: Any) -> np.ndarray | None:
     if isinstance(value, Tracer) or not isinstance(value, jax.Array):
         return None
     # NumPy has neither random keys nor types that give way to others.
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) or getattr(
-        value, "weak_type", False
-    ):
+    if is_key(value) or getattr(value, "weak_type", False):
         return None
     whole = value.is_fully_addressable and len(value.sharding.device_set) == 1
     return np.asarray(value) if whole else None
@@ -46,6 +48,57 @@ def put_back(result: np.ndarray, like: Any) -> Any:
     # Uncommitted arrays stay so: JAX moves them freely, and refuses to mix arrays bound to
     # different devices.
     return jax.device_put(result, like.sharding if like.committed else None)
+
+
+def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of arrays that NumPy computes where all of them are concrete.
+
+    Args:
+        function: `function(xnp, *arrays) -> array`; `xnp` is `numpy` or `jax.numpy`.
+
+    Returns:
+        `function'(*arrays)`. The result has the type that JAX gives it; it is a JAX array if one
+        of the arguments is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> on_host(lambda xnp, x, y: xnp.maximum(x, y) / 2)(jnp.arange(3), np.ones(3, int))
+        Array([0.5, 0.5, 1. ], dtype=float32)
+    """
+
+    def mapped(*arrays: Any) -> Any:
+        numbers = [at_hand(array) for array in arrays]
+        if any(number is None for number in numbers):
+            return function(jnp, *arrays)
+        with np.errstate(all="ignore"):  # -inf and +inf are scores
+            result = np.asarray(function(np, *numbers))
+        like = next((array for array in arrays if isinstance(array, jax.Array)), arrays[0])
+        usual = jnp.result_type(*arrays)
+        # NumPy makes doubles of whole numbers, alone and beside single precision.
+        if result.dtype == np.float64 and usual != np.float64:
+            single = usual if jnp.issubdtype(usual, jnp.floating) else jnp.result_type(float)
+            result = result.astype(single)
+        return put_back(result, like)
+
+    return mapped
+
+
+def full(shape: Sequence[int], value: Any, dtype: Any = None) -> jax.Array:
+    """As `jnp.full`, whose program XLA compiles for every shape.
+
+    Example:
+        >>> full((2,), 0.0)
+        Array([0., 0.], dtype=float32)
+    """
+    # Inside `jit` an array made by NumPy would be a constant of full size.
+    if is_traced():
+        return jnp.full(shape, value, dtype)
+    return jax.device_put(np.full(shape, value, jnp.result_type(value) if dtype is None else dtype))
+
+
+def copied(tree: Any) -> Any:
+    """A tree of new arrays, for a step that gives its arguments away."""
+    return jax.device_put(tree, may_alias=False)
 
 
 def is_traced() -> bool:

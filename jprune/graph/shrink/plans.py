@@ -17,7 +17,7 @@ from jprune.graph.couple.coupling import leaf_paths
 from jprune.graph.shrink.plan_files import check_plan
 from jprune.graph.shrink.slim import check_masks, dead_branches
 from jprune.graph.trace import trace
-from jprune.jaxprs import Equation, Program, describe, program_of, user_line
+from jprune.jaxprs import Equation, Program, describe, is_key, program_of, user_line
 
 SCHEMA = 1
 # Parameters of primitives that say what is computed; functions and meshes are left out.
@@ -65,7 +65,7 @@ def _number(constant: Any) -> str:
         return ""
     if not isinstance(constant, (int, float, np.ndarray, np.generic, jax.Array)):
         return ""
-    if jax.dtypes.issubdtype(getattr(constant, "dtype", np.int64), jax.dtypes.prng_key):
+    if is_key(constant):
         return ""
     array = np.asarray(constant)
     # Indices decide which channels a gather couples: they must be the same to the last one.

@@ -19,6 +19,7 @@ from jprune.graph.couple.labels import Indices, Reason
 from jprune.graph.look.branches import dependencies, find_forks, without
 from jprune.graph.look.sites import find_spots
 from jprune.graph.shrink import bodies
+from jprune.graph.shrink.leaves import Leaves
 from jprune.graph.shrink.rules import Alive, Keep, kept_shape, run, take
 from jprune.jaxprs import Program
 
@@ -129,7 +130,9 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
         groups: of the net, from `trace`.
         masks: {group: bool [units]}.
         tree: the variables, one of their collections, or anything that repeats their paths:
-            gradients, an optimizer state, the new statistics of a training step.
+            gradients, an optimizer state, the new statistics of a training step; arrays or
+            shapes. Leaves may be stacked (an axis in front of the variable's), or have some of
+            the variable's axes only (accumulators of rows and columns).
 
     Returns:
         The tree with smaller arrays; a leaf wholly inside a removed branch becomes None. Leaves
@@ -137,8 +140,10 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
         are.
 
     Raises:
-        StructureError: masks of another net, or a leaf of a shape that is neither that of its
-            variable nor a scalar.
+        StructureError: masks of another net, a leaf of a shape that does not fit its variable, a
+            leaf that may stand for two variables of which different parts are kept (two
+            collections with the same names: wrap the tree, {"online": tree}), or a tree that
+            repeats the variables under none of their paths.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, jprune
@@ -149,41 +154,41 @@ def slim_params(groups: Groups, masks: Masks, tree: Any) -> Any:
         >>> small["first"].shape, small["second"].shape
         ((3, 2), (2, 2))
     """
-    keeps = axis_keeps(groups, masks)
     dead = {path for branch in dead_branches(groups, masks) for path in branch.leaves}
-    names = {tuple(path.split("/")): path for path in groups.leaves}
-    by_ending: dict[tuple[str, ...], list[str]] = {}
-    for parts, path in names.items():
-        # "params/conv1/kernel" is also known as "conv1/kernel": gradients and optimizer states
-        # repeat a collection's paths without its name.
-        by_ending.setdefault(parts[1:], []).append(path)
+    leaves = Leaves(groups, axis_keeps(groups, masks), dead)
+    recognised: list[Any] = []
+    similar: list[str] = []
 
     def cut(key_path: Any, leaf: Any) -> Any:
         parts = tuple(jax.tree_util.keystr(key_path, simple=True, separator="/").split("/"))
-        path = _match(parts, names, by_ending)
-        if path in dead:
-            return None
-        if path is None or (not is_leaf_type(leaf) and np.ndim(leaf) == 0):
-            return leaf
-        full, held = groups.leaves[path].shape, is_leaf_type(leaf)
-        if held and all(keep is None for keep in keeps[path]):
-            return leaf
-        if held or np.shape(leaf) != full:
-            # A placeholder: optimizers keep scalars where a leaf has no state.
-            if not held and np.size(leaf) == 1:
-                return leaf
-            what = repr(leaf) if held else f"of shape {np.shape(leaf)}"
-            raise errors.StructureError(
-                f"the leaf {'/'.join(parts)} is {what}; it stands for {path}, whose shape is "
-                f"{full}. slim_params takes trees of dense arrays, not slim or factored ones."
+        try:
+            keep = (
+                leaves.held(parts, leaf)
+                if is_leaf_type(leaf)
+                else leaves.keep(parts, np.shape(leaf))
             )
-        return _take_where_it_is(leaf, tuple(keeps[path]))
+        except KeyError:
+            similar.extend(["/".join(parts)] * leaves.is_like(parts, np.shape(leaf)))
+            return leaf
+        recognised.append(keep)
+        if keep is None or is_leaf_type(leaf):
+            return None if keep is None else leaf
+        return _take_where_it_is(leaf, keep)
 
-    return jax.tree_util.tree_map_with_path(cut, tree, is_leaf=is_leaf_type)
+    result = jax.tree_util.tree_map_with_path(cut, tree, is_leaf=is_leaf_type)
+    if similar and not recognised:
+        raise errors.StructureError(
+            f"no leaf of the tree has the path of a variable: it has {similar[0]!r}, the variables "
+            f"have {', '.join(list(groups.leaves)[:3])}. Put it where it is in the variables, as "
+            'in slim_params(groups, masks, {"outer": {"inner": tree}}).'
+        )
+    return result
 
 
 def _take_where_it_is(leaf: Any, keep: Keep) -> Any:
     """The kept part of an array; a sharded axis stays sharded if its kept length can be divided."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(kept_shape(leaf.shape, keep), leaf.dtype)
     sharding = getattr(leaf, "sharding", None)
     traced = isinstance(leaf, Tracer)
     if traced or not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
@@ -203,22 +208,6 @@ def _parts(sharding: NamedSharding, names: Any) -> int:
     """The number of parts into which these mesh axes divide an array's axis."""
     several = names if isinstance(names, tuple) else (names,)
     return math.prod(sharding.mesh.shape[name] for name in several)
-
-
-def _match(
-    parts: tuple[str, ...],
-    names: Mapping[tuple[str, ...], str],
-    by_ending: Mapping[tuple[str, ...], list[str]],
-) -> str | None:
-    """The variable whose path, with or without its collection, ends `parts`."""
-    for start in range(len(parts)):
-        if parts[start:] in names:
-            return names[parts[start:]]
-    for start in range(len(parts)):
-        candidates = by_ending.get(parts[start:], [])
-        if len(candidates) == 1:
-            return candidates[0]
-    return None
 
 
 def slim(fn: Callable[..., Any], groups: Groups, masks: Masks) -> Callable[..., Any]:
