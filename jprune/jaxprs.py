@@ -3,7 +3,8 @@
 JAX nests what a user calls (`jit` around every `jax.numpy` function). `flatten` writes those
 calls out, so that the engine sees one list of equations over integer value ids. Calls that mean
 more than their body (custom derivatives, rematerialisation, control flow) stay one equation with
-`inner` programs.
+`inner` programs. A reshape that permutes axes first is written out as a transpose and a reshape,
+and arrays of length 0 are not joined to others.
 """
 
 import os
@@ -124,6 +125,8 @@ class _Builder:
         self.constants: dict[int, Any] = {}
         self.fixed: set[int] = set()
         self.equations: list[Equation] = []
+        self.idle: set[int] = set()
+        """Values that arrays of length 0 were made of."""
 
     def new(self, aval: Any) -> int:
         self.avals.append(aval)
@@ -154,6 +157,14 @@ class _Builder:
         for equation in jaxpr.eqns:
             name = equation.primitive.name
             operands = [read(variable) for variable in equation.invars]
+            # jax.numpy pads every axis, most of them with arrays of length 0 that it has cut,
+            # averaged or broadcast from all channels.
+            if self.is_empty(equation):
+                self.idle.update(operands)
+                for variable in equation.outvars:
+                    empty = np.zeros(variable.aval.shape, variable.aval.dtype)
+                    ids[variable] = self.constant(variable.aval, empty)
+                continue
             inlined = INLINED.get(name)
             if inlined is None and self.inline_remat and name in REMAT:
                 inlined = "jaxpr"
@@ -167,6 +178,17 @@ class _Builder:
                 self.callers = outside
                 ids.update(zip(equation.outvars, results))
                 continue
+            if name == "concatenate":
+                joined = equation.params["dimension"]
+                long = [value for value in operands if self.avals[value].shape[joined] != 0]
+                if len(long) == 1:
+                    ids[equation.outvars[0]] = long[0]
+                    continue
+                operands = long or operands
+            params = equation.params
+            if params.get("dimensions") is not None and name == "reshape":
+                operands = [self.transposed(equation, operands[0])]
+                params = {**params, "dimensions": None}
             for variable in equation.outvars:
                 ids[variable] = self.new(variable.aval)
             # What prints or calls back is not run while a net is read.
@@ -176,7 +198,7 @@ class _Builder:
                 Equation(
                     equation.primitive,
                     name,
-                    equation.params,
+                    params,
                     tuple(operands),
                     tuple(ids[variable] for variable in equation.outvars),
                     self.bodies(equation),
@@ -184,6 +206,26 @@ class _Builder:
                 )
             )
         return [read(variable) for variable in jaxpr.outvars]
+
+    def is_empty(self, equation: Any) -> bool:
+        """Whether all results of an equation that does nothing else are arrays of length 0."""
+        avals = [variable.aval for variable in equation.outvars]
+        empty = bool(avals) and all(0 in getattr(aval, "shape", ()) for aval in avals)
+        return empty and not (equation.effects or any(map(is_key, avals)))
+
+    def transposed(self, reshape: Any, value: int) -> int:
+        """What a reshape reads, in the order that its `dimensions` stand for: a transpose."""
+        order = tuple(reshape.params["dimensions"])
+        whole = self.avals[value]
+        moved = self.new(whole.update(shape=tuple(whole.shape[axis] for axis in order)))
+        if value in self.fixed:
+            self.fixed.add(moved)
+        callers = (reshape.source_info.traceback, *self.callers)
+        primitive, params = jex.primitives.transpose_p, {"permutation": order}
+        self.equations.append(
+            Equation(primitive, "transpose", params, (value,), (moved,), (), callers)
+        )
+        return moved
 
     def bodies(self, equation: Any) -> tuple[Program, ...]:
         keys = NESTED.get(equation.primitive.name, ())
@@ -211,16 +253,31 @@ def flatten(jaxpr: Any, inline_remat: bool = False, callers: tuple[Any, ...] = (
     builder = _Builder(inline_remat, callers)
     inputs = [builder.new(variable.aval) for variable in body.invars]
     outputs = builder.add(body, constants, inputs)
+    equations = _of_use(builder, outputs)
     return Program(
         tuple(inputs),
         tuple(outputs),
         builder.constants,
-        tuple(builder.equations),
+        tuple(equations),
         tuple(builder.avals),
-        {value: equation for equation in builder.equations for value in equation.outputs},
+        {value: equation for equation in equations for value in equation.outputs},
         builder.fixed,
         {},
     )
+
+
+def _of_use(builder: _Builder, outputs: Sequence[int]) -> list[Equation]:
+    """The equations without those that only went into arrays of length 0."""
+    idle, needed = set(builder.idle), set(outputs)
+    result: list[Equation] = []
+    for equation in reversed(builder.equations):
+        # Other results that nobody reads stay: their leaves are tied to what they meet there.
+        if equation.outputs and not needed & {*equation.outputs} and idle >= {*equation.outputs}:
+            idle.update(equation.inputs)
+        else:
+            needed.update(equation.inputs)
+            result.append(equation)
+    return result[::-1]
 
 
 def program_of(

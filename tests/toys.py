@@ -69,6 +69,22 @@ def tiny(classes, shape, dtype) -> zoo.Net:
     return zoo.from_nnx(lambda rngs: Tiny(classes, shape[2], dtype, rngs), shape)
 
 
+def running(classes, shape, dtype) -> zoo.Net:
+    """Two dense layers with a running sum over the channels between them."""
+    sizes = {"first": (int(np.prod(shape)), 16), "second": (16, classes)}
+
+    def init(key):
+        draw = lambda name: 0.1 * jax.random.normal(jax.random.fold_in(key, len(name)), sizes[name])
+        return {"params": {name: draw(name) for name in sizes}, "stats": {}}
+
+    def fn(variables, x):
+        hidden = jax.nn.softplus(x.reshape(x.shape[0], -1) @ variables["params"]["first"])
+        return jnp.cumsum(hidden, -1) @ variables["params"]["second"]
+
+    train_fn = lambda variables, x, key: (fn(variables, x), variables["stats"])
+    return zoo.Net("running", init, fn, train_fn, jax.ShapeDtypeStruct((1, *shape), dtype))
+
+
 def toy_task(model: str = "tiny", dtype=jnp.float32, **sizes: int) -> Task:
     make = tiny if model == "tiny" else partial(zoo.build, model)
     net = make(classes=CLASSES, shape=SHAPE, dtype=dtype)

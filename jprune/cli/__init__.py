@@ -5,18 +5,22 @@ Here belongs what turns arguments into calls and results into text; nothing is c
 mistakes into one sentence, `show.py` draws tables. Libraries that are slow to import are imported
 by the verb that needs them.
 
-Exit codes: 0; 1 when something failed; 2 when the arguments were wrong, with one line on the error
-stream that says what to write; 130 or 143 when a run was ended by Ctrl-C or TERM.
+Exit codes: 0; 1 when something failed, or when the slim net of a run that has written all its
+files is not the masked one (a warning says so); 2 when the arguments were wrong, with one line on
+the error stream that says what to write; 130 or 143 when a run was ended by Ctrl-C or TERM.
 """
 
 import logging
 import sys
 from collections.abc import Sequence
 
-from jprune import __version__, errors, interrupts
+from jprune import __version__, errors, foreign, interrupts
 from jprune.cli import verbs
 from jprune.cli.options import VERBS
 from jprune.cli.parse import parse
+
+LONGEST = 2000
+"""Characters of a message. What a message says of a foreign file takes 300 at most."""
 
 __all__ = ["main"]
 
@@ -52,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    # One line, whatever the message's own breaks: scripts read the error stream by lines.
-    print("jprune:", " ".join(str(error).split()), file=sys.stderr)
+    # One line, whatever the message's own breaks: scripts read the error stream by lines. And
+    # escaped: names in it may be from a file.
+    print("jprune:", foreign.line(error, LONGEST), file=sys.stderr)
     return code
 
 
@@ -71,7 +76,7 @@ def _run(words: list[str]) -> int:
         # 0.5: verbs are short, and any word is somewhat like one of them.
         hint = errors.nearest(verb, VERBS, cutoff=0.5)
         raise errors.ArgumentError(
-            f"there is no verb {verb!r}; {hint}Write one of {', '.join(VERBS)}."
+            f"there is no verb {foreign.shown(repr(verb), 60)}; {hint}Write one of {', '.join(VERBS)}."
         )
     try:
         options = parse(VERBS[verb], words[1:], f"jprune {verb}")
@@ -80,8 +85,7 @@ def _run(words: list[str]) -> int:
         return 0
     level = getattr(logging, options.log_level.upper())
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    verbs.TABLE[verb](options, words)
-    return 0
+    return verbs.TABLE[verb](options, words) or 0
 
 
 def usage() -> str:

@@ -64,6 +64,13 @@ def verdicts(found: Sequence[Any]) -> None:
     Console().print(table)
 
 
+def warnings(texts: Sequence[str]) -> None:
+    """Prints warnings on the error stream: in red on a terminal, unless NO_COLOR is set."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for text in texts:
+        console.print(f"jprune: warning: {text}", style="red")
+
+
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f} %"
 

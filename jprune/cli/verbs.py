@@ -12,8 +12,8 @@ from jprune.base import Budget
 from jprune.cli import options, show
 
 
-def prune(settings: options.Prune, words: Sequence[str]) -> None:
-    """The main job."""
+def prune(settings: options.Prune, words: Sequence[str]) -> int:
+    """The main job; 1 if what it has written cannot be relied on."""
     # Before the imports below, which take seconds: a mistake is answered at once.
     budget = _budget(settings)
     from jprune import recipes
@@ -61,6 +61,10 @@ def prune(settings: options.Prune, words: Sequence[str]) -> None:
         _print_json(result)
     elif not settings.quiet:
         show.result(result, out)
+    # Whatever is quiet: a script must not take the files of another net for success.
+    warnings = result.get("warnings", [])
+    show.warnings(warnings)
+    return 1 if warnings else 0
 
 
 def _budget(settings: options.Prune) -> Budget:
@@ -173,7 +177,7 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
-TABLE: dict[str, Callable[[Any, Sequence[str]], None]] = {
+TABLE: dict[str, Callable[[Any, Sequence[str]], int | None]] = {
     "prune": prune,
     "compare": compare,
     "inspect": inspect,

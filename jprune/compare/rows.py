@@ -177,8 +177,8 @@ def check(row: Any, source: str) -> None:
         newer = isinstance(row["schema"], int) and row["schema"] > SCHEMA
         advice = "Update jprune." if newer else "Run its command again with this version."
         raise errors.CheckpointError(
-            f"{source}, has schema {shown(row['schema'], 40)}; this version of jprune reads {SCHEMA}. "
-            f"{advice}"
+            f"{source}, has schema {shown(row['schema'], 40)}; this version of jprune reads "
+            f"{SCHEMA}. {advice}"
         )
     # A key that is missing is told apart from null: the first is a file of another kind, the second
     # only says that nothing was measured.
@@ -192,12 +192,13 @@ def check(row: Any, source: str) -> None:
     # Exactly one kind: two limits at once have no place on an axis of budgets.
     if budget is not None and len(budget) != 1:
         raise errors.CheckpointError(
-            f"{source}, has {shown(budget, 60)} at `budget`; one fraction that is kept was expected, such "
-            'as {"macs": 0.5}, or null for the dense net.'
+            f"{source}, has {shown(budget, 60)} at `budget`; one fraction that is kept was "
+            'expected, such as {"macs": 0.5}, or null for the dense net.'
         )
     if budget is None and row["method"] != "dense":
         raise errors.CheckpointError(
-            f"{source}, has no budget, but its method is {shown(row['method'], 60)}. Only `dense` has none."
+            f"{source}, has no budget, but its method is {shown(row['method'], 60)}. Only "
+            "`dense` has none."
         )
 
 

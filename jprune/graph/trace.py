@@ -12,7 +12,7 @@ from jprune.collector import uncollected
 from jprune.graph.couple.coupling import Coupling, check_arguments, check_leaves, couple, leaf_paths
 from jprune.graph.couple.groups import Found, find_units
 from jprune.graph.couple.interpret import walk
-from jprune.graph.couple.labels import SPATIAL, Indices, Reason
+from jprune.graph.couple.labels import SPATIAL, Flags, Indices, Reason
 from jprune.graph.couple.rules import RULES
 from jprune.graph.couple.solve import solve
 from jprune.graph.layers import examples_in, find_layers
@@ -52,7 +52,7 @@ def trace(
         freeze: names of groups whose units must stay, or paths of leaves (other than the first
             producer, which names its group) on which they stand.
         open: names of groups that a reduction freezes, or paths of leaves on which they stand (see
-            `groups.frozen`), that may be removed all the same.
+            `groups.frozen`), that may be removed all the same; those that are exact stay exact.
         twin: another function of the same arguments, mostly the training mode of `fn`, whose ties
             count too: it ties statistics that inference does not read (Haiku's hidden averages).
             Its outputs freeze nothing.
@@ -64,8 +64,8 @@ def trace(
     Raises:
         TraceError: a primitive has no rule and `strict` is set; an extra argument is tied to a
             channel; `fn` does not take these variables.
-        ArgumentError: `freeze` or `open` names neither a group nor a leaf, or `open` names what no
-            reduction freezes.
+        ArgumentError: `freeze` or `open` names neither a group nor a leaf, or `open` names nothing
+            that a reduction freezes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,25 +134,34 @@ def _opened(coupling: Coupling, names: Sequence[str], leaves: Sequence[str]) -> 
     units = find_units(everything)
     _check_names("open", names, units, leaves)
     count = len(everything.solution.atoms)
+    exact = _exact(everything, units)
     named = _named({name: found.places for name, found in units.items()}, names)
+    # Records name leaves, and a leaf may have the name of a group that is exact: it stays so.
+    inexact = [name for name in named if not exact[name]]
+    if not inexact:
+        raise errors.ArgumentError(
+            f"open={list(names)} names {named[0]!r}, which no reduction freezes; leave it out."
+        )
     wanted = np.zeros(count, bool)
-    wanted[np.concatenate([units[name].atoms for name in named])] = True
+    wanted[np.concatenate([units[name].atoms for name in inexact])] = True
     reduced: list[tuple[Indices, Reason]] = []
-    frozen = np.zeros(count, bool)
-    component = everything.solution.component
     for axis, reason in labels.reduced:
         atoms = everything.solution.atoms_of(axis)
-        atoms = np.unique(atoms[atoms >= 0])
-        frozen[atoms] = True
-        rest = atoms[~wanted[atoms]]
-        reduced.append((np.flatnonzero(np.isin(component, rest)), reason))
-    exact = [name for name in named if not frozen[units[name].atoms].any()]
-    if exact:
-        raise errors.ArgumentError(
-            f"open={list(names)} names {exact[0]!r}, which no reduction freezes; leave it out."
-        )
+        rest = np.unique(atoms[(atoms >= 0) & ~wanted[atoms]])
+        reduced.append((_labels_of(everything, rest), reason))
     narrower = labels.with_reduced(reduced)
     return coupling._replace(solution=solve(narrower))
+
+
+def _labels_of(coupling: Coupling, atoms: Indices) -> Indices:
+    """Labels that freeze these atoms, and no others where that can be said."""
+    solution = coupling.solution
+    # The solver splits axes more finely with labels of its own, which no rule can freeze.
+    rows = solution.atoms[solution.component[: coupling.labels.count]]
+    inside = np.isin(rows, atoms)
+    only = (inside | (rows < 0)).all(axis=1) & inside.any(axis=1)
+    missing = np.setdiff1d(atoms, rows[only])
+    return np.flatnonzero(only | np.isin(rows, missing).any(axis=1))
 
 
 def _named(units: dict[str, tuple[Place, ...]], names: Sequence[str]) -> list[str]:
@@ -176,17 +185,43 @@ def _exact(coupling: Coupling, units: dict[str, Found]) -> dict[str, bool]:
 
 def _frozen(coupling: Coupling) -> list[Frozen]:
     """Frozen axes of the leaves, one entry per reason; positions of images are not listed."""
+    parts = _frozen_parts(coupling)
     found: list[Frozen] = []
     for leaf, path in enumerate(coupling.paths):
         if not coupling.uses.roles[leaf]:
             continue
         for number, axis in enumerate(coupling.leaf_axes(leaf)):
+            causes = coupling.solution.causes_of(axis)
+            components = coupling.solution.component[axis]
+            for reason, flags in parts.items():
+                if positions := int(flags[components].sum()):
+                    causes[reason] += positions
             found += [
                 Frozen(path, number, positions, *reason)
-                for reason, positions in coupling.solution.causes_of(axis).items()
+                for reason, positions in causes.items()
                 if reason != SPATIAL.reason
             ]
     return found
+
+
+def _frozen_parts(coupling: Coupling) -> dict[Reason, Flags]:
+    """Reason -> [components]: those that go with their row alone, since their column is frozen.
+
+    Or with their column alone. Reasons without a remedy are left out: they are on record where the
+    row or the column ends.
+    """
+    solution = coupling.solution
+    found: dict[Reason, Flags] = {}
+    for product in coupling.labels.products:
+        for slot, factor in enumerate(product.factors):
+            causes = solution.causes[solution.component[factor]]
+            for number in np.unique(causes[causes >= 0]).tolist():
+                reason = solution.reasons[number]
+                if reason.remedy:
+                    wholes = np.compress(causes == number, product.whole, axis=slot)
+                    flags = found.setdefault(reason, np.zeros(len(solution.causes), bool))
+                    flags[solution.component[wholes]] = True
+    return {reason: flags & (solution.causes < 0) for reason, flags in found.items()}
 
 
 def _check_names(

@@ -23,6 +23,7 @@ from jprune.train.task import seen_at
 from jprune.units import expand
 
 Function = Callable[..., Any]
+LARGEST = float(jnp.finfo(jnp.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Law:
 
     The record's `max_rel_err` is max |a - b| / max |a| over all outputs, a being those of the dense
     net whose consumers' slices are masked, all kernels being arrays. Where a net chooses its
-    channels for every image, a is that of the dense kernels with gates on their outputs.
+    channels for every image, a is that of the dense kernels with gates on their outputs. Where
+    only one of the two nets gives a number, it is the largest float32.
     """
 
     fn: Function
@@ -64,7 +66,11 @@ class Law:
             a, b = fn(masked, image), small_fn(small, image)
             # Relative to the largest output of all batches, not element by element: logits near 0
             # would make any rounding look large.
-            return jnp.abs(a - b).max(), jnp.abs(a).max()
+            both = jnp.isfinite(a) & jnp.isfinite(b)
+            # Not a number in both is the same; else NaN would be lost in the maximum below.
+            gap = jnp.where((a == b) | (jnp.isnan(a) & jnp.isnan(b)), 0.0, LARGEST)
+            gap = jnp.where(both, jnp.abs(a - b), gap)
+            return gap.max(), jnp.where(jnp.isfinite(a), jnp.abs(a), 0.0).max()
 
         difference, size = 0.0, 0.0
         with jax.default_matmul_precision("highest"):  # GPUs and TPUs round float32 otherwise
@@ -74,7 +80,9 @@ class Law:
                     max(difference, float(worst_of_batch[0])),
                     max(size, float(worst_of_batch[1])),
                 )
-        return pruned, [record(self.name, {"max_rel_err": difference / size if size else 0.0})]
+        # Outputs that are 0 everywhere have no size to compare with.
+        error = min(difference / size if size else LARGEST * bool(difference), LARGEST)
+        return pruned, [record(self.name, {"max_rel_err": error})]
 
 
 WRITERS: dict[str, Callable[[Function, Variables, Any], bytes]] = {

@@ -103,6 +103,7 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
         pruned: the net after the last stage.
     """
     measured = _metrics(directory, "measure")
+    law = _metrics(directory, "law").get("max_rel_err")
     dense, before, small = (
         {**_metrics(directory, name), **measured.get(name, {})}
         for name in ("dense", "before_finetune", "pruned")
@@ -133,7 +134,8 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
             "bytes": fraction("bytes"),
             "latency": _ratio(_median(small), _median(dense)),
         },
-        "law_max_rel_err": _metrics(directory, "law").get("max_rel_err"),
+        "law_max_rel_err": law,
+        "warnings": report.law_warnings(law),
         "dense": report.measured(**dense),
         "before_finetune": report.measured(**before),
         "pruned": report.measured(**small),

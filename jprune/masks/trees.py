@@ -14,6 +14,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import Groups, Masks, PyTree, Variables, is_none
 from jprune.graph.shrink.concrete import at_hand, on_host, put_back
+from jprune.jaxprs import is_key
 from jprune.units import leaves_by_path, ones, places_of
 
 
@@ -23,7 +24,9 @@ def _map_masks(function: Callable[..., Any], masks: Masks, *trees: PyTree) -> Py
 
 
 def apply_masks(variables: Variables, masks: Masks) -> Variables:
-    """Variables times masks, differentiable in both; a None mask leaves its leaf as it is.
+    """Variables times masks, differentiable in both.
+
+    A None mask leaves its leaf as it is, and so does any mask of random keys.
 
     Raises:
         StructureError: masks of another structure, or of shapes that do not fit.
@@ -48,7 +51,7 @@ def apply_masks(variables: Variables, masks: Masks) -> Variables:
 
 def _masked(variables: Variables, masks: Masks, product: Callable[..., Any]) -> Variables:
     def one(mask: Any, value: Any) -> Any:
-        if mask is None:
+        if mask is None or is_key(value):
             return value
         # A mask may broadcast to its leaf, but never enlarge it.
         mask = mask if isinstance(mask, np.ndarray) else jnp.asarray(mask)

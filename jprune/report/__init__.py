@@ -8,9 +8,20 @@ again, and no number is typed. `schema.py` defines `result.json`, which other pr
 
 from jprune.report.page import html
 from jprune.report.read import Run, read_run
-from jprune.report.schema import SCHEMA, Achieved, LatencyTable, Measured, Result, check, measured
+from jprune.report.schema import (
+    LAW_BOUND,
+    SCHEMA,
+    Achieved,
+    LatencyTable,
+    Measured,
+    Result,
+    check,
+    law_warnings,
+    measured,
+)
 
 __all__ = [
+    "LAW_BOUND",
     "SCHEMA",
     "Achieved",
     "LatencyTable",
@@ -19,6 +30,7 @@ __all__ = [
     "Run",
     "check",
     "html",
+    "law_warnings",
     "measured",
     "read_run",
 ]

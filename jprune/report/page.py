@@ -75,7 +75,10 @@ def _section(title: str, note: str, content: Markup) -> Markup:
 
 def _header(result: Result, title: str) -> Markup:
     about = f"Asked to keep {text.budget(result['requested'])}. Seed {result['seed']}."
-    return tag("header", tag("p", "jprune report"), tag("h1", title), tag("p", about))
+    warnings = [
+        tag("p", f"Warning: {warning}", class_="warning") for warning in result.get("warnings", [])
+    ]
+    return tag("header", tag("p", "jprune report"), tag("h1", title), tag("p", about), *warnings)
 
 
 def _tiles(result: Result) -> Markup:

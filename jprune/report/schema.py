@@ -1,6 +1,7 @@
 """The keys of `result.json`: what a finished run says in one file.
 
-Fractions are of the dense net and kept. What was not measured is null, never absent.
+Fractions are of the dense net and kept. What was not measured is null, never absent; `warnings`
+alone is absent from files that were written before it was there.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from jprune import errors, foreign
 from jprune.measure import Device, Latency
 
 SCHEMA = 1
+LAW_BOUND = 1e-3
+"""Largest relative difference between masked and slim net that rounding explains."""
 
 
 class LatencyTable(TypedDict):
@@ -79,6 +82,7 @@ class Result(TypedDict):
     requested: dict[str, float]
     achieved: Achieved
     law_max_rel_err: float | None
+    warnings: NotRequired[list[str]]
     dense: Measured
     before_finetune: Measured
     pruned: Measured
@@ -108,6 +112,28 @@ def measured(
         "bytes": bytes,
         "latency_ms": {"xla_b1": xla_b1, "xla_b128": xla_b128, "tflite_b1": tflite_b1},
     }
+
+
+def law_warnings(law: float | None) -> list[str]:
+    """What to say of a difference between the masked and the slim net; nothing if it is small.
+
+    Args:
+        law: the largest relative difference; None where it was not measured.
+
+    Example:
+        >>> law_warnings(2e-7), law_warnings(None)
+        ([], [])
+        >>> law_warnings(0.96)[0].split(":")[0]
+        'the slim net is not the net that was trained'
+    """
+    if law is None or law <= LAW_BOUND:
+        return []
+    return [
+        "the slim net is not the net that was trained: masked and slim net differ by "
+        f"{law:.1e} of the largest output, where rounding explains {LAW_BOUND:.0e}. Do not use the "
+        "exported files. Look at rules of your own, at functions that magnify rounding, and report "
+        "the net if there are none."
+    ]
 
 
 def check(result: Mapping[str, Any], source: str = "result.json") -> None:

@@ -11,9 +11,10 @@ import pytest
 
 import jprune
 from jprune import cli, report, survey
-from jprune.cli import options, verbs
+from jprune.cli import options, show, verbs
 from jprune.cli.parse import sentence
 from jprune.export import load_stablehlo, run_tflite
+from jprune.graph.couple.rules import RULES
 from jprune.runs import files
 from jprune.runs.progress import Lines
 
@@ -248,3 +249,37 @@ def test_progress_is_lines_where_there_is_no_terminal(monkeypatch):
     assert cli.main(PRUNE.split()) == 1
     assert made == [Lines]
     assert os.isatty(2) is False or not sys.stderr.isatty()
+
+
+def test_a_small_net_that_is_another_net_is_no_success(monkeypatch, capsys, tmp_path):
+    # A rule of one's own that is wrong: a running sum hands its channels on.
+    monkeypatch.setitem(RULES, "cumsum", lambda context, operands: list(operands))
+    command = "prune --model tests.toys:running --data digits --method l2 --density 0.5 --steps 2"
+    words = [*command.split(), "--quiet", "--out", str(tmp_path / "run")]
+    for _ in range(2):  # a run that is finished already says it again
+        assert cli.main(words) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("jprune: warning: the slim net is not the net that was trained")
+        assert "\x1b" not in err  # no terminal
+    result = files.read_json(tmp_path / "run/result.json")
+    assert result["law_max_rel_err"] > 0.1
+    assert len(result["warnings"]) == 1
+    assert result["warnings"][0] in err
+    report.check(result)
+    assert "slim net is not the net that was trained" in (tmp_path / "run/report.html").read_text()
+    assert {"params", "model.stablehlo"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize(("no_color", "colored"), [(None, True), ("1", False)])
+def test_warnings_are_red_on_a_terminal(monkeypatch, capsys, no_color, colored):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes the stream for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    if no_color is None:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+    else:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    show.warnings(["careful [a]"])
+    err = capsys.readouterr().err
+    assert "careful [a]" in err
+    assert ("\x1b[31m" in err) == colored

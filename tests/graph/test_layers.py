@@ -11,6 +11,7 @@ from jprune import errors
 from jprune.cost import cost_model, macs
 from tests.graph import test_libraries as libraries
 from tests.graph.test_random_nets import STEPS
+from tests.law import check_law
 from tests.nets import FIRST_CUT, Net, conv, draw, head, head_shapes, norm, norm_shapes
 from tests.patterns import PATTERNS
 from tests.random_nets import build
@@ -543,3 +544,58 @@ def test_layers_of_random_nets():
         assert {path: layer.macs for path, layer in layers.items()} == pytest.approx(by_layer)
 
     agree()
+
+
+# ---- one contraction in two spellings ---------------------------------------------------------
+
+
+SPELLINGS = {
+    # name: (a product and its sum, einsum's words for the same, shape of the kernel)
+    "row": (lambda h, w: (h * w).sum(-1), "nthc,c->nth", (6,)),
+    "row, with its axis": (
+        lambda h, w: (h * w).sum(-1, keepdims=True)[..., 0],
+        "nthc,c->nth",
+        (6,),
+    ),
+    "mean": (lambda h, w: 6 * (w * h).mean(-1), "nthc,c->nth", (6,)),
+    "matrix": (lambda h, w: (h[..., None] * w).sum(-2), "nthc,co->ntho", (6, 5)),
+    "transposed": (lambda h, w: (w * h[..., None, :]).sum(-1), "nthc,oc->ntho", (5, 6)),
+    "taps": (lambda h, w: (h * w[:, None]).sum(1), "nthc,tc->nhc", (4, 6)),
+    "two axes": (lambda h, w: (h * w[:, None]).sum((1, 3)), "nthc,tc->nh", (4, 6)),
+    "and positions": (lambda h, w: (h[..., None] * w).sum((1, 3)), "nthc,co->nho", (6, 5)),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_sum_of_products_is_the_layer_that_it_computes(spelling):
+    written, words, shape = SPELLINGS[spelling]
+    whole = lambda contract: lambda v, x: jnp.tanh(contract(jax.nn.sigmoid(x @ v["a"]), v["w"]))
+    nets = whole(written), whole(lambda h, w: jnp.einsum(words, h, w))
+    shapes = {"a": (3, 6), "w": shape}
+    variables, inputs = draw(Net("", nets[0], shapes, ((2, 4, 7, 3),), {}))
+    groups = [jprune.trace(net, variables, *inputs) for net in nets]
+    assert groups[0].sizes == groups[1].sizes
+    # Every channel of the taps goes to the output.
+    assert groups[0].sizes == ({} if spelling == "taps" else {"a": 6})
+    layers = [found.layers["w"] for found in groups]
+    # The sum over positions comes behind the contraction in one of the two spellings.
+    leave = ("positions", "macs") if spelling == "and positions" else ()
+    assert [layer._replace(**dict.fromkeys(leave)) for layer in layers[:1]] == [
+        layer._replace(**dict.fromkeys(leave)) for layer in layers[1:]
+    ]
+    masks = {name: np.arange(size) > 0 for name, size in groups[0].sizes.items()}
+    costs = [
+        jprune.cost(net, variables, *inputs, groups=found, masks=masks).macs
+        for net, found in zip(nets, groups)
+    ]
+    assert costs[0] == costs[1] or leave
+    check_law(nets[0], variables, inputs, masks, groups[0], 1e-5)
+
+
+def test_a_product_that_others_read_is_no_contraction():
+    def net(v, x):
+        product = jax.nn.sigmoid(x @ v["a"]) * v["w"]
+        return product.sum(-1), product @ v["out"]
+
+    layers = layers_of(net, {"a": (3, 6), "w": (6,), "out": (6, 5)}, (2, 3))
+    assert list(layers) == ["a", "out"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jprune
-from tests.law import quick, random_masks, relative_error
+from tests.law import check_law, quick, random_masks, relative_error
 from tests.nets import Net, conv, draw, head, head_shapes
 
 MASK = np.array([True, False, True, True, False, True])
@@ -37,9 +37,7 @@ NORMS = {
     "fast": fast_layer_norm,
     "rms": lambda x: x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-3),
     "all but batch": lambda x: standardised(x, (1, 2, 3)),
-    "unit length": lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True),
     "softmax": jax.nn.softmax,
-    "strongest": lambda x: x / jnp.abs(x).max(-1, keepdims=True),
     "by product": by_product,
 }
 
@@ -77,6 +75,18 @@ def test_the_slim_net_is_the_users_own_function_on_smaller_arrays(norm):
     assert relative_error(quick(net.fn, masked, *inputs), slim) > 1e-4  # they differ by nature
 
 
+@pytest.mark.parametrize("order", [1, 2, jnp.inf])
+def test_lengths_do_not_count_channels_so_they_need_no_opening(order):
+    net = net_with(lambda x: x / jnp.linalg.norm(x, order, axis=-1, keepdims=True))
+    variables, inputs = draw(net)
+    groups = jprune.trace(net.fn, variables, *inputs)
+    assert groups.sizes == {"a": 6, "b": 5}
+    assert all(groups.exact.values())
+    # With zeros for what the convolution and its bias say, a sum or a maximum does not change.
+    assert {p.leaf for p in groups.places["a"] if "in" in p.roles} == {"a", "bias", "b"}
+    check_law(net.fn, variables, inputs, {"a": MASK}, groups, 1e-5)
+
+
 def test_a_leaf_on_which_the_group_stands_opens_it_too():
     net = net_with(NORMS["layer"])
     variables, inputs = draw(net)
@@ -84,6 +94,35 @@ def test_a_leaf_on_which_the_group_stands_opens_it_too():
     by_leaf = jprune.trace(net.fn, variables, *inputs, open=("scale",))
     assert by_group.sizes == by_leaf.sizes
     assert by_group.exact == by_leaf.exact
+
+
+def test_every_remedy_on_record_can_be_followed():
+    def fn(v, x):
+        return jnp.tanh(standardised(x @ v["first"], (-1,)) @ v["second"]) @ v["out"]
+
+    shapes = {"first": (3, 8), "second": (8, 6), "out": (6, 5)}
+    variables, inputs = draw(Net("layer norm", fn, shapes, ((2, 3),), {}))
+    records = jprune.trace(fn, variables, *inputs).frozen
+    named = {record.leaf for record in records if record.remedy}
+    assert named == {"first", "second"}
+    # `second` is a leaf on which the frozen group stands, and the name of a group that is exact.
+    groups = jprune.trace(fn, variables, *inputs, open=named)
+    assert groups.sizes == {"first": 8, "second": 6}
+    assert groups.exact == {"first": False, "second": True}
+
+
+def test_what_is_not_opened_stays_though_the_solver_splits_it_more_finely():
+    def fn(v, x):
+        x = standardised(x @ v["first"], (-1,)) @ v["second"]
+        x = standardised(x.reshape(2, 3, 4), (-1,)).reshape(2, 6, 2)
+        return jnp.tanh(jnp.tanh(standardised(x, (-1,))).reshape(2, 12) @ v["third"]) @ v["out"]
+
+    shapes = {"first": (3, 8), "second": (8, 12), "third": (12, 7), "out": (7, 5)}
+    variables, inputs = draw(Net("splits", fn, shapes, ((2, 3),), {}))
+    assert jprune.trace(fn, variables, *inputs).sizes == {"second": 3, "third": 7}
+    opened = jprune.trace(fn, variables, *inputs, open=("first",))
+    assert opened.sizes == {"first": 8, "second": 3, "third": 7}
+    assert opened.exact == {"first": False, "second": True, "third": True}
 
 
 def test_only_what_is_named_is_opened():
@@ -153,4 +192,21 @@ def test_names_that_open_nothing_are_refused():
     with pytest.raises(jprune.errors.ArgumentError, match="neither a group nor a leaf"):
         jprune.trace(net.fn, variables, *inputs, open=("nothing",))
     with pytest.raises(jprune.errors.ArgumentError, match="which no reduction freezes"):
-        jprune.trace(net.fn, variables, *inputs, open=("b", "a"))
+        jprune.trace(net.fn, variables, *inputs, open=("b",))
+
+
+def test_only_what_is_named_is_opened_where_an_axis_is_split_twice():
+    def net(v, x):
+        x = fast_layer_norm(x @ v["a"]) @ v["b"]
+        x = fast_layer_norm(x.reshape(2, 3, 4)).reshape(2, 6, 2)
+        x = jnp.tanh(fast_layer_norm(x)).reshape(2, 12)
+        return jnp.tanh(x @ v["c"]) @ v["out"]
+
+    shapes = {"a": (5, 8), "b": (8, 12), "c": (12, 7), "out": (7, 9)}
+    variables, inputs = draw(Net("net", net, shapes, ((2, 5),), {}))
+    # Whole groups of four: parts of them are normalised together.
+    assert jprune.trace(net, variables, *inputs).sizes == {"b": 3, "c": 7}
+    opened = jprune.trace(net, variables, *inputs, open=("a",))
+    assert opened.sizes == {"a": 8, "b": 3, "c": 7}
+    assert opened.exact == {"a": False, "b": True, "c": True}
+    check_law(net, variables, inputs, random_masks(opened) | {"a": np.ones(8, bool)}, opened, 1e-5)

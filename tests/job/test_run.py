@@ -23,6 +23,7 @@ from jprune.base import Pruned
 from jprune.cli import main
 from jprune.export import load_stablehlo, run_tflite, stablehlo_text
 from jprune.graph.shrink.plans import replay
+from jprune.job import finish
 from jprune.job import main as job
 from jprune.job.nets import net_for
 from jprune.recipes import Train
@@ -502,3 +503,19 @@ def test_loaded_weights_are_not_trained():
     assert dense is None
     names = [stage.name for stage in recipes.find("l1")(Budget(macs=0.5), dense, finetune)]
     assert names == ["save", "dense", "prune", "before_finetune", "finetune"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_small_net_that_gives_no_numbers_breaks_the_law(monkeypatch, value):
+    task = toy_task()
+    pruned = Pruned(drawn(task), {})
+    law = finish.Law(task.fn)
+    error = lambda: law(pruned, task, KEY)[1][0]["metrics"]["max_rel_err"]
+    assert error() < 1e-6
+    broken = lambda fn, *_: lambda v, x: fn(v, x).at[0, 0].set(value)
+    monkeypatch.setattr(finish, "slim", broken)
+    assert 1e30 < error() < np.inf
+    # Where both nets give none, they agree.
+    law = finish.Law(broken(task.fn))
+    monkeypatch.setattr(finish, "slim", lambda fn, *_: fn)
+    assert error() < 1e-6

@@ -9,7 +9,17 @@ from tests.patterns.control import CONTROL
 from tests.patterns.convolutions import CONVOLUTIONS
 from tests.patterns.joins import JOINS
 from tests.patterns.norms import NORMS
+from tests.patterns.primitives import PRIMITIVES
 from tests.patterns.shuffles import SHUFFLES
 from tests.patterns.streams import STREAMS
 
-PATTERNS = [*ATTENTION, *CONTROL, *CONVOLUTIONS, *JOINS, *NORMS, *SHUFFLES, *STREAMS]
+PATTERNS = [
+    *ATTENTION,
+    *CONTROL,
+    *CONVOLUTIONS,
+    *JOINS,
+    *NORMS,
+    *PRIMITIVES,
+    *SHUFFLES,
+    *STREAMS,
+]

@@ -87,6 +87,41 @@ def rotary(v, x):
     return dense(jax.nn.sigmoid(y).mean(1), v["head"])
 
 
+def rotary_form(rotate, before_heads=False):
+    """Attention whose neighbours 2 i and 2 i + 1 are turned together, in each head or before."""
+
+    def net(v, x):
+        batch, tokens, _ = x.shape
+        split = lambda y: y.reshape(batch, tokens, 2, 6)
+        turn = (lambda y: split(rotate(y))) if before_heads else (lambda y: rotate(split(y)))
+        q, k = (turn(dense(x, v[name])) for name in "qk")
+        w = dense(x, v["v"]).reshape(batch, tokens, 2, 5)
+        y = dense(attend(q, k, w).reshape(batch, tokens, 10), v["project"])
+        return dense(jax.nn.sigmoid(y).mean(1), v["head"])
+
+    return net
+
+
+def angles(y):
+    """Of every token and pair of [batch, tokens, ..., channels]."""
+    pairs = 0.3 + jnp.arange(y.shape[-1] // 2)
+    return jnp.expand_dims(jnp.arange(y.shape[1]), tuple(range(1, y.ndim - 1))) * pairs
+
+
+def neighbours(y):
+    """Strided halves that are turned, stacked and flattened."""
+    even, odd, angle = y[..., ::2], y[..., 1::2], angles(y)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(y.shape)
+
+
+def complex_numbers(y):
+    """The same as a product of complex numbers."""
+    pairs = y.reshape(*y.shape[:-1], -1, 2)
+    turned = jax.lax.complex(pairs[..., 0], pairs[..., 1]) * jnp.exp(1j * angles(y))
+    return jnp.stack([turned.real, turned.imag], -1).reshape(y.shape)
+
+
 def linear_attention(v, x):
     """A softplus feature map: a cleared producer does not clear the product."""
     q, k = jax.nn.softplus(dense(x, v["q"])), jax.nn.softplus(dense(x, v["k"]))
@@ -200,6 +235,28 @@ ATTENTION = [
         ((3, 7, 8),),
         # Two heads; dimensions i and i + 3 of q and k go together: three pairs; five of v.
         {"q/kernel": 2, "q/kernel@2": 3, "v/kernel": 5, "project/kernel": 9},
+    ),
+    *(
+        Net(
+            name,
+            fn,
+            {
+                "q": dense_shapes(8, 12),
+                "k": dense_shapes(8, 12),
+                "v": dense_shapes(8, 10),
+                "project": dense_shapes(10, 9),
+                "head": dense_shapes(9, 4),
+            },
+            ((3, 7, 8),),
+            # The same in every form: the axis of the stack is no leaf's, and goes nowhere.
+            {"q/kernel": 2, "q/kernel@2": 3, "v/kernel": 5, "project/kernel": 9},
+        )
+        for name, fn in (
+            ("rotary_neighbours", rotary_form(neighbours)),
+            ("rotary_complex", rotary_form(complex_numbers)),
+            ("rotary_before_heads", rotary_form(neighbours, before_heads=True)),
+            ("rotary_complex_before_heads", rotary_form(complex_numbers, before_heads=True)),
+        )
     ),
     Net(
         "linear_attention",

@@ -27,8 +27,10 @@ def spread(labels: Labels, seeds: Iterable[tuple[Axis, Indices]]) -> Solution:
             spreader.seed(axis, units)
     products = labels.products
     # Factors some of whose wholes have no units yet are set only when nothing else can be.
-    while any([spreader.product(product, True) for product in products]) or any(
-        spreader.product(product, False) for product in products
+    while (
+        any([spreader.product(product, True) for product in products])
+        or any(spreader.product(product, False) for product in products)
+        or any(spreader.settle(product) for product in products)
     ):
         pass
     return Solution(spreader.component, spreader.table, np.full(len(spreader.table), NONE), ())
@@ -72,6 +74,17 @@ class _Spreader:
         ]
         factors = np.stack(columns)
         return self.to_factors(whole, factors, surely) or self.to_whole(whole, factors)
+
+    def settle(self, product: Product) -> bool:
+        """Factors that no leaf has always live (the axis of a stack); whether there were any."""
+        factors = [self.component[factor] for factor in product.factors]
+        new = [factor[~self.known[factor]] for factor in factors]
+        # A product without any units is made of constants, and says nothing.
+        if not any(self.known[factor].any() for factor in factors):
+            return False
+        for unknown in new:
+            self.known[unknown] = True
+        return any(unknown.size for unknown in new)
 
     def to_whole(self, whole: Indices, factors: Indices) -> bool:
         """A whole gets the units of all its factors."""

@@ -6,16 +6,17 @@ from typing import TypeAlias
 from jax.lax import ConvDimensionNumbers
 
 from jprune.graph.couple.labels import SPATIAL, UNIT, Axis, AxisLabels, Fixed, Reason
-from jprune.graph.couple.rules import CONSTANT, DATA, Context, rule
+from jprune.graph.couple.rules import Context, rule
 
 Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]
 DotDimensionNumbers: TypeAlias = tuple[Pair, Pair]
 """Contracted axes and batch axes, each for both operands."""
 ELEMENTWISE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    bitcast_convert_type cbrt ceil clamp complex conj convert_element_type copy copy_p cos
-    cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag
-    integer_pow igamma igammac is_finite le lgamma log log1p log2 logistic lt max min mul name
+    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos
+    cosh device_put digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt imag
+    integer_pow igamma igammac is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min
+    mul mulhi name
     ne neg nextafter not one_minus_square optimization_barrier or polygamma polynomial
     population_count pow pvary real
     reduce_precision regularized_incomplete_beta rem round rsqrt select_n sharding_constraint
@@ -69,7 +70,7 @@ def convolution(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
             context.freeze(axis, "convolution with batch groups")
         batch = Fixed(context.reason("convolution with batch groups"))
     elif params["feature_group_count"] == 1:
-        contracted(context, channels, inputs)
+        context.tie(channels, inputs)
     else:
         outputs = grouped(context, params["feature_group_count"], channels, inputs, outputs)
     result: list[Axis] = [SPATIAL] * len(numbers.out_spec)
@@ -96,7 +97,6 @@ def grouped(context: Context, groups: int, channels: Axis, inputs: Axis, outputs
         labels.tie(rows, whole_in)
     else:
         context.product(whole_in.reshape(groups, per_group), (rows, inputs))
-        unmasked(context, inputs)
     # One output a group: it is the row.
     if out_per_group == 1:
         labels.tie(whole_out, rows)
@@ -115,7 +115,7 @@ def dot_general(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     (left_in, right_in), (left_batch, right_batch) = numbers
     left, right = operands
     for one, other in zip(left_in, right_in):
-        contracted(context, left[one], right[other])
+        context.tie(left[one], right[other])
     batch = [context.tie(left[i], right[j]) for i, j in zip(left_batch, right_batch)]
     # Results are ordered: batch axes, free axes of the left operand, free axes of the right one.
     free = [
@@ -127,18 +127,6 @@ def dot_general(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     return [(*batch, *free)]
 
 
-def contracted(context: Context, left: Axis, right: Axis) -> None:
-    """Ties two contracted axes."""
-    unmasked(context, context.tie(left, right))
-
-
-def unmasked(context: Context, axis: Axis) -> None:
-    """A contraction with constants has no weights that a mask could clear."""
-    # A mean written as a product with 1/n: the masked net still divides by n.
-    if sorted(context.levels) == [CONSTANT, DATA]:
-        context.reduce(axis, "contracted with a constant, which no mask reaches")
-
-
 REDUCTIONS = """
     reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin
 """.split()
@@ -146,15 +134,12 @@ REDUCTIONS = """
 
 @rule(*REDUCTIONS)
 def reduction(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
-    """Channels that are reduced over without weights must stay, unless they are opened."""
+    """The axes that are left. Whether the others may lose channels is asked in `zeros.py`."""
     name = context.equation.name
     axes: tuple[int, ...] = context.equation.params["axes"]
-    for axis in axes:
-        # argmax gives the number of a channel: with fewer channels the numbers change.
-        if name.startswith("arg"):
-            context.freeze(operands[0][axis], f"{name} over the channels gives their numbers")
-        else:
-            context.reduce(operands[0][axis], f"{name} over the channels, without weights")
+    # argmax gives the number of a channel: with fewer channels the numbers change.
+    for axis in axes if name.startswith("arg") else ():
+        context.freeze(operands[0][axis], f"{name} over the channels gives their numbers")
     return [tuple(axis for position, axis in enumerate(operands[0]) if position not in axes)]
 
 
@@ -220,18 +205,35 @@ def sort(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     return [tied] * len(context.equation.outputs)
 
 
+@rule("top_k")
+def top_k(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Along one axis the result has places of an order; the other axes pass."""
+    along: int = context.equation.params["axis"]
+    (axes,) = operands
+    context.freeze(axes[along], "sorted along the channels")
+    order = Fixed(context.reason("places of an order"))
+    result = tuple(order if axis == along else labels for axis, labels in enumerate(axes))
+    return [result, result]
+
+
 @rule("iota", "random_bits", "random_gamma", "rng_uniform", "empty", "empty2")
 def from_nowhere(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
     """Arrays made from nothing: their positions follow what they are combined with."""
     return [context.fresh(context.out_shape(i)) for i in range(len(context.equation.outputs))]
 
 
-@rule(
-    "random_wrap", "random_unwrap", "random_seed", "random_fold_in", "random_split", "threefry2x32"
-)
+KEYS = """
+    random_clone random_fold_in random_seed random_split random_unwrap random_wrap threefry2x32
+""".split()
+RANDOM = {*KEYS, "random_bits", "random_gamma"}
+"""What random keys go through: a leaf behind these is no weight."""
+
+
+@rule(*KEYS)
 def keys(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
-    """Random keys are no channels."""
-    del operands
+    """Random keys are no channels, and neither are the words that they are made of."""
+    for axis in (axis for operand in operands for axis in operand):
+        context.freeze(axis, "random key")
     fixed = Fixed(Reason("random key"))
     return [
         tuple(fixed for _ in context.out_shape(i)) for i in range(len(context.equation.outputs))

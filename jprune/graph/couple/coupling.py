@@ -10,12 +10,13 @@ from jprune import errors
 from jprune.base import Groups
 from jprune.forms.leaf_type import is_leaf_type
 from jprune.graph.couple.answers import spread
+from jprune.graph.couple.contractions import with_contractions
 from jprune.graph.couple.interpret import Frame, interpret
 from jprune.graph.couple.labels import Axis, AxisLabels, Fixed, Indices, Labels, Reason, Solution
-from jprune.graph.couple.products import freeze_survivors
 from jprune.graph.couple.roles import Uses, uses_of
 from jprune.graph.couple.rules import DATA, PARAMETER
 from jprune.graph.couple.solve import solve
+from jprune.graph.couple.zeros import find_survivors
 from jprune.jaxprs import Equation, Program, describe, program_of, user_line
 
 INPUT = "tied to the network input "
@@ -35,6 +36,7 @@ class Coupling(NamedTuple):
         main: how many of the flat outputs count, the others being new statistics; None for all.
         paths: of the leaves of the variables.
         argument_names: paths of the leaves of the other arguments.
+        cleared: axes whose units need their producers cleared, beside their consumers.
     """
 
     program: Program
@@ -46,6 +48,7 @@ class Coupling(NamedTuple):
     main: int | None
     paths: tuple[str, ...]
     argument_names: tuple[str, ...]
+    cleared: tuple[Indices, ...] = ()
 
     def under(self, groups: Groups) -> "Coupling":
         """The same coupling, with the units of groups as atoms."""
@@ -96,16 +99,21 @@ def couple(
     names = tuple(leaf_paths(args))
     inputs = [*leaves, *_fixed_arguments(program, names)]
     levels = [PARAMETER] * len(paths) + [DATA] * len(names)
+    program = with_contractions(program, levels)
     frame = interpret(labels, program, inputs, levels)
     main = len(jax.tree.leaves(output[0])) if has_aux else None
     uses = uses_of(program, frame, len(paths), main)
+    cleared: list[Indices] = []
     if twin is not None:
         other, _ = program_of(twin, variables, *args, inline_remat=inline_remat)
         # Into the same `labels`: the twin's ties join those of the function, at the same leaves.
-        interpret(labels, other, [*leaves, *_fixed_arguments(other, names)], levels)
+        other = with_contractions(other, levels)
+        other_inputs = [*leaves, *_fixed_arguments(other, names)]
+        other_frame = interpret(labels, other, other_inputs, levels)
         _note_state(other, uses)
+        cleared += find_survivors(other, other_frame, labels, uses, kernels=False)
     if groups is None:
-        freeze_survivors(program, frame, labels, uses)
+        cleared += find_survivors(program, frame, labels, uses)
         pair = not has_aux and isinstance(output, tuple) and len(output) == 2
         first = len(jax.tree.leaves(output[0])) if pair else len(program.outputs)
         for number, value in enumerate(program.outputs[:main]):
@@ -116,7 +124,9 @@ def couple(
         solution = solve(labels)
     else:
         solution = unit_solution(labels, dict(zip(paths, leaves)), groups)
-    return Coupling(program, frame, labels, solution, uses, output, main, paths, names)
+    return Coupling(
+        program, frame, labels, solution, uses, output, main, paths, names, tuple(cleared)
+    )
 
 
 def unit_solution(labels: Labels, leaves: Mapping[str, AxisLabels], groups: Groups) -> Solution:

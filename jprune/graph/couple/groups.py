@@ -8,9 +8,9 @@ import numpy as np
 
 from jprune.base import ROLES, Place
 from jprune.graph.couple.coupling import Coupling
-from jprune.graph.couple.labels import Fixed, Flags, Indices
-from jprune.graph.couple.products import STAND_INS, ordered_contracted_axes
+from jprune.graph.couple.labels import Flags, Indices
 from jprune.graph.couple.solve import components
+from jprune.graph.couple.zeros import STAND_INS
 
 
 class Found(NamedTuple):
@@ -55,14 +55,14 @@ def find_units(coupling: Coupling) -> dict[str, Found]:
     for row, atoms in zip(axes, present):
         for key in np.unique(signature[atoms]).tolist():
             touched.setdefault(key, []).append(row)
-    meeting = _meeting(coupling, count)
+    needy = _cleared(coupling, count)
     unordered: list[tuple[tuple[int, ...], str, Found]] = []
     for key, rows in touched.items():
         stands_in = not any("in" in row.roles for row in rows)
         producer = min(rows, key=lambda row: _producer_order(coupling, row))
         for members in _kinds(rows, np.flatnonzero(signature == key)):
             atoms, first = _in_order(producer.atoms, members)
-            cleared = stands_in or bool(meeting[atoms].any())
+            cleared = stands_in or bool(needy[atoms].any())
             places = (place for row in rows for place in _places(coupling, row, atoms, cleared))
             # Of two groups on one axis the earlier one is first, then the one with longer steps.
             order = (*_producer_order(coupling, producer), first[0], -first[min(1, len(first) - 1)])
@@ -91,11 +91,19 @@ def _kinds(rows: Sequence[LeafAxis], atoms: Indices) -> list[Indices]:
     if not shared:
         return [atoms]
     together = np.zeros((len(atoms), len(atoms)), bool)
+    beside: list[Indices] = []
+    for row in rows:
+        # Channels beside each other on one axis are of one kind, even where the axis meets itself
+        # (bilinear pooling): position (i, j) of h_i h_j is a row and a column, (i, i) unit i alone.
+        numbers = index[row.atoms]
+        single = np.unique(numbers.max(axis=0)[(numbers >= 0).sum(axis=0) == 1])
+        beside.append(np.stack([single[:-1], single[1:]]))
     for numbers in shared:
         for left, right in itertools.combinations(numbers, 2):
             both = (left >= 0) & (right >= 0)
             together[left[both], right[both]] = together[right[both], left[both]] = True
-    kind = components(np.stack(np.nonzero(~together)), len(atoms))
+    ties = np.concatenate([np.stack(np.nonzero(~together)), *beside], axis=1)
+    kind = components(ties, len(atoms))
     return [atoms[kind == number] for number in range(kind.max() + 1)]
 
 
@@ -147,15 +155,10 @@ def _with_stand_in(roles: tuple[str, ...]) -> tuple[str, ...]:
     return (*roles, "in") if set(roles) & STAND_INS and "in" not in roles else roles
 
 
-def _meeting(coupling: Coupling, count: int) -> Flags:
-    """[atoms] bool: contracted between two activations."""
+def _cleared(coupling: Coupling, count: int) -> Flags:
+    """[atoms] bool: whose producers must be cleared, whatever their consumers are."""
     result = np.zeros(count, bool)
-    for meeting in coupling.uses.meetings:
-        equation = meeting.program.equations[meeting.equation]
-        for operand, places in zip(equation.inputs, ordered_contracted_axes(equation)):
-            for place in places:
-                axis = meeting.frame.labels[operand][place]
-                if not isinstance(axis, Fixed):
-                    atoms = coupling.solution.atoms_of(axis)
-                    result[atoms[atoms >= 0]] = True
+    for axis in coupling.cleared:
+        atoms = coupling.solution.atoms_of(axis)
+        result[atoms[atoms >= 0]] = True
     return result

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jprune.graph.couple import arithmetic, moves
+from jprune.graph.couple import arithmetic, moves, scatters
 from jprune.graph.couple.labels import AxisLabels, Fixed, Labels
 from jprune.graph.couple.rules import CONSTANT, DATA, PARAMETER, RULES, Context, unknown
 from jprune.jaxprs import CONTROL_FLOW, NESTED, Equation, Program, nested
 
-RULE_BOOKS = (arithmetic, moves)
+RULE_BOOKS = (arithmetic, moves, scatters)
 """The modules whose rules are known here."""
 
 
@@ -54,6 +54,10 @@ def interpret(
             labels, program, equation, [frame.levels[value] for value in equation.inputs]
         )
         level = max(context.levels, default=CONSTANT)
+        if equation.name in arithmetic.RANDOM and level == PARAMETER:
+            level = CONSTANT  # a key among the variables holds no weights
+        if not equation.outputs:
+            continue  # jax.debug.print and callbacks look at values, and change none
         if equation.name in NESTED:
             results, frame.inner[number] = enter(context, operands)
             # Results of control flow count as data, whatever they are made of.

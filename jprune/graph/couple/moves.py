@@ -12,6 +12,7 @@ from jprune.graph.couple.rules import Context, rule
 
 COMPUTED = "cut at a place that is only known when the net runs", "slice at a constant place"
 LOOKED_UP = "looked up at places that are only known when the net runs", "use constant indices"
+OUTSIDE = "looked up out of bounds, or together with another axis", "use indices within one axis"
 
 
 @rule("broadcast_in_dim")
@@ -34,6 +35,19 @@ def broadcast_in_dim(context: Context, operands: Sequence[AxisLabels]) -> list[A
             for axis, length in zip(result, shape)
         )
     ]
+
+
+@rule("tile")
+def tile(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]:
+    """Repeats axes: position i of every copy has the label of position i."""
+    result: list[Axis] = []
+    for axis, times, length in zip(
+        operands[0], context.equation.params["reps"], context.in_shape(0), strict=True
+    ):
+        if times > 1 and length == 1:
+            context.freeze(axis, "a single channel that is broadcast over many")
+        result.append(axis if isinstance(axis, Fixed) else np.tile(axis, times))
+    return [tuple(result)]
 
 
 @rule("transpose")
@@ -232,7 +246,8 @@ class Gather(NamedTuple):
         batch: result axes that follow the leading axes of the indices, in order.
         looked_up: operand axes at whose positions the indices point.
         tied: operand axis -> axis of the indices that runs beside it.
-        known: [leading axes of the indices]: known numbers, where one axis is looked up.
+        known: [leading axes of the indices]: known numbers within the axis, where one axis is
+            looked up.
     """
 
     passed: dict[int, int]
@@ -242,30 +257,41 @@ class Gather(NamedTuple):
     known: Indices | None
 
 
-def gather_of(params: dict[str, Any], indices: Any, rank: int, out_rank: int) -> Gather:
+def gather_of(params: dict[str, Any], indices: Any, shape: Sequence[int], out_rank: int) -> Gather:
     """Reads the dimension numbers of a gather.
 
     Args:
         params: of the equation.
         indices: if constants alone make them, else None.
-        rank: of the operand.
+        shape: of the operand.
         out_rank: of the result.
     """
     numbers = params["dimension_numbers"]
     # Axes of the operand that are neither looked up nor tied are in the window, and so in the
     # result.
     away = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    windows = (axis for axis in range(rank) if axis not in away)
+    windows = (axis for axis in range(len(shape)) if axis not in away)
     tied = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims))
     looked_up = tuple(numbers.start_index_map)
-    single = indices is not None and looked_up == tuple(numbers.collapsed_slice_dims)
+    single = len(looked_up) == 1 and looked_up == tuple(numbers.collapsed_slice_dims)
     return Gather(
         dict(zip(windows, numbers.offset_dims)),
         tuple(axis for axis in range(out_rank) if axis not in numbers.offset_dims),
         looked_up,
         tied,
-        np.asarray(indices)[..., 0].astype(np.int64) if single and len(looked_up) == 1 else None,
+        within(indices, shape[looked_up[0]]) if single else None,
     )
+
+
+def within(indices: Any, length: int) -> Indices | None:
+    """[leading axes] constant indices of one axis; None if they leave it, or are not known.
+
+    Out of bounds JAX clamps, fills or drops: positions would no longer be channels.
+    """
+    if indices is None:
+        return None
+    index = np.asarray(indices)[..., 0].astype(np.int64)
+    return index if ((index >= 0) & (index < length)).all() else None
 
 
 @rule("gather")
@@ -274,7 +300,8 @@ def gather(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]
     source, indices = operands
     shape, sizes = context.in_shape(0), context.equation.params["slice_sizes"]
     rank = len(context.out_shape())
-    how = gather_of(context.equation.params, context.known(1), len(shape), rank)
+    indices_known = context.known(1)
+    how = gather_of(context.equation.params, indices_known, shape, rank)
     result: list[Axis] = [UNIT] * rank
     # The result follows the indices on its leading axes, the operand on those of the window.
     for number, axis in enumerate(how.batch):
@@ -292,9 +319,8 @@ def gather(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLabels]
         labels, index = source[axis], how.known
         if isinstance(labels, Fixed):
             continue
-        # Out of bounds, JAX clamps or fills: positions would no longer be channels.
-        if index is None or (index < 0).any() or (index >= shape[axis]).any():
-            context.freeze(labels, *LOOKED_UP)
+        if index is None:
+            context.freeze(labels, *(LOOKED_UP if indices_known is None else OUTSIDE))
         elif not index.ndim:
             context.freeze(labels[index[None]], "a single channel that is taken out")
         else:

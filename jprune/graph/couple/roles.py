@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from jprune.graph.couple.arithmetic import RANDOM
 from jprune.graph.couple.interpret import Frame
 from jprune.graph.couple.labels import AxisLabels, Fixed, Flags, Indices, Labels, Solution
 from jprune.graph.couple.rules import PARAMETER, RULES, Context, unknown
@@ -48,24 +49,15 @@ class Contraction(NamedTuple):
     axes: AxisLabels
 
 
-class Meeting(NamedTuple):
-    """A contraction of two activations."""
-
-    program: Program
-    frame: Frame
-    equation: int
-
-
 class Uses(NamedTuple):
     """How the leaves are used.
 
     Attributes:
         roles: by leaf: kernel, shift, scale, mean, var, state; empty for a leaf that nothing reads.
-        sides: (leaf, axis) of a kernel -> `in` (contracted), `kernel` (the contraction keeps it),
-            both.
+        sides: (leaf, axis) of a kernel, or of a leaf that is contracted with other parameters ->
+            `in` (contracted), `kernel` (the contraction keeps it), both.
         first: leaf -> when it first meets data.
         contractions: in execution order, those of nested programs included.
-        meetings: contractions of two activations.
         taints: by value id of the top-level program.
         nested: `id` of a nested program -> the same by its value ids.
         leaf_axes: by leaf: labels of its axes, of the kind that `Contraction.axes` has.
@@ -76,7 +68,6 @@ class Uses(NamedTuple):
     sides: dict[tuple[int, int], set[str]]
     first: dict[int, int]
     contractions: list[Contraction]
-    meetings: list[Meeting]
     taints: list[Taint]
     nested: dict[int, list[Taint]]
     leaf_axes: list[AxisLabels]
@@ -84,9 +75,14 @@ class Uses(NamedTuple):
 
     def of_axis(self, leaf: int, axis: int) -> set[str]:
         """Roles of one axis of a leaf."""
+        sides = self.sides.get((leaf, axis), set[str]())
         if self.roles[leaf] == {"kernel"}:
-            return self.sides.get((leaf, axis), set())
-        return self.roles[leaf]
+            return sides
+        # A subnet of parameters (FiLM from an embedding) meets data as a scale or a shift; its
+        # matrices are kernels all the same, and what its consumers contract is read by them.
+        if len(self.leaf_axes[leaf]) > 1 and sides:
+            return sides
+        return self.roles[leaf] | (sides & {"in"})
 
 
 class _Value(NamedTuple):
@@ -110,9 +106,10 @@ class _Walker:
         self.sizes = [math.prod(shape) for shape in shapes]
         self.contracted: list[Indices] = []
         self.surviving: list[Indices] = []
+        self.alone: set[int] = set()
+        """Leaves that are contracted with other parameters, or with constants."""
         self.first: dict[int, int] = {}
         self.contractions: list[Contraction] = []
-        self.meetings: list[Meeting] = []
         self.nested_taints: dict[int, list[Taint]] = {}
 
     def note(self, taint: Taint, role: str) -> None:
@@ -148,6 +145,8 @@ class _Walker:
         for value, followed in zip(program.inputs, inputs):
             values[value] = followed
         for number, equation in enumerate(program.equations):
+            if not equation.outputs:
+                continue  # jax.debug.print reads a value, and gives it no role
             operands = [values[value] for value in equation.inputs]
             # What only the new statistics need gives a leaf no role.
             noted = live is None or number in live
@@ -174,10 +173,12 @@ class _Walker:
             consumer = 1 if operands[1].taint else 0
             self.mark(operands[consumer].axes, contracted[consumer])
             self.mark(operands[1 - consumer].axes, set())
+            self.alone.update(*(operand.taint or () for operand in operands))
         # The same rules as for the net, on labels of their own that end where data begins.
         context = Context(self.labels, program, equation, [PARAMETER] * len(operands))
         axes = RULES.get(equation.name, unknown)(context, [operand.axes for operand in operands])
-        taint = combined(equation, [operand.taint for operand in operands])
+        taints = [operand.taint for operand in operands]
+        taint = {} if equation.name in RANDOM else combined(equation, taints)
         return [_Value(taint, result) for result in axes]
 
     def meet(self, program: Program, frame: Frame, number: int, operands: Sequence[_Value]) -> None:
@@ -197,13 +198,11 @@ class _Walker:
                     self.contractions.append(
                         Contraction(program, number, side, leaf, tuple(taint), operands[side].axes)
                     )
-            if operands[0].taint is None and operands[1].taint is None:
-                self.meetings.append(Meeting(program, frame, number))
             return
         # Behind contractions parameters meet data as factors (mul, div) or offsets (add, sub).
         for side, operand in enumerate(operands):
             self.mark(operand.axes, set())  # a table that is looked up produces its channels
-            if name in ("mul", "div"):
+            if name in ("mul", "div", "scatter-mul"):
                 self.note(operand.taint, "scale")
             elif name == "sub" and side == 1:
                 self.note(with_bit(operand.taint, NEGATED), "shift")
@@ -310,7 +309,6 @@ def uses_of(program: Program, frame: Frame, leaves: int, main_outputs: int | Non
         _sides(walker, solution),
         walker.first,
         walker.contractions,
-        walker.meetings,
         walker.nested_taints.pop(id(program)),
         walker.nested_taints,
         walker.axes,
@@ -319,7 +317,7 @@ def uses_of(program: Program, frame: Frame, leaves: int, main_outputs: int | Non
 
 
 def _sides(walker: _Walker, solution: Solution) -> dict[tuple[int, int], set[str]]:
-    """On which side of its contractions every axis of every kernel stands."""
+    """On which side of its contractions every axis of every contracted leaf stands."""
     marked = {"in": walker.contracted, "kernel": walker.surviving}
     components: dict[str, Flags] = {}
     for side, axes in marked.items():
@@ -334,7 +332,8 @@ def _sides(walker: _Walker, solution: Solution) -> dict[tuple[int, int], set[str
     sides: dict[tuple[int, int], set[str]] = {}
     for leaf, own in enumerate(walker.axes):
         for number, axis in enumerate(own):
-            if walker.roles[leaf] == {"kernel"} and not isinstance(axis, Fixed):
+            is_contracted = walker.roles[leaf] == {"kernel"} or leaf in walker.alone
+            if is_contracted and not isinstance(axis, Fixed):
                 atoms = solution.atoms_of(axis)
                 all_of_it = np.concatenate([atoms[atoms >= 0], solution.component[axis]])
                 stands_on = {side for side, flags in components.items() if flags[all_of_it].any()}

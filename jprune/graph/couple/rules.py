@@ -3,8 +3,8 @@
 A rule gets the context (labels, program, equation) and the labels of its operands, and returns
 those of its results. To teach jprune a primitive, write such a function and decorate it with
 `@rule("name")`; if the primitive has shapes among its parameters, `shrink/rules.py` needs one too.
-The rules themselves are in `moves.py` (positions are moved) and `arithmetic.py` (numbers are
-computed).
+The rules themselves are in `moves.py` (positions are moved), `scatters.py` (written at places) and
+`arithmetic.py` (numbers are computed).
 """
 
 from collections.abc import Callable, Sequence

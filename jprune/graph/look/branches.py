@@ -7,7 +7,7 @@ nothing else reads become None.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jprune.base import Branch
@@ -111,7 +111,7 @@ def without(
         inputs = tuple(follow(value) for value in equation.inputs)
         needed.update(inputs)
         remaining.append((number, equation._replace(inputs=inputs)))
-    remaining.reverse()
+    remaining = _with_looks(program, remaining, follow)
     # Equations have new numbers, so the frames of their bodies are numbered anew.
     inner = {
         place: frame.inner[number]
@@ -122,6 +122,20 @@ def without(
         equations=tuple(equation for _, equation in remaining), outputs=wanted
     )
     return smaller, frame._replace(inner=inner)
+
+
+def _with_looks(
+    program: Program, remaining: list[tuple[int, Equation]], follow: Callable[[int], int]
+) -> list[tuple[int, Equation]]:
+    """The equations in order, with those that look at values that are still made (debug prints)."""
+    made = {value for _, equation in remaining for value in equation.outputs}
+    made.update(program.inputs, program.constants)
+    looks: list[tuple[int, Equation]] = []
+    for number, equation in enumerate(program.equations):
+        inputs = tuple(follow(value) for value in equation.inputs)
+        if not equation.outputs and made.issuperset(inputs):
+            looks.append((number, equation._replace(inputs=inputs)))
+    return sorted((*remaining, *looks), key=lambda pair: pair[0])
 
 
 class Needs:

@@ -43,6 +43,8 @@ class Flow:
         self.maker: dict[int, int] = {}
         self.uniform: dict[int, frozenset[int]] = {}
         for number, equation in enumerate(program.equations):
+            if not equation.outputs:
+                continue  # jax.debug.print reads a value, and is no part of the net
             for value in equation.inputs:
                 self.readers.setdefault(value, []).append(number)
             for value in equation.outputs:
@@ -123,10 +125,12 @@ class Flow:
 
     def is_sum(self, equation: Equation) -> bool:
         """A sum of two activations: both depend on data and vary along more than the channels."""
+        if equation.name not in SUMS:
+            return False
         shape = self.program.shape(equation.outputs[0])
         # Both sides vary with the image and its positions: a bias or a gate a channel (squeeze
         # and excitation) is no side of a sum.
-        return equation.name in SUMS and all(
+        return all(
             self.taints[value] is None
             and self.program.shape(value) == shape
             and len(shape) - len(self._along(value)) > 1 - (shape[:1] == (1,))

@@ -22,6 +22,7 @@ from jprune.graph.couple.interpret import Frame
 from jprune.graph.couple.labels import AxisLabels, Fixed, Flags, Indices, Solution
 from jprune.graph.couple.moves import gather_of
 from jprune.graph.couple.roles import CONTRACTIONS
+from jprune.graph.couple.scatters import SCATTERS, scatter_of
 from jprune.graph.shrink.concrete import at_hand, put_back
 from jprune.jaxprs import Equation, Program, bind, describe
 
@@ -122,7 +123,7 @@ def run(program: Program, frame: Frame, alive: Alive, inputs: Sequence[Any]) -> 
     for number, equation in enumerate(program.equations):
         # A mean over channels that were opened divides by the number that is left.
         operands = divisors.follow(equation, [values[value] for value in equation.inputs])
-        if operands:
+        if operands and equation.outputs:
             divisors.note(equation, operands[0])
         step = Step(
             program,
@@ -158,6 +159,8 @@ def shrunk(step: Step) -> list[Any]:
     touched = any(k is not None for keep in (*step.in_keeps, *step.out_keeps) for k in keep)
     # The common case: nothing here shrank. Bodies may hold constants with channels of their own.
     if not touched and not (equation.inner and _inner_touched(step)):
+        return bind(equation, step.values)
+    if not equation.outputs:
         return bind(equation, step.values)
     if equation.name in RULES:
         return RULES[equation.name](step)
@@ -205,7 +208,17 @@ SHAPELESS = {
     *REDUCTIONS,
     *COLLECTIVES,
     *WINDOWS,
-    *("transpose", "squeeze", "unstack", "rev", "concatenate", "dot_general", "sort"),
+    *(
+        "transpose",
+        "squeeze",
+        "unstack",
+        "rev",
+        "concatenate",
+        "dot_general",
+        "sort",
+        "tile",
+        "top_k",
+    ),
     *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "dynamic_update_slice"),
 }
 ShrinkRule: TypeAlias = Callable[[Step], list[Any]]
@@ -358,11 +371,12 @@ def gather(step: Step) -> list[Any]:
     params, value = dict(step.equation.params), step.values[0]
     full = step.program.shape(step.equation.inputs[0])
     indices_known = step.program.known(step.equation.inputs[1])
-    how = gather_of(params, indices_known, len(full), len(step.out_keeps[0]))
+    how = gather_of(params, indices_known, full, len(step.out_keeps[0]))
     indices = step.values[1]
     if how.known is not None:
         (axis,) = how.looked_up
-        index = _index_left(step, how.known, axis, how.batch)
+        result_keep = step.out_keeps[0]
+        index = _index_left(how.known, step.in_keeps[0][axis], [result_keep[a] for a in how.batch])
         # One constant index on one axis, all else whole: slices along that axis do, and a gather
         # does not remain.
         if how.known.ndim == 1 and tuple(params["slice_sizes"][:axis]) == full[:axis]:
@@ -378,11 +392,30 @@ def gather(step: Step) -> list[Any]:
     return bind(step.equation, [value, indices], params)
 
 
-def _index_left(step: Step, index: Indices, axis: int, batch: Sequence[int]) -> Indices:
-    """Constant indices without the removed results, renumbered for the smaller operand."""
-    for number, target in enumerate(batch):
-        keep = step.out_keeps[0][target]
-        if keep is not None:
-            index = np.compress(keep, index, axis=number)
-    keep = step.in_keeps[0][axis]
+@rule(*SCATTERS)
+def scatter(step: Step) -> list[Any]:
+    """With constant indices renumbered; windows are as wide as the updates."""
+    operand, indices, updates = step.values
+    full = step.program.shape(step.equation.inputs[0])
+    indices_known = step.program.known(step.equation.inputs[1])
+    update_keep = step.in_keeps[2]
+    how = scatter_of(step.equation.params, indices_known, full, len(update_keep))
+    if how.known is not None:
+        operand_keep = step.in_keeps[0][how.written[0]]
+        index = _index_left(how.known, operand_keep, [update_keep[a] for a in how.batch])
+        indices = jnp.asarray(index[..., None], indices.dtype)
+    return bind(step.equation, [operand, indices, updates])
+
+
+def _index_left(index: Indices, keep: Flags | None, of_axes: Sequence[Flags | None]) -> Indices:
+    """Constant indices for a smaller operand.
+
+    Args:
+        index: positions of one axis of the whole operand.
+        keep: which of them live.
+        of_axes: which indices live, on each of their axes.
+    """
+    for number, alive in enumerate(of_axes):
+        if alive is not None:
+            index = np.compress(alive, index, axis=number)
     return index if keep is None else (np.cumsum(keep) - 1)[index]

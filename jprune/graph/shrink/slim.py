@@ -16,6 +16,7 @@ from jprune.forms.leaf_type import is_leaf_type
 from jprune.graph.couple.coupling import Coupling, couple, leaf_paths
 from jprune.graph.couple.interpret import Frame
 from jprune.graph.couple.labels import Indices, Reason
+from jprune.graph.couple.zeros import find_survivors
 from jprune.graph.look.branches import dependencies, find_forks, without
 from jprune.graph.look.sites import find_spots
 from jprune.graph.shrink import bodies
@@ -328,6 +329,7 @@ def alive_units(
     # One more entry, True: atom -1 indexes the last.
     alive = Alive(coupling.solution, np.concatenate([*checked.values(), [True]]))
     labels = coupling.labels
+    find_survivors(coupling.program, coupling.frame, labels, coupling.uses, kernels=False)
     # What reductions freeze may go in groups that were opened: these count as alive here.
     opened = [np.full(size, groups.exact[name]) for name, size in groups.sizes.items()]
     inexact_live = Alive(coupling.solution, alive.atoms | ~np.concatenate([*opened, [True]]))
