@@ -108,12 +108,15 @@ def line(text: Any, length: int = 300) -> str:
     return escaped if len(escaped) <= length else f"{escaped[:head]} ... {escaped[-tail:]}"
 
 
-def content(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
+def content(
+    path: str | os.PathLike[str], limit: int | None = None, head: int | None = None
+) -> bytes:
     """The content of a regular file; pipes, devices and folders are refused without a wait.
 
     Args:
         path: of a person's own: a link to a file is followed.
-        limit: bytes at most; None for any number.
+        limit: bytes of the file at most; None for any number.
+        head: bytes to read from its beginning; None for all.
 
     Raises:
         CheckpointError: it is no regular file, longer, or cannot be read.
@@ -125,19 +128,17 @@ def content(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise errors.CheckpointError(f"{shown(path)} is no regular file.")
-            _require_short(shown(path), status.st_size, limit)
-            return file.read()
+            if limit is not None and status.st_size > limit:
+                raise errors.CheckpointError(
+                    f"{shown(path)} has {status.st_size} bytes; expected {limit} at most."
+                )
+            return file.read(head)
     # A name with a zero byte is a ValueError.
     except (OSError, ValueError) as error:
         if isinstance(error, errors.JpruneError):
             raise
         why = getattr(error, "strerror", None) or error
         raise errors.CheckpointError(f"{shown(path)} cannot be read: {shown(why)}.") from error
-
-
-def _require_short(name: str, size: int, limit: int | None) -> None:
-    if limit is not None and size > limit:
-        raise errors.CheckpointError(f"{name} has {size} bytes; expected {limit} at most.")
 
 
 def parse(text: bytes | str) -> Any:

@@ -76,7 +76,8 @@ def _run(words: list[str]) -> int:
         # 0.5: verbs are short, and any word is somewhat like one of them.
         hint = errors.nearest(verb, VERBS, cutoff=0.5)
         raise errors.ArgumentError(
-            f"there is no verb {foreign.shown(repr(verb), 60)}; {hint}Write one of {', '.join(VERBS)}."
+            f"there is no verb {foreign.shown(repr(verb), 60)}; {hint}Write one of "
+            f"{', '.join(VERBS)}."
         )
     try:
         options = parse(VERBS[verb], words[1:], f"jprune {verb}")
@@ -85,7 +86,15 @@ def _run(words: list[str]) -> int:
         return 0
     level = getattr(logging, options.log_level.upper())
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_escaped)
     return verbs.TABLE[verb](options, words) or 0
+
+
+def _escaped(record: logging.LogRecord) -> bool:
+    """Escapes a message in the log: names in it may be from a file."""
+    record.msg, record.args = foreign.line(record.getMessage(), LONGEST), ()
+    return True
 
 
 def usage() -> str:
