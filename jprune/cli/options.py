@@ -24,8 +24,8 @@ def _fraction(text: str) -> float:
     value = _number(text)
     if not 0 < value <= 1:
         raise ValueError(
-            f"{shown(text, 40)} is outside (0, 1]: it is the fraction that is kept. To remove 30 %, "
-            "write 0.7."
+            f"{shown(text, 40)} is outside (0, 1]: it is the fraction that is kept. To remove "
+            "30 %, write 0.7."
         )
     return value
 

@@ -155,8 +155,8 @@ def _require_known(directory: Path) -> None:
         classes = sorted({*_classes(described["features.json"])} - FEATURES)
         if classes:
             raise errors.DataError(
-                f"{directory}/features.json names the class {foreign.shown(classes[0], 80)}, which is not imported by "
-                "a file's word; images, labels, tensors and texts are read."
+                f"{directory}/features.json names the class {foreign.shown(classes[0], 80)}, which "
+                "is not imported by a file's word; images, labels, tensors and texts are read."
             )
         info = described["dataset_info.json"]
         for part in (info, *info.get("splits", [])):

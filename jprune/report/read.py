@@ -5,10 +5,10 @@ import pathlib
 from typing import Any, NamedTuple
 
 from jprune import errors
-from jprune.graph.shrink.plan_files import check_plan
 from jprune.report import schema
 from jprune.runs import files
 from jprune.runs.inside import guarded
+from jprune.runs.plans import read_plan
 from jprune.runs.schemas import Config, Record
 
 
@@ -36,11 +36,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> Run:
     # Checked here, once: all that follows reads keys without asking.
     result: Any = _whole(folder / "result.json")
     schema.check(result, str(folder / "result.json"))
-    plan = _whole(folder / "plan.json")
-    try:
-        check_plan(plan, str(folder / "plan.json"), files.AGAIN)
-    except errors.StructureError as error:
-        raise errors.DamagedError(str(error)) from error
+    plan = read_plan(folder)
     # A run has records from its first stage on.
     if not (folder / "records.jsonl").exists():
         raise errors.DamagedError(f"{folder / 'records.jsonl'} is missing. {files.AGAIN}")
