@@ -100,10 +100,11 @@ def _program(
     """
     whole = "net" in plan and (folder / NET).exists()
     if not whole or config["dtype"] != dtype:
+        name = shown(config["model"], 60)
         why = f"{dtype} is needed" if whole else "it is missing, or of an earlier version"
         raise errors.CheckpointError(
-            f"the net in {folder} is {shown(config['model'], 60)}, which is imported only if you "
-            f"name it, and its {NET} does not do: {why}. Write --model MODULE:FUNCTION, where Python "
-            "finds that module."
+            f"the net in {folder} is {name}, which is imported only if you "
+            f"name it, and its {NET} does not do: {why}. Write --model {name}, where "
+            "Python finds that module."
         )
     return load_net(folder / NET), example_of(plan)
