@@ -469,7 +469,7 @@ class Data(NamedTuple):
     Attributes:
         name: of the data set.
         shape: of one image, (height, width, channels).
-        classes: number of classes.
+        classes: number of classes; 0 where labels are no classes.
         sizes: {"train": n, "validation": n, "test": n}.
         batches: `batches(split, batch_size, seed=None, epoch=0, start=0)` yields batches `{"image":
             float32 [batch, h, w, c], "label": int32 [batch], "weight": float32 [batch]}`. With a
@@ -478,6 +478,7 @@ class Data(NamedTuple):
             the files and the last batch is padded with weight 0. `start` skips that many batches,
             so that a resumed run gets the batches of an undisturbed one. A run on several hosts
             also passes `rows`, a slice: of every batch, those rows alone.
+        about: where the splits are from, in words; empty where nothing is known.
     """
 
     name: str
@@ -485,6 +486,7 @@ class Data(NamedTuple):
     classes: int
     sizes: dict[str, int]
     batches: Callable[..., Iterator[Batch]]
+    about: str = ""
 
 
 class Task(NamedTuple):
@@ -659,6 +661,29 @@ def quality(metrics: Mapping[str, Any], loss: Any) -> Any:
     return metrics.get("accuracy", -loss)
 
 
+def check_batch(batch: Any) -> None:
+    """Refuses what is no batch: a mapping whose "image" is what the net takes.
+
+    Raises:
+        ArgumentError: something else came.
+
+    Example:
+        >>> check_batch((np.zeros((2, 3)), np.zeros(2)))
+        Traceback (most recent call last):
+        jprune.errors.ArgumentError: a batch came as a tuple; ...
+    """
+    if isinstance(batch, Mapping) and "image" in batch:
+        return
+    if isinstance(batch, Mapping):
+        came = f"with {', '.join(map(str, batch)) or 'nothing'} in it"
+    else:
+        came = f"as a {type(batch).__name__}"
+    raise errors.ArgumentError(
+        f'a batch came {came}; write {{"image": x, "label": y}}: "image" is what the net takes, '
+        "and the loss reads the rest."
+    )
+
+
 def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[Batch]) -> Scores:
     """Scores of a criterion after all batches.
 
@@ -671,13 +696,20 @@ def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[
         The scores, in the shape that the criterion documents.
 
     Raises:
-        ArgumentError: the criterion needs data and there is not one batch.
+        ArgumentError: the criterion needs data and there is not one batch, or something else than
+            batches came.
     """
     # Criteria carry sums over batches, so that scores are means over the calibration data.
     state = criterion.init(variables)
     if criterion.needs_data:
         batches_seen = 0
+        if isinstance(batches, Mapping):
+            raise errors.ArgumentError(
+                f"run_criterion got one batch, with {', '.join(map(str, batches))}, and takes "
+                'several: write [batch], a batch being {"image": x, "label": y}.'
+            )
         for batch in batches:
+            check_batch(batch)
             # Batch by batch: calibration data never lie in memory together.
             state = criterion.update(state, variables, batch)
             batches_seen += 1

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "jprune"
 FLOORS = """
 errors collector interrupts
 foreign
-jaxprs
+jaxprs targets
 base
 forms
 graph
@@ -26,9 +26,9 @@ criteria reconstruct learners
 allocate sparsify
 search
 train
-stages
+stages survey
 recipes
-survey runs
+runs
 citation report
 job
 compare
@@ -186,6 +186,9 @@ def test_importing_jprune_loads_no_leaf_library():
 NO_GUESSES = {
     "allocate/budgets.py": "scores of units are {group: [units]}, with one axis",
     "data/fetch.py": "paths are those of files in an archive",
+    "data/images.py": "grey images may come without an axis for their channel",
+    "data/own.py": "labels are [n], one-hot labels are refused",
+    "data/sources.py": "grey images may come without an axis for their channel",
     "export/litert.py": "a signature has the batch on its first axis",
     "reconstruct/least_squares.py": "what is kept is [units] or [units, outputs]",
     "report/figures.py": "a title is shortened",

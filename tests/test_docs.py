@@ -5,9 +5,11 @@ import importlib.util
 import os
 import pathlib
 import re
+import shlex
 
 import pytest
 
+from jprune import cli
 from jprune.graph.couple import rules as graph_rules
 from jprune.graph.shrink import rules as shrink
 
@@ -100,6 +102,32 @@ def test_a_method_in_a_loop_of_ones_own_has_ten_lines_at_most():
     used = [block for block in blocks if "sparsify." in block]
     assert len(used) == 6
     assert max(len(block.splitlines()) for block in used) <= 10
+
+
+YOUR_OWN = "your_own.md"
+YOUR_OWN_SECTIONS = list(sections(YOUR_OWN).items())
+
+
+def test_tasks_of_a_new_user(tmp_path, monkeypatch):
+    """In one go: files of the page are written, its commands are called, its code is run."""
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / YOUR_OWN).read_text()
+    for name, text in re.findall(r"```python (\w+\.py)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(text)
+    names = {}
+    for _, code in YOUR_OWN_SECTIONS:
+        run(YOUR_OWN, code, names)
+    commands = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    assert [cli.main(shlex.split(command)[1:]) for command in commands] == [0]
+    assert (tmp_path / "small" / "model.stablehlo").exists()
+
+
+def test_a_task_of_a_new_user_has_25_lines_at_most_and_no_private_name():
+    page = (DOCS / YOUR_OWN).read_text()
+    tasks = re.findall(r"^```(?:python|bash).*?\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    lines = [[line for line in task.splitlines() if line.strip()] for task in tasks]
+    assert max(map(len, lines)) <= 25, [len(task) for task in lines]
+    assert not re.search(r"(jprune|\b\w+)\._[a-z]", "".join(tasks))
 
 
 def test_the_page_on_using_a_pruned_net(tmp_path, monkeypatch):

@@ -19,6 +19,8 @@ from jprune.masks import best, keep_best
 
 NEAR = 0.95
 """Fraction of a budget: if the masks cost less, masks narrowed from above are tried too."""
+MISSED = 0.02
+"""A budget is missed if so much less of the dense net is kept: two points."""
 
 
 def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callable[[Masks], float]:
@@ -141,7 +143,8 @@ def search(
 
     If the result costs less than `NEAR` of the budget (few groups or large multiples make wide
     steps), the masks of the smallest density that does not fit are narrowed by the worst single
-    steps, and the more expensive of both results is returned.
+    steps, and if that misses the budget by `MISSED`, by a step of any group and then the worst
+    ones. The most expensive of the results is returned.
 
     Args:
         masks_at: density -> masks; a larger density keeps more.
@@ -169,16 +172,25 @@ def search(
         else:
             high, above = middle, candidate
     # Single weights cost next to nothing: only units are filled up and trimmed.
-    if not _are_units(scores):
+    if not are_units(scores):
         return masks
     masks = filled(masks, scores, budget, price, goal)
     if above is None or price(masks) >= NEAR * goal:
         return masks
-    other = filled(trimmed(above, scores, budget, price, goal), scores, budget, price, goal)
-    return max((masks, other), key=price)
+    # The worst units first; where their groups have wide steps, a step of any other group first.
+    starts = [above, *narrower(above, scores, budget).values()]
+    others = (
+        filled(trimmed(start, scores, budget, price, goal), scores, budget, price, goal)
+        for start in starts
+    )
+    for other in others:
+        masks = max((masks, other), key=price)
+        if price(masks) >= goal - MISSED:
+            break
+    return masks
 
 
-def _are_units(scores: Scores) -> bool:
+def are_units(scores: Scores) -> bool:
     """Whether scores are {group: [units]}, and not a tree of kernels."""
     one_axis = lambda leaf: isinstance(leaf, np.ndarray | jax.Array) and leaf.ndim == 1
     return isinstance(scores, dict) and all(one_axis(leaf) for leaf in scores.values())
@@ -198,24 +210,31 @@ def trimmed(
     """
     masks = dict(masks)
     while price(masks) > goal:
-        candidates: dict[str, tuple[float, np.ndarray]] = {}
-        for name, mask in masks.items():
-            # Units of score +inf are never pruned: they raise the floor.
-            floor = max(floor_of(name, mask.size, budget), int(np.isposinf(scores[name]).sum()))
-            allowed = widths(mask.size, floor, step_of(mask.size, budget))
-            smaller = [width for width in allowed if width < mask.sum()]
-            if smaller:
-                # Units that are gone already rank last, so that none of them comes back.
-                order = np.where(mask, scores[name], -np.inf)
-                candidates[name] = (order[mask].min(), best(order, smaller[-1]))
-        narrower = {name: {**masks, name: mask} for name, (_, mask) in candidates.items()}
-        prices = {name: price(wanted) for name, wanted in narrower.items()}
+        candidates = narrower(masks, scores, budget)
+        prices = {name: price(wanted) for name, wanted in candidates.items()}
         # The last step: of those that fit, the one that wastes least of the budget.
-        fitting = [name for name in narrower if prices[name] <= goal]
+        fitting = [name for name in candidates if prices[name] <= goal]
         if fitting:
-            return narrower[max(fitting, key=lambda name: prices[name])]
-        masks = narrower[min(candidates, key=lambda name: candidates[name][0])]
+            return candidates[max(fitting, key=lambda name: prices[name])]
+        masks = candidates[min(candidates, key=lambda name: scores[name][masks[name]].min())]
     return masks
+
+
+def narrower(
+    masks: dict[str, np.ndarray], scores: dict[str, np.ndarray], budget: Budget
+) -> dict[str, dict[str, np.ndarray]]:
+    """{group: the masks after its next narrower width}, for all groups that have one."""
+    candidates = {}
+    for name, mask in masks.items():
+        # Units of score +inf are never pruned: they raise the floor.
+        floor = max(floor_of(name, mask.size, budget), int(np.isposinf(scores[name]).sum()))
+        allowed = widths(mask.size, floor, step_of(mask.size, budget))
+        smaller = [width for width in allowed if width < mask.sum()]
+        if smaller:
+            # Units that are gone already rank last, so that none of them comes back.
+            order = np.where(mask, scores[name], -np.inf)
+            candidates[name] = {**masks, name: best(order, smaller[-1])}
+    return candidates
 
 
 def filled(

@@ -1,5 +1,8 @@
 """Global top-k: the best entries of all groups together are kept."""
 
+import dataclasses
+import logging
+import math
 from typing import Any
 
 import jax
@@ -7,9 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jprune.allocate.budgets import allocated, floor_of, kept_count, map_named, rounded, step_of
+from jprune.allocate.budgets import (
+    allocated,
+    are_units,
+    floor_of,
+    kept_count,
+    map_named,
+    rounded,
+    step_of,
+)
 from jprune.base import Budget, CostModel, Masks, Scores
 from jprune.masks import best, keep_best
+
+LEAST = 1 / 16
+"""Fraction of a group that a budget in MACs and the like leaves, where no floor is written."""
 
 
 def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = None) -> Masks:
@@ -18,6 +32,12 @@ def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = N
     Scores of different groups must be comparable; `normalized` makes them so where a criterion
     does not. A budget in parameters or MACs is met by the largest number of units whose masks
     fit, by the cost model; units that still fit are then added, best first.
+
+    Layers collapse where scores are not comparable: in a net of ReLUs the sum of g w over a layer
+    is the same for all layers, so that units of wide layers have low scores and all go first.
+    Budgets other than a density therefore leave a sixteenth of every group of units (less where
+    the budget is below a quarter), unless `floors` names the group; a density is counted exactly.
+    Either way, a group that falls so low is named by a warning (of `logging`).
 
     Args:
         scores: {group: [n]} or a tree; None leaves pass through.
@@ -38,7 +58,41 @@ def global_topk(scores: Scores, budget: Budget, cost_model: CostModel | None = N
         >>> {name: mask.tolist() for name, mask in global_topk(scores, Budget(density=0.5)).items()}
         {'a': [False, True], 'b': [True, False]}
     """
-    return allocated(lambda s, density: _at(s, density, budget), scores, budget, cost_model)
+    least = _least(scores, budget)
+    if budget.kind != "density":
+        budget = dataclasses.replace(budget, floors={**least, **budget.floors})
+    masks = allocated(lambda s, density: _at(s, density, budget), scores, budget, cost_model)
+    for name, floor in least.items():
+        _warn_of_collapse(name, scores[name], masks[name], floor)
+    return masks
+
+
+def _least(scores: Scores, budget: Budget) -> dict[str, int]:
+    """{group: the width at which it has collapsed}, for groups of units that no floor names."""
+    if isinstance(budget.value, Tracer) or not are_units(scores):
+        return {}
+    # A quarter of what all groups could keep evenly: floors alone never make a budget impossible.
+    fraction = min(LEAST, float(budget.value) / 4)
+    return {
+        name: math.ceil(fraction * np.size(leaf))
+        for name, leaf in scores.items()
+        if name not in budget.floors and np.size(leaf) > 1 / LEAST
+    }
+
+
+def _warn_of_collapse(name: str, scores: Any, mask: Any, floor: int) -> None:
+    """Names a group of which next to nothing is left, where more could be."""
+    if isinstance(mask, Tracer):
+        return
+    kept, size = int(np.sum(mask)), int(np.size(mask))
+    alive = int(np.sum(np.asarray(scores, float) > -np.inf))
+    if kept <= floor < alive:
+        logging.getLogger(__name__).warning(
+            "global_topk keeps %d of the %d units of %s: its scores are low beside those of other "
+            "groups, and the layer may collapse. Take allocate.uniform, or scores that are "
+            "comparable (allocate.normalized), or write Budget(floors={%r: N}).",
+            kept, size, name, name,
+        )  # fmt: skip
 
 
 def _at(scores: Scores, density: Any, budget: Budget) -> Masks:

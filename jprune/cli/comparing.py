@@ -1,6 +1,7 @@
 """The verb `compare`: rows or a sweep in, a table for people out."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ def compare(settings: Compare, words: Sequence[str]) -> None:
         out = settings.out
     else:
         # Rows are only shown unless --out is written; a sweep has to put its runs somewhere.
-        out = settings.out or f"runs/compare-{settings.model}-{settings.data}".replace(":", "-")
+        folder = re.sub(r"[:\\/]+", "-", f"compare-{settings.model}-{settings.data}")
+        out = settings.out or f"runs/{folder}"
         rows, notes = _swept(settings, words, out)
     results = comparisons.summarize(rows, settings.metric, notes)
     written = [] if out is None else comparisons.write(out, results)
@@ -69,6 +71,7 @@ def _swept(settings: Compare, words: Sequence[str], out: str) -> comparisons.Rea
     # for.
     from jprune.compare import sweep as sweeps
     from jprune.job.main import Job
+    from jprune.recipes import read_values
     from jprune.runs.progress import Bars, Lines, Silent
 
     missing = [name for name in ("model", "data", "methods") if not getattr(settings, name)]
@@ -94,6 +97,14 @@ def _swept(settings: Compare, words: Sequence[str], out: str) -> comparisons.Rea
         freeze=settings.freeze,
         weights=settings.weights,
         data_dir=settings.data_dir,
+        data_options=read_values(settings.data_options, "--data-options"),
+        optimizer=settings.optimizer,
+        optimizer_options=read_values(settings.optimizer_options, "--optimizer-options"),
+        rate_schedule=settings.rate_schedule,
+        warmup=settings.warmup,
+        clip=settings.clip,
+        ema=settings.ema,
+        accumulate=settings.accumulate,
     )
     methods = sweeps.with_baselines(settings.methods)
     command = shlex.join(["jprune", *words])

@@ -157,7 +157,8 @@ class Prune:
     model: Text
     """Net: a name of the zoo, such as resnet8, or module:callable of your own."""
     data: Text
-    """Data set: digits, mnist, fashion_mnist or cifar10."""
+    """Data set: digits, mnist, fashion_mnist, cifar10 or cifar100, or of your own: npz:FILE,
+    folder:DIR (a folder a class), tfds:NAME (prepared by TFDS) or module:callable."""
     method: Text
     """How units are chosen; `jprune methods` lists the names."""
     macs: MaybeFraction = None
@@ -180,6 +181,20 @@ class Prune:
     """Peak learning rate of the dense net, per step. Default: by net."""
     finetune_learning_rate: MaybeNumber = None
     """Peak learning rate of fine-tuning, per step. Default: by net."""
+    optimizer: Text = "sgd"
+    """Of all trainings: sgd, adam, adamw, lion, lamb, or module:callable (an optax one)."""
+    optimizer_options: Settings = ()
+    """Its settings, such as momentum=0.8 or b1=0.95,weight_decay=0.01."""
+    rate_schedule: Text = "one_cycle"
+    """Of the learning rate: one_cycle, cosine, constant or step."""
+    warmup: Share = 0.0
+    """Fraction of the steps in which the learning rate rises first; one_cycle needs none."""
+    clip: MaybeNumber = None
+    """Largest norm of the gradient; longer ones are shortened. Default: any."""
+    ema: MaybeNumber = None
+    """Decay of an average of the weights, which is what is kept, such as 0.999. Default: none."""
+    accumulate: Count = 1
+    """Parts in which a batch goes through the net, to take less memory."""
     schedule: MaybeText = None
     """Pruning in one_shot, or in rounds: iterative or cubic. Default: the method's."""
     rounds: MaybeCount = None
@@ -204,6 +219,8 @@ class Prune:
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None
     """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
+    data_options: Settings = ()
+    """Of your own data: size=32:32,channels=3,mean=0.5,std=0.25,shift=4,validation=0.1,test=0.1."""
     overwrite: Flag = False
     """Start anew if the directory holds another run."""
     json: Flag = False
@@ -221,7 +238,9 @@ class Inspect:
     model: Text
     """Net: a name of the zoo, such as resnet8, or module:callable of your own."""
     data: Text = "cifar10"
-    """Data set whose images and classes the net is built for; it is not loaded."""
+    """Data set whose images and classes the net is built for; of your own: npz:FILE and others."""
+    data_options: Settings = ()
+    """Of your own data: size=32:32,channels=3,mean=0.5,std=0.25,shift=4,validation=0.1,test=0.1."""
     json: Flag = False
     """Print JSON."""
     log_level: Level = "warning"
@@ -295,7 +314,7 @@ class Compare:
     model: MaybeText = None
     """Net to run: a name of the zoo, or module:callable of your own."""
     data: MaybeText = None
-    """Data set: digits, mnist, fashion_mnist or cifar10."""
+    """Data set: digits, mnist, fashion_mnist, cifar10 or cifar100, or of your own; as in prune."""
     methods: Names = ()
     """Methods, such as l2,taylor; random, l1, scratch_e and scratch_b are added."""
     set: Settings = ()
@@ -320,6 +339,20 @@ class Compare:
     """Peak learning rate of the dense net, per step. Default: by net."""
     finetune_learning_rate: MaybeNumber = None
     """The same for fine-tuning. Default: the best of three with L1, by validation."""
+    optimizer: Text = "sgd"
+    """Of all trainings: sgd, adam, adamw, lion, lamb, or module:callable (an optax one)."""
+    optimizer_options: Settings = ()
+    """Its settings, such as momentum=0.8 or b1=0.95,weight_decay=0.01."""
+    rate_schedule: Text = "one_cycle"
+    """Of the learning rate: one_cycle, cosine, constant or step."""
+    warmup: Share = 0.0
+    """Fraction of the steps in which the learning rate rises first; one_cycle needs none."""
+    clip: MaybeNumber = None
+    """Largest norm of the gradient; longer ones are shortened. Default: any."""
+    ema: MaybeNumber = None
+    """Decay of an average of the weights, which is what is kept, such as 0.999. Default: none."""
+    accumulate: Count = 1
+    """Parts in which a batch goes through the net, to take less memory."""
     freeze: Names = ()
     """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
     distill: Share = 0.0
@@ -334,6 +367,8 @@ class Compare:
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None
     """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
+    data_options: Settings = ()
+    """Of your own data: size=32:32,channels=3,mean=0.5,std=0.25,shift=4,validation=0.1,test=0.1."""
     json: Flag = False
     """Print comparison.json on standard output."""
     quiet: Flag = False
@@ -359,7 +394,7 @@ class Data:
     action: tyro.conf.Positional[Literal["prepare"]]
     """What to do."""
     name: tyro.conf.Positional[Text]
-    """Data set: mnist, fashion_mnist or cifar10."""
+    """Data set: mnist, fashion_mnist, cifar10 or cifar100."""
     source: Annotated[MaybeFolder, tyro.conf.arg(name="from")] = None
     """Folder with the files as fetched elsewhere. Default: fetch them."""
     data_dir: MaybeFolder = None

@@ -31,6 +31,10 @@ def _table(title: str, *columns: str) -> Table:
 
 def result(outcome: Mapping[str, Any], out: str) -> None:
     """Prints accuracy, cost and latency of a finished run, dense beside slim."""
+    # Late: reports draw with a library that takes a second to import.
+    from jprune import report
+    from jprune.report import text
+
     table = _table(
         f"{outcome['method']} on {outcome['model']}, {outcome['data']}, seed {outcome['seed']}",
         "",
@@ -40,6 +44,9 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     )
     dense, slim, achieved = outcome["dense"], outcome["pruned"], outcome["achieved"]
     row(table, "test accuracy", _percent(dense["accuracy"]), _percent(slim["accuracy"]), "")
+    for name in slim.get("metrics", {}):
+        values = [net.get("metrics", {}).get(name) for net in (dense, slim)]
+        row(table, name, *("-" if value is None else f"{value:.4f}" for value in values), "")
     for name, title in (("macs", "MACs"), ("params", "parameters"), ("bytes", ".tflite bytes")):
         row(table, title, _whole(dense[name]), _whole(slim[name]), _percent(achieved[name]))
     for name, title in (
@@ -54,10 +61,22 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
             f"{title}, ms",
             _milliseconds(before),
             _milliseconds(after),
-            _percent(after["median"] / before["median"]) if before and after else "-",
+            _percent(after["median"] / before["median"])
+            if before and after and before["median"]
+            else "-",
         )
     console = Console()
     console.print(table)
+    asked = text.budget(outcome["requested"])
+    console.print(f"asked to keep {shown(asked)}", highlight=False, markup=False)
+    if said := report.missed(outcome):
+        console.print(f"The budget is missed: {shown(said)}.", style="bold red", markup=False)
+    if sizes := outcome.get("splits"):
+        parts = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+        source = f" ({outcome['splits_from']})" if outcome.get("splits_from") else ""
+        console.print(
+            shown(f"data: {parts}{source}", 400), highlight=False, markup=False, soft_wrap=True
+        )
     console.print(
         f"masked against slim net: relative difference {_law(outcome['law_max_rel_err'])}",
         # Not wrapped: a path that is broken over two lines cannot be copied.

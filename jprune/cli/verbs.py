@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
     """The main job; 1 if what it has written cannot be relied on."""
     # Before the imports below, which take seconds: a mistake is answered at once.
     budget = _budget(settings)
-    from jprune import recipes
+    from jprune import recipes, report
     from jprune.job import main as jobs
     from jprune.runs.devices import connect
     from jprune.runs.progress import Bars, Lines, Silent
@@ -47,6 +48,14 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
         dtype=settings.dtype,
         weights=settings.weights,
         data_dir=settings.data_dir,
+        data_options=recipes.read_values(settings.data_options, "--data-options"),
+        optimizer=settings.optimizer,
+        optimizer_options=recipes.read_values(settings.optimizer_options, "--optimizer-options"),
+        rate_schedule=settings.rate_schedule,
+        warmup=settings.warmup,
+        clip=settings.clip,
+        ema=settings.ema,
+        accumulate=settings.accumulate,
     )
     out = settings.out or f"runs/{_folder_name(settings, budget)}"
     progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()
@@ -61,6 +70,10 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
         _print_json(result)
     elif not settings.quiet:
         show.result(result, out)
+    # On the error stream, and last: scripts that read the result, or nothing, see it too.
+    if said := report.missed(result):
+        finer = "; write --multiple-of 1 for finer widths" if settings.multiple_of > 1 else ""
+        print(f"jprune: the budget is missed: {said}{finer}.", file=sys.stderr)
     # Whatever is quiet: a script must not take the files of another net for success.
     warnings = result.get("warnings", [])
     show.warnings(warnings)
@@ -81,11 +94,8 @@ def _budget(settings: options.Prune) -> Budget:
 
 def _folder_name(settings: options.Prune, budget: Budget) -> str:
     # A colon or slash has a meaning in paths.
-    model = settings.model.replace(":", "-").replace("/", "-")
-    return (
-        f"{model}-{settings.data}-{settings.method}-"
-        f"{budget.kind}{budget.value:g}-seed{settings.seed}"
-    )
+    model, data = (re.sub(r"[:/\\]+", "-", name) for name in (settings.model, settings.data))
+    return f"{model}-{data}-{settings.method}-{budget.kind}{budget.value:g}-seed{settings.seed}"
 
 
 def compare(settings: options.Compare, words: Sequence[str]) -> None:
@@ -100,8 +110,10 @@ def inspect(settings: options.Inspect, words: Sequence[str]) -> None:
     """Groups, sites, frozen axes, cost."""
     del words
     from jprune.job.inspection import inspected
+    from jprune.recipes import read_values
 
-    inspection = inspected(settings.model, settings.data)
+    options = read_values(settings.data_options, "--data-options")
+    inspection = inspected(settings.model, settings.data, options)
     if settings.json:
         _print_json(inspection)
     else:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune import errors
-from jprune.base import Batch, PyTree, Variables
+from jprune.base import Batch, PyTree, Variables, check_batch
 
 Function = Callable[..., Any]
 
@@ -70,6 +70,7 @@ def parameters_of(variables: Variables) -> Parameters:
 
 def weights_of(batch: Batch) -> jax.Array:
     """[batch]: the weights of a batch's examples; 1 where there is no `weight`."""
+    check_batch(batch)
     examples = jax.tree.leaves(batch["image"])[0].shape[0]
     return jnp.asarray(batch.get("weight", jnp.ones(examples)))
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,30 +10,41 @@ from jprune import errors
 from jprune.base import Data
 from jprune.data import fetch, store
 from jprune.data.batches import Split, feed
+from jprune.data.sources import WRITTEN, load_own
 from jprune.data.splits import divide, pick
 from jprune.data.table import Spec, find
 
 
 def load(
-    name: str, data_dir: str | Path | None = None, seed: int = 0, subset: int | None = None
+    name: str,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    subset: int | None = None,
+    **options: Any,
 ) -> Data:
     """Loads a data set into memory.
 
-    The splits are fixed. "test" is as published (for digits, 300 images); "validation" is a
-    stratified part of the published training images, the same for every `seed`.
+    Beside the sets by name there are those of the user's own: `npz:FILE`, `folder:DIR` (a folder a
+    class), `tfds:NAME` (whatever TFDS has prepared) and `module:callable`, a function that returns
+    a `base.Data`; `jprune.data.sources` says how each is read.
+
+    The splits of the sets by name are fixed. "test" is as published (for digits, 300 images);
+    "validation" is a stratified part of the published training images, the same for every `seed`.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or one with a colon.
         data_dir: folder of the prepared sets; None is `$JPRUNE_DATA`, else `~/.cache/jprune/data`.
             digits needs none: scikit-learn holds it.
         seed: of the draw of `subset`; nothing else depends on it.
         subset: number of training images to keep, each class in proportion. None keeps all.
+        options: of a set of the user's own: those of `jprune.data.own.Options`, such as `size`,
+            `mean` and `std`; a function of the user's own gets them as keywords.
 
     Returns:
         The data set; `base.Data` describes its batches.
 
     Raises:
-        ArgumentError: an unknown name, or a subset larger than the training split.
+        ArgumentError: an unknown name or option, or a subset larger than the training split.
         DataError: the set is not prepared (the message says what to run), damaged, or of another
             shape, size or range than it should have.
         MissingExtraError: the folder holds an official TFDS directory, which needs TensorFlow.
@@ -44,7 +56,18 @@ def load(
         >>> next(data.batches("train", 32, seed=0))["image"].shape
         (32, 8, 8, 1)
     """
+    if ":" in name:
+        if subset is not None:
+            raise errors.ArgumentError(
+                f"subset={subset} is for the sets by name; {name} is your own: leave examples out."
+            )
+        return load_own(name, data_dir, options)
     spec = find(name)
+    if options:
+        raise errors.ArgumentError(
+            f"{name} has fixed sizes and pixels, and no option {next(iter(options))!r}. Options "
+            f"are for your own data: {', '.join(WRITTEN)}."
+        )
     splits = _digits() if name == "digits" else _published(spec, data_dir)
     # Validation is taken out before the subset is drawn, so that it is the same for every subset.
     rest, validation = divide(splits["train"], spec.sizes["validation"])
@@ -55,7 +78,9 @@ def load(
             )
         chosen = pick(rest.labels, subset, seed)
         rest = Split(rest.images[chosen], rest.labels[chosen])
-    return feed(spec, {"train": rest, "validation": validation, "test": splits["test"]})
+    loaded = feed(spec, {"train": rest, "validation": validation, "test": splits["test"]})
+    about = "test as published; validation: a fixed part of the published training images"
+    return loaded._replace(about=about)
 
 
 def prepare(

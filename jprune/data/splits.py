@@ -50,6 +50,12 @@ def pick(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return chosen
 
 
+def scattered(split: Split, count: int, seed: int = SEED) -> tuple[Split, Split]:
+    """As `divide`, for labels that are no classes: any examples may be drawn."""
+    chosen = pick(np.zeros(len(split.labels), int), count, seed)
+    return _apart(split, chosen)
+
+
 def divide(split: Split, count: int, seed: int = SEED) -> tuple[Split, Split]:
     """Takes a stratified part out of a split.
 
@@ -61,7 +67,11 @@ def divide(split: Split, count: int, seed: int = SEED) -> tuple[Split, Split]:
     Returns:
         (rest, part), both in the order of the whole.
     """
-    chosen = pick(split.labels, count, seed)
+    return _apart(split, pick(split.labels, count, seed))
+
+
+def _apart(split: Split, chosen: np.ndarray) -> tuple[Split, Split]:
+    """The examples that are not chosen, and those that are."""
     return (
         Split(split.images[~chosen], split.labels[~chosen]),
         Split(split.images[chosen], split.labels[chosen]),

@@ -9,16 +9,17 @@ import importlib.util
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jprune import errors, foreign
+from jprune import errors
 from jprune.data.batches import Split
 from jprune.data.table import Spec
+from jprune.foreign import BYTES, check, content, parse, shown
 
 VERSION = "1.0.0"
 _PACKAGE = "tensorflow_datasets.core.features"
@@ -119,21 +120,100 @@ def read(spec: Spec, directory: Path) -> dict[str, Split]:
         f"the extra `tf` (pip install 'jprune[tf]'), or run `jprune data prepare {spec.name}`, "
         "which needs no TensorFlow."
     )
+    with _opened(
+        directory, extra, f"Delete it and run `jprune data prepare {spec.name}`."
+    ) as builder:
+        return {split: _split(builder, split) for split in ("train", "test")}
+
+
+def foreign(name: str, places: Sequence[Path]) -> Path:
+    """The directory of a set that TFDS has prepared.
+
+    Args:
+        name: `NAME`, `NAME/CONFIG`, or either with `:VERSION`; without one, the newest.
+        places: folders to look in, in this order.
+
+    Raises:
+        DataError: it is in none of them.
+    """
+    path, _, version = name.partition(":")
+    for place in places:
+        infos = (place / path).glob(f"{version or '[0-9]*'}/dataset_info.json")
+        if found := [info.parent for info in infos]:
+            return max(found, key=lambda directory: tfds.core.Version(directory.name))
+    raise errors.DataError(
+        f"tfds:{name} is not prepared in {' or '.join(map(str, places))}. Prepare it there with "
+        "tfds.builder(NAME, file_format='array_record').download_and_prepare(), or write "
+        "--data-dir DIR (a set with configurations is written tfds:NAME/CONFIG)."
+    )
+
+
+def columns(
+    directory: Path, splits: Collection[str]
+) -> dict[str, tuple[Sequence[Any], np.ndarray]]:
+    """The images and labels of a set that TFDS has prepared.
+
+    Args:
+        directory: of one version.
+        splits: names of splits to read, of those that it has.
+
+    Returns:
+        {split: (images, labels)}; an image is an array, or the content of its file.
+
+    Raises:
+        DataError: it cannot be read, or has no images with labels.
+        MissingExtraError: only TensorFlow can read it, and is not installed.
+    """
+    extra = (
+        f"{directory} holds TFRecord files, which TensorFlow alone reads. Install the extra `tf` "
+        "(pip install 'jprune[tf]'), or prepare it with file_format='array_record'."
+    )
+    with _opened(directory, extra, "Prepare it again.") as builder:
+        features = builder.info.features
+        keys = [str(key) for key in builder.info.supervised_keys or ("image", "label")]
+        named = {*splits} & {*builder.info.splits}
+        if not {*keys} <= {*features} or len(keys) != 2 or not named:
+            raise errors.DataError(
+                f"{directory} has the features {', '.join(features)} and the splits "
+                f"{', '.join(builder.info.splits)}; expected image and label (or as_supervised "
+                f"keys), and some of {', '.join(sorted(splits))}."
+            )
+        return {split: _columns(builder, split, *keys) for split in sorted(named)}
+
+
+def _columns(builder: Any, split: str, image: str, label: str) -> tuple[Sequence[Any], np.ndarray]:
+    if not _random_access(builder):
+        rows = [*tfds.as_numpy(builder.as_dataset(split=split))]
+    else:
+        # Encoded images are decoded by Pillow later on: TFDS would want OpenCV or TensorFlow.
+        encoded = isinstance(builder.info.features[image], tfds.features.Image)
+        decoders = {image: tfds.decode.SkipDecoding()} if encoded else None
+        source = builder.as_data_source(split=split, decoders=decoders)
+        rows = source.__getitems__(range(len(source)))
+    return [row[image] for row in rows], np.array([row[label] for row in rows])
+
+
+@contextlib.contextmanager
+def _opened(directory: Path, extra: str, instead: str) -> Iterator[Any]:
+    """The builder of a directory; whatever goes wrong inside is said in our words.
+
+    Args:
+        directory: of one version.
+        extra: says that TensorFlow is missing.
+        instead: what to do where the directory is damaged.
+    """
     try:
         _require_known(directory)
         builder = tfds.builder_from_directory(directory)
         if not _random_access(builder) and not importlib.util.find_spec("tensorflow"):
             raise errors.MissingExtraError(extra)
-        return {split: _split(builder, split) for split in ("train", "test")}
+        yield builder
     except errors.JpruneError:
         raise
     except ImportError as error:  # to decode an image
         raise errors.MissingExtraError(extra) from error
     except Exception as error:  # TFDS and array_record raise anything on damaged files
-        raise errors.DataError(
-            f"{directory} cannot be read: {foreign.shown(error)}. Delete it and run "
-            f"`jprune data prepare {spec.name}`."
-        ) from error
+        raise errors.DataError(f"{directory} cannot be read: {shown(error)}. {instead}") from error
 
 
 def _require_known(directory: Path) -> None:
@@ -149,13 +229,12 @@ def _require_known(directory: Path) -> None:
     try:
         described: dict[str, Any] = {}
         for name in ("dataset_info.json", "features.json"):
-            content = foreign.content(directory / name, foreign.BYTES)
-            described[name] = foreign.parse(content)
-        foreign.check(described, _Described, str(directory))
+            described[name] = parse(content(directory / name, BYTES))
+        check(described, _Described, str(directory))
         classes = sorted({*_classes(described["features.json"])} - FEATURES)
         if classes:
             raise errors.DataError(
-                f"{directory}/features.json names the class {foreign.shown(classes[0], 80)}, which "
+                f"{directory}/features.json names the class {shown(classes[0], 80)}, which "
                 "is not imported by a file's word; images, labels, tensors and texts are read."
             )
         info = described["dataset_info.json"]
@@ -164,7 +243,7 @@ def _require_known(directory: Path) -> None:
             for key in ("name", "version", "filepathTemplate"):
                 if "/" in part.get(key, ""):
                     raise errors.DataError(
-                        f"{directory}/dataset_info.json has {foreign.shown(part[key], 80)!r} at "
+                        f"{directory}/dataset_info.json has {shown(part[key], 80)!r} at "
                         f"`{key}`, which leads out of the folder."
                     )
     except errors.CheckpointError as error:
@@ -184,7 +263,7 @@ def _classes(described: Any) -> Iterator[str]:
                 ):
                     yield inner
                 if key == "json" and isinstance(inner, str):
-                    waiting.append(foreign.parse(inner))
+                    waiting.append(parse(inner))
                 waiting.append(inner)
         elif isinstance(value, list):
             waiting += value

@@ -1,4 +1,7 @@
-"""The data sets: shape, splits, and how pixels become numbers."""
+"""The data sets: shape, splits, and how pixels become numbers.
+
+Those of the user's own are read by `sources.py`, whose table says how they are written.
+"""
 
 from typing import NamedTuple
 
@@ -6,30 +9,35 @@ from jprune import errors
 
 
 class Spec(NamedTuple):
-    """A data set of 8-bit images with fixed splits.
+    """A data set of images with fixed splits.
 
     A pixel `p` becomes `(p / top - mean) / std`, per channel.
 
     Attributes:
         name: what `load` takes.
         shape: (height, width, channels) of one image.
-        classes: number of classes.
+        classes: number of classes; 0 where labels are no classes.
         sizes: examples in "train", "validation" and "test".
         top: value of a white pixel.
         mean: per channel, or one for all.
         std: per channel, or one for all.
         shift: training images are shifted by up to this many pixels and mirrored; 0: neither.
+        dtype: of the pixels: "uint8", or "float32" for images of the user's own.
     """
 
     name: str
     shape: tuple[int, int, int]
     classes: int
     sizes: dict[str, int]
-    top: int = 255
+    top: float = 255
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     shift: int = 0
+    dtype: str = "uint8"
 
+
+# Pretrained CIFAR nets expect mean and std of ImageNet, not those of CIFAR itself.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 SETS = {
     spec.name: spec
@@ -44,9 +52,17 @@ SETS = {
             (32, 32, 3),
             10,
             {"train": 45_000, "validation": 5_000, "test": 10_000},
-            # Pretrained CIFAR nets expect mean and std of ImageNet, not those of CIFAR itself.
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
+            mean=_MEAN,
+            std=_STD,
+            shift=4,
+        ),
+        Spec(
+            "cifar100",
+            (32, 32, 3),
+            100,
+            {"train": 45_000, "validation": 5_000, "test": 10_000},
+            mean=_MEAN,
+            std=_STD,
             shift=4,
         ),
     )
@@ -54,11 +70,11 @@ SETS = {
 
 
 def names() -> tuple[str, ...]:
-    """Names that `load` takes.
+    """Names that `load` takes, beside those of the user's own data sets.
 
     Example:
         >>> names()
-        ('digits', 'mnist', 'fashion_mnist', 'cifar10')
+        ('digits', 'mnist', 'fashion_mnist', 'cifar10', 'cifar100')
     """
     return tuple(SETS)
 
@@ -76,6 +92,7 @@ def find(name: str) -> Spec:
     if name not in SETS:
         hint = errors.nearest(name, SETS)
         raise errors.ArgumentError(
-            f"There is no data set {name!r}; {hint}jprune has {', '.join(SETS)}."
+            f"There is no data set {name!r}; {hint}jprune has {', '.join(SETS)}; your own are "
+            "written npz:FILE, folder:DIR, tfds:NAME or module:callable."
         )
     return SETS[name]

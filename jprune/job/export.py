@@ -12,7 +12,7 @@ from jprune.foreign import shown
 from jprune.graph import slim
 from jprune.graph.shrink.plans import replay
 from jprune.job.finish import WRITERS
-from jprune.job.nets import DTYPES, net_for
+from jprune.job.nets import DTYPES, net_of
 from jprune.job.saved import NET, example_of
 from jprune.runs.checkpoint import load_tree
 from jprune.runs.directory import require
@@ -69,7 +69,7 @@ def export_again(
         if model is None and name not in zoo.names():
             fn, example = _program(folder, config, plan, dtype)
         else:
-            fn, example = _cut(net_for(name, config["data"], dtype), plan)
+            fn, example = _cut(net_of({**config, "model": name}, dtype), plan)
         try:
             model = WRITERS[file.suffix](fn, variables, example)
         except (TypeError, ValueError) as error:

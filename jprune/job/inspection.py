@@ -1,21 +1,27 @@
 """What of a net can be pruned, as plain data."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from jprune import data as data_sets
 from jprune.base import Groups
 from jprune.cost import cost
 from jprune.graph import trace
 from jprune.job.nets import net_for
 
 
-def inspected(model: str, data: str) -> dict[str, Any]:
+def inspected(
+    model: str, data: str, data_options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Traces a net and returns what can be pruned, what it costs, and what is frozen and why.
 
     Args:
         model: a name of the zoo, or `module:callable`.
-        data: name of a data set; only the shape of its images and its classes are used.
+        data: name of a data set; only the shape of its images and its classes are used. Data of
+            the user's own are read for them.
+        data_options: of data of the user's own.
 
     Returns:
         `model`, `cost` {params, macs, bytes for one example}, `groups` {name: {size, macs, places:
@@ -29,7 +35,8 @@ def inspected(model: str, data: str) -> dict[str, Any]:
         >>> {name: group["size"] for name, group in found["groups"].items()}
         {'params/fc1/kernel': 300, 'params/fc2/kernel': 100}
     """
-    net = net_for(model, data)
+    own = data_sets.load(data, **(data_options or {})) if ":" in data else None
+    net = net_for(model, data, shape=own and own.shape, classes=own and own.classes)
     # Shapes alone: a net of any size is inspected in no memory.
     variables = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)))
     groups = trace(net.fn, variables, net.example)

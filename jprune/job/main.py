@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jprune import allocate, data, errors, measure, recipes
-from jprune.base import Budget, Pruned, Recipe, Task
+from jprune import allocate, data, errors, measure, recipes, zoo
+from jprune.base import Budget, Data, Pruned, Recipe, Task
 from jprune.job.finish import Export, Law, Measure
 from jprune.job.nets import net_for
 from jprune.job.result import Asked, write_result
 from jprune.recipes import Evaluate, Prune, Train
+from jprune.recipes.methods import no_finetuning
 from jprune.recipes.options import written
 from jprune.runs.devices import from_first
 from jprune.runs.directory import held
@@ -29,6 +30,7 @@ from jprune.runs.progress import Progress, Silent
 from jprune.stages.frame import check
 from jprune.stages.reinitialise import BeginAnew, Reinitialise
 from jprune.train.net import Net
+from jprune.train.optimizers import function_of
 from jprune.train.task import task as task_of
 from jprune.zoo import pretrained
 
@@ -53,7 +55,9 @@ USUAL = {
 DRAWS = (BeginAnew, Reinitialise)
 """Stages that draw initial values once more."""
 WITHOUT_NORMS = 0.25
-"""Factor of the learning rates of nets without norms, which diverge at those of the others."""
+"""Factor of SGD's learning rates of nets without norms, which diverge at those of the others."""
+RATES = {"adam": 1e-3, "adamw": 1e-3, "lion": 1e-4, "lamb": 5e-3}
+"""Learning rates of the dense net where none is written; fine-tuning takes half of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Job:
 
     Attributes:
         model: a name of the zoo, or `module:callable`.
-        data: a name of `jprune.data`.
+        data: a name of `jprune.data`, or one of the user's own with a colon: `npz:FILE` and others.
         method: a name of `jprune.recipes.METHODS`.
         budget: what is kept of the dense net.
         seed: of initial values, order of the data, and draws.
@@ -80,6 +84,15 @@ class Job:
             (`zoo.pretrained.load`), "own" takes the weights that the net came with.
         train_images: so many training images, every class with its share; None takes all.
         data_dir: folder of prepared data; None is the usual one.
+        data_options: of data of the user's own, such as {"size": 32}.
+        optimizer: "sgd", "adam", "adamw", "lion", "lamb" or `module:callable`, of all trainings.
+        optimizer_options: its settings, such as {"b1": 0.95}; `weight_decay` and, of sgd,
+            `momentum` are among them.
+        rate_schedule: of the learning rate: "one_cycle", "cosine", "constant" or "step".
+        warmup: fraction of the steps in which the learning rate rises, before its schedule.
+        clip: the largest norm of a gradient; None: any.
+        ema: decay of the average that trainings hand on; None: none.
+        accumulate: parts in which a batch goes through the net.
     """
 
     model: str
@@ -100,6 +113,14 @@ class Job:
     weights: str | None = None
     train_images: int | None = None
     data_dir: str | None = None
+    data_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: str = "sgd"
+    optimizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rate_schedule: str = "one_cycle"
+    warmup: float = 0.0
+    clip: float | None = None
+    ema: float | None = None
+    accumulate: int = 1
 
 
 def prune(
@@ -139,7 +160,7 @@ def prune(
     recipes.find(job.method)
     task = task_for(job) if task is None else task
     # Law and .tflite want float32, whatever the type that the net is trained in.
-    exact = task.fn if job.dtype == "float32" else net_for(job.model, job.data).fn
+    exact = task.fn if job.dtype == "float32" else _net(job, task.data, "float32").fn
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = recipe_of(job, train, finetune)
@@ -155,14 +176,14 @@ def prune(
             "--weights own, or choose another method."
         )
     provenance = {"versions": measure.versions(), "device": measure.device()}
-    config = config_of(job, train, finetune)
+    config = config_of(job, train, finetune) | _images(job, task.data)
     key = jax.random.key(job.seed)
 
     def start() -> Pruned:
         if job.weights is None:
             # `fold_in(key, 0)` makes the first values; the stages count from 1.
             return Pruned(task.init(jax.random.fold_in(key, 0)), None)
-        net = net_for(job.model, job.data, job.dtype)
+        net = _net(job, task.data, job.dtype)
         return Pruned(pretrained.load(net, job.weights), None)
 
     with held(out, config, about(job), provenance, overwrite, progress.note) as directory:
@@ -181,8 +202,27 @@ def prune(
 
 def task_for(job: Job) -> Task:
     """The net and the data of a job."""
-    images = data.load(job.data, data_dir=job.data_dir, subset=job.train_images)
-    return task_of(net_for(job.model, job.data, job.dtype), images)
+    images = data.load(job.data, data_dir=job.data_dir, subset=job.train_images, **job.data_options)
+    return task_of(_net(job, images, job.dtype), images)
+
+
+def _net(job: Job, images: Data, dtype: str) -> zoo.Net:
+    """The net of a job; for data of the user's own, of what they say that they are."""
+    if ":" not in job.data:
+        return net_for(job.model, job.data, dtype)
+    return net_for(job.model, job.data, dtype, images.shape, images.classes)
+
+
+def _images(job: Job, images: Data) -> dict[str, Any]:
+    """What `config.json` says of data of the user's own; nothing of those that jprune knows.
+
+    The net of the run can be built from it where the data are not.
+    """
+    if ":" not in job.data:
+        return {}
+    options = {name: written(value) for name, value in job.data_options.items()}
+    own = {"shape": list(images.shape), "classes": images.classes}
+    return {"images": own, "data_options": options}
 
 
 def about(job: Job) -> dict[str, Any]:
@@ -200,23 +240,37 @@ def about(job: Job) -> dict[str, Any]:
 def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
     """Training of the dense net (None where it is read) and fine-tuning."""
     usual = USUAL.get(job.data, USUAL["cifar10"])
-    # Statistics: only norms have them.
-    has_norms = bool(jax.tree.leaves(task.split(Net(task).shapes)[1]))
-    slower = 1.0 if has_norms else WITHOUT_NORMS
+    dense_rate, finetune_rate = _rates(job, task, usual)
+    options = dict(job.optimizer_options)
+    fields = {name: options.pop(name) for name in ("momentum", "weight_decay") if name in options}
     batch_size = job.batch_size or usual.batch_size
 
     def stage(name: str, epochs: float, rate: float, distill: float = 0.0) -> Train:
         training = Train(
-            epochs, rate, batch_size, max_steps=job.max_steps, distill=distill, name=name
+            epochs,
+            rate,
+            batch_size,
+            schedule=job.rate_schedule,
+            max_steps=job.max_steps,
+            distill=distill,
+            name=name,
+            optimizer=job.optimizer,
+            settings=tuple(options.items()),
+            warmup=job.warmup,
+            clip=job.clip,
+            ema=job.ema,
+            accumulate=job.accumulate,
+            **fields,
         )
-        training.steps(task.data.sizes["train"])  # refuses what does not fit, before anything runs
+        # Refuses what does not fit, the user's own optimizer included, before anything runs.
+        training.optimizer_for(task).transformation(Net(task).is_kernel)
         return training
 
     chosen = lambda value, otherwise: otherwise if value is None else value
     finetune = stage(
         "finetune",
         chosen(job.finetune_epochs, usual.finetune_epochs),
-        chosen(job.finetune_learning_rate, slower * usual.finetune_learning_rate),
+        chosen(job.finetune_learning_rate, finetune_rate),
         job.distill,
     )
     if job.weights is not None:
@@ -227,8 +281,31 @@ def trainings(job: Job, task: Task) -> tuple[Train | None, Train]:
                 "--finetune-learning-rate."
             )
         return None, finetune
-    rate = chosen(job.learning_rate, slower * usual.learning_rate)
+    rate = chosen(job.learning_rate, dense_rate)
     return stage("train", chosen(job.epochs, usual.epochs), rate), finetune
+
+
+def _rates(job: Job, task: Task, usual: Usual) -> tuple[float, float]:
+    """Learning rates of dense training and fine-tuning where the user writes none.
+
+    Raises:
+        ArgumentError: an optimizer of the user's own, for which there is no usual one.
+    """
+    if job.optimizer == "sgd":
+        # Statistics: only norms have them.
+        has_norms = bool(jax.tree.leaves(task.split(Net(task).shapes)[1]))
+        slower = 1.0 if has_norms else WITHOUT_NORMS
+        return slower * usual.learning_rate, slower * usual.finetune_learning_rate
+    if job.optimizer in RATES:
+        return RATES[job.optimizer], RATES[job.optimizer] / 2
+    function_of(job.optimizer)  # a typing error comes first
+    written_rates = (job.weights is not None or job.learning_rate, job.finetune_learning_rate)
+    if not all(written_rates):
+        raise errors.ArgumentError(
+            f"there are no usual learning rates for {job.optimizer}. Write --learning-rate and "
+            "--finetune-learning-rate; it gets them as schedules."
+        )
+    return 1.0, 1.0
 
 
 def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
@@ -250,7 +327,7 @@ def recipe_of(job: Job, train: Train | None, finetune: Train) -> Recipe:
         return factory(job.budget, train, finetune, **job.options)
     if job.finetune_epochs is not None or job.finetune_learning_rate is not None or job.distill:
         raise errors.ArgumentError(
-            f"the method {job.method} has no fine-tuning: it trains as the dense net is trained. "
+            f"{no_finetuning(job.method)} "
             "Leave out --finetune-epochs, --finetune-learning-rate and --distill."
         )
     return factory(job.budget, train, **job.options)
@@ -314,6 +391,18 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         "dtype": job.dtype,
         "weights": job.weights,
         "train_images": job.train_images,
-        "train": None if train is None else dataclasses.asdict(train),
-        "finetune": dataclasses.asdict(finetune),
+        "train": None if train is None else _settings(train),
+        "finetune": _settings(finetune),
+    }
+
+
+def _settings(train: Train) -> dict[str, Any]:
+    """The settings of a training; those that came later, only where they were written."""
+    later = ("optimizer", "settings", "warmup", "clip", "ema", "accumulate")
+    plain, default = dataclasses.asdict(train), Train(train.epochs, train.learning_rate)
+    plain["settings"] = dict(train.settings)
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in later or getattr(train, name) != getattr(default, name)
     }

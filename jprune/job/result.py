@@ -134,6 +134,8 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
             "bytes": fraction("bytes"),
             "latency": _ratio(_median(small), _median(dense)),
         },
+        "splits": {name: int(size) for name, size in task.data.sizes.items()},
+        "splits_from": task.data.about,
         "law_max_rel_err": law,
         "warnings": report.law_warnings(law),
         "dense": report.measured(**dense),

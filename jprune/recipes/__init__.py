@@ -12,7 +12,7 @@ The stages that recipes are made of are in `jprune.stages`. Read `three_step.py`
 
 from jprune.base import Learner
 from jprune.recipes.methods import METHODS, find
-from jprune.recipes.options import options, read_options
+from jprune.recipes.options import options, read_options, read_values
 from jprune.stages.frame import (
     CheckedStage,
     Evaluate,
@@ -52,6 +52,7 @@ __all__ = [
     "options",
     "plain",
     "read_options",
+    "read_values",
     "run",
     "unrolled",
 ]

@@ -84,7 +84,7 @@ def kronecker(
         batches,
         batch_size,
     )
-    prune = lambda goal: dataclasses.replace(filters, budget=goal)
+    prune = lambda goal: dataclasses.replace(filters, budget=goal, final=budget)
     pruning, last = in_rounds(prune, evenly(budget, rounds), finetune)
     after = settled(recalibrate, finetune.batch_size)
     return framed(train, *pruning, finetune=last, after=after)

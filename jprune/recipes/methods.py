@@ -1,12 +1,15 @@
 """The methods by name, discovered: every other file of this room defines some in `METHODS`."""
 
+import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
-from jprune import errors
-from jprune.base import Recipe
+from jprune import errors, survey
+from jprune.base import Budget, Recipe
 
 Factory = Callable[..., Recipe]
 """`factory(budget, train, finetune, **options) -> recipe`."""
@@ -38,7 +41,33 @@ def modules() -> dict[str, ModuleType]:
     return by_name
 
 
-METHODS: dict[str, Factory] = {name: module.METHODS[name] for name, module in modules().items()}
+def _checked(name: str, factory: Factory) -> Factory:
+    """The factory of a method, which says so if it is handed a fine-tuning that it does not have.
+
+    Whoever goes through all methods calls them alike; Python would count arguments.
+    """
+    if "finetune" in inspect.signature(factory).parameters:
+        return factory
+
+    @functools.wraps(factory)
+    def make(budget: Budget, train: Any, *more: Any, **options: Any) -> Recipe:
+        if more or "finetune" in options:
+            raise errors.ArgumentError(
+                f"{no_finetuning(name)} Leave it out: find({name!r})(budget, train)."
+            )
+        return factory(budget, train, **options)
+
+    return make
+
+
+def no_finetuning(name: str) -> str:
+    """Says that a method has no fine-tuning."""
+    return f"the method {name} has no fine-tuning: it trains as the dense net is trained."
+
+
+METHODS: dict[str, Factory] = {
+    name: _checked(name, module.METHODS[name]) for name, module in modules().items()
+}
 """{name on the command line: factory}."""
 
 
@@ -49,13 +78,19 @@ def find(name: str) -> Factory:
         name: as on the command line.
 
     Raises:
-        ArgumentError: there is no such method; the message suggests the nearest.
+        ArgumentError: there is no such method, or the survey's is not implemented; the message
+            suggests the nearest.
 
     Example:
         >>> find("tailor")
         Traceback (most recent call last):
         jprune.errors.ArgumentError: There is no method 'tailor'; did you mean taylor? ...
     """
+    if name not in METHODS and (papers := survey.papers_of(name)):
+        raise errors.ArgumentError(
+            f"the method {name!r} ({papers[0].fields['title']}) is known and not implemented yet. "
+            f"The methods are {', '.join(METHODS)}."
+        )
     if name not in METHODS:
         hint = errors.nearest(name, METHODS)
         raise errors.ArgumentError(

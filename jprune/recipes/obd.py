@@ -93,7 +93,7 @@ def obd(
     rounds = rounds_for(budget, REMAINING) if rounds is None else rounds
     estimator = CURVATURES[curvature](PROBES if probes is None else probes)
     criterion = obd_of(estimator, negative, weight_decay)
-    prune = lambda goal: Prune(criterion, global_topk, goal, batches=batches, per=per)
+    prune = lambda goal: Prune(criterion, global_topk, goal, batches=batches, per=per, final=budget)
     pruning, last = in_rounds(prune, evenly(budget, rounds), finetune)
     return framed(train, *pruning, finetune=last)
 

@@ -55,6 +55,38 @@ def read_options(name: str, texts: Sequence[str]) -> dict[str, Any]:
     return dict(_read_option(name, taken, text) for text in texts)
 
 
+def read_values(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """Values from texts, where no signature says of which type they are.
+
+    Args:
+        texts: "name=value" each: a number, numbers with ":" between, true, false, null or a word.
+        option: where they come from, for the message.
+
+    Raises:
+        ArgumentError: a text without "=", or a name that comes twice.
+
+    Example:
+        >>> read_values(["size=32", "mean=0.5:0.4:0.5", "nesterov=false"], "--data-options")
+        {'size': 32, 'mean': (0.5, 0.4, 0.5), 'nesterov': False}
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, word = text.partition("=")
+        name = name.replace("-", "_")
+        if not (equals and name and word) or name in values:
+            raise errors.ArgumentError(
+                f"{option} {text}: write NAME=VALUE, each name once, with commas between."
+            )
+        try:
+            values[name] = json.loads(word)
+        except json.JSONDecodeError:
+            try:
+                values[name] = numbers(word)
+            except ValueError:
+                values[name] = word
+    return values
+
+
 def written(value: Any) -> Any:
     """An option's value as the command line has it; what is no sequence or mapping stays.
 
@@ -117,7 +149,12 @@ def _read_option(method: str, taken: dict[str, Any], text: str) -> tuple[str, An
     option, equals, word = text.partition("=")
     # As on the command line, where options are written with "-".
     option = option.replace("-", "_")
-    if not equals or option not in taken:
+    if not equals and option in taken:
+        raise errors.ArgumentError(
+            f"the option {option} of {method} wants a value: write {option}=... with "
+            f"{_wanted(_parts(taken[option]))}."
+        )
+    if option not in taken:
         raise errors.ArgumentError(
             f"the method {method} has no option {text!r}; {errors.nearest(option, taken)}"
             f"it has {', '.join(f'{name}=...' for name in taken) or 'none'}."
@@ -125,11 +162,15 @@ def _read_option(method: str, taken: dict[str, Any], text: str) -> tuple[str, An
     parts = _parts(taken[option])
     value = _value(word, parts)
     if not any(_is_of(value, part) for part in parts):
-        wanted = " or ".join(dict.fromkeys(filter(None, map(_said, parts))))
         raise errors.ArgumentError(
-            f"{text!r}: the option {option} of {method} takes {wanted}, not {word!r}."
+            f"{text!r}: the option {option} of {method} takes {_wanted(parts)}, not {word!r}."
         )
     return option, value
+
+
+def _wanted(parts: Sequence[Any]) -> str:
+    """What an option of these types takes, in words."""
+    return " or ".join(dict.fromkeys(filter(None, map(_said, parts))))
 
 
 def _value(word: str, parts: Sequence[Any]) -> Any:

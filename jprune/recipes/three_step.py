@@ -91,7 +91,9 @@ def three_step(
         )
     pool = "sum" if allocator == "uniform" else "mean"
     chosen = criterion if of_weights is None or per == "unit" else of_weights
-    prune = lambda wanted: Prune(chosen, ALLOCATORS[allocator], wanted, pool=pool, per=per)
+    prune = lambda wanted: Prune(
+        chosen, ALLOCATORS[allocator], wanted, pool=pool, per=per, final=budget
+    )
     pruning, last = in_rounds(prune, scheduled(budget, schedule, rounds), finetune)
     return framed(
         train,

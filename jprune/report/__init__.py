@@ -18,6 +18,7 @@ from jprune.report.schema import (
     check,
     law_warnings,
     measured,
+    missed,
 )
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "html",
     "law_warnings",
     "measured",
+    "missed",
     "read_run",
 ]

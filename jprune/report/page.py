@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from jprune.report import figures, structure, tables, text
+from jprune.report import figures, schema, structure, tables, text
 from jprune.report.markup import Markup, join, tag
 from jprune.report.read import Run, read_run
 from jprune.report.schema import Result
@@ -75,10 +75,13 @@ def _section(title: str, note: str, content: Markup) -> Markup:
 
 def _header(result: Result, title: str) -> Markup:
     about = f"Asked to keep {text.budget(result['requested'])}. Seed {result['seed']}."
+    said = schema.missed(result)
+    missed = [tag("p", tag("strong", f"The budget is missed: {said}."))] if said else []
     warnings = [
         tag("p", f"Warning: {warning}", class_="warning") for warning in result.get("warnings", [])
     ]
-    return tag("header", tag("p", "jprune report"), tag("h1", title), tag("p", about), *warnings)
+    head = (tag("p", "jprune report"), tag("h1", title), tag("p", about))
+    return tag("header", *head, *missed, *warnings)
 
 
 def _tiles(result: Result) -> Markup:
@@ -126,6 +129,7 @@ def _provenance(run: Run) -> Markup:
     facts = {
         "Method": f"{result['method']}{_references(result['refs'])}",
         "Seed": str(result["seed"]),
+        "Data": _splits(result),
         "Device": f"{device['kind']} ({device['platform']}, {threads})",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Commit": result["commit"] or "not a git checkout",
@@ -136,6 +140,13 @@ def _provenance(run: Run) -> Markup:
     }
     settings = tag("details", tag("summary", "All settings"), _facts(_flat(run.config)))
     return join(tag("pre", result["command"]), _facts(facts), settings)
+
+
+def _splits(result: Result) -> str:
+    """The sizes of the splits, and where they are from."""
+    sizes = [f"{size:,} {split}" for split, size in result.get("splits", {}).items()]
+    source = result.get("splits_from", "")
+    return ", ".join([result["data"], *sizes]) + (f" ({source})" if source else "")
 
 
 def _references(numbers: list[int]) -> str:

@@ -42,6 +42,10 @@ def cost(result: Result) -> Markup:
     # Column 4 of accuracy and loss is a difference, that of the costs below a fraction.
     rows[0][4] = points if points == text.NOT_MEASURED else f"{points} points"
     rows[1][4] = loss
+    for name in slim.get("metrics", {}):
+        values = [state.get("metrics", {}).get(name) for state in states]
+        change = text.difference(values[2], values[0], digits=4)
+        rows.append([name, *map(text.decimal, values), change, ""])
     achieved: Any = result["achieved"]
     for kind, noun in text.KINDS.items():
         asked = result["requested"].get(kind)

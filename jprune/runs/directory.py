@@ -207,6 +207,8 @@ def held(
 ) -> Iterator[RunDirectory]:
     """Opens a directory as `open_directory` does, and locks it for this run until it is over.
 
+    If the run ends in an error before anything is done, its settings are taken out again.
+
     Raises:
         CheckpointError: as `open_directory`; or another run has it, which the message names.
     """
@@ -214,7 +216,22 @@ def held(
         devices.from_first(lambda: inside.guarded(path) and None)
         # One lock a run: on a shared file system the other processes would lock out the first.
         devices.from_first(lambda: stack.enter_context(locked(path)))
-        yield open_directory(path, config, about, provenance, overwrite, note)
+        directory = open_directory(path, config, about, provenance, overwrite, note)
+        try:
+            yield directory
+        except BaseException:
+            # Weights that cannot be read, a net that cannot be exported: nothing is there to keep.
+            if devices.is_first():
+                _release(directory)
+            raise
+
+
+def _release(directory: RunDirectory) -> None:
+    """Takes out the settings of a run of which nothing was done, so that another may begin."""
+    stages = inside.stages(directory.path)
+    done = [file for stage in stages for file in inside.files_under(stage)]
+    if not done and not (directory.records.exists() and directory.records.stat().st_size):
+        inside.remove_run(directory.path)
 
 
 def open_directory(

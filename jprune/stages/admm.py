@@ -234,7 +234,10 @@ class Admm:
     name: str = "admm"
 
     def check(self, task: Task) -> None:
-        """Raises what `Sets.families` and `Sets.fractions` do."""
+        """Refuses settings of training that do nothing here, and what the sets refuse."""
+        # With "adam" the method brings an optimizer of its own.
+        options = ("optimizer", "warmup", "clip", "accumulate") if self.adam is None else ()
+        self.train.takes(self.name, *options)
         self.sets.fractions(self.sets.families(task))
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
@@ -256,7 +259,7 @@ class Admm:
                 "fewer rounds or more epochs."
             )
         task = train.taught(task, pruned)
-        net, optimizer = Net(task), train.sgd(task)
+        net, optimizer = Net(task), train.optimizer_for(task)
         if self.adam is not None:
             optimizer = Adam(self.adam[0], steps, self.adam[1])
         counts = self.sets.counts(task, pruned)

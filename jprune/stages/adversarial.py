@@ -128,6 +128,7 @@ class Adversarial:
             FrozenError: a gate on something frozen.
             BudgetError: not even masks that are all 0 meet the budget.
         """
+        self.train.takes("gal", "warmup", "clip")
         outputs_of(task, Net(task).shapes)
         self.falling(task, self.sizes(task), 1)
 

@@ -141,6 +141,11 @@ class Pull:
                 "0 or more."
             )
 
+    def check(self, task: Task) -> None:
+        """Refuses training without SGD's momentum, from which the pull's strength follows."""
+        del task
+        self.train.takes("csgd", "warmup", "accumulate")
+
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.
 

@@ -87,6 +87,7 @@ class Boost:
 
     def check(self, task: Task) -> None:
         """Refuses gates and budgets that this net cannot have."""
+        self.train.takes("fbs", "optimizer", "warmup", "clip")
         density_for(task, self.layers(task), self.budget)
 
     def layers(self, task: Task) -> dict[str, Gated]:
@@ -117,8 +118,9 @@ class Boost:
             FrozenError: a gate on something frozen.
             BudgetError: the fewest winners allowed cost too much.
         """
-        groups, layers, sgd = Net(task).groups, self.layers(task), self.train.sgd(task)
-        last, steps = density_for(task, layers, self.budget), sgd.taken
+        groups, layers = Net(task).groups, self.layers(task)
+        optimizer = self.train.optimizer_for(task)
+        last, steps = density_for(task, layers, self.budget), optimizer.taken
         densities = densities_down_to(last, self.drop, steps)
         # Phases are tables of integers, looked up by the step:
         # one compiled function serves all densities.
@@ -132,7 +134,7 @@ class Boost:
         of_gates = {name: {"predictor": True, "level": False} for name in layers}
         decayed = {"net": task.split(Net(task).is_kernel)[0], "gates": of_gates}
         start, batch_size = pruned._replace(variables=begun), self.train.batch_size
-        learner = plain(boosted, start, None, sgd, key, batch_size, decayed=decayed)
+        learner = plain(boosted, start, None, optimizer, key, batch_size, decayed=decayed)
         first = self.boosting.shift_first
         held = jax.jit(lambda v, winners_of: as_winners(task, groups, layers, first, v, winners_of))
 

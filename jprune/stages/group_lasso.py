@@ -141,7 +141,8 @@ class Shrink:
     name: str = "shrink"
 
     def check(self, task: Task) -> None:
-        """Raises what `Penalty.terms` does."""
+        """Refuses an average of zeros that come late; raises what `Penalty.terms` does."""
+        self.train.takes("group lasso", "optimizer", "warmup", "clip", "accumulate")
         self.penalty.terms(task, self.budget)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:

@@ -51,6 +51,7 @@ class TrainHypernetwork:
             JpruneError: what `Widths.check` and, with batches to recalibrate on, `check_settles`
                 raise.
         """
+        self.train.takes("metapruning", "optimizer", "warmup", "clip", "accumulate")
         self.widths.check(task, Net(task).groups, Net(task).cost)
         if self.recalibrate:
             key = jax.random.key(0)
@@ -68,9 +69,10 @@ class TrainHypernetwork:
         # Generated kernels begin near the net's own; its statistics are updated in `net`.
         begun = pruned._replace(variables={"hyper": hyper.init(start, net), "net": net})
         of_widths = hypernetwork_task(task, hyper, self.smoothing)
-        decayed, sgd = hyper.decayed(begun.variables["hyper"]), self.train.sgd(task)
+        decayed = hyper.decayed(begun.variables["hyper"])
+        optimizer = self.train.optimizer_for(task)
         batch_size = self.train.batch_size
-        learner = plain(of_widths, begun, None, sgd, draws, batch_size, decayed=decayed)
+        learner = plain(of_widths, begun, None, optimizer, draws, batch_size, decayed=decayed)
         images = stacked(task, "train", batch_size, self.recalibrate, draws)["image"]
 
         @jax.jit

@@ -110,6 +110,7 @@ class PruneFilters:
         repo_variant: the scores as in the authors' code.
         batches: calibration batches of the curvature; None: one pass over the training images.
         batch_size: examples in one.
+        final: the budget of the last round; see `Prune`.
         name: of the record.
     """
 
@@ -123,6 +124,7 @@ class PruneFilters:
     repo_variant: bool = False
     batches: int | None = None
     batch_size: int = 64
+    final: Budget | None = None
     name: str = "prune"
 
     def __post_init__(self):
@@ -162,7 +164,8 @@ class PruneFilters:
         floors = floors_of(groups.sizes, self.limit)
         floors |= {n: max(floors.get(n, 1), size) for n, size in self.budget.floors.items()}
         budget = dataclasses.replace(self.budget, floors=floors)
-        prune = Prune(self.criterion, ALLOCATORS[self.allocator], budget)
+        final = self.final and dataclasses.replace(self.final, floors=floors)
+        prune = Prune(self.criterion, ALLOCATORS[self.allocator], budget, final=final)
         masks = prune.of_units(pruned, task, criterion.score(state, variables))
         # OBS scores count on the others making up for a filter: so they must.
         if self.form.endswith("obs"):

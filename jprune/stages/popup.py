@@ -83,6 +83,11 @@ class Popup:
     train: Train
     name: str = "popup"
 
+    def check(self, task: Task) -> None:
+        """Refuses an average of scores: the masks are those of the last ones."""
+        del task
+        self.train.takes("edge_popup", "optimizer", "warmup", "clip", "accumulate")
+
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.
 
@@ -95,11 +100,13 @@ class Popup:
         k = shared_fraction(task, self.budget)
         weights = where_masked(kernels, pruned.variables)
         scores = draw_scores(jax.random.fold_in(key, 1), weights, Net(task).groups.layers)
-        popup, sgd, batch_size = popup_task(task, k), self.train.sgd(task), self.train.batch_size
+        popup, batch_size = popup_task(task, k), self.train.batch_size
         start = pruned._replace(variables={"scores": scores, "fixed": pruned.variables})
         # Optimizer and weight decay see scores alone: the
         # weights are in the part that is not trained.
-        learner = plain(popup, start, None, sgd, key, batch_size, decayed=True)
+        learner = plain(
+            popup, start, None, self.train.optimizer_for(task), key, batch_size, decayed=True
+        )
 
         def masked(state: TrainState) -> tuple[Variables, Masks]:
             # m = 1 for the largest k |s| of every layer

@@ -58,6 +58,8 @@ class Prune:
         batch_size: examples in such a batch.
         pool: how scores of weights become scores of units, `within` and `across` of `to_units`.
         per: "unit" or "weight".
+        final: the budget of the last round, where units go in rounds: what it would keep by the
+            scores of this round stays, so that the last round finds widths that fill it up.
         name: of the record.
     """
 
@@ -68,6 +70,7 @@ class Prune:
     batch_size: int = 64
     pool: str = "sum"
     per: str = "unit"
+    final: Budget | None = None
     name: str = "prune"
 
     def __post_init__(self):
@@ -98,6 +101,11 @@ class Prune:
             name: np.where(np.asarray(alive[name]), np.asarray(score, float), -np.inf)
             for name, score in scores.items()
         }
+        if self.final not in (None, self.budget):
+            # What is gone cannot come back: of widths in steps of 8, early rounds could leave only
+            # some of which no choice comes near the last budget.
+            wanted = self.allocator(scores, self.final, Net(task).cost)
+            scores = {n: np.where(np.asarray(wanted[n]), np.inf, s) for n, s in scores.items()}
         chosen = self.allocator(scores, self.budget, Net(task).cost)
         # Groups that the criterion does not score stay as they are.
         return {name: np.asarray(mask, bool) for name, mask in {**alive, **chosen}.items()}

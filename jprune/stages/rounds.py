@@ -37,7 +37,7 @@ def in_rounds(
     # round would hardly train in the last of its steps.
     half = finetune.epochs / 2
     between = dataclasses.replace(
-        finetune, epochs=half / len(others), schedule="constant", name="between"
+        finetune, epochs=half / len(others), schedule="constant", warmup=0.0, name="between"
     )
     stages = (first, *(stage for later in others for stage in (between, later)))
     return stages, dataclasses.replace(finetune, epochs=half)

@@ -50,7 +50,8 @@ class DynamicSurgery:
     name: str = "surgery"
 
     def check(self, task: Task) -> None:
-        """Raises what `check_prunable` does."""
+        """Refuses an average of masks that move; raises what `check_prunable` does."""
+        self.train.takes("dynamic surgery", "optimizer", "warmup", "clip", "accumulate")
         check_prunable(task, self.budget, "weight")
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
@@ -63,9 +64,9 @@ class DynamicSurgery:
         start, layers = self.start(task, pruned.masks), layer_numbers(Net(task).groups)
         task = self.train.taught(task, pruned)
         # From the dense weights: thresholds are fixed before the first step, and never follow.
-        sgd, rates = self.train.sgd(task), self.rates(task, pruned, start)
-        revised = Revised(self.gamma, self.power, sgd.taken, self.splice)
-        learner = plain(task, pruned, None, sgd, key, self.train.batch_size, revised)
+        optimizer, rates = self.train.optimizer_for(task), self.rates(task, pruned, start)
+        revised = Revised(self.gamma, self.power, optimizer.taken, self.splice)
+        learner = plain(task, pruned, None, optimizer, key, self.train.batch_size, revised)
 
         def init() -> TrainState:
             state = learner.init()

@@ -174,7 +174,8 @@ class Gate:
         return trained(self.learner(pruned, task, key), self.name)
 
     def check(self, task: Task) -> None:
-        """Refuses a net without norms to gate."""
+        """Refuses a net without norms to gate, and training that the rate is not derived for."""
+        self.train.takes("variational", "warmup")
         gated_groups(task, self.budget)
 
 

@@ -1,17 +1,44 @@
-"""Optimizers of plain training, hashable settings that make an optax chain; learning rates."""
+"""Optimizers of plain training, hashable settings that make an optax chain; learning rates.
 
-from collections.abc import Callable
-from typing import NamedTuple
+Masked weights are no part of the net: where a step depends on several weights (a norm of the
+gradient, a trust ratio, whatever the user's own transformation does), their gradients are 0 before
+it looks at them. So the masked net takes the steps of the small one.
+"""
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import optax
 
+from jprune import errors, targets
 from jprune.base import (
     Masks,
     PyTree,
     Schedule,
+    is_none,
 )
-from jprune.sparsify import hold
+from jprune.masks import hold, masks_of
+
+
+class Around(NamedTuple):
+    """What is done around the steps of any optimizer.
+
+    Attributes:
+        warmup: steps in which the learning rate rises in a line to the schedule's first one.
+        clip: the largest norm of the whole gradient; longer ones are shortened to it. None: none.
+        parts: the batch of a step goes through the net in so many parts of equal size, whose
+            gradients are added up: the step of the whole batch, in the memory of one part. Norms of
+            batches see the parts one by one.
+        average: decay of the running average of the net that training hands on; None: the net
+            after the last step. See `jprune.train.step.averaged`.
+    """
+
+    warmup: int = 0
+    clip: float | None = None
+    parts: int = 1
+    average: float | None = None
 
 
 class Sgd(NamedTuple):
@@ -26,6 +53,8 @@ class Sgd(NamedTuple):
             norms.
         begin: the step of the schedule at which this training begins.
         stop: the step of the schedule at which it stops; None: at its end.
+        around: what is done around the steps.
+        nesterov: whether the momentum is Nesterov's.
 
     References:
         Sutskever, Martens, Dahl, Hinton, On the importance of initialization and momentum in deep
@@ -39,6 +68,8 @@ class Sgd(NamedTuple):
     weight_decay: float
     begin: int = 0
     stop: int | None = None
+    around: Around = Around()
+    nesterov: bool = True
 
     @property
     def taken(self) -> int:
@@ -48,9 +79,7 @@ class Sgd(NamedTuple):
     @property
     def rate(self) -> Schedule:
         """Learning rate at a step of this training."""
-        whole = LEARNING_RATES[self.schedule](self.learning_rate, self.steps)
-        # A part of a schedule goes on where the part before it stopped.
-        return lambda step: whole(step + self.begin)
+        return _rate(self)
 
     def transformation(
         self, decayed: PyTree, masks: Masks | None = None
@@ -63,12 +92,160 @@ class Sgd(NamedTuple):
             masks: a tree like the parameters, None leaves are not prunable; or None.
         """
         # With the gradient g, weight decay eta, momentum m and learning rate tau:
-        return _held(
+        inner = _held(
             optax.add_decayed_weights(self.weight_decay, mask=decayed),  # g <- g + eta w
-            optax.trace(self.momentum, nesterov=True),  # v <- m v + g;  g <- m v + g
+            optax.trace(self.momentum, nesterov=self.nesterov),  # v <- m v + g;  g <- m v + g
             optax.scale_by_learning_rate(self.rate),  # w <- w - tau g
             masks=masks,
         )
+        # Each weight moves by itself: nothing of a masked one can reach another.
+        alone = self.around.clip is None
+        return inner if alone else _of_the_net(inner, self.around.clip, masks is not None)
+
+
+class Chosen(NamedTuple):
+    """An optimizer by name, or of the user's own.
+
+    Attributes:
+        name: of `SETTINGS`, a function `make(learning_rate=schedule, **settings)` that returns an
+            optax transformation, or such a function as `module:callable`.
+        learning_rate: the largest one of the schedule.
+        schedule: a name of `LEARNING_RATES`.
+        steps: of the whole schedule.
+        weight_decay: of kernels only: added to the gradient (adam), or beside the step, times the
+            learning rate (adamw, lion, lamb). Of no effect in functions of the user's own.
+        settings: (name, value) pairs: of `SETTINGS`, or what the user's function takes.
+        begin: the step of the schedule at which this training begins.
+        stop: the step of the schedule at which it stops; None: at its end.
+        around: what is done around the steps.
+
+    References:
+        adam: Kingma, Ba, Adam: a method for stochastic optimization, 2015, arXiv 1412.6980. adamw:
+        Loshchilov, Hutter, Decoupled weight decay regularization, 2019, arXiv 1711.05101. lion:
+        Chen, Liang, Huang et al., Symbolic discovery of optimization algorithms, 2023, arXiv
+        2302.06675. lamb: You, Li, Reddi et al., Large batch optimization for deep learning, 2020,
+        arXiv 1904.00962.
+    """
+
+    name: str | Callable[..., Any]
+    learning_rate: float
+    schedule: str
+    steps: int
+    weight_decay: float
+    settings: tuple[tuple[str, Any], ...] = ()
+    begin: int = 0
+    stop: int | None = None
+    around: Around = Around()
+
+    @property
+    def taken(self) -> int:
+        """Steps that this training takes."""
+        return (self.steps if self.stop is None else self.stop) - self.begin
+
+    @property
+    def rate(self) -> Schedule:
+        """Learning rate at a step of this training."""
+        return _rate(self)
+
+    def transformation(
+        self, decayed: PyTree, masks: Masks | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optax chain; as `Sgd.transformation`."""
+        inner = _held(*self._links(decayed), masks=masks)
+        # lion and adam move each weight by itself; a trust ratio, and what users write, may not.
+        alone = self.around.clip is None and self.name in ("adam", "adamw", "lion")
+        return inner if alone else _of_the_net(inner, self.around.clip, masks is not None)
+
+    def _links(self, decayed: PyTree) -> tuple[optax.GradientTransformation, ...]:
+        """The chain without `hold`."""
+        own, chosen = None if self.name in SETTINGS else function_of(self.name), dict(self.settings)
+        if own is not None:
+            return (transformation_of(own, self.name, self.rate, chosen),)
+        given = {**SETTINGS[str(self.name)], **chosen}
+        decay = optax.add_decayed_weights(self.weight_decay, mask=decayed)
+        step = optax.scale_by_learning_rate(self.rate)  # w <- w - tau u
+        if self.name == "lion":
+            # u <- sign(b1 m + (1 - b1) g);  m <- b2 m + (1 - b2) g;  u <- u + eta w
+            return optax.scale_by_lion(**given), decay, step
+        # m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  u <- m / (sqrt(v) + eps), both means
+        # divided by what they are short of at the beginning
+        adam = optax.scale_by_adam(**given)
+        if self.name == "adam":
+            return decay, adam, step  # g <- g + eta w
+        if self.name == "adamw":
+            return adam, decay, step  # u <- u + eta w
+        # u <- (u + eta w) |w| / |u + eta w|, for every leaf
+        return adam, decay, optax.scale_by_trust_ratio(), step
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9, "nesterov": True},
+    "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "lion": {"b1": 0.9, "b2": 0.99},
+    "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6},
+}
+"""{name of an optimizer: its settings and what they are where none is written}."""
+
+
+def function_of(name: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The user's own function behind the name of an optimizer.
+
+    Raises:
+        ArgumentError: neither a name of `SETTINGS` nor a function that is there.
+    """
+    if callable(name):
+        return name
+    if ":" not in name:
+        raise errors.ArgumentError(
+            f"there is no optimizer {name!r}; {errors.nearest(name, SETTINGS)}Write one of "
+            f"{', '.join(SETTINGS)}, or module:callable of a function that returns an optax "
+            "transformation."
+        )
+    return targets.find(name, "an optax.GradientTransformation")
+
+
+def transformation_of(
+    function: Callable[..., Any],
+    name: str | Callable[..., Any],
+    rate: Schedule,
+    settings: Mapping[str, Any],
+) -> optax.GradientTransformation:
+    """What the user's own function returns, called with the learning rate and settings.
+
+    Raises:
+        ArgumentError: it fails, or returns something else.
+    """
+    said = f"the optimizer {name if isinstance(name, str) else getattr(name, '__name__', name)}"
+    help_ = "It is called as make(learning_rate=schedule, **settings)."
+    made = targets.attempt(said, help_, function, learning_rate=rate, **settings)
+    if not isinstance(made, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
+        raise errors.ArgumentError(
+            f"{said} returned a {type(made).__name__}; expected an optax.GradientTransformation, "
+            f"such as optax.adam(learning_rate). {help_}"
+        )
+    return made
+
+
+def _of_the_net(
+    inner: optax.GradientTransformationExtraArgs, clip: float | None, masked: bool
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer behind gradients of the net that is there: masked ones are 0, long ones short.
+
+    Its state is that of the optimizer, which holds the masks.
+    """
+    shorter = None if clip is None else optax.clip_by_global_norm(clip)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if masked:
+            zeroed = lambda mask, g: g if mask is None else jnp.where(mask, g, 0)
+            updates = jax.tree.map(zeroed, masks_of(state), updates, is_leaf=is_none)
+        if shorter is not None:
+            # g <- g min(1, c / |g|)
+            updates, _ = shorter.update(updates, optax.EmptyState())
+        return inner.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 class Adam(NamedTuple):
@@ -93,6 +270,11 @@ class Adam(NamedTuple):
         return 0
 
     @property
+    def around(self) -> Around:
+        """What is done around the steps: nothing."""
+        return Around()
+
+    @property
     def taken(self) -> int:
         """Steps that this training takes."""
         return self.steps
@@ -115,9 +297,26 @@ class Adam(NamedTuple):
         )
 
 
-Optimizer = Sgd | Adam
-"""What plain training takes. Another one needs the same members: `begin`, `taken`, `rate` and
-`transformation`; training steps of equal optimizers share one compilation."""
+Optimizer = Sgd | Adam | Chosen
+"""What plain training takes. Another one needs the same members: `begin`, `taken`, `rate`, `around`
+and `transformation`; training steps of equal optimizers share one compilation."""
+
+
+def _rate(optimizer: Sgd | Chosen) -> Schedule:
+    """Learning rate at a step of a training, which may be a part of a schedule."""
+    warm, peak = optimizer.around.warmup, optimizer.learning_rate
+    whole = LEARNING_RATES[optimizer.schedule](peak, optimizer.steps - warm)
+    if not warm:
+        # A part of a schedule goes on where the part before it stopped.
+        return lambda step: whole(step + optimizer.begin)
+
+    def rate(step: Any) -> Any:
+        place = step + optimizer.begin
+        # tau (t + 1) / (W + 1) for t < W: the schedule's own first rate is the next one
+        rising = peak * (place + 1) / (warm + 1)
+        return jnp.where(place < warm, rising, whole(jnp.maximum(place - warm, 0)))
+
+    return rate
 
 
 def _held(

@@ -17,13 +17,14 @@ from jprune.base import (
     Pruned,
     PyTree,
     Task,
+    Variables,
     Wrap,
 )
 from jprune.graph.shrink.concrete import copied
 from jprune.masks import apply_masks, held
 from jprune.sparsify import masks_of
 from jprune.train.net import Net
-from jprune.train.optimizers import Optimizer
+from jprune.train.optimizers import Around, Optimizer
 
 
 class TrainState(NamedTuple):
@@ -34,12 +35,14 @@ class TrainState(NamedTuple):
         params: float32, whatever type the net computes in.
         rest: what is not trained: statistics.
         opt_state: with the masks in it (`jprune.masks_of`).
+        average: (parameters, rest) as `averaged` has them; None where nothing is averaged.
     """
 
     step: jax.Array
     params: Params
     rest: PyTree
     opt_state: PyTree
+    average: PyTree = None
 
 
 class Functions(NamedTuple):
@@ -77,7 +80,8 @@ def plain(
             that trains something else than the parameters of its net; None: the net's kernels.
 
     Returns:
-        A learner whose metrics are means over the batch, of `task.metrics`.
+        A learner whose metrics are means over the batch, of `task.metrics`. Where the optimizer
+        averages, the net that it hands on and that is evaluated is the average.
     """
     of_params = None if masks is None else task.split(masks)[0]
     net, masked = Net(task), masks is not None
@@ -90,8 +94,13 @@ def plain(
         # Masks and keys enter through the state, not the
         # compiled step: another mask recompiles nothing.
         opt_state = settings.transformation(net, of_params, key).init(params)
-        state = TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state)
+        average = None if optimizer.around.average is None else (params, rest)
+        state = TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state, average)
         return copied(state)  # a step gives them away, masks included
+
+    def variables(state: TrainState) -> Variables:
+        # What is evaluated, pruned and exported later is the average, where there is one.
+        return task.merge(*(state.average or (state.params, state.rest)))
 
     return Learner(
         steps=optimizer.taken,
@@ -99,8 +108,8 @@ def plain(
         init=init,
         batches=lambda start: stream(task.data, batch_size, key, optimizer.begin + start),
         step=lambda state, batch: stepped(state, batch, key),
-        variables=lambda state: task.merge(state.params, state.rest),
-        finish=lambda state: pruned._replace(variables=task.merge(state.params, state.rest)),
+        variables=variables,
+        finish=lambda state: pruned._replace(variables=variables(state)),
     )
 
 
@@ -160,6 +169,7 @@ def _step(
     # Masks, clusters and keys are read from the state: those passed here have no effect.
     change = settings.transformation(net, {} if masked else None, jax.random.key(0)).update
     train_fn, loss, metrics, split, merge, write = functions
+    around = settings.optimizer.around
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Any]:
@@ -168,21 +178,82 @@ def _step(
         # A mean over examples, padded ones left out.
         weight = batch["weight"] / batch["weight"].sum()
 
-        def mean_loss(params: Params):
-            out, new = train_fn(merge(params, state.rest), batch["image"], of_step)
-            means = {name: weight @ value for name, value in metrics(out, batch).items()}
-            return weight @ loss(out, batch), (new, means)
+        def of_part(rest: PyTree, part: Batch, weight: jax.Array, key: jax.Array):
+            """(the gradient, (new statistics, means)) of a part of the batch."""
 
-        gradient, (new, means) = jax.grad(mean_loss, has_aux=True)(state.params)
+            def mean_loss(params: Params):
+                out, new = train_fn(merge(params, rest), part["image"], key)
+                means = {name: weight @ value for name, value in metrics(out, part).items()}
+                return weight @ loss(out, part), (new, means)
+
+            return jax.grad(mean_loss, has_aux=True)(state.params)
+
+        # Statistics of this forward pass, at the parameters before the step.
+        if around.parts == 1:
+            gradient, (new, means) = of_part(state.rest, batch, weight, of_step)
+            written = lambda params: split(write(merge(params, state.rest), new))
+        else:
+            after = lambda rest, new: split(write(merge(state.params, rest), new))[1]
+            rest, gradient, means = _in_parts(of_part, after, state, batch, weight, of_step, around)
+            written = lambda params: (params, rest)
         updates, opt_state = change(gradient, state.opt_state, state.params, batch=batch)
         if masked and settings.wrap is not None:  # it may have moved what `hold` has brought to 0
             updates = held(updates, state.params, masks_of(opt_state))
         params = optax.apply_updates(state.params, updates)
-        # Statistics of this forward pass, at the parameters before the step.
-        params, rest = split(write(merge(params, state.rest), new))
-        return TrainState(state.step + 1, params, rest, opt_state), means
+        params, rest = written(params)
+        average = state.average
+        if around.average is not None:
+            average = averaged(average, (params, rest), state.step, around.average)
+        return TrainState(state.step + 1, params, rest, opt_state, average), means
 
     return step
+
+
+def _in_parts(
+    of_part: Callable[..., Any],
+    after: Callable[[PyTree, Any], PyTree],
+    state: TrainState,
+    batch: Batch,
+    weight: jax.Array,
+    key: jax.Array,
+    around: Around,
+) -> tuple[PyTree, PyTree, dict[str, jax.Array]]:
+    """Statistics, gradient and means of a batch whose parts go through the net one by one.
+
+    `of_part` and `after` are those of a step: what a part gives, and the statistics with its own.
+    """
+    apart = lambda leaf: leaf.reshape(around.parts, -1, *leaf.shape[1:])
+    split_up = jax.tree.map(apart, (dict(batch), weight))
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+
+    def one(carry: tuple[PyTree, PyTree], inputs: Any):
+        rest, total = carry
+        (part, shares), number = inputs
+        gradient, (new, means) = of_part(rest, part, shares, jax.random.fold_in(key, number))
+        # The weights of all parts together sum to 1, so gradients and means are plain sums.
+        return (after(rest, new), jax.tree.map(jnp.add, total, gradient)), means
+
+    parts = (split_up, jnp.arange(around.parts))
+    (rest, gradient), means = jax.lax.scan(one, (state.rest, zeros), parts)
+    return rest, gradient, {name: value.sum() for name, value in means.items()}
+
+
+def averaged(average: PyTree, new: PyTree, step: jax.Array, decay: float) -> PyTree:
+    """The running average of parameters and statistics after a step; masked ones stay 0.
+
+    a <- d a + (1 - d) w, with d = min(decay, (1 + t) / (10 + t)) after t steps, so that the first
+    weights do not count for long. What is no float is taken as it is.
+    """
+    taken = (step + 1).astype(jnp.float32)
+    rest = 1 - jnp.minimum(decay, (1 + taken) / (10 + taken))
+
+    def one(mean: jax.Array, value: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(mean.dtype, jnp.floating):
+            return value
+        # a + (1 - d) (w - a): what does not change keeps its last bit, and 0 stays 0
+        return mean + (rest * (value - mean)).astype(mean.dtype)
+
+    return jax.tree.map(one, average, new)
 
 
 def stream(data: Data, batch_size: int, key: jax.Array, start: int = 0) -> Iterator[Batch]:

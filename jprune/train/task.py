@@ -83,6 +83,11 @@ def task(
         'lenet300'
     """
     out = _outputs(net, data)
+    if loss is None and not data.classes:
+        raise errors.ArgumentError(
+            f"the labels of {data.name} are no classes: there is no loss without one of your own. "
+            "Write train.task(net, data, loss=lambda out, batch: ...), one number an example."
+        )
     if loss is None:
         last = getattr(out, "shape", ())[-1:]
         if last != (data.classes,):

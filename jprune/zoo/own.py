@@ -1,16 +1,12 @@
 """Nets of the user's own, written as `module:callable` where a name of the zoo would stand."""
 
-import contextlib
-import importlib
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from jprune import errors, jaxprs
+from jprune import errors, jaxprs, targets
 from jprune.zoo.net import Net
 from jprune.zoo.table import check_dtype, check_shape
 
@@ -63,8 +59,8 @@ def load(target: str, classes: int, shape: tuple[int, int, int], dtype: Any = jn
             which.
     """
     shape, dtype = check_shape(shape), check_dtype(dtype)
-    with _current_directory():
-        function = _find(target)
+    with targets.current_directory():
+        function = targets.find(target, "a jprune.zoo.Net", HELP)
         net = _attempt(target, function, classes=classes, shape=shape, dtype=dtype)
     check(net, target, classes, shape)
     if dtype != jnp.float32:
@@ -164,50 +160,11 @@ def _check_stats(target: str, new: Any, old: Any) -> None:
             )
 
 
-def _find(target: str) -> Callable[..., Any]:
-    """The function behind `module:callable`."""
-    module_name, _, attribute = target.partition(":")
-    if not (module_name and attribute):
-        raise errors.ArgumentError(
-            f"{target!r} is not written as module:callable, such as mynet:build."
-        )
-    function = _attempt(f"import {module_name}", importlib.import_module, module_name)
-    for part in attribute.split("."):
-        # `module:Class.method` is allowed too. A missing part gives None, which cannot be called.
-        function = getattr(function, part, None)
-    if not callable(function):
-        raise errors.ArgumentError(
-            f"{module_name} has no callable {attribute!r}; write the name of a function that "
-            f"returns a jprune.zoo.Net. {HELP}"
-        )
-    return function
-
-
 def _attempt(what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls the user's code; an exception becomes an ArgumentError that quotes it."""
-    try:
-        return call(*args, **kwargs)
-    # Already said in our words: the zoo's own functions may be called in there.
-    except errors.JpruneError:
-        raise
-    except Exception as error:
-        raise errors.ArgumentError(
-            f"{what} failed: {type(error).__name__}: {error}. {HELP}"
-        ) from error
+    return targets.attempt(what, HELP, call, *args, **kwargs)
 
 
 def _refuse(target: str, came: str, expected: str) -> NoReturn:
     """Raises with what came and what was expected."""
     raise errors.ArgumentError(f"{target} {came}; expected {expected}. {HELP}")
-
-
-@contextlib.contextmanager
-def _current_directory() -> Iterator[None]:
-    """Appends the current directory to `sys.path`: a console script does not have it there."""
-    folder = os.getcwd()
-    # Last, so that a file of the user's does not hide an installed package of the same name.
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)

@@ -30,6 +30,7 @@ from jprune.recipes import Train
 from jprune.runs import checkpoint, execution, files, loop
 from jprune.runs import directory as run
 from jprune.runs.progress import Silent
+from jprune.train.net import Net
 from tests.toys import drawn, equal, toy_task
 
 KEY = jax.random.key(0)
@@ -138,11 +139,32 @@ RECIPE = recipes.find("l1")(
 )
 
 
-def executed(path, task, progress=None, save_seconds=0.0):
+AVERAGED = recipes.find("l1")(
+    Budget(macs=0.5),
+    Train(2, 0.01, 16, optimizer="adamw", ema=0.9, accumulate=2, clip=1.0),
+    Train(1, 0.01, 16, name="finetune", optimizer="lamb", ema=0.9),
+)
+
+
+def executed(path, task, progress=None, save_seconds=0.0, recipe=RECIPE):
     directory = opened(path)
     start = lambda: Pruned(drawn(task), None)
     progress = Silent() if progress is None else progress
-    return execution.execute(directory, RECIPE, task, KEY, start, progress, save_seconds), directory
+    return execution.execute(directory, recipe, task, KEY, start, progress, save_seconds), directory
+
+
+@pytest.mark.parametrize(("stage", "step"), [("train", 5), ("finetune", 2)])
+def test_an_average_and_the_state_of_its_optimizer_are_resumed_bit_for_bit(tmp_path, stage, step):
+    task = toy_task("tiny")
+    whole, _ = executed(tmp_path / "whole", task, recipe=AVERAGED)
+    with pytest.raises(Killed):
+        executed(tmp_path / "a", task, KillAt(stage, step), recipe=AVERAGED)
+    again, directory = executed(tmp_path / "a", task, recipe=AVERAGED)
+    assert equal(again.variables, whole.variables)
+    masks = Net(task).leaves(Net(task).weight_masks(whole.masks))
+    for path, leaf in Net(task).leaves(whole.variables).items():
+        assert not np.asarray(leaf)[~np.asarray(masks.get(path, np.ones(leaf.shape, bool)))].any()
+    assert {"train", "finetune"} <= {*directory.outcomes()}
 
 
 def timeless(records):
