@@ -194,8 +194,8 @@ def _check_whole(directory: Path, archives: list[Path], origin: Origin) -> None:
             f"{directory} has no {origin.archive}. Put there the archive as its authors publish "
             "it, not unpacked: its sum is what is verified."
         )
-    with archives[-1].open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with _explained(archives[-1]):
+        digest = hashlib.sha256(foreign.content(archives[-1], PACKAGE)).hexdigest()
     if digest != origin.whole:
         raise errors.DataError(
             f"{archives[-1]} has sha256 {digest}; expected {origin.whole}. It is damaged or "
