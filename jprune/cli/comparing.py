@@ -159,7 +159,7 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     say = lambda words, style="": console.print(
         shown(words, SENTENCE), style=style, markup=False, highlight=False
     )
-    say(f"{comparison.title}, {seeds}: {metric.title}", "bold")
+    say(f"{shown(comparison.title)}, {seeds}: {metric.title}", "bold")
     if comparison.breaches:
         say("Not a fair comparison:", "bold red")
     for breach in comparison.breaches:

@@ -71,8 +71,8 @@ def npz(file: str, options: Options, data_dir: str | Path | None = None) -> Arra
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # zipfile and NumPy raise whatever they meet
         raise errors.DataError(
-            f"{file} cannot be read as .npz: {foreign.shown(error, 100)}. Write it with np.savez(file, "
-            "images=uint8 [n, h, w, c], labels=int [n])."
+            f"{file} cannot be read as .npz: {foreign.shown(error, 100)}. Write it with "
+            "np.savez(file, images=uint8 [n, h, w, c], labels=int [n])."
         ) from error
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -81,15 +81,16 @@ def npz(file: str, options: Options, data_dir: str | Path | None = None) -> Arra
         kind = [kind for kind, names in (("x", IMAGES), ("y", LABELS)) if {*names} & {*words}]
         if len(kind) != 1 or len(split) != 1 or kind[0] in found.get(split[0], {}):
             raise errors.DataError(
-                f"{file} has an array {foreign.shown(name, 60)!r}, and nothing says which it is. Name them images and "
-                "labels, or x_train, y_train, x_val, y_val, x_test, y_test."
+                f"{file} has an array '{foreign.shown(name, 60)}', and nothing says which it is. "
+                "Name them images and labels, or x_train, y_train, x_val, y_val, x_test, y_test."
             )
         found.setdefault(split[0], {})[kind[0]] = array
     for split, parts in found.items():
         if len(parts) < 2:
             missing = "labels" if "x" in parts else "images"
             raise errors.DataError(
-                f"{file} has no {missing} for the split {split}; it has {foreign.shown(', '.join(arrays), 80)}."
+                f"{file} has no {missing} for the split {split}; it has "
+                f"{foreign.shown(', '.join(arrays), 80)}."
             )
     return {split: (parts["x"], parts["y"]) for split, parts in found.items()}
 

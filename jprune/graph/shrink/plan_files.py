@@ -5,7 +5,6 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from jprune import errors, foreign
 from jprune.foreign import Axis, Range, Size
-from jprune.forms.table import FORMS
 
 
 class PlannedPlace(TypedDict):
@@ -120,10 +119,10 @@ def _check_form(
 ) -> None:
     form = entry.get("form")
     where = f"{source} has at `leaf_types.{path}`"
-    if shape is None or form not in FORMS or form not in _PARTS:
+    if shape is None or not isinstance(form, str) or form not in _PARTS:
         what = "no leaf" if shape is None else f"the form {foreign.shown(repr(form), 40)}"
         raise errors.StructureError(
-            f"{where} {what}; a leaf of `leaves`, in one of the forms {', '.join(FORMS)}, was "
+            f"{where} {what}; a leaf of `leaves`, in one of the forms {', '.join(_PARTS)}, was "
             f"expected.{end}"
         )
     foreign.check(entry, _PARTS[form], f"{where} a form that", end.strip(), errors.StructureError)
