@@ -5,6 +5,7 @@ Cases run in this process, through the command line: a traceback would be an err
 
 import os
 import sys
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -289,8 +290,47 @@ def test_what_a_file_says_cannot_drive_a_terminal(capsys, folder):
 
 def test_messages_are_escaped_and_cut():
     long = foreign.line("\x1b[31m" + "a" * 10**7)
-    assert long.isprintable() and len(long) <= 300
+    assert long.isprintable()
+    assert len(long) <= 300
     with pytest.raises(errors.CheckpointError) as caught:
         foreign.check({"k" * 10**6: {"\x1b": "v" * 10**6}}, dict[str, dict[str, int]], "a.json")
     assert len(str(caught.value)) < 200
     assert str(caught.value).isprintable()
+
+
+# Pages
+
+
+def replaced(tree: Any, number: float | None, text: str | None) -> Any:
+    """A document with all of its numbers, or all of its texts, replaced."""
+    if isinstance(tree, dict):
+        return {key: replaced(value, number, text) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [replaced(value, number, text) for value in tree]
+    if isinstance(tree, str):
+        return tree if text is None else text
+    if number is None or tree is None or isinstance(tree, bool):
+        return tree
+    return int(max(-1e30, min(1e30, number))) if isinstance(tree, int) else number
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, None), (1e300, None), (-1e300, None), (None, ""), (None, "\x1b$_{^\\")]
+)
+def test_pages_of_what_fits_the_schemas(capsys, folder, number, text):
+    result = {**replaced(run_fixture.result(), number, text), "schema": 1}
+    records = [replaced(record, number, text) for record in run_fixture.records()]
+    if number:
+        records = [{**record, "step": abs(int(number)) % 2**53} for record in records]
+    run_fixture.write(folder, result=result, records=records, plan=documents.plan())
+    code = cli.main(["report", str(folder)])
+    assert code == 0, capsys.readouterr().err
+
+
+def test_a_page_with_large_names(folder):
+    """Names of 60,000 characters, and 300 groups: seconds, though the file is large."""
+    groups = {f"{number}" + "n" * 60_000: (4, 1, ()) for number in range(300)}
+    documents.put(folder / "plan.json", run_fixture.plan(groups))
+    begin = time.perf_counter()
+    assert cli.main(["report", str(folder)]) == 0
+    assert time.perf_counter() - begin < 60
