@@ -181,10 +181,9 @@ READERS: dict[str, tuple[Callable[[Path, bytes], Any], Callable[[], bytes]]] = {
 
 
 def refused_or_read(read: Callable[[Path, bytes], Any], content: bytes) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        # Whatever else is raised fails the test.
-        with contextlib.suppress(errors.JpruneError):
-            read(Path(name), content)
+    # Whatever else is raised fails the test.
+    with tempfile.TemporaryDirectory() as name, contextlib.suppress(errors.JpruneError):
+        read(Path(name), content)
 
 
 @pytest.mark.parametrize("reader", READERS)
