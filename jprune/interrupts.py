@@ -44,6 +44,8 @@ class _State:
 
     asked: int | None = None
     working: bool = False
+    # Taken by whoever prints the last line: the handler, the thread, or the command line.
+    word = threading.Lock()
 
 
 def install_for_command_line() -> None:
@@ -97,10 +99,15 @@ def _watch(reader: int) -> None:
 
 
 def _end(number: int) -> None:
-    line = "jprune: interrupted; the same command goes on.\n"
+    line = "jprune: interrupted; the same command goes on.\n" if may_speak() else ""
     # `os.write`: the stream's own lock may be held by what was interrupted.
     os.write(2, ((SHOW_CURSOR if os.isatty(2) else "") + line).encode())
     os._exit(128 + number)
+
+
+def may_speak() -> bool:
+    """True for the first who asks: one line says that the program ends, whoever ends it."""
+    return _State.word.acquire(blocking=False)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ import tyro
 
 from experiments import rows
 from experiments.trust.compared import differences
+from jprune.job.main import finetunes
 
 OUT = rows.RESULTS / "engine" / "kills.jsonl"
 # Together they have every stage of the recipes of this project.
@@ -44,7 +45,7 @@ HEARING = (
     "import os, signal, sys; [signal.signal(number, signal.SIG_DFL) for number in (2, 15)]; "
     "os.execv(sys.argv[1], sys.argv[1:])",
 )
-COMMAND = "prune --model tests.toys:tiny --data digits --macs 0.5 --epochs 1 --finetune-epochs 1"
+COMMAND = "prune --model tests.toys:tiny --data digits --macs 0.5 --epochs 1"
 OPTIONS = {"taylor": ["--rounds", "2", "--schedule", "iterative"]}
 
 
@@ -87,6 +88,8 @@ class Kill(NamedTuple):
 def command_of(method: str, out: Path) -> list[str]:
     """The command of a run of a method, as a process of its own."""
     words = [*COMMAND.split(), "--batch-size", "64", "--multiple-of", "4", "--quiet"]
+    # Methods that train as the dense net is trained have no such option.
+    words += ["--finetune-epochs", "1"] if finetunes(method) else []
     child = [sys.executable, "-m", "experiments.trust.child"]
     return [*child, *words, "--method", method, *OPTIONS.get(method, []), "--out", str(out)]
 

@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 1)
     except interrupts.Interrupted as stop:
         print(f"jprune: interrupted, {stop.saved}; the same command goes on.", file=sys.stderr)
+        interrupts.may_speak()  # a second signal, while Python ends, has nothing to add
         return stop.code
     # 130 is what shells report for a program that was interrupted: 128 + SIGINT.
     except KeyboardInterrupt:

@@ -7,13 +7,12 @@ from typing import Any
 import jax
 
 from jprune import errors, zoo
-from jprune.export import load_net
 from jprune.foreign import shown
 from jprune.graph import slim
 from jprune.graph.shrink.plans import replay
 from jprune.job.finish import WRITERS
 from jprune.job.nets import DTYPES, net_of
-from jprune.job.saved import NET, example_of
+from jprune.job.saved import NET, example_of, program_of
 from jprune.runs.checkpoint import load_tree
 from jprune.runs.directory import require
 from jprune.runs.files import AGAIN, PathLike, atomic_write, read_json
@@ -55,7 +54,7 @@ def export_again(
         )
     guarded(folder)
     config, plan = read_json(folder / "config.json", Config), read_plan(folder)
-    require(folder, "params", NET)
+    require(folder, "params")
     variables = load_tree(folder / "params")
     for file in files:
         # A .tflite is float32, whatever type the net was trained in.
@@ -71,14 +70,14 @@ def export_again(
         else:
             fn, example = _cut(net_of({**config, "model": name}, dtype), plan)
         try:
-            model = WRITERS[file.suffix](fn, variables, example)
+            written = WRITERS[file.suffix](fn, variables, example)
         except (TypeError, ValueError) as error:
             if isinstance(error, errors.JpruneError):
                 raise
             raise errors.CheckpointError(
                 f"params and net in {folder} do not belong together ({shown(error)}). {AGAIN}"
             ) from error
-        atomic_write(file, model)
+        atomic_write(file, written)
     return files
 
 
@@ -107,4 +106,4 @@ def _program(
             f"name it, and its {NET} does not do: {why}. Write --model {name}, where "
             "Python finds that module."
         )
-    return load_net(folder / NET), example_of(plan)
+    return program_of(folder), example_of(plan)

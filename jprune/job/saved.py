@@ -122,7 +122,7 @@ def load(
     folder = guarded(run)
     plan = read_plan(folder)
     # Before any of it is parsed.
-    require(folder, "params", NET)
+    require(folder, "params")
     variables = load_tree(folder / "params")
     about = plan.get("net")
     if about is not None:
@@ -140,7 +140,7 @@ def load(
                 f"{folder} has no {NET}, which earlier versions did not write. Write load(..., "
                 "net=net) with the zoo.Net that was pruned."
             )
-        return Loaded(export.load_net(folder / NET), variables)
+        return Loaded(program_of(folder), variables)
     run_dense, shapes, example = dense
     try:
         groups, masks = replay(plan, run_dense, shapes, example, groups=groups)
@@ -148,12 +148,22 @@ def load(
         # Another version of JAX or of the zoo writes other equations.
         if chosen or masked or not (folder / NET).exists():
             raise
-        return Loaded(export.load_net(folder / NET), variables)
+        return Loaded(program_of(folder), variables)
     resolution = plan.get("resolution")
     if not masked:
         return Loaded(seen_at(slim(run_dense, groups, masks), resolution), variables)
     whole = _spread(groups, masks, dense_of(variables), shapes)
     return LoadedMasked(seen_at(_gated(run_dense, groups, masks), resolution), whole, groups, masks)
+
+
+def program_of(folder: pathlib.Path) -> Function:
+    """The small net of a folder, from its program.
+
+    Raises:
+        DamagedError: the program is missing or damaged.
+    """
+    require(folder, NET)
+    return export.load_net(folder / NET)
 
 
 def save(

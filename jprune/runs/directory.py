@@ -231,7 +231,10 @@ def _release(directory: RunDirectory) -> None:
     stages = inside.stages(directory.path)
     done = [file for stage in stages for file in inside.files_under(stage)]
     if not done and not (directory.records.exists() and directory.records.stat().st_size):
-        inside.remove_run(directory.path)
+        for stage in stages:
+            inside.remove_stage(stage)
+        inside.remove_empty(directory.path / inside.STAGES)
+        inside.remove_files(directory.path, ["records.jsonl", "config.json"])
 
 
 def open_directory(

@@ -243,7 +243,7 @@ def remove_checkpoints(folder: pathlib.Path, steps: Iterable[int] | None = None)
     if steps is None:
         for half in _entries(folder, HALF):
             shutil.rmtree(half)
-        _remove_empty(folder)
+        remove_empty(folder)
 
 
 def remove_stage(folder: pathlib.Path) -> None:
@@ -252,20 +252,21 @@ def remove_stage(folder: pathlib.Path) -> None:
     remove_files(folder, [DONE])
     for name in (STATE, STEPS):
         remove_checkpoints(folder / name)
-    _remove_empty(folder)
+    remove_empty(folder)
 
 
 def remove_run(root: pathlib.Path) -> None:
     """Removes what a run wrote into its folder; the folder stays."""
     for stage in stages(root):
         remove_stage(stage)
-    _remove_empty(root / STAGES)
+    remove_empty(root / STAGES)
     remove_checkpoint(root / PARAMS)
     # The configuration goes last: without it the rest would look like somebody else's.
     remove_files(root, reversed(FILES))
 
 
-def _remove_empty(folder: pathlib.Path) -> None:
+def remove_empty(folder: pathlib.Path) -> None:
+    """Removes a folder in which nothing is any more."""
     # Something of a person's may lie in it: then it stays.
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -1,6 +1,6 @@
 """A primitive with a rule of labels is in every other table that needs it."""
 
-from jprune.graph.couple import arithmetic, interpret, zeros
+from jprune.graph.couple import arithmetic, at_zero, interpret
 from jprune.graph.couple.rules import RULES
 from jprune.graph.look import flow
 from jprune.graph.shrink import bodies, rules
@@ -27,13 +27,13 @@ def test_bodies_can_shrink():
 
 
 def test_what_maps_zero_to_zero_is_said_once():
-    """Every elementwise function is in one of the lists of `zeros`, and in no two."""
-    lists = (zeros.ANY, zeros.ALL, zeros.FIRST, zeros.ALONE)
+    """Every elementwise function is in one of the lists of `at_zero`, and in no two."""
+    lists = (at_zero.ANY, at_zero.ALL, at_zero.FIRST, at_zero.ALONE)
     named = [name for each in lists for name in each]
     assert len(named) == len({*named})
     assert {*named} <= {*arithmetic.ELEMENTWISE}
-    assert {*arithmetic.ELEMENTWISE} == {*zeros.ALONE} | (
-        {*arithmetic.ELEMENTWISE} & {*zeros.CHANGES}
+    assert {*arithmetic.ELEMENTWISE} == {*at_zero.ALONE} | (
+        {*arithmetic.ELEMENTWISE} & {*at_zero.CHANGES}
     )
 
 

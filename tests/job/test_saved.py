@@ -1,6 +1,6 @@
 """Pruned nets in folders: saved from a script or left by a run, opened in another process."""
 
-import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -16,6 +16,7 @@ from jprune import cli, errors, export
 from jprune.base import Budget
 from jprune.job import main as job
 from jprune.job import saved
+from jprune.runs import files
 from tests import nets
 from tests.law import relative_error
 
@@ -192,11 +193,9 @@ def test_a_program_that_does_not_do_says_what_to_write(run, tmp_path, capsys):
     folder, net = run
     if net.name == "lenet300":
         return
-    config = json.loads((folder / "config.json").read_text())
-    for file in folder.iterdir():
-        if file.name != "config.json":
-            (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    config = files.read_json(folder / "config.json")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    files.write_json(tmp_path / "config.json", {**config, "dtype": "bfloat16"})
     assert cli.main(["export", str(tmp_path), "--to", str(tmp_path / "a.tflite")]) == 1
     assert "float32 is needed. Write --model own_of_saved:build" in capsys.readouterr().err
 
@@ -204,13 +203,9 @@ def test_a_program_that_does_not_do_says_what_to_write(run, tmp_path, capsys):
 def test_another_jax_opens_the_program(tmp_path, run):
     """Equations of another version differ from the plan's: then the program is what counts."""
     folder, net = run
-    plan = json.loads((folder / "plan.json").read_text())
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in folder.iterdir():
-        (copy / file.name).symlink_to(file)
-    (copy / "plan.json").unlink()
-    (copy / "plan.json").write_text(json.dumps({**plan, "sha256": "0" * 64}))
+    plan, copy = files.read_json(folder / "plan.json"), tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    files.write_json(copy / "plan.json", {**plan, "sha256": "0" * 64})
     x = jnp.ones((2, 8, 8, 1))
     fn, variables = jprune.load(copy)
     assert relative_error(jprune.load(folder).fn(variables, x), fn(variables, x)) < 1e-5
@@ -220,7 +215,7 @@ def test_another_jax_opens_the_program(tmp_path, run):
 
 def test_what_cannot_be_opened_says_so(tmp_path):
     fn, variables, groups, masks = pruned()
-    with pytest.raises(errors.CheckpointError, match=r"plan\.json cannot be read"):
+    with pytest.raises(errors.CheckpointError, match=r"plan\.json is missing"):
         jprune.load(tmp_path)
     jprune.save(tmp_path / "net", fn, variables, X, groups=groups, masks=masks)
     with pytest.raises(errors.StructureError, match="another net"):
@@ -255,3 +250,16 @@ def test_a_net_of_two_inputs(tmp_path):
         jprune.save(tmp_path / "net", pair, variables, x, groups=groups, masks=masks)
     fn, small = jprune.load(tmp_path / "net")
     assert fn(small, x).shape == (2, 2)
+
+
+def test_a_damaged_folder_is_not_parsed(tmp_path):
+    fn, variables, groups, masks = pruned()
+    saved.save(tmp_path / "net", fn, variables, X, groups=groups, masks=masks)
+    assert cli.main(["check", str(tmp_path / "net"), "--quiet"]) == 0
+    (array,) = (tmp_path / "net" / "params" / "d").iterdir()
+    content = bytearray(array.read_bytes())
+    content[-1] ^= 1
+    array.write_bytes(content)
+    with pytest.raises(errors.DamagedError, match=f"{array.name} is missing or damaged"):
+        saved.load(tmp_path / "net", fn=fn)
+    assert cli.main(["check", str(tmp_path / "net"), "--quiet"]) == 1

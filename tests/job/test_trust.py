@@ -290,6 +290,7 @@ def test_other_programs_keep_their_handlers():
         assert run.stdout.read() == "default_int_handler\n"
 
 
+@pytest.mark.slow
 def test_six_kills_change_no_bit(tmp_path):
     reference = tmp_path / "whole"
     span = kills.undisturbed("taylor", reference)

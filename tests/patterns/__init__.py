@@ -7,6 +7,7 @@ each has f(0) != 0: nothing is equal by accident.
 from tests.patterns.attention import ATTENTION
 from tests.patterns.control import CONTROL
 from tests.patterns.convolutions import CONVOLUTIONS
+from tests.patterns.foreign import FOREIGN
 from tests.patterns.joins import JOINS
 from tests.patterns.norms import NORMS
 from tests.patterns.primitives import PRIMITIVES
@@ -17,6 +18,7 @@ PATTERNS = [
     *ATTENTION,
     *CONTROL,
     *CONVOLUTIONS,
+    *FOREIGN,
     *JOINS,
     *NORMS,
     *PRIMITIVES,

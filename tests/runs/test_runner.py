@@ -23,6 +23,7 @@ from jprune import compare, errors
 from jprune.base import Pruned
 from jprune.job import main as jobs
 from jprune.recipes import Train
+from jprune.runs.files import read_json, write_json
 from jprune.runs.progress import Silent
 from jprune.stages.frame import record
 from tests.toys import drawn, toy_task
@@ -499,7 +500,7 @@ def test_a_directory_of_other_settings_is_refused(tmp_path, undisturbed, short, 
     shutil.copytree(undisturbed / "runs", tmp_path / "runs")
     l1 = sweep.runs(SHORT)[1]
     file = tmp_path / "runs" / l1.id / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "seed": 9}))
+    write_json(file, {**read_json(file), "seed": 9})
     assert run.run(given(tmp_path, quiet=False), "short", COMMAND) == 1
     said = " ".join(capfd.readouterr().err.split())
     assert f"failed: {l1.title}:" in said
