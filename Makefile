@@ -16,7 +16,7 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: demo test install lint types doctests tests notebooks tables laws bench kills flips zoos \
+.PHONY: demo test install lint types doctests tests notebooks tables laws fuzz bench kills flips zoos \
 	newest build wheel-test clean
 
 demo: install
@@ -53,6 +53,10 @@ tables: install
 
 laws: install
 	JPRUNE_DRAWS=500 $(BIN)/python -m pytest tests/graph/test_random_nets.py
+
+# An hour of damaged files for every reader (tests/foreign).
+fuzz: install
+	JPRUNE_FUZZ=$(or $(JPRUNE_FUZZ),15000) $(BIN)/python -m pytest tests/foreign/test_fuzz.py
 
 # On a machine that does nothing else. The other side of `trace` is a Python with torch, torchvision
 # and torch-pruning: make bench JPRUNE_BENCH_PYTHON=...

@@ -589,10 +589,13 @@ Wrap = Callable[
 ]
 """How a method takes part in training: `(net, rate, key) -> (inner -> transformation)`.
 
-`net` is the task's `jprune.train.Net`, `rate` the learning rate at a step, `inner` the optimizer
-(with `hold` last in it where masks are held). A wrap can be hashed, and equal wraps share what was
-compiled for a step: so what its transformation does depends on its settings, on the net and on the
-optimizer's state alone. Masks, clusters and keys are in the state, put there by `init`.
+`net` is the task's `jprune.train.Net`, `inner` the optimizer (with `hold` last in it where masks
+are held). `rate` is how far a step moves a weight whose gradient stays 1: SGD's learning rate /
+(1 - momentum), the learning rate of others. A penalty beside the step takes its strength times it.
+
+A wrap can be hashed, and equal wraps share what was compiled for a step: so what its transformation
+does depends on its settings, on the net and on the optimizer's state alone. Masks, clusters and
+keys are in the state, put there by `init`.
 """
 
 

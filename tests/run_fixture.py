@@ -87,7 +87,7 @@ def plan(groups: dict[str, Any] | None = None) -> dict[str, Any]:
         leaves = (name, *tied)
         places = [{"leaf": leaf, "axis": 3, "roles": ["kernel"]} for leaf in leaves]
         places.append({"leaf": "params/norm1/scale", "axis": 0, "roles": ["scale"]})
-        return {"size": size, "keep": list(range(0, kept)), "places": places}
+        return {"size": size, "exact": True, "keep": list(range(0, kept)), "places": places}
 
     def frozen(leaf, axis, positions, reason, primitive, equation, source="", remedy=""):
         names = "leaf axis positions reason primitive equation source remedy".split()
@@ -99,6 +99,7 @@ def plan(groups: dict[str, Any] | None = None) -> dict[str, Any]:
     return {
         "schema": 1,
         "sha256": "ab" * 32,
+        "primitives": {"add": 2, "conv_general_dilated": 6},
         "groups": {name: entry(name, *rest) for name, rest in (groups or GROUPS).items()},
         "branches": [],
         "leaf_types": {},
@@ -165,6 +166,8 @@ def config() -> dict[str, Any]:
         "seed": 0,
         "train": {"epochs": 30, "learning_rate": 0.1, "batch_size": 64},
         "finetune": {"epochs": 15, "learning_rate": 0.02},
+        "options": {},
+        "dtype": "float32",
         "weights": None,
     }
 

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "jprune"
 # A room reads what stands on a floor under its own, and itself.
 FLOORS = """
 errors collector interrupts
+foreign
 jaxprs targets
 base
 forms

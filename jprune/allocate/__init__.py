@@ -9,12 +9,13 @@ masks themselves.
 
 Read `uniform.py` first. Allocators share `budgets.py` (how many entries a density keeps, and the
 search for a density that meets a budget) and `jprune/masks/topk.py` (which entries are kept);
-methods with a rule of their own use `keep_best`, `price_of` and `largest`.
+methods with a rule of their own use `keep_best`, `price_of`, `largest` and, before anything is
+trained, `refuse_impossible`.
 """
 
-from jprune.allocate.budgets import largest, price_of
+from jprune.allocate.budgets import largest, price_of, refuse_impossible, smallest
 from jprune.allocate.global_topk import global_topk
-from jprune.allocate.jointly import fraction_kept, jointly
+from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jointly
 from jprune.allocate.normalize import normalized
 from jprune.allocate.uniform import uniform
 from jprune.masks import keep_best
@@ -31,5 +32,8 @@ __all__ = [
     "largest",
     "normalized",
     "price_of",
+    "refuse_impossible",
+    "refuse_impossible_jointly",
+    "smallest",
     "uniform",
 ]

@@ -86,6 +86,52 @@ def allocated(
     return search(lambda density: masks_at(scores, density), scores, budget, model)
 
 
+def refuse_impossible(scores: Scores, budget: Budget, model: CostModel | None) -> None:
+    """Refuses a budget that no scores can meet; for what is asked before anything is trained.
+
+    Args:
+        scores: of units or weights, of which shapes alone count.
+        budget: with `min_units`, `multiple_of` and `floors`.
+        model: for budgets in anything but density.
+
+    Raises:
+        ArgumentError: no cost model, or one that measures something else.
+        BudgetError: the masks that keep as little as allowed cost more.
+    """
+    if budget.kind == "density":
+        _check_floors(scores, budget)
+    elif (least := smallest(scores, budget, model)) > float(budget.value) + 1e-9:
+        raise _unmet(budget, f"costs {least:.4f} of the dense one", least)
+
+
+def smallest(scores: Scores, budget: Budget, model: CostModel | None) -> float:
+    """What the masks that keep as little as allowed are of the dense net, in the budget's unit.
+
+    Args:
+        scores: of units or weights, of which shapes alone count.
+        budget: with `min_units`, `multiple_of` and `floors`.
+        model: for budgets in anything but density.
+    """
+    if budget.kind == "density":
+        total, least, _ = _entries(scores, budget)
+        return least / total
+    # Which entries they are costs nothing: the first ones, without sorting.
+    first = lambda name, leaf: (np.arange(leaf.size) < floor_of(name, leaf.size, budget)).reshape(
+        leaf.shape
+    )
+    return price_of(scores, budget, model)(map_named(first, scores))
+
+
+def _entries(scores: Scores, budget: Budget) -> tuple[int, int, int]:
+    """How many entries there are, how many stay at least, and in how many groups."""
+    sizes = map_named(
+        lambda name, leaf: (np.size(leaf), floor_of(name, np.size(leaf), budget)), scores
+    )
+    pairs = jax.tree.leaves(sizes, is_leaf=lambda node: isinstance(node, tuple))
+    total, least = (sum(numbers) for numbers in zip(*pairs))
+    return total, least, len(pairs)
+
+
 def _check_floors(scores: Scores, budget: Budget) -> None:
     """Refuses a density that floors and multiples make impossible, where it is a number.
 
@@ -95,12 +141,8 @@ def _check_floors(scores: Scores, budget: Budget) -> None:
     """
     if isinstance(budget.value, Tracer):
         return
-    sizes = map_named(
-        lambda name, leaf: (np.size(leaf), floor_of(name, np.size(leaf), budget)), scores
-    )
-    pairs = jax.tree.leaves(sizes, is_leaf=lambda node: isinstance(node, tuple))
-    total, least = (sum(numbers) for numbers in zip(*pairs))
-    if least > float(budget.value) * total + len(pairs):
+    total, least, groups = _entries(scores, budget)
+    if least > float(budget.value) * total + groups:
         raise _unmet(budget, f"keeps {least} of {total} entries", least / total)
 
 

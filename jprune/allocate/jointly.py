@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jprune import blocks, errors
-from jprune.allocate.budgets import price_of
+from jprune.allocate.budgets import price_of, refuse_impossible
 from jprune.base import Allocator, Budget, CostModel, Groups, Masks
 from jprune.masks import density
 from jprune.units import ones
@@ -96,6 +96,29 @@ def jointly(
         return {**alive, kind: {**alive[kind], **allocator(flat, budget, model)}}
     model = lambda some: cost_model(masks(some))
     return {**alive, **allocator(open_, budget.of_weights(), model)}
+
+
+def refuse_impossible_jointly(
+    families: Sequence[blocks.Blocks], scores: Scores, budget: Budget, cost_model: CostModel
+) -> None:
+    """Refuses a budget that `jointly` cannot meet, whatever the scores are.
+
+    Args:
+        families: blocks of several kinds.
+        scores: of the groups that may go; shapes alone count.
+        budget: to be met.
+        cost_model: of the net.
+
+    Raises:
+        BudgetError: it cannot be.
+    """
+
+    def smallest(some: Any, budget: Budget, model: CostModel | None) -> Any:
+        refuse_impossible(some, budget, model)
+        return some
+
+    whole = {k: {n: np.ones(np.shape(s)) for n, s in of.items()} for k, of in scores.items()}
+    jointly(families, whole, budget, cost_model, smallest)
 
 
 def _shallower(

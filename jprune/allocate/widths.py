@@ -52,6 +52,22 @@ def widths(
     return {name: int(np.sum(chosen[name])) for name in alive}
 
 
+def refuse_impossible_widths(
+    alive: Mapping[str, np.ndarray],
+    budget: Budget,
+    cost: CostModel,
+    masks_of: Callable[[dict[str, np.ndarray]], Masks],
+) -> None:
+    """Refuses a budget that no widths can meet; arguments as of `widths`.
+
+    Raises:
+        ArgumentError: a budget in what the cost model does not measure.
+        BudgetError: it is one.
+    """
+    model = Measuring(lambda by_name: cost(masks_of(by_name)), getattr(cost, "measures", "macs"))
+    allocate.refuse_impossible({**alive}, budget, model)
+
+
 def _ranks(alive: np.ndarray, ratio: float) -> np.ndarray:
     """Synthetic scores: their global top-k keeps the same fraction x ratio of each layer."""
     # Unit r of n has score -(r + 1/2) / (n ratio). All units above a threshold -t have rank

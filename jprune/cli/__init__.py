@@ -14,10 +14,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jprune import __version__, errors, interrupts
+from jprune import __version__, errors, foreign, interrupts
 from jprune.cli import verbs
 from jprune.cli.options import VERBS
 from jprune.cli.parse import parse
+
+LONGEST = 2000
+"""Characters of a message. What a message says of a foreign file takes 300 at most."""
 
 __all__ = ["main"]
 
@@ -54,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    # One line, whatever the message's own breaks: scripts read the error stream by lines.
-    print("jprune:", " ".join(str(error).split()), file=sys.stderr)
+    # One line, whatever the message's own breaks: scripts read the error stream by lines. And
+    # escaped: names in it may be from a file.
+    print("jprune:", foreign.line(error, LONGEST), file=sys.stderr)
     return code
 
 
@@ -73,7 +77,8 @@ def _run(words: list[str]) -> int:
         # 0.5: verbs are short, and any word is somewhat like one of them.
         hint = errors.nearest(verb, VERBS, cutoff=0.5)
         raise errors.ArgumentError(
-            f"there is no verb {verb!r}; {hint}Write one of {', '.join(VERBS)}."
+            f"there is no verb {foreign.shown(repr(verb), 60)}; {hint}Write one of "
+            f"{', '.join(VERBS)}."
         )
     try:
         options = parse(VERBS[verb], words[1:], f"jprune {verb}")
@@ -82,7 +87,15 @@ def _run(words: list[str]) -> int:
         return 0
     level = getattr(logging, options.log_level.upper())
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_escaped)
     return verbs.TABLE[verb](options, words) or 0
+
+
+def _escaped(record: logging.LogRecord) -> bool:
+    """Escapes a message in the log: names in it may be from a file."""
+    record.msg, record.args = foreign.line(record.getMessage(), LONGEST), ()
+    return True
 
 
 def usage() -> str:

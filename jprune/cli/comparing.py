@@ -14,13 +14,17 @@ from jprune import compare as comparisons
 from jprune import errors
 from jprune.base import Budget
 from jprune.cli.options import Compare
+from jprune.cli.show import row
 from jprune.compare import METRICS, Comparison
 from jprune.compare.page import changes_text, spread_text
 from jprune.compare.summary import FRONTS, Cell
 from jprune.compare.words import budget_text, capital, counted
+from jprune.foreign import shown
 from jprune.report import text
 
 _SHOWN = 6
+SENTENCE = 1000
+"""Characters of a sentence on a comparison."""
 """Unstable orders in the summary; `--json` has all."""
 _FRONT = {"macs": "MACs", "latency": "time"}
 
@@ -152,8 +156,10 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     metric = METRICS[comparison.metric]
     seeds = counted(comparison.seeds, "seed")
     # No markup: "[49]" is a reference and not a style.
-    say = lambda words, style="": console.print(words, style=style, markup=False, highlight=False)
-    say(f"{comparison.title}, {seeds}: {metric.title}", "bold")
+    say = lambda words, style="": console.print(
+        shown(words, SENTENCE), style=style, markup=False, highlight=False
+    )
+    say(f"{shown(comparison.title)}, {seeds}: {metric.title}", "bold")
     if comparison.breaches:
         say("Not a fair comparison:", "bold red")
     for breach in comparison.breaches:
@@ -168,12 +174,13 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     for cell in comparison.cells:
         # Cells come budget by budget: each gets a heading when it begins.
         if cell.budget is not None and cell.budget != budget:
-            table.add_row(budget_text(cell.budget).replace(" the ", " "), style="italic")
+            row(table, budget_text(cell.budget).replace(" the ", " "), style="italic")
         budget = cell.budget
-        table.add_row(*_cells(cell, comparison))
+        row(table, *_cells(cell, comparison))
     console.print(table)
     if comparison.orders:
-        say(f"\n{capital(changes_text(comparison.orders))}.")
+        console.print()
+        say(f"{capital(changes_text(comparison.orders))}.")
     unstable = [order for order in comparison.orders if order.changes]
     for order in unstable[:_SHOWN]:
         ahead = f"{order.seeds - order.changes} of {counted(order.seeds, 'seed')}"

@@ -4,11 +4,19 @@ Nothing heavy is imported here: `jprune --help` answers at once.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from jprune.foreign import shown
+
+LARGEST = 1_000_000
+"""Of numbers such as epochs and learning rates."""
+NAME = 4095
+"""Characters of a name, and bytes of a path."""
+DIGITS = 10
 Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -16,7 +24,8 @@ def _fraction(text: str) -> float:
     value = _number(text)
     if not 0 < value <= 1:
         raise ValueError(
-            f"{text} is outside (0, 1]: it is the fraction that is kept. To remove 30 %, write 0.7."
+            f"{shown(text, 40)} is outside (0, 1]: it is the fraction that is kept. To remove "
+            "30 %, write 0.7."
         )
     return value
 
@@ -25,13 +34,13 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no number. Write one such as 0.5.") from None
+        raise ValueError(f"{shown(text, 40)!r} is no number. Write one such as 0.5.") from None
 
 
 def _share(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
-        raise ValueError(f"{text} is outside [0, 1]. Write a number such as 0.9.")
+        raise ValueError(f"{shown(text, 40)} is outside [0, 1]. Write a number such as 0.9.")
     return value
 
 
@@ -47,28 +56,60 @@ def _seeds(text: str) -> tuple[int, ...]:
     seeds = tuple(_seed(word) for word in _names(text))
     # Equal seeds would be equal runs, and a deviation of 0.
     if len(set(seeds)) < len(seeds) or not seeds:
-        raise ValueError(f"{text!r} are no different seeds. Write some, such as 0,1,2.")
+        raise ValueError(f"{shown(text, 40)!r} are no different seeds. Write some, such as 0,1,2.")
     return seeds
 
 
 def _positive(text: str) -> float:
     value = _number(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{text} is not above 0. Write a number such as 0.5.")
+    if not 0 < value <= LARGEST:
+        raise ValueError(
+            f"{shown(text, 40)} is outside (0, {LARGEST}]. Write a number such as 0.5."
+        )
     return value
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{text!r} is no count. Write a whole number, 1 or more.")
-    return int(text)
+def _upto(most: int) -> Callable[[str], int]:
+    """Reads a count from 1 to `most`."""
+
+    def read(text: str) -> int:
+        # Digits first: Python refuses to read thousands of them.
+        if not text.isdecimal() or len(text) > DIGITS or not 1 <= int(text) <= most:
+            raise ValueError(
+                f"{shown(text, 40)!r} is no count. Write a whole number from 1 to {most}."
+            )
+        return int(text)
+
+    return read
 
 
 def _seed(text: str) -> int:
     # JAX's keys take 32 bits with a sign.
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise ValueError(f"{text!r} is no seed. Write a whole number from 0 to {2**31 - 1}.")
+    if not text.isdecimal() or len(text) > DIGITS or int(text) >= 2**31:
+        raise ValueError(
+            f"{shown(text, 40)!r} is no seed. Write a whole number from 0 to {2**31 - 1}."
+        )
     return int(text)
+
+
+def _text(text: str) -> str:
+    if not text or len(text) > NAME or "\0" in text:
+        raise ValueError(
+            f"{shown(text, 40)!r} is no name: it is empty, has a zero byte, or is longer than "
+            f"{NAME}."
+        )
+    return text
+
+
+def _folder(text: str) -> str:
+    """A path that the system can take."""
+    longest = max(len(os.fsencode(part)) for part in text.split(os.sep))
+    if not text or "\0" in text or longest > 255 or len(os.fsencode(text)) > NAME:
+        raise ValueError(
+            f"{shown(text, 40)!r} is no path: it is empty, has a zero byte, or is too long. Write "
+            "one such as runs/first."
+        )
+    return text
 
 
 def _kind(metavar: str, read: Callable[[str], Any]) -> Any:
@@ -86,13 +127,15 @@ def _kind(metavar: str, read: Callable[[str], Any]) -> Any:
 
 # The help text of an option without a fixed default says itself what happens without it.
 _unhinted = tyro.conf.arg(help_behavior_hint="")
-Text = Annotated[str, _kind("NAME", str)]
-Folder = Annotated[str, _kind("DIR", str)]
-Count = Annotated[int, _kind("N", _count)]
+Text = Annotated[str, _kind("NAME", _text)]
+Folder = Annotated[str, _kind("DIR", _folder)]
+Count = Annotated[int, _kind("N", _upto(2**20))]
+Multiple = Annotated[int, _kind("N", _upto(1024))]
 Seed = Annotated[int, _kind("N", _seed)]
-MaybeText = Annotated[str | None, _kind("NAME", str), _unhinted]
-MaybeFolder = Annotated[str | None, _kind("DIR", str), _unhinted]
-MaybeCount = Annotated[int | None, _kind("N", _count), _unhinted]
+MaybeText = Annotated[str | None, _kind("NAME", _text), _unhinted]
+MaybeFolder = Annotated[str | None, _kind("DIR", _folder), _unhinted]
+MaybeCount = Annotated[int | None, _kind("N", _upto(2**20)), _unhinted]
+MaybeSteps = Annotated[int | None, _kind("N", _upto(2**31 - 1)), _unhinted]
 MaybeFraction = Annotated[float | None, _kind("FRACTION", _fraction), _unhinted]
 MaybeNumber = Annotated[float | None, _kind("NUMBER", _positive), _unhinted]
 Share = Annotated[float, _kind("FRACTION", _share)]
@@ -164,7 +207,7 @@ class Prune:
     """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
     distill: Share = 0.0
     """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
-    multiple_of: Count = 8
+    multiple_of: Multiple = 8
     """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
     min_units: Count = 1
     """Units that every layer keeps at least."""
@@ -172,7 +215,7 @@ class Prune:
     """Type to compute in, float32 or bfloat16; weights are float32 with both."""
     weights: MaybeText = None
     """Trained net instead of training one: a file (PyTorch, Flax, Keras ...), pretrained, own."""
-    steps: MaybeCount = None
+    steps: MaybeSteps = None
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None
     """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
@@ -224,7 +267,7 @@ class Export:
 
     directory: tyro.conf.Positional[Folder]
     """The --out of the run."""
-    to: Annotated[str | None, _kind("FILE", str), _unhinted] = None
+    to: Annotated[str | None, _kind("FILE", _folder), _unhinted] = None
     """One file, .stablehlo or .tflite. Default: both, in the directory of the run."""
     model: MaybeText = None
     """module:callable of the run's net. Default: the program that the run has written."""
@@ -314,13 +357,13 @@ class Compare:
     """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
     distill: Share = 0.0
     """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
-    multiple_of: Count = 8
+    multiple_of: Multiple = 8
     """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
     min_units: Count = 1
     """Units that every layer keeps at least."""
     weights: MaybeText = None
     """Trained net instead of training one: a file (PyTorch, Flax, Keras ...), pretrained, own."""
-    steps: MaybeCount = None
+    steps: MaybeSteps = None
     """Stop every training after so many steps; for trying out."""
     data_dir: MaybeFolder = None
     """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""

@@ -5,11 +5,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from jprune.foreign import shown
+
+PATH = 4096
+"""Characters of a path that are printed: one that is cut cannot be copied."""
+
+
+def row(table: Table, *cells: str, style: str | None = None) -> None:
+    """Adds a row; what stands in it may be from a file: it is escaped, cut, and no markup."""
+    table.add_row(*(Text(shown(cell)) for cell in cells), style=style)
 
 
 def _table(title: str, *columns: str) -> Table:
     """A table whose first column is text and whose others are numbers."""
+    title = "\n" * title.startswith("\n") + escape(shown(title.removeprefix("\n")))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
@@ -30,11 +43,12 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
         "kept",
     )
     dense, slim, achieved = outcome["dense"], outcome["pruned"], outcome["achieved"]
-    table.add_row("test accuracy", _percent(dense["accuracy"]), _percent(slim["accuracy"]), "")
+    row(table, "test accuracy", _percent(dense["accuracy"]), _percent(slim["accuracy"]), "")
     for name in slim.get("metrics", {}):
-        table.add_row(name, *(f"{net['metrics'][name]:.4f}" for net in (dense, slim)), "")
+        values = [net.get("metrics", {}).get(name) for net in (dense, slim)]
+        row(table, name, *("-" if value is None else f"{value:.4f}" for value in values), "")
     for name, title in (("macs", "MACs"), ("params", "parameters"), ("bytes", ".tflite bytes")):
-        table.add_row(title, _whole(dense[name]), _whole(slim[name]), _percent(achieved[name]))
+        row(table, title, _whole(dense[name]), _whole(slim[name]), _percent(achieved[name]))
     for name, title in (
         ("xla_b1", "XLA, batch 1"),
         ("xla_b128", "XLA, batch 128"),
@@ -42,26 +56,32 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     ):
         # Either may be None: no TFLite extra, or no time to measure.
         before, after = (net["latency_ms"][name] for net in (dense, slim))
-        table.add_row(
+        row(
+            table,
             f"{title}, ms",
             _milliseconds(before),
             _milliseconds(after),
-            _percent(after["median"] / before["median"]) if before and after else "-",
+            _percent(after["median"] / before["median"])
+            if before and after and before["median"]
+            else "-",
         )
     console = Console()
     console.print(table)
     asked = text.budget(outcome["requested"])
-    console.print(f"asked to keep {asked}", highlight=False)
+    console.print(f"asked to keep {shown(asked)}", highlight=False, markup=False)
     if said := report.missed(outcome):
-        console.print(f"The budget is missed: {said}.", style="bold red")
+        console.print(f"The budget is missed: {shown(said)}.", style="bold red", markup=False)
     if sizes := outcome.get("splits"):
         parts = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
         source = f" ({outcome['splits_from']})" if outcome.get("splits_from") else ""
-        console.print(f"data: {parts}{source}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            shown(f"data: {parts}{source}", 400), highlight=False, markup=False, soft_wrap=True
+        )
     console.print(
-        f"masked against slim net: relative difference {outcome['law_max_rel_err']:.1e}",
+        f"masked against slim net: relative difference {_law(outcome['law_max_rel_err'])}",
         # Not wrapped: a path that is broken over two lines cannot be copied.
-        f"report: {pathlib.Path(out) / 'report.html'}",
+        f"report: {shown(pathlib.Path(out) / 'report.html', PATH)}",
+        markup=False,
         sep="\n",
         highlight=False,
         soft_wrap=True,
@@ -74,7 +94,7 @@ def verdicts(found: Sequence[Any]) -> None:
     for _ in range(3):
         table.add_column(overflow="fold")
     for verdict in found:
-        table.add_row(verdict.name, verdict.state, verdict.note)
+        row(table, verdict.name, verdict.state, verdict.note)
     Console().print(table)
 
 
@@ -82,7 +102,11 @@ def warnings(texts: Sequence[str]) -> None:
     """Prints warnings on the error stream: in red on a terminal, unless NO_COLOR is set."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     for text in texts:
-        console.print(f"jprune: warning: {text}", style="red")
+        console.print(f"jprune: warning: {shown(text, 400)}", style="red")
+
+
+def _law(error: float | None) -> str:
+    return "not measured" if error is None else f"{error:.1e}"
 
 
 def _percent(fraction: float | None) -> str:
@@ -121,40 +145,42 @@ def inspection(report: Mapping[str, Any]) -> None:
     console = Console()
     cost = report["cost"]
     console.print(
-        f"{report['model']}: {_whole(cost['params'])} parameters, {_whole(cost['macs'])} MACs, "
+        f"{shown(report['model'])}: {_whole(cost['params'])} parameters, "
+        f"{_whole(cost['macs'])} MACs, "
         f"{_whole(cost['bytes'])} bytes moved, for one example",
         highlight=False,
     )
     table = _table("\nGroups: units that live or die together", "group", "units", "places", "MACs")
     for name, group in report["groups"].items():
         places = str(len(group["places"]))
-        table.add_row(name, _whole(group["size"]), places, _whole(group["macs"]))
+        row(table, name, _whole(group["size"]), places, _whole(group["macs"]))
     console.print(table)
     if report["branches"]:
         table = _table("\nBranches that can go as a whole", "branch", "leaves")
         for branch in report["branches"]:
-            table.add_row(branch["name"], str(len(branch["leaves"])))
+            row(table, branch["name"], str(len(branch["leaves"])))
         console.print(table)
     table = _table("\nSites, by kind", "kind", "sites", "groups")
     for kind, sites in _by(report["sites"], "kind").items():
         groups = {name for site in sites for name in site["groups"]}
-        table.add_row(kind, str(len(sites)), str(len(groups)))
+        row(table, kind, str(len(sites)), str(len(groups)))
     console.print(table)
     console.print("\n[italic]Frozen axes[/italic]" if report["frozen"] else "\nNothing is frozen.")
     for reason, records in _by(report["frozen"], "reason").items():
-        console.print(f"{reason}:", highlight=False, markup=False)
+        console.print(f"{shown(reason)}:", highlight=False, markup=False)
         for record in records:
             at = f", at {record['source']}" if record["source"] else ""
             by = f": {record['equation']}" if record["equation"] else ""
             console.print(
-                f"  {record['leaf']}, axis {record['axis']} ({record['positions']} long){by}{at}",
+                f"  {shown(record['leaf'])}, axis {record['axis']} ({record['positions']} long)"
+                f"{shown(by, 1000)}{shown(at)}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
             )
         # Many axes may have one remedy: it is said once.
         for remedy in dict.fromkeys(record["remedy"] for record in records if record["remedy"]):
-            console.print(f"  To open it: {remedy}", highlight=False, markup=False)
+            console.print(f"  To open it: {shown(remedy, 400)}", highlight=False, markup=False)
 
 
 def _by(

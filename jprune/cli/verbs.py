@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jprune import errors, interrupts
+from jprune import errors, foreign, interrupts
 from jprune.base import Budget
 from jprune.cli import options, show
 
@@ -182,7 +182,7 @@ def _tell(paths: list[str], settings: Any) -> None:
     if settings.json:
         _print_json({"written": paths})
     elif not settings.quiet:
-        print("\n".join(paths))
+        print("\n".join(foreign.shown(path, show.PATH) for path in paths))
 
 
 def _print_json(value: Any) -> None:

@@ -18,28 +18,71 @@ was not measured is null, never absent:
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
-from jprune import errors
+from jprune import errors, foreign
+from jprune.foreign import LINES, Range, Size, content, shown
+from jprune.measure import Device, Latency
 from jprune.report import schema
-from jprune.runs.files import PathLike, read_json, read_lines
+from jprune.runs.files import PathLike, lines_of, read_json, read_lines
 from jprune.runs.inside import guarded
+from jprune.runs.schemas import Config, Record
 
 Row = dict[str, Any]
 SCHEMA = 1
-NEEDED = ("method", "model", "data", "seed", "versions", "device")
-"""Without these a number says nothing."""
-OPTIONAL = (
-    *("id", "config", "refs", "train_images", "budget", "settings", "commit", "command", "date"),
-    *("wall_s", "achieved", "dense", "before_finetune", "pruned", "validation", "finetune"),
-    "prune_s",
-)
-"""Null where not measured, but there."""
 NO_PRUNING = (
     *("train", "save", "dense", "before_finetune", "between", "finetune", "recalibrate"),
     *("begin_anew", "scratch", "rewind", "pruned", "law", "export", "measure"),
 )
 """Stages whose seconds are not those of the pruning step."""
+
+
+class Net(TypedDict, total=False):
+    """What a row says of a net, as in `result.json`; what was not measured is null or absent."""
+
+    accuracy: float | None
+    loss: float | None
+    params: Size | None
+    macs: Size | None
+    bytes: Size | None
+    latency_ms: dict[str, Latency | None]
+
+
+class Finetune(TypedDict):
+    """What a row says of the training after pruning."""
+
+    epochs: float | None
+    learning_rate: float
+    steps: Size | None
+
+
+class _Row(TypedDict):
+    """The keys of a row, see above."""
+
+    schema: int
+    id: str | None
+    config: str | None
+    method: str
+    refs: list[Size] | None
+    budget: dict[str, Annotated[float, Range(0, 1)]] | None
+    seed: Size
+    model: str
+    data: str
+    train_images: Size | None
+    settings: dict[str, Any] | None
+    commit: str | None
+    command: str | None
+    versions: dict[str, str | None]
+    device: Device
+    date: str | None
+    wall_s: dict[str, float] | None
+    prune_s: float | None
+    achieved: dict[str, float | None] | None
+    dense: Net | None
+    before_finetune: Net | None
+    pruned: Net | None
+    validation: dict[str, float | None] | None
+    finetune: Finetune | None
 
 
 class Arm(NamedTuple):
@@ -99,17 +142,17 @@ def read(places: Iterable[PathLike]) -> Read:
         for source in _sources(place):
             if source.is_dir():
                 if not (source / "result.json").exists():
-                    notes.append(f"The run in {source} is not finished and was left out.")
+                    notes.append(f"The run in {shown(source)} is not finished and was left out.")
                     continue
                 made, dropped = [row_of(source)], 0
-                check(made[0], f"the run in {source}")
+                check(made[0], f"the run in {shown(source)}")
             else:
-                made, dropped = read_lines(source)
+                made, dropped = lines_of(content(source, LINES), shown(source.name))
                 for number, row in enumerate(made, start=1):
-                    check(row, f"{source.name}, line {number}")
+                    check(row, f"{shown(source.name, 80)}, line {number}")
             rows += made
             if dropped:
-                notes.append(f"The last line of {source.name} is torn and was left out.")
+                notes.append(f"The last line of {shown(source.name)} is torn and was left out.")
     if not rows:
         where = ", ".join(map(str, places))
         raise errors.ArgumentError(
@@ -166,29 +209,28 @@ def check(row: Any, source: str) -> None:
         newer = isinstance(row["schema"], int) and row["schema"] > SCHEMA
         advice = "Update jprune." if newer else "Run its command again with this version."
         raise errors.CheckpointError(
-            f"{source}, has schema {row['schema']!r}; this version of jprune reads {SCHEMA}. "
-            f"{advice}"
+            f"{source}, has schema {shown(row['schema'], 40)}; this version of jprune reads "
+            f"{SCHEMA}. {advice}"
         )
     # A key that is missing is told apart from null: the first is a file of another kind, the second
     # only says that nothing was measured.
-    absent = [key for key in OPTIONAL if key not in row]
-    empty = [key for key in NEEDED if row.get(key) in (None, "", {})]
-    if absent or empty:
+    foreign.check(row, _Row, f"{source},")
+    empty = [key for key in ("method", "model", "data", "versions") if not row[key]]
+    if empty:
         raise errors.CheckpointError(
-            f"{source}, has no `{(empty or absent)[0]}`. A row of schema {SCHEMA} has every key, "
-            f"and {', '.join(NEEDED[:-1])} and {NEEDED[-1]} are never null."
+            f"{source}, has an empty `{empty[0]}`: without it the numbers say nothing."
         )
     budget = row["budget"]
     # Exactly one kind: two limits at once have no place on an axis of budgets.
-    one = isinstance(budget, dict) and len(budget) == 1
-    if budget is not None and not (one and isinstance(next(iter(budget.values())), int | float)):
+    if budget is not None and len(budget) != 1:
         raise errors.CheckpointError(
-            f"{source}, has {budget!r} at `budget`; one fraction that is kept was expected, such "
-            'as {"macs": 0.5}, or null for the dense net.'
+            f"{source}, has {shown(budget, 60)} at `budget`; one fraction that is kept was "
+            'expected, such as {"macs": 0.5}, or null for the dense net.'
         )
     if budget is None and row["method"] != "dense":
         raise errors.CheckpointError(
-            f"{source}, has no budget, but its method is {row['method']}. Only `dense` has none."
+            f"{source}, has no budget, but its method is {shown(row['method'], 60)}. Only "
+            "`dense` has none."
         )
 
 
@@ -306,11 +348,11 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
         CheckpointError: the run is not finished, or its files are damaged.
     """
     folder = guarded(folder)
-    result, settings = read_json(folder / "result.json"), read_json(folder / "config.json")
+    result, settings = read_json(folder / "result.json"), read_json(folder / "config.json", Config)
     schema.check(result, str(folder / "result.json"))
     validated: dict[str, list[int]] = {}
     validation: dict[str, float | None] = {}
-    for record in read_lines(folder / "records.jsonl").records:
+    for record in read_lines(folder / "records.jsonl", Record).records:
         # Only the records at the end of an epoch have it; the last one of a stage stays. The loss,
         # since not every task has an accuracy.
         if "validation_loss" in record["metrics"]:

@@ -1,7 +1,8 @@
 """C-OBD, C-OBS, Kron-OBD, Kron-OBS: what a filter costs under a Kronecker-factored Fisher.
 
-W [outputs, patch] is the kernel of a layer, A and S its factors (`jprune.curvature.kfac`), and a
-change D of the kernel raises the loss by tr(S D A D^T) / 2. The scores of filter i are
+W [outputs, patch] is the kernel of a layer, with its bias as the last column: the weight of an
+input that is always 1. A and S are its factors (`jprune.curvature.kfac`), and a change D of W
+raises the loss by tr(S D A D^T) / 2. The scores of filter i are
 
     c_obd     1/2 sum_j w_ij^2 S_ii A_jj                        each weight removed alone
     c_obs     1/2 sum_j w_ij^2 / ([S^-1]_ii [A^-1]_jj)          alone, the other weights adapted
@@ -27,7 +28,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Criterion, Groups, Scores, Variables
-from jprune.curvature.blocks import Factors, checked, damped, filters_of, inverse
+from jprune.curvature.blocks import Factors, biased, checked, damped, inverse
 from jprune.curvature.kfac import KroneckerLayer, kfac
 from jprune.units import leaves_by_path
 
@@ -104,7 +105,8 @@ def unit_scores(
     Args:
         groups: from `trace`.
         variables: of the net.
-        factors: {layer: Factors}, of patches, from `kfac`.
+        factors: {layer: Factors}, of patches, from `kfac`; with `bias=True`, removing a filter
+            costs what removing its bias does too.
         form: a name of `FORMS`.
         damping: of both factors where they are inverted, times their mean eigenvalue.
         repo_variant: "kron_obd" and "kron_obs" as in the authors' code.
@@ -129,10 +131,11 @@ def unit_scores(
             if place.axis not in layer.outputs:
                 continue
             a, s = checked(place.leaf, factors[place.leaf])
+            w, a = biased(layer, leaves, a)
             # Only inverses need damping: S^-1 for both "obs" forms, A^-1 for c_obs alone.
             if form.endswith("obs"):
                 s, a = damped(s, damping), damped(a, damping) if form == "c_obs" else a
-            costs = rows(filters_of(layer, leaves[place.leaf]), a, s)
+            costs = rows(w, a, s)
             total = scores.setdefault(name, np.zeros(groups.sizes[name]))
             # Output n of the kernel is unit place.units[n], or none (-1). add.at, not +=: several
             # outputs may belong to one unit.
@@ -210,7 +213,8 @@ def kronecker(
         [4.5, 18.0]
     """
     check_form(form, damping, repo_variant)
-    curvature = kfac(fn, loss, groups, layers, labels=labels, key=key)
+    bias = any(groups.layers[path].bias for path in layers)
+    curvature = kfac(fn, loss, groups, layers, labels=labels, key=key, bias=bias)
 
     def score(state: Any, variables: Variables) -> Scores:
         factors = curvature.score(state, variables)

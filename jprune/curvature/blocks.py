@@ -5,6 +5,7 @@ The block of a kernel, written as a matrix W [outputs, patch], is F = S (x) A. A
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,8 @@ class Factors(NamedTuple):
     """The two factors of a layer's Fisher block, S (x) A.
 
     Attributes:
-        inputs: A: [inputs * window, inputs * window], channels first; or [inputs, inputs].
+        inputs: A: [inputs * window, inputs * window], channels first, and one more row and column
+            where the bias has one; or [inputs, inputs].
         outputs: S: [outputs, outputs].
     """
 
@@ -57,6 +59,37 @@ def filters_of(layer: Layer, kernel: Any) -> np.ndarray:
     # In memory [window, inputs, outputs], whatever the layout: sums come out the same to the bit.
     stored = np.ascontiguousarray(matrix.transpose(1, 0, 2))
     return stored.transpose(2, 1, 0).reshape(matrix.shape[2], -1)
+
+
+def biased(layer: Layer, leaves: Mapping[str, Any], a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """W and A of a layer, with a column for its bias where A has one: an input that is always 1.
+
+    Args:
+        layer: whose kernel.
+        leaves: {path: array} of the variables.
+        a: [patch, patch], or one more row and column (`kfac(bias=True)`).
+
+    Returns:
+        W [outputs, patch] and A [patch, patch]; with the bias as the last column of W, and A as it
+        came. Of a layer without a bias, A loses that row and column.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: (x @ v["w"] + v["b"]) @ v["out"]
+        >>> variables = {"b": np.ones(2), "out": np.ones((2, 1)), "w": np.zeros((1, 2))}
+        >>> layers = jprune.trace(fn, variables, np.ones((3, 1))).layers
+        >>> biased(layers["w"], variables, np.eye(2))[0].tolist()
+        [[0.0, 1.0], [0.0, 1.0]]
+    """
+    w = filters_of(layer, leaves[layer.kernel])
+    if len(a) == w.shape[1]:
+        return w, a
+    bias = None if layer.bias is None else np.asarray(leaves[layer.bias], np.float64)
+    # One number for all outputs belongs to none of them.
+    if bias is None or bias.size != len(w):
+        return w, a[:-1, :-1]
+    # z_i = w_i a + b_i: of an input [a, 1] with weights [w_i, b_i]
+    return np.column_stack([w, bias.reshape(-1)]), a
 
 
 def with_filters(layer: Layer, filters: Any) -> np.ndarray:

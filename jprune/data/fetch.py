@@ -5,6 +5,7 @@ empty folder. Either way, every file is compared with a fixed sha256. The sums a
 files inside the packages: distributions rebuild their packages, but the files stay the same.
 """
 
+import bz2
 import contextlib
 import gzip
 import hashlib
@@ -17,12 +18,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from jprune import errors
+from jprune import errors, foreign
 from jprune.data import formats
 from jprune.data.batches import Split
 
 LIMIT = 2**28
 """Bytes read of a file, at most. No genuine file is longer, and a forged one cannot fill memory."""
+
+
+PACKAGE = 2**29
+"""Bytes of a package and of what it unpacks to, at most; the largest has 2**28."""
 
 
 class Origin(NamedTuple):
@@ -189,8 +194,8 @@ def _check_whole(directory: Path, archives: list[Path], origin: Origin) -> None:
             f"{directory} has no {origin.archive}. Put there the archive as its authors publish "
             "it, not unpacked: its sum is what is verified."
         )
-    with archives[-1].open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with _explained(archives[-1]):
+        digest = hashlib.sha256(foreign.content(archives[-1], PACKAGE)).hexdigest()
     if digest != origin.whole:
         raise errors.DataError(
             f"{archives[-1]} has sha256 {digest}; expected {origin.whole}. It is damaged or "
@@ -204,17 +209,18 @@ def _loose(directory: Path, origin: Origin) -> dict[str, bytes]:
     for name in origin.sha256:
         for path in (directory / name, directory / f"{name}.gz"):
             if path.is_file():
-                with path.open("rb") as stream, _explained(path):
-                    files[name] = _content(path.name, stream)
+                with _explained(path):
+                    files[name] = _content(path.name, io.BytesIO(foreign.content(path, PACKAGE)))
     return files
 
 
 def _packed(archive: Path, origin: Origin) -> dict[str, bytes]:
     """{name: content} of the files in a package."""
     files = {}
-    with archive.open("rb") as raw, _explained(archive):
+    with _explained(archive):
+        raw = io.BytesIO(foreign.content(archive, PACKAGE))
         stream = io.BytesIO(_debian_data(raw)) if archive.suffix == ".deb" else raw
-        with tarfile.open(fileobj=stream, mode="r:*") as package:
+        with tarfile.open(fileobj=_unpacked(stream), mode="r:") as package:
             for member in package:
                 # Only the last part of a member's path is used, and nothing is written to disk.
                 file = member.name.rsplit("/", 1)[-1]
@@ -223,6 +229,22 @@ def _packed(archive: Path, origin: Origin) -> dict[str, bytes]:
                 if content:
                     files[name] = _content(file, content)
     return files
+
+
+def _unpacked(stream: IO[bytes]) -> IO[bytes]:
+    """A tar archive without its compression, at most `PACKAGE` bytes.
+
+    In memory before anything looks into it: else a small file could keep the reader of tar archives
+    busy for hours, with parts that nobody asked for.
+    """
+    start = stream.read(6)
+    stream.seek(0)
+    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    opener = next((o for magic, o in openers.items() if start.startswith(magic)), None)
+    content = stream.read() if opener is None else opener(stream).read(PACKAGE + 1)
+    if len(content) > PACKAGE:
+        raise errors.DataError(f"it unpacks to more than {PACKAGE} bytes.")
+    return io.BytesIO(content)
 
 
 def _content(file: str, stream: IO[bytes]) -> bytes:
@@ -256,4 +278,6 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError) as error:
-        raise errors.DataError(f"{path} cannot be read: {error}. Fetch it again.") from error
+        raise errors.DataError(
+            f"{path} cannot be read: {foreign.shown(error)}. Fetch it again."
+        ) from error

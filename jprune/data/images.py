@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from jprune import errors
+from jprune import errors, foreign
+from jprune.foreign import shown
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
+"""Formats of Pillow that are read: for others it starts programs (EPS) or few have looked."""
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -24,13 +27,16 @@ def decoded(source: Path | bytes, where: str, channels: int | None = None) -> np
         DataError: it is no image that Pillow reads.
     """
     try:
-        opened = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+        bytes_of = foreign.content(source) if isinstance(source, Path) else source
+        opened = Image.open(io.BytesIO(bytes_of), formats=FORMATS)
         image = ImageOps.exif_transpose(opened)
         grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
         pixels = np.asarray(image.convert(MODES[channels or (1 if grey else 3)]))
     # Pillow raises these for what is damaged, huge or something else.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise errors.DataError(f"{where} is no image that Pillow reads: {error}.") from error
+        raise errors.DataError(
+            f"{shown(where)} is no image that Pillow reads: {shown(error, 100)}"
+        ) from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 

@@ -1,6 +1,8 @@
 """Data sets of the user's own by name: `npz:FILE`, `folder:DIR`, `tfds:NAME`, `module:callable`."""
 
+import io
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jprune import errors, targets
+from jprune import errors, foreign, targets
 from jprune.base import Data
 from jprune.data import store
 from jprune.data.images import decoded, stacked
@@ -17,6 +19,8 @@ from jprune.data.own import Options, from_arrays, options_of
 Arrays = Mapping[str, tuple[Any, Any]]
 """{split: (images, labels)}."""
 
+UNPACKED = 100
+"""How many times as long as its file an archive may become; images become ten times as long."""
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -59,14 +63,16 @@ def npz(file: str, options: Options, data_dir: str | Path | None = None) -> Arra
     del options, data_dir
     try:
         # Objects would be pickles, which run code when they are read.
-        with np.load(Path(file).expanduser(), allow_pickle=False) as archive:
+        content = foreign.content(Path(file).expanduser())
+        _require_bounded(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
                 raise ValueError("it is one array, and not an archive of several")
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # zipfile and NumPy raise whatever they meet
         raise errors.DataError(
-            f"{file} cannot be read as .npz: {error}. Write it with np.savez(file, "
-            "images=uint8 [n, h, w, c], labels=int [n])."
+            f"{file} cannot be read as .npz: {foreign.shown(error, 100)}. Write it with "
+            "np.savez(file, images=uint8 [n, h, w, c], labels=int [n])."
         ) from error
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -75,17 +81,27 @@ def npz(file: str, options: Options, data_dir: str | Path | None = None) -> Arra
         kind = [kind for kind, names in (("x", IMAGES), ("y", LABELS)) if {*names} & {*words}]
         if len(kind) != 1 or len(split) != 1 or kind[0] in found.get(split[0], {}):
             raise errors.DataError(
-                f"{file} has an array {name!r}, and nothing says which it is. Name them images and "
-                "labels, or x_train, y_train, x_val, y_val, x_test, y_test."
+                f"{file} has an array '{foreign.shown(name, 60)}', and nothing says which it is. "
+                "Name them images and labels, or x_train, y_train, x_val, y_val, x_test, y_test."
             )
         found.setdefault(split[0], {})[kind[0]] = array
     for split, parts in found.items():
         if len(parts) < 2:
             missing = "labels" if "x" in parts else "images"
             raise errors.DataError(
-                f"{file} has no {missing} for the split {split}; it has {', '.join(arrays)}."
+                f"{file} has no {missing} for the split {split}; it has "
+                f"{foreign.shown(', '.join(arrays), 80)}."
             )
     return {split: (parts["x"], parts["y"]) for split, parts in found.items()}
+
+
+def _require_bounded(content: bytes) -> None:
+    """Refuses an archive that would unpack to far more than it is long."""
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > UNPACKED * len(content) + 2**26:
+            raise ValueError(f"it is {len(content)} bytes long, and would unpack to {size}")
 
 
 def folder(directory: str, options: Options, data_dir: str | Path | None = None) -> Arrays:

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,8 +19,32 @@ import tensorflow_datasets as tfds
 from jprune import errors
 from jprune.data.batches import Split
 from jprune.data.table import Spec
+from jprune.foreign import BYTES, check, content, parse, shown
 
 VERSION = "1.0.0"
+_PACKAGE = "tensorflow_datasets.core.features"
+FEATURES = frozenset(
+    f"{_PACKAGE}.{name}"
+    for name in (
+        *("features_dict.FeaturesDict", "class_label_feature.ClassLabel", "scalar.Scalar"),
+        *("tensor_feature.Tensor", "image_feature.Image", "text_feature.Text"),
+    )
+)
+"""Classes that `features.json` of a prepared set may name: any other would be imported."""
+
+
+class _Split(TypedDict, total=False):
+    name: str
+    filepathTemplate: str
+
+
+class _Info(TypedDict, total=False):
+    name: str
+    version: str
+    splits: list[_Split]
+
+
+_Described = TypedDict("_Described", {"dataset_info.json": _Info, "features.json": dict[str, Any]})
 
 
 def folder(data_dir: str | Path | None = None) -> Path:
@@ -179,6 +203,7 @@ def _opened(directory: Path, extra: str, instead: str) -> Iterator[Any]:
         instead: what to do where the directory is damaged.
     """
     try:
+        _require_known(directory)
         builder = tfds.builder_from_directory(directory)
         if not _random_access(builder) and not importlib.util.find_spec("tensorflow"):
             raise errors.MissingExtraError(extra)
@@ -188,9 +213,60 @@ def _opened(directory: Path, extra: str, instead: str) -> Iterator[Any]:
     except ImportError as error:  # to decode an image
         raise errors.MissingExtraError(extra) from error
     except Exception as error:  # TFDS and array_record raise anything on damaged files
-        raise errors.DataError(
-            f"{directory} cannot be read: {type(error).__name__}: {error}. {instead}"
-        ) from error
+        raise errors.DataError(f"{directory} cannot be read: {shown(error)}. {instead}") from error
+
+
+def _require_known(directory: Path) -> None:
+    """Refuses features of other classes than those that images and labels are made of.
+
+    TFDS imports the module of whatever class `features.json` names, and opens whatever files
+    `dataset_info.json` names.
+
+    Raises:
+        DataError: another class, or a file of another folder.
+        ValueError: a file is missing, damaged or too large.
+    """
+    try:
+        described: dict[str, Any] = {}
+        for name in ("dataset_info.json", "features.json"):
+            described[name] = parse(content(directory / name, BYTES))
+        check(described, _Described, str(directory))
+        classes = sorted({*_classes(described["features.json"])} - FEATURES)
+        if classes:
+            raise errors.DataError(
+                f"{directory}/features.json names the class {shown(classes[0], 80)}, which "
+                "is not imported by a file's word; images, labels, tensors and texts are read."
+            )
+        info = described["dataset_info.json"]
+        for part in (info, *info.get("splits", [])):
+            # TFDS makes names of files of them.
+            for key in ("name", "version", "filepathTemplate"):
+                if "/" in part.get(key, ""):
+                    raise errors.DataError(
+                        f"{directory}/dataset_info.json has {shown(part[key], 80)!r} at "
+                        f"`{key}`, which leads out of the folder."
+                    )
+    except errors.CheckpointError as error:
+        raise ValueError(str(error)) from error
+
+
+def _classes(described: Any) -> Iterator[str]:
+    """Names of all classes in a description of features, which may hold JSON as text."""
+    waiting = [described]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                # As protocol buffers write it, as they may read it, and as TFDS wrote it until 4.5.
+                if key in ("pythonClassName", "python_class_name", "type") and isinstance(
+                    inner, str
+                ):
+                    yield inner
+                if key == "json" and isinstance(inner, str):
+                    waiting.append(parse(inner))
+                waiting.append(inner)
+        elif isinstance(value, list):
+            waiting += value
 
 
 @contextlib.contextmanager

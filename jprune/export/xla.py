@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 from jax import export
 
-from jprune import errors
+from jprune import errors, foreign
 from jprune.base import Variables
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -161,11 +160,10 @@ def load_stablehlo(path: str | os.PathLike[str]) -> export.Exported:
         CheckpointError: there is no such file, or it is no exported net.
     """
     try:
-        model = pathlib.Path(path).read_bytes()
-    except OSError as error:
+        model = foreign.content(path)
+    except errors.CheckpointError as error:
         raise errors.CheckpointError(
-            f"{path} cannot be read ({error.strerror}). `jprune export` writes a model.stablehlo "
-            "into the run directory."
+            f"{error} `jprune export` writes a model.stablehlo into the run directory."
         ) from error
     return _deserialize(model, str(path))
 

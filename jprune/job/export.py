@@ -7,15 +7,18 @@ from typing import Any
 import jax
 
 from jprune import errors, zoo
+from jprune.foreign import shown
 from jprune.graph import slim
 from jprune.graph.shrink.plans import replay
 from jprune.job.finish import WRITERS
-from jprune.job.nets import net_of
+from jprune.job.nets import DTYPES, net_of
 from jprune.job.saved import NET, example_of, program_of
 from jprune.runs.checkpoint import load_tree
 from jprune.runs.directory import require
-from jprune.runs.files import PathLike, atomic_write, read_json
+from jprune.runs.files import AGAIN, PathLike, atomic_write, read_json
 from jprune.runs.inside import guarded
+from jprune.runs.plans import read_plan
+from jprune.runs.schemas import Config
 from jprune.train.task import seen_at
 
 
@@ -50,18 +53,31 @@ def export_again(
             f"{to} is neither {' nor '.join(WRITERS)}. Write --to {files[0].stem}.tflite."
         )
     guarded(folder)
-    config, plan = read_json(folder / "config.json"), read_json(folder / "plan.json")
+    config, plan = read_json(folder / "config.json", Config), read_plan(folder)
     require(folder, "params")
     variables = load_tree(folder / "params")
     for file in files:
         # A .tflite is float32, whatever type the net was trained in.
+        if config["dtype"] not in DTYPES:
+            raise errors.CheckpointError(
+                f"{folder}/config.json has {shown(config['dtype'], 40)!r} at `dtype`; one of "
+                f"{', '.join(DTYPES)} was expected."
+            )
         dtype = "float32" if file.suffix == ".tflite" else config["dtype"]
         name = config["model"] if model is None else model
         if model is None and name not in zoo.names():
             fn, example = _program(folder, config, plan, dtype)
         else:
             fn, example = _cut(net_of({**config, "model": name}, dtype), plan)
-        atomic_write(file, WRITERS[file.suffix](fn, variables, example))
+        try:
+            written = WRITERS[file.suffix](fn, variables, example)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, errors.JpruneError):
+                raise
+            raise errors.CheckpointError(
+                f"params and net in {folder} do not belong together ({shown(error)}). {AGAIN}"
+            ) from error
+        atomic_write(file, written)
     return files
 
 
@@ -83,10 +99,11 @@ def _program(
     """
     whole = "net" in plan and (folder / NET).exists()
     if not whole or config["dtype"] != dtype:
+        name = shown(config["model"], 60)
         why = f"{dtype} is needed" if whole else "it is missing, or of an earlier version"
         raise errors.CheckpointError(
-            f"the net in {folder} is {config['model']}, which is imported only if you name it, and "
-            f"its {NET} does not do: {why}. Write --model {config['model']}, in a folder or with a "
-            "PYTHONPATH where Python finds that module."
+            f"the net in {folder} is {name}, which is imported only if you "
+            f"name it, and its {NET} does not do: {why}. Write --model {name}, where "
+            "Python finds that module."
         )
     return program_of(folder), example_of(plan)

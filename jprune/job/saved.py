@@ -13,7 +13,7 @@ the folder, or is `net.stablehlo`.
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from jprune.runs.checkpoint import load_tree, save_tree
 from jprune.runs.directory import held, require
 from jprune.runs.files import PathLike, atomic_write, read_json, write_json
 from jprune.runs.inside import guarded
+from jprune.runs.plans import read_plan
 from jprune.train.task import seen_at
 from jprune.units import are_units, ones
 
@@ -38,6 +39,13 @@ Function = Callable[..., Any]
 NET = "net.stablehlo"
 WRITES = ("params", NET, "model.stablehlo", "model.tflite")
 """What `write_net` leaves in a folder."""
+
+
+class _Saved(TypedDict, total=False):
+    """What is read of the `config.json` of a run or of `save`."""
+
+    model: str | None
+    dtype: str
 
 
 class Loaded(NamedTuple):
@@ -112,7 +120,7 @@ def load(
         (3, 2) [[6. 6.]]
     """
     folder = guarded(run)
-    plan = read_json(folder / "plan.json")
+    plan = read_plan(folder)
     # Before any of it is parsed.
     require(folder, "params")
     variables = load_tree(folder / "params")
@@ -299,7 +307,7 @@ def _in_structure(described: Any, tree: Any) -> Any:
     """A tree with tuples where they were: files know lists alone."""
     match described:
         case {"dict": nodes} if isinstance(tree, dict):
-            return {name: _in_structure(nodes[name], node) for name, node in tree.items()}
+            return {name: _in_structure(nodes.get(name), node) for name, node in tree.items()}
         case {"list": nodes} | {"tuple": nodes} if isinstance(tree, list):
             made = [_in_structure(*pair) for pair in zip(nodes, tree)]
             return tuple(made) if "tuple" in described else made
@@ -325,7 +333,7 @@ def _dense(
             )
         return fn, _shapes_of(about["variables"]), _shapes_of(about["example"])
     if net is None:
-        net = read_json(folder / "config.json").get("model")
+        net = read_json(folder / "config.json", _Saved).get("model")
         # What a file names is built only if it is one of ours.
         if net not in zoo.names() or about is None:
             return None
@@ -346,7 +354,12 @@ def _built(folder: pathlib.Path, name: str, about: Mapping[str, Any] | None) -> 
             "Write load(..., net=...) with a zoo.Net."
         )
     example, outputs = _shapes_of(about["example"]), _shapes_of(about["outputs"])
-    dtype = DTYPES[read_json(folder / "config.json").get("dtype", "float32")]
+    dtype = DTYPES.get(read_json(folder / "config.json", _Saved).get("dtype", "float32"))
+    if dtype is None or not all(getattr(one, "shape", None) for one in (example, outputs)):
+        raise errors.CheckpointError(
+            f"plan.json and config.json in {folder} do not say for which images and in which type "
+            "the net is. Write load(..., net=...) with a zoo.Net."
+        )
     # A colon stands in no name of the zoo.
     make = zoo.load if ":" in name else zoo.build
     return make(name, classes=outputs.shape[-1], shape=example.shape[1:], dtype=dtype)

@@ -219,7 +219,7 @@ def step_of(
     masked: Callable[[dict[str, jax.Array], Variables], Variables],
     optimizers: Optimizers,
     terms: Terms,
-    every: int,
+    moves: tuple[int, ...] | None = None,
 ) -> Callable[..., tuple[AdversarialState, dict[str, jax.Array]]]:
     """`step(state, batch, key) -> state, metrics`, jitted: the discriminator first.
 
@@ -236,7 +236,7 @@ def step_of(
         optimizers: of weights, masks and discriminator; that of the masks gets every gradient and
             is a whole step.
         terms: of the losses.
-        every: steps between two steps of the masks.
+        moves: after which steps, counted from 1, the masks take theirs; None: after every one.
 
     Raises:
         ArgumentError: an unknown regulariser.
@@ -272,7 +272,7 @@ def step_of(
             changes, after = of_masks.update(slope_of_masks, state.opt_states[1], state.masks)
             return optax.apply_updates(state.masks, changes), after
 
-        due = (state.step + 1) % every == 0
+        due = moves is None or (jnp.array(moves, jnp.int32) == state.step + 1).any()
         masks, masks_state = jax.lax.cond(due, move, lambda: (state.masks, state.opt_states[1]))
         params, rest = task.split(task.update(task.merge(params, state.rest), new))
         after = AdversarialState(

@@ -40,7 +40,9 @@ def eigendamage(
     """Rotate, prune rows and columns of all layers under one threshold, fine-tune the parts.
 
     Args:
-        budget: what is kept; a density is that of all rows and columns (1 minus the paper's ratio).
+        budget: what is kept; a density is that of all rows and columns (1 minus the paper's ratio),
+            of which a layer keeps all if its parts would be larger than it: the record of `prune`
+            says what is held, and a warning where that is more than was asked for.
         train: training of the dense net; None where it is trained already.
         finetune: training of the net in its new form; with rounds, half of it lies between them.
         rounds: the paper prunes in one pass, or repeatedly: what was rotated is rotated again.
@@ -75,8 +77,10 @@ def eigendamage(
         finetune = dataclasses.replace(finetune, wrap=cores_only)
     rotate = Rotate(budget, limit, labels, normalize, per_cost, last, batches, batch_size)
     # The same settings for every round, towards its own budget.
-    prune = lambda goal: dataclasses.replace(rotate, budget=goal)
-    pruning, tune = in_rounds(prune, evenly(budget, rounds), finetune)
+    goals = evenly(budget, rounds)
+    first = iter([True, *[False] * (rounds - 1)])
+    prune = lambda goal: dataclasses.replace(rotate, budget=goal, first=next(first))
+    pruning, tune = in_rounds(prune, goals, finetune)
     after = settled(recalibrate, finetune.batch_size)
     return framed(train, *pruning, finetune=tune, after=after)
 

@@ -49,8 +49,8 @@ def kronecker(
         curvature: of c_obd: "diagonal", the squares of every example's gradient (the authors'
             code), or "kfac", the diagonal of the factors.
         rounds: number of rounds of pruning.
-        limit: the largest fraction of a group's units that may go in a round; None: 0.95 of a
-            single round, 0.5 of several.
+        limit: the largest fraction of a group's units that may go in a round, of those that are
+            there; None: 0.95 of a single round, 0.5 of several.
         labels: "model": drawn from the net, the true Fisher information; "data": the empirical one.
         damping: of the factors that the OBS invert, times their mean eigenvalue; the paper gives
             no figure.
@@ -84,7 +84,10 @@ def kronecker(
         batches,
         batch_size,
     )
-    prune = lambda goal: dataclasses.replace(filters, budget=goal, final=budget)
+    later = iter(range(rounds - 1, -1, -1))
+    prune = lambda goal: dataclasses.replace(
+        filters, budget=goal, final=budget, rounds=rounds, later=next(later)
+    )
     pruning, last = in_rounds(prune, evenly(budget, rounds), finetune)
     after = settled(recalibrate, finetune.batch_size)
     return framed(train, *pruning, finetune=last, after=after)

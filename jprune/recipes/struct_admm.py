@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.blocks.kinds import as_words, words_of
-from jprune.stages.admm import Admm, Cut, Sets, check_numbers, check_words
+from jprune.stages.admm import Admm, Cut, Sets
+from jprune.stages.admm_options import check_numbers, check_words
 from jprune.stages.frame import Evaluate, Save
 from jprune.stages.rounds import evenly
 from jprune.stages.train import Train

@@ -1,9 +1,9 @@
 """Three dimensions: depth, width and resolution pruned together, where a fitted polynomial says.
 
-From the dense net one dimension at a time is made a little smaller, step by step, with short
-training after each step. Validation accuracies of these nets fit a polynomial of low rank, which is
-largest, under the budget, at some depth, width and resolution: the dense net is pruned to these and
-fine-tuned.
+From the dense net one dimension at a time is made smaller, more from net to net, and each net is
+trained for a short time, as is the dense one. Validation accuracies of these nets fit a polynomial
+of low rank, which is largest, under the budget, at some depth, width and resolution: the dense net
+is pruned to these and fine-tuned.
 
 Depth is the fraction of residual blocks that are there; blocks go whose removal costs least
 training loss. Width is the fraction of units in every group, by the L1 norm. Resolution is the side
@@ -14,7 +14,9 @@ Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
 References:
     Wang, Chen, Dong, Wang, Zhang, Accelerate CNNs from three dimensions: a comprehensive pruning
     framework, 2021, arXiv 2010.04879 [52]. No code of theirs is public: which blocks and filters
-    go, and how numbers are rounded, are choices of ours.
+    go, and how numbers are rounded, are choices of ours. The paper goes on from one net of a
+    dimension to the next, so that the smallest has trained longest; here every net begins with the
+    dense weights and trains as long as the others.
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.stages.dimensions import DIMENSIONS, Narrow, Observe, Optimum
 from jprune.stages.frame import framed
+from jprune.stages.probe import Probe
 from jprune.stages.train import Train
 
 
@@ -48,7 +51,8 @@ def three_dimensions(
         finetune: training of the pruned net. (The paper's CIFAR nets are fine-tuned for 100 epochs
             and more.)
         dimensions: which may shrink, with ":" between; the others stay whole.
-        points: nets that are trained along each, beside the dense one. (The paper has some five.)
+        points: nets that are trained along each, beside the dense one; those that are rounded to
+            the same dimensions are trained once. (The paper has some five.)
         lowest: of every dimension; the polynomial says nothing of what lies below, so a budget
             that needs less is refused.
         multiple: sides of images are multiples of this: of the net's total stride.
@@ -67,7 +71,8 @@ def three_dimensions(
         >>> recipe = three_dimensions(Budget(macs=0.5), None, Train(8, 0.05, name="finetune"),
         ...                           dimensions="width", points=1)
         >>> [stage.name for stage in recipe]
-        ['save', 'dense', 'narrow', 'probe', 'observe', 'optimum', 'before_finetune', 'finetune']
+        ['save', 'dense', 'probe', 'observe', 'narrow', 'probe', 'observe', 'optimum',
+         'before_finetune', 'finetune']
     """
     if budget.kind != "macs":
         raise errors.ArgumentError(
@@ -85,16 +90,18 @@ def three_dimensions(
             f"rank={rank}); lowest is in (0, 1), the others are at least 1."
         )
     epochs = finetune.epochs / 4 if probe_epochs is None else probe_epochs
-    probe = dataclasses.replace(finetune, epochs=epochs, name="probe")
+    probe = Probe(dataclasses.replace(finetune, epochs=epochs))
     levels = [1 - (1 - lowest) * (number + 1) / points for number in range(points)]
     depth, width, resolution = (lowest if name in asked else 1.0 for name in DIMENSIONS)
     steps = [
-        (Narrow(axis, level, budget, multiple, anew=not number), probe, Observe())
+        (Narrow(axis, level, budget, multiple, anew=True), probe, Observe())
         for axis in asked
-        for number, level in enumerate(levels)
+        for level in levels
     ]
     return framed(
         train,
+        probe,
+        Observe(),
         *itertools.chain(*steps),
         Optimum(budget, multiple, degree, rank, (depth, width, resolution)),
         finetune=finetune,

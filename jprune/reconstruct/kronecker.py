@@ -1,6 +1,7 @@
 """C-OBS and Kron-OBS: the remaining filters adapted so that the loss rises least.
 
-W [outputs, patch] is the kernel of a layer, A and S are its Kronecker factors, R the removed rows:
+W [outputs, patch] is the kernel of a layer, with its bias as the last column where A has one, A and
+S are its Kronecker factors, R the removed rows:
 
     c_obs     dW = -S^-1 (C (.) E_R) A^-1,  C_ij = w_ij / ([S^-1]_ii [A^-1]_jj), E_R the rows of R
     kron_obs  dW = -S^-1[:, R] (S^-1[R, R])^-1 W_R
@@ -23,7 +24,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Groups, Variables
-from jprune.curvature.blocks import Factors, checked, damped, filters_of, inverse, with_filters
+from jprune.curvature.blocks import Factors, biased, checked, damped, inverse, with_filters
 from jprune.units import leaves_by_path
 
 FORMS = ("c_obs", "kron_obs")
@@ -89,12 +90,13 @@ def compensate(
         groups: from `trace`.
         variables: of the net.
         masks: {group: bool [units]}, True keeps.
-        factors: {layer: Factors} of patches; kernels without factors stay as they are.
+        factors: {layer: Factors} of patches; kernels without factors stay as they are. With a row
+            and column for the bias, biases are adapted too.
         form: "c_obs" or "kron_obs".
         damping: of the factors that are inverted, times their mean eigenvalue.
 
     Returns:
-        New variables; removed filters are 0 in the kernels that were moved.
+        New variables; removed filters are 0 in the kernels (and biases) that were moved.
     """
     leaves = leaves_by_path(groups, variables)
     gone: dict[str, np.ndarray] = {}
@@ -111,7 +113,11 @@ def compensate(
         if not removed.any():
             continue
         layer = groups.layers[path]
-        filters = filters_of(layer, leaves[path])
-        rows = compensated_rows(filters, factors[path], removed, form, damping)
-        leaves[path] = jnp.asarray(with_filters(layer, rows), leaves[path].dtype)
+        filters, a = biased(layer, leaves, np.asarray(factors[path].inputs))
+        rows = compensated_rows(filters, factors[path]._replace(inputs=a), removed, form, damping)
+        kernel, bias = np.split(rows, [layer.fan_in], axis=1)
+        leaves[path] = jnp.asarray(with_filters(layer, kernel), leaves[path].dtype)
+        if bias.size and layer.bias is not None:
+            old = leaves[layer.bias]
+            leaves[layer.bias] = jnp.asarray(bias.reshape(old.shape), old.dtype)
     return jax.tree.unflatten(groups.treedef, list(leaves.values()))

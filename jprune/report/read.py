@@ -8,6 +8,8 @@ from jprune import errors
 from jprune.report import schema
 from jprune.runs import files
 from jprune.runs.inside import guarded
+from jprune.runs.plans import read_plan
+from jprune.runs.schemas import Config, Record
 
 
 class Run(NamedTuple):
@@ -31,25 +33,21 @@ def read_run(run_dir: str | os.PathLike[str]) -> Run:
         CheckpointError: a file is missing or damaged; the message names it.
     """
     folder = guarded(run_dir)
-    result: Any = _whole(folder / "result.json")
     # Checked here, once: all that follows reads keys without asking.
+    result: Any = _whole(folder / "result.json")
     schema.check(result, str(folder / "result.json"))
-    plan = _whole(folder / "plan.json")
-    for key in ("groups", "frozen"):
-        if key not in plan:
-            raise errors.CheckpointError(f"{folder / 'plan.json'} has no `{key}`: it is no plan.")
+    plan = read_plan(folder)
     # A run has records from its first stage on.
     if not (folder / "records.jsonl").exists():
         raise errors.DamagedError(f"{folder / 'records.jsonl'} is missing. {files.AGAIN}")
-    records = files.read_lines(folder / "records.jsonl").records
-    return Run(result, records, plan, _whole(folder / "config.json"))
+    records = files.read_lines(folder / "records.jsonl", Record).records
+    return Run(result, records, plan, _whole(folder / "config.json", Config))
 
 
-def _whole(path: pathlib.Path) -> dict[str, Any]:
+def _whole(path: pathlib.Path, kind: Any = None) -> dict[str, Any]:
     try:
-        return files.read_json(path)
+        return files.read_json(path, kind)
     except errors.DamagedError as error:
         raise errors.DamagedError(
-            f"{error} A report needs the directory of a finished run: write `jprune report DIR`, "
-            "DIR being the --out of `jprune prune`."
+            f"{error} A report needs a finished run: `jprune report DIR`, the --out of prune."
         ) from error

@@ -4,11 +4,10 @@ Fractions are of the dense net and kept. What was not measured is null, never ab
 alone is absent from files that were written before it was there.
 """
 
-import types
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypedDict
 
-from jprune import errors
+from jprune import errors, foreign
 from jprune.measure import Device, Latency
 from jprune.report import text
 
@@ -173,58 +172,14 @@ def check(result: Mapping[str, Any], source: str = "result.json") -> None:
     Example:
         >>> check({"schema": 1})
         Traceback (most recent call last):
-        jprune.errors.CheckpointError: result.json has no `commit`. ...
+        jprune.errors.CheckpointError: result.json has no `commit`; ...
     """
     if isinstance(result, Mapping) and result.get("schema", SCHEMA) != SCHEMA:
         raise errors.CheckpointError(
-            f"{source} has schema {result['schema']!r}; this version of jprune reads {SCHEMA}. Run "
-            "the command that is in it again with this version."
+            f"{source} has schema {foreign.shown(result['schema'], 40)}; this version of jprune "
+            f"reads {SCHEMA}. Run the command that is in it again with this version."
         )
-    _check(result, Result, "", source)
-
-
-def _check(value: Any, kind: Any, path: str, source: str) -> None:
-    if kind is Any:
-        return
-    if isinstance(kind, types.UnionType):  # all of them are `something | None`
-        if value is None:
-            return
-        kind = next(option for option in get_args(kind) if option is not type(None))
-    if is_typeddict(kind):
-        # The schema is the TypedDict itself, so that types and check cannot part.
-        _check_type(value, Mapping, path, source)
-        for key, inner in get_type_hints(kind).items():
-            place = f"{path}.{key}" if path else key
-            if key not in value and key in kind.__optional_keys__:
-                continue
-            if key not in value:
-                raise errors.CheckpointError(
-                    f"{source} has no `{place}`. Every key of schema {SCHEMA} has to be there, "
-                    "with null for what was not measured."
-                )
-            _check(value[key], inner, place, source)
-    elif get_origin(kind) is dict:
-        _check_type(value, Mapping, path, source)
-        for key, item in value.items():
-            _check(item, get_args(kind)[1], f"{path}.{key}", source)
-    elif get_origin(kind) is list:
-        _check_type(value, list, path, source)
-        for position, item in enumerate(value):
-            _check(item, get_args(kind)[0], f"{path}[{position}]", source)
-    else:
-        # JSON writes 1.0 and 1 alike, so an integer is a number too.
-        _check_type(value, (int, float) if kind is float else kind, path, source)
-
-
-def _check_type(value: Any, kind: Any, path: str, source: str) -> None:
-    # In Python, True is a number; in a result it is a mistake.
-    if not isinstance(value, kind) or isinstance(value, bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        names = " or ".join(option.__name__ for option in kinds)
-        raise errors.CheckpointError(
-            f"{source} has {value!r:.80} at `{path}`; {names} was expected. Run the command of the "
-            "run again."
-        )
+    foreign.check(result, Result, source, "Run the command of the run again.")
 
 
 MISSED = 0.02

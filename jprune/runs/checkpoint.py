@@ -11,7 +11,6 @@ with other devices.
 """
 
 import contextlib
-import json
 import logging
 import os
 import pathlib
@@ -22,11 +21,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jprune import errors
+from jprune import errors, foreign
 from jprune.base import PyTree
 from jprune.forms.opened import read_back, written_out
 from jprune.runs import digests, inside, trees
 from jprune.runs.files import AGAIN, PathLike, make_folder
+from jprune.runs.schemas import Facts
 
 SCHEMA = 1
 
@@ -168,8 +168,11 @@ def facts_of(folder: pathlib.Path) -> dict[str, Any]:
     if step is None:
         return {}
     # Orbax writes what `JsonSave` gets into this file.
-    meta = json.loads(inside.read(folder / str(step) / "meta" / "metadata"))
-    return meta.get("facts", {})
+    meta = foreign.parse(inside.read(folder / str(step) / "meta" / "metadata", foreign.BYTES))
+    foreign.check(meta, dict[str, Any], str(folder))
+    facts = meta.get("facts", {})
+    foreign.check(facts, Facts, str(folder))
+    return facts
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -231,8 +234,8 @@ def _encoded(path: pathlib.Path, tree: PyTree) -> PyTree:
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    text = foreign.line(error, foreign.SHOWN)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _abstract(tree: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
-from jprune import errors
+from jprune import errors, foreign
 from jprune.runs import inside
 from jprune.runs.files import atomic_write
 
@@ -77,9 +77,11 @@ def damage_of(folder: pathlib.Path) -> list[str]:
         OSError: the folder cannot be read.
     """
     try:
-        expected = json.loads(inside.read(folder / FILE))
-        names = damaged(folder, {**expected})
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        expected = foreign.parse(inside.read(folder / FILE, foreign.BYTES))
+        foreign.check(expected, dict[str, str], str(folder / FILE))
+        names = damaged(folder, expected)
+    # A CheckpointError is a ValueError too.
+    except (FileNotFoundError, ValueError):
         return [FILE]
     # A file that nobody wrote down might be read instead of the one that was.
     present = {file.relative_to(folder).as_posix() for file in inside.files_under(folder)}

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Required, TypedDict
 
 from jprune import errors
 from jprune.base import Records
+from jprune.foreign import shown
 from jprune.runs import checkpoint, devices, digests, inside
 from jprune.runs.files import (
     PathLike,
@@ -33,6 +34,7 @@ from jprune.runs.files import (
     read_json,
     write_json,
 )
+from jprune.runs.schemas import Done
 
 SCHEMA = 1
 Note = Callable[[str], None]
@@ -117,7 +119,7 @@ class RunDirectory(NamedTuple):
             stage: its folder in the other run.
             records: of that run; used where the stage is of a version that kept none of its own.
         """
-        outcome: Any = read_json(stage / inside.DONE)
+        outcome: Any = read_json(stage / inside.DONE, Done)
         lines = outcome.get("lines") or records
         inside.guarded(stage.parents[1])
         copy = make_folder(self.path / inside.STAGES / stage.name)
@@ -135,7 +137,9 @@ def outcomes_in(folder: pathlib.Path) -> dict[str, Any]:
         DamagedError: one of them is damaged.
     """
     files = [stage / inside.DONE for stage in inside.stages(folder)]
-    return {file.parent.name.partition("-")[2]: read_json(file) for file in files if file.exists()}
+    return {
+        file.parent.name.partition("-")[2]: read_json(file, Done) for file in files if file.exists()
+    }
 
 
 def machines_of(outcomes: Mapping[str, Outcome]) -> list[tuple[str, dict[str, Any]]]:
@@ -321,7 +325,7 @@ def _settings_of(folder: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
         damage = str(error).partition(". ")[0] + "."
     for stage in inside.stages(folder):
         with contextlib.suppress(errors.DamagedError):
-            if settings := read_json(stage / inside.DONE).get("settings"):
+            if settings := read_json(stage / inside.DONE, Done).get("settings"):
                 return settings, damage
         if settings := checkpoint.facts_of(stage / inside.STEPS).get("settings"):
             return settings, damage
@@ -341,9 +345,12 @@ def _check_same(folder: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, 
     # Settings of both: a newer version may have more, and their absence counts as None.
     names = [name for name in {**after, **before} if before.get(name) != after.get(name)]
     if names:
+        # Cut: the folder's settings may be somebody else's.
         differing = "; ".join(
-            f"{name} is {before.get(name)!r} there and {after.get(name)!r} here" for name in names
-        )
+            f"{shown(name, 40)} is {shown(repr(before.get(name)), 40)} there and "
+            f"{shown(repr(after.get(name)), 40)} here"
+            for name in names[:2]
+        ) + (f"; and {len(names) - 2} more" if len(names) > 2 else "")
         raise errors.CheckpointError(
             f"{folder} holds a run with other settings: {differing}. Choose another --out, or "
             "write --overwrite to start anew."

@@ -5,15 +5,16 @@ import datetime
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
 import socket
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, TypedDict
 
-from jprune import errors
+from jprune import errors, foreign
 from jprune.runs import inside
 from jprune.runs.inside import LOCK, TEMPORARY, PathLike
 
@@ -25,6 +26,14 @@ AGAIN = (
 LOCK_BEGINS = '{"pid": '
 # What `flock` answers on file systems that know no locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Holder(TypedDict):
+    """What stands in a lock's file: which process has it."""
+
+    pid: int
+    host: str
+    since: str
 
 
 class Lines(NamedTuple):
@@ -153,14 +162,11 @@ def _take(lock: pathlib.Path, what: str) -> TextIO:
 
 def _holder(lock: pathlib.Path) -> str:
     try:
-        owner = json.loads(inside.read(lock))
-        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # it is being written, or was removed just now
+        owner = foreign.parse(inside.read(lock, foreign.BYTES))
+        foreign.check(owner, Holder, str(lock))
+        host, since = foreign.shown(owner["host"], 80), foreign.shown(owner["since"], 40)
+        return f"process {owner['pid']} on {host}, since {since}"
+    except (OSError, ValueError):  # it is being written, or was removed just now
         return "a process that has only just begun"
 
 
@@ -248,43 +254,61 @@ def plain(value: Any) -> Any:
     return value
 
 
-def read_lines(path: PathLike) -> Lines:
-    """Reads a file of records, one line of JSON each.
+def read_lines(path: PathLike, schema: Any = None) -> Lines:
+    """Reads a run's file of records, one line of JSON each.
 
     A kill can tear the last line: such a line is no record, and is returned as `dropped`.
 
     Args:
         path: the file; one that is not there has no records.
+        schema: of a record, as in `foreign.check`; None takes any object.
 
     Raises:
-        CheckpointError: another line than the last is no record, an object of JSON.
+        CheckpointError: another line than the last is no record; or it is a link, a folder, a pipe
+            or a device.
     """
-    path = pathlib.Path(path)
     try:
-        lines = inside.read(path).split(b"\n")
+        content = inside.read(path, foreign.LINES)
     except FileNotFoundError:
         return Lines([], "")
+    except (OSError, ValueError) as error:
+        if isinstance(error, errors.JpruneError):
+            raise
+        raise errors.CheckpointError(f"{path} cannot be read ({foreign.shown(error)}).") from error
+    return lines_of(content, str(path), schema, AGAIN)
+
+
+def lines_of(content: bytes, name: str, schema: Any = None, advice: str = "") -> Lines:
+    """The records in a content, as `read_lines` reads them.
+
+    Args:
+        content: of a file.
+        name: of the file, for messages.
+        schema: of a record; None takes any object.
+        advice: what to do about a damaged file.
+
+    Raises:
+        CheckpointError: another line than the last is no record, or one does not fit the schema.
+    """
     records = []
-    for number, line in enumerate(lines, start=1):
-        last = number == len(lines)  # whole files end in a newline: then the last line is empty
-        if last and not line:
-            break
+    stream = io.BytesIO(content)
+    for number, line in enumerate(stream, start=1):
+        # Without its newline even a line that parses may be the beginning of a longer one.
+        if not line.endswith(b"\n"):
+            return Lines(records, line.decode(errors="replace"))
         try:
-            record = json.loads(line)
+            record = foreign.parse(line)
             if not isinstance(record, dict):
                 raise ValueError(f"it holds a {type(record).__name__}, no object")
         except ValueError as error:
-            # Torn by a kill: the last line, or the one before the final newline if only part of the
-            # disk's blocks arrived.
-            if last or (number == len(lines) - 1 and not lines[-1]):
-                return Lines(records, line.decode(errors="replace"))
+            # The line before the final newline, if only part of the disk's blocks arrived.
+            if stream.tell() == len(content):
+                return Lines(records, line[:-1].decode(errors="replace"))
             raise errors.CheckpointError(
-                f"{path}, line {number}, is no record ({error}). Only the last line can be torn by "
-                f"a kill. {AGAIN}"
+                f"{name}, line {number}, is no record ({error}). {advice}".rstrip()
             ) from error
-        if last:
-            # Without its newline even a line that parses may be the beginning of a longer one.
-            return Lines(records, line.decode(errors="replace"))
+        if schema is not None:
+            foreign.check(record, schema, f"{name}, line {number},", advice)
         records.append(record)
     return Lines(records, "")
 
@@ -325,11 +349,16 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(plain(value), allow_nan=False).encode()).hexdigest()
 
 
-def read_json(path: PathLike) -> dict[str, Any]:
+def read_json(path: PathLike, schema: Any = None) -> dict[str, Any]:
     """Reads an object of JSON; a digest in it is checked, and not returned.
 
+    Args:
+        path: of a file in a run's folder.
+        schema: as in `foreign.check`; None takes any object.
+
     Raises:
-        DamagedError: the file is missing, no object of JSON, or not as it was written.
+        DamagedError: the file is missing, no object of JSON, not as it was written, or without
+            what the schema needs; the message names the key.
         CheckpointError: it is a link, a folder, a pipe or a device.
 
     Example:
@@ -345,17 +374,19 @@ def read_json(path: PathLike) -> dict[str, Any]:
     """
     path = pathlib.Path(path)
     try:
-        value = json.loads(inside.read(path))
+        value = foreign.parse(inside.read(path, foreign.BYTES))
     except FileNotFoundError as error:
         raise errors.DamagedError(f"{path} is missing. {AGAIN}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise errors.DamagedError(f"{path} cannot be read ({error}). {AGAIN}") from error
-    if not isinstance(value, dict):
-        raise errors.DamagedError(
-            f"{path} holds a {type(value).__name__}; an object {{...}} was expected. {AGAIN}"
-        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, errors.JpruneError):
+            raise
+        why = foreign.shown(error)
+        raise errors.DamagedError(f"{path} cannot be read ({why}). {AGAIN}") from error
+    foreign.check(value, dict[str, Any], str(path), AGAIN, errors.DamagedError)
     # Files of older versions, and those of a person's own, have no digest.
     digest = value.pop(DIGEST, None)
     if digest is not None and digest != digest_of(value):
         raise errors.DamagedError(f"{path} is damaged: it is not as it was written. {AGAIN}")
+    if schema is not None:
+        foreign.check(value, schema, str(path), AGAIN, errors.DamagedError)
     return value

@@ -175,14 +175,21 @@ def opened(path: PathLike, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
-def read(path: PathLike) -> bytes:
+def read(path: PathLike, limit: int | None = None) -> bytes:
     """The content of a regular file; no link is followed.
 
+    Args:
+        path: of the file.
+        limit: bytes at most; None for any number.
+
     Raises:
-        CheckpointError: it is a link, a folder, a pipe or a device.
+        CheckpointError: it is a link, a folder, a pipe or a device, or longer.
         OSError: it cannot be read.
     """
     with os.fdopen(opened(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise errors.CheckpointError(f"{path} has {size} bytes; expected {limit} at most.")
         return file.read()
 
 

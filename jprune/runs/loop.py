@@ -9,21 +9,30 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import errors, interrupts
+from jprune import errors, foreign, interrupts
 from jprune.base import Pruned, PyTree, Variables
 from jprune.recipes import Learner
 from jprune.runs import checkpoint, devices
 from jprune.runs.progress import Progress
+from jprune.runs.schemas import Facts
 
 EVERY = 20
 """Steps between two looks at the losses, which are then fetched together."""
 SAVE_SECONDS = 60.0
+
+
+class _Meta(TypedDict):
+    """What `restore` reads of the plain facts of a checkpoint."""
+
+    seconds: float
+    window: list[dict[str, list[Any]]]
+    facts: Facts
 
 
 class Restored(NamedTuple):
@@ -105,6 +114,7 @@ def restore(folder: pathlib.Path, learner: Learner, key: jax.Array) -> Restored:
         return Restored(0, None, 0.0, damage=f"{error} The stage begins again.")
     if saved is None:
         return Restored(0, None, 0.0)
+    foreign.check(saved.meta, _Meta, str(folder), f"Delete the folder {folder.parent}.")
     if saved.meta.get("key") != _plain_key(key):
         raise errors.CheckpointError(
             f"the checkpoint in {folder} is of a run with another seed. Delete the folder "

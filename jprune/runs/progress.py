@@ -8,6 +8,10 @@ from rich import progress as bars
 from rich.console import Console
 
 from jprune.base import Progress
+from jprune.foreign import line
+
+LONGEST = 1000
+"""Characters of a note; names in it may be from a file, so it is escaped."""
 
 __all__ = ["Bars", "Lines", "Progress", "Silent", "briefly", "described"]
 
@@ -66,7 +70,7 @@ class Lines:
     def note(self, text: str) -> None:
         """The line."""
         # Logs are read while the run goes on.
-        print(text, file=self._stream, flush=True)
+        print(line(text, LONGEST), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing: lines leave nothing behind."""
@@ -131,7 +135,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """A line above the bars."""
-        self._bars.console.print(text, highlight=False, markup=False)
+        self._bars.console.print(line(text, LONGEST), highlight=False, markup=False)
 
     def close(self) -> None:
         """Leaves the terminal as it was."""

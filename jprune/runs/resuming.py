@@ -19,6 +19,7 @@ from jprune.runs import checkpoint, digests, inside
 from jprune.runs.directory import Note, Outcome, RunDirectory
 from jprune.runs.files import plain, read_json, read_lines, write_lines
 from jprune.runs.loop import advised
+from jprune.runs.schemas import Done
 from jprune.train.net import Net
 
 DERIVED = ("plan.json", "result.json", "report.html", "report.png")
@@ -82,7 +83,7 @@ def _finished(folders: Sequence[pathlib.Path], note: Note) -> list[Outcome]:
         if not (folder / inside.DONE).exists():
             break
         try:
-            outcomes.append(read_json(folder / inside.DONE))
+            outcomes.append(read_json(folder / inside.DONE, Done))
         except errors.DamagedError as error:
             note(f"{_sentence(error)} This stage and those behind it are done again.")
             break

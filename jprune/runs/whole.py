@@ -6,11 +6,12 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jprune import errors
+from jprune import errors, foreign
 from jprune.runs import digests, inside
 from jprune.runs.checkpoint import newest
 from jprune.runs.directory import files_of
 from jprune.runs.files import DIGEST, PathLike, plain, read_json
+from jprune.runs.schemas import Done
 
 ANEW = "the command of the run writes it again"
 
@@ -71,14 +72,14 @@ def verdicts(folder: PathLike) -> list[Verdict]:
     return [*found, *_derived(root, outcomes)]
 
 
-def _json(root: pathlib.Path, name: str, note: str) -> Verdict:
+def _json(root: pathlib.Path, name: str, note: str, schema: Any = None) -> Verdict:
     try:
-        read_json(root / name)
+        read_json(root / name, schema)
     except errors.DamagedError:
         missing = inside.kind_of(root / name) is None
         return Verdict(name, "missing" if missing else "damaged", note)
     # `read_json` compares the digest, where there is one.
-    has_digest = DIGEST in json.loads(inside.read(root / name))
+    has_digest = DIGEST in foreign.parse(inside.read(root / name, foreign.BYTES))
     return Verdict(name, "whole" if has_digest else "unchecked")
 
 
@@ -88,8 +89,8 @@ def _done(root: pathlib.Path, stage: pathlib.Path) -> tuple[Verdict | None, Any]
     if not (stage / inside.DONE).exists():
         return None, None
     again = "the command of the run does this stage and those behind it again"
-    verdict = _json(root, name, again)
-    return verdict, read_json(root / name) if verdict.stands else None
+    verdict = _json(root, name, again, Done)
+    return verdict, read_json(root / name, Done) if verdict.stands else None
 
 
 def _newest(stages: list[pathlib.Path]) -> pathlib.Path | None:

@@ -66,6 +66,7 @@ from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squa
 from jprune.stages.merge import MergeUnits
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.popup import Popup, Redraw
+from jprune.stages.probe import Probe
 from jprune.stages.prune import (
     CriterionOf,
     Prune,
@@ -121,6 +122,7 @@ __all__ = [
     "Optimum",
     "Penalty",
     "Popup",
+    "Probe",
     "Prune",
     "PruneFilters",
     "PruneRound",

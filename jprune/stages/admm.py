@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,6 @@ import jax
 import numpy as np
 
 from jprune import allocate, blocks, errors
-from jprune.allocate import ALLOCATORS
 from jprune.base import (
     Batch,
     Budget,
@@ -40,12 +40,14 @@ ROUNDS = 30
 LEAST = 100
 """The fewest steps of a round: in fewer, duals outrun the weights, and supports flip."""
 
+CLOSER = 0.75
+"""ADMM acts if the weights are nearer to their projection at the cut than so much of before."""
+
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 """{kind: {block: [groups]}}."""
 
 Counts = Mapping[str, Mapping[str, int]]
 """{kind: {block: groups kept}}."""
-OPTIMIZERS = ("adam", "sgd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +240,15 @@ class Admm:
         # With "adam" the method brings an optimizer of its own.
         options = ("optimizer", "warmup", "clip", "accumulate") if self.adam is None else ()
         self.train.takes(self.name, *options)
-        self.sets.fractions(self.sets.families(task))
+        families = self.sets.families(task)
+        self.sets.fractions(families)
+        if self.sets.keep is None:
+            sizes = {
+                each.kind: {name: np.ones(group.size) for name, group in each.items()}
+                for each in families
+            }
+            budget = self.sets.budget
+            allocate.refuse_impossible_jointly(families, sizes, budget, Net(task).cost)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.
@@ -341,6 +351,16 @@ class Cut:
             masks = blocks.masks(families, alive, pruned.masks)
         variables = apply_masks(pruned.variables, net.weight_masks(masks))
         metrics = fractions(task, masks) | {"gap": gap(families, counts, pruned.variables)}
+        if "dense" in pruned.saved:
+            # ||W - Z|| / ||W|| of the same counts, before ADMM
+            before = gap(families, counts, pruned.saved["dense"])
+            if metrics["gap"] > CLOSER * before:
+                warnings.warn(
+                    f"ADMM has hardly drawn the weights to their projection: they are "
+                    f"{metrics['gap']:.3f} away at the cut, and were {before:.3f} before. rho is "
+                    "too small for so few steps: write a larger rho or more epochs.",
+                    stacklevel=2,
+                )
         return Pruned(variables, masks, None, pruned.saved), [record(self.name, metrics)]
 
     def pure(self, norm: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -363,37 +383,3 @@ def gap(families: Sequence[Blocks], counts: Counts, variables: Variables) -> flo
     )  # fmt: skip
     # Pairs lie flat, (||w - z||^2, ||w||^2) leaf after leaf: ||W - Z|| / ||W||.
     return (sum(pairs[::2]) / sum(pairs[1::2])) ** 0.5
-
-
-def check_words(
-    groups: str | Sequence[str], kinds: Sequence[str], allocator: str, optimizer: str
-) -> None:
-    """Refuses filters with channels, and allocators and optimizers that there are not.
-
-    Raises:
-        ArgumentError: the message says what to write instead.
-    """
-    if {"filter", "channel"} <= set(kinds):
-        raise errors.ArgumentError(
-            f"groups={groups!r}: a unit would have to be kept twice, as a filter and as a channel, "
-            "and the two supports differ. Write one of them."
-        )
-    if allocator not in ALLOCATORS or optimizer not in OPTIMIZERS:
-        raise errors.ArgumentError(
-            f"struct_admm(allocator={allocator!r}, optimizer={optimizer!r}); write one of "
-            f"{', '.join(ALLOCATORS)}, and one of {', '.join(OPTIMIZERS)}."
-        )
-
-
-def check_numbers(*options: tuple[str, float | None, bool, str]) -> None:
-    """Refuses options out of range.
-
-    Args:
-        *options: (option, value, whether it is right, what is right) of each.
-
-    Raises:
-        ArgumentError: one is not right.
-    """
-    for name, value, right, expected in options:
-        if not right:
-            raise errors.ArgumentError(f"struct_admm({name}={value}); {name} is {expected}.")

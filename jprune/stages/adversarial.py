@@ -146,9 +146,8 @@ class Adversarial:
         masked = lambda masks, tree: scaled(groups, masks, ends, tree)
         sgd = train.sgd(task)
         steps = sgd.taken
-        # The authors step on masks once an epoch:
-        # `soft.steps` times in the training, however long.
-        every = max(1, steps // soft.steps)
+        # The authors step on masks once an epoch: here `soft.steps` times in the training, evenly.
+        moves = evenly_in(steps, soft.steps)
         held = Net(task).weight_masks(pruned.masks)
         # No decay for the judge: its regulariser is a term of its loss.
         judge = Sgd(self.judge_rate, "constant", steps, train.momentum, weight_decay=0.0)
@@ -156,11 +155,11 @@ class Adversarial:
             sgd.transformation(
                 task.split(Net(task).is_kernel)[0], None if held is None else task.split(held)[0]
             ),
-            self.falling(task, sizes, steps // every),
+            self.falling(task, sizes, len(moves)),
             judge.transformation(decayed=False),
         )
         teacher = saved(pruned, "dense", "gal")
-        step = step_of(task, teacher, masked, optimizers, self.terms, every)
+        step = step_of(task, teacher, masked, optimizers, self.terms, moves)
         variables = lambda s: masked(s.masks, task.merge(s.params, s.rest))
         # Masks, judge and data draw from keys of their own:
         # another `init` trains on the same batches.
@@ -250,6 +249,18 @@ class Adversarial:
                 "that is kept. Write a smaller judge_rate, mask_rate or --finetune-learning-rate."
             )
         return done, [record(self.name, metrics, learner.steps)]
+
+
+def evenly_in(steps: int, moves: int) -> tuple[int, ...]:
+    """So many steps of all, as evenly as whole numbers are; all of them where they are fewer.
+
+    Example:
+        >>> evenly_in(20, 14)[:7], evenly_in(6, 3), len(evenly_in(5, 100))
+        ((2, 3, 5, 6, 8, 9, 10), (2, 4, 6), 5)
+    """
+    moves = min(moves, steps)
+    # ceil(k T / M) for k = 1, ..., M: the last one is the last step
+    return tuple(-(-number * steps // moves) for number in range(1, moves + 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,10 @@ def fewer_blocks(task: Task, pruned: Pruned, count: int, key: jax.Array) -> dict
     `count` of them stay. Losses are means over a few training batches.
     """
     groups, masks = Net(task).groups, Net(task).unit_masks(pruned)
+    names = [branch.name for branch in groups.branches]
+    blocks = {name: np.asarray(masks.get(name, np.ones(1, bool))) for name in names}
+    if sum(mask.all() for mask in blocks.values()) <= count:
+        return blocks
     batch_size = min(128, task.data.sizes["train"])
     # The same batches for every trial, so that differences are those of the blocks.
     batches = [*itertools.islice(stream(task.data, batch_size, key), 4)]
@@ -70,8 +74,6 @@ def fewer_blocks(task: Task, pruned: Pruned, count: int, key: jax.Array) -> dict
         variables = apply_masks(pruned.variables, Net(task).weight_masks({**masks, **gone}))
         return sum(float(mean(variables, batch)) for batch in batches)
 
-    names = [branch.name for branch in groups.branches]
-    blocks = {name: np.asarray(masks.get(name, np.ones(1, bool))) for name in names}
     # Greedy: which block is cheap to lose depends on those that are gone already.
     while sum(mask.all() for mask in blocks.values()) > count:
         standing_blocks = [name for name in names if blocks[name].all()]
@@ -183,13 +185,19 @@ GONE = np.zeros(1, bool)
 """The mask of a block that is removed."""
 
 
+def is_among(points: Any, dimensions: Any) -> bool:
+    """Whether a net of these depth, width and resolution is among the points [n, 4]."""
+    away = np.abs(np.asarray(points)[:, :3] - np.asarray(dimensions)).max(axis=1)
+    return bool((away < 1e-6).any())
+
+
 @dataclasses.dataclass(frozen=True)
 class Observe:
     """Measures the net, and adds a point to `extra`.
 
     `extra` is [n, 4]: depth, width, resolution, and the accuracy on the validation split (of a task
     without accuracy, minus the loss). A net whose dimensions were rounded to those of an earlier
-    point is left out.
+    point is left out. The first point is the dense net: this one, or the one that was saved.
 
     Attributes:
         name: of the record.
@@ -201,12 +209,15 @@ class Observe:
         """The same net with one more point in `extra`."""
         del key
         points = pruned.extra
+        point = seen_of(task, pruned)
         if points is None:
             # The first point is the dense net, (1, 1, 1): the fit is a ratio to its accuracy.
-            points = seen_of(task, Pruned(pruned.saved["dense"], None))[None]
-        point = seen_of(task, pruned)
+            is_dense = min(where(task, pruned)) == 1
+            points = (point if is_dense else seen_of(task, Pruned(pruned.saved["dense"], None)))[
+                None
+            ]
         # Twice the same point would only weigh it twice.
-        if not (np.abs(np.asarray(points)[:, :3] - point[:3]).max(axis=1) < 1e-6).any():
+        if not is_among(points, point[:3]):
             points = np.concatenate([np.asarray(points), point[None]])
         metrics = dict(zip((*DIMENSIONS, "accuracy"), point.tolist()))
         return pruned._replace(extra=np.asarray(points)), [record(self.name, metrics)]

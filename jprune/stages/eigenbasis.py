@@ -1,9 +1,10 @@
 """The stage of EigenDamage: kernels become products of a rotation, a core and a rotation."""
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 
 from jprune import allocate, errors
+from jprune.allocate.budgets import MISSED
 from jprune.base import Budget, Cost, Groups, Pruned, Records, Schedule, Task, Variables
 from jprune.cost.model import Measuring
 from jprune.curvature import KroneckerLayer, Rotated, layers_of, rotated
@@ -119,7 +121,9 @@ class Rotate:
         last: layers whose result is the net's, read by no other layer, are pruned too.
         batches: calibration batches of the factors; None: one pass over the training images.
         batch_size: examples in one.
-        name: of the record.
+        first: whether it comes to a net that no earlier round has rotated.
+        name: of the record: `density` is the fraction of rows and columns that are held, with those
+            of layers that stay as they are.
     """
 
     budget: Budget
@@ -130,15 +134,31 @@ class Rotate:
     last: bool = False
     batches: int | None = None
     batch_size: int = 64
+    first: bool = True
     name: str = "prune"
 
     def __post_init__(self):
         floors_of({}, self.limit)
 
     def check(self, task: Task) -> None:
-        """Raises what `check_prunable` does, and `layers` where no layer can be rotated."""
+        """Raises what `check_prunable` does, and `layers` where no layer can be rotated.
+
+        Raises:
+            BudgetError: the budget of a first round is out of reach of its limit.
+        """
         check_prunable(task, self.budget, "weight")
-        self.rotatable(task.fn, Net(task).shapes, Net(task).groups, task)
+        layers = self.rotatable(task.fn, Net(task).shapes, Net(task).groups, task)
+        if not self.first:
+            return
+        # Of the smallest net, widths alone count: no layer is turned yet.
+        forms = {path: Form(layer, None, cast(Any, None)) for path, layer in layers.items()}
+        scores = {
+            path + suffix: np.ones(size)
+            for path, form in forms.items()
+            for suffix, size in zip((COLUMNS, ROWS), form.widths)
+        }
+        model = Measuring(self.model(Net(task).cost({}), forms), "macs")
+        allocate.refuse_impossible(scores, self.limited(scores, float(self.budget.value)), model)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Variables with factored kernels; `damage` of the record is the loss they should cost.
@@ -160,13 +180,15 @@ class Rotate:
         """The same with layers that are rotated already; one pass serves several budgets."""
         scores = self.scores(forms)
         masks = self.chosen(pruned, task, forms, scores)
-        leaves, damage = leaf_paths(pruned.variables), 0.0
+        leaves, damage, held = leaf_paths(pruned.variables), 0.0, 0
         for path, form in forms.items():
             columns, rows = masks[path + COLUMNS], masks[path + ROWS]
             # Two rotations may weigh more than the columns and
             # rows that went: then the layer is left alone.
             if not self.pays(form, columns, rows):
+                held += form.layer.inputs + form.layer.outputs
                 continue
+            held += int(columns.sum() + rows.sum())
             # What goes costs the sum of Theta over all, less that over what stays.
             damage += form.turned.damage.sum() - form.turned.damage[columns][:, rows].sum()
             leaves[path] = form.part(columns, rows, leaves[path].dtype)
@@ -175,11 +197,18 @@ class Rotate:
         # Counted on the net that runs: masks would not see the rotations.
         dense, now = Net(task).cost({}), Net(task).cost_as_held(pruned, {})
         metrics = {
-            "density": float(np.mean(np.concatenate(list(masks.values())))),
+            "density": held / sum(sum(form.widths) for form in forms.values()),
             "params": float(now.params) / float(dense.params),
             "macs": float(now.macs) / float(dense.macs),
             "damage": float(damage),
         }
+        if self.budget.kind == "density" and metrics["density"] > self.budget.value + MISSED:
+            logging.getLogger(__name__).warning(
+                "EigenDamage holds %.3f of all rows and columns where Budget(density=%s) asked for "
+                "less: layers stay whole whose two rotations and core would be larger than the "
+                "layer. Ask for a smaller density, or for a budget in params or macs.",
+                metrics["density"], self.budget.value,
+            )  # fmt: skip
         return pruned, [record(self.name, metrics)]
 
     def forms(self, variables: Variables, task: Task, key: jax.Array) -> dict[str, Form]:
@@ -286,6 +315,12 @@ class Rotate:
     ) -> dict[str, np.ndarray]:
         """{kernel's path + " rows" or " columns": mask} under one threshold."""
         now = Net(task).cost_as_held(pruned, {})
+        budget = self.limited(scores, self.left(task, now, forms))
+        model = Measuring(self.model(now, forms), "macs")
+        return dict(allocate.global_topk(dict(scores), budget, model))
+
+    def model(self, now: Cost, forms: Mapping[str, Form]) -> Callable[[Any], Cost]:
+        """`masks -> cost` of the net in its new form; `now` is what it costs at present."""
         others = np.array([float(now.params), float(now.macs)])
         # What no rotation changes is a constant of the model.
         others -= sum(form.now() for form in forms.values())
@@ -298,12 +333,12 @@ class Rotate:
                 total += form.cost(int(columns.sum()), int(rows.sum())) if pays else form.now()
             return Cost(total[0], total[1], 0.0, {})
 
-        budget = dataclasses.replace(
-            self.budget,
-            floors=floors_of({name: score.size for name, score in scores.items()}, self.limit),
-            **{self.budget.kind: self.left(task, now, forms)},
-        )
-        return dict(allocate.global_topk(dict(scores), budget, Measuring(model, "macs")))
+        return model
+
+    def limited(self, scores: Mapping[str, np.ndarray], value: float) -> Budget:
+        """The budget of this value, whose floors keep to the limit."""
+        floors = floors_of({name: score.size for name, score in scores.items()}, self.limit)
+        return dataclasses.replace(self.budget, floors=floors, **{self.budget.kind: value})
 
     def left(self, task: Task, now: Cost, forms: Mapping[str, Form]) -> float:
         """The budget as a fraction of the present net, which earlier rounds may have pruned."""

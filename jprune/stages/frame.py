@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune import errors
+from jprune.allocate import refuse_impossible
 from jprune.base import (
     Batch,
     Budget,
@@ -35,7 +36,7 @@ from jprune.train.evaluate import evaluate
 from jprune.train.net import Net
 from jprune.train.step import stream
 from jprune.train.task import at_resolution, seen_at
-from jprune.units import expand
+from jprune.units import expand, ones
 
 
 def opening(train: Stage | None) -> Recipe:
@@ -182,19 +183,25 @@ class Evaluate:
 
 
 def check_prunable(task: Task, budget: Budget, per: str = "unit") -> None:
-    """Refuses a net that has nothing to prune; for `check` of stages.
+    """Refuses a net that has nothing to prune, and a budget out of reach; for `check` of stages.
 
     Args:
         task: of the net.
-        budget: whose floors leave groups whole.
+        budget: what may be kept; its floors leave groups whole.
         per: "unit" or "weight".
 
     Raises:
-        ArgumentError: no group of units, or no kernel that may lose weights.
+        ArgumentError: no group of units, or no kernel that may lose weights; a budget in what the
+            net's cost model does not measure.
+        BudgetError: the smallest net that floors and multiples allow is too large.
     """
     if per == "weight":
-        Net(task).kernels(Net(task).prunable(None, budget))
-    elif not Net(task).groups.sizes:
+        weights = Net(task).prunable(None, budget)
+        Net(task).kernels(weights)
+        refuse_impossible(weights, budget.of_weights(), Net(task).cost)
+    elif Net(task).groups.sizes:
+        refuse_impossible(ones(Net(task).groups), budget, Net(task).cost)
+    else:
         raise errors.ArgumentError(
             f"{task.name} has no channels to prune: all of them are frozen. See "
             "jprune.trace(...).frozen for the reasons, or prune weights."

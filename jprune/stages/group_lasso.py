@@ -1,6 +1,7 @@
 """The stages of SSL: training under group lasso, and masks of the groups that became 0."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jprune.blocks.kinds import UNITS, least_of
 from jprune.masks import apply_masks
 from jprune.sparsify.group_lasso import Term, group_lasso
 from jprune.stages.frame import fractions, record
+from jprune.stages.silent import folded, noise
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.numbers import Numbers, per_kind
@@ -27,6 +29,9 @@ TINY = np.finfo(float).tiny
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 """{kind: {block: [groups]}}."""
+
+Alive = Mapping[str, Mapping[str, np.ndarray]]
+"""{kind: {block: bool [groups]}}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +104,10 @@ class Penalised:
     Attributes:
         penalty: on what, and how much.
         budget: whose floors are read.
-        momentum: of the optimizer. The step's size is learning rate / (1 - momentum), so that
-            weights come to rest at a minimum of loss + penalty.
     """
 
     penalty: Penalty
     budget: Budget
-    momentum: float
 
     def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
         """As `jprune.base.Wrap`; raises what `Penalty.terms` does."""
@@ -114,9 +116,7 @@ class Penalised:
         step = group_lasso(
             [term.blocks for term in terms.values()],
             {kind: term.strengths for kind, term in terms.items()},
-            # t = tau / (1 - m): momentum m multiplies what a constant gradient moves by 1 / (1 -
-            # m), so the penalty's step does the same.
-            lambda step: rate(step) / (1 - self.momentum),
+            rate,
             how=self.penalty.how,
             threshold=self.penalty.threshold,
             least={kind: term.least for kind, term in terms.items()},
@@ -149,7 +149,7 @@ class Shrink:
         """The training in steps; raises what `Penalty.terms` does."""
         self.check(task)
         # Behind the optimizer, where neither momentum nor weight decay gathers the penalty.
-        wrap = Penalised(self.penalty, self.budget, self.train.momentum)
+        wrap = Penalised(self.penalty, self.budget)
         stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)
         return stage.learner(pruned, task, key)
 
@@ -161,6 +161,11 @@ class Shrink:
 @dataclasses.dataclass(frozen=True)
 class ReadOff:
     """Makes masks of the groups that are exactly 0, and meets a budget.
+
+    A filter of zeros still says f(bias) to its readers, which is not 0 behind a sigmoid, or a ReLU
+    and a positive bias. That constant goes into their biases, or into the mean of a norm that
+    follows at once; where it is none (a padded border shows) or nothing can take it, the filter
+    stays, unless the budget asks for it.
 
     Attributes:
         budget: what may be kept.
@@ -176,24 +181,48 @@ class ReadOff:
     correct: bool = True
     name: str = "prune"
 
+    def check(self, task: Task) -> None:
+        """Refuses a budget that no zeros can reach; raises what `Penalty.terms` does.
+
+        Raises:
+            BudgetError: it is one.
+        """
+        terms = self.penalty.terms(task, self.budget)
+        whole = {
+            kind: {name: np.ones(group.size) for name, group in term.blocks.items()}
+            for kind, term in terms.items()
+        }
+        # Zeros of the penalty do not keep to multiples.
+        budget = dataclasses.replace(self.budget, multiple_of=1)
+        families = [term.blocks for term in terms.values()]
+        scores = scores_of(whole, whole, terms)
+        allocate.refuse_impossible_jointly(families, scores, budget, Net(task).cost)
+
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The net under its masks.
 
         Raises:
             BudgetError: the penalty has not reached the budget, or has left nothing of a group.
         """
-        del key
         net = Net(task)
         terms = self.penalty.terms(task, self.budget)
         families = [term.blocks for term in terms.values()]
         norms = norms_of(families, pruned.variables)
         # ||w_g|| > 0: the proximal step makes exact zeros, so nothing is to be tuned here.
         alive = {k: {n: norm > 0 for n, norm in of.items()} for k, of in norms.items()}
+        flat = np.concatenate([mask for of in alive.values() for mask in of.values()])
+        variables, alive = without_zeros(task, pruned.variables, alive, key)
         masks = blocks.masks(families, alive, pruned.masks)
         reached = allocate.fraction_kept(net.groups, masks, self.budget, net.cost)
-        flat = np.concatenate([mask for of in alive.values() for mask in of.values()])
         # 1e-9: fractions of whole numbers, in float64.
         if reached > float(self.budget.value) + 1e-9:
+            if flat.all():
+                warnings.warn(
+                    f"group lasso has made none of {flat.size} groups 0, so that the cut does all "
+                    f"of the work: strength={self.penalty.strength} is too weak for so few steps. "
+                    "Write a larger strength, more epochs or a larger stop.",
+                    stacklevel=2,
+                )
             if not self.correct:
                 raise errors.BudgetError(
                     f"the penalty reached {self.budget.kind}={reached:.4f} of the dense net, and "
@@ -208,10 +237,40 @@ class ReadOff:
                 families, scores, self.budget, net.cost, allocate.global_topk, masks
             )
             masks = blocks.masks([each for each in families if each.kind in chosen], chosen, masks)
-        variables = apply_masks(pruned.variables, net.weight_masks(masks))
+        variables = apply_masks(variables, net.weight_masks(masks))
         metrics = {"reached": reached, "zeros": float(1 - flat.mean())}
         after = pruned._replace(variables=variables, masks=masks)
         return after, [record(self.name, fractions(task, masks) | metrics)]
+
+
+def without_zeros(task: Task, variables: Any, alive: Alive, key: jax.Array) -> tuple[Any, Alive]:
+    """Folds what units of zeros still say into their readers.
+
+    Args:
+        task: of the net.
+        variables: of the net.
+        alive: {kind: {block: bool [groups]}}, False where one is 0.
+        key: of the inputs that are looked at.
+
+    Returns:
+        The variables, and what is alive: with units that could not be folded.
+    """
+    sizes = Net(task).groups.sizes
+    zero = {
+        # A unit goes with its filter or with its channel.
+        name: ~np.logical_and.reduce([alive[k][name] for k in UNITS if name in alive.get(k, ())])
+        for name in sizes
+        if any(name in alive.get(kind, ()) for kind in UNITS)
+    }
+    if not any(units.any() for units in zero.values()):
+        return variables, alive
+    variables, gone = folded(task, variables, zero, noise(task, key))
+    stays = {name: units & ~gone[name] for name, units in zero.items()}
+    kept = {
+        kind: {n: mask | stays[n] if kind in UNITS else mask for n, mask in of_kind.items()}
+        for kind, of_kind in alive.items()
+    }
+    return variables, kept
 
 
 def norms_of(families: Sequence[Blocks], variables: Any) -> dict[str, dict[str, np.ndarray]]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.allocate.widths import widths
+from jprune.allocate.widths import refuse_impossible_widths, widths
 from jprune.base import (
     Budget,
     Masks,
@@ -104,10 +104,15 @@ class LayerWise:
 
         Raises:
             ArgumentError: it is one, or they are.
+            BudgetError: a budget that no widths can meet.
         """
         steps = steps_of(task, self.stream)
         refuse_unread(task, steps)
         self.shares(steps)
+        dense = Pruned(None, None)
+        masks_of = lambda masks: masks_by_name(task, dense, steps, masks)
+        alive = alive_of(task, dense, steps)
+        refuse_impossible_widths(alive, self.budget, Net(task).cost, masks_of)
 
     def shares(self, steps: Sequence[Step]) -> dict[str, float]:
         """{step: its relative share}.

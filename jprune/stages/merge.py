@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jprune import allocate, errors
-from jprune.allocate.widths import widths
+from jprune.allocate.widths import refuse_impossible_widths, widths
 from jprune.base import Budget, Groups, Pruned, Records, Task, Variables
 from jprune.masks import apply_masks
 from jprune.reconstruct import Merge, cutoff, merges
@@ -17,7 +17,7 @@ from jprune.reconstruct.merge import distances, matrix
 from jprune.stages.frame import fractions, record
 from jprune.stages.walk import mergeable, refuse_unread
 from jprune.train.net import Net
-from jprune.units import map_units, rows
+from jprune.units import map_units, ones, rows
 
 ALLOCATORS, STOPS = ("uniform", "global_topk"), ("budget", "cutoff")
 
@@ -65,8 +65,13 @@ class MergeUnits:
 
         Raises:
             ArgumentError: it is one.
+            BudgetError: a budget that no widths can meet.
         """
-        refuse_unread(task, mergeable(task))
+        names, whole = mergeable(task), ones(Net(task).groups)
+        refuse_unread(task, names)
+        masks_of = lambda chosen: {**whole, **chosen}
+        alive = {name: whole[name] for name in names}
+        refuse_impossible_widths(alive, self.budget, Net(task).cost, masks_of)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, variables with the merged outgoing weights, and a record.

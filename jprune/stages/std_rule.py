@@ -122,6 +122,9 @@ class OnlyMoves:
 class L1Penalty:
     """A `Wrap` with an L1 penalty on kernels, by its proximal step (see `sparsify.l1_decay`).
 
+    Under SGD, with any momentum, weights come to rest at a minimum of loss + strength sum |w|.
+    Under an optimizer that divides gradients by their size, the penalty is decoupled from them.
+
     Attributes:
         strength: of the penalty.
     """

@@ -81,6 +81,16 @@ class Sgd(NamedTuple):
         """Learning rate at a step of this training."""
         return _rate(self)
 
+    @property
+    def stride(self) -> Schedule:
+        """How far a step moves a weight whose gradient stays 1, once momentum has gathered.
+
+        A penalty beside the step (a proximal one, a decoupled one) takes its strength times this,
+        so that weights come to rest at a minimum of loss + penalty.
+        """
+        # v = 1 + m + m^2 + ... = 1 / (1 - m): of both kinds of momentum
+        return lambda step: self.rate(step) / (1 - self.momentum)
+
     def transformation(
         self, decayed: PyTree, masks: Masks | None = None
     ) -> optax.GradientTransformationExtraArgs:
@@ -146,6 +156,15 @@ class Chosen(NamedTuple):
     def rate(self) -> Schedule:
         """Learning rate at a step of this training."""
         return _rate(self)
+
+    @property
+    def stride(self) -> Schedule:
+        """How far a step moves a weight whose gradient stays 1: the learning rate.
+
+        Gradients of any other size move it as far: a penalty beside the step is decoupled, and its
+        weights come to rest elsewhere than at a minimum of loss + penalty.
+        """
+        return self.rate
 
     def transformation(
         self, decayed: PyTree, masks: Masks | None = None
@@ -284,6 +303,11 @@ class Adam(NamedTuple):
         """Learning rate at a step."""
         return constant(self.learning_rate, self.steps)
 
+    @property
+    def stride(self) -> Schedule:
+        """As `Chosen.stride`."""
+        return self.rate
+
     def transformation(
         self, decayed: PyTree, masks: Masks | None = None
     ) -> optax.GradientTransformationExtraArgs:
@@ -298,8 +322,8 @@ class Adam(NamedTuple):
 
 
 Optimizer = Sgd | Adam | Chosen
-"""What plain training takes. Another one needs the same members: `begin`, `taken`, `rate`, `around`
-and `transformation`; training steps of equal optimizers share one compilation."""
+"""What plain training takes. Another one needs the same members: `begin`, `taken`, `rate`,
+`stride`, `around` and `transformation`; steps of equal optimizers share one compilation."""
 
 
 def _rate(optimizer: Sgd | Chosen) -> Schedule:

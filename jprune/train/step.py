@@ -141,7 +141,7 @@ class StepSettings(NamedTuple):
         inner = self.optimizer.transformation(self.structure.unflatten(self.flags), masks)
         if self.wrap is None:
             return inner
-        return optax.with_extra_args_support(self.wrap(net, self.optimizer.rate, key)(inner))
+        return optax.with_extra_args_support(self.wrap(net, self.optimizer.stride, key)(inner))
 
 
 def step_settings(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import errors, jaxprs
+from jprune import errors, foreign, jaxprs
 from jprune.base import Variables
 from jprune.zoo.matching import by_layer, by_name, net_names
 from jprune.zoo.net import Net
@@ -391,7 +391,7 @@ def _describe(layer: Layer) -> str:
 def _require_hash(path: Path) -> None:
     """Refuses a published file whose sha256 does not begin as its name says."""
     expected = path.stem.rpartition("-")[2]
-    came = hashlib.sha256(path.read_bytes()).hexdigest()
+    came = hashlib.sha256(foreign.content(path)).hexdigest()
     if not came.startswith(expected):
         raise errors.CheckpointError(
             f"{path} is damaged: its sha256 begins with {came[: len(expected)]}, its name says "

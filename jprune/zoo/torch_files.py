@@ -7,7 +7,7 @@ bytes, so that a file takes about as much memory as it is long.
 """
 
 import io
-import json
+import itertools
 import math
 import re
 import struct
@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import errors
+from jprune import errors, foreign
 from jprune.zoo import torch_pickle
 from jprune.zoo.torch_pickle import Storage, Tensor, show
 
@@ -72,15 +72,13 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
     try:
         if not path.is_file():
             raise errors.CheckpointError("there is no file of this name.")
-        with path.open("rb") as file:
-            # 512 bytes: the mark of a tar archive stands at byte 257, the marks of the others at
-            # the beginning.
-            read = _reader(file.read(512))
-            file.seek(0)
-            return read(file.read())
-    except (OSError, ValueError, LookupError, struct.error, RecursionError) as error:
-        # The JSON decoder raises RecursionError; the others are what damaged bytes lead to.
-        raise errors.CheckpointError(f"{path}: {error}") from error
+        content = foreign.content(path)
+        # 512 bytes: the mark of a tar archive stands at byte 257, the marks of the others at the
+        # beginning.
+        return _reader(content[:512])(content)
+    except (OSError, ValueError, LookupError, struct.error) as error:
+        # What damaged bytes lead to.
+        raise errors.CheckpointError(f"{path}: {foreign.line(error)}") from error
 
 
 def _reader(head: bytes) -> Any:
@@ -136,6 +134,7 @@ def _zip_entries(content: bytes) -> dict[str, tuple[memoryview, int]]:
     if disk or position == 0xFFFFFFFF:
         raise errors.CheckpointError("the zip archive is split, or larger than 4 GB.")
     entries = {}
+    ends: list[tuple[int, int]] = []
     for _ in range(rows):
         mark, flags, method, crc, packed, size, name_size, extra, comment, local = (
             ZIP_ROW.unpack_from(content, position)
@@ -162,6 +161,11 @@ def _zip_entries(content: bytes) -> dict[str, tuple[memoryview, int]]:
         if len(data) < size:
             raise errors.CheckpointError(f"{show(name)} of the zip archive is cut off.")
         entries[name] = data, crc
+        ends.append((start, start + size))
+    # Entries that share bytes would be checked once for each name: hours for a few megabytes.
+    ends.sort()
+    if any(start < before for (_, before), (start, _) in itertools.pairwise(ends)):
+        raise errors.CheckpointError("entries of the zip archive overlap; torch.save writes none.")
     return entries
 
 
@@ -277,7 +281,8 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
         )
     if size > MAX_HEADER:
         raise errors.CheckpointError(f"its header has {size} bytes; expected {MAX_HEADER} at most.")
-    header = json.loads(content[8 : 8 + size])
+    header = foreign.parse(content[8 : 8 + size])
+    foreign.check(header, dict[str, Any], "its header")
     header.pop("__metadata__", None)
     ranges = {name: _safe_range(name, row) for name, row in header.items()}
     position = 0

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import errors
+from jprune import errors, foreign
 
 MAX_STEPS = 1_000_000  # a ResNet-152 with the state of its optimizer takes about a tenth of it
 MAX_AXES = 16
@@ -135,9 +135,10 @@ def read(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
 
 def show(value: Any) -> str:
     """A value from a file in words that are safe to print: short, and never nested."""
-    if isinstance(value, str | int | float | None):
-        text = repr(value)
-        return text if len(text) <= 80 else text[:77] + "..."
+    if isinstance(value, str):
+        return f"'{foreign.shown(value, 78)}'"
+    if isinstance(value, int | float | None):
+        return foreign.shown(value, 80)
     # `type(...) is int`, since True is an int too; only the first few, as the list is from the
     # file.
     if isinstance(value, list | tuple) and all(type(item) is int for item in value[:MAX_AXES]):

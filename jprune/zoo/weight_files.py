@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jprune import errors
+from jprune import errors, foreign
 from jprune.zoo import torch_files
 
 Name = tuple[str, ...]
@@ -57,8 +57,7 @@ def open_weights(path: str | Path, limit: int) -> WeightFile:
     try:
         if path.is_dir():
             return _orbax(path)
-        with path.open("rb") as file:
-            head = file.read(16)
+        head = foreign.content(path, head=16)
         if head.startswith(b"\x89HDF\r\n\x1a\n"):
             return _hdf(path)
         if head.startswith(torch_files.ZIP):
@@ -76,7 +75,7 @@ def open_weights(path: str | Path, limit: int) -> WeightFile:
     except errors.MissingExtraError:
         raise
     except Exception as error:  # what damaged bytes lead to, in five libraries
-        text = " ".join(str(error).split())[:200]
+        text = foreign.line(error, foreign.SHOWN)
         raise errors.CheckpointError(
             f"{path} cannot be read: it is damaged ({type(error).__name__}: {text})."
         ) from error
@@ -142,7 +141,7 @@ def _msgpack(path: Path) -> WeightFile:
     """What `flax.serialization.to_bytes` wrote; arrays are views into the file's bytes."""
     from flax import serialization
 
-    tree = serialization.msgpack_restore(path.read_bytes())
+    tree = serialization.msgpack_restore(foreign.content(path))
     return _in_memory("names", {name: leaf for name, leaf in _leaves(tree) if _is_array(leaf)})
 
 

@@ -345,8 +345,8 @@ def test_no_rows(tmp_path, capsys):
     [
         ({"schema": 2}, "a.jsonl, line 2, has schema 2; this version of jprune reads 1. Update"),
         ({"schema": None}, "has schema None; this version of jprune reads 1. Run its command"),
-        ({"seed": None}, "a.jsonl, line 2, has no `seed`."),
-        ({"versions": {}}, "has no `versions`."),
+        ({"seed": None}, "a.jsonl, line 2, has null at `seed`; a whole number"),
+        ({"versions": {}}, "has an empty `versions`"),
         ({"budget": {"macs": 0.5, "params": 0.5}}, "at `budget`; one fraction that is kept was"),
         ({"budget": None}, "has no budget, but its method is l1. Only `dense` has none."),
     ],

@@ -51,7 +51,7 @@ def test_epochs_of_results_without_sizes(finished, tmp_path):
     row = compare.row_of(changed(finished / "rounds", tmp_path, "result.json", without_sizes))
     assert row["finetune"]["epochs"] == 2.0
     # Validated once: that may be the end of an epoch, or of `max_steps`.
-    row = compare.row_of(changed(finished / "short", tmp_path, "result.json", without_sizes))
+    (row,), _ = compare.read([changed(finished / "short", tmp_path, "result.json", without_sizes)])
     assert row["finetune"] == {**row["finetune"], "epochs": None, "steps": 5}
     unequal = [row, {**row, "seed": 1, "finetune": {**row["finetune"], "steps": 1}}]
     said = [breach.says for breach in compare.summarize(unequal)[0].breaches]

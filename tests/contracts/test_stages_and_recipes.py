@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -130,6 +131,29 @@ def test_a_net_without_anything_to_prune_is_refused_before_training(method):
     recipe = own.recipe_of(method, own.OF_ITS_OWN.get(method, Budget(density=0.7)))
     with pytest.raises(errors.JpruneError):
         own.run(recipe, own.watched(nothing_to_prune(), drawn, most=0))
+    assert not drawn
+
+
+def dense_layers():
+    """Three dense layers with biases, and ReLUs between."""
+    params = own.kernels({"a": (6, 14), "b": (14, 18), "c": (18, 3)}, bias=True)
+
+    def fn(v, x):
+        for name in "abc":
+            x = x @ v["params"][name]["kernel"] + v["params"][name]["bias"]
+            x = x if name == "c" else jnp.maximum(x, 0)
+        return x
+
+    return own.task_of(fn, params, (6,))
+
+
+@pytest.mark.parametrize("budget", [{"macs": 1e-6}, {"params": 1e-6}, {"latency": 0.5}], ids=str)
+@each_method
+def test_a_budget_that_cannot_be_met_is_refused_before_training(method, budget):
+    """No net of three layers costs a millionth, and no latency is known here."""
+    drawn = []
+    with pytest.raises(errors.JpruneError):
+        own.run(own.recipe_of(method, Budget(**budget)), own.watched(dense_layers(), drawn, most=0))
     assert not drawn
 
 

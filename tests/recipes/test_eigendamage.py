@@ -122,7 +122,37 @@ def test_a_layer_whose_parts_are_larger_stays_as_it_is(task, start):
         assert sum(p.size for p in jax.tree.leaves(kernel)) <= dense.size
         if not isinstance(kernel, Factored):
             assert kernel is dense
-    assert record["metrics"]["density"] == pytest.approx(0.9, abs=0.02)
+    # Of rows and columns, those of layers that stay whole are held.
+    assert record["metrics"]["density"] == pytest.approx(held(task, pruned))
+    assert record["metrics"]["density"] > 0.9
+
+
+def held(task, pruned):
+    """The fraction of the rows and columns of all layers but the last one that are held."""
+    found, whole = 0, 0
+    for name in KERNELS[:-1]:
+        kernel = pruned.variables["params"][name]["kernel"]
+        inputs, outputs = Net(task).shapes["params"][name]["kernel"].shape[-2:]
+        core = kernel.core if isinstance(kernel, Factored) else np.zeros((inputs, outputs))
+        found, whole = found + sum(core.shape[-2:]), whole + inputs + outputs
+    return found / whole
+
+
+@pytest.mark.parametrize("density", [0.8, 0.5, 0.35])
+def test_the_density_on_record_is_what_is_held(task, start, density, caplog):
+    pruned, (record,) = Rotate(Budget(density=density), batches=2)(start, task, KEY)
+    found = record["metrics"]["density"]
+    assert found == pytest.approx(held(task, pruned))
+    said = "asked for less" in caplog.text
+    assert said == (found > density + 0.02)
+    again, (record,) = Rotate(Budget(density=0.3), batches=2, first=False)(pruned, task, KEY)
+    assert record["metrics"]["density"] == pytest.approx(held(task, again))
+
+
+def test_a_budget_out_of_reach_of_the_limit_is_refused_by_the_check(task):
+    with pytest.raises(errors.BudgetError, match="cannot be met"):
+        Rotate(Budget(macs=0.3), limit=0.1).check(task)
+    Rotate(Budget(macs=0.5)).check(task)
 
 
 def test_a_layer_never_loses_more_than_the_limit(task, start):

@@ -219,7 +219,7 @@ def test_masks_fall_to_exact_zeros_by_the_proximal_step_alone():
     optimizers = (optax.sgd(0.0), with_penalty, optax.sgd(0.0))
     optimizers = tuple(map(optax.with_extra_args_support, optimizers))
     step = step_of(
-        task, pruned.variables, lambda m, v: scaled(groups, m, {}, v), optimizers, Terms(), 1
+        task, pruned.variables, lambda m, v: scaled(groups, m, {}, v), optimizers, Terms()
     )
     state = start(task.split(pruned.variables), masks, init_judge(KEY, 3), optimizers)
     for batch in itertools.islice(task.data.batches("train", 16, seed=0), 24):
@@ -248,6 +248,25 @@ def test_budgets_are_met_and_the_small_net_is_the_masked_one(budget):
         if not mask.all():
             kernel = np.asarray(pruned.variables["params"][name.split("/")[1]]["kernel"])
             assert not kernel[..., ~mask].any()
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(5, 5), (14, 14), (24, 24), (100, 24)])
+def test_as_many_steps_of_the_masks_are_taken_as_are_asked_for(asked, taken):
+    task, begun = dense()
+    recipe = gal(Budget(macs=0.1), None, TRAIN, mask_steps=asked, strength=1e-3, share=0.999)
+    (stage,) = [each for each in recipe if each.name == "adversarial"]
+    pruned = recipes.run(recipe[:2], Pruned(begun.variables, None), task, KEY)[0]
+    learner = stage.learner(pruned, task, KEY)
+    state, moved = learner.init(), []
+    for number, batch in zip(range(1, 25), learner.batches(0)):
+        before = jax.tree.map(np.array, state.masks)
+        state, _ = learner.step(state, batch)
+        if any((before[name] != np.asarray(m)).any() for name, m in state.masks.items()):
+            moved.append(number)
+    assert learner.steps == 24
+    assert len(moved) == taken
+    assert moved[-1] == 24
+    assert max(np.diff([0, *moved])) == -(-24 // taken)
 
 
 def test_branches_of_a_concatenation_and_blocks_have_one_mask():

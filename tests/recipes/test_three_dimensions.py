@@ -390,6 +390,30 @@ def test_the_recipe_runs_through():
     assert relative_error(expected, fn(small, image)) <= 1e-5
 
 
+def test_equal_nets_are_trained_once_and_all_for_the_same_time():
+    """Of 8 x 8 images at multiples of 4, the levels 0.875 to 0.5 are 8, 4, 4, 4."""
+    task, drawn = task_of(), []
+
+    def batches(split, *args, **options):
+        for batch in task.data.batches(split, *args, **options):
+            drawn.extend([batch["image"].shape[1]] * (split == "train"))
+            yield batch
+
+    counted = task._replace(data=task.data._replace(batches=batches))
+    recipe = three_dimensions(HALF, None, FINE, dimensions="resolution", points=4, degree=1)
+    steps = FINE.steps(task.data.sizes["train"])
+    probing = [stage for stage in recipe if stage.name == "probe"]
+    assert len(probing) == 5
+    each = probing[0].train.steps(task.data.sizes["train"])
+    assert {stage.train for stage in probing} == {probing[0].train}
+    _, seen = recipes.run(recipe, Pruned(net_of(task), None), counted, KEY)
+    taken = [row["step"] for row in seen if row["stage"] == "probe"]
+    assert taken == [each, 0, each, 0, 0]
+    assert len(drawn) <= 2 * each + steps
+    (best,) = (row["metrics"] for row in seen if row["stage"] == "optimum")
+    assert [point[2] for point in best["points"]] == [1.0, 0.5]
+
+
 def test_bad_words():
     with pytest.raises(errors.ArgumentError, match=r"Write Budget\(macs=0.5\)"):
         three_dimensions(Budget(params=0.5), None, FINE)

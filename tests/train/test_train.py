@@ -204,7 +204,7 @@ def test_a_wrap_moves_weights_and_masked_ones_stay_zero():
         np.testing.assert_allclose(leaf, np.asarray(mask, float), atol=1e-6)
 
 
-def test_a_wrap_gets_the_net_and_the_learning_rate_of_this_training():
+def test_a_wrap_gets_the_net_and_what_a_step_of_this_training_is_worth():
     task, got = toy_task("lenet300"), []
 
     def wrap(net, rate, key):
@@ -214,8 +214,8 @@ def test_a_wrap_gets_the_net_and_the_learning_rate_of_this_training():
     stage = Train(2, 0.1, 16, schedule="cosine", begin=3, wrap=wrap)
     stage.learner(Pruned(drawn(task), None), task, KEY).init()
     assert {names for names, *_ in got} == {Net(task).groups.names}
-    # Half of the six steps are over.
-    assert [rate for _, rate, _ in got] == pytest.approx([0.05] * len(got))
+    # Half of the six steps are over; momentum 0.9 makes a step worth ten times the learning rate.
+    assert [rate for _, rate, _ in got] == pytest.approx([0.5] * len(got))
     assert got[-1][2] is KEY  # of the state: what is compiled has no key
 
 

@@ -14,6 +14,7 @@ from jprune.base import Groups
 from jprune.forms.leaf_type import is_leaf_type
 from jprune.forms.table import FORMS
 from jprune.graph.couple.coupling import leaf_paths
+from jprune.graph.shrink.plan_files import check_plan
 from jprune.graph.shrink.slim import check_masks, dead_branches
 from jprune.graph.trace import trace
 from jprune.jaxprs import Equation, Program, describe, is_key, program_of, user_line
@@ -163,14 +164,15 @@ def replay(
         What `slim` and `slim_params` take: the groups, and masks of groups and removed branches.
 
     Raises:
-        StructureError: another schema, a net that has changed, or other groups than the plan's;
-            the message says in what.
+        StructureError: no plan, one of another schema, a net that has changed, or other groups than
+            the plan's; the message says in what.
     """
     if plan.get("schema") != SCHEMA:
         raise errors.StructureError(
             f"the plan has schema {plan.get('schema')!r}; this version of jprune reads {SCHEMA}. "
             "Make the plan again with this version."
         )
+    check_plan(plan)
     # The plan holds no program: the net is traced again, and must be the same.
     groups = trace(fn, variables, *args) if groups is None else groups
     program, _ = program_of(fn, variables, *args)
@@ -208,7 +210,15 @@ def held(plan: Mapping[str, Any], small: Any) -> Any:
 
     def one(path: Any, leaf: Any) -> Any:
         entry = plan["leaf_types"].get(jax.tree_util.keystr(path, simple=True, separator="/"))
-        return leaf if entry is None else FORMS[entry["form"]].planned(leaf, entry)
+        try:
+            return leaf if entry is None else FORMS[entry["form"]].planned(leaf, entry)
+        except (IndexError, ValueError) as error:
+            if isinstance(error, errors.JpruneError):
+                raise
+            raise errors.StructureError(
+                f"the form of {jax.tree_util.keystr(path, simple=True, separator='/')} in the plan "
+                f"is not that of a kernel of shape {leaf.shape}: {error}."
+            ) from error
 
     return jax.tree_util.tree_map_with_path(one, small)
 
