@@ -63,7 +63,9 @@ class Layer(NamedTuple):
     def by_the_rule(self, case: Case[Any]) -> Pruned:
         """The net, merged until the paper's rule stops it."""
         whole = {name: size for name, size in self.groups.sizes.items() if name != self.name}
-        rule = MergeUnits(Budget(density=0.01, floors=whole), stop="cutoff")
+        # All of this layer's neurons but one may go, and none of the others.
+        least = (1 + sum(whole.values())) / sum(self.groups.sizes.values())
+        rule = MergeUnits(Budget(density=least, floors=whole), "global_topk", stop="cutoff")
         return rule(Pruned(self.dense, None), self.task, case.key)[0]
 
     def twins(self) -> tuple[Variables, set[int]]:
