@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A venv apart, for `make newest`, and what it tests: the engine and the rooms above it.
 NEWEST ?= .venv-newest
 CORE := jprune/jaxprs.py jprune/forms jprune/graph jprune/blocks jprune/cost jprune/criteria \
-	jprune/allocate jprune/masks.py jprune/units.py tests/graph tests/forms tests/blocks \
+	jprune/allocate jprune/masks jprune/units.py tests/graph tests/forms tests/blocks \
 	tests/criteria tests/allocate tests/sparsify
 # The constraints are for Python 3.11 only; newer Pythons take the newest versions.
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("-c .ci/constraints-py311.txt" if sys.version_info[:2] == (3, 11) else "")')
