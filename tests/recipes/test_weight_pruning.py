@@ -130,7 +130,7 @@ def test_rounds_of_a_recipe_reach_the_density(task, start):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("rounds", "no option 'rounds'"),
+        ("rounds", "rounds of l1 wants a value: write rounds=... with int or null"),
         ("round=3", "did you mean rounds"),
         ("rounds=many", "takes int or null, not 'many'"),
         ("per=3", "takes str, not '3'"),
