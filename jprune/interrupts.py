@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAYING = 0.5
+"""Seconds that whoever ends the program waits for another thread's line."""
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -46,6 +48,7 @@ class _State:
     working: bool = False
     # Taken by whoever prints the last line: the handler, the thread, or the command line.
     word = threading.Lock()
+    said = threading.Event()
 
 
 def install_for_command_line() -> None:
@@ -99,15 +102,25 @@ def _watch(reader: int) -> None:
 
 
 def _end(number: int) -> None:
-    line = "jprune: interrupted; the same command goes on.\n" if may_speak() else ""
-    # `os.write`: the stream's own lock may be held by what was interrupted.
-    os.write(2, ((SHOW_CURSOR if os.isatty(2) else "") + line).encode())
+    if may_speak():
+        line = "jprune: interrupted; the same command goes on.\n"
+        # `os.write`: the stream's own lock may be held by what was interrupted.
+        os.write(2, ((SHOW_CURSOR if os.isatty(2) else "") + line).encode())
+    else:
+        # Another thread is about to print the line; this one must not end the program before.
+        _State.said.wait(SAYING)
+    spoken()
     os._exit(128 + number)
 
 
 def may_speak() -> bool:
     """True for the first who asks: one line says that the program ends, whoever ends it."""
     return _State.word.acquire(blocking=False)
+
+
+def spoken() -> None:
+    """Told by whoever was allowed to speak, once the line is out: the program may end."""
+    _State.said.set()
 
 
 @contextlib.contextmanager

@@ -125,10 +125,10 @@ def smallest(scores: Scores, budget: Budget, model: CostModel | None) -> float:
 def _entries(scores: Scores, budget: Budget) -> tuple[int, int, int]:
     """How many entries there are, how many stay at least, and in how many groups."""
     sizes = map_named(
-        lambda name, leaf: (np.size(leaf), floor_of(name, np.size(leaf), budget)), scores
+        lambda name, leaf: np.array([np.size(leaf), floor_of(name, np.size(leaf), budget)]), scores
     )
-    pairs = jax.tree.leaves(sizes, is_leaf=lambda node: isinstance(node, tuple))
-    total, least = (sum(numbers) for numbers in zip(*pairs))
+    pairs = jax.tree.leaves(sizes)
+    total, least = map(int, sum(pairs))
     return total, least, len(pairs)
 
 

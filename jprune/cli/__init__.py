@@ -47,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except errors.JpruneError as error:
         return _complain(error, 1)
     except interrupts.Interrupted as stop:
-        print(f"jprune: interrupted, {stop.saved}; the same command goes on.", file=sys.stderr)
-        interrupts.may_speak()  # a second signal, while Python ends, has nothing to add
+        if interrupts.may_speak():  # a second signal, while Python ends, has nothing to add
+            line = f"jprune: interrupted, {stop.saved}; the same command goes on."
+            print(line, file=sys.stderr, flush=True)
+            interrupts.spoken()
         return stop.code
     # 130 is what shells report for a program that was interrupted: 128 + SIGINT.
     except KeyboardInterrupt:

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jprune import allocate
+from jprune.allocate.budgets import floor_of, rounded, step_of
 from jprune.base import Budget, CostModel, Groups, Task
 from jprune.learners import Hypernetwork, Menu, hypernetwork, menu
 from jprune.search.space import Space, check
@@ -50,13 +50,9 @@ class Widths:
 
     def _allowed(self, name: str, size: int) -> list[int]:
         """The menu of a group, with the budget's floors and multiples."""
-        # An allocator turns every width into one that is allowed: the rules stand in one place.
-        among = {name: np.zeros(size)}
-        blank = dict.fromkeys(Budget.KINDS)
-        at = lambda width: dataclasses.replace(self.budget, **{**blank, "density": width / size})
+        floor, step = floor_of(name, size, self.budget), step_of(size, self.budget)
         wanted = menu(size, self.options, self.least)
-        masks: list[Any] = [allocate.uniform(among, at(width))[name] for width in wanted]
-        return [int(mask.sum()) for mask in masks]
+        return [int(rounded(int(width), size, floor, step)) for width in wanted]
 
     def hypernetwork(self, task: Task, groups: Groups) -> Hypernetwork:
         """The hypernetwork of the net."""

@@ -31,6 +31,7 @@ from jprune.stages.feature_boosting import Boost
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.popup import Popup
+from jprune.stages.probe import Probe
 from jprune.stages.reinitialise import TrainAnew
 from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.variational import Gate
@@ -59,6 +60,7 @@ STAGES = {
     Shrink: PROX,
     Train: FROZEN,
     TrainAnew: FROZEN,
+    Probe: FROZEN,
     DynamicSurgery: STRAIGHT,
     Popup: STRAIGHT,
     Adversarial: PROX,

@@ -158,4 +158,8 @@ def test_every_constant_is_computed_once(monkeypatch):
     bind, runs = jaxprs.bind, []
     monkeypatch.setattr(jaxprs, "bind", lambda *args: runs.append(args[0].name) or bind(*args))
     assert jprune.trace(polynomials(40), v, TOKENS).sizes == {"query": 6}
+    assert runs.count("sub") <= 42
+    program, _ = jaxprs.program_of(polynomials(40), v, TOKENS)
+    runs.clear()
+    assert all(program.known(value) is not None for value in [*program.fixed] * 2)
     assert 40 <= runs.count("sub") <= 42  # one a degree, and those of the grid

@@ -53,7 +53,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
         opened(tmp_path / "a", {"seed": 1, "budget": {"params": 0.5}})
     message = str(caught.value)
     assert "seed is 0 there and 1 here" in message
-    assert "budget.params is None there and 0.5 here; budget.macs is 0.5 there" in message
+    assert "budget.params is None there and 0.5 here; and 1 more" in message
     assert "--overwrite to start anew" in message
 
 

@@ -16,7 +16,7 @@ from jprune.recipes import METHODS
 from jprune.recipes.methods import modules
 
 ROOT = Path(jprune.__file__).parent
-APART = ("graph", "jaxprs", "forms", "base", "errors", "masks", "units", "cost")
+APART = ("graph", "jaxprs", "forms", "base", "errors", "targets", "masks", "units", "cost")
 Name = tuple[str, str]
 """(module, name that it defines at its top)."""
 

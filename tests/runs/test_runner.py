@@ -419,7 +419,7 @@ def test_rows_are_as_the_comparison_reads_them(undisturbed):
     assert l1["budget"] == {"macs": 0.5}
     assert l1["achieved"]["macs"] == pytest.approx(0.5, abs=0.05)
     assert l1["achieved"]["bytes"] == 0.5
-    assert l1["finetune"] == {"epochs": 30, "learning_rate": 0.025, "steps": 5, "tried": None}
+    assert l1["finetune"] == {"epochs": 1.6667, "learning_rate": 0.025, "steps": 5, "tried": None}
     assert l1["validation"]["dense"] == dense["validation"]["pruned"] > 0
     assert scratch["refs"] == [49]
     (comparison,) = compare.summarize(found)

@@ -82,7 +82,7 @@ def test_lines_survive_a_torn_end(tmp_path):
 
 def test_json_that_is_no_object_is_refused(tmp_path):
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(errors.CheckpointError, match=r"holds a list; an object"):
+    with pytest.raises(errors.CheckpointError, match=r"a\.json has a list \[\.\.\.\]; an object"):
         files.read_json(tmp_path / "a.json")
     with pytest.raises(errors.CheckpointError, match=r"missing\.json is missing\. The com"):
         files.read_json(tmp_path / "missing.json")
