@@ -127,8 +127,8 @@ def _entries(scores: Scores, budget: Budget) -> tuple[int, int, int]:
     sizes = map_named(
         lambda name, leaf: np.array([np.size(leaf), floor_of(name, np.size(leaf), budget)]), scores
     )
-    pairs = jax.tree.leaves(sizes)
-    total, least = map(int, sum(pairs))
+    pairs = np.array(jax.tree.leaves(sizes))
+    total, least = pairs.sum(axis=0).tolist()
     return total, least, len(pairs)
 
 
