@@ -127,7 +127,7 @@ def _entries(scores: Scores, budget: Budget) -> tuple[int, int, int]:
     sizes = map_named(
         lambda name, leaf: np.array([np.size(leaf), floor_of(name, np.size(leaf), budget)]), scores
     )
-    pairs = np.array(jax.tree.leaves(sizes))
+    pairs = np.array(jax.tree.leaves(sizes), int).reshape(-1, 2)
     total, least = pairs.sum(axis=0).tolist()
     return total, least, len(pairs)
 
