@@ -80,18 +80,10 @@ def find_survivors(
     """
     leaves = [frame.labels[value] for value in program.inputs[: len(uses.roles)]]
     walker = _Walker(labels, leaves, kernels)
-    inputs: list[Zero] = [(0,) * len(program.shape(value)) for value in program.inputs]
-    for leaf in range(len(uses.roles)):
-        axes = frame.labels[program.inputs[leaf]]
-        inputs[leaf] = tuple(
-            # A scale need not be cleared, since scale * 0 is 0.
-            walker.bits_of(axis, uses.of_axis(leaf, number))
-            for number, axis in enumerate(axes)
-        )
-    walker.visit(program, frame, inputs)
+    walker.visit(program, frame, walker.inputs(program, uses))
     if walker.unsure:
         walker.only_parameters = False
-        walker.visit(program, frame, inputs)
+        walker.visit(program, frame, walker.inputs(program, uses))
     return walker.cleared
 
 
@@ -99,21 +91,29 @@ class _Walker:
     """Carries zeros from the leaves to what ends an axis."""
 
     def __init__(self, labels: Labels, leaves: Sequence[AxisLabels], kernels: bool):
-        pairs = [np.stack([left, right]) for left, right in labels.ties]
-        tied = np.concatenate([np.zeros((2, 0), np.int64), *pairs], axis=1)
         self.labels = labels
         self.leaves = leaves
         self.kernels = kernels
-        self.component = components(tied, labels.count)
-        self.lives: Flags = np.zeros(self.component.max(initial=-1) + 1, bool)
-        """[components]: frozen for good, so that nothing is asked of it."""
-        for frozen, _ in labels.frozen:
-            self.lives[self.component[frozen]] = True
         self.cleared: list[Indices] = []
         # Most kernels are zero where their leaf is: values of parameters are followed first, and
         # data only if that leaves a question open.
         self.only_parameters = True
         self.unsure = False
+
+    @functools.cached_property
+    def component(self) -> Indices:
+        """[labels]: which are tied to each other. Most nets never ask."""
+        pairs = [np.stack([left, right]) for left, right in self.labels.ties]
+        tied = np.concatenate([np.zeros((2, 0), np.int64), *pairs], axis=1)
+        return components(tied, self.labels.count)
+
+    @functools.cached_property
+    def lives(self) -> Flags:
+        """[components]: frozen for good, so that nothing is asked of it."""
+        lives = np.zeros(self.component.max(initial=-1) + 1, bool)
+        for frozen, _ in self.labels.frozen:
+            lives[self.component[frozen]] = True
+        return lives
 
     @functools.cached_property
     def units(self) -> tuple[Solution, Flags]:
@@ -131,9 +131,22 @@ class _Walker:
         solution, removable = self.units
         return not isinstance(axis, Fixed) and bool(removable[solution.atoms_of(axis)].any())
 
+    def inputs(self, program: Program, uses: Uses) -> list[Zero]:
+        """Bits of a program's inputs."""
+        bits: list[Zero] = [(0,) * len(program.shape(value)) for value in program.inputs]
+        for leaf, axes in enumerate(self.leaves):
+            bits[leaf] = tuple(
+                # A scale need not be cleared, since scale * 0 is 0.
+                self.bits_of(axis, uses.of_axis(leaf, number))
+                for number, axis in enumerate(axes)
+            )
+        return bits
+
     def bits_of(self, axis: Axis, roles: set[str]) -> int:
-        """Bits of a leaf's axis."""
-        if "in" in roles or self.stays(axis):
+        """Bits of a leaf's axis; that it stays is not asked while a question can be left open."""
+        if "in" in roles or isinstance(axis, Fixed):
+            return ZERO
+        if not self.only_parameters and self.stays(axis):
             return ZERO
         return PRODUCERS if roles & STAND_INS else 0
 
@@ -295,9 +308,11 @@ class _Walker:
         axes: AxisLabels = frame.labels[equation.inputs[0]]
         result = [0] * len(shapes[1])
         for sources, targets in aligned(*shapes):
-            rows = [axis for axis in sources if not self.stays(axes[axis])]
-            if any(zeros[axis] for axis in rows):  # the axis of a stack is no leaf's
-                rows = [axis for axis in rows if zeros[axis] or self.can_go(axes[axis])]
+            if not any(zeros[axis] for axis in sources):
+                continue
+            rows = [axis for axis in sources if zeros[axis] or not self.stays(axes[axis])]
+            # The axis of a stack is no leaf's.
+            rows = [axis for axis in rows if zeros[axis] or self.can_go(axes[axis])]
             bits = joined([zeros[axis] for axis in rows])
             for target in targets:
                 result[target] = bits
