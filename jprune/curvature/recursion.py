@@ -39,18 +39,16 @@ from jprune.curvature.diagonal import Estimator
 from jprune.curvature.products import Function, losses_of, parameters_of, shares_of
 from jprune.curvature.rows import check_outputs
 from jprune.graph.couple.arithmetic import ELEMENTWISE
+from jprune.graph.couple.roles import CONTRACTIONS
+from jprune.graph.look.reach import SELECTIONS
 from jprune.jaxprs import Equation, Program, bind, describe, program_of, user_line
 
-# The Jacobian of a selection has only zeros and ones, which are their own squares: first and second
-# derivatives go back the same way.
-SELECTIONS = (
-    "reshape transpose broadcast_in_dim squeeze expand_dims slice pad rev concatenate reduce_sum "
-    "reduce_max reduce_window_max reduce_window_sum copy".split()
-)
 KINDS = {
     **dict.fromkeys(ELEMENTWISE, "function"),
+    # The zeros and ones of their Jacobian are their own squares: first and second derivatives go
+    # back the same way.
     **dict.fromkeys(SELECTIONS, "selection"),
-    **dict.fromkeys(("conv_general_dilated", "dot_general"), "contraction"),
+    **dict.fromkeys(CONTRACTIONS, "contraction"),
 }
 INNER = {"custom_jvp_call", "jit", "pjit", "closed_call"}
 """Calls that are a function if all that is in them is."""

@@ -8,15 +8,16 @@ import jax
 import numpy as np
 
 from jprune.graph.couple.arithmetic import ELEMENTWISE
+from jprune.graph.couple.roles import CONTRACTIONS
 from jprune.jaxprs import CONTROL_FLOW, Equation, Program, bind, nested, program_of
 
-CONTRACTIONS = {"dot_general", "conv_general_dilated"}
-# What these do to numbers above 0 they do to the question whether a number depends on the inputs:
-# they move, select, sum, or take the largest.
 SELECTIONS = frozenset(
     "reshape transpose broadcast_in_dim squeeze expand_dims slice pad rev concatenate reduce_sum "
-    "reduce_max reduce_window_max reduce_window_sum copy cumsum cummax".split()
+    "reduce_max reduce_window_max reduce_window_sum copy".split()
 )
+"""What moves, selects or sums numbers: the Jacobian has only zeros and ones."""
+# What these do to numbers above 0 they do to the question whether a number depends on the inputs.
+FOLLOWED = SELECTIONS | {"cumsum", "cummax"}
 
 
 def reached(fn: Callable[..., Any], variables: Any, *args: Any) -> list[np.ndarray]:
@@ -90,7 +91,7 @@ def _through(
             if one in depends
         ]
         return [functools.reduce(np.logical_or, through)]
-    if equation.name in SELECTIONS:
+    if equation.name in FOLLOWED:
         zeros = lambda value: np.zeros(program.shape(value), bool)
         return [_run(program, equation, [depends.get(v, zeros(v)) for v in equation.inputs])]
     bodies = nested(equation)
