@@ -17,6 +17,7 @@ from jprune.sparsify.centripetal import (
     strengths,
 )
 from jprune.sparsify.clusters import cluster
+from jprune.sparsify.drop_grow import DropGrowState, drop_and_grow
 from jprune.sparsify.fista import FistaState, fista
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
@@ -28,6 +29,7 @@ from jprune.sparsify.thresholds import layer_numbers
 __all__ = [
     "AdmmState",
     "CentripetalState",
+    "DropGrowState",
     "FistaState",
     "GuardState",
     "HoldState",
@@ -38,6 +40,7 @@ __all__ = [
     "cluster",
     "contraction",
     "deviation_of",
+    "drop_and_grow",
     "dynamic_surgery",
     "fista",
     "group_lasso",

@@ -37,6 +37,7 @@ from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.dimensions import Narrow, Observe, Optimum
+from jprune.stages.drop_grow import DropGrow
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
 from jprune.stages.feature_boosting import Boost
@@ -72,11 +73,13 @@ from jprune.stages.prune import (
     Prune,
     l1_of,
     l2_of,
+    layer_adaptive_of,
     obd_of,
     random_of,
     random_weights_of,
     taylor_of,
 )
+from jprune.stages.random_masks import RandomMasks
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -107,6 +110,7 @@ __all__ = [
     "Cluster",
     "CriterionOf",
     "Cut",
+    "DropGrow",
     "DynamicSurgery",
     "Evaluate",
     "EvaluateDeformed",
@@ -127,6 +131,7 @@ __all__ = [
     "PruneFilters",
     "PruneRound",
     "Pull",
+    "RandomMasks",
     "ReadOff",
     "Recalibrate",
     "Redraw",
@@ -163,6 +168,7 @@ __all__ = [
     "kept_after",
     "l1_of",
     "l2_of",
+    "layer_adaptive_of",
     "obd_of",
     "opening",
     "random_of",

@@ -27,6 +27,7 @@ from jprune.recipes import LongStage, Train
 from jprune.stages.admm import Admm, Sets
 from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.centripetal import Pull
+from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.hypernetwork import TrainHypernetwork
@@ -44,6 +45,7 @@ METHODS = {
         """
         l1 l2 random taylor han lottery_ticket scratch_e scratch_b obd obs eigendamage c_obd c_obs
         kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning three_d
+        erk set rigl lamp
         """.split(),
         frozenset({FROZEN}),
     ),
@@ -60,6 +62,7 @@ STAGES = {
     Shrink: PROX,
     Train: FROZEN,
     TrainAnew: FROZEN,
+    DropGrow: FROZEN,
     Probe: FROZEN,
     DynamicSurgery: STRAIGHT,
     Popup: STRAIGHT,
@@ -145,6 +148,23 @@ def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
             assert not after[path][~mask].any()
             if path.endswith("kernel"):
                 assert (after[path] != before[path])[mask].mean() > 0.5
+
+
+def test_frozen_weights_are_exactly_0_under_masks_that_move(net):
+    task, start = net
+    draw = lambda w: np.random.default_rng(0).random(w.shape) < 0.5 if w.ndim > 1 else None
+    masks = jax.tree.map(draw, start.variables)
+    learner = DropGrow(SHORT, every=2).learner(start._replace(masks=masks), task, KEY)
+    first, seen = leaves(masks)["params/fc1/kernel"], leaves(start.variables)["params/fc1/kernel"]
+    for number, state in enumerate(steps(learner)):
+        now, before = leaves(learner.variables(state))["params/fc1/kernel"], seen
+        mask, seen = leaves(masks_of(state.opt_state))["fc1/kernel"], now
+        assert not now[~mask].any()
+        assert mask.sum() == first.sum()
+        # Weights stand still while masks move (steps 0 and 2), and move in between.
+        assert (now != before)[mask & (before != 0)].mean() == (number == 1) or number == 1
+        assert number != 1 or (now != before)[mask].mean() > 0.5
+    assert (mask != first).any()
 
 
 def test_frozen_gates_are_exactly_0_and_the_others_move():

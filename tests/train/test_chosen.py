@@ -215,6 +215,8 @@ OPTIONS = {
 REFUSED = {
     "csgd": {"optimizer", "clip", "ema"},
     "dns": {"ema"},
+    "rigl": {"ema"},
+    "set": {"ema"},
     "fbs": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
     "ssl": {"ema"},
