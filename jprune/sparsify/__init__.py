@@ -22,6 +22,8 @@ from jprune.sparsify.fista import FistaState, fista
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.l1 import l1_decay
+from jprune.sparsify.movement import MovementState, movement
+from jprune.sparsify.refined import RefinedState, refined_ste
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
@@ -33,6 +35,8 @@ __all__ = [
     "FistaState",
     "GuardState",
     "HoldState",
+    "MovementState",
+    "RefinedState",
     "ScheduledState",
     "SurgeryState",
     "admm",
@@ -51,7 +55,9 @@ __all__ = [
     "layer_numbers",
     "masks_of",
     "memberships",
+    "movement",
     "projection",
+    "refined_ste",
     "scheduled_prune",
     "strength_for",
     "strengths",

@@ -65,6 +65,8 @@ from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.merge import MergeUnits
+from jprune.stages.movement import Movement
+from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
@@ -120,21 +122,25 @@ __all__ = [
     "LongStage",
     "MergeClusters",
     "MergeUnits",
+    "Movement",
     "Narrow",
     "Observe",
     "OnlyMoves",
     "Optimum",
+    "Pattern",
     "Penalty",
     "Popup",
     "Probe",
     "Prune",
     "PruneFilters",
+    "PruneNOfM",
     "PruneRound",
     "Pull",
     "RandomMasks",
     "ReadOff",
     "Recalibrate",
     "Redraw",
+    "RefineNOfM",
     "Reinitialise",
     "RemoveDead",
     "Repeat",

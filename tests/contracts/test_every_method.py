@@ -43,6 +43,7 @@ TRAINED = (
     "erk",
     "lottery_ticket",
     "metapruning",
+    "nm",
     "rigl",
     "set",
     "scratch_e",

@@ -8,6 +8,7 @@ A new method is a row of `METHODS`; a new kind of training stage is a row of `ST
 way of moving is a new one, a proof.
 """
 
+import dataclasses
 import inspect
 import itertools
 import sys
@@ -31,6 +32,8 @@ from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.hypernetwork import TrainHypernetwork
+from jprune.stages.movement import Movement
+from jprune.stages.n_of_m import Pattern, RefineNOfM
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
 from jprune.stages.reinitialise import TrainAnew
@@ -51,6 +54,8 @@ METHODS = {
     ),
     "dns": frozenset({STRAIGHT, FROZEN}),
     "edge_popup": frozenset({STRAIGHT}),
+    "movement": frozenset({STRAIGHT, FROZEN}),
+    "nm": frozenset({STRAIGHT}),
     "gal": frozenset({PROX, FROZEN}),
     "fbs": frozenset({FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
@@ -66,6 +71,8 @@ STAGES = {
     Probe: FROZEN,
     DynamicSurgery: STRAIGHT,
     Popup: STRAIGHT,
+    Movement: STRAIGHT,
+    RefineNOfM: STRAIGHT,
     Adversarial: PROX,
     Boost: FROZEN,
     Pull: FROZEN,
@@ -203,6 +210,38 @@ def test_straight_through_surgery_moves_what_masked_weights_are_worth(net):
             still = ~mask & (first[path] != 0)
             moved = leaves(state.opt_state.hidden)[path] != first[path]
             assert moved[still].mean() > 0.5
+
+
+def test_straight_through_refinement_moves_what_masked_weights_are_worth(net):
+    task, start = net
+    learner = RefineNOfM(SHORT, Pattern(Budget(density=0.5))).learner(start, task, KEY)
+    first = leaves(learner.init().opt_state.hidden)
+    for state in steps(learner):
+        masks, seen = leaves(masks_of(state.opt_state)), leaves(state.params)
+        for path, mask in masks.items():
+            hidden = leaves(state.opt_state.hidden)[path]
+            assert not seen[path][~mask].any()
+            assert not hidden[mask].any()
+            still = ~mask & (first[path] != 0)
+            assert (hidden != first[path])[still].mean() > 0.5
+
+
+def test_straight_through_movement_scores_masked_weights_which_stand_still(net):
+    task, start = net
+    stage = Movement(SHORT, Budget(density=0.3), warmup=0.0)
+    quick = dataclasses.replace(SHORT, momentum=0.0, weight_decay=0.0)
+    learner = dataclasses.replace(stage, train=quick).learner(start, task, KEY)
+    before = learner.init()
+    for state in steps(learner):
+        masks, seen = leaves(masks_of(state.opt_state)), leaves(state.params)
+        for path, mask in masks.items():
+            assert not seen[path][~mask].any()
+            old = leaves(masks_of(before.opt_state))[path]
+            hidden, was = (leaves(s.opt_state.hidden)[path] for s in (state, before))
+            np.testing.assert_array_equal(hidden[~mask & ~old], was[~mask & ~old])
+            moved = leaves(state.opt_state.scores)[path] != leaves(before.opt_state.scores)[path]
+            assert moved[~mask].mean() > 0.3  # pixels and units that are 0 have no gradient
+        before = jax.tree.map(jnp.array, state)
 
 
 def test_straight_through_scores_move_where_weights_are_masked_and_weights_nowhere(net):

@@ -330,6 +330,18 @@ SPARSIFIERS = {
         stop=10,
     ),
     "fista": lambda: sparsify.fista(steady, lambda step: 0.1, restart=2),
+    "movement": lambda: sparsify.movement(
+        optax.sgd(0.1, 0.9),
+        optax.sgd(0.01),
+        lambda scores, step: allocate.uniform(
+            scores, Budget(density=schedules.cubic(0.5, 0, 4)(step))
+        ),
+        jax.tree.map(np.ones_like, MASKS),
+    ),
+    "refined_ste": lambda: sparsify.refined_ste(
+        optax.sgd(0.1, 0.9),
+        lambda weights: blocks.n_of_m(GROUPS, jax.tree.map(jnp.abs, weights), 1, 2),
+    ),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),
     "scheduled_prune": lambda: sparsify.scheduled_prune(
         criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), every=2

@@ -215,6 +215,8 @@ OPTIONS = {
 REFUSED = {
     "csgd": {"optimizer", "clip", "ema"},
     "dns": {"ema"},
+    "movement": {"ema"},
+    "nm": {"ema"},
     "rigl": {"ema"},
     "set": {"ema"},
     "fbs": {"ema", "accumulate"},
