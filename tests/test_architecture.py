@@ -42,6 +42,7 @@ OF_METHODS = ("criteria", "allocate", "sparsify", "reconstruct", "learners", "se
 SHARED = (
     "budgets",
     "folded",
+    "hidden",
     "moments",
     "space",
     "methods",

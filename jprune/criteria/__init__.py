@@ -8,6 +8,7 @@ files with an underscore.
 """
 
 from jprune.criteria.kronecker import kronecker
+from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.masked import masked
 from jprune.criteria.obd import obd
@@ -15,4 +16,13 @@ from jprune.criteria.random import random
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
 
-__all__ = ["kronecker", "magnitude", "masked", "obd", "random", "std_rule", "taylor"]
+__all__ = [
+    "kronecker",
+    "layer_adaptive",
+    "magnitude",
+    "masked",
+    "obd",
+    "random",
+    "std_rule",
+    "taylor",
+]

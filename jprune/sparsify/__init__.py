@@ -17,10 +17,13 @@ from jprune.sparsify.centripetal import (
     strengths,
 )
 from jprune.sparsify.clusters import cluster
+from jprune.sparsify.drop_grow import DropGrowState, drop_and_grow
 from jprune.sparsify.fista import FistaState, fista
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.l1 import l1_decay
+from jprune.sparsify.movement import MovementState, movement
+from jprune.sparsify.refined import RefinedState, refined_ste
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
@@ -28,9 +31,12 @@ from jprune.sparsify.thresholds import layer_numbers
 __all__ = [
     "AdmmState",
     "CentripetalState",
+    "DropGrowState",
     "FistaState",
     "GuardState",
     "HoldState",
+    "MovementState",
+    "RefinedState",
     "ScheduledState",
     "SurgeryState",
     "admm",
@@ -38,6 +44,7 @@ __all__ = [
     "cluster",
     "contraction",
     "deviation_of",
+    "drop_and_grow",
     "dynamic_surgery",
     "fista",
     "group_lasso",
@@ -48,7 +55,9 @@ __all__ = [
     "layer_numbers",
     "masks_of",
     "memberships",
+    "movement",
     "projection",
+    "refined_ste",
     "scheduled_prune",
     "strength_for",
     "strengths",

@@ -37,6 +37,7 @@ from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.dimensions import Narrow, Observe, Optimum
+from jprune.stages.drop_grow import DropGrow
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
 from jprune.stages.feature_boosting import Boost
@@ -64,6 +65,8 @@ from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.merge import MergeUnits
+from jprune.stages.movement import Movement
+from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
@@ -72,11 +75,13 @@ from jprune.stages.prune import (
     Prune,
     l1_of,
     l2_of,
+    layer_adaptive_of,
     obd_of,
     random_of,
     random_weights_of,
     taylor_of,
 )
+from jprune.stages.random_masks import RandomMasks
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -107,6 +112,7 @@ __all__ = [
     "Cluster",
     "CriterionOf",
     "Cut",
+    "DropGrow",
     "DynamicSurgery",
     "Evaluate",
     "EvaluateDeformed",
@@ -116,20 +122,25 @@ __all__ = [
     "LongStage",
     "MergeClusters",
     "MergeUnits",
+    "Movement",
     "Narrow",
     "Observe",
     "OnlyMoves",
     "Optimum",
+    "Pattern",
     "Penalty",
     "Popup",
     "Probe",
     "Prune",
     "PruneFilters",
+    "PruneNOfM",
     "PruneRound",
     "Pull",
+    "RandomMasks",
     "ReadOff",
     "Recalibrate",
     "Redraw",
+    "RefineNOfM",
     "Reinitialise",
     "RemoveDead",
     "Repeat",
@@ -163,6 +174,7 @@ __all__ = [
     "kept_after",
     "l1_of",
     "l2_of",
+    "layer_adaptive_of",
     "obd_of",
     "opening",
     "random_of",

@@ -27,6 +27,7 @@ from jprune.base import (
     is_none,
     run_criterion,
 )
+from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
@@ -161,6 +162,17 @@ def l2_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """
     del task, groups, key
     return magnitude(2)
+
+
+def layer_adaptive_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+    """The square of a weight over those of its kernel that are no smaller.
+
+    References:
+        Lee, Park, Mo, Ahn, Shin, Layer-adaptive sparsity for the magnitude-based pruning, 2021,
+        arXiv 2010.07611.
+    """
+    del task, groups, key
+    return layer_adaptive()
 
 
 def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:

@@ -159,6 +159,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
     "taylor": {"rounds": 1},
     "han": {"rounds": 1},
+    "lamp": {"rounds": 1},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
     **{

@@ -8,6 +8,7 @@ A new method is a row of `METHODS`; a new kind of training stage is a row of `ST
 way of moving is a new one, a proof.
 """
 
+import dataclasses
 import inspect
 import itertools
 import sys
@@ -27,9 +28,12 @@ from jprune.recipes import LongStage, Train
 from jprune.stages.admm import Admm, Sets
 from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.centripetal import Pull
+from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.hypernetwork import TrainHypernetwork
+from jprune.stages.movement import Movement
+from jprune.stages.n_of_m import Pattern, RefineNOfM
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
 from jprune.stages.reinitialise import TrainAnew
@@ -44,11 +48,14 @@ METHODS = {
         """
         l1 l2 random taylor han lottery_ticket scratch_e scratch_b obd obs eigendamage c_obd c_obs
         kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning three_d
+        erk set rigl lamp
         """.split(),
         frozenset({FROZEN}),
     ),
     "dns": frozenset({STRAIGHT, FROZEN}),
     "edge_popup": frozenset({STRAIGHT}),
+    "movement": frozenset({STRAIGHT, FROZEN}),
+    "nm": frozenset({STRAIGHT}),
     "gal": frozenset({PROX, FROZEN}),
     "fbs": frozenset({FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
@@ -60,9 +67,12 @@ STAGES = {
     Shrink: PROX,
     Train: FROZEN,
     TrainAnew: FROZEN,
+    DropGrow: FROZEN,
     Probe: FROZEN,
     DynamicSurgery: STRAIGHT,
     Popup: STRAIGHT,
+    Movement: STRAIGHT,
+    RefineNOfM: STRAIGHT,
     Adversarial: PROX,
     Boost: FROZEN,
     Pull: FROZEN,
@@ -147,6 +157,23 @@ def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
                 assert (after[path] != before[path])[mask].mean() > 0.5
 
 
+def test_frozen_weights_are_exactly_0_under_masks_that_move(net):
+    task, start = net
+    draw = lambda w: np.random.default_rng(0).random(w.shape) < 0.5 if w.ndim > 1 else None
+    masks = jax.tree.map(draw, start.variables)
+    learner = DropGrow(SHORT, every=2).learner(start._replace(masks=masks), task, KEY)
+    first, seen = leaves(masks)["params/fc1/kernel"], leaves(start.variables)["params/fc1/kernel"]
+    for number, state in enumerate(steps(learner)):
+        now, before = leaves(learner.variables(state))["params/fc1/kernel"], seen
+        mask, seen = leaves(masks_of(state.opt_state))["fc1/kernel"], now
+        assert not now[~mask].any()
+        assert mask.sum() == first.sum()
+        # Weights stand still while masks move (steps 0 and 2), and move in between.
+        assert (now != before)[mask & (before != 0)].mean() == (number == 1) or number == 1
+        assert number != 1 or (now != before)[mask].mean() > 0.5
+    assert (mask != first).any()
+
+
 def test_frozen_gates_are_exactly_0_and_the_others_move():
     task = toy_task()
     names = Net(task).groups.names
@@ -183,6 +210,38 @@ def test_straight_through_surgery_moves_what_masked_weights_are_worth(net):
             still = ~mask & (first[path] != 0)
             moved = leaves(state.opt_state.hidden)[path] != first[path]
             assert moved[still].mean() > 0.5
+
+
+def test_straight_through_refinement_moves_what_masked_weights_are_worth(net):
+    task, start = net
+    learner = RefineNOfM(SHORT, Pattern(Budget(density=0.5))).learner(start, task, KEY)
+    first = leaves(learner.init().opt_state.hidden)
+    for state in steps(learner):
+        masks, seen = leaves(masks_of(state.opt_state)), leaves(state.params)
+        for path, mask in masks.items():
+            hidden = leaves(state.opt_state.hidden)[path]
+            assert not seen[path][~mask].any()
+            assert not hidden[mask].any()
+            still = ~mask & (first[path] != 0)
+            assert (hidden != first[path])[still].mean() > 0.5
+
+
+def test_straight_through_movement_scores_masked_weights_which_stand_still(net):
+    task, start = net
+    stage = Movement(SHORT, Budget(density=0.3), warmup=0.0)
+    quick = dataclasses.replace(SHORT, momentum=0.0, weight_decay=0.0)
+    learner = dataclasses.replace(stage, train=quick).learner(start, task, KEY)
+    before = learner.init()
+    for state in steps(learner):
+        masks, seen = leaves(masks_of(state.opt_state)), leaves(state.params)
+        for path, mask in masks.items():
+            assert not seen[path][~mask].any()
+            old = leaves(masks_of(before.opt_state))[path]
+            hidden, was = (leaves(s.opt_state.hidden)[path] for s in (state, before))
+            np.testing.assert_array_equal(hidden[~mask & ~old], was[~mask & ~old])
+            moved = leaves(state.opt_state.scores)[path] != leaves(before.opt_state.scores)[path]
+            assert moved[~mask].mean() > 0.3  # pixels and units that are 0 have no gradient
+        before = jax.tree.map(jnp.array, state)
 
 
 def test_straight_through_scores_move_where_weights_are_masked_and_weights_nowhere(net):

@@ -215,6 +215,10 @@ OPTIONS = {
 REFUSED = {
     "csgd": {"optimizer", "clip", "ema"},
     "dns": {"ema"},
+    "movement": {"ema"},
+    "nm": {"ema"},
+    "rigl": {"ema"},
+    "set": {"ema"},
     "fbs": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
     "ssl": {"ema"},
