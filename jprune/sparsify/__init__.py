@@ -18,9 +18,12 @@ from jprune.sparsify.centripetal import (
 )
 from jprune.sparsify.clusters import cluster
 from jprune.sparsify.fista import FistaState, fista
+from jprune.sparsify.group_decay import GroupDecayState, decay_factors, group_decay
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.l1 import l1_decay
+from jprune.sparsify.low_rank import low_rank, singular_values, soft_singular
+from jprune.sparsify.proximal import proximal
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
@@ -29,6 +32,7 @@ __all__ = [
     "AdmmState",
     "CentripetalState",
     "FistaState",
+    "GroupDecayState",
     "GuardState",
     "HoldState",
     "ScheduledState",
@@ -37,19 +41,25 @@ __all__ = [
     "centripetal",
     "cluster",
     "contraction",
+    "decay_factors",
     "deviation_of",
     "dynamic_surgery",
     "fista",
+    "group_decay",
     "group_lasso",
     "group_penalty",
     "guarded",
     "hold",
     "l1_decay",
     "layer_numbers",
+    "low_rank",
     "masks_of",
     "memberships",
     "projection",
+    "proximal",
     "scheduled_prune",
+    "singular_values",
+    "soft_singular",
     "strength_for",
     "strengths",
     "with_masks",

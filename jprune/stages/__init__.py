@@ -59,17 +59,21 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.group_decay import Fade, FadeUnits
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
+from jprune.stages.low_rank import RankPenalty
 from jprune.stages.merge import MergeUnits
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
+from jprune.stages.proximal import CutSupport, Regulariser, Split
 from jprune.stages.prune import (
     CriterionOf,
     Prune,
+    coupled_of,
     l1_of,
     l2_of,
     obd_of,
@@ -107,9 +111,12 @@ __all__ = [
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutSupport",
     "DynamicSurgery",
     "Evaluate",
     "EvaluateDeformed",
+    "Fade",
+    "FadeUnits",
     "Gate",
     "L1Penalty",
     "LayerWise",
@@ -127,9 +134,11 @@ __all__ = [
     "PruneFilters",
     "PruneRound",
     "Pull",
+    "RankPenalty",
     "ReadOff",
     "Recalibrate",
     "Redraw",
+    "Regulariser",
     "Reinitialise",
     "RemoveDead",
     "Repeat",
@@ -148,6 +157,7 @@ __all__ = [
     "ShuffleMasks",
     "Small",
     "Soft",
+    "Split",
     "StdPrune",
     "Train",
     "TrainAnew",
@@ -156,6 +166,7 @@ __all__ = [
     "check",
     "check_prunable",
     "cores_only",
+    "coupled_of",
     "evenly",
     "fractions",
     "framed",

@@ -35,7 +35,15 @@ KNOWN = {
     for name, reason in names.items()
 }
 
-TRAINED = ("edge_popup", "lottery_ticket", "metapruning", "scratch_e", "scratch_b", "variational")
+TRAINED = (
+    "edge_popup",
+    "less_is_more",
+    "lottery_ticket",
+    "metapruning",
+    "scratch_e",
+    "scratch_b",
+    "variational",
+)
 """Methods that have no recipe without the dense training."""
 
 

@@ -214,10 +214,13 @@ OPTIONS = {
 }
 REFUSED = {
     "csgd": {"optimizer", "clip", "ema"},
+    "depgraph": {"ema"},
     "dns": {"ema"},
     "fbs": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
+    "less_is_more": {"ema"},
     "ssl": {"ema"},
+    "ssr": {"ema"},
     "struct_admm": {*OPTIONS},
     "edge_popup": {"ema"},
     "metapruning": {"ema"},
