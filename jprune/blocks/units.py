@@ -70,6 +70,33 @@ def channels(groups: Groups, names: Sequence[str] | None = None) -> Blocks:
     return _of_units("channel", groups, names, ("in",), ())
 
 
+def coupled(groups: Groups, names: Sequence[str] | None = None, *, shifts: bool = False) -> Blocks:
+    """All weights of a unit, those that make it and those that read it; a block is an engine group.
+
+    Kernels, the scales of norms and the inputs of consumers count.
+
+    Args:
+        groups: from `trace`.
+        names: of groups; None: all.
+        shifts: whether shifts and biases count.
+
+    Raises:
+        FrozenError: a name is that of a leaf that the engine has frozen; the message says why.
+        StructureError: no such group.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> from jprune import blocks
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.array([[3.0, 0.0]]), "second": jnp.array([[4.0], [1.0]])}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 1)))
+        >>> blocks.norms(blocks.coupled(groups), variables)["first"].tolist()
+        [5.0, 1.0]
+    """
+    counted = ("kernel", "scale", "in", *(("shift",) if shifts else ()))
+    return _of_units("unit", groups, names, counted, ())
+
+
 def _of_units(
     kind: str,
     groups: Groups,

@@ -7,6 +7,7 @@ score -inf. Read `magnitude.py` first, then `taylor.py`. Code that several crite
 files with an underscore.
 """
 
+from jprune.criteria.coupled_norm import coupled_norm
 from jprune.criteria.kronecker import kronecker
 from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
@@ -17,6 +18,7 @@ from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
 
 __all__ = [
+    "coupled_norm",
     "kronecker",
     "layer_adaptive",
     "magnitude",

@@ -19,10 +19,13 @@ from jprune.sparsify.centripetal import (
 from jprune.sparsify.clusters import cluster
 from jprune.sparsify.drop_grow import DropGrowState, drop_and_grow
 from jprune.sparsify.fista import FistaState, fista
+from jprune.sparsify.group_decay import GroupDecayState, decay_factors, group_decay
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.l1 import l1_decay
+from jprune.sparsify.low_rank import low_rank, singular_values, soft_singular
 from jprune.sparsify.movement import MovementState, movement
+from jprune.sparsify.proximal import proximal
 from jprune.sparsify.refined import RefinedState, refined_ste
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
@@ -33,6 +36,7 @@ __all__ = [
     "CentripetalState",
     "DropGrowState",
     "FistaState",
+    "GroupDecayState",
     "GuardState",
     "HoldState",
     "MovementState",
@@ -43,22 +47,28 @@ __all__ = [
     "centripetal",
     "cluster",
     "contraction",
+    "decay_factors",
     "deviation_of",
     "drop_and_grow",
     "dynamic_surgery",
     "fista",
+    "group_decay",
     "group_lasso",
     "group_penalty",
     "guarded",
     "hold",
     "l1_decay",
     "layer_numbers",
+    "low_rank",
     "masks_of",
     "memberships",
     "movement",
     "projection",
+    "proximal",
     "refined_ste",
     "scheduled_prune",
+    "singular_values",
+    "soft_singular",
     "strength_for",
     "strengths",
     "with_masks",

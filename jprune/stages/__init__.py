@@ -60,19 +60,23 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.group_decay import Fade, FadeUnits
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
+from jprune.stages.low_rank import RankPenalty
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
+from jprune.stages.proximal import CutSupport, Regulariser, Split
 from jprune.stages.prune import (
     CriterionOf,
     Prune,
+    coupled_of,
     l1_of,
     l2_of,
     layer_adaptive_of,
@@ -112,10 +116,13 @@ __all__ = [
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutSupport",
     "DropGrow",
     "DynamicSurgery",
     "Evaluate",
     "EvaluateDeformed",
+    "Fade",
+    "FadeUnits",
     "Gate",
     "L1Penalty",
     "LayerWise",
@@ -137,10 +144,12 @@ __all__ = [
     "PruneRound",
     "Pull",
     "RandomMasks",
+    "RankPenalty",
     "ReadOff",
     "Recalibrate",
     "Redraw",
     "RefineNOfM",
+    "Regulariser",
     "Reinitialise",
     "RemoveDead",
     "Repeat",
@@ -159,6 +168,7 @@ __all__ = [
     "ShuffleMasks",
     "Small",
     "Soft",
+    "Split",
     "StdPrune",
     "Train",
     "TrainAnew",
@@ -167,6 +177,7 @@ __all__ = [
     "check",
     "check_prunable",
     "cores_only",
+    "coupled_of",
     "evenly",
     "fractions",
     "framed",

@@ -1,7 +1,6 @@
 """The stages of ADMM: training with duals, and the cut."""
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 
 from jprune import allocate, blocks, errors
 from jprune.base import (
-    Batch,
     Budget,
     Learner,
     Masks,
@@ -28,17 +26,15 @@ from jprune.masks import apply_masks
 from jprune.sparsify import admm, projection
 from jprune.sparsify.admm import supports
 from jprune.stages.frame import fractions, record
+from jprune.stages.splitting import pulled, refuse_diverged, steps_of_round
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.numbers import Numbers, per_kind
 from jprune.train.optimizers import Adam
-from jprune.train.step import TrainState, plain
+from jprune.train.step import plain
 
 ROUNDS = 30
 """The authors' number of rounds."""
-
-LEAST = 100
-"""The fewest steps of a round: in fewer, duals outrun the weights, and supports flip."""
 
 CLOSER = 0.75
 """ADMM acts if the weights are nearer to their projection at the cut than so much of before."""
@@ -259,43 +255,19 @@ class Admm:
             BudgetError: no counts meet the budget.
         """
         train, steps = self.train, self.train.steps(task.data.sizes["train"])
-        # Rounds of equal length: a dual that is refreshed early is not yet what its W-step says.
-        most = max(1, min(ROUNDS, steps // LEAST)) if self.rounds is None else self.rounds
-        every = steps // most
-        if not every or steps // every != most:
-            raise errors.ArgumentError(
-                f"ADMM with rounds={most} in {steps} steps: they do not make so many rounds of "
-                f"equal length, and a round needs some {LEAST} for the weights to follow. Write "
-                "fewer rounds or more epochs."
-            )
+        every = steps_of_round(steps, self.rounds, ROUNDS)
         task = train.taught(task, pruned)
         net, optimizer = Net(task), train.optimizer_for(task)
         if self.adam is not None:
             optimizer = Adam(self.adam[0], steps, self.adam[1])
-        counts = self.sets.counts(task, pruned)
-        counted = frozenset[str]().union(*(each.counted for each in self.sets.families(task)))
-        # A NaN would win every comparison of norms in the projection, or none.
-        net.refuse_nan(pruned.variables, tuple(sorted(counted)))
+        counts, families = self.sets.counts(task, pruned), self.sets.families(task)
         splitting = Splitting(self.sets, counts, self.rho, every, self.growth, self.limit)
-        masks = net.weight_masks(pruned.masks)
-        learner = plain(task, pruned, masks, optimizer, key, train.batch_size, splitting)
-
-        @functools.partial(jax.jit, donate_argnums=0)
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-            state, metrics = learner.step(state, batch)
-            # Primal ||W - Z|| / ||W|| and dual residual ||Z - Z
-            # before|| / ||W||: both fall where it converges.
-            residuals = {name: getattr(state.opt_state, name) for name in ("primal", "change")}
-            return state, {**metrics, **residuals}
-
-        def finish(state: TrainState) -> Pruned:
-            stopped = int(state.opt_state.stopped)
-            # Duals that diverged have pulled W away: go back to the last round that was good.
-            params = state.opt_state.good if stopped else state.params
-            extra = {"counts": counts, "stopped": stopped}
-            return Pruned(task.merge(params, state.rest), pruned.masks, extra, pruned.saved)
-
-        return learner._replace(step=step, finish=finish)
+        learner = plain(
+            task, pruned, net.weight_masks(pruned.masks), optimizer, key, train.batch_size,
+            splitting,
+        )  # fmt: skip
+        extra = lambda state: {"counts": counts}
+        return pulled(learner, task, pruned, families, extra)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""
@@ -324,14 +296,8 @@ class Cut:
             DivergenceError: the duals diverged; the net that came is that of the last good round.
         """
         del key
-        counts, stopped = pruned.extra["counts"], int(pruned.extra["stopped"])
-        if stopped:
-            raise errors.DivergenceError(
-                f"ADMM stopped: its duals diverged in round {stopped}. The net after round "
-                f"{stopped - 1}, the last good one, is kept: it is what the stage before this one "
-                "has left. Write a smaller rho where the loss grew, a larger one or growth=1.1 "
-                "where the rounds cycled, or a larger limit."
-            )
+        counts = pruned.extra["counts"]
+        refuse_diverged(int(pruned.extra["stopped"]))
         net, families = Net(task), self.sets.families(task)
         # W <- projection(W): the weights, and not Z, since they are what the loss was trained on.
         norms, alive = nearest(families, counts, pruned.variables)

@@ -27,6 +27,7 @@ from jprune.base import (
     is_none,
     run_criterion,
 )
+from jprune.criteria.coupled_norm import coupled_norm
 from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.obd import obd
@@ -208,6 +209,25 @@ def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
 
 def _taylor(net: Net, loss: Any) -> Criterion:
     return taylor(net.task.fn, loss, net.groups, form="gate", at="norm")
+
+
+def coupled_of(order: int = 2, normalize: str = "max", shifts: bool = False) -> CriterionOf:
+    """The norm of all that belongs to a unit.
+
+    Args:
+        order: see `criteria.coupled_norm`.
+        normalize: see there.
+        shifts: see there.
+
+    References:
+        Fang, Ma, Song, Mi, Wang, DepGraph: towards any structural pruning, 2023, arXiv 2301.12900.
+    """
+
+    def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+        del task, key
+        return coupled_norm(groups, order, normalize, shifts)
+
+    return criterion
 
 
 def obd_of(estimator: Estimator, negative: str = "clip", weight_decay: float = 0.0) -> CriterionOf:

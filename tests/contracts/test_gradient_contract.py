@@ -30,12 +30,14 @@ from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.centripetal import Pull
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
+from jprune.stages.group_decay import Fade, FadeUnits
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
+from jprune.stages.proximal import Regulariser, Split
 from jprune.stages.reinitialise import TrainAnew
 from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.variational import Gate
@@ -49,6 +51,7 @@ METHODS = {
         l1 l2 random taylor han lottery_ticket scratch_e scratch_b obd obs eigendamage c_obd c_obs
         kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning three_d
         erk set rigl lamp
+        depgraph
         """.split(),
         frozenset({FROZEN}),
     ),
@@ -58,13 +61,16 @@ METHODS = {
     "nm": frozenset({STRAIGHT}),
     "gal": frozenset({PROX, FROZEN}),
     "fbs": frozenset({FROZEN}),
+    "less_is_more": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
+    "ssr": frozenset({PROX, FROZEN}),
     "struct_admm": frozenset({PROX, FROZEN}),
     "subset_sum": frozenset(),  # trains nothing under masks
 }
 STAGES = {
     Admm: PROX,
     Shrink: PROX,
+    Split: PROX,
     Train: FROZEN,
     TrainAnew: FROZEN,
     DropGrow: FROZEN,
@@ -75,6 +81,7 @@ STAGES = {
     RefineNOfM: STRAIGHT,
     Adversarial: PROX,
     Boost: FROZEN,
+    FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,
     TrainHypernetwork: FROZEN,
@@ -133,7 +140,9 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize(
-    "stage", [SHORT, TrainAnew(SHORT, "epochs"), Pull(SHORT)], ids=["Train", "TrainAnew", "Pull"]
+    "stage",
+    [SHORT, TrainAnew(SHORT, "epochs"), Pull(SHORT), FadeUnits(SHORT, Fade())],
+    ids=["Train", "TrainAnew", "Pull", "FadeUnits"],
 )
 @pytest.mark.parametrize("kind", ["weights", "units"])
 def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
@@ -277,9 +286,16 @@ def test_prox_steps_make_zeros_without_a_mask_and_zeros_come_back(net):
             assert [now.sum() for now in seen] == [1, 1, 1]  # the last unit of a group stays
 
 
-def test_prox_of_the_constraint_has_the_zeros_and_the_weights_are_dense(net):
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Admm(SHORT, Sets(Budget(density=0.5)), rounds=3),
+        Split(SHORT, Regulariser(Sets(Budget(density=0.5))), rounds=3),
+    ],
+    ids=["Admm", "Split"],
+)
+def test_prox_of_the_constraint_has_the_zeros_and_the_weights_are_dense(net, stage):
     task, start = net
-    stage = Admm(SHORT, Sets(Budget(density=0.5)), rounds=3)
     learner = stage.learner(start, task, KEY)
     before = leaves(start.variables)
     for state in steps(learner):

@@ -64,6 +64,7 @@ CRITERIA = {
     "magnitude squared": lambda: criteria.magnitude(2),
     "layer_adaptive": lambda: criteria.layer_adaptive(),
     "random": lambda: criteria.random(KEY),
+    "coupled_norm": lambda: criteria.coupled_norm(GROUPS),
     "std_rule": lambda: criteria.std_rule(),
     "taylor separate": lambda: criteria.taylor(fn, cross_entropy),
     "taylor joint": lambda: criteria.taylor(fn, cross_entropy, GROUPS, form="joint"),
@@ -342,7 +343,9 @@ SPARSIFIERS = {
         optax.sgd(0.1, 0.9),
         lambda weights: blocks.n_of_m(GROUPS, jax.tree.map(jnp.abs, weights), 1, 2),
     ),
+    "group_decay": lambda: sparsify.group_decay(blocks.coupled(GROUPS), 0.1),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),
+    "low_rank": lambda: sparsify.low_rank(GROUPS, 0.1, steady, every=2),
     "scheduled_prune": lambda: sparsify.scheduled_prune(
         criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), every=2
     ),
@@ -351,7 +354,7 @@ SPARSIFIERS = {
     ),
 }
 NEED_NO_PARAMETERS = ("guarded",)
-FIRST = ("centripetal",)
+FIRST = ("centripetal", "group_decay")
 """They stand in front of the step; the others behind it, or are whole steps."""
 each_sparsifier = pytest.mark.parametrize("row", SPARSIFIERS)
 
