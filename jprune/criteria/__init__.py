@@ -3,10 +3,12 @@
 A criterion is three functions (`jprune.base.Criterion`): `init`, `update` per batch, `score`.
 Scores are a tree like the variables, None for statistics, or `{group: [units]}`;
 `jprune.to_units` turns the first into the second. `masked` wraps any of them so that pruned entries
-score -inf. Read `magnitude.py` first, then `taylor.py`. Code that several criteria share is in
-files with an underscore.
+score -inf. `activations` scores units by what they say, by a `Statistic` or several of them in one
+pass. Read `magnitude.py` first, then `taylor.py`. Code that several criteria share is in files with
+an underscore.
 """
 
+from jprune.criteria.activations import Statistic, activations, places_read
 from jprune.criteria.kronecker import kronecker
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.masked import masked
@@ -14,5 +16,19 @@ from jprune.criteria.obd import obd
 from jprune.criteria.random import random
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
+from jprune.criteria.zeros import rectified, zeros
 
-__all__ = ["kronecker", "magnitude", "masked", "obd", "random", "std_rule", "taylor"]
+__all__ = [
+    "Statistic",
+    "activations",
+    "kronecker",
+    "magnitude",
+    "masked",
+    "obd",
+    "places_read",
+    "random",
+    "rectified",
+    "std_rule",
+    "taylor",
+    "zeros",
+]
