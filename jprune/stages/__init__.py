@@ -31,6 +31,7 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 `train.py`; `rounds.py` prunes in rounds with training in between.
 """
 
+from jprune.stages.activations import ByActivations
 from jprune.stages.admm import Admm, Cut, Sets
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
@@ -94,7 +95,7 @@ from jprune.stages.reinitialise import (
     TrainAnew,
     small,
 )
-from jprune.stages.rounds import evenly, in_rounds, kept_after, rounds_for, scheduled
+from jprune.stages.rounds import evenly, in_rounds, kept_after, parts, rounds_for, scheduled
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
@@ -110,6 +111,7 @@ __all__ = [
     "BeginAnew",
     "Boost",
     "BrainSurgery",
+    "ByActivations",
     "ByLasso",
     "ByThiNet",
     "CheckedStage",
@@ -188,6 +190,7 @@ __all__ = [
     "layer_adaptive_of",
     "obd_of",
     "opening",
+    "parts",
     "random_of",
     "random_weights_of",
     "record",

@@ -52,6 +52,7 @@ METHODS = {
         kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning three_d
         erk set rigl lamp
         depgraph
+        apoz
         """.split(),
         frozenset({FROZEN}),
     ),

@@ -59,7 +59,12 @@ def is_array(leaf):
 # ---- criteria -----------------------------------------------------------------------------------
 
 ALIVE = {name: np.arange(size) > 0 for name, size in UNITS.items()}
+STATISTICS = {"zeros": criteria.zeros}
 CRITERIA = {
+    **{
+        f"activations {name}": lambda make=make: criteria.activations(fn, GROUPS, make())
+        for name, make in STATISTICS.items()
+    },
     "magnitude": lambda: criteria.magnitude(1),
     "magnitude squared": lambda: criteria.magnitude(2),
     "layer_adaptive": lambda: criteria.layer_adaptive(),
@@ -89,6 +94,7 @@ def scores_of(criterion, *batches):
 
 def test_every_criterion_has_a_row():
     assert signature_names(criteria, "Criterion") == {row.partition(" ")[0] for row in CRITERIA}
+    assert signature_names(criteria, "Statistic") == {*STATISTICS}
 
 
 @each_criterion
@@ -133,9 +139,11 @@ def test_a_criterion_is_pure_and_compiled_once(row):
         return criterion.update(state, VARIABLES, batch)
 
     first = update(state, batch_of(0))
+    if criterion.again is not None:
+        first = update(criterion.again(update(first, batch_of(1))), batch_of(0))
     one, two = update(first, batch_of(1)), update(first, batch_of(1))
     # The first state may have other types than those behind it (an empty mean is an integer).
-    assert traced <= 2
+    assert traced <= (2 if criterion.again is None else 3)
     assert all(map(is_array, jax.tree.leaves(one)))
     equal = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
     jax.tree.map(equal, *(criterion.score(state, VARIABLES) for state in (one, two)))
