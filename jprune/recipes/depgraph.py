@@ -23,8 +23,8 @@ import dataclasses
 from jprune import allocate, errors
 from jprune.base import Budget, Recipe
 from jprune.stages.frame import framed
-from jprune.stages.group_decay import Fade, FadeUnits
 from jprune.stages.prune import Prune, coupled_of
+from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.rounds import evenly
 from jprune.stages.train import Train
 

@@ -19,7 +19,6 @@ from jprune.sparsify.centripetal import (
 from jprune.sparsify.clusters import cluster
 from jprune.sparsify.drop_grow import DropGrowState, drop_and_grow
 from jprune.sparsify.fista import FistaState, fista
-from jprune.sparsify.group_decay import GroupDecayState, decay_factors, group_decay
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.l1 import l1_decay
@@ -27,6 +26,7 @@ from jprune.sparsify.low_rank import low_rank, singular_values, soft_singular
 from jprune.sparsify.movement import MovementState, movement
 from jprune.sparsify.proximal import proximal
 from jprune.sparsify.refined import RefinedState, refined_ste
+from jprune.sparsify.relative_decay import RelativeDecayState, decay_factors, relative_decay
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
@@ -36,11 +36,11 @@ __all__ = [
     "CentripetalState",
     "DropGrowState",
     "FistaState",
-    "GroupDecayState",
     "GuardState",
     "HoldState",
     "MovementState",
     "RefinedState",
+    "RelativeDecayState",
     "ScheduledState",
     "SurgeryState",
     "admm",
@@ -52,7 +52,6 @@ __all__ = [
     "drop_and_grow",
     "dynamic_surgery",
     "fista",
-    "group_decay",
     "group_lasso",
     "group_penalty",
     "guarded",
@@ -66,6 +65,7 @@ __all__ = [
     "projection",
     "proximal",
     "refined_ste",
+    "relative_decay",
     "scheduled_prune",
     "singular_values",
     "soft_singular",

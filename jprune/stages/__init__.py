@@ -61,7 +61,6 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
-from jprune.stages.group_decay import Fade, FadeUnits
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.kronecker import PruneFilters
@@ -95,6 +94,7 @@ from jprune.stages.reinitialise import (
     TrainAnew,
     small,
 )
+from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.rounds import evenly, in_rounds, kept_after, parts, rounds_for, scheduled
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune

@@ -30,7 +30,6 @@ from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.centripetal import Pull
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
-from jprune.stages.group_decay import Fade, FadeUnits
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.movement import Movement
@@ -39,6 +38,7 @@ from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import Regulariser, Split
 from jprune.stages.reinitialise import TrainAnew
+from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.variational import Gate
 from jprune.train.net import Net

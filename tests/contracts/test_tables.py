@@ -351,7 +351,7 @@ SPARSIFIERS = {
         optax.sgd(0.1, 0.9),
         lambda weights: blocks.n_of_m(GROUPS, jax.tree.map(jnp.abs, weights), 1, 2),
     ),
-    "group_decay": lambda: sparsify.group_decay(blocks.coupled(GROUPS), 0.1),
+    "relative_decay": lambda: sparsify.relative_decay(blocks.coupled(GROUPS), 0.1),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),
     "low_rank": lambda: sparsify.low_rank(GROUPS, 0.1, steady, every=2),
     "scheduled_prune": lambda: sparsify.scheduled_prune(
@@ -362,7 +362,7 @@ SPARSIFIERS = {
     ),
 }
 NEED_NO_PARAMETERS = ("guarded",)
-FIRST = ("centripetal", "group_decay")
+FIRST = ("centripetal", "relative_decay")
 """They stand in front of the step; the others behind it, or are whole steps."""
 each_sparsifier = pytest.mark.parametrize("row", SPARSIFIERS)
 

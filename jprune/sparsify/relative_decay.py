@@ -20,8 +20,8 @@ from jprune.base import Params, Variables
 from jprune.blocks.members import Blocks, along, leaves_of, squares
 
 
-class GroupDecayState(NamedTuple):
-    """State of `group_decay`.
+class RelativeDecayState(NamedTuple):
+    """State of `relative_decay`.
 
     Attributes:
         step: how many were taken.
@@ -55,7 +55,7 @@ def decay_factors(norms: Any, alpha: float = 4.0) -> Any:
     return 2.0 ** (alpha * lightness(norms))
 
 
-def group_decay(
+def relative_decay(
     blocks: Blocks,
     strength: float,
     *,
@@ -88,28 +88,28 @@ def group_decay(
         >>> from jprune import blocks
         >>> v = {"a": jnp.array([[3.0, 1.0]]), "b": jnp.array([[4.0], [0.0]])}
         >>> groups = jprune.trace(lambda v, x: jax.nn.relu(x @ v["a"]) @ v["b"], v, jnp.ones(1))
-        >>> tx = group_decay(blocks.coupled(groups), strength=0.1)
+        >>> tx = relative_decay(blocks.coupled(groups), strength=0.1)
         >>> pull, _ = tx.update(jax.tree.map(jnp.zeros_like, v), tx.init(v), v)
         >>> pull["a"].round(2).tolist(), pull["b"].round(2).tolist()
         ([[0.30..., 1.60...]], [[0.40...], [0.0]])
     """
     if not (strength >= 0 and alpha >= 0 and (growth is None or growth >= 0) and every >= 1):
         raise errors.ArgumentError(
-            f"group_decay(strength={strength}, alpha={alpha}, growth={growth}, every={every}); "
+            f"relative_decay(strength={strength}, alpha={alpha}, growth={growth}, every={every}); "
             "every is 1 or more, the others 0 or more."
         )
     if not blocks:
-        raise errors.ArgumentError("group_decay got no units: there is nothing to decay.")
+        raise errors.ArgumentError("relative_decay got no units: there is nothing to decay.")
 
-    def init(params: Params) -> GroupDecayState:
+    def init(params: Params) -> RelativeDecayState:
         leaves_of(blocks, params)  # refuses parameters of another net
         factors = {name: jnp.full(block.size, strength) for name, block in blocks.items()}
-        return GroupDecayState(jnp.zeros((), jnp.int32), factors)
+        return RelativeDecayState(jnp.zeros((), jnp.int32), factors)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         if params is None:
             raise errors.ArgumentError(
-                "group_decay needs the parameters: call tx.update(gradients, state, params)."
+                "relative_decay needs the parameters: call tx.update(gradients, state, params)."
             )
         norms = {name: _norms(square) for name, square in squares(blocks, params).items()}
         if growth is None:
@@ -121,7 +121,7 @@ def group_decay(
             # lambda_k <- lambda_k + delta (I_max - I_k) / (I_max - I_min)
             now = {n: state.factors[n] + grows * lightness(norm) for n, norm in norms.items()}
             after = jax.tree.map(lambda new, old: new.astype(old.dtype), now, dict(state.factors))
-        return _decayed(blocks, updates, params, now), GroupDecayState(state.step + 1, after)
+        return _decayed(blocks, updates, params, now), RelativeDecayState(state.step + 1, after)
 
     return optax.GradientTransformation(init, update)
 

@@ -10,7 +10,7 @@ import optax
 from jprune import errors
 from jprune.base import Learner, Pruned, Records, Schedule, Task
 from jprune.blocks import coupled
-from jprune.sparsify.group_decay import group_decay
+from jprune.sparsify.relative_decay import relative_decay
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 
@@ -26,7 +26,7 @@ class Fade:
     """A `Wrap` with a decay that is the stronger, the less a unit weighs.
 
     Attributes:
-        strength: see `jprune.sparsify.group_decay`; None: see `settled`.
+        strength: see `jprune.sparsify.relative_decay`; None: see `settled`.
         alpha: see there.
         growing: whether factors grow instead.
         growth: by how much; None: by twice the strength over the whole training.
@@ -68,7 +68,7 @@ class Fade:
             raise errors.ArgumentError(
                 "Fade without a strength: write one, or take the stage FadeUnits, which finds it."
             )
-        decay = group_decay(
+        decay = relative_decay(
             coupled(net.groups, shifts=self.shifts), self.strength, alpha=self.alpha,
             growth=self.growth if self.growing else None, every=max(1, self.every),
         )  # fmt: skip
