@@ -1,7 +1,7 @@
 """What lives or dies together: one vocabulary of blocks, made from `groups` alone.
 
-Units and branches: `filters`, `channels`, `branches`. Patterns within a kernel: `weights`,
-`vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. Functions of them: `norms`, `scale`,
+Units and branches: `filters`, `channels`, `scales`, `branches`. Patterns within a kernel:
+`weights`, `vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. Functions: `norms`, `scale`,
 `pool` (scores of weights to scores of groups), `spread` (masks of groups to masks of weights),
 `alive` and `masks` (the groups that are not 0, as masks), `lift` (units that a pattern leaves no
 reader). `of_kinds` makes them by the words that options of methods use.
@@ -18,7 +18,7 @@ from jprune.blocks.grains import block, columns, kernels, n_of_m, rows, vectors,
 from jprune.blocks.kinds import of_kinds
 from jprune.blocks.masks import alive, masks, spread
 from jprune.blocks.members import Block, Blocks, Member, norms, pool, scale, squares
-from jprune.blocks.units import branches, channels, filters
+from jprune.blocks.units import branches, channels, filters, scales
 from jprune.masks import lift
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "pool",
     "rows",
     "scale",
+    "scales",
     "spread",
     "squares",
     "vectors",

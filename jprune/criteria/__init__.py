@@ -12,7 +12,8 @@ from jprune.criteria.magnitude import magnitude
 from jprune.criteria.masked import masked
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
+from jprune.criteria.scales import scales
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
 
-__all__ = ["kronecker", "magnitude", "masked", "obd", "random", "std_rule", "taylor"]
+__all__ = ["kronecker", "magnitude", "masked", "obd", "random", "scales", "std_rule", "taylor"]
