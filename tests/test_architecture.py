@@ -42,6 +42,7 @@ OF_METHODS = ("criteria", "allocate", "sparsify", "reconstruct", "learners", "se
 SHARED = (
     "budgets",
     "folded",
+    "group_decay",
     "moments",
     "space",
     "methods",

@@ -31,6 +31,7 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 `train.py`; `rounds.py` prunes in rounds with training in between.
 """
 
+from jprune.stages.active_gradients import Active, CutPassive, TrainActive
 from jprune.stages.admm import Admm, Cut, Sets
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
@@ -59,7 +60,9 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
+from jprune.stages.growing_decay import Grow, Growing
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
@@ -77,6 +80,7 @@ from jprune.stages.prune import (
     random_weights_of,
     taylor_of,
 )
+from jprune.stages.ranked_decay import RaiseByRank, Ranked
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -86,6 +90,7 @@ from jprune.stages.reinitialise import (
     small,
 )
 from jprune.stages.rounds import evenly, in_rounds, kept_after, rounds_for, scheduled
+from jprune.stages.scales import L1OfScales, PruneScales, ShrinkScales
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
@@ -95,6 +100,7 @@ from jprune.stages.train import Train, trained
 from jprune.stages.variational import Gate, Select
 
 __all__ = [
+    "Active",
     "Admm",
     "Adversarial",
     "Approximate",
@@ -104,13 +110,20 @@ __all__ = [
     "ByLasso",
     "ByThiNet",
     "CheckedStage",
+    "ChooseGroups",
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutGroups",
+    "CutPassive",
     "DynamicSurgery",
     "Evaluate",
     "EvaluateDeformed",
     "Gate",
+    "Grouped",
+    "Grow",
+    "Growing",
+    "L1OfScales",
     "L1Penalty",
     "LayerWise",
     "LongStage",
@@ -126,7 +139,10 @@ __all__ = [
     "Prune",
     "PruneFilters",
     "PruneRound",
+    "PruneScales",
     "Pull",
+    "RaiseByRank",
+    "Ranked",
     "ReadOff",
     "Recalibrate",
     "Redraw",
@@ -145,11 +161,13 @@ __all__ = [
     "SettleSoftMasks",
     "SettleSurgery",
     "Shrink",
+    "ShrinkScales",
     "ShuffleMasks",
     "Small",
     "Soft",
     "StdPrune",
     "Train",
+    "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
     "by_least_squares",
