@@ -43,6 +43,7 @@ SHARED = (
     "activations",
     "budgets",
     "folded",
+    "group_decay",
     "hidden",
     "moments",
     "space",

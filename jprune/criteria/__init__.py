@@ -16,6 +16,7 @@ from jprune.criteria.magnitude import magnitude
 from jprune.criteria.masked import masked
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
+from jprune.criteria.scales import scales
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
 from jprune.criteria.zeros import rectified, zeros
@@ -32,6 +33,7 @@ __all__ = [
     "places_read",
     "random",
     "rectified",
+    "scales",
     "std_rule",
     "taylor",
     "zeros",

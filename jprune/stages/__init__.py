@@ -32,6 +32,7 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 """
 
 from jprune.stages.activations import ByActivations
+from jprune.stages.active_gradients import Active, CutPassive, TrainActive
 from jprune.stages.admm import Admm, Cut, Sets
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
@@ -61,7 +62,9 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
+from jprune.stages.growing_decay import Grow, Growing
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
@@ -86,6 +89,7 @@ from jprune.stages.prune import (
     taylor_of,
 )
 from jprune.stages.random_masks import RandomMasks
+from jprune.stages.ranked_decay import RaiseByRank, Ranked
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -96,6 +100,7 @@ from jprune.stages.reinitialise import (
 )
 from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.rounds import evenly, in_rounds, kept_after, parts, rounds_for, scheduled
+from jprune.stages.scales import L1OfScales, PruneScales, ShrinkScales
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
@@ -105,6 +110,7 @@ from jprune.stages.train import Train, trained
 from jprune.stages.variational import Gate, Select
 
 __all__ = [
+    "Active",
     "Admm",
     "Adversarial",
     "Approximate",
@@ -115,9 +121,12 @@ __all__ = [
     "ByLasso",
     "ByThiNet",
     "CheckedStage",
+    "ChooseGroups",
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutGroups",
+    "CutPassive",
     "CutSupport",
     "DropGrow",
     "DynamicSurgery",
@@ -126,6 +135,10 @@ __all__ = [
     "Fade",
     "FadeUnits",
     "Gate",
+    "Grouped",
+    "Grow",
+    "Growing",
+    "L1OfScales",
     "L1Penalty",
     "LayerWise",
     "LongStage",
@@ -144,9 +157,12 @@ __all__ = [
     "PruneFilters",
     "PruneNOfM",
     "PruneRound",
+    "PruneScales",
     "Pull",
+    "RaiseByRank",
     "RandomMasks",
     "RankPenalty",
+    "Ranked",
     "ReadOff",
     "Recalibrate",
     "Redraw",
@@ -167,12 +183,14 @@ __all__ = [
     "SettleSoftMasks",
     "SettleSurgery",
     "Shrink",
+    "ShrinkScales",
     "ShuffleMasks",
     "Small",
     "Soft",
     "Split",
     "StdPrune",
     "Train",
+    "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
     "by_least_squares",
