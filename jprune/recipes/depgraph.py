@@ -83,19 +83,16 @@ def depgraph(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'fade', 'prune', 'prune', 'before_finetune', 'finetune']
     """
-    words = (
-        (regularizer, REGULARIZERS, "regularizer"),
-        (allocator, allocate.ALLOCATORS, "allocator"),
+    errors.check_words(
+        "depgraph",
+        ("regularizer", regularizer, REGULARIZERS),
+        ("allocator", allocator, allocate.ALLOCATORS),
     )
-    for word, choices, option in words:
-        if word not in choices:
-            raise errors.ArgumentError(
-                f"depgraph({option}={word!r}); write one of {', '.join(choices)}."
-            )
-    if not 0 < stop < 1 or rounds < 1:
-        raise errors.ArgumentError(
-            f"depgraph(stop={stop}, rounds={rounds}); stop is in (0, 1), rounds are 1 or more."
-        )
+    errors.check_numbers(
+        "depgraph",
+        ("stop", stop, 0 < stop < 1, "in (0, 1)"),
+        ("rounds", rounds, rounds >= 1, "1 or more"),
+    )
     if regularizer != "growing" and (growth is not None or every):
         raise errors.ArgumentError(
             f"depgraph(regularizer={regularizer!r}, growth={growth}, every={every}): nothing "

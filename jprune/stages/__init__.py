@@ -33,7 +33,7 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 
 from jprune.stages.activations import ByActivations
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
-from jprune.stages.admm import Admm, Cut, Sets
+from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
@@ -102,6 +102,7 @@ from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.rounds import evenly, in_rounds, kept_after, parts, rounds_for, scheduled
 from jprune.stages.scales import L1OfScales, PruneScales, ShrinkScales
 from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.splitting import Sets
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery

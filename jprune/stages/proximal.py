@@ -15,9 +15,8 @@ from jprune.blocks import Blocks
 from jprune.blocks.kinds import least_of
 from jprune.masks import apply_masks
 from jprune.sparsify import admm, proximal
-from jprune.stages.admm import Sets
 from jprune.stages.frame import fractions, record
-from jprune.stages.splitting import pulled, refuse_diverged, steps_of_round
+from jprune.stages.splitting import Sets, pulled, refuse_diverged, steps_of_round
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.numbers import Numbers, per_name

@@ -27,7 +27,7 @@ from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
 from jprune.recipes import LongStage, Train
 from jprune.stages.active_gradients import TrainActive
-from jprune.stages.admm import Admm, Sets
+from jprune.stages.admm import Admm
 from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.centripetal import Pull
 from jprune.stages.drop_grow import DropGrow
@@ -45,6 +45,7 @@ from jprune.stages.ranked_decay import RaiseByRank
 from jprune.stages.reinitialise import TrainAnew
 from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.scales import ShrinkScales
+from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.variational import Gate
 from jprune.train.net import Net

@@ -180,7 +180,7 @@ def test_the_recipe_cuts_light_units_in_rounds():
     ({"regularizer": "l2"}, "regularizer='l2'.*group, growing, none"),
     ({"allocator": "best"}, "allocator='best'"),
     ({"stop": 0.0}, "stop is in"),
-    ({"rounds": 0}, "rounds are 1 or more"),
+    ({"rounds": 0}, "rounds is 1 or more"),
     ({"growth": 0.1}, "nothing grows"),
     ({"reg": -1.0}, "0 or more"),
 ])  # fmt: skip

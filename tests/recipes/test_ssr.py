@@ -15,9 +15,9 @@ from jprune.base import Budget, Pruned
 from jprune.masks import apply_masks
 from jprune.recipes import Train
 from jprune.sparsify import admm, projection, proximal
-from jprune.stages.admm import Sets
 from jprune.stages.frame import check
 from jprune.stages.proximal import CutSupport, Regulariser, Split
+from jprune.stages.splitting import Sets
 from jprune.train.net import Net
 from tests.contracts import own
 from tests.recipes.test_ssl import rows_of
