@@ -153,6 +153,7 @@ def leaves(tree):
     }
 
 
+@pytest.mark.filterwarnings("ignore:with rise")  # three steps are too few
 @pytest.mark.parametrize(
     "stage",
     [
