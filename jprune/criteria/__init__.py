@@ -9,8 +9,11 @@ an underscore.
 """
 
 from jprune.criteria.activations import Statistic, activations, places_read
+from jprune.criteria.entropy import entropy
+from jprune.criteria.independence import independence
 from jprune.criteria.kronecker import kronecker
 from jprune.criteria.magnitude import magnitude
+from jprune.criteria.map_rank import map_rank
 from jprune.criteria.masked import masked
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
@@ -21,8 +24,11 @@ from jprune.criteria.zeros import rectified, zeros
 __all__ = [
     "Statistic",
     "activations",
+    "entropy",
+    "independence",
     "kronecker",
     "magnitude",
+    "map_rank",
     "masked",
     "obd",
     "places_read",

@@ -59,7 +59,12 @@ def is_array(leaf):
 # ---- criteria -----------------------------------------------------------------------------------
 
 ALIVE = {name: np.arange(size) > 0 for name, size in UNITS.items()}
-STATISTICS = {"zeros": criteria.zeros}
+STATISTICS = {
+    "zeros": criteria.zeros,
+    "entropy": criteria.entropy,
+    "map_rank": criteria.map_rank,
+    "independence": criteria.independence,
+}
 CRITERIA = {
     **{
         f"activations {name}": lambda make=make: criteria.activations(fn, GROUPS, make())
