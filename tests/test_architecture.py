@@ -43,6 +43,8 @@ SHARED = (
     "activations",
     "budgets",
     "folded",
+    "group_decay",
+    "hidden",
     "moments",
     "space",
     "methods",

@@ -9,14 +9,17 @@ an underscore.
 """
 
 from jprune.criteria.activations import Statistic, activations, places_read
+from jprune.criteria.coupled_norm import coupled_norm
 from jprune.criteria.entropy import entropy
 from jprune.criteria.independence import independence
 from jprune.criteria.kronecker import kronecker
+from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.map_rank import map_rank
 from jprune.criteria.masked import masked
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
+from jprune.criteria.scales import scales
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
 from jprune.criteria.zeros import rectified, zeros
@@ -24,9 +27,11 @@ from jprune.criteria.zeros import rectified, zeros
 __all__ = [
     "Statistic",
     "activations",
+    "coupled_norm",
     "entropy",
     "independence",
     "kronecker",
+    "layer_adaptive",
     "magnitude",
     "map_rank",
     "masked",
@@ -34,6 +39,7 @@ __all__ = [
     "places_read",
     "random",
     "rectified",
+    "scales",
     "std_rule",
     "taylor",
     "zeros",

@@ -28,6 +28,8 @@ from jprune.base import (
     is_none,
     run_criterion,
 )
+from jprune.criteria.coupled_norm import coupled_norm
+from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
@@ -210,6 +212,17 @@ def l2_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     return magnitude(2)
 
 
+def layer_adaptive_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+    """The square of a weight over those of its kernel that are no smaller.
+
+    References:
+        Lee, Park, Mo, Ahn, Shin, Layer-adaptive sparsity for the magnitude-based pruning, 2021,
+        arXiv 2010.07611.
+    """
+    del task, groups, key
+    return layer_adaptive()
+
+
 def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """One number a unit, drawn evenly from [0, 1).
 
@@ -243,6 +256,25 @@ def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
 
 def _taylor(net: Net, loss: Any) -> Criterion:
     return taylor(net.task.fn, loss, net.groups, form="gate", at="norm")
+
+
+def coupled_of(order: int = 2, normalize: str = "max", shifts: bool = False) -> CriterionOf:
+    """The norm of all that belongs to a unit.
+
+    Args:
+        order: see `criteria.coupled_norm`.
+        normalize: see there.
+        shifts: see there.
+
+    References:
+        Fang, Ma, Song, Mi, Wang, DepGraph: towards any structural pruning, 2023, arXiv 2301.12900.
+    """
+
+    def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+        del task, key
+        return coupled_norm(groups, order, normalize, shifts)
+
+    return criterion
 
 
 def obd_of(estimator: Estimator, negative: str = "clip", weight_decay: float = 0.0) -> CriterionOf:

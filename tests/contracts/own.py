@@ -161,8 +161,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lottery_ticket": {"rounds": 1},
     "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
     "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
+    "depgraph": {"rounds": 1},
     "taylor": {"rounds": 1},
     "han": {"rounds": 1},
+    "lamp": {"rounds": 1},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
     **{
