@@ -28,7 +28,6 @@ from jprune import allocate, errors
 from jprune.base import Budget, Recipe
 from jprune.blocks.kinds import as_words
 from jprune.sparsify.proximal import NORMS
-from jprune.stages.admm import Sets
 from jprune.stages.frame import framed
 from jprune.stages.proximal import CutSupport, Regulariser, Split
 from jprune.stages.train import Train
@@ -109,8 +108,7 @@ def ssr(
             "parts and rounds are 1 or more, rho is above 0."
         )
     chosen = None if names is None else as_words(names)
-    sets = Sets(budget, ("filter",), None, chosen, allocator, affine)
-    regulariser = Regulariser(sets, norm, strength, parts)
+    regulariser = Regulariser(budget, chosen, allocator, affine, norm, strength, parts)
     share = lambda fraction: fraction * finetune.epochs / parts
     # Constant, or the last rounds would have no W-step; decay would pull at rows beside the copy.
     during = dataclasses.replace(

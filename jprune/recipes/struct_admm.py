@@ -20,9 +20,9 @@ from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.blocks.kinds import as_words, words_of
 from jprune.stages.admm import Admm, Cut, Sets
-from jprune.stages.admm_options import check_numbers, check_words
 from jprune.stages.frame import Evaluate, Save
 from jprune.stages.rounds import evenly
+from jprune.stages.splitting import check_numbers, check_words
 from jprune.stages.train import Train
 from jprune.train.numbers import Numbers
 

@@ -1,4 +1,4 @@
-"""Training with a copy of the weights and duals: what its methods share."""
+"""Training with a copy of the weights and duals: what its stages share, and options of ADMM."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,10 +7,13 @@ from typing import Any
 import jax
 
 from jprune import errors
+from jprune.allocate import ALLOCATORS
 from jprune.base import Batch, Learner, Pruned, Task
 from jprune.blocks import Blocks
 from jprune.train.net import Net
 from jprune.train.step import TrainState
+
+OPTIMIZERS = ("adam", "sgd")
 
 LEAST = 100
 """The fewest steps of a round: in fewer, duals outrun the weights, and supports flip."""
@@ -97,3 +100,37 @@ def refuse_diverged(stopped: int) -> None:
             "has left. Write a smaller rho where the loss grew, a larger one or growth=1.1 "
             "where the rounds cycled, or a larger limit."
         )
+
+
+def check_words(
+    groups: str | Sequence[str], kinds: Sequence[str], allocator: str, optimizer: str
+) -> None:
+    """Refuses filters with channels, and allocators and optimizers that there are not.
+
+    Raises:
+        ArgumentError: the message says what to write instead.
+    """
+    if {"filter", "channel"} <= set(kinds):
+        raise errors.ArgumentError(
+            f"groups={groups!r}: a unit would have to be kept twice, as a filter and as a channel, "
+            "and the two supports differ. Write one of them."
+        )
+    if allocator not in ALLOCATORS or optimizer not in OPTIMIZERS:
+        raise errors.ArgumentError(
+            f"struct_admm(allocator={allocator!r}, optimizer={optimizer!r}); write one of "
+            f"{', '.join(ALLOCATORS)}, and one of {', '.join(OPTIMIZERS)}."
+        )
+
+
+def check_numbers(*options: tuple[str, float | None, bool, str]) -> None:
+    """Refuses options out of range.
+
+    Args:
+        *options: (option, value, whether it is right, what is right) of each.
+
+    Raises:
+        ArgumentError: one is not right.
+    """
+    for name, value, right, expected in options:
+        if not right:
+            raise errors.ArgumentError(f"struct_admm({name}={value}); {name} is {expected}.")

@@ -231,7 +231,7 @@ def test_prox_steps_make_zeros_without_a_mask_and_zeros_come_back(net):
     "stage",
     [
         Admm(SHORT, Sets(Budget(density=0.5)), rounds=3),
-        Split(SHORT, Regulariser(Sets(Budget(density=0.5))), rounds=3),
+        Split(SHORT, Regulariser(Budget(density=0.5)), rounds=3),
     ],
     ids=["Admm", "Split"],
 )
