@@ -1,4 +1,4 @@
-"""Blocks whose groups are units or branches of residual sums: filters, channels, branches."""
+"""Blocks whose groups are units or branches: filters, channels, scales, branches."""
 
 from collections.abc import Collection, Sequence
 
@@ -95,6 +95,30 @@ def coupled(groups: Groups, names: Sequence[str] | None = None, *, shifts: bool 
     """
     counted = ("kernel", "scale", "in", *(("shift",) if shifts else ()))
     return _of_units("unit", groups, names, counted, ())
+
+
+def scales(groups: Groups, names: Sequence[str] | None = None) -> Blocks:
+    """The scales of norms that multiply a unit, over all its places; a block is an engine group.
+
+    Args:
+        groups: from `trace`.
+        names: of groups; None: all that have a norm with scales.
+
+    Raises:
+        FrozenError: a name is that of a leaf that the engine has frozen; the message says why.
+        StructureError: no such group, or one without scales.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> from jprune import blocks
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"] * v["scale"], 0) @ v["second"]
+        >>> variables = {
+        ...     "first": jnp.ones((2, 3)), "scale": jnp.arange(3.0), "second": jnp.ones((3, 1))}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 2)))
+        >>> blocks.norms(blocks.scales(groups), variables)["first"].tolist()
+        [0.0, 1.0, 2.0]
+    """
+    return _of_units("scale", groups, names, ("scale",), ())
 
 
 def _of_units(

@@ -23,8 +23,8 @@ import dataclasses
 from jprune import allocate, errors
 from jprune.base import Budget, Recipe
 from jprune.stages.frame import framed
-from jprune.stages.group_decay import Fade, FadeUnits
 from jprune.stages.prune import Prune, coupled_of
+from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.rounds import evenly
 from jprune.stages.train import Train
 
@@ -83,19 +83,16 @@ def depgraph(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'fade', 'prune', 'prune', 'before_finetune', 'finetune']
     """
-    words = (
-        (regularizer, REGULARIZERS, "regularizer"),
-        (allocator, allocate.ALLOCATORS, "allocator"),
+    errors.check_words(
+        "depgraph",
+        ("regularizer", regularizer, REGULARIZERS),
+        ("allocator", allocator, allocate.ALLOCATORS),
     )
-    for word, choices, option in words:
-        if word not in choices:
-            raise errors.ArgumentError(
-                f"depgraph({option}={word!r}); write one of {', '.join(choices)}."
-            )
-    if not 0 < stop < 1 or rounds < 1:
-        raise errors.ArgumentError(
-            f"depgraph(stop={stop}, rounds={rounds}); stop is in (0, 1), rounds are 1 or more."
-        )
+    errors.check_numbers(
+        "depgraph",
+        ("stop", stop, 0 < stop < 1, "in (0, 1)"),
+        ("rounds", rounds, rounds >= 1, "1 or more"),
+    )
     if regularizer != "growing" and (growth is not None or every):
         raise errors.ArgumentError(
             f"depgraph(regularizer={regularizer!r}, growth={growth}, every={every}): nothing "

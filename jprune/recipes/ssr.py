@@ -30,6 +30,7 @@ from jprune.blocks.kinds import as_words
 from jprune.sparsify.proximal import NORMS
 from jprune.stages.frame import framed
 from jprune.stages.proximal import CutSupport, Regulariser, Split
+from jprune.stages.splitting import Sets
 from jprune.stages.train import Train
 from jprune.train.numbers import Numbers
 
@@ -91,24 +92,17 @@ def ssr(
         >>> [stage.name for stage in recipe if stage.name not in ("save", "dense")]
         ['split', 'prune', 'between', 'split', 'prune', 'before_finetune', 'finetune']
     """
-    words = ((norm, NORMS, "norm"), (allocator, allocate.ALLOCATORS, "allocator"))
-    for word, choices, option in words:
-        if word not in choices:
-            raise errors.ArgumentError(
-                f"ssr({option}={word!r}); write one of {', '.join(choices)}."
-            )
-    if (
-        not 0 < stop < 1
-        or parts < 1
-        or (rho is not None and not rho > 0)
-        or (rounds is not None and rounds < 1)
-    ):
-        raise errors.ArgumentError(
-            f"ssr(stop={stop}, parts={parts}, rho={rho}, rounds={rounds}); stop is in (0, 1), "
-            "parts and rounds are 1 or more, rho is above 0."
-        )
+    errors.check_words("ssr", ("norm", norm, NORMS), ("allocator", allocator, allocate.ALLOCATORS))
+    errors.check_numbers(
+        "ssr",
+        ("stop", stop, 0 < stop < 1, "in (0, 1)"),
+        ("parts", parts, parts >= 1, "1 or more"),
+        ("rho", rho, rho is None or rho > 0, "above 0"),
+        ("rounds", rounds, rounds is None or rounds >= 1, "1 or more"),
+    )
     chosen = None if names is None else as_words(names)
-    regulariser = Regulariser(budget, chosen, allocator, affine, norm, strength, parts)
+    sets = Sets(budget, ("filter",), None, chosen, allocator, affine)
+    regulariser = Regulariser(sets, norm, strength, parts)
     share = lambda fraction: fraction * finetune.epochs / parts
     # Constant, or the last rounds would have no W-step; decay would pull at rows beside the copy.
     during = dataclasses.replace(

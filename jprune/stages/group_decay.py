@@ -1,114 +1,180 @@
-"""Training under a weight decay that depends on what units weigh."""
+"""Groups that weight decay is to take away: which they are, how they are chosen, and their cut."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 import jax
-import optax
+import numpy as np
 
-from jprune import errors
-from jprune.base import Learner, Pruned, Records, Schedule, Task
-from jprune.blocks import coupled
-from jprune.sparsify.group_decay import group_decay
-from jprune.stages.train import Train, trained
+from jprune import allocate, blocks, errors
+from jprune.base import Budget, Pruned, Records, Task, Variables
+from jprune.blocks import Blocks
+from jprune.masks import apply_masks
+from jprune.stages.centripetal import drift
+from jprune.stages.frame import fractions, record
 from jprune.train.net import Net
+from jprune.train.optimizers import Sgd
 
-WAY = 1.2
-"""Sum over the authors' steps of lambda and the rate: the decay of their largest units, in nats."""
-
-SAFE = 0.5
-"""The most that a step takes off a weight: more would throw it past 0."""
+KINDS = ("filter", "channel", "column")
 
 
 @dataclasses.dataclass(frozen=True)
-class Fade:
-    """A `Wrap` with a decay that is the stronger, the less a unit weighs.
+class Grouped:
+    """What the groups are.
 
     Attributes:
-        strength: see `jprune.sparsify.group_decay`; None: see `settled`.
-        alpha: see there.
-        growing: whether factors grow instead.
-        growth: by how much; None: by twice the strength over the whole training.
-        every: steps from one growth to the next; 0: an epoch.
-        shifts: whether biases and shifts decay too.
+        kind: of `KINDS`.
+        names: of engine groups or kernels; None: all.
+        scales: whether the scales and shifts of norms, and biases, are weights of their filter.
     """
 
-    strength: float | None = 5e-4
-    alpha: float = 4.0
-    growing: bool = False
-    growth: float | None = None
-    every: int = 0
-    shifts: bool = False
+    kind: str = "filter"
+    names: tuple[str, ...] | None = None
+    scales: bool = True
 
-    def settled(self, train: Train, task: Task) -> "Fade":
-        """With numbers for None.
+    def of(self, net: Net, budget: Budget, scales: bool | None = None) -> Blocks:
+        """The blocks, those that a floor keeps whole left out.
 
-        The strength is such that the units that weigh most lose as much as in the authors' 100
-        epochs, e^-1.2, whatever the rates and steps are; but no step takes more than a half off a
-        weight.
+        Args:
+            net: whose groups.
+            budget: whose floors are read.
+            scales: in the place of the attribute.
+
+        Raises:
+            ArgumentError: another kind.
+            FrozenError, StructureError: see `blocks.of_kinds`.
         """
-        rates = train.rates(task)
-        every = self.every or max(1, task.data.sizes["train"] // train.batch_size)
-        strength = self.strength
-        if strength is None:
-            largest = 3.0 if self.growing else 2.0**self.alpha
-            strength = float(min(WAY / rates.sum(), SAFE / (largest * rates.max())))
-        growth = self.growth
-        if growth is None:
-            # From lambda to 3 lambda, as 100 times 1e-5 over 5e-4
-            growth = 2 * strength / -(-len(rates) // every)
-        return dataclasses.replace(self, strength=strength, growth=growth, every=every)
+        if self.kind not in KINDS:
+            raise errors.ArgumentError(f"group={self.kind!r}; write one of {', '.join(KINDS)}.")
+        whole = self.scales if scales is None else scales
+        (found,) = blocks.of_kinds(
+            net.groups, (self.kind,), self.names, scales=whole, shifts=whole, floors=budget.floors
+        )
+        return found
 
-    def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
-        """As `jprune.base.Wrap`."""
-        del rate, key
-        if self.strength is None:
-            raise errors.ArgumentError(
-                "Fade without a strength: write one, or take the stage FadeUnits, which finds it."
-            )
-        decay = group_decay(
-            coupled(net.groups, shifts=self.shifts), self.strength, alpha=self.alpha,
-            growth=self.growth if self.growing else None, every=max(1, self.every),
-        )  # fmt: skip
-        # In the gradient: momentum gathers it like any other decay.
-        return lambda inner: optax.chain(decay, inner)
+    def sizes(self, net: Net, budget: Budget, variables: Variables) -> dict[str, np.ndarray]:
+        """{block: [groups]}: the mean |w| of a group's kernels; -inf where it is 0."""
+        of = self.of(net, budget, scales=False)
+        leaves = net.leaves(variables)
+        absolute = {path: np.abs(np.asarray(leaves[path], float)) for path in of.counted}
+        means = blocks.pool(of, absolute, "mean")
+        return {name: np.where(mean > 0, mean, -np.inf) for name, mean in means.items()}
+
+    def stay(self, pruned: Pruned, task: Task, budget: Budget) -> dict[str, np.ndarray]:
+        """Which groups a budget keeps, the same fraction in every block, by their mean |w|.
+
+        Raises:
+            ArgumentError: weights that are NaN.
+            BudgetError: the budget cannot be met.
+        """
+        net, of = Net(task), self.of(Net(task), budget)
+        scores = {of.kind: self.sizes(net, budget, pruned.variables)}
+        chosen = allocate.jointly([of], scores, budget, net.cost, allocate.uniform, pruned.masks)
+        return {name: np.asarray(mask, bool) for name, mask in chosen[of.kind].items()}
+
+    def check(self, task: Task, budget: Budget) -> None:
+        """Refuses a net without such groups, and a budget that they cannot meet."""
+        net, of = Net(task), self.of(Net(task), budget)
+        whole = {of.kind: {name: np.ones(block.size) for name, block in of.items()}}
+        allocate.refuse_impossible_jointly([of], whole, budget, net.cost)
+
+
+def refuse_swings(sgd: Sgd, strength: float) -> None:
+    """Refuses a decay that is too strong for the learning rate: weights would swing ever wider."""
+    most = float(np.max(np.asarray(sgd.rate(np.arange(sgd.taken)))))
+    # A step takes off at least rate * strength of a weight, and 1 / (1 - m) of it with momentum.
+    if strength * most > 1:
+        raise errors.ArgumentError(
+            f"ceiling={strength} at a learning rate of {most:.2g}: a step would take more than a "
+            f"whole weight. Write a ceiling of {1 / most:.2g} or less, or a smaller learning rate."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class FadeUnits:
-    """Training in which small units fade; nothing becomes 0.
+class ChooseGroups:
+    """Chooses the groups with the smallest mean |w|, the same fraction of every block.
+
+    Afterwards `extra` has those that stay (`alive`).
 
     Attributes:
-        train: how long, and how.
-        fade: how units fade.
-        name: of the records.
+        budget: what may be kept.
+        grouped: what the groups are.
+        name: of the record: how many groups are chosen.
     """
 
-    train: Train
-    fade: Fade
-    name: str = "fade"
-
-    def __post_init__(self):
-        fade = self.fade
-        numbers = (fade.strength or 0, fade.alpha, fade.growth or 0, fade.every)
-        if not all(number >= 0 for number in numbers):
-            raise errors.ArgumentError(
-                f"reg={fade.strength}, alpha={fade.alpha}, growth={fade.growth}, "
-                f"every={fade.every}; each is 0 or more."
-            )
+    budget: Budget
+    grouped: Grouped = Grouped()
+    name: str = "choose"
 
     def check(self, task: Task) -> None:
-        """Refuses an average of weights that fade."""
-        self.train.takes("decay of units", "optimizer", "warmup", "clip", "accumulate")
-
-    def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
-        """The training in steps."""
-        self.check(task)
-        wrap = self.fade.settled(self.train, task)
-        stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)
-        return stage.learner(pruned, task, key)
+        """As `Grouped.check`."""
+        self.grouped.check(task, self.budget)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
-        """Trains to the end, in memory; one record of the last step's metrics."""
-        return trained(self.learner(pruned, task, key), self.name)
+        """The same net, and what was chosen."""
+        del key
+        alive = self.grouped.stay(pruned, task, self.budget)
+        chosen = sum(int((~mask).sum()) for mask in alive.values())
+        extra = {"alive": alive, "late": np.asarray(0)}
+        return pruned._replace(extra=extra), [record(self.name, {"chosen": chosen})]
+
+
+def alive_in(pruned: Pruned) -> dict[str, np.ndarray]:
+    """The groups that stay, which an earlier stage put into `extra`.
+
+    Raises:
+        ArgumentError: there are none.
+    """
+    if not (isinstance(pruned.extra, Mapping) and "alive" in pruned.extra):
+        raise errors.ArgumentError(
+            "the net comes without chosen groups. Put ChooseGroups(budget) before Grow, and that "
+            "or RaiseByRank before CutGroups."
+        )
+    return {name: np.asarray(mask, bool) for name, mask in pruned.extra["alive"].items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class CutGroups:
+    """Masks the groups that decay was to take away, and says what they still were.
+
+    Attributes:
+        budget: what may be kept.
+        grouped: what the groups are.
+        name: of the record: fractions kept, `decayed` (the norm of the groups that go over that of
+            all), `drift` (the largest change of an output over the largest output, on validation
+            images) and `late` (how many groups had not come to the ceiling).
+    """
+
+    budget: Budget
+    grouped: Grouped = Grouped()
+    name: str = "prune"
+
+    def check(self, task: Task) -> None:
+        """As `Grouped.check`."""
+        self.grouped.check(task, self.budget)
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The net under its masks.
+
+        Raises:
+            ArgumentError: no groups were chosen.
+        """
+        del key
+        net, alive = Net(task), alive_in(pruned)
+        of = self.grouped.of(net, self.budget)
+        masks = blocks.masks(of, alive, pruned.masks)
+        variables = apply_masks(pruned.variables, net.weight_masks(masks))
+        norms = blocks.norms(of, pruned.variables)
+        square = lambda name, keep: float((norms[name][keep] ** 2).sum())
+        gone, whole = (
+            sum(square(name, ~alive[name]) for name in of),
+            sum(square(name, ...) for name in of),
+        )
+        metrics = {
+            **fractions(task, masks),
+            "decayed": (gone / max(whole, np.finfo(float).tiny)) ** 0.5,
+            "drift": drift(task, pruned.variables, variables),
+            "late": int(pruned.extra["late"]),
+        }
+        after = pruned._replace(variables=variables, masks=masks, extra=None)
+        return after, [record(self.name, metrics)]

@@ -16,7 +16,7 @@ from jprune.blocks.kinds import least_of
 from jprune.masks import apply_masks
 from jprune.sparsify import admm, proximal
 from jprune.stages.frame import fractions, record
-from jprune.stages.splitting import pulled, refuse_diverged, steps_of_round
+from jprune.stages.splitting import Sets, pulled, refuse_diverged, steps_of_round
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.numbers import Numbers, per_name
@@ -34,21 +34,16 @@ class Regulariser:
     """Group sparsity of filters, and the parts in which a net is treated.
 
     Attributes:
-        budget: what may be kept.
-        names: of groups; None: all.
-        spread: how the budget is divided among groups, "uniform" or "global_topk".
-        affine: whether the norm of a filter counts its scales and shifts.
+        sets: the filters, and how many of each group the budget keeps. With a strength, only its
+            budget, names and `affine` are read.
         norm: "l21" or "l20", see `jprune.sparsify.proximal`.
         strength: lambda of all groups, of each in execution order, or by name; None: in every
             update the smallest one under which as many filters stay as the budget keeps.
         parts: into how many the groups are divided, in execution order.
     """
 
-    budget: Budget
-    names: tuple[str, ...] | None = None
-    spread: str = "uniform"
-    affine: bool = True
-    norm: str = "l20"
+    sets: Sets
+    norm: str = "l21"
     strength: Numbers | None = dataclasses.field(default=None, hash=False)
     parts: int = 1
 
@@ -60,10 +55,7 @@ class Regulariser:
             StructureError: a name that the net does not have, or nothing to prune.
             ArgumentError: more parts than groups.
         """
-        (filters,) = blocks.of_kinds(
-            Net(task).groups, ("filter",), self.names,
-            scales=self.affine, shifts=self.affine, floors=self.budget.floors,
-        )  # fmt: skip
+        (filters,) = self.sets.families(task)
         if self.parts > len(filters):
             raise errors.ArgumentError(
                 f"{self.parts} parts of {len(filters)} groups: {', '.join(filters)}. Write a "
@@ -87,23 +79,6 @@ class Regulariser:
         strengths = per_name(self.strength, tuple(filters), "strength")
         proximal(filters, 1.0, norm=self.norm, strength=strengths)  # refuses what it does
         return strengths
-
-    def allocated(self, task: Task, scores: Mapping[str, np.ndarray], before: Any) -> Any:
-        """{group: bool [units]} that the budget keeps, the best by their scores.
-
-        Args:
-            task: of the net.
-            scores: {group: [units]}, -inf where one is gone.
-            before: masks from before.
-
-        Raises:
-            BudgetError: no filters meet the budget.
-        """
-        filters, allocator = self.filters(task), allocate.ALLOCATORS[self.spread]
-        chosen = allocate.jointly(
-            (filters,), {filters.kind: scores}, self.budget, Net(task).cost, allocator, before
-        )
-        return chosen[filters.kind]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +106,7 @@ class Copied:
         filters = regulariser.filters(net.task, self.part)
         strengths = regulariser.strengths(net.task)
         own = None if strengths is None else {name: strengths[name] for name in filters}
-        least = least_of(filters, regulariser.budget)
+        least = least_of(filters, regulariser.sets.budget)
         step = proximal(
             filters, self.rho, norm=regulariser.norm, strength=own, keep=self.counts, least=least
         )
@@ -171,7 +146,7 @@ class Split:
         self.train.takes(self.name, "optimizer", "warmup", "clip", "accumulate")
         regulariser = self.regulariser
         regulariser.strengths(task)
-        refuse_unmet(task, regulariser.filters(task), regulariser.budget)
+        refuse_unmet(task, regulariser.filters(task), regulariser.sets.budget)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.
@@ -192,14 +167,10 @@ class Split:
             rho = max(1.0, 3 / (every * float(train.rates(task)[0])))
         counts = None
         if regulariser.strength is None:
-            # Of the dense net, so that the widths of all parts together meet the budget; what it
-            # has of 0 is gone.
-            norms = blocks.norms(
-                regulariser.filters(task), pruned.saved.get("dense", pruned.variables)
-            )
-            scores = {name: np.where(norm > 0, norm**2, -np.inf) for name, norm in norms.items()}
-            alive = regulariser.allocated(task, scores, None)
-            counts = {name: int(np.sum(alive[name])) for name in filters}
+            # Of the dense net, so that the widths of all parts together meet the budget.
+            dense = pruned.saved.get("dense", pruned.variables)
+            counted = regulariser.sets.counts(task, Pruned(dense, None))
+            counts = {name: counted["filter"][name] for name in filters}
         wrap = Copied(regulariser, self.part, counts, rho, every)
         masks = Net(task).weight_masks(pruned.masks)
         learner = plain(task, pruned, masks, optimizer, key, train.batch_size, wrap)
@@ -240,7 +211,7 @@ class CutSupport:
         del key
         refuse_diverged(int(pruned.extra["stopped"]))
         net, regulariser = Net(task), self.regulariser
-        filters, budget = regulariser.filters(task), regulariser.budget
+        filters, budget = regulariser.filters(task), regulariser.sets.budget
         alive = {n: np.asarray(mask, bool) for n, mask in pruned.extra["alive"].items()}
         flat = np.concatenate([*alive.values()])
         # Filter j goes iff ||F_j|| = 0.
@@ -269,6 +240,7 @@ class CutSupport:
 
     def corrected(self, pruned: Pruned, task: Task, filters: Blocks, masks: Any) -> Any:
         """Masks that meet the budget, by the norms of what is alive."""
+        net, sets = Net(task), self.regulariser.sets
         norms = blocks.norms(filters, pruned.variables)
         dense = blocks.norms(filters, pruned.saved.get("dense", pruned.variables))
         scores = {
@@ -276,7 +248,8 @@ class CutSupport:
             name: np.where(masks[name], norm / max(dense[name].mean(), 1e-30), -np.inf)
             for name, norm in norms.items()
         }
-        return blocks.masks(filters, self.regulariser.allocated(task, scores, masks), masks)
+        chosen = sets.allocated(net, (filters,), {filters.kind: scores}, masks)
+        return blocks.masks((filters,), chosen, masks)
 
 
 def refuse_unmet(task: Task, filters: Blocks, budget: Budget) -> None:

@@ -1,22 +1,168 @@
-"""Training with a copy of the weights and duals: what its stages share, and options of ADMM."""
+"""Training with a copy of the weights and duals: the sets it ends in, and what methods share."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from jprune import errors
-from jprune.allocate import ALLOCATORS
-from jprune.base import Batch, Learner, Pruned, Task
+from jprune import allocate, blocks, errors
+from jprune.base import Batch, Budget, Learner, Masks, Pruned, Task, Variables
 from jprune.blocks import Blocks
+from jprune.blocks.kinds import least_of
+from jprune.sparsify.admm import supports
 from jprune.train.net import Net
+from jprune.train.numbers import Numbers, per_kind
 from jprune.train.step import TrainState
-
-OPTIMIZERS = ("adam", "sgd")
 
 LEAST = 100
 """The fewest steps of a round: in fewer, duals outrun the weights, and supports flip."""
+
+Scores = Mapping[str, Mapping[str, np.ndarray]]
+"""{kind: {block: [groups]}}."""
+
+Counts = Mapping[str, Mapping[str, int]]
+"""{kind: {block: groups kept}}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """The constraint set: how many groups of every block may be other than 0.
+
+    Attributes:
+        budget: what may be kept.
+        kinds: "filter", "channel", "column", "weight"; projected in this order.
+        keep: fraction of groups kept: one for all blocks; one for each in execution order; a
+            sequence of either, one a kind; or {kind: either}. None: what meets the budget.
+        names: of groups or kernels; None: all.
+        spread: how the budget is divided among blocks, "uniform" or "global_topk".
+        affine: whether the norm of a filter counts its scales and shifts.
+
+    Raises:
+        ArgumentError: filters and channels at once.
+    """
+
+    budget: Budget
+    kinds: tuple[str, ...] = ("filter",)
+    keep: Numbers | Sequence[Sequence[float]] | Mapping[str, Numbers] | None = dataclasses.field(
+        default=None, hash=False
+    )
+    names: tuple[str, ...] | None = None
+    spread: str = "uniform"
+    affine: bool = True
+
+    def __post_init__(self):
+        if {"filter", "channel"} <= {*self.kinds}:
+            raise errors.ArgumentError(
+                f"groups={self.kinds}: a unit would have to be kept twice, as a filter and as a "
+                "channel, and the two supports differ. Write one of them."
+            )
+
+    def families(self, task: Task) -> tuple[Blocks, ...]:
+        """The groups of every kind.
+
+        Raises:
+            FrozenError: a name is frozen.
+            StructureError: a kind or name that the net does not have.
+        """
+        return blocks.of_kinds(
+            Net(task).groups, self.kinds, self.names,
+            scales=self.affine, shifts=self.affine, floors=self.budget.floors,
+        )  # fmt: skip
+
+    def fractions(self, families: Sequence[Blocks]) -> dict[str, dict[str, float]]:
+        """{kind: {block: fraction kept}}, as `keep` says.
+
+        Raises:
+            ArgumentError: not as many fractions as blocks, or one outside (0, 1].
+        """
+        keep = 1.0 if self.keep is None else self.keep
+        asked = per_kind(keep, {each.kind: each for each in families}, "keep")
+        for of_kind in asked.values():
+            if not all(0 < fraction <= 1 for fraction in of_kind.values()):
+                raise errors.ArgumentError(
+                    f"keep={self.keep!r}; each is the fraction of groups kept, in (0, 1]."
+                )
+        return asked
+
+    def counts(self, task: Task, pruned: Pruned) -> Counts:
+        """{kind: {block: groups kept}}.
+
+        Raises:
+            ArgumentError: not as many fractions as blocks, or one outside (0, 1].
+            BudgetError: no counts meet the budget, or those asked for do not.
+        """
+        net, families = Net(task), self.families(task)
+        if self.keep is None:
+            norms = {each.kind: blocks.norms(each, pruned.variables) for each in families}
+            # The counts are those of the largest groups of the dense weights; which groups they
+            # are is decided anew in every projection.
+            alive = {k: {n: norm > 0 for n, norm in of.items()} for k, of in norms.items()}
+            alive = self.allocated(net, families, scored(norms, alive), pruned.masks)
+            return {k: {n: int(np.sum(m)) for n, m in of.items()} for k, of in alive.items()}
+        asked = self.fractions(families)
+        counts = {
+            each.kind: {
+                # n - round((1 - keep) n): the pruned ones are rounded,
+                # as counts of pruned groups are everywhere.
+                name: max(least, each[name].size - round((1 - part) * each[name].size))
+                for (name, least), part in zip(
+                    least_of(each, self.budget).items(), asked[each.kind].values()
+                )
+            }
+            for each in families
+        }
+        # A trial projection: what columns cost depends on which filters share them.
+        _, alive = nearest(families, counts, pruned.variables)
+        masks = blocks.masks(families, alive, pruned.masks)
+        fraction = allocate.fraction_kept(net.groups, masks, self.budget, net.cost)
+        if fraction > float(self.budget.value) + 1e-9:
+            raise errors.BudgetError(
+                f"keep={self.keep!r} keeps {self.budget.kind}={fraction:.4f} of the dense net, and "
+                f"{self.budget.kind}={self.budget.value} was asked for. Write smaller fractions, "
+                "leave keep out, or ask for more."
+            )
+        return counts
+
+    def allocated(
+        self, net: Net, families: Sequence[Blocks], scores: Scores, before: Masks
+    ) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """{kind: {block: bool [groups]}} of the groups that the budget keeps, by `spread`."""
+        allocator = allocate.ALLOCATORS[self.spread]
+        return allocate.jointly(families, scores, self.budget, net.cost, allocator, before)
+
+
+def nearest(
+    families: Sequence[Blocks], counts: Counts, variables: Variables
+) -> tuple[Scores, Scores]:
+    """Projects variables kind by kind.
+
+    Returns:
+        Per kind, the norms left by the projections before it, and the groups that its own keeps:
+        two trees {kind: {block: [groups]}}.
+    """
+    projected = supports([(each, counts[each.kind]) for each in families], variables)
+    norms = {
+        # ||w_g|| in float64, from the squares that the projection compares
+        each.kind: {name: np.sqrt(np.asarray(s, float)) for name, s in support.squares.items()}
+        for each, support in zip(families, projected)
+    }
+    alive = {
+        each.kind: {name: np.asarray(mask) for name, mask in support.keep.items()}
+        for each, support in zip(families, projected)
+    }
+    return norms, alive
+
+
+def scored(norms: Scores, alive: Scores) -> Scores:
+    """Scores of groups: ||w_g||^2, and -inf where one is pruned already."""
+    return {
+        # Dropping group g moves W by ||w_g||^2, whatever the size of the group.
+        kind: {name: np.where(alive[kind][name], norm**2, -np.inf) for name, norm in of.items()}
+        for kind, of in norms.items()
+    }
 
 
 def steps_of_round(steps: int, rounds: int | None, most: int, least: int = LEAST) -> int:
@@ -100,37 +246,3 @@ def refuse_diverged(stopped: int) -> None:
             "has left. Write a smaller rho where the loss grew, a larger one or growth=1.1 "
             "where the rounds cycled, or a larger limit."
         )
-
-
-def check_words(
-    groups: str | Sequence[str], kinds: Sequence[str], allocator: str, optimizer: str
-) -> None:
-    """Refuses filters with channels, and allocators and optimizers that there are not.
-
-    Raises:
-        ArgumentError: the message says what to write instead.
-    """
-    if {"filter", "channel"} <= set(kinds):
-        raise errors.ArgumentError(
-            f"groups={groups!r}: a unit would have to be kept twice, as a filter and as a channel, "
-            "and the two supports differ. Write one of them."
-        )
-    if allocator not in ALLOCATORS or optimizer not in OPTIMIZERS:
-        raise errors.ArgumentError(
-            f"struct_admm(allocator={allocator!r}, optimizer={optimizer!r}); write one of "
-            f"{', '.join(ALLOCATORS)}, and one of {', '.join(OPTIMIZERS)}."
-        )
-
-
-def check_numbers(*options: tuple[str, float | None, bool, str]) -> None:
-    """Refuses options out of range.
-
-    Args:
-        *options: (option, value, whether it is right, what is right) of each.
-
-    Raises:
-        ArgumentError: one is not right.
-    """
-    for name, value, right, expected in options:
-        if not right:
-            raise errors.ArgumentError(f"struct_admm({name}={value}); {name} is {expected}.")

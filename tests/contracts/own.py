@@ -146,6 +146,7 @@ OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 """Budgets of methods that take no density."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "apoz": {"rounds": 1, "batches": 2, "batch_size": 16},
     "metapruning": {
         "generations": 2,
         "population": 4,
@@ -160,6 +161,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "depgraph": {"rounds": 1},
     "taylor": {"rounds": 1},
     "han": {"rounds": 1},
+    "lamp": {"rounds": 1},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
     **{

@@ -14,11 +14,11 @@ import jprune
 from jprune import blocks, criteria, errors, recipes
 from jprune.base import Budget, Pruned
 from jprune.recipes import Train
-from jprune.sparsify import decay_factors, group_decay
-from jprune.sparsify.group_decay import lightness
+from jprune.sparsify import decay_factors, relative_decay
+from jprune.sparsify.relative_decay import lightness
 from jprune.stages.frame import check
-from jprune.stages.group_decay import Fade, FadeUnits
 from jprune.stages.prune import Prune
+from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.train.net import Net
 from jprune.units import leaves_by_path
 from tests.contracts import own
@@ -96,7 +96,7 @@ def test_the_pull_is_the_gradient_of_half_the_weighted_squares(float64):
         sums = blocks.squares(units, variables)
         return sum((factors[name] @ square) / 2 for name, square in sums.items())
 
-    tx = group_decay(units, 0.1)
+    tx = relative_decay(units, 0.1)
     still = jax.tree.map(np.zeros_like, variables)
     pulls = jax.jit(lambda v: (tx.update(still, tx.init(v), v)[0], jax.grad(half)(v)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), *pulls(variables))
@@ -105,7 +105,7 @@ def test_the_pull_is_the_gradient_of_half_the_weighted_squares(float64):
 def test_factors_grow_in_steps_from_a_common_beginning(float64):
     v = {"a": jnp.array([[3.0, 1.0, 2.0]]), "b": jnp.zeros((3, 1))}
     groups = jprune.trace(lambda v, x: jax.nn.relu(x @ v["a"]) @ v["b"], v, jnp.ones(1))
-    tx = group_decay(blocks.coupled(groups), 0.1, growth=0.02, every=2)
+    tx = relative_decay(blocks.coupled(groups), 0.1, growth=0.02, every=2)
     still, state = jax.tree.map(jnp.zeros_like, v), None
     state = tx.init(v)
     for step in range(4):
@@ -178,7 +178,7 @@ def test_the_recipe_cuts_light_units_in_rounds():
     ({"regularizer": "l2"}, "regularizer='l2'.*group, growing, none"),
     ({"allocator": "best"}, "allocator='best'"),
     ({"stop": 0.0}, "stop is in"),
-    ({"rounds": 0}, "rounds are 1 or more"),
+    ({"rounds": 0}, "rounds is 1 or more"),
     ({"growth": 0.1}, "nothing grows"),
     ({"reg": -1.0}, "0 or more"),
 ])  # fmt: skip
@@ -193,9 +193,9 @@ def test_what_does_not_fit_is_refused():
         check(recipe, learnable())
     units = blocks.coupled(Net(learnable()).groups)
     with pytest.raises(errors.ArgumentError, match="every is 1 or more"):
-        group_decay(units, 0.1, every=0)
+        relative_decay(units, 0.1, every=0)
     with pytest.raises(errors.ArgumentError, match="no units"):
-        group_decay(units.where(()), 0.1)
+        relative_decay(units.where(()), 0.1)
     with pytest.raises(errors.ArgumentError, match="FadeUnits"):
         dataclasses.replace(Fade(), strength=None)(
             Net(learnable()), optax.constant_schedule(0), KEY

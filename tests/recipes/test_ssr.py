@@ -17,6 +17,7 @@ from jprune.recipes import Train
 from jprune.sparsify import admm, projection, proximal
 from jprune.stages.frame import check
 from jprune.stages.proximal import CutSupport, Regulariser, Split
+from jprune.stages.splitting import Sets
 from jprune.train.net import Net
 from tests.contracts import own
 from tests.recipes.test_ssl import rows_of
@@ -111,8 +112,9 @@ def test_the_augmented_lagrangian_solves_the_group_lasso_for_every_rho(rho, floa
     np.testing.assert_allclose(multipliers, [[0.6, 0.8], [0.3, 0.4], [-0.6, 0.8]], atol=1e-8)
 
 
-def split(task, parts=1, part=0, epochs=60, before=None, **options):
-    regulariser = Regulariser(Budget(density=0.5), parts=parts, **options)
+def split(task, parts=1, part=0, budget=None, epochs=60, before=None, **options):
+    sets = Sets(Budget(density=0.5) if budget is None else budget)
+    regulariser = Regulariser(sets, parts=parts, **options)
     start = Pruned(task.init(KEY), None) if before is None else before
     train = Train(epochs, 0.02, 32, schedule="constant", weight_decay=0)
     after, records = Split(train, regulariser, part, rho=None)(start, task, KEY)
