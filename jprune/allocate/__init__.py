@@ -8,6 +8,8 @@ masks themselves.
 `erdos_renyi(groups)` makes an allocator of weights that keeps less of large kernels.
 
 `jointly` meets one budget with groups of several kinds (`jprune.blocks`).
+`Outliers` is a rule in standard deviations; `jointly` meets one budget with groups of several
+kinds (`jprune.blocks`).
 
 Read `uniform.py` first. Allocators share `budgets.py` (how many entries a density keeps, and the
 search for a density that meets a budget) and `jprune/masks/topk.py` (which entries are kept);
@@ -20,6 +22,7 @@ from jprune.allocate.erdos_renyi import erdos_renyi, erdos_renyi_densities
 from jprune.allocate.global_topk import global_topk
 from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jointly
 from jprune.allocate.normalize import normalized
+from jprune.allocate.outliers import Outliers, deviations
 from jprune.allocate.uniform import uniform
 from jprune.masks import keep_best
 
@@ -28,6 +31,8 @@ ALLOCATORS = {"uniform": uniform, "global_topk": global_topk}
 
 __all__ = [
     "ALLOCATORS",
+    "Outliers",
+    "deviations",
     "erdos_renyi",
     "erdos_renyi_densities",
     "fraction_kept",

@@ -41,6 +41,7 @@ KNOWN = {
 TRAINED = (
     "edge_popup",
     "erk",
+    "less_is_more",
     "lottery_ticket",
     "metapruning",
     "nm",

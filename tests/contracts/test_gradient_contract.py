@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import itertools
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +26,26 @@ from jprune.learners.feature_boosting import Boosting, boosted_task, counts_at, 
 from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
 from jprune.recipes import LongStage, Train
-from jprune.stages.admm import Admm, Sets
+from jprune.stages.active_gradients import TrainActive
+from jprune.stages.admm import Admm
 from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.centripetal import Pull
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
+from jprune.stages.group_decay import Grouped
 from jprune.stages.group_lasso import Penalty, Shrink
+from jprune.stages.growing_decay import Grow
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
+from jprune.stages.proximal import Regulariser, Split
+from jprune.stages.ranked_decay import RaiseByRank
 from jprune.stages.reinitialise import TrainAnew
+from jprune.stages.relative_decay import Fade, FadeUnits
+from jprune.stages.scales import ShrinkScales
+from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
@@ -49,6 +58,8 @@ METHODS = {
         l1 l2 random taylor han lottery_ticket scratch_e scratch_b obd obs eigendamage c_obd c_obs
         kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning three_d
         erk set rigl lamp
+        depgraph
+        apoz
         """.split(),
         frozenset({FROZEN}),
     ),
@@ -57,15 +68,24 @@ METHODS = {
     "movement": frozenset({STRAIGHT, FROZEN}),
     "nm": frozenset({STRAIGHT}),
     "gal": frozenset({PROX, FROZEN}),
+    **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     "fbs": frozenset({FROZEN}),
+    "less_is_more": frozenset({PROX, FROZEN}),
+    "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
+    "ssr": frozenset({PROX, FROZEN}),
     "struct_admm": frozenset({PROX, FROZEN}),
     "subset_sum": frozenset(),  # trains nothing under masks
 }
 STAGES = {
     Admm: PROX,
     Shrink: PROX,
+    Split: PROX,
+    ShrinkScales: PROX,
     Train: FROZEN,
+    TrainActive: FROZEN,
+    RaiseByRank: FROZEN,
+    Grow: FROZEN,
     TrainAnew: FROZEN,
     DropGrow: FROZEN,
     Probe: FROZEN,
@@ -75,6 +95,7 @@ STAGES = {
     RefineNOfM: STRAIGHT,
     Adversarial: PROX,
     Boost: FROZEN,
+    FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,
     TrainHypernetwork: FROZEN,
@@ -133,7 +154,17 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize(
-    "stage", [SHORT, TrainAnew(SHORT, "epochs"), Pull(SHORT)], ids=["Train", "TrainAnew", "Pull"]
+    "stage",
+    [
+        SHORT,
+        TrainAnew(SHORT, "epochs"),
+        Pull(SHORT),
+        FadeUnits(SHORT, Fade()),
+        TrainActive(SHORT, Budget(density=0.3), goal=0.5),
+        Grow(SHORT, Budget(density=0.3), Grouped(), of_all=True),
+        RaiseByRank(SHORT, Budget(density=0.9), Grouped("column"), 1e-3, 1.0),
+    ],
+    ids=lambda stage: type(stage).__name__,
 )
 @pytest.mark.parametrize("kind", ["weights", "units"])
 def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
@@ -280,9 +311,34 @@ def test_prox_steps_make_zeros_without_a_mask_and_zeros_come_back(net):
             assert [now.sum() for now in seen] == [1, 1, 1]  # the last unit of a group stays
 
 
-def test_prox_of_the_constraint_has_the_zeros_and_the_weights_are_dense(net):
+def test_prox_scales_become_0_without_a_mask_and_come_back():
+    task = toy_task()
+    start = Pruned(drawn(task), None)
+    norm = {"scale": jnp.zeros(8), "bias": jnp.full(8, 0.1)}
+    params = {**start.variables["params"], "norm1": norm}
+    begun = start._replace(variables={**start.variables, "params": params})
+    for strength, there in ((1e-6, True), (1e3, False)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a strength that does nothing says so
+            learner = ShrinkScales(SHORT, Budget(density=0.5), strength).learner(begun, task, KEY)
+        for state in steps(learner):
+            scales = [np.asarray(state.params[norm]["scale"]) for norm in ("norm1", "norm2")]
+            with pytest.raises(errors.StructureError, match="0 sets of masks"):
+                masks_of(state.opt_state)
+        assert all((scale != 0).mean() > 0.5 for scale in scales) == there
+        assert any(scale.any() for scale in scales) == there
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Admm(SHORT, Sets(Budget(density=0.5)), rounds=3),
+        Split(SHORT, Regulariser(Sets(Budget(density=0.5))), rounds=3),
+    ],
+    ids=["Admm", "Split"],
+)
+def test_prox_of_the_constraint_has_the_zeros_and_the_weights_are_dense(net, stage):
     task, start = net
-    stage = Admm(SHORT, Sets(Budget(density=0.5)), rounds=3)
     learner = stage.learner(start, task, KEY)
     before = leaves(start.variables)
     for state in steps(learner):

@@ -30,6 +30,12 @@ def fn(variables, x):
     return jax.nn.relu(x @ v["second"]) @ v["out"]
 
 
+def scaled(variables, x):
+    """The same variables in a net whose `shift` multiplies."""
+    v = variables["params"]
+    return jax.nn.relu(jax.nn.relu(x @ v["first"] * v["shift"]) @ v["second"]) @ v["out"]
+
+
 def batch_of(seed, size=8):
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(size, 5)).astype(np.float32)
@@ -59,11 +65,18 @@ def is_array(leaf):
 # ---- criteria -----------------------------------------------------------------------------------
 
 ALIVE = {name: np.arange(size) > 0 for name, size in UNITS.items()}
+STATISTICS = {"zeros": criteria.zeros}
 CRITERIA = {
+    **{
+        f"activations {name}": lambda make=make: criteria.activations(fn, GROUPS, make())
+        for name, make in STATISTICS.items()
+    },
     "magnitude": lambda: criteria.magnitude(1),
     "magnitude squared": lambda: criteria.magnitude(2),
     "layer_adaptive": lambda: criteria.layer_adaptive(),
     "random": lambda: criteria.random(KEY),
+    "coupled_norm": lambda: criteria.coupled_norm(GROUPS),
+    "scales": lambda: criteria.scales(jprune.trace(scaled, VARIABLES, batch_of(0)["image"])),
     "std_rule": lambda: criteria.std_rule(),
     "taylor separate": lambda: criteria.taylor(fn, cross_entropy),
     "taylor joint": lambda: criteria.taylor(fn, cross_entropy, GROUPS, form="joint"),
@@ -88,15 +101,16 @@ def scores_of(criterion, *batches):
 
 def test_every_criterion_has_a_row():
     assert signature_names(criteria, "Criterion") == {row.partition(" ")[0] for row in CRITERIA}
+    assert signature_names(criteria, "Statistic") == {*STATISTICS}
 
 
 @each_criterion
 def test_scores_are_of_units_or_of_the_trained_weights(row):
     """Real, of one shape with what they judge, and none for statistics; only masks say -inf."""
     scores = scores_of(CRITERIA[row](), batch_of(0), batch_of(1))
-    if set(scores) == set(UNITS):
+    if scores.keys() <= UNITS.keys():  # groups that a criterion has no opinion of are left out
         assert {name: np.shape(score) for name, score in scores.items()} == {
-            name: (size,) for name, size in UNITS.items()
+            name: (UNITS[name],) for name in scores
         }
     else:
         assert scores["stats"] == {"mean": None}
@@ -132,9 +146,11 @@ def test_a_criterion_is_pure_and_compiled_once(row):
         return criterion.update(state, VARIABLES, batch)
 
     first = update(state, batch_of(0))
+    if criterion.again is not None:
+        first = update(criterion.again(update(first, batch_of(1))), batch_of(0))
     one, two = update(first, batch_of(1)), update(first, batch_of(1))
     # The first state may have other types than those behind it (an empty mean is an integer).
-    assert traced <= 2
+    assert traced <= (2 if criterion.again is None else 3)
     assert all(map(is_array, jax.tree.leaves(one)))
     equal = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
     jax.tree.map(equal, *(criterion.score(state, VARIABLES) for state in (one, two)))
@@ -304,7 +320,9 @@ def with_data(batch_matters=True):
 
 
 SPARSIFIERS = {
+    "active_gradients": lambda: sparsify.active_gradients(blocks.weights(GROUPS), 30),
     "hold": lambda: sparsify.hold(MASKS),
+    "l1_gradient": lambda: sparsify.l1_gradient(blocks.weights(GROUPS), 0.1),
     "l1_decay": lambda: sparsify.l1_decay(blocks.weights(GROUPS), 0.1, steady),
     "group_lasso": lambda: sparsify.group_lasso(blocks.filters(GROUPS), 0.1, steady),
     "admm": lambda: sparsify.admm(
@@ -342,7 +360,14 @@ SPARSIFIERS = {
         optax.sgd(0.1, 0.9),
         lambda weights: blocks.n_of_m(GROUPS, jax.tree.map(jnp.abs, weights), 1, 2),
     ),
+    "relative_decay": lambda: sparsify.relative_decay(blocks.coupled(GROUPS), 0.1),
+    "group_decay": lambda: sparsify.group_decay(blocks.filters(GROUPS), 0.1),
+    "growing_decay": lambda: sparsify.growing_decay(blocks.filters(GROUPS), 0.1, 0.3, every=2),
+    "ranked_decay": lambda: sparsify.ranked_decay(
+        optax.sgd(0.05, 0.9), blocks.filters(GROUPS), dict.fromkeys(UNITS, 2), 0.2, 0.5
+    ),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),
+    "low_rank": lambda: sparsify.low_rank(GROUPS, 0.1, steady, every=2),
     "scheduled_prune": lambda: sparsify.scheduled_prune(
         criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), every=2
     ),
@@ -351,7 +376,14 @@ SPARSIFIERS = {
     ),
 }
 NEED_NO_PARAMETERS = ("guarded",)
-FIRST = ("centripetal",)
+FIRST = (
+    "active_gradients",
+    "centripetal",
+    "group_decay",
+    "growing_decay",
+    "l1_gradient",
+    "relative_decay",
+)
 """They stand in front of the step; the others behind it, or are whole steps."""
 each_sparsifier = pytest.mark.parametrize("row", SPARSIFIERS)
 

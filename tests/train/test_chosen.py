@@ -214,6 +214,7 @@ OPTIONS = {
 }
 REFUSED = {
     "csgd": {"optimizer", "clip", "ema"},
+    "depgraph": {"ema"},
     "dns": {"ema"},
     "movement": {"ema"},
     "nm": {"ema"},
@@ -221,7 +222,13 @@ REFUSED = {
     "set": {"ema"},
     "fbs": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
+    "less_is_more": {"ema"},
+    "greg": {"optimizer", "ema"},
+    "gsm": {"optimizer", "ema"},
+    "increg": {"optimizer", "ema"},
+    "slimming": {"ema"},
     "ssl": {"ema"},
+    "ssr": {"ema"},
     "struct_admm": {*OPTIONS},
     "edge_popup": {"ema"},
     "metapruning": {"ema"},
