@@ -5,6 +5,8 @@ scores of units {group: [n]} or of weights (a tree), honour -inf (gone already) 
 pruned), count exactly, and meet budgets in parameters or MACs by asking the cost model about the
 masks themselves.
 
+`lowest_first` removes a few units at a time, within a compiled step.
+
 `jointly` meets one budget with groups of several kinds (`jprune.blocks`).
 
 Read `uniform.py` first. Allocators share `budgets.py` (how many entries a density keeps, and the
@@ -16,6 +18,7 @@ trained, `refuse_impossible`.
 from jprune.allocate.budgets import largest, price_of, refuse_impossible, smallest
 from jprune.allocate.global_topk import global_topk
 from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jointly
+from jprune.allocate.lowest_first import lowest_first
 from jprune.allocate.normalize import normalized
 from jprune.allocate.uniform import uniform
 from jprune.masks import keep_best
@@ -30,6 +33,7 @@ __all__ = [
     "jointly",
     "keep_best",
     "largest",
+    "lowest_first",
     "normalized",
     "price_of",
     "refuse_impossible",

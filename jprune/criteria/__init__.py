@@ -7,12 +7,29 @@ score -inf. Read `magnitude.py` first, then `taylor.py`. Code that several crite
 files with an underscore.
 """
 
+from jprune.criteria.distance import distance
+from jprune.criteria.gate_slopes import gate_slopes
 from jprune.criteria.kronecker import kronecker
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.masked import masked
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
+from jprune.criteria.removal import Agreement, rank_agreement, removal, spearman
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
 
-__all__ = ["kronecker", "magnitude", "masked", "obd", "random", "std_rule", "taylor"]
+__all__ = [
+    "Agreement",
+    "distance",
+    "gate_slopes",
+    "kronecker",
+    "magnitude",
+    "masked",
+    "obd",
+    "random",
+    "rank_agreement",
+    "removal",
+    "spearman",
+    "std_rule",
+    "taylor",
+]

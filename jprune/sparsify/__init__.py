@@ -21,6 +21,7 @@ from jprune.sparsify.fista import FistaState, fista
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.l1 import l1_decay
+from jprune.sparsify.one_by_one import OneByOneState, one_by_one
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
@@ -31,6 +32,7 @@ __all__ = [
     "FistaState",
     "GuardState",
     "HoldState",
+    "OneByOneState",
     "ScheduledState",
     "SurgeryState",
     "admm",
@@ -48,6 +50,7 @@ __all__ = [
     "layer_numbers",
     "masks_of",
     "memberships",
+    "one_by_one",
     "projection",
     "scheduled_prune",
     "strength_for",

@@ -65,11 +65,13 @@ from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.merge import MergeUnits
 from jprune.stages.obs import BrainSurgery
+from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
 from jprune.stages.prune import (
     CriterionOf,
     Prune,
+    distance_of,
     l1_of,
     l2_of,
     obd_of,
@@ -83,6 +85,7 @@ from jprune.stages.reinitialise import (
     ShuffleMasks,
     Small,
     TrainAnew,
+    like_the_dense,
     small,
 )
 from jprune.stages.rounds import evenly, in_rounds, kept_after, rounds_for, scheduled
@@ -95,6 +98,7 @@ from jprune.stages.train import Train, trained
 from jprune.stages.variational import Gate, Select
 
 __all__ = [
+    "Adjust",
     "Admm",
     "Adversarial",
     "Approximate",
@@ -102,6 +106,8 @@ __all__ = [
     "Boost",
     "BrainSurgery",
     "ByLasso",
+    "ByMagnitude",
+    "BySlopes",
     "ByThiNet",
     "CheckedStage",
     "Cluster",
@@ -132,6 +138,7 @@ __all__ = [
     "Redraw",
     "Reinitialise",
     "RemoveDead",
+    "RemoveOneByOne",
     "Repeat",
     "RescaleDropout",
     "Rewind",
@@ -156,6 +163,7 @@ __all__ = [
     "check",
     "check_prunable",
     "cores_only",
+    "distance_of",
     "evenly",
     "fractions",
     "framed",
@@ -163,6 +171,7 @@ __all__ = [
     "kept_after",
     "l1_of",
     "l2_of",
+    "like_the_dense",
     "obd_of",
     "opening",
     "random_of",
