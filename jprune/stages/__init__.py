@@ -39,6 +39,7 @@ from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.dimensions import Narrow, Observe, Optimum
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
+from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.frame import (
     CheckedStage,
@@ -114,6 +115,7 @@ __all__ = [
     "CriterionOf",
     "Cut",
     "DynamicSurgery",
+    "ErrorWeights",
     "Evaluate",
     "EvaluateDeformed",
     "Gate",
