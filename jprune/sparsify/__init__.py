@@ -27,6 +27,7 @@ from jprune.sparsify.guard import GuardState, guarded
 from jprune.sparsify.l1 import l1_decay, l1_gradient
 from jprune.sparsify.low_rank import low_rank, singular_values, soft_singular
 from jprune.sparsify.movement import MovementState, movement
+from jprune.sparsify.one_by_one import OneByOneState, one_by_one
 from jprune.sparsify.proximal import proximal
 from jprune.sparsify.ranked_decay import RankedState, delta, ranked_decay, rises_for
 from jprune.sparsify.refined import RefinedState, refined_ste
@@ -45,6 +46,7 @@ __all__ = [
     "GuardState",
     "HoldState",
     "MovementState",
+    "OneByOneState",
     "RankedState",
     "RefinedState",
     "RelativeDecayState",
@@ -74,6 +76,7 @@ __all__ = [
     "masks_of",
     "memberships",
     "movement",
+    "one_by_one",
     "projection",
     "proximal",
     "ranked_decay",

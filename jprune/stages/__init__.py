@@ -42,6 +42,7 @@ from jprune.stages.dimensions import Narrow, Observe, Optimum
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
+from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.frame import (
     CheckedStage,
@@ -73,6 +74,7 @@ from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
+from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import CutSupport, Regulariser, Split
@@ -80,6 +82,7 @@ from jprune.stages.prune import (
     CriterionOf,
     Prune,
     coupled_of,
+    distance_of,
     l1_of,
     l2_of,
     layer_adaptive_of,
@@ -96,6 +99,7 @@ from jprune.stages.reinitialise import (
     ShuffleMasks,
     Small,
     TrainAnew,
+    like_the_dense,
     small,
 )
 from jprune.stages.relative_decay import Fade, FadeUnits
@@ -112,6 +116,7 @@ from jprune.stages.variational import Gate, Select
 
 __all__ = [
     "Active",
+    "Adjust",
     "Admm",
     "Adversarial",
     "Approximate",
@@ -120,6 +125,8 @@ __all__ = [
     "BrainSurgery",
     "ByActivations",
     "ByLasso",
+    "ByMagnitude",
+    "BySlopes",
     "ByThiNet",
     "CheckedStage",
     "ChooseGroups",
@@ -131,6 +138,7 @@ __all__ = [
     "CutSupport",
     "DropGrow",
     "DynamicSurgery",
+    "ErrorWeights",
     "Evaluate",
     "EvaluateDeformed",
     "Fade",
@@ -171,6 +179,7 @@ __all__ = [
     "Regulariser",
     "Reinitialise",
     "RemoveDead",
+    "RemoveOneByOne",
     "Repeat",
     "RescaleDropout",
     "Rewind",
@@ -199,6 +208,7 @@ __all__ = [
     "check_prunable",
     "cores_only",
     "coupled_of",
+    "distance_of",
     "evenly",
     "fractions",
     "framed",
@@ -207,6 +217,7 @@ __all__ = [
     "l1_of",
     "l2_of",
     "layer_adaptive_of",
+    "like_the_dense",
     "obd_of",
     "opening",
     "parts",

@@ -160,6 +160,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "lottery_ticket": {"rounds": 1},
     "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
+    "cpli": {"batches": 2, "batch_size": 16, "points": 25},
     "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
     "depgraph": {"rounds": 1},
     "taylor": {"rounds": 1},

@@ -86,6 +86,14 @@ CRITERIA = {
     "taylor separate": lambda: criteria.taylor(fn, cross_entropy),
     "taylor joint": lambda: criteria.taylor(fn, cross_entropy, GROUPS, form="joint"),
     "taylor gate": lambda: criteria.taylor(fn, cross_entropy, GROUPS, form="gate"),
+    **{
+        f"gate_slopes {form}": lambda form=form: criteria.gate_slopes(
+            fn, cross_entropy, GROUPS, form
+        )
+        for form in ("absolute", "signed", "entries", "square")
+    },
+    "distance": lambda: criteria.distance(GROUPS),
+    "removal": lambda: criteria.removal(fn, cross_entropy, GROUPS, signed=True),
     "obd": lambda: criteria.obd(fn, cross_entropy, curvature.gauss_newton(1), KEY),
     **{
         f"kronecker {form}": lambda form=form: criteria.kronecker(
@@ -372,6 +380,9 @@ SPARSIFIERS = {
         optax.sgd(0.05, 0.9), blocks.filters(GROUPS), dict.fromkeys(UNITS, 2), 0.2, 0.5
     ),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),
+    "one_by_one": lambda: sparsify.one_by_one(
+        criteria.magnitude(), GROUPS, allocate.lowest_first(UNITS, Budget(density=0.7)), every=2
+    ),
     "low_rank": lambda: sparsify.low_rank(GROUPS, 0.1, steady, every=2),
     "scheduled_prune": lambda: sparsify.scheduled_prune(
         criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), every=2
