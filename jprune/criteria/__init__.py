@@ -7,12 +7,26 @@ score -inf. Read `magnitude.py` first, then `taylor.py`. Code that several crite
 files with an underscore.
 """
 
+from jprune.criteria.gradient_flow import gradient_flow
 from jprune.criteria.kronecker import kronecker
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.masked import masked
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
+from jprune.criteria.sensitivity import sensitivity
 from jprune.criteria.std_rule import std_rule
+from jprune.criteria.synaptic_flow import synaptic_flow
 from jprune.criteria.taylor import taylor
 
-__all__ = ["kronecker", "magnitude", "masked", "obd", "random", "std_rule", "taylor"]
+__all__ = [
+    "gradient_flow",
+    "kronecker",
+    "magnitude",
+    "masked",
+    "obd",
+    "random",
+    "sensitivity",
+    "std_rule",
+    "synaptic_flow",
+    "taylor",
+]

@@ -61,6 +61,7 @@ from jprune.stages.frame import (
 )
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
+from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.merge import MergeUnits
@@ -87,11 +88,14 @@ from jprune.stages.reinitialise import (
 )
 from jprune.stages.rounds import evenly, in_rounds, kept_after, rounds_for, scheduled
 from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.solvers import Eliminate, SolveLayers, Sweep
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.train import Train, trained
+from jprune.stages.untrained import PruneUntrained, before_training
+from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
 
 __all__ = [
@@ -101,13 +105,17 @@ __all__ = [
     "BeginAnew",
     "Boost",
     "BrainSurgery",
+    "ByGradientFlow",
     "ByLasso",
+    "BySensitivity",
+    "BySynapticFlow",
     "ByThiNet",
     "CheckedStage",
     "Cluster",
     "CriterionOf",
     "Cut",
     "DynamicSurgery",
+    "Eliminate",
     "Evaluate",
     "EvaluateDeformed",
     "Gate",
@@ -125,7 +133,9 @@ __all__ = [
     "Probe",
     "Prune",
     "PruneFilters",
+    "PruneJointly",
     "PruneRound",
+    "PruneUntrained",
     "Pull",
     "ReadOff",
     "Recalibrate",
@@ -148,10 +158,13 @@ __all__ = [
     "ShuffleMasks",
     "Small",
     "Soft",
+    "SolveLayers",
     "StdPrune",
+    "Sweep",
     "Train",
     "TrainAnew",
     "TrainHypernetwork",
+    "before_training",
     "by_least_squares",
     "check",
     "check_prunable",

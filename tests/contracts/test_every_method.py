@@ -35,7 +35,10 @@ KNOWN = {
     for name, reason in names.items()
 }
 
-TRAINED = ("edge_popup", "lottery_ticket", "metapruning", "scratch_e", "scratch_b", "variational")
+TRAINED = (
+    "edge_popup", "grasp", "lottery_ticket", "metapruning", "scratch_e", "scratch_b", "snip",
+    "synflow", "variational",
+)  # fmt: skip
 """Methods that have no recipe without the dense training."""
 
 
