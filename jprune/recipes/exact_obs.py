@@ -5,12 +5,11 @@ For each output the weight that costs least is deleted and the others make up fo
 of all outputs together the cheapest deletions are taken, until the layer's share is left. The
 weights that stay are those of least squares.
 
-The paper and its code have no damping, and raise it where a Hessian has no inverse, as is done
-here. Its images are 1,024, each seen ten times with augmentation and at all positions; here
-positions are drawn. The paper's layers can keep different fractions, found by a search over all of
-them; here all layers keep the same one (`floors` of the budget leave some whole). Patterns such as
-2:4, and quantisation, are not part of it. Kernels that are no plain convolution or dense layer stay
-whole.
+The paper has no damping; where a Hessian has no inverse, as little as it takes is added here. Its
+images are 1,024, each seen ten times with augmentation and at all positions; here positions are
+drawn. The paper's layers can keep different fractions, found by a search over all of them; here all
+layers keep the same one (`floors` of the budget leave some whole). Patterns such as 2:4, and
+quantisation, are not part of it. Kernels that are no plain convolution or dense layer stay whole.
 
 Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
 

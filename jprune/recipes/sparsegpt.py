@@ -7,8 +7,9 @@ n^3 operations where ExactOBS takes them for every output. Which weights go is c
 
 The method is made for language models, layer after layer on the inputs that the pruned net gives
 (`inputs="now"`), with a damping of 0.01; a convolution has its windows as inputs. Every block keeps
-the same share of its weights, in exact numbers; the code rounds in each. Patterns such as 2:4 and
-quantisation are not part of it. Kernels that are no plain convolution or dense layer stay whole.
+the same share of its weights, in exact numbers; the code takes a threshold in each. Patterns such
+as 2:4 and quantisation are not part of it. Kernels that are no plain convolution or dense layer
+stay whole.
 
 Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
 

@@ -195,6 +195,11 @@ def hessian_of(windows: list[Windows]) -> np.ndarray:
 
     Args:
         windows: of the layer's call sites.
+
+    Example:
+        >>> inputs = np.array([[[1.0], [0.0]], [[1.0], [2.0]]])
+        >>> hessian_of([Windows(inputs, None)]).tolist()
+        [[2.0, 2.0], [2.0, 4.0]]
     """
     x = np.concatenate([np.asarray(each.inputs) for each in windows])
     rows, channels, window = x.shape

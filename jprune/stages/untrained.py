@@ -242,6 +242,9 @@ def silent_layers(
         dense: variables before pruning.
         variables: after it.
         kernels: {path: mask}.
+
+    Returns:
+        Paths of their kernels, in the order of `kernels`.
     """
     matrices = (net.groups.layers[path].matrix(mask) for path, mask in kernels.items())
     # Where every channel of every layer has a weight to it and a weight from it, paths lead on
@@ -270,6 +273,15 @@ def by_class(data: Data, per_class: int, batch_size: int, key: jax.Array) -> Bat
 
     Returns:
         The batch; None where labels are no classes.
+
+    Example:
+        >>> labels = np.array([2, 0, 1, 0, 2, 1])
+        >>> batch = {"image": np.arange(6.0), "label": labels, "weight": np.ones(6)}
+        >>> sizes = {"train": 6, "validation": 0, "test": 0}
+        >>> data = Data("six", (), 3, sizes, lambda split, size, **order: iter([batch]))
+        >>> found = by_class(data, 1, 6, jax.random.key(0))
+        >>> found["label"].tolist(), found["image"].tolist()
+        ([0, 1, 2], [1.0, 2.0, 0.0])
     """
     found: dict[int, list[Batch]] = {}
     number = max(1, data.sizes["train"] // batch_size)

@@ -34,7 +34,7 @@ class BySensitivity:
     norms: str = "inference"
 
     def __post_init__(self):
-        check_norms(self.norms)
+        _check_norms(self.norms)
 
     def __call__(self, task: Task, groups: Groups, key: jax.Array) -> Criterion:
         """The criterion."""
@@ -66,7 +66,7 @@ class ByGradientFlow:
     norms: str = "batch"
 
     def __post_init__(self):
-        check_norms(self.norms)
+        _check_norms(self.norms)
         # Raises what it has to say before anything is trained.
         gradient_flow(lambda variables, x: x, lambda out, batch: out, self.temperature, self.parts)
 
@@ -119,7 +119,7 @@ def _dense_redrawn(net: Net, variables: Any, key: jax.Array) -> Any:
     return net.tree(leaves)
 
 
-def check_norms(norms: str) -> None:
+def _check_norms(norms: str) -> None:
     """Refuses what is no mode of a norm."""
     if norms not in NORMS:
         raise errors.ArgumentError(
