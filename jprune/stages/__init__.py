@@ -67,6 +67,7 @@ from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
+from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.low_rank import RankPenalty
@@ -106,12 +107,15 @@ from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.rounds import evenly, in_rounds, kept_after, parts, rounds_for, scheduled
 from jprune.stages.scales import L1OfScales, PruneScales, ShrinkScales
 from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.solvers import Eliminate, SolveLayers, Sweep
 from jprune.stages.splitting import Sets
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.train import Train, trained
+from jprune.stages.untrained import PruneUntrained, before_training
+from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
 
 __all__ = [
@@ -124,9 +128,12 @@ __all__ = [
     "Boost",
     "BrainSurgery",
     "ByActivations",
+    "ByGradientFlow",
     "ByLasso",
     "ByMagnitude",
+    "BySensitivity",
     "BySlopes",
+    "BySynapticFlow",
     "ByThiNet",
     "CheckedStage",
     "ChooseGroups",
@@ -138,6 +145,7 @@ __all__ = [
     "CutSupport",
     "DropGrow",
     "DynamicSurgery",
+    "Eliminate",
     "ErrorWeights",
     "Evaluate",
     "EvaluateDeformed",
@@ -164,9 +172,11 @@ __all__ = [
     "Probe",
     "Prune",
     "PruneFilters",
+    "PruneJointly",
     "PruneNOfM",
     "PruneRound",
     "PruneScales",
+    "PruneUntrained",
     "Pull",
     "RaiseByRank",
     "RandomMasks",
@@ -197,12 +207,15 @@ __all__ = [
     "ShuffleMasks",
     "Small",
     "Soft",
+    "SolveLayers",
     "Split",
     "StdPrune",
+    "Sweep",
     "Train",
     "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
+    "before_training",
     "by_least_squares",
     "check",
     "check_prunable",

@@ -168,6 +168,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lamp": {"rounds": 1},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
+    "exact_obs": {"batches": 2, "batch_size": 16, "points": 25},
+    "sparsegpt": {"batches": 2, "batch_size": 16, "points": 25},
+    "woodfisher": {"gradients": 16, "batch_size": 16},
+    "m_fac": {"gradients": 16, "batch_size": 16, "recomputations": 2},
+    "snip": {"batch_size": 16},
+    "grasp": {"per_class": 2, "batch_size": 16},
+    "synflow": {"rounds": 3},
     **{
         method: {"recalibrate": 2, "batches": 2}
         for method in ("c_obd", "c_obs", "kron_obd", "kron_obs", "eigendamage")

@@ -60,6 +60,7 @@ METHODS = {
         erk set rigl lamp
         depgraph
         apoz entropy hrank chip
+        snip grasp synflow woodfisher m_fac exact_obs sparsegpt
         """.split(),
         frozenset({FROZEN}),
     ),
