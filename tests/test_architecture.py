@@ -50,6 +50,8 @@ SHARED = (
     "soft_masks",
     "statistics",
     "thresholds",
+    "rules",
+    "hidden",
     "three_step",
 )
 # What a leaf brings: none of it is imported by `import jprune`.

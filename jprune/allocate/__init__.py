@@ -5,7 +5,8 @@ scores of units {group: [n]} or of weights (a tree), honour -inf (gone already) 
 pruned), count exactly, and meet budgets in parameters or MACs by asking the cost model about the
 masks themselves.
 
-`jointly` meets one budget with groups of several kinds (`jprune.blocks`).
+`toward` keeps numbers that are written down, and more at higher densities: for training in which
+masks move. `jointly` meets one budget with groups of several kinds (`jprune.blocks`).
 
 Read `uniform.py` first. Allocators share `budgets.py` (how many entries a density keeps, and the
 search for a density that meets a budget) and `jprune/masks/topk.py` (which entries are kept);
@@ -17,6 +18,7 @@ from jprune.allocate.budgets import largest, price_of, refuse_impossible, smalle
 from jprune.allocate.global_topk import global_topk
 from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jointly
 from jprune.allocate.normalize import normalized
+from jprune.allocate.toward import toward
 from jprune.allocate.uniform import uniform
 from jprune.masks import keep_best
 
@@ -35,5 +37,6 @@ __all__ = [
     "refuse_impossible",
     "refuse_impossible_jointly",
     "smallest",
+    "toward",
     "uniform",
 ]

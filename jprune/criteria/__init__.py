@@ -7,6 +7,7 @@ score -inf. Read `magnitude.py` first, then `taylor.py`. Code that several crite
 files with an underscore.
 """
 
+from jprune.criteria.distances import distances
 from jprune.criteria.kronecker import kronecker
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.masked import masked
@@ -15,4 +16,13 @@ from jprune.criteria.random import random
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
 
-__all__ = ["kronecker", "magnitude", "masked", "obd", "random", "std_rule", "taylor"]
+__all__ = [
+    "distances",
+    "kronecker",
+    "magnitude",
+    "masked",
+    "obd",
+    "random",
+    "std_rule",
+    "taylor",
+]

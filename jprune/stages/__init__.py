@@ -40,6 +40,7 @@ from jprune.stages.dimensions import Narrow, Observe, Optimum
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
 from jprune.stages.feature_boosting import Boost
+from jprune.stages.feedback import PruneWithFeedback
 from jprune.stages.frame import (
     CheckedStage,
     Evaluate,
@@ -59,7 +60,9 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.goal import Goal, Settle
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
+from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
@@ -86,7 +89,9 @@ from jprune.stages.reinitialise import (
     small,
 )
 from jprune.stages.rounds import evenly, in_rounds, kept_after, rounds_for, scheduled
+from jprune.stages.scheduled import PruneGradually
 from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.soft_prune import Pool, SoftPrune
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
@@ -111,6 +116,8 @@ __all__ = [
     "Evaluate",
     "EvaluateDeformed",
     "Gate",
+    "Goal",
+    "HardThreshold",
     "L1Penalty",
     "LayerWise",
     "LongStage",
@@ -121,11 +128,14 @@ __all__ = [
     "OnlyMoves",
     "Optimum",
     "Penalty",
+    "Pool",
     "Popup",
     "Probe",
     "Prune",
     "PruneFilters",
+    "PruneGradually",
     "PruneRound",
+    "PruneWithFeedback",
     "Pull",
     "ReadOff",
     "Recalibrate",
@@ -142,12 +152,14 @@ __all__ = [
     "Select",
     "Sensitivity",
     "Sets",
+    "Settle",
     "SettleSoftMasks",
     "SettleSurgery",
     "Shrink",
     "ShuffleMasks",
     "Small",
     "Soft",
+    "SoftPrune",
     "StdPrune",
     "Train",
     "TrainAnew",

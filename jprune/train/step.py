@@ -196,7 +196,9 @@ def _step(
             after = lambda rest, new: split(write(merge(state.params, rest), new))[1]
             rest, gradient, means = _in_parts(of_part, after, state, batch, weight, of_step, around)
             written = lambda params: (params, rest)
-        updates, opt_state = change(gradient, state.opt_state, state.params, batch=batch)
+        updates, opt_state = change(
+            gradient, state.opt_state, state.params, batch=batch, rest=state.rest
+        )
         if masked and settings.wrap is not None:  # it may have moved what `hold` has brought to 0
             updates = held(updates, state.params, masks_of(opt_state))
         params = optax.apply_updates(state.params, updates)

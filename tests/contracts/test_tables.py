@@ -62,6 +62,10 @@ ALIVE = {name: np.arange(size) > 0 for name, size in UNITS.items()}
 CRITERIA = {
     "magnitude": lambda: criteria.magnitude(1),
     "magnitude squared": lambda: criteria.magnitude(2),
+    **{
+        f"distances {metric}": lambda metric=metric: criteria.distances(GROUPS, metric)
+        for metric in ("euclidean", "manhattan", "cosine")
+    },
     "random": lambda: criteria.random(KEY),
     "std_rule": lambda: criteria.std_rule(),
     "taylor separate": lambda: criteria.taylor(fn, cross_entropy),
@@ -303,6 +307,39 @@ SPARSIFIERS = {
         0.0,
         KEY,
         stop=10,
+    ),
+    "feedback": lambda: sparsify.feedback(
+        optax.sgd(0.1, 0.9),
+        sparsify.masks_by(
+            criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), GROUPS, "weight"
+        ),
+        every=2,
+    ),
+    "feedback of units": lambda: sparsify.feedback(
+        optax.sgd(0.1, 0.9),
+        sparsify.masks_by(
+            criteria.magnitude(2),
+            allocate.toward({"params/first": 3, "params/second": 6}),
+            schedules.cubic(9 / 13, 0, 4),
+            GROUPS,
+            roles=("kernel",),
+        ),
+        every=2,
+    ),
+    "hard_threshold": lambda: sparsify.hard_threshold(
+        optax.sgd(0.1, 0.9),
+        sparsify.masks_by(
+            criteria.magnitude(), allocate.uniform, schedules.one_shot(0.4), GROUPS, "weight"
+        ),
+        sparse_steps=2,
+        dense_steps=1,
+        steps=5,
+    ),
+    "soft_prune": lambda: sparsify.soft_prune(
+        sparsify.masks_by(
+            criteria.distances(GROUPS), allocate.uniform, schedules.one_shot(0.5), GROUPS
+        ),
+        every=2,
     ),
     "fista": lambda: sparsify.fista(steady, lambda step: 0.1, restart=2),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),

@@ -215,8 +215,12 @@ OPTIONS = {
 REFUSED = {
     "csgd": {"optimizer", "clip", "ema"},
     "dns": {"ema"},
+    "dpf": {"ema"},
     "fbs": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
+    "gmp": {"ema"},
+    "iht": {"ema"},
+    **{method: {"ema"} for method in ("sfp", "asfp", "mfp")},
     "ssl": {"ema"},
     "struct_admm": {*OPTIONS},
     "edge_popup": {"ema"},
