@@ -11,7 +11,7 @@ from jprune.train.net import Net
 from tests.contracts import own
 from tests.stages.test_time_to_act import learnable
 
-LONG = Train(20, 0.05, 32, weight_decay=5e-4, name="finetune")
+LONG = Train(20, 0.2, 32, schedule="constant", weight_decay=5e-4, name="finetune")
 
 
 def test_it_ends_with_exactly_k_weights_a_layer_and_another_support():
