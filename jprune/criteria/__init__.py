@@ -3,26 +3,40 @@
 A criterion is three functions (`jprune.base.Criterion`): `init`, `update` per batch, `score`.
 Scores are a tree like the variables, None for statistics, or `{group: [units]}`;
 `jprune.to_units` turns the first into the second. `masked` wraps any of them so that pruned entries
-score -inf. Read `magnitude.py` first, then `taylor.py`. Code that several criteria share is in
-files with an underscore.
+score -inf. `activations` scores units by what they say, by a `Statistic` or several of them in one
+pass. Read `magnitude.py` first, then `taylor.py`. Code that several criteria share is in files with
+an underscore.
 """
 
+from jprune.criteria.activations import Statistic, activations, places_read
+from jprune.criteria.coupled_norm import coupled_norm
 from jprune.criteria.distances import distances
 from jprune.criteria.kronecker import kronecker
+from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.masked import masked
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
+from jprune.criteria.scales import scales
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
+from jprune.criteria.zeros import rectified, zeros
 
 __all__ = [
+    "Statistic",
+    "activations",
+    "coupled_norm",
     "distances",
     "kronecker",
+    "layer_adaptive",
     "magnitude",
     "masked",
     "obd",
+    "places_read",
     "random",
+    "rectified",
+    "scales",
     "std_rule",
     "taylor",
+    "zeros",
 ]

@@ -18,7 +18,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree
-from jprune.sparsify.hidden import hidden_by, updates_to, whole
+from jprune.sparsify.hidden import changes, hidden_of, whole
 from jprune.sparsify.rules import Rule
 
 
@@ -89,7 +89,7 @@ def feedback(
     def init(params: Params) -> FeedbackState:
         step = jnp.zeros((), jnp.int32)
         masks = jax.tree.map(jnp.asarray, rule(params, step))
-        hidden = hidden_by(masks, params)
+        hidden = hidden_of(masks, params)
         return FeedbackState(step, masks, hidden, jnp.zeros(()), inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
@@ -108,9 +108,9 @@ def feedback(
         new, back = jax.lax.cond(
             due, lambda: _revised(rule(moved, step, **extra), old), lambda: (old, jnp.zeros(()))
         )
-        hidden = hidden_by(new, moved)
+        hidden = hidden_of(new, moved)
         after = FeedbackState(step, new, hidden, state.back + back, inner_state)
-        return updates_to(new, old, params, moves, moved), after
+        return changes(new, old, params, moves, moved), after
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -131,7 +131,7 @@ def hidden_fraction(weights: Params, masks: Masks) -> jax.Array:
         >>> print(hidden_fraction(w, {"w": jnp.array([True, False, True, False])}).round(7))
         0.0877193
     """
-    hidden = jax.tree.leaves(hidden_by(masks, weights))
-    taken = jax.tree.leaves(hidden_by(jax.tree.map(jnp.zeros_like, masks), weights))
+    hidden = jax.tree.leaves(hidden_of(masks, weights))
+    taken = jax.tree.leaves(hidden_of(jax.tree.map(jnp.zeros_like, masks), weights))
     square = lambda leaves: sum((jnp.sum(leaf**2) for leaf in leaves), jnp.zeros(()))
     return square(hidden) / square(taken)

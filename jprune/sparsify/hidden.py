@@ -1,6 +1,6 @@
-"""Weights behind a mask: the parameters are w * m, and what the mask hides is kept beside them.
+"""Values of masked weights, kept in the state of an optimizer whose parameters are w * m.
 
-What `dynamic_surgery` and `feedback` share: both move all of w by the gradient at w * m.
+Shared by the transformations whose masked weights come back as what they have become.
 """
 
 from typing import Any
@@ -11,34 +11,38 @@ import jax.numpy as jnp
 from jprune.base import Masks, Params, PyTree, is_none
 
 
-def whole(masks: Masks, params: Params, hidden: PyTree) -> Params:
+def whole(masks: Masks, params: Params, hidden: PyTree) -> PyTree:
     """w: the parameters where they are alive, and the hidden values of the masked ones.
 
     Example:
-        >>> masks = {"w": jnp.array([True, False])}
-        >>> params, hidden = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 2.0])}
-        >>> whole(masks, params, hidden)["w"].tolist()
-        [1.0, 2.0]
+        >>> whole({"w": jnp.array([True, False])}, {"w": jnp.array([3.0, 0.0])},
+        ...       {"w": jnp.array([0.0, 5.0])})["w"].tolist()
+        [3.0, 5.0]
     """
-    one = lambda mask, param, worth: param if mask is None else jnp.where(mask, param, worth)
+    one = lambda m, p, h: p if m is None else jnp.where(m, p, h)
     return jax.tree.map(one, masks, params, hidden, is_leaf=is_none)
 
 
-def hidden_by(masks: Masks, weights: Params) -> PyTree:
-    """The values of the masked weights, 0 where a weight is alive; None where nothing is masked."""
-    one = lambda mask, weight: None if mask is None else jnp.where(mask, 0, weight)
+def hidden_of(masks: Masks, weights: PyTree) -> PyTree:
+    """Values of the masked weights, 0 where a weight is alive; None where nothing is masked.
+
+    Example:
+        >>> hidden_of({"w": jnp.array([True, False])}, {"w": jnp.array([3.0, 5.0])})["w"].tolist()
+        [0.0, 5.0]
+    """
+    one = lambda m, w: None if m is None else jnp.where(m, 0, w)
     return jax.tree.map(one, masks, weights, is_leaf=is_none)
 
 
-def updates_to(new: Masks, old: Masks, params: Params, moves: PyTree, moved: Params) -> PyTree:
-    """Updates that bring the parameters w * m to the moved weights under new masks.
+def changes(new: Masks, old: Masks, params: Params, moves: PyTree, moved: PyTree) -> PyTree:
+    """Updates that bring parameters w * m to the moved weights under new masks.
 
     Args:
         new: masks after the step.
         old: masks before it.
-        params: w * m before the step.
-        moves: of all weights, by the optimizer.
-        moved: all weights after the step.
+        params: w * m.
+        moves: of the weights w, as the optimizer says.
+        moved: w + moves.
     """
 
     def one(mask: Any, before: Any, param: Any, move: Any, weight: Any) -> Any:

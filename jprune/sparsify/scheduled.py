@@ -71,8 +71,8 @@ def scheduled_prune(
         An optax transformation; call `tx.update(gradients, state, params, batch=batch)`.
 
     Raises:
-        ArgumentError: `every` below 1; `update` without parameters, or without the batch that the
-            criterion needs.
+        ArgumentError: `every` below 1; a criterion of two passes; `update` without parameters, or
+            without the batch that the criterion needs.
         StructureError: groups of another net (in `init`).
 
     References:
@@ -91,6 +91,11 @@ def scheduled_prune(
         raise errors.ArgumentError(
             f"scheduled_prune(every={every}, per={per!r}): masks change every 1 step or more; "
             "write per='unit' or 'weight'."
+        )
+    if criterion.again is not None:
+        raise errors.ArgumentError(
+            "scheduled_prune sees every batch once, and this criterion looks at its batches twice, "
+            "on one net. Score with jprune.run_criterion between steps, or write another criterion."
         )
 
     def new_masks(scores: PyTree, params: Params, density: Any) -> Masks:

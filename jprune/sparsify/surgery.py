@@ -14,7 +14,7 @@ import optax
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, is_none
 from jprune.masks import HoldState, as_masks
-from jprune.sparsify.hidden import hidden_by, updates_to, whole
+from jprune.sparsify.hidden import changes, hidden_of, whole
 from jprune.sparsify.thresholds import leaves_by_layer, thresholds_of
 
 CUT, BACK = 0.9, 1.1
@@ -111,6 +111,7 @@ def dynamic_surgery(
                 "dynamic_surgery needs the parameters: call tx.update(gradients, state, params)."
             )
         old, step = state.hold.masks, state.step + 1
+        # w: the parameters where they are alive, and the hidden values of the masked ones
         weights = whole(old, params, state.hidden)
         moves, inner_state = inner.update(updates, state.inner, weights, **extra)
         moved = optax.apply_updates(weights, moves)
@@ -122,9 +123,9 @@ def dynamic_surgery(
         # resumed draws what an undisturbed one does.
         of_step = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
         new = _revise(old, moved, state.thresholds, chance, of_step, layers)
-        result, hidden = updates_to(new, old, params, moves, moved), hidden_by(new, moved)
+        hidden = hidden_of(new, moved)
         after = SurgeryState(step, state.key, state.thresholds, hidden, HoldState(new), inner_state)
-        return result, after
+        return changes(new, old, params, moves, moved), after
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -150,7 +151,7 @@ def begun(
     thresholds = thresholds_of(params, masks, c_rate, layers)
     if revise:
         masks = jax.tree.map(_revised, masks, params, thresholds, is_leaf=is_none)
-    hidden = hidden_by(masks, params)
+    hidden = hidden_of(masks, params)
     return state._replace(thresholds=thresholds, hidden=hidden, hold=HoldState(masks))
 
 
