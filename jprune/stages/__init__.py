@@ -59,6 +59,7 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.grains import PruneGrains
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.kronecker import PruneFilters
@@ -125,6 +126,7 @@ __all__ = [
     "Probe",
     "Prune",
     "PruneFilters",
+    "PruneGrains",
     "PruneRound",
     "Pull",
     "ReadOff",

@@ -158,6 +158,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
     "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
     "taylor": {"rounds": 1},
+    "granularity": {"rounds": 1, "examples": 32},
     "han": {"rounds": 1},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},

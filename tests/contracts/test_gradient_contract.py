@@ -42,8 +42,9 @@ FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
-        l1 l2 random taylor han lottery_ticket scratch_e scratch_b obd obs eigendamage c_obd c_obs
-        kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning three_d
+        l1 l2 random taylor granularity han lottery_ticket scratch_e scratch_b obd obs eigendamage
+        c_obd c_obs kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning
+        three_d
         """.split(),
         frozenset({FROZEN}),
     ),
