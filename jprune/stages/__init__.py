@@ -65,6 +65,7 @@ from jprune.stages.frame import (
     unrolled,
 )
 from jprune.stages.goal import Goal, Settle
+from jprune.stages.grains import PruneGrains
 from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
@@ -181,6 +182,7 @@ __all__ = [
     "Prune",
     "PruneFilters",
     "PruneGradually",
+    "PruneGrains",
     "PruneJointly",
     "PruneNOfM",
     "PruneRound",

@@ -68,6 +68,9 @@ METHODS = {
         snip grasp synflow woodfisher m_fac exact_obs sparsegpt
         apoz
         gmp iht
+        l1 l2 random taylor granularity han lottery_ticket scratch_e scratch_b obd obs eigendamage
+        c_obd c_obs kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning
+        three_d
         """.split(),
         frozenset({FROZEN}),
     ),
