@@ -162,6 +162,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "taylor": {"rounds": 1},
     "han": {"rounds": 1},
     "lamp": {"rounds": 1},
+    "nm": {"m": 3},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
     **{
