@@ -29,6 +29,7 @@ from jprune.base import (
     run_criterion,
 )
 from jprune.criteria.coupled_norm import coupled_norm
+from jprune.criteria.distance import distance
 from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.obd import obd
@@ -95,6 +96,8 @@ class Prune:
         check_prunable(task, self.budget, self.per)
         groups = Net(task).groups
         scored = self.criterion(task, groups, jax.random.key(0)).scored
+        if scored is not None and self.per == "weight":
+            raise _of_units()
         if scored is not None and {*scored} != {*groups.names}:
             # Groups without scores stay whole, so what is left has to do without theirs.
             whole = {name: size for name, size in groups.sizes.items() if name not in scored}
@@ -145,9 +148,7 @@ class Prune:
             ArgumentError: the criterion scores units.
         """
         if Net(task).are_units(scores):
-            raise errors.ArgumentError(
-                "Prune(per='weight') came with a criterion that scores units; write per='unit'."
-            )
+            raise _of_units()
         alive = Net(task).prunable(pruned.masks, self.budget)
         # -inf: gone already. It may not come back, and it counts as pruned in the budget.
         scores = jax.tree.map(
@@ -169,6 +170,12 @@ class Prune:
         # Calibration data are training data: validation stays unseen.
         batches = _Calibration(task, size, count, key) if criterion.needs_data else ()
         return run_criterion(criterion, variables, batches)
+
+
+def _of_units() -> errors.ArgumentError:
+    return errors.ArgumentError(
+        "Prune(per='weight') came with a criterion that scores units; write per='unit'."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +242,25 @@ def random_weights_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """
     del task, groups
     return random(key)
+
+
+def distance_of(metric: str = "l2", by_norm: float = 0.0) -> CriterionOf:
+    """The sum of a unit's distances to the others of its group.
+
+    Args:
+        metric: "l2" or "cosine".
+        by_norm: fraction of a group that goes by its norm, before distances are taken.
+
+    References:
+        He, Liu, Wang, Hu, Yang, Filter pruning via geometric median for deep convolutional neural
+        networks acceleration, 2019, arXiv 1811.00250.
+    """
+
+    def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+        del task, key
+        return distance(groups, metric, by_norm)
+
+    return criterion
 
 
 def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
