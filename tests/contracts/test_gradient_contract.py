@@ -204,7 +204,7 @@ def test_frozen_weights_are_exactly_0_under_masks_that_move(net):
     draw = lambda w: np.random.default_rng(0).random(w.shape) < 0.5 if w.ndim > 1 else None
     masks = jax.tree.map(draw, start.variables)
     begun = Pruned(apply_masks(start.variables, masks), masks)
-    learner = DropGrow(SHORT, every=2).learner(begun, task, KEY)
+    learner = DropGrow(SHORT, every=2, stop=1.0).learner(begun, task, KEY)
     path = "params/fc1/kernel"
     first, before = leaves(masks)[path], leaves(begun.variables)[path]
     for number, state in enumerate(steps(learner)):
