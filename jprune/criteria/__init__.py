@@ -8,7 +8,7 @@ pass. Read `magnitude.py` first, then `taylor.py`. Code that several criteria sh
 an underscore.
 """
 
-from jprune.criteria.activations import Statistic, activations, places_read
+from jprune.criteria.activations import Statistic, activations
 from jprune.criteria.coupled_norm import coupled_norm
 from jprune.criteria.entropy import entropy
 from jprune.criteria.independence import independence
@@ -22,7 +22,8 @@ from jprune.criteria.random import random
 from jprune.criteria.scales import scales
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.taylor import taylor
-from jprune.criteria.zeros import rectified, zeros
+from jprune.criteria.zeros import zeros
+from jprune.graph.look.activations import places_read, rectified
 
 __all__ = [
     "Statistic",
