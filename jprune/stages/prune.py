@@ -29,6 +29,7 @@ from jprune.base import (
     run_criterion,
 )
 from jprune.criteria.coupled_norm import coupled_norm
+from jprune.criteria.distance import distance
 from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.obd import obd
@@ -251,6 +252,25 @@ def random_weights_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """
     del task, groups
     return random(key)
+
+
+def distance_of(metric: str = "l2", by_norm: float = 0.0) -> CriterionOf:
+    """The sum of a unit's distances to the others of its group.
+
+    Args:
+        metric: "l2" or "cosine".
+        by_norm: fraction of a group that goes by its norm, before distances are taken.
+
+    References:
+        He, Liu, Wang, Hu, Yang, Filter pruning via geometric median for deep convolutional neural
+        networks acceleration, 2019, arXiv 1811.00250.
+    """
+
+    def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+        del task, key
+        return distance(groups, metric, by_norm)
+
+    return criterion
 
 
 def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
