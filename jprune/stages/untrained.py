@@ -289,7 +289,7 @@ def by_class(data: Data, per_class: int, batch_size: int, key: jax.Array) -> Bat
         labels = np.asarray(batch["label"]) if "label" in batch else np.zeros(())
         if labels.shape != (batch_size,) or not np.issubdtype(labels.dtype, np.integer):
             return None
-        for place, label in enumerate(labels.tolist()):
+        for place, label in enumerate(map(int, labels)):
             if len(found.setdefault(label, [])) < per_class:
                 found[label].append(jax.tree.map(lambda leaf, n=place: np.asarray(leaf)[n], batch))
         if len(found) == data.classes and all(len(one) == per_class for one in found.values()):
