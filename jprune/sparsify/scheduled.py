@@ -21,6 +21,7 @@ from jprune.base import (
 )
 from jprune.graph.shrink.concrete import full
 from jprune.masks import HoldState, held
+from jprune.masks.trees import as_params, as_variables, collection_of
 from jprune.units import are_units, expand, to_units
 
 
@@ -62,8 +63,8 @@ def scheduled_prune(
         An optax transformation; call `tx.update(gradients, state, params, batch=batch)`.
 
     Raises:
-        ArgumentError: `every` below 1; `update` without parameters, or without the batch that the
-            criterion needs.
+        ArgumentError: `every` below 1; a criterion of two passes; `update` without parameters, or
+            without the batch that the criterion needs.
         StructureError: groups of another net (in `init`).
 
     References:
@@ -82,6 +83,11 @@ def scheduled_prune(
         raise errors.ArgumentError(
             f"scheduled_prune(every={every}): masks change every 1 step or more."
         )
+    if criterion.again is not None:
+        raise errors.ArgumentError(
+            "scheduled_prune sees every batch once, and this criterion looks at its batches twice, "
+            "on one net. Score with jprune.run_criterion between steps, or write another criterion."
+        )
 
     def new_masks(scores: PyTree, params: Params, density: Any) -> Masks:
         budget = Budget(density=density)
@@ -89,12 +95,12 @@ def scheduled_prune(
             return allocator(scores, budget, None)
         # Groups know paths of the whole variables; an optimizer may get one collection of them.
         if not are_units(groups, scores):
-            scores = to_units(groups, _as_variables(groups, scores))
-        return _as_params(groups, expand(groups, allocator(scores, budget, None)), params)
+            scores = to_units(groups, as_variables(groups, scores))
+        return as_params(groups, expand(groups, allocator(scores, budget, None)), params)
 
     def init(params: Params) -> ScheduledState:
         if groups is not None:
-            _collection(groups, params)
+            collection_of(groups, params)
         # Ones at every leaf, and no None: the structure of the state must not change in a step.
         masks = jax.tree.map(lambda leaf: full(jnp.shape(leaf), True), params)
         return ScheduledState(jnp.zeros((), jnp.int32), criterion.init(params), HoldState(masks))
@@ -132,33 +138,3 @@ def scheduled_prune(
         return held(updates, params, masks), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _collection(groups: Groups, params: Params) -> str | None:
-    """Which collection of the traced variables the parameters are; None if they are all of it."""
-    structure = jax.tree.structure(params)
-    if structure == groups.treedef:
-        return None
-    whole = jax.tree.unflatten(groups.treedef, list(groups.leaves.values()))
-    for name, part in whole.items() if isinstance(whole, dict) else ():
-        if jax.tree.structure(part) == structure:
-            return name
-    raise errors.StructureError(
-        "the groups are of another net: the parameters are neither the traced variables nor one of "
-        "their collections."
-    )
-
-
-def _as_variables(groups: Groups, tree: PyTree) -> PyTree:
-    """A tree like the parameters as a tree like the variables, None elsewhere."""
-    name = _collection(groups, tree)
-    if name is None:
-        return tree
-    nothing = jax.tree.unflatten(groups.treedef, [None] * len(groups.leaves))
-    return {**nothing, name: tree}
-
-
-def _as_params(groups: Groups, tree: PyTree, params: Params) -> PyTree:
-    """The parameters' part of a tree like the variables."""
-    name = _collection(groups, params)
-    return tree if name is None else tree[name]

@@ -31,14 +31,18 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 `train.py`; `rounds.py` prunes in rounds with training in between.
 """
 
-from jprune.stages.admm import Admm, Cut, Sets
+from jprune.stages.activations import ByActivations
+from jprune.stages.active_gradients import Active, CutPassive, TrainActive
+from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.dimensions import Narrow, Observe, Optimum
+from jprune.stages.drop_grow import DropGrow
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
+from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.frame import (
     CheckedStage,
@@ -59,36 +63,52 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
+from jprune.stages.growing_decay import Grow, Growing
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
+from jprune.stages.low_rank import RankPenalty
 from jprune.stages.merge import MergeUnits
+from jprune.stages.movement import Movement
+from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
+from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
+from jprune.stages.proximal import CutSupport, Regulariser, Split
 from jprune.stages.prune import (
     CriterionOf,
     Prune,
+    coupled_of,
+    distance_of,
     l1_of,
     l2_of,
+    layer_adaptive_of,
     obd_of,
     random_of,
     random_weights_of,
     taylor_of,
 )
+from jprune.stages.random_masks import RandomMasks
+from jprune.stages.ranked_decay import RaiseByRank, Ranked
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
     ShuffleMasks,
     Small,
     TrainAnew,
+    like_the_dense,
     small,
 )
-from jprune.stages.rounds import evenly, in_rounds, kept_after, rounds_for, scheduled
+from jprune.stages.relative_decay import Fade, FadeUnits
+from jprune.stages.rounds import evenly, in_rounds, kept_after, parts, rounds_for, scheduled
+from jprune.stages.scales import L1OfScales, PruneScales, ShrinkScales
 from jprune.stages.sensitivity import Sensitivity
 from jprune.stages.solvers import Eliminate, SolveLayers, Sweep
+from jprune.stages.splitting import Sets
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
@@ -99,49 +119,77 @@ from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySyna
 from jprune.stages.variational import Gate, Select
 
 __all__ = [
+    "Active",
+    "Adjust",
     "Admm",
     "Adversarial",
     "Approximate",
     "BeginAnew",
     "Boost",
     "BrainSurgery",
+    "ByActivations",
     "ByGradientFlow",
     "ByLasso",
+    "ByMagnitude",
     "BySensitivity",
+    "BySlopes",
     "BySynapticFlow",
     "ByThiNet",
     "CheckedStage",
+    "ChooseGroups",
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutGroups",
+    "CutPassive",
+    "CutSupport",
+    "DropGrow",
     "DynamicSurgery",
     "Eliminate",
+    "ErrorWeights",
     "Evaluate",
     "EvaluateDeformed",
+    "Fade",
+    "FadeUnits",
     "Gate",
+    "Grouped",
+    "Grow",
+    "Growing",
+    "L1OfScales",
     "L1Penalty",
     "LayerWise",
     "LongStage",
     "MergeClusters",
     "MergeUnits",
+    "Movement",
     "Narrow",
     "Observe",
     "OnlyMoves",
     "Optimum",
+    "Pattern",
     "Penalty",
     "Popup",
     "Probe",
     "Prune",
     "PruneFilters",
     "PruneJointly",
+    "PruneNOfM",
     "PruneRound",
+    "PruneScales",
     "PruneUntrained",
     "Pull",
+    "RaiseByRank",
+    "RandomMasks",
+    "RankPenalty",
+    "Ranked",
     "ReadOff",
     "Recalibrate",
     "Redraw",
+    "RefineNOfM",
+    "Regulariser",
     "Reinitialise",
     "RemoveDead",
+    "RemoveOneByOne",
     "Repeat",
     "RescaleDropout",
     "Rewind",
@@ -155,13 +203,16 @@ __all__ = [
     "SettleSoftMasks",
     "SettleSurgery",
     "Shrink",
+    "ShrinkScales",
     "ShuffleMasks",
     "Small",
     "Soft",
     "SolveLayers",
+    "Split",
     "StdPrune",
     "Sweep",
     "Train",
+    "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
     "before_training",
@@ -169,6 +220,8 @@ __all__ = [
     "check",
     "check_prunable",
     "cores_only",
+    "coupled_of",
+    "distance_of",
     "evenly",
     "fractions",
     "framed",
@@ -176,8 +229,11 @@ __all__ = [
     "kept_after",
     "l1_of",
     "l2_of",
+    "layer_adaptive_of",
+    "like_the_dense",
     "obd_of",
     "opening",
+    "parts",
     "random_of",
     "random_weights_of",
     "record",
