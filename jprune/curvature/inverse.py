@@ -172,7 +172,7 @@ def damped_inverse(hessian: np.ndarray, damping: float) -> np.ndarray:
     """(H + damping mean(diag H) I)^-1, with as much more damping as it must have.
 
     Example:
-        >>> damped_inverse(np.diag([1.0, 3.0]), 0.5).tolist()
+        >>> damped_inverse(np.diag([1.0, 3.0]), 0.5).round(6).tolist()
         [[0.5, 0.0], [0.0, 0.25]]
     """
     mean = hessian.diagonal().mean() if len(hessian) else 1.0
