@@ -164,6 +164,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
     "depgraph": {"rounds": 1},
     "taylor": {"rounds": 1},
+    "granularity": {"rounds": 1, "examples": 32},
     "han": {"rounds": 1},
     "lamp": {"rounds": 1},
     "obd": {"rounds": 1, "batches": 2},
