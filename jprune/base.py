@@ -604,7 +604,8 @@ are held). `rate` is how far a step moves a weight whose gradient stays 1: SGD's
 
 A wrap can be hashed, and equal wraps share what was compiled for a step: so what its transformation
 does depends on its settings, on the net and on the optimizer's state alone. Masks, clusters and
-keys are in the state, put there by `init`.
+keys are in the state, put there by `init`. Its `update` is given the `batch` and the `rest` of the
+variables (what is not trained) by name.
 
 A wrap with an attribute `gates`, a kind of site, is told in every step what the loss of each
 example does as a unit is closed there: `batch["slopes"]`, {group: [batch, units]}.

@@ -5,9 +5,9 @@ scores of units {group: [n]} or of weights (a tree), honour -inf (gone already) 
 pruned), count exactly, and meet budgets in parameters or MACs by asking the cost model about the
 masks themselves.
 
-`lowest_first` removes a few units at a time, within a compiled step.
-`erdos_renyi(groups)` makes an allocator of weights that keeps less of large kernels.
-
+`lowest_first` removes a few units at a time, within a compiled step. `erdos_renyi(groups)` makes an
+allocator of weights that keeps less of large kernels. `toward` keeps numbers that are written down,
+and more at higher densities: for training in which masks move.
 `Outliers` is a rule in standard deviations; `jointly` meets one budget with groups of several
 kinds (`jprune.blocks`).
 
@@ -24,6 +24,7 @@ from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jo
 from jprune.allocate.lowest_first import lowest_first
 from jprune.allocate.normalize import normalized
 from jprune.allocate.outliers import Outliers, deviations
+from jprune.allocate.toward import toward
 from jprune.allocate.uniform import uniform
 from jprune.masks import keep_best
 
@@ -47,5 +48,6 @@ __all__ = [
     "refuse_impossible",
     "refuse_impossible_jointly",
     "smallest",
+    "toward",
     "uniform",
 ]

@@ -2,11 +2,13 @@
 
 References:
     He, Liu, Wang, Hu, Yang, Filter pruning via geometric median for deep convolutional neural
-    networks acceleration, 2019, arXiv 1811.00250.
+    networks acceleration, 2019, arXiv 1811.00250. Other metrics: He, Liu, Zhu, Yang, Meta filter
+    pruning, 2019, arXiv 1904.03961 [34].
 """
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from jprune import errors
@@ -14,7 +16,7 @@ from jprune.base import Criterion, Groups, Variables
 from jprune.graph.shrink.concrete import on_host
 from jprune.units import rows
 
-METRICS = ("l2", "cosine")
+METRICS = ("l2", "manhattan", "cosine")
 
 
 def distance(groups: Groups, metric: str = "l2", by_norm: float = 0.0) -> Criterion:
@@ -28,7 +30,7 @@ def distance(groups: Groups, metric: str = "l2", by_norm: float = 0.0) -> Criter
     Args:
         groups: from `trace`. A unit is all the weights that make it: those of all producers of a
             residual stream, in one vector.
-        metric: "l2", or "cosine": 1 - the cosine of the angle.
+        metric: "l2", "manhattan", or "cosine": 1 - the cosine of the angle.
         by_norm: fraction of each group that goes first, by smallest L2 norm; distances are those
             among the others. The norms' scores are below 0, in their order.
 
@@ -71,20 +73,30 @@ def _sums(xnp: Any, units: Any, metric: str, by_norm: float) -> Any:
     alive = norms > 0
     # round(f n) of those that are there, ties by lowest index
     going = xnp.round(by_norm * alive.sum())
-    rank = xnp.argsort(xnp.argsort(xnp.where(alive, norms, xnp.inf), kind="stable"))
+    rank = xnp.argsort(xnp.argsort(xnp.where(alive, norms, xnp.inf), stable=True))
     small = alive & (rank < going)
     others = alive & ~small
     if metric == "cosine":
+        # cos = f . g / (|f| |g|)
         units = units / xnp.where(alive, norms, 1)[:, None]
-    # |x - y|^2 = |x|^2 + |y|^2 - 2 x y, which rounding takes below 0
-    products = xnp.real(units @ units.conj().T)
-    squares = xnp.diagonal(products)
-    apart = squares[:, None] + squares[None] - 2 * products
-    # Of unit vectors half the squared distance is 1 - cos.
-    apart = apart / 2 if metric == "cosine" else xnp.sqrt(xnp.maximum(apart, 0))
-    apart = xnp.where(xnp.eye(len(units), dtype=bool), 0, apart)
-    # s_c = sum_j ||W_c - W_j||_2
-    sums = xnp.where(others[None], apart, 0).sum(1)
+    numbers = xnp.arange(len(units))
+
+    def sum_of(unit: Any, number: Any) -> Any:
+        if metric == "cosine":
+            apart = 1 - xnp.real(units @ xnp.conj(unit))
+        else:
+            differences = xnp.abs(units - unit)
+            l1 = metric == "manhattan"
+            apart = differences.sum(1) if l1 else xnp.sqrt((differences**2).sum(1))
+        # s_c = sum_j d(W_c, W_j), itself left out
+        return xnp.where(others & (numbers != number), apart, 0).sum()
+
+    # Unit by unit: the differences of all pairs at once would not fit into memory in wide layers,
+    # and |x|^2 + |y|^2 - 2 x y loses what is small.
+    if xnp is np:
+        sums = np.array([sum_of(unit, number) for number, unit in enumerate(units)])
+    else:
+        sums = jax.lax.map(lambda pair: sum_of(*pair), (units, numbers))
     # Norms keep their order below all sums; the largest is at -1.
     largest = xnp.where(small, norms, 0).max() if len(units) else 1.0
     below = norms / xnp.where(largest > 0, largest, 1) - 2

@@ -275,37 +275,3 @@ def map_parameters(function: Callable[..., Any], variables: Variables, *others: 
         return function(*leaves) if path[0].key == "params" else None
 
     return jax.tree_util.tree_map_with_path(one, variables, *others)
-
-
-def collection_of(groups: Groups, params: PyTree) -> str | None:
-    """Which collection of the traced variables a tree is like; None if it is like all of them.
-
-    Raises:
-        StructureError: it is like neither.
-    """
-    structure = jax.tree.structure(params)
-    if structure == groups.treedef:
-        return None
-    whole = jax.tree.unflatten(groups.treedef, list(groups.leaves.values()))
-    for name, part in whole.items() if isinstance(whole, dict) else ():
-        if jax.tree.structure(part) == structure:
-            return name
-    raise errors.StructureError(
-        "the groups are of another net: the parameters are neither the traced variables nor one of "
-        "their collections."
-    )
-
-
-def as_variables(groups: Groups, tree: PyTree) -> PyTree:
-    """A tree like the parameters as a tree like the variables, None elsewhere."""
-    name = collection_of(groups, tree)
-    if name is None:
-        return tree
-    nothing = jax.tree.unflatten(groups.treedef, [None] * len(groups.leaves))
-    return {**nothing, name: tree}
-
-
-def as_params(groups: Groups, tree: PyTree, params: PyTree) -> PyTree:
-    """The part of a tree like the variables that belongs to the parameters."""
-    name = collection_of(groups, params)
-    return tree if name is None else tree[name]

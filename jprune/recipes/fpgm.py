@@ -38,7 +38,7 @@ def fpgm(
         budget: what is kept after the last round; the paper keeps 0.6 of the filters of a layer.
         train: training of the dense net; None where it is trained already.
         finetune: training under the masks; with rounds, half of its epochs lie between them.
-        metric: "l2" or "cosine".
+        metric: "l2", "manhattan" or "cosine".
         by_norm: fraction of a layer's filters, of those that are there, that go first by their L2
             norm. The paper's mixed form is 0.3 with a budget of 0.6: a tenth goes by distance.
         allocator: "uniform" (the paper's: the same fraction of every layer), or "global_topk".

@@ -116,9 +116,9 @@ def less_is_more(
     )
     wanted = None if kernels is None else as_words(kernels)
     rank = RankPenalty(rank_strength, wanted, every) if "low_rank" in chosen else None
-    during, after = train, finetune
-    if train is None or begin == "dense":
-        # The penalty takes a part of the fine-tuning and adds none.
+    # In place of the dense training; from the dense net, it takes a part of the fine-tuning.
+    during, after = train or finetune, finetune
+    if begin == "dense":
         during = dataclasses.replace(finetune, epochs=stop * finetune.epochs)
         after = dataclasses.replace(finetune, epochs=(1 - stop) * finetune.epochs)
     return framed(

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jprune import errors
 from jprune.base import Problem
 
 CHUNK = 8192
@@ -115,3 +116,28 @@ def best(scores: np.ndarray, keep: np.ndarray, width: int) -> np.ndarray:
     mask = np.zeros(len(scores), bool)
     mask[order[:width]] = True
     return mask & keep
+
+
+def checked(
+    hessian: np.ndarray, weights: np.ndarray, count: int, alive: np.ndarray | None, damping: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hessian, weights and what is alive, in float64 and as masks; weights that are gone are 0.
+
+    Raises:
+        ArgumentError: shapes that do not fit, a damping below 0, or more weights to keep than there
+            are.
+    """
+    h, w = np.asarray(hessian, np.float64), np.asarray(weights, np.float64)
+    there = np.ones(w.shape, bool) if alive is None else np.asarray(alive, bool)
+    matrix = (len(w), w.size // max(len(w), 1))
+    if h.shape != (len(w), len(w)) or there.shape != w.shape or w.shape != matrix:
+        raise errors.ArgumentError(
+            f"a layer came with a Hessian {h.shape}, weights {w.shape}, alive {there.shape}; "
+            "expected are [n, n], [n, outputs] and [n, outputs]."
+        )
+    if not 0 <= count <= there.sum() or damping < 0:
+        raise errors.ArgumentError(
+            f"count={count} of {there.sum()} weights, damping={damping}; keep from 0 to all of "
+            "them, and write a damping of 0 or more."
+        )
+    return h, w * there, there

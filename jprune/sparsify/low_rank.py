@@ -177,11 +177,12 @@ def low_rank(
         changes, before = leaves_of(kernels, updates), leaves_of(kernels, params)
         for path, layer in layers.items():
             bias = layer.bias if layer.bias in before and len(modes(layer)) == 1 else None
-            moved = {p: before[p] + changes[p] for p in (path, bias) if p is not None}
-            after = lowered(layer, moved[path], moved.get(bias), size * strengths[path])
-            for name, new in zip((path, bias), after):
-                if name is not None:
-                    changes[name] = new - before[name]
+            moved = before[path] + changes[path]
+            shift = None if bias is None else before[bias] + changes[bias]
+            moved, shift = lowered(layer, moved, shift, size * strengths[path])
+            changes[path] = moved - before[path]
+            if bias is not None:
+                changes[bias] = shift - before[bias]
         return jax.tree.unflatten(jax.tree.structure(updates), list(changes.values()))
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:

@@ -11,7 +11,7 @@ from jprune import errors
 from jprune.base import Batch, Criterion, Groups, Params, PyTree
 from jprune.graph.shrink.concrete import full
 from jprune.masks import HoldState, held
-from jprune.masks.trees import as_params, as_variables, collection_of
+from jprune.sparsify.rules import as_params, as_variables, paths_in
 from jprune.units import are_units, expand, to_units
 
 Units = Mapping[str, Any]
@@ -94,7 +94,7 @@ def one_by_one(
         )
 
     def init(params: Params) -> OneByOneState:
-        collection_of(groups, params)
+        paths_in(groups, params)  # refuses parameters of another net
         masks = jax.tree.map(lambda leaf: full(jnp.shape(leaf), True), params)
         alive = {name: full((size,), True) for name, size in groups.sizes.items()}
         zero = jnp.zeros((), jnp.int32)

@@ -44,6 +44,7 @@ from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
 from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
+from jprune.stages.feedback import PruneWithFeedback
 from jprune.stages.frame import (
     CheckedStage,
     Evaluate,
@@ -63,10 +64,14 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.goal import Goal, Settle
+from jprune.stages.grains import PruneGrains
 from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
+from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
+from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.low_rank import RankPenalty
@@ -105,13 +110,18 @@ from jprune.stages.reinitialise import (
 from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.rounds import evenly, in_rounds, kept_after, parts, rounds_for, scheduled
 from jprune.stages.scales import L1OfScales, PruneScales, ShrinkScales
+from jprune.stages.scheduled import PruneGradually
 from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.soft_prune import Pool, SoftPrune
+from jprune.stages.solvers import Eliminate, SolveLayers, Sweep
 from jprune.stages.splitting import Sets
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.train import Train, trained
+from jprune.stages.untrained import PruneUntrained, before_training
+from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
 
 __all__ = [
@@ -124,9 +134,12 @@ __all__ = [
     "Boost",
     "BrainSurgery",
     "ByActivations",
+    "ByGradientFlow",
     "ByLasso",
     "ByMagnitude",
+    "BySensitivity",
     "BySlopes",
+    "BySynapticFlow",
     "ByThiNet",
     "CheckedStage",
     "ChooseGroups",
@@ -138,15 +151,18 @@ __all__ = [
     "CutSupport",
     "DropGrow",
     "DynamicSurgery",
+    "Eliminate",
     "ErrorWeights",
     "Evaluate",
     "EvaluateDeformed",
     "Fade",
     "FadeUnits",
     "Gate",
+    "Goal",
     "Grouped",
     "Grow",
     "Growing",
+    "HardThreshold",
     "L1OfScales",
     "L1Penalty",
     "LayerWise",
@@ -160,13 +176,19 @@ __all__ = [
     "Optimum",
     "Pattern",
     "Penalty",
+    "Pool",
     "Popup",
     "Probe",
     "Prune",
     "PruneFilters",
+    "PruneGradually",
+    "PruneGrains",
+    "PruneJointly",
     "PruneNOfM",
     "PruneRound",
     "PruneScales",
+    "PruneUntrained",
+    "PruneWithFeedback",
     "Pull",
     "RaiseByRank",
     "RandomMasks",
@@ -190,6 +212,7 @@ __all__ = [
     "Select",
     "Sensitivity",
     "Sets",
+    "Settle",
     "SettleSoftMasks",
     "SettleSurgery",
     "Shrink",
@@ -197,12 +220,16 @@ __all__ = [
     "ShuffleMasks",
     "Small",
     "Soft",
+    "SoftPrune",
+    "SolveLayers",
     "Split",
     "StdPrune",
+    "Sweep",
     "Train",
     "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
+    "before_training",
     "by_least_squares",
     "check",
     "check_prunable",

@@ -69,7 +69,8 @@ def _criterion(net: Net, by: ByActivations) -> Criterion:
         names = tuple(name for name in names if name in can)
     if not names:
         raise errors.ArgumentError(
-            f"no group of {net.task.name} can be scored by {by.statistic.__name__}: "
+            f"no group of {net.task.name} can be scored by "
+            f"{getattr(by.statistic, '__name__', by.statistic)}: "
             + (
                 "none has an activation that a function makes exactly 0, as ReLU does and GELU, "
                 "tanh and leaky ReLU do not (lenet5 has its ReLUs with --net conv_relu=true). "

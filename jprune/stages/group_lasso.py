@@ -180,8 +180,7 @@ class Shrink:
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps; raises what `Penalty.terms` does."""
         self.check(task)
-        optimizer = self.train.optimizer_for(task)
-        travel = float(sum(map(optimizer.stride, range(optimizer.taken))))
+        travel = float(self.train.rates(task).sum())
         penalty = self.penalty.settled(task, self.budget, pruned.variables, travel)
         rank = self.rank and self.rank.settled(task, pruned.variables, travel)
         # Behind the optimizer, where neither momentum nor weight decay gathers the penalty.

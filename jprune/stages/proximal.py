@@ -164,7 +164,7 @@ class Split:
         rho = self.rho
         if rho is None:
             # ||W - F|| falls by e^-3 in a round: rho times the way of its steps is 3 at least.
-            rho = max(1.0, 3 / (every * float(optimizer.stride(0))))
+            rho = max(1.0, 3 / (every * float(train.rates(task)[0])))
         counts = None
         if regulariser.strength is None:
             # Of the dense net, so that the widths of all parts together meet the budget.

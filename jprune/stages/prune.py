@@ -96,6 +96,8 @@ class Prune:
         check_prunable(task, self.budget, self.per)
         groups = Net(task).groups
         scored = self.criterion(task, groups, jax.random.key(0)).scored
+        if scored is not None and self.per == "weight":
+            raise _of_units()
         if scored is not None and {*scored} != {*groups.names}:
             # Groups without scores stay whole, so what is left has to do without theirs.
             whole = {name: size for name, size in groups.sizes.items() if name not in scored}
@@ -146,9 +148,7 @@ class Prune:
             ArgumentError: the criterion scores units.
         """
         if Net(task).are_units(scores):
-            raise errors.ArgumentError(
-                "Prune(per='weight') came with a criterion that scores units; write per='unit'."
-            )
+            raise _of_units()
         alive = Net(task).prunable(pruned.masks, self.budget)
         # -inf: gone already. It may not come back, and it counts as pruned in the budget.
         scores = jax.tree.map(
@@ -170,6 +170,12 @@ class Prune:
         # Calibration data are training data: validation stays unseen.
         batches = _Calibration(task, size, count, key) if criterion.needs_data else ()
         return run_criterion(criterion, variables, batches)
+
+
+def _of_units() -> errors.ArgumentError:
+    return errors.ArgumentError(
+        "Prune(per='weight') came with a criterion that scores units; write per='unit'."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,17 +48,16 @@ class Fade:
         epochs, e^-1.2, whatever the rates and steps are; but no step takes more than a half off a
         weight.
         """
-        optimizer = train.optimizer_for(task)
-        rates = [float(optimizer.stride(step)) for step in range(optimizer.taken)]
+        rates = train.rates(task)
         every = self.every or max(1, task.data.sizes["train"] // train.batch_size)
         strength = self.strength
         if strength is None:
             largest = 3.0 if self.growing else 2.0**self.alpha
-            strength = min(WAY / sum(rates), SAFE / (largest * max(rates)))
+            strength = float(min(WAY / rates.sum(), SAFE / (largest * rates.max())))
         growth = self.growth
         if growth is None:
             # From lambda to 3 lambda, as 100 times 1e-5 over 5e-4
-            growth = 2 * strength / -(-optimizer.taken // every)
+            growth = 2 * strength / -(-len(rates) // every)
         return dataclasses.replace(self, strength=strength, growth=growth, every=every)
 
     def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:

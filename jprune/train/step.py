@@ -203,7 +203,9 @@ def _step(
             # dC_n/dz of every example, whatever its weight in the mean
             each = jnp.where(weight > 0, weight, 1)[:, None]
             batch = {**batch, "slopes": {name: slope / each for name, slope in slopes.items()}}
-        updates, opt_state = change(gradient, state.opt_state, state.params, batch=batch)
+        updates, opt_state = change(
+            gradient, state.opt_state, state.params, batch=batch, rest=state.rest
+        )
         if masked and settings.wrap is not None:  # it may have moved what `hold` has brought to 0
             updates = held(updates, state.params, masks_of(opt_state))
         params = optax.apply_updates(state.params, updates)

@@ -53,6 +53,27 @@ def test_five_points():
     assert np.linalg.norm(POINTS, axis=1).argmin() == 0
 
 
+FILTERS = np.array([[0.7, 1.5], [-1, -1.8], [-1.2, -1.9], [-0.1, 1.9], [-1.8, -1.2]])
+EXPECTED = {
+    "l2": [12.18111175, 8.74363559, 8.99643775, 12.19385574, 9.13716225],
+    "manhattan": [16.7, 11.3, 11.8, 15.5, 12.7],
+    "cosine": [5.96132125, 3.95754738, 3.89651782, 5.2911761, 3.56244741],
+}
+
+
+@pytest.mark.parametrize("metric", EXPECTED)
+def test_metrics_disagree_about_which_filter_goes(metric):
+    """Checks [34] P1; the norms of the same filters say two others."""
+    np.testing.assert_allclose(scores_of(FILTERS, metric=metric), EXPECTED[metric], rtol=1e-6)
+    criterion = criteria.distance(groups_of(5, 2), metric)
+    variables = {"first": FILTERS.T.astype(np.float32), "second": np.ones((5, 1), np.float32)}
+    compiled = jax.jit(lambda variables: jprune.run_criterion(criterion, variables, ()))
+    np.testing.assert_allclose(compiled(variables)["first"], EXPECTED[metric], rtol=1e-5)
+    assert np.argmin(EXPECTED[metric]) == {"l2": 1, "manhattan": 1, "cosine": 4}[metric]
+    norms = [np.linalg.norm(FILTERS, order, axis=1).argmin() for order in (1, 2)]
+    assert norms == [3, 0]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 7))
 def test_sums_are_those_of_loops_and_shifts_change_nothing(seed, size):
@@ -105,7 +126,10 @@ def test_the_recipe_keeps_a_short_filter_that_is_alone():
 
 def test_bad_words():
     groups = Net(toy_task()).groups
-    for options, says in (({"metric": "l1"}, "l2, cosine"), ({"by_norm": 1.0}, r"\[0, 1\)")):
+    for options, says in (
+        ({"metric": "l1"}, "l2, manhattan, cosine"),
+        ({"by_norm": 1.0}, r"\[0, 1\)"),
+    ):
         with pytest.raises(errors.ArgumentError, match=says):
             criteria.distance(groups, **options)
         fine = Train(1, 0.01, 16)
