@@ -46,6 +46,10 @@ def cpli(
 ) -> Recipe:
     """Chooses the channels that a layer reads by LASSO, and refits it, errors weighted by the loss.
 
+    Every output is a least-squares problem of its own, as many times as much work as without
+    `loss_term`: some rows (images times points) times the square of a layer's inputs, an output.
+    Fewer points make it short.
+
     The inputs are those of the net as pruned so far, the targets those of the dense net; a layer
     whose outputs go into a residual sum aims at what makes the sum right.
 
