@@ -46,9 +46,8 @@ def cpli(
 ) -> Recipe:
     """Chooses the channels that a layer reads by LASSO, and refits it, errors weighted by the loss.
 
-    Every output is a least-squares problem of its own, as many times as much work as without
-    `loss_term`: some rows (images times points) times the square of a layer's inputs, an output.
-    Fewer points make it short.
+    With `loss_term` the refit solves every output by itself, which takes as many times as long as
+    there are outputs; fewer `points` make it shorter.
 
     The inputs are those of the net as pruned so far, the targets those of the dense net; a layer
     whose outputs go into a residual sum aims at what makes the sum right.
