@@ -39,6 +39,7 @@ from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.soft_prune import SoftPruneState, choice, lowest, nearest, soft_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
+from jprune.sparsify.truncated_lasso import TruncatedState, truncated_lasso, truncated_penalty
 
 __all__ = [
     "ActiveState",
@@ -60,6 +61,7 @@ __all__ = [
     "ScheduledState",
     "SoftPruneState",
     "SurgeryState",
+    "TruncatedState",
     "active_gradients",
     "admm",
     "centripetal",
@@ -105,5 +107,7 @@ __all__ = [
     "soft_singular",
     "strength_for",
     "strengths",
+    "truncated_lasso",
+    "truncated_penalty",
     "with_masks",
 ]

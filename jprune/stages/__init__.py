@@ -120,6 +120,7 @@ from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.train import Train, trained
+from jprune.stages.truncated_lasso import PruneColumns, ReadOffColumns, ShrinkWeakest
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
@@ -180,6 +181,7 @@ __all__ = [
     "Popup",
     "Probe",
     "Prune",
+    "PruneColumns",
     "PruneFilters",
     "PruneGradually",
     "PruneGrains",
@@ -195,6 +197,7 @@ __all__ = [
     "RankPenalty",
     "Ranked",
     "ReadOff",
+    "ReadOffColumns",
     "Recalibrate",
     "Redraw",
     "RefineNOfM",
@@ -217,6 +220,7 @@ __all__ = [
     "SettleSurgery",
     "Shrink",
     "ShrinkScales",
+    "ShrinkWeakest",
     "ShuffleMasks",
     "Small",
     "Soft",

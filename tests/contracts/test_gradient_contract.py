@@ -52,6 +52,7 @@ from jprune.stages.scheduled import PruneGradually
 from jprune.stages.soft_prune import SoftPrune
 from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
+from jprune.stages.truncated_lasso import ShrinkWeakest
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
@@ -75,6 +76,7 @@ METHODS = {
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     "fbs": frozenset({FROZEN}),
+    "group_brain_damage": frozenset({PROX, FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
@@ -88,6 +90,7 @@ STAGES = {
     Shrink: PROX,
     Split: PROX,
     ShrinkScales: PROX,
+    ShrinkWeakest: PROX,
     Train: FROZEN,
     TrainActive: FROZEN,
     RaiseByRank: FROZEN,
