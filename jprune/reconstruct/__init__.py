@@ -4,9 +4,9 @@ Here belongs the mathematics of refits: inputs and outputs of a consumer at samp
 (`windows.py`) and their second moments (`moments.py`); for a `jprune.base.Problem`, which units to
 keep (`lasso.py`, `greedy.py`) and what their weights become (`least_squares.py`, the scales of
 `greedy.py`); units merged by their weights alone (`merge.py`, with `folded.py`); surgery on single
-weights (`obs.py`; many at once: `jointly.py`; layer by layer: `elimination.py`, `sweep.py`) and on
-filters (`kronecker.py`). Data, budgets and the order of layers are up to
-the recipes. Read `least_squares.py` first.
+weights (`obs.py`; many at once: `jointly.py`; layer by layer: `elimination.py`, `sweep.py`,
+`restore.py`) and on filters (`kronecker.py`). Data, budgets and the order of layers are up to the
+recipes. Read `least_squares.py` first.
 """
 
 from jprune.reconstruct.elimination import eliminate, refitted
@@ -16,6 +16,7 @@ from jprune.reconstruct.lasso import lasso
 from jprune.reconstruct.least_squares import least_squares, relative_error
 from jprune.reconstruct.merge import Merge, cutoff, merges
 from jprune.reconstruct.obs import Operated, obs
+from jprune.reconstruct.restore import refit, restored
 from jprune.reconstruct.sweep import sweep
 
 __all__ = [
@@ -29,8 +30,10 @@ __all__ = [
     "least_squares",
     "merges",
     "obs",
+    "refit",
     "refitted",
     "relative_error",
+    "restored",
     "sweep",
     "thinet",
 ]

@@ -35,6 +35,7 @@ from jprune.stages.activations import ByActivations
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
+from jprune.stages.by_energy import PruneByEnergy
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
@@ -181,6 +182,7 @@ __all__ = [
     "Popup",
     "Probe",
     "Prune",
+    "PruneByEnergy",
     "PruneColumns",
     "PruneFilters",
     "PruneGradually",

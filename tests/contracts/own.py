@@ -170,6 +170,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nm": {"m": 3},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
+    "energy_aware": {"batches": 2, "batch_size": 16, "points": 25},
     "exact_obs": {"batches": 2, "batch_size": 16, "points": 25},
     "sparsegpt": {"batches": 2, "batch_size": 16, "points": 25},
     "woodfisher": {"gradients": 16, "batch_size": 16},
