@@ -239,9 +239,9 @@ def with_extremes(score):
 
 
 HELPERS = """
-    jointly keep_best largest price_of refuse_impossible refuse_impossible_jointly smallest
+    jointly keep_best largest price_of refuse_impossible refuse_impossible_jointly smallest toward
 """.split()
-"""Of the room, and no allocators themselves."""
+"""Of the room, and no allocators themselves, or of counts and not of budgets of every kind."""
 
 
 def test_every_allocator_has_a_row():
