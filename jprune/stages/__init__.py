@@ -40,6 +40,7 @@ from jprune.stages.dimensions import Narrow, Observe, Optimum
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
 from jprune.stages.feature_boosting import Boost
+from jprune.stages.forward import SelectForward
 from jprune.stages.frame import (
     CheckedStage,
     Evaluate,
@@ -142,6 +143,7 @@ __all__ = [
     "Save",
     "Search",
     "Select",
+    "SelectForward",
     "Sensitivity",
     "Sets",
     "SettleSoftMasks",
