@@ -67,6 +67,7 @@ from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.merge import MergeUnits
 from jprune.stages.obs import BrainSurgery
+from jprune.stages.particles import FilterParticles
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
 from jprune.stages.prune import (
@@ -112,6 +113,7 @@ __all__ = [
     "DynamicSurgery",
     "Evaluate",
     "EvaluateDeformed",
+    "FilterParticles",
     "Gate",
     "L1Penalty",
     "LayerWise",

@@ -155,6 +155,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "recalibrate": 2,
     },
     "lottery_ticket": {"rounds": 1},
+    "particle_filter": {"particles": 3, "generations": 1},
     "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
     "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
     "taylor": {"rounds": 1},

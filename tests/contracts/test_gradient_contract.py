@@ -44,7 +44,7 @@ METHODS = {
         """
         l1 l2 random taylor granularity han lottery_ticket scratch_e scratch_b obd obs eigendamage
         c_obd c_obs kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning
-        three_d greedy_forward
+        three_d greedy_forward particle_filter
         """.split(),
         frozenset({FROZEN}),
     ),
