@@ -416,12 +416,16 @@ class Criterion(NamedTuple):
         update: `update(state, variables, batch) -> state`, jitted.
         score: `score(state, variables) -> scores`: a tree like the variables, or {group: [units]}.
         needs_data: whether `update` reads the batch; a criterion without data is never updated.
+        again: `again(state) -> state` between two passes over the same batches; None: one pass.
+        scored: names of the groups that are scored; None: all of them, or single weights.
     """
 
     init: Callable[[Variables], PyTree]
     update: Callable[[PyTree, Variables, Batch], PyTree]
     score: Callable[[PyTree, Variables], Scores]
     needs_data: bool = True
+    again: Callable[[PyTree], PyTree] | None = None
+    scored: tuple[str, ...] | None = None
 
 
 class Problem(NamedTuple):
@@ -436,6 +440,9 @@ class Problem(NamedTuple):
         ridge: strength of the penalty that holds weights at their old values; None: the
             reconstructor's own rule.
         bias: whether a constant may be added to every output.
+        errors: [n, outputs]: factors of the single errors, before they are squared; None: all 1.
+        of_outputs: [outputs]: factors of the errors of an output, for the choice of units; a refit
+            is one of each output by itself and does not see them. None: all 1.
     """
 
     inputs: Any
@@ -445,6 +452,8 @@ class Problem(NamedTuple):
     rows: Any = None
     ridge: float | None = None
     bias: bool = False
+    errors: Any = None
+    of_outputs: Any = None
 
 
 Reconstructor = Callable[[Problem], tuple[np.ndarray, np.ndarray]]
@@ -595,7 +604,11 @@ are held). `rate` is how far a step moves a weight whose gradient stays 1: SGD's
 
 A wrap can be hashed, and equal wraps share what was compiled for a step: so what its transformation
 does depends on its settings, on the net and on the optimizer's state alone. Masks, clusters and
-keys are in the state, put there by `init`.
+keys are in the state, put there by `init`. Its `update` is given the `batch` and the `rest` of the
+variables (what is not trained) by name.
+
+A wrap with an attribute `gates`, a kind of site, is told in every step what the loss of each
+example does as a unit is closed there: `batch["slopes"]`, {group: [batch, units]}.
 """
 
 
@@ -693,36 +706,54 @@ def run_criterion(criterion: Criterion, variables: Variables, batches: Iterable[
     Args:
         criterion: what to run.
         variables: the net's variables, masked or not.
-        batches: calibration data; ignored by a criterion that needs none.
+        batches: calibration data; ignored by a criterion that needs none, gone over twice by one
+            that has `again`.
 
     Returns:
         The scores, in the shape that the criterion documents.
 
     Raises:
         ArgumentError: the criterion needs data and there is not one batch, or something else than
-            batches came.
+            batches came; two passes over an iterator, which can be gone over once.
     """
     # Criteria carry sums over batches, so that scores are means over the calibration data.
     state = criterion.init(variables)
-    if criterion.needs_data:
-        batches_seen = 0
-        if isinstance(batches, Mapping):
-            raise errors.ArgumentError(
-                f"run_criterion got one batch, with {', '.join(map(str, batches))}, and takes "
-                'several: write [batch], a batch being {"image": x, "label": y}.'
-            )
-        for batch in batches:
-            check_batch(batch)
-            # Batch by batch: calibration data never lie in memory together.
-            state = criterion.update(state, variables, batch)
-            batches_seen += 1
-        # Scores of an empty sum would all be 0, and prune by the order of the leaves.
-        if not batches_seen:
-            raise errors.ArgumentError(
-                "run_criterion got no batch, and this criterion looks at data. Pass an iterable of "
-                'batches, for example [{"image": x, "label": y}].'
-            )
+    if not criterion.needs_data:
+        return criterion.score(state, variables)
+    if isinstance(batches, Mapping):
+        raise errors.ArgumentError(
+            f"run_criterion got one batch, with {', '.join(map(str, batches))}, and takes "
+            'several: write [batch], a batch being {"image": x, "label": y}.'
+        )
+    if criterion.again is not None and iter(batches) is batches:
+        raise errors.ArgumentError(
+            f"run_criterion got a {type(batches).__name__}, which can be gone over once, and this "
+            "criterion looks at the batches twice. Write list(batches), or pass an object whose "
+            "__iter__ begins anew."
+        )
+    state = _passed(criterion, state, variables, batches)
+    if criterion.again is not None:
+        state = _passed(criterion, criterion.again(state), variables, batches)
     return criterion.score(state, variables)
+
+
+def _passed(
+    criterion: Criterion, state: PyTree, variables: Variables, batches: Iterable[Batch]
+) -> PyTree:
+    """The state after one pass over all batches."""
+    batches_seen = 0
+    for batch in batches:
+        check_batch(batch)
+        # Batch by batch: calibration data never lie in memory together.
+        state = criterion.update(state, variables, batch)
+        batches_seen += 1
+    # Scores of an empty sum would all be 0, and prune by the order of the leaves.
+    if not batches_seen:
+        raise errors.ArgumentError(
+            "run_criterion got no batch, and this criterion looks at data. Pass an iterable of "
+            'batches, for example [{"image": x, "label": y}].'
+        )
+    return state
 
 
 def to_the_end(learner: Learner) -> tuple[Pruned, dict[str, float]]:

@@ -6,7 +6,7 @@ from a fault of ours (a traceback).
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class JpruneError(Exception):
@@ -75,3 +75,44 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.4) -> str:
     """
     near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
     return f"did you mean {near[0]}? " if near else ""
+
+
+def check_words(of: str, *options: tuple[str, object, Collection[str]]) -> None:
+    """Refuses options that are none of the words they may be.
+
+    Args:
+        of: whose options they are: a method or function.
+        *options: (option, value, words) of each.
+
+    Raises:
+        ArgumentError: one is none of its words; the message suggests the nearest.
+
+    Example:
+        >>> check_words("ssr", ("norm", "l3", ("l2,1", "l2,0")))
+        Traceback (most recent call last):
+        jprune.errors.ArgumentError: ssr(norm='l3'); write one of l2,1, l2,0.
+    """
+    for option, value, words in options:
+        if value not in words:
+            hint = nearest(value, words) if isinstance(value, str) else ""
+            raise ArgumentError(f"{of}({option}={value!r}); {hint}write one of {', '.join(words)}.")
+
+
+def check_numbers(of: str, *options: tuple[str, object, bool, str]) -> None:
+    """Refuses options out of range.
+
+    Args:
+        of: whose options they are: a method or function.
+        *options: (option, value, whether it is right, what is right) of each.
+
+    Raises:
+        ArgumentError: one is not right.
+
+    Example:
+        >>> check_numbers("ssl", ("stop", 2, False, "in (0, 1)"))
+        Traceback (most recent call last):
+        jprune.errors.ArgumentError: ssl(stop=2); stop is in (0, 1).
+    """
+    for option, value, right, expected in options:
+        if not right:
+            raise ArgumentError(f"{of}({option}={value}); {option} is {expected}.")

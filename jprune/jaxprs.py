@@ -66,6 +66,7 @@ class Program(NamedTuple):
         constants: value id -> array or scalar: closed-over constants and literals.
         equations: in execution order.
         avals: shape and type of every value, by id.
+        shapes: of every value, by id.
         makers: value id -> the equation that makes it.
         fixed: values that depend on constants alone.
         evaluated: value id -> array, of the fixed values that somebody asked for so far.
@@ -76,13 +77,14 @@ class Program(NamedTuple):
     constants: dict[int, Any]
     equations: tuple[Equation, ...]
     avals: tuple[Any, ...]
+    shapes: tuple[tuple[int, ...], ...]
     makers: dict[int, Equation]
     fixed: set[int]
     evaluated: dict[int, Any]
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Shape of a value."""
-        return tuple(getattr(self.avals[value], "shape", ()))
+        return self.shapes[value]
 
     def known(self, value: int) -> np.ndarray | None:
         """The value as an array, if it depends on constants alone; else None."""
@@ -260,10 +262,16 @@ def flatten(jaxpr: Any, inline_remat: bool = False, callers: tuple[Any, ...] = (
         builder.constants,
         tuple(equations),
         tuple(builder.avals),
+        shapes_of(builder.avals),
         {value: equation for equation in equations for value in equation.outputs},
         builder.fixed,
         {},
     )
+
+
+def shapes_of(avals: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    """Shapes of values; those that have none, such as tokens, count as scalars."""
+    return tuple(tuple(getattr(aval, "shape", ())) for aval in avals)
 
 
 def _of_use(builder: _Builder, outputs: Sequence[int]) -> list[Equation]:

@@ -40,8 +40,11 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor.s
 # Rooms in which a method is one file: they read no other method's file, only what is shared.
 OF_METHODS = ("criteria", "allocate", "sparsify", "reconstruct", "learners", "search", "recipes")
 SHARED = (
+    "activations",
     "budgets",
     "folded",
+    "group_decay",
+    "hidden",
     "moments",
     "space",
     "methods",
@@ -50,6 +53,7 @@ SHARED = (
     "soft_masks",
     "statistics",
     "thresholds",
+    "rules",
     "three_step",
 )
 # What a leaf brings: none of it is imported by `import jprune`.

@@ -12,7 +12,8 @@ from jprune.base import Budget, Pruned, Stage
 from jprune.job.finish import Law
 from jprune.masks import density
 from jprune.recipes import Train
-from jprune.stages.admm import Admm, Cut, Sets
+from jprune.stages.admm import Admm, Cut
+from jprune.stages.splitting import Sets
 
 SETS = {
     "P33a": ("weight", (0.2, 0.08, 0.009, 0.07)),

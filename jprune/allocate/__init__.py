@@ -5,7 +5,11 @@ scores of units {group: [n]} or of weights (a tree), honour -inf (gone already) 
 pruned), count exactly, and meet budgets in parameters or MACs by asking the cost model about the
 masks themselves.
 
-`jointly` meets one budget with groups of several kinds (`jprune.blocks`).
+`lowest_first` removes a few units at a time, within a compiled step. `erdos_renyi(groups)` makes an
+allocator of weights that keeps less of large kernels. `toward` keeps numbers that are written down,
+and more at higher densities: for training in which masks move.
+`Outliers` is a rule in standard deviations; `jointly` meets one budget with groups of several
+kinds (`jprune.blocks`).
 
 Read `uniform.py` first. Allocators share `budgets.py` (how many entries a density keeps, and the
 search for a density that meets a budget) and `jprune/masks/topk.py` (which entries are kept);
@@ -14,9 +18,13 @@ trained, `refuse_impossible`.
 """
 
 from jprune.allocate.budgets import largest, price_of, refuse_impossible, smallest
+from jprune.allocate.erdos_renyi import erdos_renyi, erdos_renyi_densities
 from jprune.allocate.global_topk import global_topk
 from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jointly
+from jprune.allocate.lowest_first import lowest_first
 from jprune.allocate.normalize import normalized
+from jprune.allocate.outliers import Outliers, deviations
+from jprune.allocate.toward import toward
 from jprune.allocate.uniform import uniform
 from jprune.masks import keep_best
 
@@ -25,15 +33,21 @@ ALLOCATORS = {"uniform": uniform, "global_topk": global_topk}
 
 __all__ = [
     "ALLOCATORS",
+    "Outliers",
+    "deviations",
+    "erdos_renyi",
+    "erdos_renyi_densities",
     "fraction_kept",
     "global_topk",
     "jointly",
     "keep_best",
     "largest",
+    "lowest_first",
     "normalized",
     "price_of",
     "refuse_impossible",
     "refuse_impossible_jointly",
     "smallest",
+    "toward",
     "uniform",
 ]

@@ -1,4 +1,4 @@
-"""Blocks whose groups are units or branches of residual sums: filters, channels, branches."""
+"""Blocks whose groups are units or branches: filters, channels, scales, branches."""
 
 from collections.abc import Collection, Sequence
 
@@ -68,6 +68,57 @@ def channels(groups: Groups, names: Sequence[str] | None = None) -> Blocks:
         [3.0, 0.0, 1.0]
     """
     return _of_units("channel", groups, names, ("in",), ())
+
+
+def coupled(groups: Groups, names: Sequence[str] | None = None, *, shifts: bool = False) -> Blocks:
+    """All weights of a unit, those that make it and those that read it; a block is an engine group.
+
+    Kernels, the scales of norms and the inputs of consumers count.
+
+    Args:
+        groups: from `trace`.
+        names: of groups; None: all.
+        shifts: whether shifts and biases count.
+
+    Raises:
+        FrozenError: a name is that of a leaf that the engine has frozen; the message says why.
+        StructureError: no such group.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> from jprune import blocks
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.array([[3.0, 0.0]]), "second": jnp.array([[4.0], [1.0]])}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 1)))
+        >>> blocks.norms(blocks.coupled(groups), variables)["first"].tolist()
+        [5.0, 1.0]
+    """
+    counted = ("kernel", "scale", "in", *(("shift",) if shifts else ()))
+    return _of_units("unit", groups, names, counted, ())
+
+
+def scales(groups: Groups, names: Sequence[str] | None = None) -> Blocks:
+    """The scales of norms that multiply a unit, over all its places; a block is an engine group.
+
+    Args:
+        groups: from `trace`.
+        names: of groups; None: all that have a norm with scales.
+
+    Raises:
+        FrozenError: a name is that of a leaf that the engine has frozen; the message says why.
+        StructureError: no such group, or one without scales.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> from jprune import blocks
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"] * v["scale"], 0) @ v["second"]
+        >>> variables = {
+        ...     "first": jnp.ones((2, 3)), "scale": jnp.arange(3.0), "second": jnp.ones((3, 1))}
+        >>> groups = jprune.trace(fn, variables, jnp.zeros((1, 2)))
+        >>> blocks.norms(blocks.scales(groups), variables)["first"].tolist()
+        [0.0, 1.0, 2.0]
+    """
+    return _of_units("scale", groups, names, ("scale",), ())
 
 
 def _of_units(

@@ -16,17 +16,18 @@ References:
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from jprune import errors
+from jprune import allocate, errors
 from jprune.base import Budget, Recipe
 from jprune.blocks.kinds import as_words, words_of
-from jprune.stages.admm import Admm, Cut, Sets
-from jprune.stages.admm_options import check_numbers, check_words
+from jprune.stages.admm import Admm, Cut
 from jprune.stages.frame import Evaluate, Save
 from jprune.stages.rounds import evenly
+from jprune.stages.splitting import Sets
 from jprune.stages.train import Train
 from jprune.train.numbers import Numbers
 
 KINDS = ("filter", "channel", "column", "weight")
+OPTIMIZERS = ("adam", "sgd")
 
 
 def struct_admm(
@@ -104,8 +105,13 @@ def struct_admm(
         ['admm', 'prune', 'between', 'admm', 'prune', 'before_finetune', 'finetune']
     """
     kinds = words_of(groups, KINDS, "groups")
-    check_words(groups, kinds, allocator, optimizer)
-    check_numbers(
+    errors.check_words(
+        "struct_admm",
+        ("allocator", allocator, allocate.ALLOCATORS),
+        ("optimizer", optimizer, OPTIMIZERS),
+    )
+    errors.check_numbers(
+        "struct_admm",
         ("stop", stop, 0 < stop < 1, "in (0, 1)"),
         ("rounds", rounds, rounds is None or rounds >= 1, "1 or more"),
         ("rho", rho, rho > 0, "above 0"),

@@ -90,13 +90,12 @@ def variational(
             "variational trains a net from scratch, and this one is read from a file. Leave out "
             "--weights."
         )
-    words = ((prior, PRIORS), (select, SELECTIONS), (allocator, ALLOCATORS))
-    for word, choices in words:
-        if word not in choices:
-            raise errors.ArgumentError(
-                f"variational with {word!r}; {errors.nearest(word, choices)}write one of "
-                f"{', '.join(choices)}."
-            )
+    errors.check_words(
+        "variational",
+        ("prior", prior, PRIORS),
+        ("select", select, SELECTIONS),
+        ("allocator", allocator, ALLOCATORS),
+    )
     above = {"mu_threshold": mu_threshold, "sigma_threshold": sigma_threshold}
     if (
         kl_weight < 0

@@ -198,10 +198,11 @@ def deviation_of(params: Params, members: PyTree) -> jax.Array:
     return _squares(jax.tree.map(_away, params, members))
 
 
-def contraction(rates: np.ndarray, momentum: float, pull: Any) -> np.ndarray:
+def contraction(rates: np.ndarray, momentum: float, pull: Any, nesterov: bool = True) -> np.ndarray:
     """A cluster's differences at the end of a training, as a fraction of the initial ones.
 
-    Nesterov momentum m as in `optax.trace`. Where tau pull is small, a step leaves
+    Or any weight's on which nothing but a pull, such as weight decay, acts. Momentum m as in
+    `optax.trace`. With Nesterov's, where tau pull is small, a step leaves
     1 - tau pull / (1 - m); from about (1 - sqrt(m))^2 on the differences swing, and a step leaves
     sqrt(m (1 - tau pull)), which hardly depends on the pull. For that swinging, the largest over
     the last tenth of the steps is taken.
@@ -210,6 +211,7 @@ def contraction(rates: np.ndarray, momentum: float, pull: Any) -> np.ndarray:
         rates: learning rates tau of all steps.
         momentum: in [0, 1).
         pull: strength + weight decay; a number or an array.
+        nesterov: whether the momentum is Nesterov's.
 
     Returns:
         Of the shape of `pull`.
@@ -225,16 +227,19 @@ def contraction(rates: np.ndarray, momentum: float, pull: Any) -> np.ndarray:
     # A pull beyond stability overflows to inf or NaN, which `strength_for` reads as "not enough".
     with np.errstate(over="ignore", invalid="ignore"):
         for step, rate in enumerate(np.asarray(rates, float)):
-            # v <- g + m v;  d <- d - tau (g + m v), for a difference d with the gradient g = pull d
+            # v <- g + m v;  d <- d - tau (g + m v), or d - tau v for plain momentum, for a
+            # difference d with the gradient g = pull d
             gradient = pull * rest
             velocity = gradient + momentum * velocity
-            rest = rest - rate * (gradient + momentum * velocity)
+            rest = rest - rate * (gradient + momentum * velocity if nesterov else velocity)
             if step >= late:
                 most = np.fmax(most, np.abs(rest))
     return most
 
 
-def strength_for(rates: np.ndarray, momentum: float, goal: float, of_vectors: float) -> float:
+def strength_for(
+    rates: np.ndarray, momentum: float, goal: float, of_vectors: float, nesterov: bool = True
+) -> float:
     """The gentlest strength with which all differences shrink to `goal` in a training.
 
     Args:
@@ -243,6 +248,7 @@ def strength_for(rates: np.ndarray, momentum: float, goal: float, of_vectors: fl
         goal: final differences, as a fraction of the initial ones.
         of_vectors: factor of the strength for scales and biases, which are last; 0: they are not
             pulled, and do not count here.
+        nesterov: whether the momentum is Nesterov's.
 
     Returns:
         A strength between 1e-4 and 10; where none is enough, the one that leaves least.
@@ -256,9 +262,7 @@ def strength_for(rates: np.ndarray, momentum: float, goal: float, of_vectors: fl
     tried = np.geomspace(1e-4, 10, 201)
     # Both ends: scales and biases contract slowest, kernels are the first to become unstable.
     slowest = min(1.0, of_vectors) if of_vectors else 1.0
-    remaining = np.nan_to_num(contraction(rates, momentum, slowest * tried), nan=np.inf)
-    remaining = np.maximum(
-        remaining, np.nan_to_num(contraction(rates, momentum, tried), nan=np.inf)
-    )
+    left = lambda pulls: np.nan_to_num(contraction(rates, momentum, pulls, nesterov), nan=np.inf)
+    remaining = np.maximum(left(slowest * tried), left(tried))
     enough = np.flatnonzero(remaining <= goal)
     return float(tried[enough[0] if enough.size else remaining.argmin()])

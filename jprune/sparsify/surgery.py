@@ -14,6 +14,7 @@ import optax
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, is_none
 from jprune.masks import HoldState, as_masks
+from jprune.sparsify.hidden import changes, hidden_of, whole
 from jprune.sparsify.thresholds import leaves_by_layer, thresholds_of
 
 CUT, BACK = 0.9, 1.1
@@ -111,10 +112,7 @@ def dynamic_surgery(
             )
         old, step = state.hold.masks, state.step + 1
         # w: the parameters where they are alive, and the hidden values of the masked ones
-        weights = jax.tree.map(
-            lambda m, p, h: p if m is None else jnp.where(m, p, h),
-            old, params, state.hidden, is_leaf=is_none,
-        )  # fmt: skip
+        weights = whole(old, params, state.hidden)
         moves, inner_state = inner.update(updates, state.inner, weights, **extra)
         moved = optax.apply_updates(weights, moves)
         if not splice:
@@ -125,17 +123,9 @@ def dynamic_surgery(
         # resumed draws what an undisturbed one does.
         of_step = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
         new = _revise(old, moved, state.thresholds, chance, of_step, layers)
-
-        def one(mask: Any, before: Any, param: Any, move: Any, weight: Any) -> Any:
-            if mask is None:
-                return move
-            # A weight that stays takes the very step that the optimizer says, to the last bit.
-            return jnp.where(mask, jnp.where(before, move, weight), -param)
-
-        result = jax.tree.map(one, new, old, params, moves, moved, is_leaf=is_none)
-        hidden = jax.tree.map(_hidden, new, moved, is_leaf=is_none)
+        hidden = hidden_of(new, moved)
         after = SurgeryState(step, state.key, state.thresholds, hidden, HoldState(new), inner_state)
-        return result, after
+        return changes(new, old, params, moves, moved), after
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -161,7 +151,7 @@ def begun(
     thresholds = thresholds_of(params, masks, c_rate, layers)
     if revise:
         masks = jax.tree.map(_revised, masks, params, thresholds, is_leaf=is_none)
-    hidden = jax.tree.map(_hidden, masks, params, is_leaf=is_none)
+    hidden = hidden_of(masks, params)
     return state._replace(thresholds=thresholds, hidden=hidden, hold=HoldState(masks))
 
 
@@ -204,10 +194,6 @@ def _revised(mask: Any, weight: Any, threshold: Any) -> Any:
     size = jnp.abs(weight)
     # m <- 0 where |w| <= a t;  m <- 1 where |w| > b t;  m as it was between them
     return jnp.where(mask, size > CUT * threshold, size > BACK * threshold)
-
-
-def _hidden(mask: Any, weight: Any) -> Any:
-    return None if mask is None else jnp.where(mask, 0, weight)
 
 
 def _alone(mask: Any, weight: Any) -> Any:

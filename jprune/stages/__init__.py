@@ -31,15 +31,20 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 `train.py`; `rounds.py` prunes in rounds with training in between.
 """
 
-from jprune.stages.admm import Admm, Cut, Sets
+from jprune.stages.activations import ByActivations
+from jprune.stages.active_gradients import Active, CutPassive, TrainActive
+from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.dimensions import Narrow, Observe, Optimum
+from jprune.stages.drop_grow import DropGrow
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
+from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
+from jprune.stages.feedback import PruneWithFeedback
 from jprune.stages.forward import SelectForward
 from jprune.stages.frame import (
     CheckedStage,
@@ -60,83 +65,146 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.goal import Goal, Settle
 from jprune.stages.grains import PruneGrains
+from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
+from jprune.stages.growing_decay import Grow, Growing
+from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
+from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
+from jprune.stages.low_rank import RankPenalty
 from jprune.stages.merge import MergeUnits
+from jprune.stages.movement import Movement
+from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
+from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
 from jprune.stages.particles import FilterParticles
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
+from jprune.stages.proximal import CutSupport, Regulariser, Split
 from jprune.stages.prune import (
     CriterionOf,
     Prune,
+    coupled_of,
+    distance_of,
     l1_of,
     l2_of,
+    layer_adaptive_of,
     obd_of,
     random_of,
     random_weights_of,
     taylor_of,
 )
+from jprune.stages.random_masks import RandomMasks
+from jprune.stages.ranked_decay import RaiseByRank, Ranked
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
     ShuffleMasks,
     Small,
     TrainAnew,
+    like_the_dense,
     small,
 )
-from jprune.stages.rounds import evenly, in_rounds, kept_after, rounds_for, scheduled
+from jprune.stages.relative_decay import Fade, FadeUnits
+from jprune.stages.rounds import evenly, in_rounds, kept_after, parts, rounds_for, scheduled
+from jprune.stages.scales import L1OfScales, PruneScales, ShrinkScales
+from jprune.stages.scheduled import PruneGradually
 from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.soft_prune import Pool, SoftPrune
+from jprune.stages.solvers import Eliminate, SolveLayers, Sweep
+from jprune.stages.splitting import Sets
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.train import Train, trained
+from jprune.stages.untrained import PruneUntrained, before_training
+from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
 
 __all__ = [
+    "Active",
+    "Adjust",
     "Admm",
     "Adversarial",
     "Approximate",
     "BeginAnew",
     "Boost",
     "BrainSurgery",
+    "ByActivations",
+    "ByGradientFlow",
     "ByLasso",
+    "ByMagnitude",
+    "BySensitivity",
+    "BySlopes",
+    "BySynapticFlow",
     "ByThiNet",
     "CheckedStage",
+    "ChooseGroups",
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutGroups",
+    "CutPassive",
+    "CutSupport",
+    "DropGrow",
     "DynamicSurgery",
+    "Eliminate",
+    "ErrorWeights",
     "Evaluate",
     "EvaluateDeformed",
+    "Fade",
+    "FadeUnits",
     "FilterParticles",
     "Gate",
+    "Goal",
+    "Grouped",
+    "Grow",
+    "Growing",
+    "HardThreshold",
+    "L1OfScales",
     "L1Penalty",
     "LayerWise",
     "LongStage",
     "MergeClusters",
     "MergeUnits",
+    "Movement",
     "Narrow",
     "Observe",
     "OnlyMoves",
     "Optimum",
+    "Pattern",
     "Penalty",
+    "Pool",
     "Popup",
     "Probe",
     "Prune",
     "PruneFilters",
+    "PruneGradually",
     "PruneGrains",
+    "PruneJointly",
+    "PruneNOfM",
     "PruneRound",
+    "PruneScales",
+    "PruneUntrained",
+    "PruneWithFeedback",
     "Pull",
+    "RaiseByRank",
+    "RandomMasks",
+    "RankPenalty",
+    "Ranked",
     "ReadOff",
     "Recalibrate",
     "Redraw",
+    "RefineNOfM",
+    "Regulariser",
     "Reinitialise",
     "RemoveDead",
+    "RemoveOneByOne",
     "Repeat",
     "RescaleDropout",
     "Rewind",
@@ -148,20 +216,30 @@ __all__ = [
     "SelectForward",
     "Sensitivity",
     "Sets",
+    "Settle",
     "SettleSoftMasks",
     "SettleSurgery",
     "Shrink",
+    "ShrinkScales",
     "ShuffleMasks",
     "Small",
     "Soft",
+    "SoftPrune",
+    "SolveLayers",
+    "Split",
     "StdPrune",
+    "Sweep",
     "Train",
+    "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
+    "before_training",
     "by_least_squares",
     "check",
     "check_prunable",
     "cores_only",
+    "coupled_of",
+    "distance_of",
     "evenly",
     "fractions",
     "framed",
@@ -169,8 +247,11 @@ __all__ = [
     "kept_after",
     "l1_of",
     "l2_of",
+    "layer_adaptive_of",
+    "like_the_dense",
     "obd_of",
     "opening",
+    "parts",
     "random_of",
     "random_weights_of",
     "record",

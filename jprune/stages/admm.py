@@ -1,20 +1,16 @@
 """The stages of ADMM: training with duals, and the cut."""
 
 import dataclasses
-import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jprune import allocate, blocks, errors
+from jprune import allocate, blocks
 from jprune.base import (
-    Batch,
-    Budget,
     Learner,
-    Masks,
     Pruned,
     Records,
     Schedule,
@@ -23,159 +19,28 @@ from jprune.base import (
     is_none,
 )
 from jprune.blocks import Blocks
-from jprune.blocks.kinds import least_of
 from jprune.masks import apply_masks
 from jprune.sparsify import admm, projection
-from jprune.sparsify.admm import supports
 from jprune.stages.frame import fractions, record
+from jprune.stages.splitting import (
+    Counts,
+    Sets,
+    nearest,
+    pulled,
+    refuse_diverged,
+    scored,
+    steps_of_round,
+)
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
-from jprune.train.numbers import Numbers, per_kind
 from jprune.train.optimizers import Adam
-from jprune.train.step import TrainState, plain
+from jprune.train.step import plain
 
 ROUNDS = 30
 """The authors' number of rounds."""
 
-LEAST = 100
-"""The fewest steps of a round: in fewer, duals outrun the weights, and supports flip."""
-
 CLOSER = 0.75
 """ADMM acts if the weights are nearer to their projection at the cut than so much of before."""
-
-Scores = Mapping[str, Mapping[str, np.ndarray]]
-"""{kind: {block: [groups]}}."""
-
-Counts = Mapping[str, Mapping[str, int]]
-"""{kind: {block: groups kept}}."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sets:
-    """The constraint set: how many groups of every block may be other than 0.
-
-    Attributes:
-        budget: what may be kept.
-        kinds: "filter", "channel", "column", "weight"; projected in this order.
-        keep: fraction of groups kept: one for all blocks; one for each in execution order; a
-            sequence of either, one a kind; or {kind: either}. None: what meets the budget.
-        names: of groups or kernels; None: all.
-        spread: how the budget is divided among blocks, "uniform" or "global_topk".
-        affine: whether the norm of a filter counts its scales and shifts.
-    """
-
-    budget: Budget
-    kinds: tuple[str, ...] = ("filter",)
-    keep: Numbers | Sequence[Sequence[float]] | Mapping[str, Numbers] | None = dataclasses.field(
-        default=None, hash=False
-    )
-    names: tuple[str, ...] | None = None
-    spread: str = "uniform"
-    affine: bool = True
-
-    def families(self, task: Task) -> tuple[Blocks, ...]:
-        """The groups of every kind.
-
-        Raises:
-            FrozenError: a name is frozen.
-            StructureError: a kind or name that the net does not have.
-        """
-        return blocks.of_kinds(
-            Net(task).groups, self.kinds, self.names,
-            scales=self.affine, shifts=self.affine, floors=self.budget.floors,
-        )  # fmt: skip
-
-    def fractions(self, families: Sequence[Blocks]) -> dict[str, dict[str, float]]:
-        """{kind: {block: fraction kept}}, as `keep` says.
-
-        Raises:
-            ArgumentError: not as many fractions as blocks, or one outside (0, 1].
-        """
-        keep = 1.0 if self.keep is None else self.keep
-        asked = per_kind(keep, {each.kind: each for each in families}, "keep")
-        for of_kind in asked.values():
-            if not all(0 < fraction <= 1 for fraction in of_kind.values()):
-                raise errors.ArgumentError(
-                    f"keep={self.keep!r}; each is the fraction of groups kept, in (0, 1]."
-                )
-        return asked
-
-    def counts(self, task: Task, pruned: Pruned) -> Counts:
-        """{kind: {block: groups kept}}.
-
-        Raises:
-            ArgumentError: not as many fractions as blocks, or one outside (0, 1].
-            BudgetError: no counts meet the budget, or those asked for do not.
-        """
-        net, families = Net(task), self.families(task)
-        if self.keep is None:
-            norms = {each.kind: blocks.norms(each, pruned.variables) for each in families}
-            # The counts are those of the largest groups of the dense weights; which groups they
-            # are is decided anew in every projection.
-            alive = {k: {n: norm > 0 for n, norm in of.items()} for k, of in norms.items()}
-            alive = self.allocated(net, families, scored(norms, alive), pruned.masks)
-            return {k: {n: int(np.sum(m)) for n, m in of.items()} for k, of in alive.items()}
-        asked = self.fractions(families)
-        counts = {
-            each.kind: {
-                # n - round((1 - keep) n): the pruned ones are rounded,
-                # as counts of pruned groups are everywhere.
-                name: max(least, each[name].size - round((1 - part) * each[name].size))
-                for (name, least), part in zip(
-                    least_of(each, self.budget).items(), asked[each.kind].values()
-                )
-            }
-            for each in families
-        }
-        # A trial projection: what columns cost depends on which filters share them.
-        _, alive = nearest(families, counts, pruned.variables)
-        masks = blocks.masks(families, alive, pruned.masks)
-        fraction = allocate.fraction_kept(net.groups, masks, self.budget, net.cost)
-        if fraction > float(self.budget.value) + 1e-9:
-            raise errors.BudgetError(
-                f"keep={self.keep!r} keeps {self.budget.kind}={fraction:.4f} of the dense net, and "
-                f"{self.budget.kind}={self.budget.value} was asked for. Write smaller fractions, "
-                "leave keep out, or ask for more."
-            )
-        return counts
-
-    def allocated(
-        self, net: Net, families: Sequence[Blocks], scores: Scores, before: Masks
-    ) -> Mapping[str, Mapping[str, np.ndarray]]:
-        """{kind: {block: bool [groups]}} of the groups that the budget keeps, by `spread`."""
-        allocator = allocate.ALLOCATORS[self.spread]
-        return allocate.jointly(families, scores, self.budget, net.cost, allocator, before)
-
-
-def nearest(
-    families: Sequence[Blocks], counts: Counts, variables: Variables
-) -> tuple[Scores, Scores]:
-    """Projects variables kind by kind.
-
-    Returns:
-        Per kind, the norms left by the projections before it, and the groups that its own keeps:
-        two trees {kind: {block: [groups]}}.
-    """
-    projected = supports([(each, counts[each.kind]) for each in families], variables)
-    norms = {
-        # ||w_g|| in float64, from the squares that the projection compares
-        each.kind: {name: np.sqrt(np.asarray(s, float)) for name, s in support.squares.items()}
-        for each, support in zip(families, projected)
-    }
-    alive = {
-        each.kind: {name: np.asarray(mask) for name, mask in support.keep.items()}
-        for each, support in zip(families, projected)
-    }
-    return norms, alive
-
-
-def scored(norms: Scores, alive: Scores) -> Scores:
-    """Scores of groups: ||w_g||^2, and -inf where one is pruned already."""
-    return {
-        # Dropping group g moves W by ||w_g||^2, whatever the size of the group.
-        kind: {name: np.where(alive[kind][name], norm**2, -np.inf) for name, norm in of.items()}
-        for kind, of in norms.items()
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,43 +124,19 @@ class Admm:
             BudgetError: no counts meet the budget.
         """
         train, steps = self.train, self.train.steps(task.data.sizes["train"])
-        # Rounds of equal length: a dual that is refreshed early is not yet what its W-step says.
-        most = max(1, min(ROUNDS, steps // LEAST)) if self.rounds is None else self.rounds
-        every = steps // most
-        if not every or steps // every != most:
-            raise errors.ArgumentError(
-                f"ADMM with rounds={most} in {steps} steps: they do not make so many rounds of "
-                f"equal length, and a round needs some {LEAST} for the weights to follow. Write "
-                "fewer rounds or more epochs."
-            )
+        every = steps_of_round(steps, self.rounds, ROUNDS)
         task = train.taught(task, pruned)
         net, optimizer = Net(task), train.optimizer_for(task)
         if self.adam is not None:
             optimizer = Adam(self.adam[0], steps, self.adam[1])
-        counts = self.sets.counts(task, pruned)
-        counted = frozenset[str]().union(*(each.counted for each in self.sets.families(task)))
-        # A NaN would win every comparison of norms in the projection, or none.
-        net.refuse_nan(pruned.variables, tuple(sorted(counted)))
+        counts, families = self.sets.counts(task, pruned), self.sets.families(task)
         splitting = Splitting(self.sets, counts, self.rho, every, self.growth, self.limit)
-        masks = net.weight_masks(pruned.masks)
-        learner = plain(task, pruned, masks, optimizer, key, train.batch_size, splitting)
-
-        @functools.partial(jax.jit, donate_argnums=0)
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-            state, metrics = learner.step(state, batch)
-            # Primal ||W - Z|| / ||W|| and dual residual ||Z - Z
-            # before|| / ||W||: both fall where it converges.
-            residuals = {name: getattr(state.opt_state, name) for name in ("primal", "change")}
-            return state, {**metrics, **residuals}
-
-        def finish(state: TrainState) -> Pruned:
-            stopped = int(state.opt_state.stopped)
-            # Duals that diverged have pulled W away: go back to the last round that was good.
-            params = state.opt_state.good if stopped else state.params
-            extra = {"counts": counts, "stopped": stopped}
-            return Pruned(task.merge(params, state.rest), pruned.masks, extra, pruned.saved)
-
-        return learner._replace(step=step, finish=finish)
+        learner = plain(
+            task, pruned, net.weight_masks(pruned.masks), optimizer, key, train.batch_size,
+            splitting,
+        )  # fmt: skip
+        extra = lambda state: {"counts": counts}
+        return pulled(learner, task, pruned, families, extra)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""
@@ -324,14 +165,8 @@ class Cut:
             DivergenceError: the duals diverged; the net that came is that of the last good round.
         """
         del key
-        counts, stopped = pruned.extra["counts"], int(pruned.extra["stopped"])
-        if stopped:
-            raise errors.DivergenceError(
-                f"ADMM stopped: its duals diverged in round {stopped}. The net after round "
-                f"{stopped - 1}, the last good one, is kept: it is what the stage before this one "
-                "has left. Write a smaller rho where the loss grew, a larger one or growth=1.1 "
-                "where the rounds cycled, or a larger limit."
-            )
+        counts = pruned.extra["counts"]
+        refuse_diverged(int(pruned.extra["stopped"]))
         net, families = Net(task), self.sets.families(task)
         # W <- projection(W): the weights, and not Z, since they are what the loss was trained on.
         norms, alive = nearest(families, counts, pruned.variables)

@@ -16,6 +16,7 @@ from jprune.blocks.kinds import UNITS, least_of
 from jprune.masks import apply_masks
 from jprune.sparsify.group_lasso import Term, group_lasso
 from jprune.stages.frame import fractions, record
+from jprune.stages.low_rank import RankPenalty
 from jprune.stages.silent import folded, noise
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
@@ -41,24 +42,26 @@ class Penalty:
     Attributes:
         families: kinds of groups, of `FAMILIES`.
         strength: lambda of all; of each block in execution order; a sequence of either, one a
-            family; or {family: either}.
+            family; or {family: either}. None: see `settled`.
         names: of groups, kernels or branches that are penalised; None: all.
         how: "prox" or "subgradient", see `jprune.sparsify.group_lasso`.
         threshold: weights below it become 0 after every step.
         scales: whether the norm of a filter or branch counts the scales of its batch norms.
+        shifts: whether the norm of a filter counts its biases and shifts.
 
     Raises:
         ArgumentError: another `how`, or a negative threshold.
     """
 
     families: tuple[str, ...] = ("filter", "channel")
-    strength: Numbers | Sequence[Sequence[float]] | Mapping[str, Numbers] = dataclasses.field(
-        default=0.003, hash=False
+    strength: Numbers | Sequence[Sequence[float]] | Mapping[str, Numbers] | None = (
+        dataclasses.field(default=0.003, hash=False)
     )
     names: tuple[str, ...] | None = None
     how: str = "prox"
     threshold: float = 0.0
     scales: bool = True
+    shifts: bool = False
 
     def __post_init__(self):
         if self.how not in ("prox", "subgradient") or self.threshold < 0:
@@ -83,10 +86,12 @@ class Penalty:
         # is exact where groups are nested (`sparsify.shrunk`).
         order = [kind for kind in FAMILIES if kind in self.families]
         made = blocks.of_kinds(
-            Net(task).groups, self.families, self.names, scales=self.scales, floors=budget.floors
-        )
+            Net(task).groups, self.families, self.names,
+            scales=self.scales, shifts=self.shifts, floors=budget.floors,
+        )  # fmt: skip
         by_kind = {each.kind: each for each in made}
-        strengths = per_kind(self.strength, by_kind, "strength")
+        # A strength that is not known before training is 1: positive is all that is asked.
+        strengths = per_kind(1.0 if self.strength is None else self.strength, by_kind, "strength")
         # `not lowest >= 0` refuses NaN too.
         lowest = min(value for of_kind in strengths.values() for value in of_kind.values())
         if not lowest >= 0:
@@ -96,6 +101,27 @@ class Penalty:
             for kind in order
         }
 
+    def settled(self, task: Task, budget: Budget, variables: Any, travel: float) -> "Penalty":
+        """With strengths in numbers: None is one that has the time to act.
+
+        It brings a group of the mean norm of its block to 0 in half of the training, unless
+        gradients hold it: lambda = 2 mean over g of ||w_g|| / sum over steps of the rate.
+
+        Args:
+            task: of the net.
+            budget: whose floors are read.
+            variables: where training begins.
+            travel: sum of the rates of all steps.
+        """
+        if self.strength is not None:
+            return self
+        norms = norms_of([term.blocks for term in self.terms(task, budget).values()], variables)
+        # lambda / 2 sum_t rate_t = mean ||w_g||
+        strengths = {
+            k: {n: 2 * float(v.mean()) / travel for n, v in of.items()} for k, of in norms.items()
+        }
+        return dataclasses.replace(self, strength=strengths)
+
 
 @dataclasses.dataclass(frozen=True)
 class Penalised:
@@ -104,14 +130,16 @@ class Penalised:
     Attributes:
         penalty: on what, and how much.
         budget: whose floors are read.
+        rank: a penalty on singular values, whose step comes first; None: none.
     """
 
     penalty: Penalty
     budget: Budget
+    rank: RankPenalty | None = None
 
     def __call__(self, net: Net, rate: Schedule, key: jax.Array) -> Callable[..., Any]:
         """As `jprune.base.Wrap`; raises what `Penalty.terms` does."""
-        del key
+        ranked = (lambda inner: inner) if self.rank is None else self.rank(net, rate, key)
         terms = self.penalty.terms(net.task, self.budget)
         step = group_lasso(
             [term.blocks for term in terms.values()],
@@ -121,7 +149,7 @@ class Penalised:
             threshold=self.penalty.threshold,
             least={kind: term.least for kind, term in terms.items()},
         )
-        return lambda inner: optax.chain(inner, step)
+        return lambda inner: optax.chain(ranked(inner), step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,24 +160,31 @@ class Shrink:
         train: how long, and how.
         budget: whose floors are read.
         penalty: on what, and how much.
+        rank: a penalty on singular values beside it; None: none.
         name: of the records.
     """
 
     train: Train
     budget: Budget
     penalty: Penalty
+    rank: RankPenalty | None = None
     name: str = "shrink"
 
     def check(self, task: Task) -> None:
         """Refuses an average of zeros that come late; raises what `Penalty.terms` does."""
         self.train.takes("group lasso", "optimizer", "warmup", "clip", "accumulate")
         self.penalty.terms(task, self.budget)
+        if self.rank is not None:
+            self.rank.strengths(task)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps; raises what `Penalty.terms` does."""
         self.check(task)
+        travel = float(self.train.rates(task).sum())
+        penalty = self.penalty.settled(task, self.budget, pruned.variables, travel)
+        rank = self.rank and self.rank.settled(task, pruned.variables, travel)
         # Behind the optimizer, where neither momentum nor weight decay gathers the penalty.
-        wrap = Penalised(self.penalty, self.budget)
+        wrap = Penalised(penalty, self.budget, rank)
         stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)
         return stage.learner(pruned, task, key)
 
@@ -216,7 +251,7 @@ class ReadOff:
         reached = allocate.fraction_kept(net.groups, masks, self.budget, net.cost)
         # 1e-9: fractions of whole numbers, in float64.
         if reached > float(self.budget.value) + 1e-9:
-            if flat.all():
+            if flat.all() and self.penalty.strength != 0:
                 warnings.warn(
                     f"group lasso has made none of {flat.size} groups 0, so that the cut does all "
                     f"of the work: strength={self.penalty.strength} is too weak for so few steps. "

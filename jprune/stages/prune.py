@@ -6,7 +6,7 @@ as `l1_of`.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from jprune import errors
 from jprune.base import (
     Allocator,
+    Batch,
     Budget,
     Criterion,
     Groups,
@@ -27,6 +28,9 @@ from jprune.base import (
     is_none,
     run_criterion,
 )
+from jprune.criteria.coupled_norm import coupled_norm
+from jprune.criteria.distance import distance
+from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.obd import obd
 from jprune.criteria.random import random
@@ -60,6 +64,9 @@ class Prune:
         per: "unit" or "weight".
         final: the budget of the last round, where units go in rounds: what it would keep by the
             scores of this round stays, so that the last round finds widths that fill it up.
+        part: (round, number of rounds): the groups are divided evenly among rounds, in execution
+            order; this one prunes its own, and those of earlier rounds stay as they are.
+        once: whether no example is looked at twice: fewer batches where there are fewer examples.
         name: of the record.
     """
 
@@ -71,16 +78,31 @@ class Prune:
     pool: str = "sum"
     per: str = "unit"
     final: Budget | None = None
+    part: tuple[int, int] = (0, 1)
+    once: bool = False
     name: str = "prune"
 
     def __post_init__(self):
         if self.per not in ("unit", "weight"):
             raise errors.ArgumentError(f"Prune(per={self.per!r}); write 'unit' or 'weight'.")
+        if min(self.batches, self.batch_size) < 1:
+            raise errors.ArgumentError(
+                f"calibration with batches={self.batches}, batch_size={self.batch_size}; each is 1 "
+                "or more."
+            )
 
     def check(self, task: Task) -> None:
         """Raises what `check_prunable` does, and what making the criterion does."""
         check_prunable(task, self.budget, self.per)
-        self.criterion(task, Net(task).groups, jax.random.key(0))
+        groups = Net(task).groups
+        scored = self.criterion(task, groups, jax.random.key(0)).scored
+        if scored is not None and self.per == "weight":
+            raise _of_units()
+        if scored is not None and {*scored} != {*groups.names}:
+            # Groups without scores stay whole, so what is left has to do without theirs.
+            whole = {name: size for name, size in groups.sizes.items() if name not in scored}
+            floors = {**self.budget.floors, **whole}
+            check_prunable(task, dataclasses.replace(self.budget, floors=floors), self.per)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, masked variables, and a record of the fractions kept."""
@@ -106,7 +128,16 @@ class Prune:
             # some of which no choice comes near the last budget.
             wanted = self.allocator(scores, self.final, Net(task).cost)
             scores = {n: np.where(np.asarray(wanted[n]), np.inf, s) for n, s in scores.items()}
+        which, rounds = self.part
+        order = [name for name in Net(task).groups.names if name in scores]
+        # Contiguous parts: round `which` takes the groups n with floor(n rounds / N) = which.
+        round_of = {name: n * rounds // len(order) for n, name in enumerate(order)}
+        for name in order:
+            if round_of[name] < which:
+                # Cut already: its width is fixed, and the others meet the budget beside it.
+                scores[name] = np.where(np.asarray(alive[name]), np.inf, -np.inf)
         chosen = self.allocator(scores, self.budget, Net(task).cost)
+        chosen = {name: mask for name, mask in chosen.items() if round_of[name] == which}
         # Groups that the criterion does not score stay as they are.
         return {name: np.asarray(mask, bool) for name, mask in {**alive, **chosen}.items()}
 
@@ -117,9 +148,7 @@ class Prune:
             ArgumentError: the criterion scores units.
         """
         if Net(task).are_units(scores):
-            raise errors.ArgumentError(
-                "Prune(per='weight') came with a criterion that scores units; write per='unit'."
-            )
+            raise _of_units()
         alive = Net(task).prunable(pruned.masks, self.budget)
         # -inf: gone already. It may not come back, and it counts as pruned in the budget.
         scores = jax.tree.map(
@@ -135,10 +164,31 @@ class Prune:
     def scores(self, variables: Variables, task: Task, key: jax.Array) -> Scores:
         """The criterion's scores, of weights or of units (of those groups that it scores)."""
         criterion = self.criterion(task, Net(task).groups, key)
-        batch_size = min(self.batch_size, task.data.sizes["train"])
+        examples = task.data.sizes["train"]
+        size = min(self.batch_size, examples)
+        count = min(self.batches, examples // size) if self.once else self.batches
         # Calibration data are training data: validation stays unseen.
-        batches = stream(task.data, batch_size, key) if criterion.needs_data else iter(())
-        return run_criterion(criterion, variables, itertools.islice(batches, self.batches))
+        batches = _Calibration(task, size, count, key) if criterion.needs_data else ()
+        return run_criterion(criterion, variables, batches)
+
+
+def _of_units() -> errors.ArgumentError:
+    return errors.ArgumentError(
+        "Prune(per='weight') came with a criterion that scores units; write per='unit'."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Calibration:
+    """The same training batches whenever they are gone over; none of them is held."""
+
+    task: Task
+    batch_size: int
+    count: int
+    key: jax.Array
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.islice(stream(self.task.data, self.batch_size, self.key), self.count)
 
 
 def l1_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
@@ -163,6 +213,17 @@ def l2_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     return magnitude(2)
 
 
+def layer_adaptive_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+    """The square of a weight over those of its kernel that are no smaller.
+
+    References:
+        Lee, Park, Mo, Ahn, Shin, Layer-adaptive sparsity for the magnitude-based pruning, 2021,
+        arXiv 2010.07611.
+    """
+    del task, groups, key
+    return layer_adaptive()
+
+
 def random_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """One number a unit, drawn evenly from [0, 1).
 
@@ -183,6 +244,25 @@ def random_weights_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     return random(key)
 
 
+def distance_of(metric: str = "l2", by_norm: float = 0.0) -> CriterionOf:
+    """The sum of a unit's distances to the others of its group.
+
+    Args:
+        metric: "l2" or "cosine".
+        by_norm: fraction of a group that goes by its norm, before distances are taken.
+
+    References:
+        He, Liu, Wang, Hu, Yang, Filter pruning via geometric median for deep convolutional neural
+        networks acceleration, 2019, arXiv 1811.00250.
+    """
+
+    def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+        del task, key
+        return distance(groups, metric, by_norm)
+
+    return criterion
+
+
 def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """The squared gradient of a gate behind the norm: the paper's Taylor-FO-BN.
 
@@ -196,6 +276,25 @@ def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
 
 def _taylor(net: Net, loss: Any) -> Criterion:
     return taylor(net.task.fn, loss, net.groups, form="gate", at="norm")
+
+
+def coupled_of(order: int = 2, normalize: str = "max", shifts: bool = False) -> CriterionOf:
+    """The norm of all that belongs to a unit.
+
+    Args:
+        order: see `criteria.coupled_norm`.
+        normalize: see there.
+        shifts: see there.
+
+    References:
+        Fang, Ma, Song, Mi, Wang, DepGraph: towards any structural pruning, 2023, arXiv 2301.12900.
+    """
+
+    def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+        del task, key
+        return coupled_norm(groups, order, normalize, shifts)
+
+    return criterion
 
 
 def obd_of(estimator: Estimator, negative: str = "clip", weight_decay: float = 0.0) -> CriterionOf:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,27 +11,29 @@ from jprune import errors, schedules
 from jprune.base import Budget, Recipe, Stage
 from jprune.stages.train import Train
 
+Way = TypeVar("Way")
+
 ROUNDS = 5
 """The number of rounds of a schedule that has several, where none is asked for."""
 
 
 def in_rounds(
-    prune: Callable[[Budget], Stage], budgets: Sequence[Budget], finetune: Train
+    prune: Callable[[Way], Stage], ways: Sequence[Way], finetune: Train
 ) -> tuple[Recipe, Train]:
-    """Pruning stages for a sequence of budgets, with training in between.
+    """Pruning stages, one for each of a sequence of budgets or settings, training in between.
 
     Half of the fine-tuning epochs lie between the rounds, at a constant learning rate, so that
     every number of rounds trains equally long.
 
     Args:
-        prune: makes the stage for a budget.
-        budgets: of the rounds, the last being that of the recipe.
+        prune: makes the stage of a round.
+        ways: what differs between rounds: their budgets, the last being that of the recipe.
         finetune: all training after the first round.
 
     Returns:
         The stages up to the last pruning, and the training that remains for the end.
     """
-    first, *others = map(prune, budgets)
+    first, *others = map(prune, ways)
     if not others:
         return (first,), finetune
     # Constant in between: a schedule that falls to 0 in every
@@ -41,6 +44,21 @@ def in_rounds(
     )
     stages = (first, *(stage for later in others for stage in (between, later)))
     return stages, dataclasses.replace(finetune, epochs=half)
+
+
+def parts(rounds: int) -> list[tuple[int, int]]:
+    """The parts of a net's layers that rounds prune, for stages that have `part`.
+
+    Raises:
+        ArgumentError: less than one round.
+
+    Example:
+        >>> parts(2)
+        [(0, 2), (1, 2)]
+    """
+    if rounds < 1:
+        raise errors.ArgumentError(f"rounds={rounds}; it is 1 or more.")
+    return [(number, rounds) for number in range(rounds)]
 
 
 def evenly(budget: Budget, rounds: int) -> list[Budget]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jprune import errors
 from jprune.base import Learner, Pruned, Records, Task, Wrap
@@ -243,6 +245,13 @@ class Train:
             self.optimizer, self.learning_rate, self.schedule, steps, self.weight_decay,
             self.settings, self.begin, self.stop, around,
         )  # fmt: skip
+
+    def rates(self, task: Task) -> np.ndarray:
+        """[steps]: what a `Wrap` gets as its rate, in every step of this training."""
+        optimizer = self.optimizer_for(task)
+        # One call: a schedule is made of many small operations.
+        rates = jax.jit(jax.vmap(optimizer.stride))(jnp.arange(optimizer.taken))
+        return np.asarray(rates, float)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.

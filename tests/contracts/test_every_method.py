@@ -17,6 +17,9 @@ from tests.contracts import own, spellings
 
 DRAWN = {
     "random": "a unit's number is drawn with its group's, in the order of the groups' names",
+    "erk": "the weights that are masked are drawn leaf by leaf, in the order and shape of leaves",
+    "set": "as of erk, and so is what grows",
+    "rigl": "as of erk",
     "edge_popup": "scores and signs are drawn leaf by leaf, in the order and the shape of leaves",
 }
 """{method whose numbers depend on the order, the names or the shape of leaves: why}.
@@ -35,7 +38,22 @@ KNOWN = {
     for name, reason in names.items()
 }
 
-TRAINED = ("edge_popup", "lottery_ticket", "metapruning", "scratch_e", "scratch_b", "variational")
+TRAINED = (
+    "edge_popup",
+    "erk",
+    "less_is_more",
+    "lottery_ticket",
+    "metapruning",
+    "nm",
+    "rigl",
+    "set",
+    "scratch_e",
+    "scratch_b",
+    "variational",
+    "snip",
+    "grasp",
+    "synflow",
+)
 """Methods that have no recipe without the dense training."""
 
 

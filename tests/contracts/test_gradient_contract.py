@@ -8,9 +8,11 @@ A new method is a row of `METHODS`; a new kind of training stage is a row of `ST
 way of moving is a new one, a proof.
 """
 
+import dataclasses
 import inspect
 import itertools
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +26,31 @@ from jprune.learners.feature_boosting import Boosting, boosted_task, counts_at, 
 from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
 from jprune.recipes import LongStage, Train
-from jprune.stages.admm import Admm, Sets
+from jprune.stages.active_gradients import TrainActive
+from jprune.stages.admm import Admm
 from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.centripetal import Pull
+from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
+from jprune.stages.feedback import PruneWithFeedback
+from jprune.stages.goal import Goal
+from jprune.stages.group_decay import Grouped
 from jprune.stages.group_lasso import Penalty, Shrink
+from jprune.stages.growing_decay import Grow
+from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
+from jprune.stages.movement import Movement
+from jprune.stages.n_of_m import Pattern, RefineNOfM
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
+from jprune.stages.proximal import Regulariser, Split
+from jprune.stages.ranked_decay import RaiseByRank
 from jprune.stages.reinitialise import TrainAnew
+from jprune.stages.relative_decay import Fade, FadeUnits
+from jprune.stages.scales import ShrinkScales
+from jprune.stages.scheduled import PruneGradually
+from jprune.stages.soft_prune import SoftPrune
+from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
@@ -42,6 +60,14 @@ FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
+        l1 l2 random taylor han lottery_ticket scratch_e scratch_b obd obs eigendamage c_obd c_obs
+        kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning three_d
+        erk set rigl lamp
+        depgraph
+        apoz entropy hrank chip
+        snip grasp synflow woodfisher m_fac exact_obs sparsegpt
+        apoz
+        gmp iht
         l1 l2 random taylor granularity han lottery_ticket scratch_e scratch_b obd obs eigendamage
         c_obd c_obs kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning
         three_d greedy_forward particle_filter
@@ -49,23 +75,44 @@ METHODS = {
         frozenset({FROZEN}),
     ),
     "dns": frozenset({STRAIGHT, FROZEN}),
+    "dpf": frozenset({STRAIGHT, FROZEN}),
     "edge_popup": frozenset({STRAIGHT}),
+    "movement": frozenset({STRAIGHT, FROZEN}),
+    "nm": frozenset({STRAIGHT}),
     "gal": frozenset({PROX, FROZEN}),
+    **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     "fbs": frozenset({FROZEN}),
+    "less_is_more": frozenset({PROX, FROZEN}),
+    "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
+    "ssr": frozenset({PROX, FROZEN}),
     "struct_admm": frozenset({PROX, FROZEN}),
+    **dict.fromkeys(("sfp", "asfp", "mfp"), frozenset({PROX})),
     "subset_sum": frozenset(),  # trains nothing under masks
 }
 STAGES = {
     Admm: PROX,
     Shrink: PROX,
+    Split: PROX,
+    ShrinkScales: PROX,
     Train: FROZEN,
+    TrainActive: FROZEN,
+    RaiseByRank: FROZEN,
+    Grow: FROZEN,
     TrainAnew: FROZEN,
+    DropGrow: FROZEN,
     Probe: FROZEN,
+    HardThreshold: FROZEN,
+    PruneGradually: FROZEN,
+    PruneWithFeedback: STRAIGHT,
+    SoftPrune: PROX,
     DynamicSurgery: STRAIGHT,
     Popup: STRAIGHT,
+    Movement: STRAIGHT,
+    RefineNOfM: STRAIGHT,
     Adversarial: PROX,
     Boost: FROZEN,
+    FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,
     TrainHypernetwork: FROZEN,
@@ -124,7 +171,17 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize(
-    "stage", [SHORT, TrainAnew(SHORT, "epochs"), Pull(SHORT)], ids=["Train", "TrainAnew", "Pull"]
+    "stage",
+    [
+        SHORT,
+        TrainAnew(SHORT, "epochs"),
+        Pull(SHORT),
+        FadeUnits(SHORT, Fade()),
+        TrainActive(SHORT, Budget(density=0.3), goal=0.5),
+        Grow(SHORT, Budget(density=0.3), Grouped(), of_all=True),
+        RaiseByRank(SHORT, Budget(density=0.9), Grouped("column"), 1e-3, 1.0),
+    ],
+    ids=lambda stage: type(stage).__name__,
 )
 @pytest.mark.parametrize("kind", ["weights", "units"])
 def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
@@ -146,6 +203,26 @@ def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
             assert not after[path][~mask].any()
             if path.endswith("kernel"):
                 assert (after[path] != before[path])[mask].mean() > 0.5
+
+
+def test_frozen_weights_are_exactly_0_under_masks_that_move(net):
+    task, start = net
+    draw = lambda w: np.random.default_rng(0).random(w.shape) < 0.5 if w.ndim > 1 else None
+    masks = jax.tree.map(draw, start.variables)
+    begun = Pruned(apply_masks(start.variables, masks), masks)
+    learner = DropGrow(SHORT, every=2).learner(begun, task, KEY)
+    path = "params/fc1/kernel"
+    first, before = leaves(masks)[path], leaves(begun.variables)[path]
+    for number, state in enumerate(steps(learner)):
+        now = leaves(learner.variables(state))[path]
+        mask = leaves(masks_of(state.opt_state))["fc1/kernel"]
+        assert not now[~mask].any()
+        assert mask.sum() == first.sum()
+        # Weights stand still while masks move (steps 0 and 2), and move in between.
+        moved = (now != before)[mask & (before != 0)]
+        assert moved.mean() > 0.5 if number == 1 else not moved.any()
+        before = now
+    assert (mask != first).any()
 
 
 def test_frozen_gates_are_exactly_0_and_the_others_move():
@@ -186,6 +263,100 @@ def test_straight_through_surgery_moves_what_masked_weights_are_worth(net):
             assert moved[still].mean() > 0.5
 
 
+def test_straight_through_refinement_moves_what_masked_weights_are_worth(net):
+    task, start = net
+    learner = RefineNOfM(SHORT, Pattern(Budget(density=0.5))).learner(start, task, KEY)
+    first = leaves(learner.init().opt_state.hidden)
+    for state in steps(learner):
+        masks, seen = leaves(masks_of(state.opt_state)), leaves(state.params)
+        for path, mask in masks.items():
+            hidden = leaves(state.opt_state.hidden)[path]
+            assert not seen[path][~mask].any()
+            assert not hidden[mask].any()
+            still = ~mask & (first[path] != 0)
+            assert (hidden != first[path])[still].mean() > 0.5
+
+
+def test_straight_through_movement_scores_masked_weights_which_stand_still(net):
+    task, start = net
+    stage = Movement(SHORT, Budget(density=0.3), warmup=0.0)
+    quick = dataclasses.replace(SHORT, momentum=0.0, weight_decay=0.0)
+    learner = dataclasses.replace(stage, train=quick).learner(start, task, KEY)
+    before = learner.init()
+    for state in steps(learner):
+        masks, seen = leaves(masks_of(state.opt_state)), leaves(state.params)
+        for path, mask in masks.items():
+            assert not seen[path][~mask].any()
+            old = leaves(masks_of(before.opt_state))[path]
+            hidden, was = (leaves(s.opt_state.hidden)[path] for s in (state, before))
+            np.testing.assert_array_equal(hidden[~mask & ~old], was[~mask & ~old])
+            moved = leaves(state.opt_state.scores)[path] != leaves(before.opt_state.scores)[path]
+            assert moved[~mask].mean() > 0.3  # pixels and units that are 0 have no gradient
+        before = jax.tree.map(jnp.array, state)
+
+
+@pytest.mark.parametrize("per", ["weight", "unit"])
+def test_straight_through_feedback_moves_what_masked_weights_are_worth(net, per):
+    task, start = net
+    goal = Goal(Budget(density=0.3), per)
+    learner = PruneWithFeedback(SHORT, goal, every=100, ramp=0.0).learner(start, task, KEY)
+    first = learner.init()
+    masks, worth = leaves(first.opt_state.masks), leaves(first.opt_state.hidden)
+    assert masks.keys() == (
+        {"fc1/kernel", "fc2/kernel"} | ({"fc3/kernel"} if per == "weight" else set())
+    )
+    for state in steps(learner):
+        seen, hidden = leaves(state.params), leaves(state.opt_state.hidden)
+        for path, mask in masks.items():
+            assert not seen[path][~mask].any()
+            assert not hidden[path][mask].any()
+            assert (hidden[path] != worth[path])[~mask].mean() > 0.5
+
+
+def test_frozen_weights_that_went_in_mid_training_are_exactly_0_and_stay_so(net):
+    task, start = net
+    learner = PruneGradually(SHORT, Goal(Budget(density=0.3)), every=1).learner(start, task, KEY)
+    gone = None
+    for state in steps(learner):
+        masks, seen = leaves(masks_of(state.opt_state)), leaves(state.params)
+        for path, mask in masks.items():
+            assert not seen[path][~mask].any()
+            assert gone is None or not (mask & gone[path]).any()
+        gone = {path: ~mask for path, mask in masks.items()}
+    assert np.mean(gone["fc1/kernel"]) == pytest.approx(0.7, abs=1e-3)
+
+
+def test_frozen_zeros_of_hard_thresholding_move_in_dense_phases_alone(net):
+    task, start = net
+    train = Train(3, 0.05, 16, momentum=0.9, max_steps=7)
+    stage = HardThreshold(train, Goal(Budget(density=0.3)), sparse=0.67, dense=0.34)
+    assert stage.phases(task) == (2, 1)
+    learner, phases = stage.learner(start, task, KEY), []
+    state = learner.init()
+    for batch in itertools.islice(learner.batches(0), 7):
+        before = leaves(state.opt_state.masks)
+        state, _ = learner.step(state, batch)
+        masks, seen = leaves(state.opt_state.masks), leaves(state.params)
+        phases.append(all(mask.all() for mask in before.values()))
+        for path, mask in masks.items():
+            assert not seen[path][~mask].any()
+            assert not seen[path][~before[path]].any()
+            assert (seen[path] != 0)[before[path] & mask].mean() > 0.99
+    assert phases == [False, False, True, False, False, False, False]
+
+
+def test_prox_zeros_of_soft_pruning_are_made_by_a_step_and_move_in_the_next(net):
+    task, start = net
+    stage = SoftPrune(SHORT, Goal(Budget(density=0.5), "unit", order=2), every=1 / 3)
+    learner = dataclasses.replace(stage, train=dataclasses.replace(SHORT, max_steps=4)).learner(
+        start, task, KEY
+    )
+    twice = dataclasses.replace(stage, every=2 / 3, train=dataclasses.replace(SHORT, max_steps=3))
+    zeros = lambda state: ~np.asarray(state.params["fc1"]["kernel"]).any(axis=0)
+    assert all(zeros(state).sum() == 150 for state in steps(learner))
+    assert [zeros(state).sum() for state in steps(twice.learner(start, task, KEY))] == [150, 0, 150]
+
+
 def test_straight_through_scores_move_where_weights_are_masked_and_weights_nowhere(net):
     task, start = net
     learner = Popup(Budget(density=0.3), SHORT).learner(start, task, KEY)
@@ -219,9 +390,34 @@ def test_prox_steps_make_zeros_without_a_mask_and_zeros_come_back(net):
             assert [now.sum() for now in seen] == [1, 1, 1]  # the last unit of a group stays
 
 
-def test_prox_of_the_constraint_has_the_zeros_and_the_weights_are_dense(net):
+def test_prox_scales_become_0_without_a_mask_and_come_back():
+    task = toy_task()
+    start = Pruned(drawn(task), None)
+    norm = {"scale": jnp.zeros(8), "bias": jnp.full(8, 0.1)}
+    params = {**start.variables["params"], "norm1": norm}
+    begun = start._replace(variables={**start.variables, "params": params})
+    for strength, there in ((1e-6, True), (1e3, False)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a strength that does nothing says so
+            learner = ShrinkScales(SHORT, Budget(density=0.5), strength).learner(begun, task, KEY)
+        for state in steps(learner):
+            scales = [np.asarray(state.params[norm]["scale"]) for norm in ("norm1", "norm2")]
+            with pytest.raises(errors.StructureError, match="0 sets of masks"):
+                masks_of(state.opt_state)
+        assert all((scale != 0).mean() > 0.5 for scale in scales) == there
+        assert any(scale.any() for scale in scales) == there
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Admm(SHORT, Sets(Budget(density=0.5)), rounds=3),
+        Split(SHORT, Regulariser(Sets(Budget(density=0.5))), rounds=3),
+    ],
+    ids=["Admm", "Split"],
+)
+def test_prox_of_the_constraint_has_the_zeros_and_the_weights_are_dense(net, stage):
     task, start = net
-    stage = Admm(SHORT, Sets(Budget(density=0.5)), rounds=3)
     learner = stage.learner(start, task, KEY)
     before = leaves(start.variables)
     for state in steps(learner):

@@ -14,7 +14,7 @@ import pytest
 
 import jprune
 from jprune import allocate, blocks, criteria, curvature, errors, schedules, sparsify
-from jprune.base import Budget, Criterion
+from jprune.base import Allocator, Budget, Criterion
 from tests.contracts.own import cross_entropy, draw
 
 KEY = jax.random.key(3)
@@ -28,6 +28,12 @@ def fn(variables, x):
     v = variables["params"]
     x = jax.nn.relu(x @ v["first"] + v["shift"] - variables["stats"]["mean"])
     return jax.nn.relu(x @ v["second"]) @ v["out"]
+
+
+def scaled(variables, x):
+    """The same variables in a net whose `shift` multiplies."""
+    v = variables["params"]
+    return jax.nn.relu(jax.nn.relu(x @ v["first"] * v["shift"]) @ v["second"]) @ v["out"]
 
 
 def batch_of(seed, size=8):
@@ -59,14 +65,39 @@ def is_array(leaf):
 # ---- criteria -----------------------------------------------------------------------------------
 
 ALIVE = {name: np.arange(size) > 0 for name, size in UNITS.items()}
+STATISTICS = {
+    "zeros": criteria.zeros,
+    "entropy": criteria.entropy,
+    "map_rank": criteria.map_rank,
+    "independence": criteria.independence,
+}
 CRITERIA = {
+    **{
+        f"activations {name}": lambda make=make: criteria.activations(fn, GROUPS, make())
+        for name, make in STATISTICS.items()
+    },
     "magnitude": lambda: criteria.magnitude(1),
     "magnitude squared": lambda: criteria.magnitude(2),
+    **{
+        f"distance {metric}": lambda metric=metric: criteria.distance(GROUPS, metric)
+        for metric in ("manhattan", "cosine")
+    },
+    "layer_adaptive": lambda: criteria.layer_adaptive(),
     "random": lambda: criteria.random(KEY),
+    "coupled_norm": lambda: criteria.coupled_norm(GROUPS),
+    "scales": lambda: criteria.scales(jprune.trace(scaled, VARIABLES, batch_of(0)["image"])),
     "std_rule": lambda: criteria.std_rule(),
     "taylor separate": lambda: criteria.taylor(fn, cross_entropy),
     "taylor joint": lambda: criteria.taylor(fn, cross_entropy, GROUPS, form="joint"),
     "taylor gate": lambda: criteria.taylor(fn, cross_entropy, GROUPS, form="gate"),
+    **{
+        f"gate_slopes {form}": lambda form=form: criteria.gate_slopes(
+            fn, cross_entropy, GROUPS, form
+        )
+        for form in ("absolute", "signed", "entries", "square")
+    },
+    "distance": lambda: criteria.distance(GROUPS),
+    "removal": lambda: criteria.removal(fn, cross_entropy, GROUPS, signed=True),
     "obd": lambda: criteria.obd(fn, cross_entropy, curvature.gauss_newton(1), KEY),
     **{
         f"kronecker {form}": lambda form=form: criteria.kronecker(
@@ -87,15 +118,16 @@ def scores_of(criterion, *batches):
 
 def test_every_criterion_has_a_row():
     assert signature_names(criteria, "Criterion") == {row.partition(" ")[0] for row in CRITERIA}
+    assert signature_names(criteria, "Statistic") == {*STATISTICS}
 
 
 @each_criterion
 def test_scores_are_of_units_or_of_the_trained_weights(row):
     """Real, of one shape with what they judge, and none for statistics; only masks say -inf."""
     scores = scores_of(CRITERIA[row](), batch_of(0), batch_of(1))
-    if set(scores) == set(UNITS):
+    if scores.keys() <= UNITS.keys():  # groups that a criterion has no opinion of are left out
         assert {name: np.shape(score) for name, score in scores.items()} == {
-            name: (size,) for name, size in UNITS.items()
+            name: (UNITS[name],) for name in scores
         }
     else:
         assert scores["stats"] == {"mean": None}
@@ -131,9 +163,11 @@ def test_a_criterion_is_pure_and_compiled_once(row):
         return criterion.update(state, VARIABLES, batch)
 
     first = update(state, batch_of(0))
+    if criterion.again is not None:
+        first = update(criterion.again(update(first, batch_of(1))), batch_of(0))
     one, two = update(first, batch_of(1)), update(first, batch_of(1))
     # The first state may have other types than those behind it (an empty mean is an integer).
-    assert traced <= 2
+    assert traced <= (2 if criterion.again is None else 3)
     assert all(map(is_array, jax.tree.leaves(one)))
     equal = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
     jax.tree.map(equal, *(criterion.score(state, VARIABLES) for state in (one, two)))
@@ -155,7 +189,14 @@ def test_padded_examples_do_not_count(row):
 
 # ---- allocators ---------------------------------------------------------------------------------
 
-ALLOCATORS = {"uniform": allocate.uniform, "global_topk": allocate.global_topk}
+ALLOCATORS = {
+    "uniform": lambda groups: allocate.uniform,
+    "global_topk": lambda groups: allocate.global_topk,
+    "erdos_renyi": allocate.erdos_renyi,
+}
+"""{name: the allocator of a net}."""
+OF_WEIGHTS = ("erdos_renyi",)
+"""Allocators that take no scores of units."""
 COST = jprune.cost_model(fn, VARIABLES, batch_of(0)["image"][:1], groups=GROUPS)
 
 
@@ -173,7 +214,15 @@ WEIGHT_SCORES = {
 }
 SCORES = {"units": UNIT_SCORES, "weights": WEIGHT_SCORES}
 each_allocator = pytest.mark.parametrize("row", ALLOCATORS)
-each_kind = pytest.mark.parametrize("kind", SCORES)
+each_allocator_and_kind = pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (row, kind)
+        for row in ALLOCATORS
+        for kind in SCORES
+        if kind == "weights" or row not in OF_WEIGHTS
+    ],
+)
 
 
 def is_none(leaf):
@@ -196,21 +245,25 @@ HELPERS = """
 
 
 def test_every_allocator_has_a_row():
-    assert {
-        name
-        for name in allocate.__all__
-        if inspect.isfunction(getattr(allocate, name))
-        and {"scores", "budget"} <= set(inspect.signature(getattr(allocate, name)).parameters)
-    } - {*HELPERS} == set(ALLOCATORS)
+    named = {name: getattr(allocate, name) for name in allocate.__all__}
+    signatures = {n: inspect.signature(f) for n, f in named.items() if inspect.isfunction(f)}
+    taking = {n for n, of in signatures.items() if {"scores", "budget"} <= set(of.parameters)}
+    making = {n for n, of in signatures.items() if of.return_annotation == Allocator}
+    assert (taking | making) - {*HELPERS} == set(ALLOCATORS)
 
 
-@each_allocator
-@each_kind
+@pytest.mark.parametrize("row", OF_WEIGHTS)
+def test_an_allocator_of_weights_refuses_scores_of_units(row):
+    with pytest.raises(errors.ArgumentError, match="scores of units"):
+        ALLOCATORS[row](GROUPS)(UNIT_SCORES, Budget(density=0.5))
+
+
+@each_allocator_and_kind
 @pytest.mark.parametrize("budget", ["density", "params", "macs"])
 def test_masks_are_boolean_within_the_budget_and_leave_scores_alone(row, kind, budget):
     scores = jax.tree.map(with_extremes, SCORES[kind], is_leaf=is_none)
     before = jax.tree.map(np.array, scores)
-    masks = ALLOCATORS[row](scores, Budget(**{budget: 0.6}), COST)
+    masks = ALLOCATORS[row](GROUPS)(scores, Budget(**{budget: 0.6}), COST)
     jax.tree.map(np.testing.assert_array_equal, scores, before)
     assert jax.tree.structure(masks) == jax.tree.structure(scores)
     for mask, score in zip(jax.tree.leaves(masks), jax.tree.leaves(scores)):
@@ -226,18 +279,17 @@ def test_masks_are_boolean_within_the_budget_and_leave_scores_alone(row, kind, b
         assert 0.4 < kept <= 0.6 + 1e-6
 
 
-@each_allocator
-@each_kind
+@each_allocator_and_kind
 def test_better_scores_are_preferred_and_only_their_order_counts(row, kind):
     """In every leaf what is kept is better than what is not; growing functions change nothing."""
     scores, budget = SCORES[kind], Budget(density=0.5)
-    masks = ALLOCATORS[row](scores, budget)
+    masks = ALLOCATORS[row](GROUPS)(scores, budget)
     for mask, score in zip(jax.tree.leaves(masks), jax.tree.leaves(scores)):
         mask = np.asarray(mask)
         if mask.any() and not mask.all():
             assert score[mask].min() >= score[~mask].max()
     squared = jax.tree.map(np.square, scores)
-    jax.tree.map(np.testing.assert_array_equal, ALLOCATORS[row](squared, budget), masks)
+    jax.tree.map(np.testing.assert_array_equal, ALLOCATORS[row](GROUPS)(squared, budget), masks)
 
 
 def listed(variables):
@@ -254,8 +306,8 @@ def test_scores_in_lists_get_the_masks_of_those_in_dictionaries(row, budget):
     groups = jprune.trace(of_list, listed(VARIABLES), image)
     cost = jprune.cost_model(of_list, listed(VARIABLES), image, groups=groups)
     wanted = Budget(**{budget: 0.6})
-    right = ALLOCATORS[row](WEIGHT_SCORES, wanted, COST)
-    found = ALLOCATORS[row](listed(WEIGHT_SCORES), wanted, cost)
+    right = ALLOCATORS[row](GROUPS)(WEIGHT_SCORES, wanted, COST)
+    found = ALLOCATORS[row](groups)(listed(WEIGHT_SCORES), wanted, cost)
     jax.tree.map(np.testing.assert_array_equal, found, listed(right))
 
 
@@ -285,7 +337,9 @@ def with_data(batch_matters=True):
 
 
 SPARSIFIERS = {
+    "active_gradients": lambda: sparsify.active_gradients(blocks.weights(GROUPS), 30),
     "hold": lambda: sparsify.hold(MASKS),
+    "l1_gradient": lambda: sparsify.l1_gradient(blocks.weights(GROUPS), 0.1),
     "l1_decay": lambda: sparsify.l1_decay(blocks.weights(GROUPS), 0.1, steady),
     "group_lasso": lambda: sparsify.group_lasso(blocks.filters(GROUPS), 0.1, steady),
     "admm": lambda: sparsify.admm(
@@ -297,6 +351,12 @@ SPARSIFIERS = {
     "centripetal": lambda: sparsify.centripetal(
         sparsify.memberships(GROUPS, HALVES)["params"], 0.1
     ),
+    **{
+        f"drop_and_grow {grow}": lambda grow=grow: sparsify.drop_and_grow(
+            optax.sgd(0.1, 0.9), MASKS, KEY, every=2, stop=9, grow=grow
+        )
+        for grow in ("gradient", "random")
+    },
     "dynamic_surgery": lambda: sparsify.dynamic_surgery(
         optax.sgd(0.1, 0.9),
         jax.tree.map(np.ones_like, MASKS),
@@ -304,8 +364,63 @@ SPARSIFIERS = {
         KEY,
         stop=10,
     ),
+    "feedback": lambda: sparsify.feedback(
+        optax.sgd(0.1, 0.9),
+        sparsify.masks_by(
+            criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), GROUPS, "weight"
+        ),
+        every=2,
+    ),
+    "feedback of units": lambda: sparsify.feedback(
+        optax.sgd(0.1, 0.9),
+        sparsify.masks_by(
+            criteria.magnitude(2),
+            allocate.toward({"params/first": 3, "params/second": 6}),
+            schedules.cubic(9 / 13, 0, 4),
+            GROUPS,
+            roles=("kernel",),
+        ),
+        every=2,
+    ),
+    "hard_threshold": lambda: sparsify.hard_threshold(
+        optax.sgd(0.1, 0.9),
+        sparsify.masks_by(
+            criteria.magnitude(), allocate.uniform, schedules.one_shot(0.4), GROUPS, "weight"
+        ),
+        sparse_steps=2,
+        dense_steps=1,
+        steps=5,
+    ),
+    "soft_prune": lambda: sparsify.soft_prune(
+        sparsify.masks_by(
+            criteria.distance(GROUPS), allocate.uniform, schedules.one_shot(0.5), GROUPS
+        ),
+        every=2,
+    ),
     "fista": lambda: sparsify.fista(steady, lambda step: 0.1, restart=2),
+    "movement": lambda: sparsify.movement(
+        optax.sgd(0.1, 0.9),
+        optax.sgd(0.01),
+        lambda scores, step: allocate.uniform(
+            scores, Budget(density=schedules.cubic(0.5, 0, 4)(step))
+        ),
+        jax.tree.map(np.ones_like, MASKS),
+    ),
+    "refined_ste": lambda: sparsify.refined_ste(
+        optax.sgd(0.1, 0.9),
+        lambda weights: blocks.n_of_m(GROUPS, jax.tree.map(jnp.abs, weights), 1, 2),
+    ),
+    "relative_decay": lambda: sparsify.relative_decay(blocks.coupled(GROUPS), 0.1),
+    "group_decay": lambda: sparsify.group_decay(blocks.filters(GROUPS), 0.1),
+    "growing_decay": lambda: sparsify.growing_decay(blocks.filters(GROUPS), 0.1, 0.3, every=2),
+    "ranked_decay": lambda: sparsify.ranked_decay(
+        optax.sgd(0.05, 0.9), blocks.filters(GROUPS), dict.fromkeys(UNITS, 2), 0.2, 0.5
+    ),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),
+    "one_by_one": lambda: sparsify.one_by_one(
+        criteria.magnitude(), GROUPS, allocate.lowest_first(UNITS, Budget(density=0.7)), every=2
+    ),
+    "low_rank": lambda: sparsify.low_rank(GROUPS, 0.1, steady, every=2),
     "scheduled_prune": lambda: sparsify.scheduled_prune(
         criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), every=2
     ),
@@ -314,7 +429,14 @@ SPARSIFIERS = {
     ),
 }
 NEED_NO_PARAMETERS = ("guarded",)
-FIRST = ("centripetal",)
+FIRST = (
+    "active_gradients",
+    "centripetal",
+    "group_decay",
+    "growing_decay",
+    "l1_gradient",
+    "relative_decay",
+)
 """They stand in front of the step; the others behind it, or are whole steps."""
 each_sparsifier = pytest.mark.parametrize("row", SPARSIFIERS)
 
@@ -411,7 +533,12 @@ def test_new_masks_do_not_recompile(row):
     try:
         masks = jprune.masks_of(state)
     except errors.StructureError:
-        assert row not in ("hold", "scheduled_prune", "dynamic_surgery"), "it has masks"
+        assert row not in (
+            "hold",
+            "scheduled_prune",
+            "dynamic_surgery",
+            "drop_and_grow gradient",
+        ), "it has masks"
         return
     compiled = jax.jit(own_step(tx))
     state, params = compiled(state, PARAMS, batch_of(0))

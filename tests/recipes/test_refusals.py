@@ -22,7 +22,7 @@ def test_every_method_takes_a_finetuning_or_says_that_it_has_none():
     without = [name for name, words in said if "no fine-tuning" in words]
     assert all(f"find({name!r})(budget, train)" in w for name, w in said if name in without)
     assert without[::2] == without[1::2]
-    assert {"lottery_ticket", "edge_popup", "metapruning", "subset_sum", "variational"} <= {
+    assert {"lottery_ticket", "edge_popup", "erk", "metapruning", "subset_sum", "variational"} <= {
         *without
     }
     assert recipes.find("lottery_ticket")(Budget(density=0.5), stages[0])

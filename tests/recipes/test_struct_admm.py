@@ -16,7 +16,8 @@ from jprune.blocks import Block, Blocks, Member
 from jprune.masks import apply_masks
 from jprune.recipes import Train
 from jprune.sparsify import admm, projection
-from jprune.stages.admm import Admm, Cut, Sets
+from jprune.stages.admm import Admm, Cut
+from jprune.stages.splitting import Sets
 from jprune.train.net import Net
 from jprune.units import leaves_by_path
 from tests.nets import FIRST_CUT, draw

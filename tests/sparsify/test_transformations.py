@@ -32,6 +32,9 @@ TRANSFORMATIONS = {
     "l1_decay": lambda groups: optax.chain(
         optax.sgd(0.1), sparsify.l1_decay(blocks.weights(groups), strength=0.5, rate=0.1)
     ),
+    "low_rank": lambda groups: optax.chain(
+        optax.sgd(0.1), sparsify.low_rank(groups, strength=30.0, rate=0.1)
+    ),
     "admm": lambda groups: sparsify.admm(
         optax.sgd(0.1), sparsify.projection(blocks.filters(groups), 0.5), rho=1.0, every=2
     ),

@@ -6,12 +6,12 @@ the axes of the leaves, ties carry them on, and products pass them from wholes t
 belongs to row i if all of row i answers to it) and from factors to wholes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from jprune.graph.couple.labels import Axis, Fixed, Flags, Indices, Labels, Product, Solution
-from jprune.graph.couple.solve import NONE, beside, components
+from jprune.graph.couple.solve import NONE, beside
 
 
 def spread(labels: Labels, seeds: Iterable[tuple[Axis, Indices]]) -> Solution:
@@ -22,9 +22,7 @@ def spread(labels: Labels, seeds: Iterable[tuple[Axis, Indices]]) -> Solution:
         seeds: axes, and the units of their positions: [k, length], -1 for none.
     """
     spreader = _Spreader(labels)
-    for axis, units in seeds:
-        if not isinstance(axis, Fixed):
-            spreader.seed(axis, units)
+    spreader.seed([(axis, units) for axis, units in seeds if not isinstance(axis, Fixed)])
     products = labels.products
     # Factors some of whose wholes have no units yet are set only when nothing else can be.
     while (
@@ -40,19 +38,26 @@ class _Spreader:
     """Units by component."""
 
     def __init__(self, labels: Labels):
-        pairs = [np.stack([left, right]) for left, right in labels.ties]
-        tied = np.concatenate([np.zeros((2, 0), np.int64), *pairs], axis=1)
-        self.component = components(tied, labels.count)
+        self.component = labels.components()
         count = self.component.max(initial=-1) + 1
         self.known = np.zeros(count, bool)
         self.table = np.full((count, 1), NONE)
         """[components, k] units, -1 for none."""
 
-    def seed(self, axis: Indices, units: Indices) -> None:
-        """Sets the units of an axis; components that have units already keep them."""
-        place = self.component[axis]
-        new = ~self.known[place]
-        self.write(place[new], units[:, new].T)
+    def seed(self, seeds: Sequence[tuple[Indices, Indices]]) -> None:
+        """Sets the units [k, length] of axes; where axes share a component, the first has it."""
+        if not seeds:
+            return
+        width = max(len(units) for _, units in seeds)
+        padded = [
+            np.concatenate([units, np.full((width - len(units), units.shape[1]), NONE)])
+            if len(units) < width
+            else units
+            for _, units in seeds
+        ]
+        places = self.component[np.concatenate([axis for axis, _ in seeds])]
+        # Of entries with one index the last one stays: the first axis is written last.
+        self.write(places[::-1], np.concatenate(padded, axis=1).T[::-1])
 
     def write(self, components: Indices, units: Indices) -> None:
         """Sets the units [n, k] of components."""

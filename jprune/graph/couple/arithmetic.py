@@ -31,15 +31,16 @@ def elementwise(context: Context, operands: Sequence[AxisLabels]) -> list[AxisLa
     if len(context.equation.outputs) > 1:  # optimization_barrier passes its operands through
         return list(operands)
     result: list[Axis] = []
+    shapes = [context.in_shape(number) for number in range(len(operands))]
     # x + b with x [n, c] and b [1, c]: c of one is c of the other; the axis of length 1 must
     # stay.
     for position, length in enumerate(context.out_shape()):
         joined: Axis | None = None
-        for number, operand in enumerate(operands):
+        for shape, operand in zip(shapes, operands):
             if not operand:
                 continue
             axis = operand[position]
-            if context.in_shape(number)[position] != length:
+            if shape[position] != length:
                 context.freeze(axis, "a single channel that is broadcast over many")
             elif joined is None:
                 joined = axis

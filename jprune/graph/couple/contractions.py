@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune.graph.couple.rules import CONSTANT, DATA, PARAMETER
-from jprune.jaxprs import CONTROL_FLOW, Equation, Program, nested, program_of
+from jprune.jaxprs import CONTROL_FLOW, Equation, Program, nested, program_of, shapes_of
 
 
 class Factor(NamedTuple):
@@ -39,14 +39,37 @@ def with_contractions(program: Program, levels: Sequence[int]) -> Program:
         program: what to write anew.
         levels: what its inputs depend on: CONSTANT, PARAMETER or DATA.
     """
+    if not sums_products(program):
+        return program
     writer = _Writer(program, levels)
     equations = writer.equations()
     return program._replace(
         equations=tuple(equations),
         avals=tuple(writer.avals),
+        shapes=shapes_of(writer.avals),
         makers={value: equation for equation in equations for value in equation.outputs},
         constants=writer.constants,
     )
+
+
+def sums_products(program: Program) -> bool:
+    """Whether a sum of a product is anywhere in the program."""
+    return any(
+        product_behind(program, equation)[1] is not None
+        if equation.name == "reduce_sum"
+        else any(map(sums_products, equation.inner))
+        for equation in program.equations
+    )
+
+
+def product_behind(program: Program, total: Equation) -> tuple[list[int], Equation | None]:
+    """The values that a sum reads, up to a product, and the product; None: it reads no product."""
+    chain = [total.inputs[0]]
+    product = program.makers.get(chain[0])
+    if product is not None and product.name == "convert_element_type":
+        chain.append(product.inputs[0])
+        product = program.makers.get(chain[1])
+    return chain, product if product is not None and product.name == "mul" else None
 
 
 class _Writer:
@@ -93,13 +116,9 @@ class _Writer:
 
     def contraction(self, total: Equation, idle: set[int]) -> list[Equation] | None:
         """The equations in place of a sum, if it is one of a product; notes what is idle now."""
-        chain = [total.inputs[0]]
-        product = self.program.makers.get(chain[0])
-        if product is not None and product.name == "convert_element_type":
-            chain.append(product.inputs[0])
-            product = self.program.makers.get(chain[1])
+        chain, product = product_behind(self.program, total)
         # Whoever else reads the product needs it.
-        if product is None or product.name != "mul" or any(self.reads[v] > 1 for v in chain):
+        if product is None or any(self.reads[value] > 1 for value in chain):
             return None
         data, kernel = sorted(product.inputs, key=self.level, reverse=True)
         if (self.level(data), self.level(kernel)) != (DATA, PARAMETER):

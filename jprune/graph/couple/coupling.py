@@ -141,16 +141,21 @@ def unit_solution(labels: Labels, leaves: Mapping[str, AxisLabels], groups: Grou
     start = 0
     for name, places in groups.places.items():
         for place in places:
-            units = np.where(place.units >= 0, place.units + start, -1)
-            by_axis.setdefault((place.leaf, place.axis), []).append(units)
+            own = place.units >= 0
+            rows = by_axis.setdefault((place.leaf, place.axis), [])
+            # Groups beside each other on an axis share a row: a second one is for positions that
+            # are a unit of several groups.
+            row = next((row for row in rows if (row[own] < 0).all()), None)
+            if row is None:
+                row = np.full(len(own), -1)
+                rows.append(row)
+            row[own] = place.units[own] + start
         start += groups.sizes[name]
     seeds: list[tuple[Axis, Indices]] = []
     for path, axes in leaves.items():
         for number, axis in enumerate(axes):
-            none = np.full((1, groups.leaves[path].shape[number]), -1)
-            seeds.append(
-                (axis, np.stack(by_axis[path, number]) if (path, number) in by_axis else none)
-            )
+            none = [np.full(groups.leaves[path].shape[number], -1)]
+            seeds.append((axis, np.stack(by_axis.get((path, number), none))))
     return spread(labels, seeds)
 
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from jprune.base import ROLES, Place
 from jprune.graph.couple.coupling import Coupling
-from jprune.graph.couple.labels import Flags, Indices
-from jprune.graph.couple.solve import components
+from jprune.graph.couple.labels import Flags, Indices, components
 from jprune.graph.couple.zeros import STAND_INS
 
 
@@ -45,15 +44,17 @@ def find_units(coupling: Coupling) -> dict[str, Found]:
     """Groups: atoms that touch the same axes, named after their first producer."""
     axes = _axes(coupling)
     count = len(coupling.solution.atoms)
-    present = [np.unique(row.atoms[row.atoms >= 0]) for row in axes]
+    present = [row.atoms[row.atoms >= 0] for row in axes]
     # A random word per axis: atoms that touch the same axes have the same sum of words.
     words = np.random.default_rng(0).integers(1, 2**62, len(axes))
     signature = np.zeros(count, np.int64)
     for word, atoms in zip(words, present):
+        # An atom that stands there twice counts once.
         signature[atoms] += word
     touched: dict[int, list[LeafAxis]] = {}
     for row, atoms in zip(axes, present):
-        for key in np.unique(signature[atoms]).tolist():
+        # Sets of Python numbers: sorting a short array takes longer.
+        for key in sorted({*signature[atoms].tolist()}):
             touched.setdefault(key, []).append(row)
     needy = _cleared(coupling, count)
     unordered: list[tuple[tuple[int, ...], str, Found]] = []
@@ -63,7 +64,9 @@ def find_units(coupling: Coupling) -> dict[str, Found]:
         for members in _kinds(rows, np.flatnonzero(signature == key)):
             atoms, first = _in_order(producer.atoms, members)
             cleared = stands_in or bool(needy[atoms].any())
-            places = (place for row in rows for place in _places(coupling, row, atoms, cleared))
+            index = np.full(count + 1, -1)  # the last entry is for "none" (-1)
+            index[atoms] = np.arange(len(atoms))
+            places = (place for row in rows for place in _places(coupling, row, index, cleared))
             # Of two groups on one axis the earlier one is first, then the one with longer steps.
             order = (*_producer_order(coupling, producer), first[0], -first[min(1, len(first) - 1)])
             unordered.append((order, coupling.paths[producer.leaf], Found(tuple(places), atoms)))
@@ -137,12 +140,18 @@ def _in_order(rows: Indices, atoms: Indices) -> tuple[Indices, list[int]]:
     return atoms[order], place[order].tolist()
 
 
-def _places(coupling: Coupling, row: LeafAxis, atoms: Indices, stand_in: bool) -> list[Place]:
-    """The units' places on an axis: several if positions belong to several units."""
-    index = np.full(len(coupling.solution.atoms), -1)
-    index[atoms] = np.arange(len(atoms))
-    units = np.where(row.atoms >= 0, index[row.atoms], -1)
-    units = np.sort(units, axis=0)[::-1]
+def _places(coupling: Coupling, row: LeafAxis, index: Indices, stand_in: bool) -> list[Place]:
+    """The units' places on an axis: several if positions belong to several units.
+
+    Args:
+        coupling: of the net.
+        row: the axis.
+        index: [atoms + 1]: the unit that each atom is, -1 for none; the last entry is -1.
+        stand_in: whether producers are cleared.
+    """
+    units = index[row.atoms]
+    if len(units) > 1:
+        units = np.sort(units, axis=0)[::-1]
     roles = _with_stand_in(row.roles) if stand_in else row.roles
     path = coupling.paths[row.leaf]
     return [

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -101,6 +103,7 @@ class Labels:
         self.reduced: list[tuple[Indices, Reason]] = []
         """Frozen only because a sum over them changes when they go: these can be opened."""
         self.products: list[Product] = []
+        self._components: dict[tuple[int, int], Indices] = {}
 
     def fresh(self, length: int) -> Indices:
         """New labels for an axis."""
@@ -133,6 +136,19 @@ class Labels:
             self.ties.append((left, right))
         return left
 
+    def tied(self) -> Indices:
+        """[2, n]: all pairs of labels that are tied."""
+        sides = zip(*self.ties) if self.ties else ((), ())
+        empty = np.zeros(0, np.int64)
+        return np.stack([np.concatenate([empty, *axes]) for axes in sides])
+
+    def components(self) -> Indices:
+        """[labels]: which are tied to each other; counted once until more is said."""
+        size = self.count, len(self.ties)
+        if size not in self._components:
+            self._components = {size: components(self.tied(), self.count)}
+        return self._components[size]
+
     def product(self, whole: Indices, factors: Sequence[Indices], reason: Reason) -> None:
         """States that `whole` [d0, d1, ...] is the conjunction of its factors."""
         self.products.append(Product(whole, tuple(factors), reason))
@@ -142,4 +158,13 @@ class Labels:
         other = Labels()
         other.count, other.reduced = self.count, reduced
         other.ties, other.frozen, other.products = self.ties, self.frozen, self.products
+        other._components = self._components
         return other
+
+
+def components(pairs: Indices, count: int) -> Indices:
+    """[count]: connected components of `count` things, [2, n] of them tied."""
+    ones = np.ones(pairs.shape[1], bool)
+    graph = coo_array((ones, (pairs[0], pairs[1])), (max(1, count),) * 2)
+    result: Any = connected_components(graph, directed=False)
+    return result[1][:count].astype(np.int64)

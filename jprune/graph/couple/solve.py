@@ -37,7 +37,15 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from jprune.graph.couple.labels import Flags, Indices, Labels, Product, Reason, Solution
+from jprune.graph.couple.labels import (
+    Flags,
+    Indices,
+    Labels,
+    Product,
+    Reason,
+    Solution,
+    components,
+)
 
 TOGETHER = "all positions of a split axis are one channel"
 DISAGREE = "reshapes split these channels in ways that do not agree"
@@ -79,8 +87,10 @@ class _Solver:
     """See the module's text."""
 
     def __init__(self, labels: Labels, opened: bool):
+        self.labels = labels
         self.count = labels.count
-        self.pairs = [np.stack([left, right]) for left, right in labels.ties]
+        self.pairs: list[Indices] = []
+        """[2, n] labels that are tied, beside those that the rules tied."""
         self.frozen = [*labels.frozen, *(() if opened else labels.reduced)]
         self.products = list(labels.products)
         self.component: Indices
@@ -111,8 +121,11 @@ class _Solver:
         """Components of all ties so far, and the first reason that freezes each."""
         # Components get new numbers at every refresh, labels keep theirs: so ties are pairs of
         # labels, and what is frozen are arrays of labels.
-        pairs = np.concatenate([np.zeros((2, 0), np.int64), *self.pairs], axis=1)
-        self.component = components(pairs, self.count)
+        if self.pairs or self.count != self.labels.count:
+            pairs = np.concatenate([self.labels.tied(), *self.pairs], axis=1)
+            self.component = components(pairs, self.count)
+        else:
+            self.component = self.labels.components()
         self.first = np.full(self.component.max(initial=-1) + 1, NONE)
         # From the last to the first: the earliest reason is written last, and stays.
         for place in range(len(self.frozen) - 1, -1, -1):
@@ -337,14 +350,6 @@ class _Solver:
         for component, row in defined.items():
             table[component] = row + (NONE,) * (width - len(row))
         return table
-
-
-def components(pairs: Indices, count: int) -> Indices:
-    """[count]: connected components of `count` things, [2, n] of them tied."""
-    ones = np.ones(pairs.shape[1], bool)
-    graph = coo_array((ones, (pairs[0], pairs[1])), (max(1, count),) * 2)
-    result: Any = connected_components(graph, directed=False)
-    return result[1][:count].astype(np.int64)
 
 
 def _on_cycles(tails: Indices, heads: Indices, count: int) -> set[int]:

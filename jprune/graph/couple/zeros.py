@@ -55,7 +55,7 @@ from jprune.graph.couple.labels import (
 from jprune.graph.couple.moves import aligned
 from jprune.graph.couple.roles import CONTRACTIONS, Uses, contracted_axes
 from jprune.graph.couple.rules import CONSTANT, DATA, OPEN
-from jprune.graph.couple.solve import components, solve
+from jprune.graph.couple.solve import solve
 from jprune.jaxprs import Equation, Program, describe, nested, user_line
 
 STAND_INS = frozenset({"kernel", "shift", "mean"})
@@ -103,9 +103,7 @@ class _Walker:
     @functools.cached_property
     def component(self) -> Indices:
         """[labels]: which are tied to each other. Most nets never ask."""
-        pairs = [np.stack([left, right]) for left, right in self.labels.ties]
-        tied = np.concatenate([np.zeros((2, 0), np.int64), *pairs], axis=1)
-        return components(tied, self.labels.count)
+        return self.labels.components()
 
     @functools.cached_property
     def lives(self) -> Flags:

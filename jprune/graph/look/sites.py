@@ -173,8 +173,8 @@ def units_on(
     # A position may answer to units of several groups, at most one of each: heads and head
     # dimensions.
     for row in coupling.solution.atoms_of(axis):
-        group_numbers = np.where(row >= 0, group_of[row], -1)
-        for number in np.unique(group_numbers[group_numbers >= 0]).tolist():
+        group_numbers = group_of[row]  # -1, "none", is the last entry
+        for number in sorted({*group_numbers.tolist()} - {-1}):
             name = groups.names[number]
             of_group = group_numbers == number
             units = result.setdefault(name, np.full(len(axis), -1))
