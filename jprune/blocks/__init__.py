@@ -1,16 +1,11 @@
 """What lives or dies together: one vocabulary of blocks, made from `groups` alone.
 
-Units and branches: `filters`, `channels`, `coupled` (both), `branches`. Patterns within a kernel:
-`weights`, `vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. Functions of them: `norms`,
-`scale`, `pool` (scores of weights to scores of groups), `spread` (masks of groups to masks of
-weights), `alive` and `masks` (the groups that are not 0, as masks), `lift` (units that a pattern
-leaves no reader). `of_kinds` makes them by the words that options of methods use.
-Units and branches: `filters`, `channels`, `scales`, `branches`. Patterns within a kernel:
-`weights`, `vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. Functions: `norms`, `scale`,
-`pool` (scores of weights to scores of groups), `spread` (masks of groups to masks of weights),
-`alive` and `masks` (the groups that are not 0, as masks), `lift` (units that a pattern leaves no
-reader), `storage` (bits with relative indices). `of_kinds` makes them by the words that options of
-methods use.
+Units and branches: `filters`, `channels`, `coupled` (both), `scales`, `branches`. Patterns within a
+kernel: `weights`, `vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. Functions of them:
+`norms`, `scale`, `pool` (scores of weights to scores of groups), `spread` (masks of groups to masks
+of weights), `alive` and `masks` (the groups that are not 0, as masks), `lift` (units that a pattern
+leaves no reader), `storage` (bits with relative indices). `of_kinds` makes them by the words that
+options of methods use.
 
     columns = blocks.columns(groups)
     masks = allocate.global_topk(blocks.pool(columns, scores), Budget(density=0.5))

@@ -60,17 +60,11 @@ FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
-        l1 l2 random taylor han lottery_ticket scratch_e scratch_b obd obs eigendamage c_obd c_obs
-        kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning three_d
-        erk set rigl lamp
-        depgraph
-        apoz entropy hrank chip
-        snip grasp synflow woodfisher m_fac exact_obs sparsegpt
-        apoz
-        gmp iht
-        l1 l2 random taylor granularity han lottery_ticket scratch_e scratch_b obd obs eigendamage
-        c_obd c_obs kron_obd kron_obs data_free channel_lasso thinet csgd variational metapruning
-        three_d greedy_forward particle_filter
+        apoz c_obd c_obs channel_lasso chip csgd data_free depgraph eigendamage entropy
+        erk exact_obs gmp granularity grasp greedy_forward han hrank iht kron_obd
+        kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter
+        random rigl scratch_b scratch_e set snip sparsegpt synflow taylor thinet three_d
+        variational woodfisher
         """.split(),
         frozenset({FROZEN}),
     ),

@@ -8,7 +8,7 @@ import pytest
 
 import jprune
 from jprune import allocate, criteria, errors, schedules, sparsify
-from tests.criteria.test_distances import FILTERS
+from tests.criteria.test_distance import FILTERS
 
 LOSSES = jnp.array([0.340, 0.306, 0.285, 0.360])
 
