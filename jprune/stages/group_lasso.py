@@ -122,6 +122,22 @@ class Penalty:
         }
         return dataclasses.replace(self, strength=strengths)
 
+    def within(self, task: Task, budget: Budget, variables: Any) -> Budget:
+        """The budget with floors: no group loses more units than a uniform spread of it takes.
+
+        A strength that is not tuned may be too large: what it cannot take stays for the cut.
+        """
+        families = [
+            term.blocks for term in self.terms(task, budget).values() if term.blocks.per == "unit"
+        ]
+        norms = norms_of(families, variables)
+        kept = allocate.jointly(families, norms, budget, Net(task).cost, allocate.uniform)
+        floors = dict(budget.floors)
+        for of_kind in kept.values():
+            # Less than the whole: a floor of all units would leave a group without a penalty.
+            floors |= {n: min(int(np.sum(m)), len(m) - 1) for n, m in of_kind.items()}
+        return dataclasses.replace(budget, floors=floors)
+
 
 @dataclasses.dataclass(frozen=True)
 class Penalised:
@@ -183,8 +199,11 @@ class Shrink:
         travel = float(self.train.rates(task).sum())
         penalty = self.penalty.settled(task, self.budget, pruned.variables, travel)
         rank = self.rank and self.rank.settled(task, pruned.variables, travel)
+        budget = self.budget
+        if self.penalty.strength is None:
+            budget = self.penalty.within(task, budget, pruned.variables)
         # Behind the optimizer, where neither momentum nor weight decay gathers the penalty.
-        wrap = Penalised(penalty, self.budget, rank)
+        wrap = Penalised(penalty, budget, rank)
         stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)
         return stage.learner(pruned, task, key)
 

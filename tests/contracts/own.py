@@ -169,6 +169,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "greedy_forward": {"rounds": 1, "batches": 2, "batch_size": 16, "candidates": 4},
     "han": {"rounds": 1},
     "lamp": {"rounds": 1},
+    "nm": {"m": 3},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
     "exact_obs": {"batches": 2, "batch_size": 16, "points": 25},

@@ -60,10 +60,10 @@ FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
-        apoz c_obd c_obs channel_lasso chip csgd data_free depgraph eigendamage entropy
-        erk exact_obs gmp granularity grasp greedy_forward han hrank iht kron_obd
-        kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter
-        random rigl scratch_b scratch_e set snip sparsegpt synflow taylor thinet three_d
+        apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy erk
+        exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
+        kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter random rigl
+        scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
         variational woodfisher
         """.split(),
         frozenset({FROZEN}),
@@ -164,6 +164,7 @@ def leaves(tree):
     }
 
 
+@pytest.mark.filterwarnings("ignore:with rise")  # three steps are too few
 @pytest.mark.parametrize(
     "stage",
     [
@@ -204,7 +205,7 @@ def test_frozen_weights_are_exactly_0_under_masks_that_move(net):
     draw = lambda w: np.random.default_rng(0).random(w.shape) < 0.5 if w.ndim > 1 else None
     masks = jax.tree.map(draw, start.variables)
     begun = Pruned(apply_masks(start.variables, masks), masks)
-    learner = DropGrow(SHORT, every=2).learner(begun, task, KEY)
+    learner = DropGrow(SHORT, every=2, stop=1.0).learner(begun, task, KEY)
     path = "params/fc1/kernel"
     first, before = leaves(masks)[path], leaves(begun.variables)[path]
     for number, state in enumerate(steps(learner)):
