@@ -132,11 +132,12 @@ class Penalty:
         ]
         norms = norms_of(families, variables)
         kept = allocate.jointly(families, norms, budget, Net(task).cost, allocate.uniform)
-        floors = dict(budget.floors)
-        for of_kind in kept.values():
-            # Less than the whole: a floor of all units would leave a group without a penalty.
-            floors |= {n: min(int(np.sum(m)), len(m) - 1) for n, m in of_kind.items()}
-        return dataclasses.replace(budget, floors=floors)
+        floors = {n: int(np.sum(m)) for of_kind in kept.values() for n, m in of_kind.items()}
+        sizes = Net(task).groups.sizes
+        if all(floors[name] == sizes[name] for name in floors):
+            # Floors of all units would leave nothing to penalise.
+            floors = {name: size - 1 for name, size in sizes.items() if name in floors}
+        return dataclasses.replace(budget, floors={**budget.floors, **floors})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +198,11 @@ class Shrink:
         """The training in steps; raises what `Penalty.terms` does."""
         self.check(task)
         travel = float(self.train.rates(task).sum())
-        penalty = self.penalty.settled(task, self.budget, pruned.variables, travel)
-        rank = self.rank and self.rank.settled(task, pruned.variables, travel)
         budget = self.budget
         if self.penalty.strength is None:
             budget = self.penalty.within(task, budget, pruned.variables)
+        penalty = self.penalty.settled(task, budget, pruned.variables, travel)
+        rank = self.rank and self.rank.settled(task, pruned.variables, travel)
         # Behind the optimizer, where neither momentum nor weight decay gathers the penalty.
         wrap = Penalised(penalty, budget, rank)
         stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)
