@@ -440,6 +440,9 @@ class Problem(NamedTuple):
         ridge: strength of the penalty that holds weights at their old values; None: the
             reconstructor's own rule.
         bias: whether a constant may be added to every output.
+        errors: [n, outputs]: factors of the single errors, before they are squared; None: all 1.
+        of_outputs: [outputs]: factors of the errors of an output, for the choice of units; a refit
+            is one of each output by itself and does not see them. None: all 1.
     """
 
     inputs: Any
@@ -449,6 +452,8 @@ class Problem(NamedTuple):
     rows: Any = None
     ridge: float | None = None
     bias: bool = False
+    errors: Any = None
+    of_outputs: Any = None
 
 
 Reconstructor = Callable[[Problem], tuple[np.ndarray, np.ndarray]]
@@ -599,7 +604,11 @@ are held). `rate` is how far a step moves a weight whose gradient stays 1: SGD's
 
 A wrap can be hashed, and equal wraps share what was compiled for a step: so what its transformation
 does depends on its settings, on the net and on the optimizer's state alone. Masks, clusters and
-keys are in the state, put there by `init`.
+keys are in the state, put there by `init`. Its `update` is given the `batch` and the `rest` of the
+variables (what is not trained) by name.
+
+A wrap with an attribute `gates`, a kind of site, is told in every step what the loss of each
+example does as a unit is closed there: `batch["slopes"]`, {group: [batch, units]}.
 """
 
 

@@ -104,6 +104,44 @@ def cubic(density: float, begin: int, end: int, initial: float = 1.0) -> Schedul
     return schedule
 
 
+def asymptotic(density: float, end: int) -> Schedule:
+    """Prunes three quarters in the first eighth of the steps, and the rest ever more slowly.
+
+    The fraction that is pruned is a exp(-k t) + b, through (0, 0), (end / 8, 3/4 of the whole) and
+    (end, all of it).
+
+    Args:
+        density: kept from step `end` on.
+        end: last step of the ramp.
+
+    Raises:
+        ArgumentError: a density outside (0, 1], or no step.
+
+    References:
+        He, Dong, Kang, Fu, Yan, Yang, Asymptotic soft filter pruning for deep convolutional neural
+        networks, 2020, arXiv 1808.07471.
+
+    Example:
+        >>> [round(float(asymptotic(0.6, 80)(step)), 4) for step in (0, 10, 40, 80, 90)]
+        [1.0, 0.7, 0.6016, 0.6, 0.6]
+    """
+    _check_density(density)
+    if end < 1:
+        raise errors.ArgumentError(f"asymptotic(end={end}): the ramp must have a length.")
+    # With x = exp(-k / 8): (1 - x) / (1 - x^8) = 3/4. The rest falls by x in every eighth.
+    rest = 0.0
+    for _ in range(60):
+        rest = 1 - 0.75 * (1 - rest**8)  # a contraction near its root, 0.25001
+
+    def schedule(step):
+        time = jnp.clip(jnp.asarray(step) / end, 0.0, 1.0)
+        # P_t = P (1 - x^(8 t)) / (1 - x^8)
+        pruned = (1 - density) * (1 - rest ** (8 * time)) / (1 - rest**8)
+        return jnp.where(time >= 1, density, 1 - pruned)
+
+    return schedule
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "one_shot": one_shot,
     "iterative": iterative,

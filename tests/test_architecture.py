@@ -53,6 +53,7 @@ SHARED = (
     "soft_masks",
     "statistics",
     "thresholds",
+    "rules",
     "three_step",
 )
 # What a leaf brings: none of it is imported by `import jprune`.

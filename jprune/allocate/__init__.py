@@ -5,9 +5,9 @@ scores of units {group: [n]} or of weights (a tree), honour -inf (gone already) 
 pruned), count exactly, and meet budgets in parameters or MACs by asking the cost model about the
 masks themselves.
 
-`erdos_renyi(groups)` makes an allocator of weights that keeps less of large kernels.
-
-`jointly` meets one budget with groups of several kinds (`jprune.blocks`).
+`lowest_first` removes a few units at a time, within a compiled step. `erdos_renyi(groups)` makes an
+allocator of weights that keeps less of large kernels. `toward` keeps numbers that are written down,
+and more at higher densities: for training in which masks move.
 `Outliers` is a rule in standard deviations; `jointly` meets one budget with groups of several
 kinds (`jprune.blocks`).
 
@@ -21,8 +21,10 @@ from jprune.allocate.budgets import largest, price_of, refuse_impossible, smalle
 from jprune.allocate.erdos_renyi import erdos_renyi, erdos_renyi_densities
 from jprune.allocate.global_topk import global_topk
 from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jointly
+from jprune.allocate.lowest_first import lowest_first
 from jprune.allocate.normalize import normalized
 from jprune.allocate.outliers import Outliers, deviations
+from jprune.allocate.toward import toward
 from jprune.allocate.uniform import uniform
 from jprune.masks import keep_best
 
@@ -40,10 +42,12 @@ __all__ = [
     "jointly",
     "keep_best",
     "largest",
+    "lowest_first",
     "normalized",
     "price_of",
     "refuse_impossible",
     "refuse_impossible_jointly",
     "smallest",
+    "toward",
     "uniform",
 ]

@@ -1,15 +1,11 @@
 """What lives or dies together: one vocabulary of blocks, made from `groups` alone.
 
-Units and branches: `filters`, `channels`, `coupled` (both), `branches`. Patterns within a kernel:
-`weights`, `vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. Functions of them: `norms`,
-`scale`, `pool` (scores of weights to scores of groups), `spread` (masks of groups to masks of
-weights), `alive` and `masks` (the groups that are not 0, as masks), `lift` (units that a pattern
-leaves no reader). `of_kinds` makes them by the words that options of methods use.
-Units and branches: `filters`, `channels`, `scales`, `branches`. Patterns within a kernel:
-`weights`, `vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. Functions: `norms`, `scale`,
-`pool` (scores of weights to scores of groups), `spread` (masks of groups to masks of weights),
-`alive` and `masks` (the groups that are not 0, as masks), `lift` (units that a pattern leaves no
-reader). `of_kinds` makes them by the words that options of methods use.
+Units and branches: `filters`, `channels`, `coupled` (both), `scales`, `branches`. Patterns within a
+kernel: `weights`, `vectors`, `kernels`, `rows`, `columns`, `block`, `n_of_m`. Functions of them:
+`norms`, `scale`, `pool` (scores of weights to scores of groups), `spread` (masks of groups to masks
+of weights), `alive` and `masks` (the groups that are not 0, as masks), `lift` (units that a pattern
+leaves no reader), `storage` (bits with relative indices). `of_kinds` makes them by the words that
+options of methods use.
 
     columns = blocks.columns(groups)
     masks = allocate.global_topk(blocks.pool(columns, scores), Budget(density=0.5))
@@ -23,6 +19,7 @@ from jprune.blocks.grains import block, columns, kernels, n_of_m, rows, vectors,
 from jprune.blocks.kinds import of_kinds
 from jprune.blocks.masks import alive, masks, spread
 from jprune.blocks.members import Block, Blocks, Member, norms, pool, scale, squares
+from jprune.blocks.storage import Storage, storage
 from jprune.blocks.units import branches, channels, coupled, filters, scales
 from jprune.masks import lift
 
@@ -30,6 +27,7 @@ __all__ = [
     "Block",
     "Blocks",
     "Member",
+    "Storage",
     "alive",
     "block",
     "branches",
@@ -49,6 +47,7 @@ __all__ = [
     "scales",
     "spread",
     "squares",
+    "storage",
     "vectors",
     "weights",
 ]

@@ -74,17 +74,30 @@ def weights(groups: Groups, names: Sequence[str] | None = None) -> Blocks:
     return _patterns("weight", groups, names, {})
 
 
-def vectors(groups: Groups, names: Sequence[str] | None = None) -> Blocks:
+def vectors(groups: Groups, names: Sequence[str] | None = None, axis: str = "w") -> Blocks:
     """A row of one two-dimensional kernel (1-D); single weights of a dense kernel.
 
     Args:
         groups: from `trace`.
         names: paths of kernels; None: all.
+        axis: along what a vector lies: "w" (the papers' rows), "h" or "d" of the window, "in" (a
+            tap's fibre over the inputs) or "out".
 
     Raises:
+        ArgumentError: another axis.
         StructureError: there is no such kernel.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> groups = jprune.trace(lambda v, x: x @ v["w"], {"w": jnp.ones((4, 6))}, jnp.ones(4))
+        >>> vectors(groups)["w"].size, vectors(groups, axis="in")["w"].size
+        (24, 6)
     """
-    return _patterns("vector", groups, names, {"w": None})
+    if axis not in (*WINDOW, "in", "out"):
+        raise errors.ArgumentError(
+            f"vectors(axis={axis!r}); write one of {', '.join(WINDOW)}, in, out."
+        )
+    return _patterns("vector", groups, names, {axis: None})
 
 
 def kernels(groups: Groups, names: Sequence[str] | None = None) -> Blocks:

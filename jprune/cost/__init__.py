@@ -2,7 +2,8 @@
 
 `cost` counts once; `cost_model` gives a function for allocators and for penalties (jittable,
 differentiable). Read `counts.py` first: how many positions of an axis are kept; then `model.py`.
-`samples.py` counts example by example, for nets that choose their channels for every example.
+`samples.py` counts example by example, for nets that choose their channels for every example;
+`units.py` says what a single unit costs.
 
 Latency that is measured on a device does not belong here but to `jprune.measure`; a table of it
 can be plugged in as `per_equation`.
@@ -10,5 +11,16 @@ can be plugged in as `per_equation`.
 
 from jprune.cost.model import Term, bytes_moved, cost, cost_model, macs
 from jprune.cost.samples import gates_of, sample_macs
+from jprune.cost.units import marginal_macs, own_flops
 
-__all__ = ["Term", "bytes_moved", "cost", "cost_model", "gates_of", "macs", "sample_macs"]
+__all__ = [
+    "Term",
+    "bytes_moved",
+    "cost",
+    "cost_model",
+    "gates_of",
+    "macs",
+    "marginal_macs",
+    "own_flops",
+    "sample_macs",
+]

@@ -19,7 +19,7 @@ from jprune import errors
 from jprune.base import Criterion, Groups
 from jprune.criteria._average import add, start, value_of
 from jprune.curvature.products import losses_of, shares_of, weights_of
-from jprune.graph import gated
+from jprune.graph import gateable, gated
 from jprune.masks import map_parameters
 from jprune.units import to_units
 
@@ -120,7 +120,7 @@ def taylor(
         if form == "separate":
             return start(map_parameters(_real, variables))
         traced = _traced(groups)
-        names = _gated_names(traced, at) if form == "gate" else traced.names
+        names = gateable(traced, at) if form == "gate" else traced.names
         numbers = lambda size: jax.ShapeDtypeStruct((size,), jnp.result_type(float))
         return start({name: numbers(traced.sizes[name]) for name in names})
 
@@ -158,7 +158,7 @@ def _check(form, order, groups, per_example, momentum, every) -> None:
 
 
 def _check_sites(groups: Groups, at: str) -> None:
-    if groups.sizes and not _gated_names(groups, at):
+    if groups.sizes and not gateable(groups, at):
         kinds = sorted({site.kind for site in groups.sites if site.groups})
         raise errors.ArgumentError(
             f'taylor(form="gate", at={at!r}): no group of this net has a site {at!r}. Write '
@@ -185,16 +185,10 @@ def _product(leaf: jax.Array, gradient: jax.Array) -> jax.Array:
     return jnp.real(gradient * leaf)
 
 
-def _gated_names(groups: Groups, at: str) -> tuple[str, ...]:
-    """Groups that have a site of this kind."""
-    gated_groups = {name for site in groups.sites if site.kind == at for name in site.groups}
-    return tuple(name for name in groups.names if name in gated_groups)
-
-
 def _gate_scores(fn, loss, out_of, groups: Groups, at: str, order: int, per_example: bool):
     """`scores(variables, batch) -> {group: [units]}`."""
     with_gates = gated(fn, groups, at)
-    names = _gated_names(groups, at)
+    names = gateable(groups, at)
     shared = {
         name: sum(site.kind == at and name in site.groups for site in groups.sites)
         for name in names

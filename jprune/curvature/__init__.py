@@ -12,8 +12,9 @@ of them in variables without `params`); results are trees like the variables, No
 Read `products.py` first (the loss, Hessian-vector products), then `diagonal.py` (estimates of the
 diagonal, and their mean over batches), `rows.py` (Gauss-Newton and Fisher factors per example),
 `recursion.py` (OBD's own back-propagation of second derivatives), `inverse.py` (OBS),
-`partition.py` (inverses of layers and blocks), `kfac.py` (Kronecker factors of a layer's Fisher
-block), `blocks.py` (their algebra), `eigenbasis.py` (the basis in which they are diagonal).
+`partition.py` (inverses of layers and blocks), `low_rank.py` (the Fisher information of few
+gradients), `kfac.py` (Kronecker factors of a layer's Fisher block), `blocks.py` (their algebra),
+`eigenbasis.py` (the basis in which they are diagonal).
 """
 
 from jprune.curvature.blocks import Factors, damage, filters_of, with_filters
@@ -26,8 +27,15 @@ from jprune.curvature.diagonal import (
     mean_diagonal,
 )
 from jprune.curvature.eigenbasis import Rotated, rotated
-from jprune.curvature.inverse import deletions, identity, with_rows
+from jprune.curvature.inverse import (
+    damped_inverse,
+    deletions,
+    identity,
+    with_rows,
+    without_dead,
+)
 from jprune.curvature.kfac import KroneckerLayer, kfac, layers_of, mean_factors
+from jprune.curvature.low_rank import fisher_rows, inverse_diagonal, inverse_product, removal
 from jprune.curvature.partition import Rows, blocks_of, inverses
 from jprune.curvature.products import (
     Parameters,
@@ -48,15 +56,19 @@ __all__ = [
     "Rows",
     "blocks_of",
     "damage",
+    "damped_inverse",
     "deletions",
     "exact",
     "filters_of",
     "fisher",
+    "fisher_rows",
     "gauss_newton",
     "gradient_rows",
     "hessian_product",
     "hutchinson",
     "identity",
+    "inverse_diagonal",
+    "inverse_product",
     "inverses",
     "kfac",
     "layers_of",
@@ -65,10 +77,12 @@ __all__ = [
     "mean_loss",
     "parameters_of",
     "recursion",
+    "removal",
     "rotated",
     "softmax_factors",
     "weights_of",
     "with_drawn_labels",
     "with_filters",
     "with_rows",
+    "without_dead",
 ]

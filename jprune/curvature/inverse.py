@@ -16,6 +16,8 @@ from jprune import errors
 
 WAITING = 64
 """Deletions whose updates of the inverse are applied together."""
+RAISED = tuple(10.0**power for power in range(-10, 0))
+"""Dampings that are tried one after the other where a Hessian has no inverse."""
 PANEL = 256
 """Rows of an inverse that are updated at a time: memory for a product of so many rows is enough."""
 
@@ -152,3 +154,52 @@ def deletions(
         if waiting == WAITING:
             _subtract_squares(inverse, columns)
             waiting = 0
+
+
+def without_dead(hessian: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs that are always 0 get a curvature of 1 and weights of 0: copies of both.
+
+    Args:
+        hessian: [n, n]; its diagonal is 0 at such inputs.
+        weights: [n, outputs].
+
+    Example:
+        >>> _, weights = without_dead(np.diag([2.0, 0.0]), np.ones((2, 1)))
+        >>> weights[:, 0].tolist()
+        [1.0, 0.0]
+    """
+    dead = hessian.diagonal() == 0
+    return hessian + np.diag(dead.astype(float)), weights * ~dead[:, None]
+
+
+def damped_inverse(hessian: np.ndarray, damping: float) -> np.ndarray:
+    """(H + damping mean(diag H) I)^-1, with as much more damping as it must have.
+
+    Args:
+        hessian: H [n, n] float64, symmetric.
+        damping: 0 or more; where there is no inverse, 1e-10, 1e-9, ... up to 0.1 are tried.
+
+    Returns:
+        [n, n].
+
+    Raises:
+        ArgumentError: none of them helps.
+
+    Example:
+        >>> damped_inverse(np.diag([1.0, 3.0]), 0.5).round(6).tolist()
+        [[0.5, 0.0], [0.0, 0.25]]
+    """
+    mean = hessian.diagonal().mean() if len(hessian) else 1.0
+    for more in (damping, *(each for each in RAISED if each > damping)):
+        try:
+            root = np.linalg.cholesky(hessian + more * mean * np.eye(len(hessian)))
+        except np.linalg.LinAlgError:
+            continue
+        if not np.isfinite(root).all():
+            continue
+        half = np.linalg.inv(root)
+        return half.T @ half
+    raise errors.ArgumentError(
+        "a layer's Hessian has no inverse whatever the damping: its inputs are not finite. Check "
+        "the net and its data before pruning."
+    )

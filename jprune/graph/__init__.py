@@ -17,7 +17,7 @@ from jprune.forms.csr import CSR
 from jprune.forms.factored import Factored
 from jprune.forms.rows import Rows
 from jprune.forms.thin import Thin
-from jprune.graph.look.intercept import Site, gated, intercept, perturbed, taps
+from jprune.graph.look.intercept import Site, gateable, gated, intercept, perturbed, taps
 from jprune.graph.shrink.depthwise import shift_depthwise
 from jprune.graph.shrink.slim import slim, slim_params
 from jprune.graph.trace import trace
@@ -28,6 +28,7 @@ __all__ = [
     "Rows",
     "Site",
     "Thin",
+    "gateable",
     "gated",
     "intercept",
     "perturbed",

@@ -49,7 +49,8 @@ def _checked(name: str, factory: Factory) -> Factory:
     if "finetune" in inspect.signature(factory).parameters:
         return factory
 
-    @functools.wraps(factory)
+    # A partial says nothing of itself; names and words are those of the function within.
+    @functools.wraps(getattr(factory, "func", factory))
     def make(budget: Budget, train: Any, *more: Any, **options: Any) -> Recipe:
         if more or "finetune" in options:
             raise errors.ArgumentError(
@@ -57,6 +58,8 @@ def _checked(name: str, factory: Factory) -> Factory:
             )
         return factory(budget, train, **options)
 
+    # Options and their defaults are the partial's.
+    vars(make)["__wrapped__"] = factory
     return make
 
 

@@ -12,14 +12,13 @@ References:
     quarters (`schedule="step"`); its ImageNet nets count ratios of MACs up to 2 (`cap=2`).
 """
 
-import dataclasses
 from functools import partial
 
-from jprune import allocate, errors
+from jprune import allocate
 from jprune.base import Budget, Recipe
 from jprune.stages.frame import framed
 from jprune.stages.prune import Prune, l1_of
-from jprune.stages.reinitialise import BeginAnew, TrainAnew
+from jprune.stages.reinitialise import BeginAnew, like_the_dense
 from jprune.stages.train import Train
 
 
@@ -61,27 +60,13 @@ def scratch(
         >>> [stage.name for stage in recipe]
         ['train', 'save', 'dense', 'prune', 'begin_anew', 'before_finetune', 'scratch']
     """
-    if same not in ("epochs", "macs") or (cap is not None and cap < 1):
-        raise errors.ArgumentError(
-            f"scratch(same={same!r}, cap={cap}); same is epochs or macs, cap is 1 or more."
-        )
-    if train is None and (epochs is None or learning_rate is None):
-        raise errors.ArgumentError(
-            "The dense net is read, so nobody knows how long it was trained. Write --set "
-            "epochs=160,learning_rate=0.1, as the paper trains its nets for CIFAR-10."
-        )
-    # A dense net that is read says nothing of its training: epochs and rate then come by hand.
     own = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule}
-    like = dataclasses.replace(
-        dataclasses.replace(finetune, distill=0.0) if train is None else train,
-        **{name: value for name, value in own.items() if value is not None},
-        name="scratch",
-    )
+    anew = like_the_dense(train, finetune, same, cap, **own)
     return framed(
         train,
         Prune(l1_of, allocate.uniform, budget, per=per),
         BeginAnew(),
-        finetune=TrainAnew(like, same, cap),
+        finetune=anew,
     )
 
 

@@ -4,25 +4,33 @@ Here belongs the mathematics of refits: inputs and outputs of a consumer at samp
 (`windows.py`) and their second moments (`moments.py`); for a `jprune.base.Problem`, which units to
 keep (`lasso.py`, `greedy.py`) and what their weights become (`least_squares.py`, the scales of
 `greedy.py`); units merged by their weights alone (`merge.py`, with `folded.py`); surgery on single
-weights (`obs.py`) and on filters (`kronecker.py`). Data, budgets and the order of layers are up to
+weights (`obs.py`; many at once: `jointly.py`; layer by layer: `elimination.py`, `sweep.py`) and on
+filters (`kronecker.py`). Data, budgets and the order of layers are up to
 the recipes. Read `least_squares.py` first.
 """
 
+from jprune.reconstruct.elimination import eliminate, refitted
 from jprune.reconstruct.greedy import channel_scales, thinet
+from jprune.reconstruct.jointly import Surgery
 from jprune.reconstruct.lasso import lasso
 from jprune.reconstruct.least_squares import least_squares, relative_error
 from jprune.reconstruct.merge import Merge, cutoff, merges
 from jprune.reconstruct.obs import Operated, obs
+from jprune.reconstruct.sweep import sweep
 
 __all__ = [
     "Merge",
     "Operated",
+    "Surgery",
     "channel_scales",
     "cutoff",
+    "eliminate",
     "lasso",
     "least_squares",
     "merges",
     "obs",
+    "refitted",
     "relative_error",
+    "sweep",
     "thinet",
 ]

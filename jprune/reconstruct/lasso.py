@@ -12,7 +12,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Problem
-from jprune.reconstruct.moments import best, contributions, moments
+from jprune.reconstruct.moments import best, contributions, moments, weighted_contributions
 
 TURNS = 60
 """Bisection steps, at most: the number of units is not monotone in the penalty."""
@@ -125,7 +125,8 @@ def lasso(
     Kernels are not normalised, so that beta = 1 reproduces the layer, and there is no intercept
     (the paper's objective; its code fits one over all outputs, on 400 rows of the sample). Of the
     non-zero coefficients exactly `width` are kept, where the paper's code keeps all. With several
-    consumers each is divided by its ||Y||^2, so that all have the same weight.
+    consumers each is divided by its ||Y||^2, so that all have the same weight. Factors of errors
+    and of outputs (`Problem`) stand inside the squares.
 
     Args:
         problems: one per consumer, of the same units; `keep` [units] says which exist.
@@ -154,8 +155,13 @@ def summed(problems: Sequence[Problem]) -> tuple[np.ndarray, np.ndarray, float]:
     units = problems[0].inputs.shape[1]
     gram, cross, rows = np.zeros((units, units)), np.zeros(units), 0.0
     for problem in problems:
-        sums = moments(problem)
-        share = 1 / sums.square if len(problems) > 1 and sums.square > 0 else 1.0
-        z, y = contributions(problem, sums)
-        gram, cross, rows = gram + share * z, cross + share * y, rows + sums.rows
+        if problem.errors is None and problem.of_outputs is None:
+            sums = moments(problem)
+            z, y = contributions(problem, sums)
+            square, count = sums.square, sums.rows
+        else:
+            z, y, square = weighted_contributions(problem)
+            count = len(problem.inputs) if problem.rows is None else float(np.sum(problem.rows))
+        share = 1 / square if len(problems) > 1 and square > 0 else 1.0
+        gram, cross, rows = gram + share * z, cross + share * y, rows + count
     return gram, cross, rows

@@ -19,7 +19,9 @@ def least_squares(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
         minimise ||Y - X W - b||^2 + ridge * mean(diag(X^T X)) * ||W - W_old||^2
 
-    Solved in float64 on the host from second moments.
+    Solved in float64 on the host from second moments. Factors of single errors stand inside the
+    square, and every output is then solved by itself; an output whose factors are all 0 keeps its
+    weights.
 
     Args:
         problem: `ridge` None means 1e-6, or 1e-2 where there are fewer than two rows for every
@@ -45,6 +47,8 @@ def least_squares(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
         [3.0, 0.0]
     """
     check(problem)
+    if problem.errors is not None:
+        return _by_output(problem)
     sums = moments(problem)
     # With an intercept, W minimises ||(Y - mean) - (X - mean) W||^2 and b follows from the means.
     used = sums.centred() if problem.bias else sums
@@ -67,6 +71,33 @@ def least_squares(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
         # b = mean Y - mean X W
         bias = (sums.targets - sums.inputs @ weight) / sums.rows
     return weight.reshape(units, window, outputs), bias
+
+
+def _by_output(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """The solution where rows weigh differently in every output."""
+    outputs = problem.targets.shape[1]
+    keep = np.asarray(problem.keep, bool)
+    keep = np.broadcast_to(keep if keep.ndim == 2 else keep[:, None], (len(keep), outputs))
+    weight, bias = np.array(problem.weight, np.float64) * keep[:, None], np.zeros(outputs)
+    rows = 1.0 if problem.rows is None else np.asarray(problem.rows, np.float64)
+    for number in range(outputs):
+        # sum_n e_n^2 (y_n - x_n w)^2, the weights scaled to a mean of 1: rows count as rows.
+        square = np.asarray(problem.errors[:, number], np.float64) ** 2 * rows
+        units = keep[:, number]
+        if square.sum() <= 0 or not units.any():
+            continue
+        one = Problem(
+            inputs=problem.inputs[:, units],
+            targets=problem.targets[:, number : number + 1],
+            weight=problem.weight[units][:, :, number : number + 1],
+            keep=np.ones(int(units.sum()), bool),
+            rows=square / square.mean(),
+            ridge=problem.ridge,
+            bias=problem.bias,
+        )
+        solved, offset = least_squares(one)
+        weight[units, :, number], bias[number] = solved[:, :, 0], offset[0]
+    return weight, bias
 
 
 def _change(
@@ -130,12 +161,13 @@ def check(problem: Problem) -> None:
             and shapes["weight"] == (units, window, outputs)
             and shapes["keep"] in ((units,), (units, outputs))
             and (problem.rows is None or np.shape(problem.rows) == (rows,))
+            and (problem.errors is None or np.shape(problem.errors) == (rows, outputs))
         )
     if not fits:
         raise errors.ArgumentError(
             f"a reconstruction came with shapes {shapes}; expected are inputs [n, units, window], "
             "targets [n, outputs], weight [units, window, outputs], keep [units] or "
-            "[units, outputs], and one row or more."
+            "[units, outputs], errors [n, outputs] or None, and one row or more."
         )
     if problem.ridge is not None and not problem.ridge >= 0:
         raise errors.ArgumentError(

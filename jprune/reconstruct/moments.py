@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jprune import errors
 from jprune.base import Problem
 
 CHUNK = 8192
@@ -79,6 +80,35 @@ def contributions(problem: Problem, sums: Moments) -> tuple[np.ndarray, np.ndarr
     return blocks.sum(axis=(1, 3)) * np.outer(alive, alive), cross * alive
 
 
+def weighted_contributions(problem: Problem) -> tuple[np.ndarray, np.ndarray, float]:
+    """Inner products of the units' contributions, every error times a factor of its own.
+
+    Returns:
+        `([units, units] <E o Z_i, E o Z_j>, [units] <E o Z_i, E o Y>, ||E o Y||^2)`, E being the
+        factors of errors times those of outputs; zero for units that are not kept.
+    """
+    count, units, _ = problem.inputs.shape
+    outputs = problem.targets.shape[1]
+    weight = np.asarray(problem.weight, np.float64)
+    of_outputs = 1.0 if problem.of_outputs is None else np.asarray(problem.of_outputs, np.float64)
+    rows = np.ones(count) if problem.rows is None else np.asarray(problem.rows, np.float64)
+    gram, cross, square = np.zeros((units, units)), np.zeros(units), 0.0
+    # The factors differ between outputs: Z_i itself is needed, [units, rows, outputs] at a time.
+    step = max(1, min(CHUNK, 2**24 // max(1, units * outputs)))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        x = np.asarray(problem.inputs[part], np.float64)
+        factors = np.broadcast_to(of_outputs, (len(x), outputs)) * np.sqrt(rows[part, None])
+        if problem.errors is not None:
+            factors = factors * np.asarray(problem.errors[part], np.float64)
+        # Z_i = X_i W_i
+        z = (x.transpose(1, 0, 2) @ weight * factors).reshape(units, -1)
+        y = (np.asarray(problem.targets[part], np.float64) * factors).ravel()
+        gram, cross, square = gram + z @ z.T, cross + z @ y, square + float(y @ y)
+    alive = np.asarray(problem.keep, float)
+    return gram * np.outer(alive, alive), cross * alive, square
+
+
 def best(scores: np.ndarray, keep: np.ndarray, width: int) -> np.ndarray:
     """Bool [units]: the `width` highest among those that are kept, ties by lowest index."""
     # A stable sort of the negated scores: among equal ones the lowest index comes first.
@@ -86,3 +116,28 @@ def best(scores: np.ndarray, keep: np.ndarray, width: int) -> np.ndarray:
     mask = np.zeros(len(scores), bool)
     mask[order[:width]] = True
     return mask & keep
+
+
+def checked(
+    hessian: np.ndarray, weights: np.ndarray, count: int, alive: np.ndarray | None, damping: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hessian, weights and what is alive, in float64 and as masks; weights that are gone are 0.
+
+    Raises:
+        ArgumentError: shapes that do not fit, a damping below 0, or more weights to keep than there
+            are.
+    """
+    h, w = np.asarray(hessian, np.float64), np.asarray(weights, np.float64)
+    there = np.ones(w.shape, bool) if alive is None else np.asarray(alive, bool)
+    matrix = (len(w), w.size // max(len(w), 1))
+    if h.shape != (len(w), len(w)) or there.shape != w.shape or w.shape != matrix:
+        raise errors.ArgumentError(
+            f"a layer came with a Hessian {h.shape}, weights {w.shape}, alive {there.shape}; "
+            "expected are [n, n], [n, outputs] and [n, outputs]."
+        )
+    if not 0 <= count <= there.sum() or damping < 0:
+        raise errors.ArgumentError(
+            f"count={count} of {there.sum()} weights, damping={damping}; keep from 0 to all of "
+            "them, and write a damping of 0 or more."
+        )
+    return h, w * there, there

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Groups, Variables
-from jprune.graph import Site, intercept
+from jprune.base import Batch, Groups, Variables
+from jprune.curvature.products import losses_of
+from jprune.graph import Site, intercept, perturbed, taps
 
 Look = Callable[[Variables, Any, jax.Array], dict[str, "Windows"]]
 
@@ -56,9 +57,7 @@ def look(
         (7, 5, 1)
     """
     wanted = set(sites)
-    number = {
-        site: place for place, site in enumerate(dict.fromkeys(s.layer for s in groups.sites))
-    }
+    number = _numbers(groups)
     kinds = ("in", "out", "norm", "act", "join")
 
     def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
@@ -87,6 +86,57 @@ def look(
         return {site: _gathered(samples, site) for site in sites}
 
     return see
+
+
+def look_at_slopes(
+    fn: Callable[..., Any],
+    loss: Callable[..., Any],
+    groups: Groups,
+    sites: Sequence[str],
+    points: int,
+) -> Callable[[Variables, Batch, jax.Array], dict[str, Any]]:
+    """A jitted function that returns the slopes of the loss by layers' outputs, at the same points.
+
+    Args:
+        fn: the function that was traced.
+        loss: `loss(out, batch) -> [batch]`.
+        groups: from `trace`.
+        sites: names of call sites.
+        points: as of `look`.
+
+    Returns:
+        `(variables, batch, key) -> {site: [rows, outputs]}`: dC_n/dY of every example's own loss,
+        at the positions that `look` draws with the same key.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2))}
+        >>> groups = jprune.trace(fn, variables, jnp.ones((1, 3)))
+        >>> see = look_at_slopes(fn, lambda out, batch: out[:, 0] ** 2, groups, ["second"], 1)
+        >>> see(variables, {"image": jnp.ones((2, 3))}, jax.random.key(0))["second"].tolist()
+        [[30.0, 0.0], [30.0, 0.0]]
+    """
+    number, axes = _numbers(groups), {s.layer: s.axis for s in groups.sites if s.kind == "out"}
+    run, seen = perturbed(fn, groups, ("out",)), taps(fn, groups, ("out",))
+
+    @jax.jit
+    def see(variables: Variables, batch: Batch, key: jax.Array) -> dict[str, Any]:
+        shapes = jax.eval_shape(seen, variables, batch["image"])[1]
+        of = lambda site: shapes[site, "out"]
+        nothing = {(s, "out"): jnp.zeros(of(s).shape, of(s).dtype) for s in sites}
+        # The sum of all losses: an example's slope does not depend on how many there are.
+        total = lambda d: losses_of(loss, run(variables, d, batch["image"]), batch).sum()
+        slopes = jax.grad(total)(nothing)
+        key_of = lambda site: jax.random.fold_in(key, number[site])
+        return {s: _at_points(slopes[s, "out"], axes[s], key_of(s), points) for s in sites}
+
+    return see
+
+
+def _numbers(groups: Groups) -> dict[str, int]:
+    """{call site: its number}, of which the key of its positions is made."""
+    return {site: place for place, site in enumerate(dict.fromkeys(s.layer for s in groups.sites))}
 
 
 def _gathered(samples: Mapping[tuple[str, str], Any], site: str) -> Windows:

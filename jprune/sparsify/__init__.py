@@ -19,19 +19,24 @@ from jprune.sparsify.centripetal import (
 )
 from jprune.sparsify.clusters import cluster
 from jprune.sparsify.drop_grow import DropGrowState, drop_and_grow
+from jprune.sparsify.feedback import FeedbackState, feedback, hidden_fraction
 from jprune.sparsify.fista import FistaState, fista
 from jprune.sparsify.group_decay import group_decay
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.growing_decay import GrowingState, growing_decay
 from jprune.sparsify.guard import GuardState, guarded
+from jprune.sparsify.hard_threshold import HardThresholdState, hard_threshold, is_sparse
 from jprune.sparsify.l1 import l1_decay, l1_gradient
 from jprune.sparsify.low_rank import low_rank, singular_values, soft_singular
 from jprune.sparsify.movement import MovementState, movement
+from jprune.sparsify.one_by_one import OneByOneState, one_by_one
 from jprune.sparsify.proximal import proximal
 from jprune.sparsify.ranked_decay import RankedState, delta, ranked_decay, rises_for
 from jprune.sparsify.refined import RefinedState, refined_ste
 from jprune.sparsify.relative_decay import RelativeDecayState, decay_factors, relative_decay
+from jprune.sparsify.rules import Rule, masks_by
 from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
+from jprune.sparsify.soft_prune import SoftPruneState, choice, lowest, nearest, soft_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
 
@@ -40,19 +45,25 @@ __all__ = [
     "AdmmState",
     "CentripetalState",
     "DropGrowState",
+    "FeedbackState",
     "FistaState",
     "GrowingState",
     "GuardState",
+    "HardThresholdState",
     "HoldState",
     "MovementState",
+    "OneByOneState",
     "RankedState",
     "RefinedState",
     "RelativeDecayState",
+    "Rule",
     "ScheduledState",
+    "SoftPruneState",
     "SurgeryState",
     "active_gradients",
     "admm",
     "centripetal",
+    "choice",
     "cluster",
     "contraction",
     "decay_factors",
@@ -60,20 +71,28 @@ __all__ = [
     "deviation_of",
     "drop_and_grow",
     "dynamic_surgery",
+    "feedback",
     "fista",
     "group_decay",
     "group_lasso",
     "group_penalty",
     "growing_decay",
     "guarded",
+    "hard_threshold",
+    "hidden_fraction",
     "hold",
+    "is_sparse",
     "l1_decay",
     "l1_gradient",
     "layer_numbers",
     "low_rank",
+    "lowest",
+    "masks_by",
     "masks_of",
     "memberships",
     "movement",
+    "nearest",
+    "one_by_one",
     "projection",
     "proximal",
     "ranked_decay",
@@ -82,6 +101,7 @@ __all__ = [
     "rises_for",
     "scheduled_prune",
     "singular_values",
+    "soft_prune",
     "soft_singular",
     "strength_for",
     "strengths",

@@ -21,7 +21,8 @@ from jprune.base import (
 )
 from jprune.graph.shrink.concrete import full
 from jprune.masks import HoldState, held
-from jprune.units import are_units, expand, to_units
+from jprune.sparsify.rules import as_params, as_variables, kernels_of, paths_in, unit_masks
+from jprune.units import are_units
 
 
 class ScheduledState(NamedTuple):
@@ -44,6 +45,9 @@ def scheduled_prune(
     schedule: Schedule,
     every: int,
     groups: Groups | None = None,
+    per: str = "unit",
+    pool: str = "sum",
+    back: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes every `every` steps to the density of a schedule, and holds the masks in between.
 
@@ -55,8 +59,13 @@ def scheduled_prune(
         allocator: jittable at a traced density, such as `allocate.global_topk`.
         schedule: step -> density.
         every: steps from one new mask to the next.
-        groups: traced with these very parameters, or with variables of which they are a collection:
-            then units are pruned, at all roles; else single weights.
+        groups: traced with these very parameters, or with variables of which they are a part:
+            then units are pruned, at all roles. None: single weights, of every leaf with scores.
+        per: with groups, "unit" or "weight" (those of kernels alone).
+        pool: how scores of weights become scores of units: "sum", or "mean" where units of unequal
+            size compete.
+        back: whether what was pruned may come back where its score is high enough again; False:
+            new masks lie within the old ones, as in the paper's code.
 
     Returns:
         An optax transformation; call `tx.update(gradients, state, params, batch=batch)`.
@@ -78,9 +87,10 @@ def scheduled_prune(
         >>> optax.apply_updates(params, updates)["w"]
         Array([3., 0.], dtype=float32)
     """
-    if every < 1:
+    if every < 1 or per not in ("unit", "weight"):
         raise errors.ArgumentError(
-            f"scheduled_prune(every={every}): masks change every 1 step or more."
+            f"scheduled_prune(every={every}, per={per!r}): masks change every 1 step or more; "
+            "write per='unit' or 'weight'."
         )
     if criterion.again is not None:
         raise errors.ArgumentError(
@@ -92,14 +102,16 @@ def scheduled_prune(
         budget = Budget(density=density)
         if groups is None:
             return allocator(scores, budget, None)
+        if per == "weight":
+            scores = as_params(groups, kernels_of(groups, scores), params)
+            return allocator(scores, budget, None)
         # Groups know paths of the whole variables; an optimizer may get one collection of them.
-        if not are_units(groups, scores):
-            scores = to_units(groups, _as_variables(groups, scores))
-        return _as_params(groups, expand(groups, allocator(scores, budget, None)), params)
+        scores = scores if are_units(groups, scores) else as_variables(groups, scores)
+        return unit_masks(groups, scores, allocator, budget, params, pool)
 
     def init(params: Params) -> ScheduledState:
         if groups is not None:
-            _collection(groups, params)
+            paths_in(groups, params)  # refuses parameters of another net
         # Ones at every leaf, and no None: the structure of the state must not change in a step.
         masks = jax.tree.map(lambda leaf: full(jnp.shape(leaf), True), params)
         return ScheduledState(jnp.zeros((), jnp.int32), criterion.init(params), HoldState(masks))
@@ -116,14 +128,16 @@ def scheduled_prune(
             criterion_state = criterion.update(criterion_state, params, cast(Batch, batch))
 
         def prune(criterion_state: PyTree, old: Masks) -> tuple[PyTree, Masks]:
-            masks = new_masks(
-                criterion.score(criterion_state, params), params, schedule(state.step)
-            )
-            # Leaves without scores keep their masks of ones. Pruned weights come back where their
-            # score is high enough again.
+            whole = params
+            if groups is not None and per == "weight":
+                whole = as_variables(groups, params)
+            scores = criterion.score(criterion_state, whole)
+            masks = new_masks(scores, params, schedule(state.step))
+            # Leaves without scores keep their masks of ones.
             masks = jax.tree.map(
-                lambda new, before: before if new is None else new, masks, old, is_leaf=is_none
-            )
+                lambda new, before: before if new is None else new if back else new & before,
+                masks, old, is_leaf=is_none,
+            )  # fmt: skip
             return criterion.init(params), masks
 
         criterion_state, masks = jax.lax.cond(
@@ -137,33 +151,3 @@ def scheduled_prune(
         return held(updates, params, masks), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _collection(groups: Groups, params: Params) -> str | None:
-    """Which collection of the traced variables the parameters are; None if they are all of it."""
-    structure = jax.tree.structure(params)
-    if structure == groups.treedef:
-        return None
-    whole = jax.tree.unflatten(groups.treedef, list(groups.leaves.values()))
-    for name, part in whole.items() if isinstance(whole, dict) else ():
-        if jax.tree.structure(part) == structure:
-            return name
-    raise errors.StructureError(
-        "the groups are of another net: the parameters are neither the traced variables nor one of "
-        "their collections."
-    )
-
-
-def _as_variables(groups: Groups, tree: PyTree) -> PyTree:
-    """A tree like the parameters as a tree like the variables, None elsewhere."""
-    name = _collection(groups, tree)
-    if name is None:
-        return tree
-    nothing = jax.tree.unflatten(groups.treedef, [None] * len(groups.leaves))
-    return {**nothing, name: tree}
-
-
-def _as_params(groups: Groups, tree: PyTree, params: Params) -> PyTree:
-    """The parameters' part of a tree like the variables."""
-    name = _collection(groups, params)
-    return tree if name is None else tree[name]

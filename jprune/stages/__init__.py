@@ -42,7 +42,9 @@ from jprune.stages.dimensions import Narrow, Observe, Optimum
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.dropout import RescaleDropout
 from jprune.stages.eigenbasis import Rotate, cores_only
+from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
+from jprune.stages.feedback import PruneWithFeedback
 from jprune.stages.frame import (
     CheckedStage,
     Evaluate,
@@ -62,10 +64,14 @@ from jprune.stages.frame import (
     settled,
     unrolled,
 )
+from jprune.stages.goal import Goal, Settle
+from jprune.stages.grains import PruneGrains
 from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
+from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
+from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.low_rank import RankPenalty
@@ -73,6 +79,7 @@ from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
+from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import CutSupport, Regulariser, Split
@@ -80,6 +87,7 @@ from jprune.stages.prune import (
     CriterionOf,
     Prune,
     coupled_of,
+    distance_of,
     l1_of,
     l2_of,
     layer_adaptive_of,
@@ -96,22 +104,29 @@ from jprune.stages.reinitialise import (
     ShuffleMasks,
     Small,
     TrainAnew,
+    like_the_dense,
     small,
 )
 from jprune.stages.relative_decay import Fade, FadeUnits
 from jprune.stages.rounds import evenly, in_rounds, kept_after, parts, rounds_for, scheduled
 from jprune.stages.scales import L1OfScales, PruneScales, ShrinkScales
+from jprune.stages.scheduled import PruneGradually
 from jprune.stages.sensitivity import Sensitivity
+from jprune.stages.soft_prune import Pool, SoftPrune
+from jprune.stages.solvers import Eliminate, SolveLayers, Sweep
 from jprune.stages.splitting import Sets
 from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.train import Train, trained
+from jprune.stages.untrained import PruneUntrained, before_training
+from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
 
 __all__ = [
     "Active",
+    "Adjust",
     "Admm",
     "Adversarial",
     "Approximate",
@@ -119,7 +134,12 @@ __all__ = [
     "Boost",
     "BrainSurgery",
     "ByActivations",
+    "ByGradientFlow",
     "ByLasso",
+    "ByMagnitude",
+    "BySensitivity",
+    "BySlopes",
+    "BySynapticFlow",
     "ByThiNet",
     "CheckedStage",
     "ChooseGroups",
@@ -131,14 +151,18 @@ __all__ = [
     "CutSupport",
     "DropGrow",
     "DynamicSurgery",
+    "Eliminate",
+    "ErrorWeights",
     "Evaluate",
     "EvaluateDeformed",
     "Fade",
     "FadeUnits",
     "Gate",
+    "Goal",
     "Grouped",
     "Grow",
     "Growing",
+    "HardThreshold",
     "L1OfScales",
     "L1Penalty",
     "LayerWise",
@@ -152,13 +176,19 @@ __all__ = [
     "Optimum",
     "Pattern",
     "Penalty",
+    "Pool",
     "Popup",
     "Probe",
     "Prune",
     "PruneFilters",
+    "PruneGradually",
+    "PruneGrains",
+    "PruneJointly",
     "PruneNOfM",
     "PruneRound",
     "PruneScales",
+    "PruneUntrained",
+    "PruneWithFeedback",
     "Pull",
     "RaiseByRank",
     "RandomMasks",
@@ -171,6 +201,7 @@ __all__ = [
     "Regulariser",
     "Reinitialise",
     "RemoveDead",
+    "RemoveOneByOne",
     "Repeat",
     "RescaleDropout",
     "Rewind",
@@ -181,6 +212,7 @@ __all__ = [
     "Select",
     "Sensitivity",
     "Sets",
+    "Settle",
     "SettleSoftMasks",
     "SettleSurgery",
     "Shrink",
@@ -188,17 +220,22 @@ __all__ = [
     "ShuffleMasks",
     "Small",
     "Soft",
+    "SoftPrune",
+    "SolveLayers",
     "Split",
     "StdPrune",
+    "Sweep",
     "Train",
     "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
+    "before_training",
     "by_least_squares",
     "check",
     "check_prunable",
     "cores_only",
     "coupled_of",
+    "distance_of",
     "evenly",
     "fractions",
     "framed",
@@ -207,6 +244,7 @@ __all__ = [
     "l1_of",
     "l2_of",
     "layer_adaptive_of",
+    "like_the_dense",
     "obd_of",
     "opening",
     "parts",

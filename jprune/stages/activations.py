@@ -9,7 +9,7 @@ import jax
 from jprune import errors
 from jprune.base import Criterion, Groups, Task
 from jprune.criteria.activations import Statistic, activations
-from jprune.criteria.zeros import rectified
+from jprune.graph.look.activations import rectified
 from jprune.train.net import Net
 
 STREAMS = ("joint", "whole")
@@ -69,7 +69,8 @@ def _criterion(net: Net, by: ByActivations) -> Criterion:
         names = tuple(name for name in names if name in can)
     if not names:
         raise errors.ArgumentError(
-            f"no group of {net.task.name} can be scored by {by.statistic.__name__}: "
+            f"no group of {net.task.name} can be scored by "
+            f"{getattr(by.statistic, '__name__', by.statistic)}: "
             + (
                 "none has an activation that a function makes exactly 0, as ReLU does and GELU, "
                 "tanh and leaky ReLU do not (lenet5 has its ReLUs with --net conv_relu=true). "

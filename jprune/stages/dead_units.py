@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ class RemoveDead:
             # Role "in" alone: once no consumer reads a unit,
             # the next round removes the unit itself.
             out = expand(groups, {name: ~units for name, units in gone.items()}, ("in",))
-            pruned = under(narrowed(masks, out), variables, pruned)
+            pruned = under(unread(masks, out), variables, pruned)
         refuse_cut(task, pruned)
         metrics = {
             **fractions(task, pruned.masks),
@@ -114,6 +115,20 @@ def has_weights(groups: Groups, masks: Masks, role: str) -> Units:
     alive = groups.treedef.unflatten(list(leaves.values()))
     units = to_units(groups, alive, (role,), within="max", across="max")
     return {name: np.asarray(most) > 0 for name, most in units.items()}
+
+
+def unread(masks: Masks, out: Masks) -> Masks:
+    """The intersection of two masks; a kernel without one gets one if it read what goes.
+
+    Otherwise it would read the unit for ever, and the unit would never be gone.
+    """
+
+    def both(mask: Any, more: Any) -> Any:
+        if mask is None:
+            return None if np.all(more) else np.asarray(more)
+        return np.asarray(mask) & np.asarray(more)
+
+    return jax.tree.map(both, masks, out, is_leaf=is_none)
 
 
 def narrowed(masks: Masks, other: Masks) -> Masks:

@@ -32,6 +32,7 @@ from jprune.reconstruct import thinet as chosen
 from jprune.reconstruct.greedy import FILTERS, GREEDY
 from jprune.reconstruct.least_squares import relative_error
 from jprune.reconstruct.windows import Look, Windows, aimed, collect, look
+from jprune.stages.error_weights import ErrorWeights, staying
 from jprune.stages.frame import fractions, record
 from jprune.stages.walk import Step, alive_of, masks_by_name, refuse_unread, steps_of
 from jprune.train.net import Net
@@ -70,6 +71,7 @@ class LayerWise:
         points: sampled positions per image and layer.
         ridge: see `Problem`.
         bias: whether constants are fitted, where a bias or a norm can hold them.
+        weigh: what errors of outputs matter, for choice and refit; None: all alike.
         name: of the record.
     """
 
@@ -85,6 +87,7 @@ class LayerWise:
     points: int = 10
     ridge: float | None = None
     bias: bool = True
+    weigh: ErrorWeights | None = None
     name: str = "prune"
 
     def __post_init__(self):
@@ -140,7 +143,7 @@ class LayerWise:
         # steps n with floor(n parts / N) = which.
         of_part = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
         todo = [step for step in of_part if goals[step.name] < alive[step.name].sum()]
-        walk = Walk(self, task, key, pruned.variables, todo)
+        walk = Walk(self, task, key, pruned.variables, todo, alive, goals)
         errors_left = []
         for number, step in enumerate(todo):
             # A key of its own for every step: what one step draws
@@ -170,17 +173,27 @@ class Walk:
         points: key of the sampled positions.
         dense: {site: windows} with the dense net's outputs; empty where targets are those of "now".
         draws: key of the choices.
+        slopes: {site: [rows, outputs] of the loss by the dense net's outputs}; empty where errors
+            count alike.
     """
 
     def __init__(
-        self, stage: LayerWise, task: Task, key: jax.Array, variables: Variables, todo: list[Step]
+        self,
+        stage: LayerWise,
+        task: Task,
+        key: jax.Array,
+        variables: Variables,
+        todo: list[Step],
+        alive: Mapping[str, np.ndarray],
+        goals: Mapping[str, int],
     ):
         self.stage, self.task, self.variables = stage, task, variables
+        self.alive, self.goals = alive, goals
         # Positions, choices and batches are drawn apart: another choice sees the same calibration.
         self.points, self.draws, order = jax.random.split(key, 3)
         size = min(stage.batch_size, task.data.sizes["train"])
         few = min(stage.batches, max(1, task.data.sizes["train"] // size))
-        batches = itertools.islice(stream(task.data, size, order), few if todo else 0)
+        batches = [*itertools.islice(stream(task.data, size, order), few if todo else 0)]
         self.images = [batch["image"] for batch in batches]
         self.groups = Net(task).groups
         self.layers = self.groups.layers
@@ -191,6 +204,12 @@ class Walk:
             # One pass over the dense net for all layers; its
             # inputs are not kept, they would fill memory.
             self.dense = self._seen([s for sites in self.sites.values() for s in sites], False)
+        self.slopes: Mapping[str, np.ndarray] = {}
+        if stage.weigh is not None and todo:
+            sites = [s for of_layer in self.sites.values() for s in of_layer]
+            self.slopes = stage.weigh.collect(
+                Net(task), sites, stage.points, variables, batches, self.points
+            )
 
     def _seen(self, sites: Sequence[str], inputs: bool = True) -> dict[str, Windows]:
         of = self.task
@@ -219,7 +238,7 @@ class Walk:
         if others.size:
             # Inputs outside this step keep their contribution: Y <- Y - sum_c X_c W_c over them.
             targets = targets - np.tensordot(inputs[:, others], weight[others], 2)
-        return Problem(
+        problem = Problem(
             # A unit that stands at several channels (behind a
             # flatten) is one unit with a longer window.
             inputs=inputs[:, index].reshape(len(inputs), units, -1),
@@ -229,6 +248,12 @@ class Walk:
             ridge=self.stage.ridge,
             bias=path in self.biases,
         )
+        if self.stage.weigh is None:
+            return problem
+        slopes = np.concatenate([self.slopes[site] for site in sites])
+        seen = np.concatenate([(self.dense or windows)[site].outputs for site in sites])
+        stays = lambda importance: staying(self.groups, path, importance, self.alive, self.goals)
+        return self.stage.weigh.on(problem, slopes, seen, stays)
 
     def _matrix(self, path: str) -> np.ndarray:
         """[inputs, window, outputs] of a kernel as pruned so far, in float64; a copy."""

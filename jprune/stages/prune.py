@@ -29,6 +29,7 @@ from jprune.base import (
     run_criterion,
 )
 from jprune.criteria.coupled_norm import coupled_norm
+from jprune.criteria.distance import distance
 from jprune.criteria.layer_adaptive import layer_adaptive
 from jprune.criteria.magnitude import magnitude
 from jprune.criteria.obd import obd
@@ -95,6 +96,8 @@ class Prune:
         check_prunable(task, self.budget, self.per)
         groups = Net(task).groups
         scored = self.criterion(task, groups, jax.random.key(0)).scored
+        if scored is not None and self.per == "weight":
+            raise _of_units()
         if scored is not None and {*scored} != {*groups.names}:
             # Groups without scores stay whole, so what is left has to do without theirs.
             whole = {name: size for name, size in groups.sizes.items() if name not in scored}
@@ -129,6 +132,9 @@ class Prune:
         order = [name for name in Net(task).groups.names if name in scores]
         # Contiguous parts: round `which` takes the groups n with floor(n rounds / N) = which.
         round_of = {name: n * rounds // len(order) for n, name in enumerate(order)}
+        if rounds > 1:
+            # By their order alone, widths are the same in all rounds, whatever the scores are then.
+            scores = {name: _ranked(score) for name, score in scores.items()}
         for name in order:
             if round_of[name] < which:
                 # Cut already: its width is fixed, and the others meet the budget beside it.
@@ -145,9 +151,7 @@ class Prune:
             ArgumentError: the criterion scores units.
         """
         if Net(task).are_units(scores):
-            raise errors.ArgumentError(
-                "Prune(per='weight') came with a criterion that scores units; write per='unit'."
-            )
+            raise _of_units()
         alive = Net(task).prunable(pruned.masks, self.budget)
         # -inf: gone already. It may not come back, and it counts as pruned in the budget.
         scores = jax.tree.map(
@@ -169,6 +173,19 @@ class Prune:
         # Calibration data are training data: validation stays unseen.
         batches = _Calibration(task, size, count, key) if criterion.needs_data else ()
         return run_criterion(criterion, variables, batches)
+
+
+def _ranked(scores: np.ndarray) -> np.ndarray:
+    """-(r + 1/2) / n for the unit of rank r among the n of a group; what is not finite stays."""
+    ranks = np.empty(len(scores))
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    return np.where(np.isfinite(scores), -(ranks + 0.5) / len(scores), scores)
+
+
+def _of_units() -> errors.ArgumentError:
+    return errors.ArgumentError(
+        "Prune(per='weight') came with a criterion that scores units; write per='unit'."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +252,25 @@ def random_weights_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:
     """
     del task, groups
     return random(key)
+
+
+def distance_of(metric: str = "l2", by_norm: float = 0.0) -> CriterionOf:
+    """The sum of a unit's distances to the others of its group.
+
+    Args:
+        metric: "l2" or "cosine".
+        by_norm: fraction of a group that goes by its norm, before distances are taken.
+
+    References:
+        He, Liu, Wang, Hu, Yang, Filter pruning via geometric median for deep convolutional neural
+        networks acceleration, 2019, arXiv 1811.00250.
+    """
+
+    def criterion(task: Task, groups: Groups, key: jax.Array) -> Criterion:
+        del task, key
+        return distance(groups, metric, by_norm)
+
+    return criterion
 
 
 def taylor_of(task: Task, groups: Groups, key: jax.Array) -> Criterion:

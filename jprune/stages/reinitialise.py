@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jprune import errors
 from jprune.base import Learner, Pruned, Records, Task, Variables, is_none
 from jprune.graph import slim, slim_params, trace
 from jprune.masks import apply_masks
@@ -124,6 +125,44 @@ class TrainAnew:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory."""
         return trained(self.learner(pruned, task, key), self.name)
+
+
+def like_the_dense(
+    train: Train | None,
+    finetune: Train,
+    same: str = "epochs",
+    cap: float | None = None,
+    **own: Any,
+) -> TrainAnew:
+    """Training of a small net from scratch, as the dense one was trained.
+
+    Args:
+        train: training of the dense net; None where it is read.
+        finetune: whose batch size and optimizer are taken where the dense net is read.
+        same: as what the dense net's training took: "epochs" or "macs".
+        cap: the largest ratio of MACs that counts.
+        **own: `epochs`, `learning_rate` and `schedule` that are other ones; None: those of `train`.
+
+    Raises:
+        ArgumentError: another word, a cap below 1, or the dense net is read, and epochs or learning
+            rate are not written.
+    """
+    if same not in ("epochs", "macs") or (cap is not None and cap < 1):
+        raise errors.ArgumentError(
+            f"scratch(same={same!r}, cap={cap}); same is epochs or macs, cap is 1 or more."
+        )
+    # A dense net that is read says nothing of its training: epochs and rate then come by hand.
+    if train is None and (own.get("epochs") is None or own.get("learning_rate") is None):
+        raise errors.ArgumentError(
+            "The dense net is read, so nobody knows how long it was trained. Write --set "
+            "epochs=160,learning_rate=0.1, as the paper trains its nets for CIFAR-10."
+        )
+    like = dataclasses.replace(
+        dataclasses.replace(finetune, distill=0.0) if train is None else train,
+        **{name: value for name, value in own.items() if value is not None},
+        name="scratch",
+    )
+    return TrainAnew(like, same, cap)
 
 
 def epochs_of(epochs: float, ratio: float, cap: float | None = None) -> float:

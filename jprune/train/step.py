@@ -20,6 +20,7 @@ from jprune.base import (
     Variables,
     Wrap,
 )
+from jprune.graph import gateable, gated
 from jprune.graph.shrink.concrete import copied
 from jprune.masks import apply_masks, held
 from jprune.sparsify import masks_of
@@ -170,6 +171,8 @@ def _step(
     change = settings.transformation(net, {} if masked else None, jax.random.key(0)).update
     train_fn, loss, metrics, split, merge, write = functions
     around = settings.optimizer.around
+    at = getattr(settings.wrap, "gates", None)
+    with_gates, ones_for = _with_gates(net, train_fn, at)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Any]:
@@ -179,24 +182,30 @@ def _step(
         weight = batch["weight"] / batch["weight"].sum()
 
         def of_part(rest: PyTree, part: Batch, weight: jax.Array, key: jax.Array):
-            """(the gradient, (new statistics, means)) of a part of the batch."""
+            """((gradient, that of gates), (new statistics, means)) of a part of the batch."""
 
-            def mean_loss(params: Params):
-                out, new = train_fn(merge(params, rest), part["image"], key)
+            def mean_loss(params: Params, gates: Any):
+                out, new = with_gates(merge(params, rest), gates, part["image"], key)
                 means = {name: weight @ value for name, value in metrics(out, part).items()}
                 return weight @ loss(out, part), (new, means)
 
-            return jax.grad(mean_loss, has_aux=True)(state.params)
+            return jax.grad(mean_loss, (0, 1), has_aux=True)(state.params, ones_for(len(weight)))
 
         # Statistics of this forward pass, at the parameters before the step.
         if around.parts == 1:
-            gradient, (new, means) = of_part(state.rest, batch, weight, of_step)
+            (gradient, slopes), (new, means) = of_part(state.rest, batch, weight, of_step)
             written = lambda params: split(write(merge(params, state.rest), new))
         else:
             after = lambda rest, new: split(write(merge(state.params, rest), new))[1]
             rest, gradient, means = _in_parts(of_part, after, state, batch, weight, of_step, around)
-            written = lambda params: (params, rest)
-        updates, opt_state = change(gradient, state.opt_state, state.params, batch=batch)
+            written, slopes = lambda params: (params, rest), {}
+        if at is not None:
+            # dC_n/dz of every example, whatever its weight in the mean
+            each = jnp.where(weight > 0, weight, 1)[:, None]
+            batch = {**batch, "slopes": {name: slope / each for name, slope in slopes.items()}}
+        updates, opt_state = change(
+            gradient, state.opt_state, state.params, batch=batch, rest=state.rest
+        )
         if masked and settings.wrap is not None:  # it may have moved what `hold` has brought to 0
             updates = held(updates, state.params, masks_of(opt_state))
         params = optax.apply_updates(state.params, updates)
@@ -207,6 +216,19 @@ def _step(
         return TrainState(state.step + 1, params, rest, opt_state, average), means
 
     return step
+
+
+def _with_gates(net: Net, train_fn: Callable[..., Any], at: str | None):
+    """`run(variables, gates, x, key)`, and gates of one for so many examples.
+
+    Gates have an axis of examples, so that the backward pass of the weights gives the slope of each
+    example beside. Without a kind of site there are none.
+    """
+    if at is None:
+        return lambda variables, gates, *args: train_fn(variables, *args), lambda count: {}
+    sizes = {name: net.groups.sizes[name] for name in gateable(net.groups, at)}
+    ones_for = lambda count: {name: jnp.ones((count, size)) for name, size in sizes.items()}
+    return gated(train_fn, net.groups, at), ones_for
 
 
 def _in_parts(
@@ -229,7 +251,7 @@ def _in_parts(
     def one(carry: tuple[PyTree, PyTree], inputs: Any):
         rest, total = carry
         (part, shares), number = inputs
-        gradient, (new, means) = of_part(rest, part, shares, jax.random.fold_in(key, number))
+        (gradient, _), (new, means) = of_part(rest, part, shares, jax.random.fold_in(key, number))
         # The weights of all parts together sum to 1, so gradients and means are plain sums.
         return (after(rest, new), jax.tree.map(jnp.add, total, gradient)), means
 

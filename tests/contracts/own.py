@@ -147,6 +147,9 @@ OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "apoz": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "entropy": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "hrank": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "chip": {"batches": 1, "batch_size": 16},
     "metapruning": {
         "generations": 2,
         "population": 4,
@@ -157,13 +160,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "lottery_ticket": {"rounds": 1},
     "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
+    "cpli": {"batches": 2, "batch_size": 16, "points": 25},
     "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
     "depgraph": {"rounds": 1},
     "taylor": {"rounds": 1},
+    "granularity": {"rounds": 1, "examples": 32},
     "han": {"rounds": 1},
     "lamp": {"rounds": 1},
+    "nm": {"m": 3},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
+    "exact_obs": {"batches": 2, "batch_size": 16, "points": 25},
+    "sparsegpt": {"batches": 2, "batch_size": 16, "points": 25},
+    "woodfisher": {"gradients": 16, "batch_size": 16},
+    "m_fac": {"gradients": 16, "batch_size": 16, "recomputations": 2},
+    "snip": {"batch_size": 16},
+    "grasp": {"per_class": 2, "batch_size": 16},
+    "synflow": {"rounds": 3},
     **{
         method: {"recalibrate": 2, "batches": 2}
         for method in ("c_obd", "c_obs", "kron_obd", "kron_obs", "eigendamage")

@@ -50,6 +50,9 @@ TRAINED = (
     "scratch_e",
     "scratch_b",
     "variational",
+    "snip",
+    "grasp",
+    "synflow",
 )
 """Methods that have no recipe without the dense training."""
 

@@ -65,7 +65,12 @@ def is_array(leaf):
 # ---- criteria -----------------------------------------------------------------------------------
 
 ALIVE = {name: np.arange(size) > 0 for name, size in UNITS.items()}
-STATISTICS = {"zeros": criteria.zeros}
+STATISTICS = {
+    "zeros": criteria.zeros,
+    "entropy": criteria.entropy,
+    "map_rank": criteria.map_rank,
+    "independence": criteria.independence,
+}
 CRITERIA = {
     **{
         f"activations {name}": lambda make=make: criteria.activations(fn, GROUPS, make())
@@ -73,6 +78,10 @@ CRITERIA = {
     },
     "magnitude": lambda: criteria.magnitude(1),
     "magnitude squared": lambda: criteria.magnitude(2),
+    **{
+        f"distance {metric}": lambda metric=metric: criteria.distance(GROUPS, metric)
+        for metric in ("manhattan", "cosine")
+    },
     "layer_adaptive": lambda: criteria.layer_adaptive(),
     "random": lambda: criteria.random(KEY),
     "coupled_norm": lambda: criteria.coupled_norm(GROUPS),
@@ -81,6 +90,14 @@ CRITERIA = {
     "taylor separate": lambda: criteria.taylor(fn, cross_entropy),
     "taylor joint": lambda: criteria.taylor(fn, cross_entropy, GROUPS, form="joint"),
     "taylor gate": lambda: criteria.taylor(fn, cross_entropy, GROUPS, form="gate"),
+    **{
+        f"gate_slopes {form}": lambda form=form: criteria.gate_slopes(
+            fn, cross_entropy, GROUPS, form
+        )
+        for form in ("absolute", "signed", "entries", "square")
+    },
+    "distance": lambda: criteria.distance(GROUPS),
+    "removal": lambda: criteria.removal(fn, cross_entropy, GROUPS, signed=True),
     "obd": lambda: criteria.obd(fn, cross_entropy, curvature.gauss_newton(1), KEY),
     **{
         f"kronecker {form}": lambda form=form: criteria.kronecker(
@@ -347,6 +364,39 @@ SPARSIFIERS = {
         KEY,
         stop=10,
     ),
+    "feedback": lambda: sparsify.feedback(
+        optax.sgd(0.1, 0.9),
+        sparsify.masks_by(
+            criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), GROUPS, "weight"
+        ),
+        every=2,
+    ),
+    "feedback of units": lambda: sparsify.feedback(
+        optax.sgd(0.1, 0.9),
+        sparsify.masks_by(
+            criteria.magnitude(2),
+            allocate.toward({"params/first": 3, "params/second": 6}),
+            schedules.cubic(9 / 13, 0, 4),
+            GROUPS,
+            roles=("kernel",),
+        ),
+        every=2,
+    ),
+    "hard_threshold": lambda: sparsify.hard_threshold(
+        optax.sgd(0.1, 0.9),
+        sparsify.masks_by(
+            criteria.magnitude(), allocate.uniform, schedules.one_shot(0.4), GROUPS, "weight"
+        ),
+        sparse_steps=2,
+        dense_steps=1,
+        steps=5,
+    ),
+    "soft_prune": lambda: sparsify.soft_prune(
+        sparsify.masks_by(
+            criteria.distance(GROUPS), allocate.uniform, schedules.one_shot(0.5), GROUPS
+        ),
+        every=2,
+    ),
     "fista": lambda: sparsify.fista(steady, lambda step: 0.1, restart=2),
     "movement": lambda: sparsify.movement(
         optax.sgd(0.1, 0.9),
@@ -367,6 +417,9 @@ SPARSIFIERS = {
         optax.sgd(0.05, 0.9), blocks.filters(GROUPS), dict.fromkeys(UNITS, 2), 0.2, 0.5
     ),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),
+    "one_by_one": lambda: sparsify.one_by_one(
+        criteria.magnitude(), GROUPS, allocate.lowest_first(UNITS, Budget(density=0.7)), every=2
+    ),
     "low_rank": lambda: sparsify.low_rank(GROUPS, 0.1, steady, every=2),
     "scheduled_prune": lambda: sparsify.scheduled_prune(
         criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), every=2

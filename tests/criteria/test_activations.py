@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import jprune
 from jprune import allocate, criteria, errors, schedules, sparsify
@@ -187,9 +189,116 @@ def test_a_net_without_zeros_is_refused_when_it_is_scored():
         jprune.run_criterion(criterion, variables, [{"image": images}])
 
 
+# ---- entropy ------------------------------------------------------------------------------------
+
+
+def of_means(values, bins):
+    """The entropy of one unit whose pooled values these are."""
+    return updated(criteria.entropy(bins), np.reshape(np.asarray(values, float), (-1, 1, 1)))[0]
+
+
+def test_entropies_of_the_worked_cases(float64):
+    """[21] P1."""
+    assert of_means([0, 1, 2, 3], 4) == pytest.approx(1.3862944, abs=1e-7)
+    assert of_means([0, 0, 0, 3], 4) == pytest.approx(0.5623351, abs=1e-7)
+    assert of_means([7.3] * 5, 4) == 0
+    assert of_means(range(100), 100) == pytest.approx(4.6051702, abs=1e-7)
+
+
+@given(st.integers(0, 10**6), st.floats(1e-9, 1e6), st.floats(-3, 3))
+def test_a_factor_a_shift_and_the_order_of_positions_change_no_entropy(seed, factor, shift):
+    """[21] P2; the maps are drawn, so that none lies on the edge of a bin."""
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        maps = rng.normal(size=(12, 3, 5))
+        right = updated(criteria.entropy(7), maps)
+        moved = factor * (maps + shift)
+        np.testing.assert_allclose(updated(criteria.entropy(7), rng.permuted(moved, axis=2)), right)
+
+
+def test_entropies_are_those_of_numpys_histograms():
+    _, images, _ = case()
+    came = scores(criteria.entropy(8), [{"image": images}])
+    for name, places in by_hand(images).items():
+        sums = 0
+        for place in places:
+            for unit, means in enumerate(np.asarray(place).mean((1, 2)).T):
+                share = np.histogram(means, 8)[0] / len(means)
+                sums += np.eye(len(came[name]))[unit] * -np.sum(
+                    share[share > 0] * np.log(share[share > 0])
+                )
+        np.testing.assert_allclose(came[name], sums / len(places), atol=1e-5)
+
+
+def test_a_second_pass_needs_batches_that_can_be_gone_over_twice():
+    variables, images, groups = case()
+    criterion = criteria.activations(net, groups, criteria.entropy(4))
+    with pytest.raises(errors.ArgumentError, match="generator, which can be gone over once"):
+        jprune.run_criterion(criterion, variables, (b for b in [{"image": images}]))
+    state = criterion.update(criterion.init(variables), variables, {"image": images})
+    with pytest.raises(errors.ArgumentError, match=r"state = criterion\.again"):
+        criterion.score(state, variables)
+    with pytest.raises(errors.ArgumentError, match="sees every batch once"):
+        sparsify.scheduled_prune(
+            criterion, allocate.global_topk, schedules.one_shot(0.5), every=1, groups=groups
+        )
+    with pytest.raises(errors.ArgumentError, match="bins=0"):
+        criteria.entropy(0)
+
+
+# ---- ranks and independence ---------------------------------------------------------------------
+
+
+def test_ranks_of_the_worked_case():
+    """B13: [[1, 2], [2, 4]] has rank 1, I has 2; the score is the mean over images."""
+    one, two = [[1, 2], [2, 4]], [[1, 0], [0, 1]]
+    np.testing.assert_array_equal(updated(criteria.map_rank(), [[one], [two]]), [1.5])
+    np.testing.assert_array_equal(updated(criteria.map_rank(), [[one, two]]), [1, 2])
+    nearly = [[[[1, 0], [0, 0.05]]]]
+    assert updated(criteria.map_rank(0.1), nearly) == [1]
+    assert updated(criteria.map_rank(), nearly) == [2]
+    # What is no map has rank 1 where it says anything.
+    np.testing.assert_array_equal(updated(criteria.map_rank(), [[0, 2], [3, 1]]), [0.5, 1])
+    with pytest.raises(errors.ArgumentError, match="tolerance=1"):
+        criteria.map_rank(1)
+
+
+def test_ranks_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(4, 6, 7, 3)) @ rng.normal(size=(4, 6, 3, 5))
+    maps = np.where(rng.uniform(size=low.shape) < 0.3, 0, low).astype(np.float32)
+    for values in (low.astype(np.float32), maps):
+        right = np.linalg.matrix_rank(values).mean(0)
+        np.testing.assert_allclose(updated(criteria.map_rank(), values), right, rtol=1e-6)
+
+
+def test_independence_of_the_worked_case(float64):
+    """B14: of two equal rows both score low, though their norms are the largest."""
+    rows = [[[3, 0, 0], [0, 4, 0], [0, 4, 0]]]
+    came = updated(criteria.independence(), rows)
+    np.testing.assert_allclose(came, [3, 1.656854, 1.656854], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 9), (3, 6, 2, 2), (2, 5, 5)])
+def test_independences_are_differences_of_nuclear_norms(float64, shape):
+    maps = np.random.default_rng(1).normal(size=shape)
+    flat = maps.reshape(*shape[:2], -1)
+    norm = lambda a: np.linalg.norm(a, "nuc")
+    right = [
+        np.mean([norm(a) - norm(a * (np.arange(shape[1]) != c)[:, None]) for a in flat])
+        for c in range(shape[1])
+    ]
+    np.testing.assert_allclose(updated(criteria.independence(), maps), right, rtol=1e-9)
+
+
 # ---- the pass -----------------------------------------------------------------------------------
 
-STATISTICS = {"zeros": criteria.zeros}
+STATISTICS = {
+    "zeros": criteria.zeros,
+    "entropy": functools.partial(criteria.entropy, 8),
+    "map_rank": criteria.map_rank,
+    "independence": criteria.independence,
+}
 
 
 def part(images, *numbers, weight=None):

@@ -216,6 +216,7 @@ REFUSED = {
     "csgd": {"optimizer", "clip", "ema"},
     "depgraph": {"ema"},
     "dns": {"ema"},
+    **{method: {"ema"} for method in ("dpf", "gmp", "iht", "sfp", "asfp", "mfp")},
     "movement": {"ema"},
     "nm": {"ema"},
     "rigl": {"ema"},

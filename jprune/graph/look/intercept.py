@@ -278,12 +278,11 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
         return value, gates
 
     run = intercept(fn, groups, handler, ("join", "branch") if at == "join" else (at,))
-    gateable = {name for site in groups.sites if site.kind == at for name in site.groups}
-    sizes = dict(groups.sizes)
+    open_groups, sizes = {*gateable(groups, at)}, dict(groups.sizes)
     if at == "join":
         # A branch is one unit with one gate.
         sizes |= {branch.name: 1 for branch in groups.branches}
-        gateable |= {branch.name for branch in groups.branches}
+        open_groups |= {branch.name for branch in groups.branches}
 
     def gated_fn(variables: Any, gates: Mapping[str, Any], *args: Any) -> Any:
         for name, gate in gates.items():
@@ -292,7 +291,7 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
                     f"a gate {name!r} of shape {jnp.shape(gate)}; gates are [n] or [batch, n] for "
                     f"the groups {sizes}."
                 )
-            if name not in gateable:
+            if name not in open_groups:
                 raise errors.StructureError(
                     f"the group {name!r} has no site of the kind {at!r}. It has "
                     f"{sorted({s.kind for s in groups.sites if name in s.groups})}."
@@ -300,6 +299,21 @@ def gated(fn: Callable[..., Any], groups: Groups, at: str = "in") -> Callable[..
         return run(variables, gates, *args)[0]
 
     return gated_fn
+
+
+def gateable(groups: Groups, at: str = "in") -> tuple[str, ...]:
+    """Groups whose units can have gates at sites of a kind, in the order of the groups.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2))}
+        >>> groups = jprune.trace(fn, variables, jnp.ones((1, 3)))
+        >>> gateable(groups, "act"), gateable(groups, "join")
+        (('first',), ())
+    """
+    there = {name for site in groups.sites if site.kind == at for name in site.groups}
+    return tuple(name for name in groups.names if name in there)
 
 
 def _gate_along(site: Site, value: Any, gate: Any, units: Indices) -> Any:
