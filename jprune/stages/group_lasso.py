@@ -123,15 +123,19 @@ class Penalty:
         return dataclasses.replace(self, strength=strengths)
 
     def within(self, task: Task, budget: Budget, variables: Any) -> Budget:
-        """The budget with floors: no group loses more units than a uniform spread of it takes.
+        """The budget with floors: no group loses more units than its norms and the budget take.
 
         A strength that is not tuned may be too large: what it cannot take stays for the cut.
         """
         families = [
             term.blocks for term in self.terms(task, budget).values() if term.blocks.per == "unit"
         ]
-        norms = norms_of(families, variables)
-        kept = allocate.jointly(families, norms, budget, Net(task).cost, allocate.uniform)
+        scores = {
+            # ||w_g|| / mean over h of ||w_h||: groups of other sizes can be compared
+            kind: {name: norm / max(norm.mean(), TINY) for name, norm in of.items()}
+            for kind, of in norms_of(families, variables).items()
+        }
+        kept = allocate.jointly(families, scores, budget, Net(task).cost, allocate.global_topk)
         floors = {n: int(np.sum(m)) for of_kind in kept.values() for n, m in of_kind.items()}
         sizes = Net(task).groups.sizes
         if all(floors[name] == sizes[name] for name in floors):
