@@ -117,10 +117,11 @@ class PruneByEnergy:
         def masks(density: Any) -> Masks:
             kept = {}
             for path in alive:
-                flat = np.zeros(layers[path].matrix(alive[path]).shape, bool)
-                count = flat.shape[0] * flat.shape[1]
-                flat.reshape(count, -1)[: self.count(count, density(path))] = True
-                kept[path] = layers[path].array(flat)
+                matrix = np.zeros(np.shape(layers[path].matrix(alive[path])), bool)
+                # [inputs x window, outputs]: which weights of a filter stay says nothing here
+                rows = matrix.reshape(-1, matrix.shape[-1])
+                rows[: self.count(len(rows), density(path))] = True
+                kept[path] = layers[path].array(matrix)
             return net.tree(kept)
 
         if self.budget.kind == "density":
