@@ -117,11 +117,11 @@ class PruneByEnergy:
         def masks(density: Any) -> Masks:
             kept = {}
             for path in alive:
-                matrix = np.zeros(np.shape(layers[path].matrix(alive[path])), bool)
                 # [inputs x window, outputs]: which weights of a filter stay says nothing here
-                rows = matrix.reshape(-1, matrix.shape[-1])
+                inputs, window, outputs = layers[path].matrix(alive[path]).shape
+                rows = np.zeros((inputs * window, outputs), bool)
                 rows[: self.count(len(rows), density(path))] = True
-                kept[path] = layers[path].array(matrix)
+                kept[path] = layers[path].array(rows.reshape(inputs, window, outputs))
             return net.tree(kept)
 
         if self.budget.kind == "density":
