@@ -222,6 +222,8 @@ REFUSED = {
     "rigl": {"ema"},
     "set": {"ema"},
     "fbs": {"ema", "accumulate"},
+    "fisher": {"ema", "accumulate"},
+    "taylor2016": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
     "less_is_more": {"ema"},
     "greg": {"optimizer", "ema"},
