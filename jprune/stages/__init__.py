@@ -119,6 +119,7 @@ from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
+from jprune.stages.tolerance import CutBelow, Game, Press, Watch
 from jprune.stages.train import Train, trained
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
@@ -146,6 +147,7 @@ __all__ = [
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutBelow",
     "CutGroups",
     "CutPassive",
     "CutSupport",
@@ -157,6 +159,7 @@ __all__ = [
     "EvaluateDeformed",
     "Fade",
     "FadeUnits",
+    "Game",
     "Gate",
     "Goal",
     "Grouped",
@@ -178,6 +181,7 @@ __all__ = [
     "Penalty",
     "Pool",
     "Popup",
+    "Press",
     "Probe",
     "Prune",
     "PruneFilters",
@@ -229,6 +233,7 @@ __all__ = [
     "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
+    "Watch",
     "before_training",
     "by_least_squares",
     "check",

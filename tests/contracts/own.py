@@ -168,6 +168,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "han": {"rounds": 1},
     "lamp": {"rounds": 1},
     "nm": {"m": 3},
+    "play_and_prune": {"rounds": 1, "tolerance": 0.5},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
     "exact_obs": {"batches": 2, "batch_size": 16, "points": 25},

@@ -227,6 +227,7 @@ REFUSED = {
     "greg": {"optimizer", "ema"},
     "gsm": {"optimizer", "ema"},
     "increg": {"optimizer", "ema"},
+    "play_and_prune": {"ema"},
     "slimming": {"ema"},
     "ssl": {"ema"},
     "ssr": {"ema"},
