@@ -69,6 +69,7 @@ from jprune.stages.grains import PruneGrains
 from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
+from jprune.stages.halving import Halve, MeetBudget
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.jointly import PruneJointly
@@ -165,11 +166,13 @@ __all__ = [
     "Grouped",
     "Grow",
     "Growing",
+    "Halve",
     "HardThreshold",
     "L1OfScales",
     "L1Penalty",
     "LayerWise",
     "LongStage",
+    "MeetBudget",
     "MergeClusters",
     "MergeUnits",
     "Movement",

@@ -37,6 +37,7 @@ from jprune.stages.goal import Goal
 from jprune.stages.group_decay import Grouped
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.growing_decay import Grow
+from jprune.stages.halving import Halve
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.movement import Movement
@@ -61,8 +62,8 @@ FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
-        apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy erk
-        exact_obs fisher fpgm gmp granularity grasp han hrank iht kron_obd kron_obs l1 l2 lamp
+        aofp apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy
+        erk exact_obs fisher fpgm gmp granularity grasp han hrank iht kron_obd kron_obs l1 l2 lamp
         lottery_ticket m_fac metapruning obd obs play_and_prune random rigl scratch_b scratch_e set
         snip sparsegpt synflow taylor taylor2016 thinet three_d variational woodfisher
         """.split(),
@@ -93,6 +94,7 @@ STAGES = {
     TrainActive: FROZEN,
     RaiseByRank: FROZEN,
     Grow: FROZEN,
+    Halve: FROZEN,
     Press: FROZEN,
     TrainAnew: FROZEN,
     DropGrow: FROZEN,
@@ -174,6 +176,7 @@ def leaves(tree):
         Pull(SHORT),
         FadeUnits(SHORT, Fade()),
         TrainActive(SHORT, Budget(density=0.3), goal=0.5),
+        Halve(SHORT, Budget(density=0.3), period=100),
         Press(SHORT, Budget(density=0.3), Game(strength=1e-4)),
         Grow(SHORT, Budget(density=0.3), Grouped(), of_all=True),
         RaiseByRank(SHORT, Budget(density=0.9), Grouped("column"), 1e-3, 1.0),
