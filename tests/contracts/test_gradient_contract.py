@@ -42,6 +42,7 @@ from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
+from jprune.stages.one_by_one import RemoveOneByOne
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import Regulariser, Split
@@ -63,9 +64,10 @@ METHODS = {
     **dict.fromkeys(
         """
         aofp apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy
-        erk exact_obs fisher fpgm gmp granularity grasp han hrank iht kron_obd kron_obs l1 l2 lamp
-        lottery_ticket m_fac metapruning obd obs play_and_prune random rigl scratch_b scratch_e set
-        snip sparsegpt synflow taylor taylor2016 thinet three_d variational woodfisher
+        erk exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
+        kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter play_and_prune
+        random rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
+        variational woodfisher
         """.split(),
         frozenset({FROZEN}),
     ),
@@ -93,6 +95,7 @@ STAGES = {
     Train: FROZEN,
     TrainActive: FROZEN,
     RaiseByRank: FROZEN,
+    RemoveOneByOne: FROZEN,
     Grow: FROZEN,
     Halve: FROZEN,
     Press: FROZEN,
