@@ -138,7 +138,7 @@ def halving(
         """[groups]: how many units go: all that may, or as many as it takes to fit."""
         width = state.alive.sum(1)
         wanted = width - jnp.take_along_axis(narrowest, (width - going)[:, None], axis=1)[:, 0]
-        if fits is None:
+        if (small_enough := fits) is None:
             return wanted
         before = jnp.cumsum(wanted) - wanted
 
@@ -148,7 +148,7 @@ def halving(
             rows = jnp.take_along_axis(narrowest, (width - each)[:, None], axis=1)[:, 0]
             return width - rows
 
-        small = lambda count: fits(units(jnp.arange(most) < (width - part(count))[:, None]))
+        small = lambda count: small_enough(units(jnp.arange(most) < (width - part(count))[:, None]))
 
         def narrow(_: Any, bounds: Any) -> Any:
             low, high = bounds

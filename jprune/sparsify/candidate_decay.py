@@ -119,7 +119,7 @@ def candidate_decay(
         chosen = {n: jnp.asarray(c) for n, c in candidates(blocks, params, fraction).items()}
         return CandidateState(jnp.zeros((), jnp.int32), strengths, chosen)
 
-    def update(updates: Any, state: CandidateState, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         if params is None:
             raise errors.ArgumentError(
                 "candidate_decay needs the parameters: call tx.update(gradients, state, params)."

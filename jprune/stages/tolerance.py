@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import optax
 
-from jprune import allocate, blocks, errors
+from jprune import blocks, errors
 from jprune.allocate.budgets import floor_of, step_of, widths
+from jprune.allocate.lowest_first import priced
 from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task
 from jprune.masks import apply_masks
 from jprune.sparsify import CandidateState, candidate_decay, candidates
@@ -153,7 +154,8 @@ class Watch:
             )
         masks = Net(task).unit_masks(pruned)
         masks = {name: np.asarray(mask, bool) for name, mask in masks.items()}
-        before = {"base": now, "share": 1.0, "masks": masks} if first else state_of(pruned)
+        begun: dict[str, Any] = {"base": now, "share": 1.0, "masks": masks}
+        before = begun if first else state_of(pruned)
         # Acc >= xi - eps, or the last cut is taken back; a NaN is no quality
         fine = now >= float(before["base"]) - self.game.tolerance
         extra: dict[str, Any] = {**before, "quality": np.asarray(now, float)}
@@ -347,20 +349,13 @@ class CutBelow:
         net = Net(task)
         scores = {n: np.where(alive[n], r, -np.inf) for n, r in ratio.items()}
         masks = {**alive, **{n: self.keep(n, score, scale) for n, score in scores.items()}}
-        whole = {n: np.ones(mask.size) for n, mask in masks.items()}
-        goal = float(self.budget.value)
-        if self.budget.kind == "density":
-            price = lambda masks: (
-                sum(m.sum() for m in masks.values()) / sum(map(len, whole.values()))
-            )
-        else:
-            price = allocate.price_of(whole, self.budget, net.cost)
+        price, goal = priced(net.groups.sizes, self.budget, net.cost)
         if price(alive) <= goal:
             return alive
         if price(masks) >= goal:
             return masks
         # The lowest threshold that meets the budget: what is cut is a part of what may be.
-        steps = sorted({r for n, score in scores.items() for r in score[np.isfinite(score)]})
+        steps = sorted({r for score in scores.values() for r in score[np.isfinite(score)]})
         low, high = 0, len(steps)
         at = lambda number: {
             **alive,
