@@ -350,7 +350,7 @@ class CutBelow:
         scores = {n: np.where(alive[n], r, -np.inf) for n, r in ratio.items()}
         masks = {**alive, **{n: self.keep(n, score, scale) for n, score in scores.items()}}
         price, goal = priced(net.groups.sizes, self.budget, net.cost)
-        if price(alive) <= goal:
+        if price(alive) <= goal + 1e-6:
             return alive
         if price(masks) >= goal:
             return masks
@@ -363,7 +363,7 @@ class CutBelow:
         }
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if price(at(middle)) <= goal else (middle + 1, high)
+            low, high = (low, middle) if price(at(middle)) <= goal + 1e-6 else (middle + 1, high)
         return at(min(low, len(steps) - 1)) if low < len(steps) else masks
 
     def keep(self, name: str, score: np.ndarray, scale: float) -> np.ndarray:
