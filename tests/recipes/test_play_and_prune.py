@@ -141,10 +141,10 @@ def test_the_threshold_is_the_largest_that_costs_nothing(net):
         assert below == size.size - 1 or not fine[below + 1]
 
 
-def play(net, tolerance, rounds=3, budget=BUDGET, **options):
+def play(net, tolerance, rounds=3, budget=BUDGET, train=SHORT, **options):
     task, start = net
     recipe = recipes.find("play_and_prune")(
-        budget, None, SHORT, tolerance=tolerance, rounds=rounds, **options
+        budget, None, train, tolerance=tolerance, rounds=rounds, **options
     )
     done, records = recipes.run(recipe, start, task, KEY)
     return task, done, records
@@ -165,6 +165,23 @@ def test_the_tolerance_is_kept_and_filters_never_come_back(net, tolerance):
         assert not np.asarray(Net(task).leaves(done.variables)[path])[~np.asarray(mask)].any()
     assert done.extra is None
     assert "within" not in done.saved
+
+
+def test_the_tolerance_is_kept_where_it_binds(net):
+    """Cuts that ask no layer for its quality, and training that mends nothing."""
+    idle = dataclasses.replace(SHORT, learning_rate=1e-6, max_steps=1)
+    base = mean_quality(net[0], net[1].variables, "validation")
+    deep = Budget(density=0.1)
+    sizes = []
+    for tolerance in (0.02, 0.3):
+        task, done, records = play(net, tolerance, 4, deep, idle, slack=1.0)
+        watches = [r["metrics"] for r in records if r["stage"] == "watch"]
+        assert mean_quality(task, done.variables, "validation") >= base - tolerance - 1e-9
+        assert watches[0]["taken_back"] == 1
+        assert watches[0]["quality"] < base - tolerance
+        sizes.append(watches[-1]["density"])
+    assert sizes[0] >= sizes[1]
+    assert sizes[1] < 1
 
 
 def test_a_cut_that_is_not_mended_is_taken_back_and_the_next_is_half_as_deep(net):
