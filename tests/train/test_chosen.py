@@ -213,6 +213,7 @@ OPTIONS = {
     "accumulate": {"accumulate": 2},
 }
 REFUSED = {
+    "aofp": {"ema"},
     "csgd": {"optimizer", "clip", "ema"},
     "depgraph": {"ema"},
     "dns": {"ema"},
@@ -229,6 +230,7 @@ REFUSED = {
     "greg": {"optimizer", "ema"},
     "gsm": {"optimizer", "ema"},
     "increg": {"optimizer", "ema"},
+    "play_and_prune": {"ema"},
     "slimming": {"ema"},
     "ssl": {"ema"},
     "ssr": {"ema"},
