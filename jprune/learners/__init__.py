@@ -12,6 +12,7 @@ from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
 from jprune.learners.candidates import scorer
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
+from jprune.learners.halving import Halving, HalvingState, halving
 from jprune.learners.hypernetwork import (
     Hypernetwork,
     Menu,
@@ -20,6 +21,7 @@ from jprune.learners.hypernetwork import (
     menu,
     width_masks,
 )
+from jprune.learners.isolated import isolated_damages, on_streams, readers
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
 from jprune.learners.statistics import check_settles, settled, settled_on
@@ -30,6 +32,8 @@ __all__ = [
     "PRIORS",
     "AdversarialState",
     "Boosting",
+    "Halving",
+    "HalvingState",
     "Hypernetwork",
     "Menu",
     "Terms",
@@ -40,15 +44,19 @@ __all__ = [
     "draw_weights",
     "fold_gates",
     "gateable",
+    "halving",
     "hypernetwork",
     "hypernetwork_task",
     "init_judge",
+    "isolated_damages",
     "judged",
     "kept_of",
     "kl_gaussian",
     "kl_log_uniform",
     "menu",
+    "on_streams",
     "popup_task",
+    "readers",
     "sample_gates",
     "scorer",
     "settled",

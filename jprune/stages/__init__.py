@@ -71,6 +71,7 @@ from jprune.stages.grains import PruneGrains
 from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
+from jprune.stages.halving import Halve, MeetBudget
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.jointly import PruneJointly
@@ -122,6 +123,7 @@ from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
+from jprune.stages.tolerance import CutBelow, Game, Press, Watch
 from jprune.stages.train import Train, trained
 from jprune.stages.truncated_lasso import PruneColumns, ReadOffColumns, ShrinkWeakest
 from jprune.stages.untrained import PruneUntrained, before_training
@@ -150,6 +152,7 @@ __all__ = [
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutBelow",
     "CutGroups",
     "CutPassive",
     "CutSupport",
@@ -162,16 +165,19 @@ __all__ = [
     "Fade",
     "FadeUnits",
     "FilterParticles",
+    "Game",
     "Gate",
     "Goal",
     "Grouped",
     "Grow",
     "Growing",
+    "Halve",
     "HardThreshold",
     "L1OfScales",
     "L1Penalty",
     "LayerWise",
     "LongStage",
+    "MeetBudget",
     "MergeClusters",
     "MergeUnits",
     "Movement",
@@ -183,6 +189,7 @@ __all__ = [
     "Penalty",
     "Pool",
     "Popup",
+    "Press",
     "Probe",
     "Prune",
     "PruneByEnergy",
@@ -239,6 +246,7 @@ __all__ = [
     "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
+    "Watch",
     "before_training",
     "by_least_squares",
     "check",

@@ -146,6 +146,7 @@ OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 """Budgets of methods that take no density."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "aofp": {"period": 1, "warmup": 0, "streams": True},
     "apoz": {"rounds": 1, "batches": 2, "batch_size": 16},
     "entropy": {"rounds": 1, "batches": 2, "batch_size": 16},
     "hrank": {"rounds": 1, "batches": 2, "batch_size": 16},
@@ -170,6 +171,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "han": {"rounds": 1},
     "lamp": {"rounds": 1},
     "nm": {"m": 3},
+    "play_and_prune": {"rounds": 1, "tolerance": 0.5},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
     "energy_aware": {"batches": 2, "batch_size": 16, "points": 25},

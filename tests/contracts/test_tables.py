@@ -413,6 +413,7 @@ SPARSIFIERS = {
         optax.sgd(0.1, 0.9),
         lambda weights: blocks.n_of_m(GROUPS, jax.tree.map(jnp.abs, weights), 1, 2),
     ),
+    "candidate_decay": lambda: sparsify.candidate_decay(blocks.filters(GROUPS), 0.4, 0.1, steady),
     "relative_decay": lambda: sparsify.relative_decay(blocks.coupled(GROUPS), 0.1),
     "group_decay": lambda: sparsify.group_decay(blocks.filters(GROUPS), 0.1),
     "growing_decay": lambda: sparsify.growing_decay(blocks.filters(GROUPS), 0.1, 0.3, every=2),

@@ -213,6 +213,7 @@ OPTIONS = {
     "accumulate": {"accumulate": 2},
 }
 REFUSED = {
+    "aofp": {"ema"},
     "csgd": {"optimizer", "clip", "ema"},
     "depgraph": {"ema"},
     "dns": {"ema"},
@@ -222,12 +223,15 @@ REFUSED = {
     "rigl": {"ema"},
     "set": {"ema"},
     "fbs": {"ema", "accumulate"},
+    "fisher": {"ema", "accumulate"},
+    "taylor2016": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
     "group_brain_damage": {"ema"},
     "less_is_more": {"ema"},
     "greg": {"optimizer", "ema"},
     "gsm": {"optimizer", "ema"},
     "increg": {"optimizer", "ema"},
+    "play_and_prune": {"ema"},
     "slimming": {"ema"},
     "ssl": {"ema"},
     "ssr": {"ema"},
