@@ -54,8 +54,8 @@ from jprune.stages.scheduled import PruneGradually
 from jprune.stages.soft_prune import SoftPrune
 from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
-from jprune.stages.truncated_lasso import ShrinkWeakest
 from jprune.stages.tolerance import Game, Press
+from jprune.stages.truncated_lasso import ShrinkWeakest
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
