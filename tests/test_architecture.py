@@ -50,6 +50,7 @@ SHARED = (
     "methods",
     "windows",
     "norm_gates",
+    "unit_gates",
     "soft_masks",
     "statistics",
     "thresholds",

@@ -20,9 +20,11 @@ from jprune.learners.hypernetwork import (
     menu,
     width_masks,
 )
+from jprune.learners.mean_gates import mean_gates, mean_penalty
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
 from jprune.learners.statistics import check_settles, settled, settled_on
+from jprune.learners.unit_gates import Gating, gated_start, gated_task, settled_net
 from jprune.learners.variational import PRIORS, kl_gaussian, kl_log_uniform, variational_task
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "PRIORS",
     "AdversarialState",
     "Boosting",
+    "Gating",
     "Hypernetwork",
     "Menu",
     "Terms",
@@ -40,6 +43,8 @@ __all__ = [
     "draw_weights",
     "fold_gates",
     "gateable",
+    "gated_start",
+    "gated_task",
     "hypernetwork",
     "hypernetwork_task",
     "init_judge",
@@ -47,11 +52,14 @@ __all__ = [
     "kept_of",
     "kl_gaussian",
     "kl_log_uniform",
+    "mean_gates",
+    "mean_penalty",
     "menu",
     "popup_task",
     "sample_gates",
     "scorer",
     "settled",
+    "settled_net",
     "settled_on",
     "to_the_end",
     "told_apart",

@@ -75,6 +75,7 @@ from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.low_rank import RankPenalty
+from jprune.stages.mean_gates import ToMean
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
@@ -120,6 +121,7 @@ from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.train import Train, trained
+from jprune.stages.unit_gates import CutGates, Gated, TrainGates
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
@@ -146,6 +148,7 @@ __all__ = [
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutGates",
     "CutGroups",
     "CutPassive",
     "CutSupport",
@@ -158,6 +161,7 @@ __all__ = [
     "Fade",
     "FadeUnits",
     "Gate",
+    "Gated",
     "Goal",
     "Grouped",
     "Grow",
@@ -225,9 +229,11 @@ __all__ = [
     "Split",
     "StdPrune",
     "Sweep",
+    "ToMean",
     "Train",
     "TrainActive",
     "TrainAnew",
+    "TrainGates",
     "TrainHypernetwork",
     "before_training",
     "by_least_squares",

@@ -39,6 +39,7 @@ from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.growing_decay import Grow
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
+from jprune.stages.mean_gates import ToMean
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
 from jprune.stages.popup import Popup
@@ -52,6 +53,7 @@ from jprune.stages.scheduled import PruneGradually
 from jprune.stages.soft_prune import SoftPrune
 from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
+from jprune.stages.unit_gates import Gated, TrainGates
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
@@ -75,6 +77,7 @@ METHODS = {
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     "fbs": frozenset({FROZEN}),
+    "from_scratch": frozenset({FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
@@ -108,6 +111,7 @@ STAGES = {
     FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,
+    TrainGates: FROZEN,
     TrainHypernetwork: FROZEN,
 }
 DENSE = ("train", "early", "search")
@@ -318,6 +322,22 @@ def test_frozen_weights_that_went_in_mid_training_are_exactly_0_and_stay_so(net)
             assert gone is None or not (mask & gone[path]).any()
         gone = {path: ~mask for path, mask in masks.items()}
     assert np.mean(gone["fc1/kernel"]) == pytest.approx(0.7, abs=1e-3)
+
+
+def test_frozen_weights_stay_so_while_gates_are_trained_beside_them(net):
+    task, start = net
+    masks = {"params/fc1/kernel": np.arange(300) < 90}
+    of_weights = Net(task).weight_masks(masks)
+    begun = Pruned(apply_masks(start.variables, of_weights), masks)
+    for kind, move in ((ToMean(), False),):
+        stage = TrainGates(SHORT, Budget(density=0.5), Gated(gates="*fc2*"), kind)
+        for state in steps(stage.learner(begun, task, KEY)):
+            net_now = state.rest["net"] if not move else state.params["net"]
+            for path, mask in leaves(task.split(of_weights)[0]).items():
+                assert not leaves(net_now)[path][~mask].any()
+                assert (leaves(net_now)[path] != leaves(start.variables["params"])[path]).any() == (
+                    move or not mask.all()
+                )
 
 
 def test_frozen_zeros_of_hard_thresholding_move_in_dense_phases_alone(net):
