@@ -8,7 +8,7 @@ pass. Read `magnitude.py` first, then `taylor.py`. Code that several criteria sh
 an underscore.
 """
 
-from jprune.criteria.activations import Statistic, activations, places_read
+from jprune.criteria.activations import Statistic, activations
 from jprune.criteria.coupled_norm import coupled_norm
 from jprune.criteria.distance import distance
 from jprune.criteria.entropy import entropy
@@ -28,7 +28,8 @@ from jprune.criteria.sensitivity import sensitivity
 from jprune.criteria.std_rule import std_rule
 from jprune.criteria.synaptic_flow import synaptic_flow
 from jprune.criteria.taylor import taylor
-from jprune.criteria.zeros import rectified, zeros
+from jprune.criteria.zeros import zeros
+from jprune.graph.look.activations import places_read, rectified
 
 __all__ = [
     "Agreement",

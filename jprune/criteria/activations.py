@@ -20,11 +20,9 @@ from jax.core import Tracer
 
 from jprune import errors
 from jprune.base import Batch, Criterion, Groups, PyTree, Scores, Variables
-from jprune.curvature.products import weights_of
 from jprune.graph import Site, intercept
+from jprune.graph.look.activations import places_read
 from jprune.graph.shrink.concrete import full, on_host
-
-KINDS = ("act", "in", "norm", "out", "join")
 
 
 class Statistic(NamedTuple):
@@ -122,20 +120,22 @@ def activations(
         return Gathered(states, {}, mask(False), mask(True))
 
     def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
-        state, counted = carry
+        state, counted, last = carry
         place = f"{site.layer} {site.kind}"
         for group in site.units:
             if place not in places.get(group, ()):
                 continue
             maps, here = _maps(site, value, group, groups.sizes[group], len(counted))
-            state = _added(state, statistics, group, place, maps, here, counted)
-        return value, (state, counted)
+            state, last = _added(state, statistics, group, place, maps, here, counted, last)
+        return value, (state, counted, last)
 
     run = intercept(fn, groups, handler, tuple({p.rpartition(" ")[2] for p in _flat(places)}))
 
     @jax.jit
     def update(state: Gathered, variables: Variables, batch: Batch) -> Gathered:
-        return run(variables, (state, weights_of(batch) > 0), batch["image"])[1][0]
+        examples = jax.tree.leaves(batch["image"])[0].shape[0]
+        counted = jnp.asarray(batch.get("weight", jnp.ones(examples))) > 0
+        return run(variables, (state, counted, ()), batch["image"])[1][0]
 
     def again(state: Gathered) -> Gathered:
         moved = {
@@ -160,46 +160,6 @@ def activations(
         return scores if several else scores[""]
 
     return Criterion(init, update, score, True, again if twice else None, tuple(places))
-
-
-def places_read(
-    groups: Groups, at: str = "act", only: Sequence[str] | None = None
-) -> dict[str, tuple[str, ...]]:
-    """{group: names of the places where `activations` reads it}, of groups that have one.
-
-    Args:
-        groups: from `trace`.
-        at: kind of the places.
-        only: names of groups; None: all.
-
-    Raises:
-        ArgumentError: as of `activations`.
-
-    Example:
-        >>> import jprune
-        >>> fn = lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"] @ v["c"]
-        >>> v = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 4)), "c": jnp.ones((4, 2))}
-        >>> places_read(jprune.trace(fn, v, jnp.ones((1, 2))))
-        {'a': ('a act',), 'b': ('c in',)}
-    """
-    if at not in KINDS:
-        raise errors.ArgumentError(f"at={at!r}; write one of {', '.join(KINDS)}.")
-    names = groups.names if only is None else tuple(only)
-    if unknown := [name for name in names if name not in groups.sizes]:
-        raise errors.ArgumentError(
-            f"only names {', '.join(unknown)}; the groups are {', '.join(groups.names) or 'none'}."
-        )
-    of = lambda kind, name: tuple(
-        f"{site.layer} {kind}" for site in groups.sites if site.kind == kind and name in site.groups
-    )
-    places = {name: of(at, name) or of("in", name) for name in names}
-    places = {name: of_group for name, of_group in places.items() if of_group}
-    if not places:
-        raise errors.ArgumentError(
-            f"no group of this net has a place {at!r} where its activation can be read: it has no "
-            "group, or all of them run inside loops. Take a criterion of weights, such as l1."
-        )
-    return places
 
 
 def _flat(places: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -241,8 +201,9 @@ def _added(
     maps: jax.Array,
     here: np.ndarray,
     counted: jax.Array,
-) -> Gathered:
-    """The state with a batch at one place; what is closed, and all other places, stay."""
+    last: PyTree,
+) -> tuple[Gathered, PyTree]:
+    """The state with a batch at one place, and what was gathered last; the rest stays."""
 
     def changed(tree: Any, new: Any) -> Any:
         return {**tree, group: {**tree[group], place: new}}
@@ -250,15 +211,28 @@ def _added(
     others = tuple(axis for axis in range(maps.ndim) if axis != 1)
     ignored = ~counted.reshape(-1, *(1,) * (maps.ndim - 1))
     finite = (jnp.isfinite(maps) | ignored).all(axis=others)
-    states = {
-        name: changed(of, statistics[name].update(of[group][place], maps, counted))
-        for name, of in state.open.items()
-    }
-    return state._replace(
+    states = dict[str, Any]()
+    for name, of in state.open.items():
+        new = statistics[name].update(of[group][place], _after(maps, last), counted)
+        states[name], last = changed(of, new), new
+    after = state._replace(
         open=states,
         here=changed(state.here, jnp.asarray(here)),
         finite=changed(state.finite, state.finite[group][place] & finite),
     )
+    return after, last
+
+
+def _after(maps: jax.Array, last: PyTree) -> jax.Array:
+    """The maps, but not before another result is there.
+
+    XLA runs what does not depend on each other at once, and on a CPU decompositions of matrices
+    wait for threads that others of them hold: with few cores, for ever.
+    """
+    leaves = [jnp.ravel(leaf)[0].astype(float) for leaf in jax.tree.leaves(last)]
+    # Never above 1, which XLA does not know: a barrier would be removed before it orders anything.
+    never = jnp.clip(sum(leaves, jnp.zeros(())), 0, 1) > 2
+    return jnp.where(never, 0, maps)
 
 
 def _again(statistic: Statistic, state: PyTree) -> PyTree:

@@ -36,7 +36,8 @@ def map_rank(tolerance: float | None = None) -> Statistic:
     where all of it is 0: the score is then the share of images in which the unit says something.
     Of a third axis of positions and more, all but the last are rows.
 
-    Costs a singular value decomposition for every unit and image.
+    Costs a singular value decomposition for every unit and image: measured on ResNet-8 with images
+    of 32 x 32, 4 ms of a CPU core an image, where `zeros` takes 1 ms, that is the net itself.
 
     Args:
         tolerance: singular values above this fraction of the largest count; None: max(height,

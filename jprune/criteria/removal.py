@@ -139,7 +139,8 @@ def _pairs(scores: Scores, reference: Scores) -> dict[str, tuple[np.ndarray, np.
             f"the scores are of {', '.join(scores) or 'no group'}, the reference is of "
             f"{', '.join(reference) or 'no group'}: score the same net by both."
         )
-    pairs = {name: tuple(np.asarray(s[name], float) for s in (scores, reference)) for name in both}
+    numbers = lambda values: np.asarray(values, float)
+    pairs = {str(name): (numbers(scores[name]), numbers(reference[name])) for name in both}
     for name, (one, two) in pairs.items():
         if one.shape != two.shape or not np.isfinite([one, two]).all():
             raise errors.ArgumentError(

@@ -5,7 +5,7 @@ References:
     deep architectures, 2016, arXiv 1607.03250 [6].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.base import Groups, Variables
-from jprune.criteria.activations import Statistic, places_read
-from jprune.graph import Site, intercept
+from jprune.criteria.activations import Statistic
 from jprune.graph.shrink.concrete import full, on_host
 
-LEVELS = (-3.3, -0.3)
-"""Results of layers that `rectified` tries: hard-swish is 0 at one, a shrinkage at the other."""
-SHIFT = -0.3
 FEW = 0.02
 """Fraction of zeros below which zeros say nothing."""
 
@@ -109,54 +104,3 @@ def _check(scores: Mapping[str, Any]) -> None:
             "net of GELU, tanh or leaky ReLU. Write another statistic, such as entropy(), or "
             "zeros(below=...)."
         )
-
-
-def rectified(
-    fn: Callable[..., Any], groups: Groups, variables: Variables, *args: Any, at: str = "act"
-) -> tuple[str, ...]:
-    """Names of the groups whose activation can be exactly 0 on an interval, as behind a ReLU.
-
-    The functions of the net are tried out: every layer gives the same number, and where a group is
-    read it is seen whether that makes all of it 0. A GELU, tanh or leaky ReLU is 0 at 0 alone.
-
-    Args:
-        fn: the function that was traced.
-        groups: from `trace`.
-        variables: or their shapes; values are not looked at.
-        *args: inputs, or their shapes.
-        at: kind of the places, as of `activations`.
-
-    Example:
-        >>> import jprune
-        >>> fn = lambda v, x: jnp.tanh(jnp.maximum(x @ v["a"], 0) @ v["b"]) @ v["c"]
-        >>> v = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 4)), "c": jnp.ones((4, 2))}
-        >>> rectified(fn, jprune.trace(fn, v, jnp.ones((1, 2))), v, jnp.ones((1, 2)))
-        ('a',)
-    """
-    places = places_read(groups, at)
-    # Scales of 1 and means of 0 pass a number on. A shift is not 0: behind a norm over positions
-    # all numbers are 0, and tanh(0) is 0 as well.
-    role = {place.leaf: place.roles[0] for of in groups.places.values() for place in of}
-    worth = {"shift": SHIFT, "mean": 0.0}
-
-    def filled(path: str, leaf: jax.ShapeDtypeStruct) -> Any:
-        return np.full(leaf.shape, worth.get(role.get(path, ""), 1.0)).astype(leaf.dtype)
-
-    leaves = [filled(path, leaf) for path, leaf in groups.leaves.items()]
-    filled_in = jax.tree.unflatten(jax.tree.structure(variables), leaves)
-    inputs = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), args)
-
-    def handler(site: Site, value: Any, carry: Any) -> tuple[Any, Any]:
-        level, silent = carry
-        for name, units in site.units.items():
-            if f"{site.layer} {site.kind}" in places.get(name, ()):
-                of_group = jnp.take(value, np.flatnonzero(units >= 0), axis=site.axis)
-                zero = (of_group == 0).all()
-                silent = {**silent, name: silent[name] & zero if name in silent else zero}
-        return (jnp.full_like(value, level) if site.kind == "out" else value), (level, silent)
-
-    kinds = {place.rpartition(" ")[2] for of_group in places.values() for place in of_group}
-    run = intercept(fn, groups, handler, tuple({"out", *kinds}))
-    tried = jax.jit(lambda level: run(filled_in, (level, {}), *inputs)[1][1])
-    answers = [jax.device_get(tried(level)) for level in LEVELS]
-    return tuple(name for name in places if any(answer.get(name, False) for answer in answers))

@@ -159,6 +159,10 @@ def deletions(
 def without_dead(hessian: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Inputs that are always 0 get a curvature of 1 and weights of 0: copies of both.
 
+    Args:
+        hessian: [n, n]; its diagonal is 0 at such inputs.
+        weights: [n, outputs].
+
     Example:
         >>> _, weights = without_dead(np.diag([2.0, 0.0]), np.ones((2, 1)))
         >>> weights[:, 0].tolist()
@@ -171,8 +175,18 @@ def without_dead(hessian: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
 def damped_inverse(hessian: np.ndarray, damping: float) -> np.ndarray:
     """(H + damping mean(diag H) I)^-1, with as much more damping as it must have.
 
+    Args:
+        hessian: H [n, n] float64, symmetric.
+        damping: 0 or more; where there is no inverse, 1e-10, 1e-9, ... up to 0.1 are tried.
+
+    Returns:
+        [n, n].
+
+    Raises:
+        ArgumentError: none of them helps.
+
     Example:
-        >>> damped_inverse(np.diag([1.0, 3.0]), 0.5).tolist()
+        >>> damped_inverse(np.diag([1.0, 3.0]), 0.5).round(6).tolist()
         [[0.5, 0.0], [0.0, 0.25]]
     """
     mean = hessian.diagonal().mean() if len(hessian) else 1.0

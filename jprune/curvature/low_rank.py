@@ -70,7 +70,7 @@ def fisher_rows(
             )
         # sqrt(w) g each: a mean of a of them, times sqrt(a w), is their sum over sqrt(a).
         starts = np.arange(0, len(rows), average)
-        sizes = np.diff([*starts, len(rows)])
+        sizes = np.diff(starts, append=len(rows))
         summed = np.add.reduceat(rows, starts, axis=0) / np.sqrt(sizes)[:, None]
         parts.append((summed * np.sqrt(count / sum(counts))).astype(np.float32))
     return np.concatenate(parts)

@@ -46,6 +46,9 @@ def cpli(
 ) -> Recipe:
     """Chooses the channels that a layer reads by LASSO, and refits it, errors weighted by the loss.
 
+    With `loss_term` the refit solves every output by itself, which takes as many times as long as
+    there are outputs; fewer `points` make it shorter.
+
     The inputs are those of the net as pruned so far, the targets those of the dense net; a layer
     whose outputs go into a residual sum aims at what makes the sum right.
 

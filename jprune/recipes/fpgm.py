@@ -1,9 +1,8 @@
 """Filters near the geometric median of their layer go, for the others can replace them.
 
 The dense net is trained, each filter is scored by the sum of its distances to all others, and those
-of the smallest sums are masked under a budget. That is the paper's pruning of a trained net, once
-or in rounds. Its soft form, in which filters are set to 0 after every epoch and go on learning, is
-another way of training around the same criterion (`criteria.distance`), and not here.
+of the smallest sums are masked under a budget, once or in rounds. The authors' code prunes softly:
+that is `sfp` with score=distance.
 
 Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
 

@@ -47,8 +47,9 @@ def n_of_m(
 
     Args:
         budget: that the pattern meets. A density is N/M of the kernels that have the pattern;
-            parameters and MACs are those of the whole net. A floor of its whole size leaves a group
-            dense.
+            parameters and MACs are those of the whole net, of which 2:4 keeps a little more than a
+            half, for a first layer of three channels stays dense. A floor of its whole size leaves
+            a group dense.
         train: training of the dense net, and of the sparse one where that begins anew; None where
             the dense net is trained already.
         finetune: training of the sparse net where it begins with the dense one. Training from new

@@ -18,6 +18,7 @@ References:
 """
 
 from jprune.base import Budget, Recipe
+from jprune.stages.reinitialise import Reinitialise
 from jprune.stages.train import Train
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import BySensitivity
@@ -65,7 +66,7 @@ def snip(
     prune = PruneUntrained(
         BySensitivity(norms), budget, rounds, per, biases, batches, batch_size, collapse=collapse
     )
-    return before_training("snip", train, prune, redraw)
+    return before_training("snip", train, prune, *((Reinitialise(),) if redraw else ()))
 
 
 METHODS = {"snip": snip}

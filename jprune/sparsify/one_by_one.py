@@ -1,14 +1,14 @@
 """One unit after another is removed while the net trains, always the one of least score."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jprune import errors
-from jprune.base import Criterion, Groups, Params, PyTree
+from jprune.base import Batch, Criterion, Groups, Params, PyTree
 from jprune.graph.shrink.concrete import full
 from jprune.masks import HoldState, held
 from jprune.sparsify.rules import as_params, as_variables, paths_in
@@ -109,7 +109,7 @@ def one_by_one(
             )
         gathered = state.criterion
         if criterion.needs_data:
-            gathered = criterion.update(gathered, params, batch)
+            gathered = criterion.update(gathered, params, cast(Batch, batch))
         step = state.step + 1
         # A straight line down to the budget, in as many removals as there are.
         share = 0.0 if steps is None else jnp.minimum(1.0, step // every / (steps // every))

@@ -45,6 +45,7 @@ from jprune.stages.eigenbasis import Rotate, cores_only
 from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.feedback import PruneWithFeedback
+from jprune.stages.forward import SelectForward
 from jprune.stages.frame import (
     CheckedStage,
     Evaluate,
@@ -81,6 +82,7 @@ from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
+from jprune.stages.particles import FilterParticles
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import CutSupport, Regulariser, Split
@@ -160,6 +162,7 @@ __all__ = [
     "EvaluateDeformed",
     "Fade",
     "FadeUnits",
+    "FilterParticles",
     "Gate",
     "Gated",
     "Goal",
@@ -214,6 +217,7 @@ __all__ = [
     "Save",
     "Search",
     "Select",
+    "SelectForward",
     "Sensitivity",
     "Sets",
     "Settle",

@@ -9,7 +9,7 @@ import jax
 from jprune import errors
 from jprune.base import Criterion, Groups, Task
 from jprune.criteria.activations import Statistic, activations
-from jprune.criteria.zeros import rectified
+from jprune.graph.look.activations import rectified
 from jprune.train.net import Net
 
 STREAMS = ("joint", "whole")

@@ -132,6 +132,9 @@ class Prune:
         order = [name for name in Net(task).groups.names if name in scores]
         # Contiguous parts: round `which` takes the groups n with floor(n rounds / N) = which.
         round_of = {name: n * rounds // len(order) for n, name in enumerate(order)}
+        if rounds > 1:
+            # By their order alone, widths are the same in all rounds, whatever the scores are then.
+            scores = {name: _ranked(score) for name, score in scores.items()}
         for name in order:
             if round_of[name] < which:
                 # Cut already: its width is fixed, and the others meet the budget beside it.
@@ -170,6 +173,13 @@ class Prune:
         # Calibration data are training data: validation stays unseen.
         batches = _Calibration(task, size, count, key) if criterion.needs_data else ()
         return run_criterion(criterion, variables, batches)
+
+
+def _ranked(scores: np.ndarray) -> np.ndarray:
+    """-(r + 1/2) / n for the unit of rank r among the n of a group; what is not finite stays."""
+    ranks = np.empty(len(scores))
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    return np.where(np.isfinite(scores), -(ranks + 0.5) / len(scores), scores)
 
 
 def _of_units() -> errors.ArgumentError:

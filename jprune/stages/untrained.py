@@ -20,6 +20,7 @@ from jprune.base import (
     Recipe,
     Records,
     Scores,
+    Stage,
     Task,
     is_none,
     run_criterion,
@@ -28,7 +29,6 @@ from jprune.criteria.synaptic_flow import Flow, flow_of
 from jprune.masks import apply_masks
 from jprune.stages.frame import Evaluate, Rewind, Save, check_prunable, fractions, opening, record
 from jprune.stages.prune import CriterionOf, Prune
-from jprune.stages.reinitialise import Reinitialise
 from jprune.stages.rounds import evenly
 from jprune.stages.train import Train
 from jprune.train.net import Net
@@ -38,7 +38,7 @@ COLLAPSE = ("refuse", "warn")
 
 
 def before_training(
-    who: str, train: Train | None, prune: "PruneUntrained", redraw: bool = False
+    who: str, train: Train | None, prune: "PruneUntrained", *after: Stage
 ) -> Recipe:
     """The dense net is trained for comparison; the untrained one is pruned, and trained alike.
 
@@ -46,7 +46,7 @@ def before_training(
         who: the method, for messages.
         train: training of the dense net, and of the pruned one.
         prune: what prunes the net as it was drawn.
-        redraw: whether the masks get weights drawn anew.
+        *after: stages between pruning and training.
 
     Returns:
         The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation, of
@@ -65,7 +65,7 @@ def before_training(
         *opening(train),
         Rewind("init"),
         prune,
-        *((Reinitialise(),) if redraw else ()),
+        *after,
         Evaluate("validation", name="before_finetune"),
         dataclasses.replace(train, name="finetune"),
     )
@@ -289,7 +289,7 @@ def by_class(data: Data, per_class: int, batch_size: int, key: jax.Array) -> Bat
         labels = np.asarray(batch["label"]) if "label" in batch else np.zeros(())
         if labels.shape != (batch_size,) or not np.issubdtype(labels.dtype, np.integer):
             return None
-        for place, label in enumerate(labels.tolist()):
+        for place, label in enumerate(map(int, labels)):
             if len(found.setdefault(label, [])) < per_class:
                 found[label].append(jax.tree.map(lambda leaf, n=place: np.asarray(leaf)[n], batch))
         if len(found) == data.classes and all(len(one) == per_class for one in found.values()):

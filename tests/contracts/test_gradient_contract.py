@@ -42,6 +42,7 @@ from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.mean_gates import ToMean
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
+from jprune.stages.one_by_one import RemoveOneByOne
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import Regulariser, Split
@@ -62,10 +63,11 @@ FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
-        apoz c_obd c_obs channel_lasso chip csgd data_free depgraph eigendamage entropy erk
-        exact_obs gmp granularity grasp han hrank iht kron_obd kron_obs l1 l2 lamp lottery_ticket
-        m_fac metapruning obd obs random rigl scratch_b scratch_e set snip sparsegpt synflow taylor
-        thinet three_d variational woodfisher
+        apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy erk
+        exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
+        kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter random rigl
+        scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
+        variational woodfisher
         """.split(),
         frozenset({FROZEN}),
     ),
@@ -94,6 +96,7 @@ STAGES = {
     Train: FROZEN,
     TrainActive: FROZEN,
     RaiseByRank: FROZEN,
+    RemoveOneByOne: FROZEN,
     Grow: FROZEN,
     TrainAnew: FROZEN,
     DropGrow: FROZEN,
@@ -208,7 +211,7 @@ def test_frozen_weights_are_exactly_0_under_masks_that_move(net):
     draw = lambda w: np.random.default_rng(0).random(w.shape) < 0.5 if w.ndim > 1 else None
     masks = jax.tree.map(draw, start.variables)
     begun = Pruned(apply_masks(start.variables, masks), masks)
-    learner = DropGrow(SHORT, every=2).learner(begun, task, KEY)
+    learner = DropGrow(SHORT, every=2, stop=1.0).learner(begun, task, KEY)
     path = "params/fc1/kernel"
     first, before = leaves(masks)[path], leaves(begun.variables)[path]
     for number, state in enumerate(steps(learner)):

@@ -82,6 +82,7 @@ WORK = {
     "rounds of taylor": scored(lambda case: criteria.taylor(net, loss, momentum=0.9)),
     "gates": scored(lambda case: criteria.taylor(net, loss, case.groups, form="gate")),
     "obd": scored(lambda case: criteria.obd(net, loss, curvature.fisher(), negative="refuse")),
+    "activations": scored(lambda case: criteria.activations(net, case.groups, criteria.entropy(4))),
     "masked": scored(lambda case: criteria.masked(criteria.magnitude(), case.weights)),
     "apply_masks": lambda case: jprune.apply_masks(case.variables, case.weights),
     "intersect": lambda case: masks.intersect(case.weights, case.weights),

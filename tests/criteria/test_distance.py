@@ -124,6 +124,21 @@ def test_the_recipe_keeps_a_short_filter_that_is_alone():
     assert gone == {"fpgm": [median], "fpgm mixed": [0], "l1": [0]}
 
 
+def test_in_the_soft_form_filters_go_by_distance_and_come_back_until_the_end():
+    task, key = toy_task(), jax.random.key(0)
+    start = drawn(task)
+    kernel = np.array(start["params"]["conv2"]["kernel"])
+    kernel[..., 1:] += 1.0  # all but the first are long, and stand together
+    start["params"]["conv2"]["kernel"] = jnp.asarray(kernel)
+    fine = Train(1, 1e-4, 16, schedule="constant", name="finetune")
+    recipe = recipes.find("sfp")(Budget(density=0.75), None, fine, score="distance")
+    done, rows = recipes.run(recipe, Pruned(start, None), task, key)
+    assert [row["stage"] for row in rows][:2] == ["dense", "soft"]
+    mask = np.asarray(done.masks["params/conv2/kernel"])
+    assert mask.sum() == 9
+    assert mask[0], "the shortest filter is far from the others"
+
+
 def test_bad_words():
     groups = Net(toy_task()).groups
     for options, says in (

@@ -84,6 +84,14 @@ def test_a_layer_at_a_time_meets_the_budget_in_the_end():
     assert widths[1][0] == widths[0][0]
     assert widths[1][1] < 12
     assert widths[2] == widths[1]
+    # Both layers keep the share that they keep where all go at once.
+    (at_once,) = (
+        stage
+        for stage in recipes.find("entropy")(Budget(macs=0.5), None, FINE, rounds=1, **SHORT)
+        if isinstance(stage, stages.Prune)
+    )
+    whole = at_once(start, task, KEY)[0].masks
+    assert np.abs(np.array(widths[2]) - [int(mask.sum()) for mask in whole.values()]).max() <= 1
     assert 0.4 < kept <= 0.5 + 1e-9
 
 

@@ -29,7 +29,8 @@ def test_every_layer_follows_the_ramp_and_what_is_masked_never_comes_back():
             if path not in SIZES:
                 continue
             zero = np.asarray(weight) == 0
-            assert abs(zero.sum() - (1 - density) * SIZES[path]) <= 0.5 + 1e-3
+            # Counts are rounded, and the last density is that of the rounded counts.
+            assert abs(zero.sum() - (1 - density) * SIZES[path]) <= 1
             assert not (gone.get(path, zero) & ~zero).any()
             gone[path] = zero
     _, (line,) = Settle(stage.goal)(learner.finish(state), task, own.KEY)

@@ -167,7 +167,7 @@ def test_rare_steps_are_longer(float64):
 
 
 def shrunk(task, penalty, rank=None, epochs=60):
-    stage = Shrink(Train(epochs, 0.05, 32, weight_decay=0), Budget(macs=1.0), penalty, rank)
+    stage = Shrink(Train(epochs, 0.05, 32, weight_decay=0), Budget(density=0.1), penalty, rank)
     return stage(Pruned(task.init(KEY), None), task, KEY)[0]
 
 
@@ -191,6 +191,18 @@ def test_only_the_proximal_step_makes_zeros_and_low_rank_makes_none():
     assert 4 <= zeros["prox"] < 24
     assert zeros["subgradient"] == zeros["low_rank"] == 0
     assert ranks["low_rank"] <= 5 < ranks["subgradient"]
+
+
+def test_a_strength_that_is_not_tuned_takes_no_more_than_the_budget():
+    """In two steps everything would be 0."""
+    task = dense_net()
+    stage = Shrink(
+        Train(1, 0.05, 32, max_steps=2), Budget(macs=0.4), Penalty(("filter",), None, shifts=True)
+    )
+    after, _ = stage(Pruned(task.init(KEY), None), task, KEY)
+    filters = blocks.filters(Net(task).groups, shifts=True)
+    alive = blocks.alive(filters, after.variables)["params/first"]
+    assert 9 <= alive.sum() <= 10  # 0.4 of 24 units
 
 
 def test_relu_nets_become_sparser_than_tanh_nets():
