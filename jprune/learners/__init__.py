@@ -10,6 +10,7 @@ Read `popup.py` first. `to_the_end` runs any learner in memory.
 
 from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
+from jprune.learners.batch_codes import Sharpening, batch_codes, majority, mean_pull
 from jprune.learners.candidates import scorer
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
 from jprune.learners.hypernetwork import (
@@ -24,7 +25,13 @@ from jprune.learners.mean_gates import mean_gates, mean_penalty
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
 from jprune.learners.statistics import check_settles, settled, settled_on
-from jprune.learners.unit_gates import Gating, gated_start, gated_task, settled_net
+from jprune.learners.unit_gates import (
+    Gating,
+    gated_start,
+    gated_task,
+    seen_shapes,
+    settled_net,
+)
 from jprune.learners.variational import PRIORS, kl_gaussian, kl_log_uniform, variational_task
 
 __all__ = [
@@ -35,8 +42,10 @@ __all__ = [
     "Gating",
     "Hypernetwork",
     "Menu",
+    "Sharpening",
     "Terms",
     "as_winners",
+    "batch_codes",
     "boosted_task",
     "check_settles",
     "draw_scores",
@@ -52,12 +61,15 @@ __all__ = [
     "kept_of",
     "kl_gaussian",
     "kl_log_uniform",
+    "majority",
     "mean_gates",
     "mean_penalty",
+    "mean_pull",
     "menu",
     "popup_task",
     "sample_gates",
     "scorer",
+    "seen_shapes",
     "settled",
     "settled_net",
     "settled_on",

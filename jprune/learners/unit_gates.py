@@ -8,13 +8,14 @@ How gates come out of what is trained, what they cost and how they end is a `Gat
 `jprune.learners.mean_gates`, `hard_concrete`, `batch_codes`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune import errors
 from jprune.base import Batch, Groups, PyTree, Task, Variables
 from jprune.graph import Site, intercept
 from jprune.learners.norm_gates import Gates
@@ -34,8 +35,8 @@ class Gating(NamedTuple):
         scores: `(trained, carried) -> {group: [units]}`, by which units are ranked in the end.
         after: `(trained, carried, gates) -> (trained, carried)`, after every step.
         watched: `(trained, carried, gates) -> {name: number}`, metrics.
-        read: `(trained of a group, carried, seen) -> [units]`, gates made of the mean over the
-            batch of what the first reader sees, [units, positions]; None: `values` makes them.
+        read: `(group, trained, carried, seen) -> [units]`, gates made of the mean over the batch
+            of what the first reader sees, [units, *positions]; None: `values` makes them.
         frozen: whether the weights of the net stay as they are (its statistics move).
     """
 
@@ -47,7 +48,7 @@ class Gating(NamedTuple):
     scores: Callable[[PyTree, PyTree], Gates]
     after: Callable[[PyTree, PyTree, Gates], tuple[PyTree, PyTree]]
     watched: Callable[[PyTree, PyTree, Gates], dict[str, Any]] = lambda *_: {}
-    read: Callable[[PyTree, PyTree, jax.Array], jax.Array] | None = None
+    read: Callable[[str, PyTree, PyTree, jax.Array], jax.Array] | None = None
     frozen: bool = False
 
 
@@ -144,7 +145,7 @@ def _reading(
             if name not in trained:
                 continue
             if name not in gates:
-                gates = {**gates, name: read(trained[name], carried, seen_by(site, value, units))}
+                gates = {**gates, name: read(name, trained, carried, seen_by(site, value, units))}
             of_unit = gates[name][np.maximum(units, 0)]
             along = jnp.where(units < 0, jnp.ones((), of_unit.dtype), of_unit)
             value = value * site.along(along, value.ndim).astype(value.dtype)
@@ -168,3 +169,41 @@ def seen_by(site: Site, value: jax.Array, units: np.ndarray) -> jax.Array:
     if len(order) == count:
         return channels[order]
     return channels[order].reshape(count, -1, *channels.shape[1:])
+
+
+def seen_shapes(
+    fn: Callable[..., Any], groups: Groups, names: Collection[str], variables: Variables, x: Any
+) -> dict[str, tuple[int, ...]]:
+    """{group: shape [units, *positions] of what its first reader sees of an example}.
+
+    Args:
+        fn: the network.
+        groups: from `trace`.
+        names: of the groups.
+        variables: of the net, or their shapes.
+        x: an input, or its shape and type.
+
+    Raises:
+        StructureError: a group has no reader outside of loops, or its first one sees a part of it.
+
+    Example:
+        >>> import jprune
+        >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
+        >>> variables, x = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2))}, jnp.ones((1, 3))
+        >>> seen_shapes(fn, jprune.trace(fn, variables, x), ["first"], variables, x)
+        {'first': (5,)}
+    """
+
+    def look(site: Site, value: Any, seen: dict[str, Any]) -> tuple[Any, Any]:
+        new = {n: units for n, units in site.units.items() if n in names and n not in seen}
+        return value, {**seen, **{n: seen_by(site, value, units) for n, units in new.items()}}
+
+    run = intercept(fn, groups, look, ("in",))
+    seen = jax.eval_shape(lambda variables, x: run(variables, {}, x)[1], variables, x)
+    for name in names:
+        if name not in seen or seen[name].shape[0] != groups.sizes[name]:
+            raise errors.StructureError(
+                f"the first layer that reads {name} sees a part of it, or runs in a loop, so that "
+                "no code can be read there. Leave the group out of gates, or freeze it."
+            )
+    return {name: tuple(seen[name].shape) for name in names}

@@ -35,6 +35,7 @@ from jprune.stages.activations import ByActivations
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
+from jprune.stages.batch_codes import ByCodes
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
@@ -138,6 +139,7 @@ __all__ = [
     "Boost",
     "BrainSurgery",
     "ByActivations",
+    "ByCodes",
     "ByGradientFlow",
     "ByLasso",
     "ByMagnitude",

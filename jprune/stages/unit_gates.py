@@ -21,6 +21,7 @@ from jprune.stages.train import Train, trained
 from jprune.train.evaluate import mean_quality
 from jprune.train.net import Net
 from jprune.train.step import TrainState, plain
+from jprune.train.task import distilled
 
 
 class Kind(Protocol):
@@ -152,7 +153,16 @@ class TrainGates:
         """Refuses nets without anything to gate, and budgets out of reach."""
         self.train.takes(self.name, "optimizer", "warmup", "clip")
         sizes, walled = self.gated.check(task, self.budget)
-        self.kind.gating(task, parts_of(sizes, self.part), walled, 1)
+        own = parts_of(sizes, self.part)
+        if not own:
+            raise errors.ArgumentError(
+                f"{self.part[1]} parts of {len(sizes)} groups with gates: one would have none. "
+                f"Write parts={len(sizes)} or less."
+            )
+        self.kind.gating(task, own, walled, 1)
+        if self.train.distill:
+            # Outputs that are no logits are refused here.
+            distilled(task, Net(task).shapes, self.train.distill, self.train.temperature)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.

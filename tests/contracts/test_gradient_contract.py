@@ -21,7 +21,7 @@ import pytest
 
 from jprune import errors, masks_of, recipes, train, zoo
 from jprune.base import Budget, Pruned
-from jprune.learners import Terms, top_masks
+from jprune.learners import Sharpening, Terms, top_masks
 from jprune.learners.feature_boosting import Boosting, boosted_task, counts_at, init_gates, prepared
 from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
@@ -29,6 +29,7 @@ from jprune.recipes import LongStage, Train
 from jprune.stages.active_gradients import TrainActive
 from jprune.stages.admm import Admm
 from jprune.stages.adversarial import Adversarial, Soft
+from jprune.stages.batch_codes import ByCodes
 from jprune.stages.centripetal import Pull
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
@@ -78,6 +79,7 @@ METHODS = {
     "nm": frozenset({STRAIGHT}),
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
+    "autopruner": frozenset({FROZEN}),
     "fbs": frozenset({FROZEN}),
     "from_scratch": frozenset({FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
@@ -332,8 +334,8 @@ def test_frozen_weights_stay_so_while_gates_are_trained_beside_them(net):
     masks = {"params/fc1/kernel": np.arange(300) < 90}
     of_weights = Net(task).weight_masks(masks)
     begun = Pruned(apply_masks(start.variables, of_weights), masks)
-    for kind, move in ((ToMean(), False),):
-        stage = TrainGates(SHORT, Budget(density=0.5), Gated(gates="*fc2*"), kind)
+    for kind, move in ((ToMean(), False), (ByCodes(Sharpening()), True)):
+        stage = TrainGates(SHORT, Budget(density=0.8), Gated(gates="*fc2*"), kind)
         for state in steps(stage.learner(begun, task, KEY)):
             net_now = state.rest["net"] if not move else state.params["net"]
             for path, mask in leaves(task.split(of_weights)[0]).items():

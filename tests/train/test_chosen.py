@@ -213,6 +213,7 @@ OPTIONS = {
     "accumulate": {"accumulate": 2},
 }
 REFUSED = {
+    "autopruner": {"ema", "accumulate"},
     "csgd": {"optimizer", "clip", "ema"},
     "depgraph": {"ema"},
     "dns": {"ema"},
