@@ -13,6 +13,7 @@ from jprune.learners.adversarial import AdversarialState, Terms, init_judge, jud
 from jprune.learners.batch_codes import Sharpening, batch_codes, majority, mean_pull
 from jprune.learners.candidates import scorer
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
+from jprune.learners.hard_concrete import Limits, barrier, hard_concrete, transition
 from jprune.learners.hypernetwork import (
     Hypernetwork,
     Menu,
@@ -41,10 +42,12 @@ __all__ = [
     "Boosting",
     "Gating",
     "Hypernetwork",
+    "Limits",
     "Menu",
     "Sharpening",
     "Terms",
     "as_winners",
+    "barrier",
     "batch_codes",
     "boosted_task",
     "check_settles",
@@ -54,6 +57,7 @@ __all__ = [
     "gateable",
     "gated_start",
     "gated_task",
+    "hard_concrete",
     "hypernetwork",
     "hypernetwork_task",
     "init_judge",
@@ -76,6 +80,7 @@ __all__ = [
     "to_the_end",
     "told_apart",
     "top_masks",
+    "transition",
     "variational_task",
     "width_masks",
 ]

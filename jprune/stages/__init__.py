@@ -71,6 +71,7 @@ from jprune.stages.grains import PruneGrains
 from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
+from jprune.stages.hard_concrete import ByBarrier
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.jointly import PruneJointly
@@ -139,6 +140,7 @@ __all__ = [
     "Boost",
     "BrainSurgery",
     "ByActivations",
+    "ByBarrier",
     "ByCodes",
     "ByGradientFlow",
     "ByLasso",

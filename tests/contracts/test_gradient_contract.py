@@ -38,6 +38,7 @@ from jprune.stages.goal import Goal
 from jprune.stages.group_decay import Grouped
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.growing_decay import Grow
+from jprune.stages.hard_concrete import ByBarrier
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.mean_gates import ToMean
@@ -80,6 +81,7 @@ METHODS = {
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     "autopruner": frozenset({FROZEN}),
+    "bar": frozenset({FROZEN}),
     "fbs": frozenset({FROZEN}),
     "from_scratch": frozenset({FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
@@ -334,7 +336,7 @@ def test_frozen_weights_stay_so_while_gates_are_trained_beside_them(net):
     masks = {"params/fc1/kernel": np.arange(300) < 90}
     of_weights = Net(task).weight_masks(masks)
     begun = Pruned(apply_masks(start.variables, of_weights), masks)
-    for kind, move in ((ToMean(), False), (ByCodes(Sharpening()), True)):
+    for kind, move in ((ToMean(), False), (ByCodes(Sharpening()), True), (ByBarrier(), True)):
         stage = TrainGates(SHORT, Budget(density=0.8), Gated(gates="*fc2*"), kind)
         for state in steps(stage.learner(begun, task, KEY)):
             net_now = state.rest["net"] if not move else state.params["net"]

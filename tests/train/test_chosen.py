@@ -213,7 +213,7 @@ OPTIONS = {
     "accumulate": {"accumulate": 2},
 }
 REFUSED = {
-    "autopruner": {"ema", "accumulate"},
+    **{method: {"ema", "accumulate"} for method in ("autopruner", "bar")},
     "csgd": {"optimizer", "clip", "ema"},
     "depgraph": {"ema"},
     "dns": {"ema"},
