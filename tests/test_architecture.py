@@ -51,6 +51,8 @@ SHARED = (
     "windows",
     "norm_gates",
     "unit_gates",
+    "barrier",
+    "sharpening",
     "soft_masks",
     "statistics",
     "thresholds",

@@ -10,10 +10,11 @@ Read `popup.py` first. `to_the_end` runs any learner in memory.
 
 from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
-from jprune.learners.batch_codes import Sharpening, batch_codes, majority, mean_pull
+from jprune.learners.barrier import Limits, barrier, transition
+from jprune.learners.batch_codes import batch_codes
 from jprune.learners.candidates import scorer
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
-from jprune.learners.hard_concrete import Limits, barrier, hard_concrete, transition
+from jprune.learners.hard_concrete import hard_concrete
 from jprune.learners.hypernetwork import (
     Hypernetwork,
     Menu,
@@ -25,6 +26,7 @@ from jprune.learners.hypernetwork import (
 from jprune.learners.mean_gates import mean_gates, mean_penalty
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
+from jprune.learners.sharpening import Sharpening, majority, mean_pull
 from jprune.learners.statistics import check_settles, settled, settled_on
 from jprune.learners.unit_gates import (
     Gating,

@@ -22,50 +22,11 @@ import numpy as np
 from jprune import errors
 from jprune.base import PyTree
 from jprune.learners.norm_gates import Gates
+from jprune.learners.sharpening import Sharpening, alpha_at, decided, majority, mean_pull
 from jprune.learners.unit_gates import Gating
-
-BETWEEN = (0.2, 0.8)
-"""Codes outside of this are decided."""
 
 SMALL = 7
 """Maps of this side or less are not pooled."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sharpening:
-    """How codes become 0 or 1.
-
-    Attributes:
-        start: alpha in the beginning.
-        stop: alpha in the end.
-        every: steps in which alpha stays as it is.
-        vote: steps between two votes, and how many codes take part in one.
-        step: what a guard adds to the whole schedule of alpha.
-        settle: the step at which most codes have to be decided; else alpha is raised.
-        spread: factor of He's deviation of the initial kernels, so that the first codes differ.
-        strength: of the pull before the first vote.
-    """
-
-    start: float = 1.0
-    stop: float = 100.0
-    every: int = 100
-    vote: int = 20
-    step: float = 1.0
-    settle: int = 400
-    spread: float = 10.0
-    strength: float = 10.0
-
-    def __post_init__(self):
-        if not 0 < self.start <= self.stop or min(self.every, self.vote, self.settle) < 1:
-            raise errors.ArgumentError(
-                f"codes with start={self.start}, stop={self.stop}, every={self.every}, "
-                f"vote={self.vote}, settle={self.settle}; 0 < start <= stop, the others 1 or more."
-            )
-        if min(self.step, self.spread, self.strength) < 0:
-            raise errors.ArgumentError(
-                f"codes with step={self.step}, spread={self.spread}, strength={self.strength}; "
-                "all of them are 0 or more."
-            )
 
 
 def pooled(seen: jax.Array) -> jax.Array:
@@ -83,50 +44,94 @@ def pooled(seen: jax.Array) -> jax.Array:
     return seen.reshape(-1)
 
 
-def majority(votes: Any, ratio: float) -> tuple[Any, Any, Any]:
-    """What the codes of some steps say together.
+@dataclasses.dataclass(frozen=True)
+class _Coded:
+    """The functions of codes; see `batch_codes`."""
 
-    Args:
-        votes: [steps, units], codes in [0, 1].
-        ratio: the fraction that shall be kept.
+    seen: Mapping[str, tuple[int, ...]]
+    ratios: Mapping[str, float]
+    steps: int
+    sharp: Sharpening
 
-    Returns:
-        ([units]: 1 where more than half of the codes are above 1/2, else 0; the fraction that is
-        0; the strength of the pull that follows).
+    def init(self, key: jax.Array) -> PyTree:
+        def coder(number: int, shape: tuple[int, ...]) -> PyTree:
+            inputs = pooled(jnp.zeros(shape)).size
+            draw = jax.random.normal(jax.random.fold_in(key, number), (inputs, shape[0]))
+            # N(0, 10 sqrt(2 / n))
+            kernel = self.sharp.spread * np.sqrt(2 / inputs) * draw
+            return {"kernel": kernel, "bias": jnp.zeros(shape[0])}
 
-    Example:
-        >>> votes = np.array([[0.9, 0.2, 0.1, 0.3], [0.7, 0.6, 0.2, 0.4], [0.8, 0.1, 0.6, 0.2]])
-        >>> code, gone, strength = majority(votes, 0.5)
-        >>> code.tolist(), float(gone), float(strength)
-        ([1.0, 0.0, 0.0, 0.0], 0.75, 25.0)
-    """
-    code = ((votes > 0.5).mean(0) > 0.5) * 1.0
-    # q = the fraction of zeros;  lambda = 100 |q - (1 - r)|
-    gone = (code == 0).mean()
-    return code, gone, 100 * abs(gone - (1 - ratio))
+        return {n: coder(number, shape) for number, (n, shape) in enumerate(self.seen.items())}
 
+    def start(self) -> PyTree:
+        each = lambda value: {name: jnp.full((), value) for name in self.seen}
+        units = {name: shape[0] for name, shape in self.seen.items()}
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "raised": each(0.0),
+            "strength": each(float(self.sharp.strength)),
+            # From 95 %, the guard against codes that are nearly all 0 comes down to what shall be.
+            "threshold": each(0.95),
+            "votes": {name: jnp.ones((self.sharp.vote, count)) for name, count in units.items()},
+            "code": {name: jnp.ones(count) for name, count in units.items()},
+            "alpha": each(float(self.sharp.start)),
+        }
 
-def mean_pull(codes: Any, ratio: float, strength: Any) -> Any:
-    """Strength * (mean of the codes - ratio)^2.
+    def read(self, name: str, trained: PyTree, carried: PyTree, values: jax.Array) -> jax.Array:
+        # v = kernel . pooled + bias;  s = sigmoid(alpha v)
+        v = pooled(values) @ trained[name]["kernel"] + trained[name]["bias"]
+        return jax.nn.sigmoid(carried["alpha"][name] * v)
 
-    Example:
-        >>> round(float(mean_pull(jax.nn.sigmoid(jnp.array([0.5, -0.2, 0.1, -1])), 0.5, 10)), 6)
-        0.011131
-    """
-    # lambda (|s|_1 / C - r)^2
-    return strength * (codes.mean() - ratio) ** 2
+    def penalty(self, trained: PyTree, carried: PyTree, gates: Gates) -> Any:
+        del trained
+        strength = carried["strength"]
+        pulls = (mean_pull(gates[n], self.ratios[n], strength[n]) for n in self.seen)
+        return sum(pulls, jnp.zeros(()))
 
+    def voted(self, carried: PyTree) -> PyTree:
+        """What is carried after a vote."""
+        new = {key: dict(carried[key]) for key in ("raised", "strength", "threshold", "code")}
+        for name in self.seen:
+            rest = 1 - self.ratios[name]
+            code, gone, strength = majority(carried["votes"][name], self.ratios[name])
+            # As good as all codes 0: a sharper sigmoid, and an earlier alarm the next time.
+            alarm = (gone >= carried["threshold"][name] - 1e-6) & (gone > rest + 1e-6)
+            lower = jnp.maximum(carried["threshold"][name] - 0.05, rest)
+            new["raised"][name] = carried["raised"][name] + alarm * self.sharp.step
+            new["threshold"][name] = jnp.where(alarm, lower, carried["threshold"][name])
+            new["strength"][name], new["code"][name] = strength, code
+        return {**carried, **new}
 
-def alpha_at(sharpening: Sharpening, step: Any, steps: int) -> Any:
-    """Alpha of a step, without what guards have added: in a line, constant for `every` steps.
+    def after(self, trained: PyTree, carried: PyTree, gates: Gates) -> tuple[PyTree, PyTree]:
+        step, sharp = carried["step"], self.sharp
+        votes = {
+            n: carried["votes"][n].at[step % sharp.vote].set(jax.lax.stop_gradient(gates[n]))
+            for n in self.seen
+        }
+        carried = {**carried, "votes": votes, "step": step + 1}
+        due = (step + 1) % sharp.vote == 0
+        carried = jax.lax.cond(due, self.voted, lambda carried: carried, carried)
+        # Too few codes decided by now: sharper.
+        late = {n: (step + 1 == sharp.settle) & (decided(gates[n]) < 0.9) for n in self.seen}
+        raised = {n: carried["raised"][n] + late[n] * sharp.step for n in self.seen}
+        alpha = alpha_at(sharp, step + 1, self.steps)
+        now = {name: alpha + more for name, more in raised.items()}
+        return trained, {**carried, "raised": raised, "alpha": now}
 
-    Example:
-        >>> sharp = Sharpening(1.0, 101.0, every=10)
-        >>> [float(alpha_at(sharp, step, 100)) for step in (0, 9, 10, 99)]
-        [1.0, 1.0, 11.0, 91.0]
-    """
-    done = step // sharpening.every * sharpening.every / steps
-    return sharpening.start + (sharpening.stop - sharpening.start) * done
+    def scores(self, trained: PyTree, carried: PyTree) -> Gates:
+        del trained
+        # The vote first, then how clear it was.
+        return {n: carried["code"][n] + carried["votes"][n].mean(0) for n in self.seen}
+
+    def watched(self, trained: PyTree, carried: PyTree, gates: Gates) -> dict[str, Any]:
+        del trained
+        codes = jnp.concatenate([*gates.values()])
+        agree = [(gates[n] > 0.5) == (carried["code"][n] > 0.5) for n in self.seen]
+        return {
+            "decided": decided(codes),
+            "mean_gate": codes.mean(),
+            "agree": jnp.concatenate(agree).mean(),
+        }
 
 
 def batch_codes(
@@ -145,103 +150,24 @@ def batch_codes(
 
     Raises:
         ArgumentError: a ratio outside (0, 1].
+
+    Example:
+        >>> gating = batch_codes({"a": (16, 8, 8)}, {"a": 0.5}, steps=1000)
+        >>> coder = gating.init(jax.random.key(0))["a"]
+        >>> coder["kernel"].shape, coder["bias"].shape
+        ((256, 16), (16,))
     """
-    sharp = Sharpening() if sharpening is None else sharpening
     if any(not 0 < ratios[name] <= 1 for name in seen):
         raise errors.ArgumentError(f"ratios={dict(ratios)}; each is the fraction kept, in (0, 1].")
-    units = {name: shape[0] for name, shape in seen.items()}
-
-    def init(key: jax.Array) -> PyTree:
-        def coder(number: int, shape: tuple[int, ...]) -> PyTree:
-            inputs = pooled(np.zeros(shape, np.float32)).size
-            draw = jax.random.normal(jax.random.fold_in(key, number), (inputs, shape[0]))
-            # N(0, 10 sqrt(2 / n))
-            return {
-                "kernel": sharp.spread * np.sqrt(2 / inputs) * draw, "bias": jnp.zeros(shape[0])
-            }  # fmt: skip
-
-        return {name: coder(number, shape) for number, (name, shape) in enumerate(seen.items())}
-
-    each = lambda value: {name: jnp.full((), value) for name in seen}
-    start = {
-        "step": jnp.zeros((), jnp.int32),
-        "raised": each(0.0),
-        "strength": each(sharp.strength),
-        # From 95 %, the guard against codes that are nearly all 0 comes down to what shall be 0.
-        "threshold": each(0.95),
-        "votes": {name: jnp.ones((sharp.vote, count)) for name, count in units.items()},
-        "code": {name: jnp.ones(count) for name, count in units.items()},
-        "alpha": each(sharp.start),
-    }
-
-    def read(trained: PyTree, alpha: jax.Array, values: jax.Array) -> jax.Array:
-        # v = kernel . pooled + bias;  s = sigmoid(alpha v)
-        flat = pooled(values)
-        return jax.nn.sigmoid(alpha * (flat @ trained["kernel"] + trained["bias"]))
-
-    def penalty(trained: PyTree, carried: PyTree, gates: Gates) -> Any:
-        pulls = (mean_pull(gates[n], ratios[n], carried["strength"][n]) for n in seen)
-        return sum(pulls, jnp.zeros(()))
-
-    def voted(carried: PyTree) -> PyTree:
-        new = {key: dict(carried[key]) for key in ("raised", "strength", "threshold", "code")}
-        for name in seen:
-            code, gone, strength = majority(carried["votes"][name], ratios[name])
-            # As good as all codes 0: a sharper sigmoid, and an earlier alarm the next time.
-            alarm = (gone >= carried["threshold"][name] - 1e-6) & (gone > 1 - ratios[name] + 1e-6)
-            lower = jnp.maximum(carried["threshold"][name] - 0.05, 1 - ratios[name])
-            new["raised"][name] = carried["raised"][name] + alarm * sharp.step
-            new["threshold"][name] = jnp.where(alarm, lower, carried["threshold"][name])
-            new["strength"][name], new["code"][name] = strength, code
-        return {**carried, **new}
-
-    def after(trained: PyTree, carried: PyTree, gates: Gates) -> tuple[PyTree, PyTree]:
-        step = carried["step"]
-        votes = {
-            n: carried["votes"][n].at[step % sharp.vote].set(jax.lax.stop_gradient(gates[n]))
-            for n in seen
-        }
-        carried = {**carried, "votes": votes, "step": step + 1}
-        due = (step + 1) % sharp.vote == 0
-        carried = jax.lax.cond(due, voted, lambda carried: carried, carried)
-        raised = carried["raised"]
-        for name in seen:
-            # Too few codes decided by now: sharper.
-            late = (step + 1 == sharp.settle) & (decided(gates[name]) < 0.9)
-            raised = {**raised, name: raised[name] + late * sharp.step}
-        alpha = alpha_at(sharp, step + 1, steps)
-        return trained, {
-            **carried, "raised": raised, "alpha": {n: alpha + raised[n] for n in seen}
-        }  # fmt: skip
-
-    def watched(trained: PyTree, carried: PyTree, gates: Gates) -> dict[str, Any]:
-        codes = jnp.concatenate([*gates.values()])
-        agree = [((gates[n] > 0.5) == (carried["code"][n] > 0.5)) for n in seen]
-        return {
-            "decided": decided(codes),
-            "mean_gate": codes.mean(),
-            "agree": jnp.concatenate(agree).mean(),
-        }
-
+    made = _Coded(seen, ratios, steps, Sharpening() if sharpening is None else sharpening)
     return Gating(
-        init=init,
-        start=start,
+        init=made.init,
+        start=made.start(),
         values=None,
-        penalty=penalty,
+        penalty=made.penalty,
         settled=lambda trained, carried: carried["code"],
-        # The vote first, then how clear it was.
-        scores=lambda trained, carried: {
-            n: carried["code"][n] + carried["votes"][n].mean(0) for n in seen
-        },
-        after=after,
-        watched=watched,
-        read=lambda name, trained, carried, values: read(
-            trained[name], carried["alpha"][name], values
-        ),
+        scores=made.scores,
+        after=made.after,
+        watched=made.watched,
+        read=made.read,
     )
-
-
-def decided(codes: Any) -> Any:
-    """The fraction of codes that are nearly 0 or 1."""
-    low, high = BETWEEN
-    return ((codes < low) | (codes > high)).mean()

@@ -12,15 +12,17 @@ References:
     networks through L0 regularization, 2018, arXiv 1712.01312.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
+from jprune.learners.barrier import Limits, barrier
 from jprune.learners.norm_gates import Gates
 from jprune.learners.unit_gates import Gating
 from jprune.masks import keep_best
@@ -59,67 +61,66 @@ def chance_open(phi: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(phi - BETA * math.log(-GAMMA / ZETA))
 
 
-def barrier(cost: Any, comfortable: Any, budget: Any, cap: float = 1e10) -> Any:
-    """f(V, a, b): 0 up to a cost that is comfortable, exploding towards the budget.
+@dataclasses.dataclass(frozen=True)
+class _Barred:
+    """The functions of hard-concrete gates under a barrier; see `hard_concrete`."""
 
-    Args:
-        cost: V.
-        comfortable: a, up to which there is no pressure.
-        budget: b, which is not to be reached.
-        cap: from b on, and the most before it.
+    sizes: Mapping[str, int]
+    cost: Callable[[Mapping[str, Any]], Any]
+    limits: Limits
+    steps: int
+    strength: float
+    floors: Mapping[str, int]
 
-    Example:
-        >>> [float(barrier(cost, 20.0, 100.0)) for cost in (20.0, 60.0, 100.0)]
-        [0.0, 0.5, 10000000000.0]
-    """
-    a, b = comfortable, budget
-    inside = (cost > a) & (cost < b)
-    # Where it is not inside, numbers that divide by nothing close to 0.
-    v = jnp.where(inside, cost, 0.5 * (a + b))
-    # f = (V - a)^2 / ((b - V) (b - a))
-    value = jnp.minimum((v - a) ** 2 / ((b - v) * (b - a)), cap)
-    return jnp.where(cost <= a, 0.0, jnp.where(inside, value, cap))
+    def init(self, key: jax.Array) -> Gates:
+        # phi ~ U(0, 0.01)
+        return {
+            name: jax.random.uniform(jax.random.fold_in(key, number), (size,), maxval=0.01)
+            for number, (name, size) in enumerate(self.sizes.items())
+        }
 
+    def spent(self, trained: Gates) -> Any:
+        # V: a count of gates that are open without noise, without a gradient
+        open_ = {n: (settled_gate(phi) > 0).astype(jnp.float32) for n, phi in trained.items()}
+        return jax.lax.stop_gradient(self.cost(open_))
 
-def transition(progress: Any, slope: float = 10.0) -> Any:
-    """How far the budget has come from all to its goal: a sigmoid from 0 to 1.
+    def allowed(self, carried: Any) -> Any:
+        return self.limits.allowed((carried["step"] + 1) / self.steps)
 
-    Example:
-        >>> [round(float(transition(p)), 6) for p in (0.0, 0.25, 0.5, 1.0)]
-        [0.0, 0.070104, 0.5, 1.0]
-    """
-    # sigma(p) = (S(p) - S(0)) / (S(1) - S(0)), S(p) = 1 / (1 + exp(slope (1/2 - p)))
-    first, last = (1 / (1 + math.exp(slope * (0.5 - p))) for p in (0, 1))
-    return (jax.nn.sigmoid(slope * (progress - 0.5)) - first) / (last - first)
+    def values(self, trained: Gates, carried: Any, key: jax.Array) -> Gates:
+        del carried
+        ends = np.cumsum([*self.sizes.values()])
+        # Neither 0 nor 1: their logarithms are infinite.
+        u = jax.random.uniform(key, (int(ends[-1]),), minval=1e-6, maxval=1 - 1e-6)
+        noise = jnp.split(u, ends[:-1].tolist())
+        return {name: sampled(trained[name], part) for name, part in zip(self.sizes, noise)}
 
+    def penalty(self, trained: Gates, carried: Any, gates: Gates) -> Any:
+        del gates
+        expected = self.cost({name: chance_open(phi) for name, phi in trained.items()})
+        comfortable, cap = self.limits.comfortable(), self.limits.cap
+        pressure = barrier(self.spent(trained), comfortable, self.allowed(carried), cap)
+        # lambda L_S(Phi) f(V, a, b)
+        return self.strength * expected * jax.lax.stop_gradient(pressure)
 
-class Limits(NamedTuple):
-    """The budget over time; costs are fractions of the whole net's.
+    def after(self, trained: Gates, carried: Any, gates: Gates) -> tuple[Gates, Any]:
+        del gates
 
-    Attributes:
-        goal: what shall be kept in the end.
-        slope: of the sigmoid along which the budget shrinks.
-        tolerance: how far above the whole net's cost the budget begins.
-        margin: how far below the goal there is no pressure any more, over 1 + tolerance.
-        cap: the largest value of the barrier.
-    """
+        def one(phi: jax.Array, floor: int) -> jax.Array:
+            spared = keep_best(phi, min(floor, int(np.size(phi))))
+            return jnp.where(spared, jnp.maximum(phi, 0.0), phi)
 
-    goal: float
-    slope: float = 10.0
-    tolerance: float = 0.01
-    margin: float = 1e-4
-    cap: float = 1e10
+        phis = {name: one(phi, self.floors[name]) for name, phi in trained.items()}
+        return phis, {**carried, "step": carried["step"] + 1}
 
-    def allowed(self, progress: Any) -> Any:
-        """The budget b, progress being the fraction of the training that is done."""
-        done = transition(progress, self.slope)
-        # b = (1 - sigma) (1 + tol) V_0 + sigma B V_0
-        return (1 - done) * (1 + self.tolerance) + done * self.goal
-
-    def comfortable(self) -> float:
-        """The cost a, up to which there is no pressure."""
-        # a = B V_0 - margin
-        return self.goal - self.margin * (1 + self.tolerance)
+    def watched(self, trained: Gates, carried: Any, gates: Gates) -> dict[str, Any]:
+        del gates
+        phis = jnp.concatenate([*trained.values()])
+        return {
+            "spent": self.spent(trained),
+            "allowed": self.allowed(carried),
+            "open": (settled_gate(phis) > 0).mean(),
+        }
 
 
 def hard_concrete(
@@ -142,7 +143,14 @@ def hard_concrete(
         least: {group: how many of its gates never close}; None: one.
 
     Raises:
-        ArgumentError: a goal outside (0, 1), or another number out of range.
+        ArgumentError: a goal outside (0, 1], or another number out of range.
+
+    Example:
+        >>> mean = lambda gates: gates["a"].mean()
+        >>> gating = hard_concrete({"a": 3}, mean, Limits(0.5), steps=100, strength=0.1)
+        >>> gates = gating.init(jax.random.key(0))
+        >>> float(gating.watched(gates, gating.start, {})["spent"])
+        1.0
     """
     floors = {name: 1 if least is None else least.get(name, 1) for name in sizes}
     if not (0 < limits.goal <= 1 and limits.slope > 0 and limits.tolerance > 0):
@@ -154,61 +162,14 @@ def hard_concrete(
             f"hard_concrete(strength={strength}) with margin={limits.margin}, cap={limits.cap}; "
             "the strength is 0 or more, the others are above 0."
         )
-
-    def spent(trained: Gates) -> Any:
-        # V: a count of gates that are open without noise, without a gradient
-        open_ = {n: (settled_gate(phi) > 0).astype(jnp.float32) for n, phi in trained.items()}
-        return jax.lax.stop_gradient(cost(open_))
-
-    def progress(carried: Any) -> Any:
-        return (carried["step"] + 1) / steps
-
-    def values(trained: Gates, carried: Any, key: jax.Array) -> Gates:
-        names = list(sizes)
-        ends = np.cumsum([sizes[name] for name in names])
-        # Neither 0 nor 1: their logarithms are infinite.
-        u = jax.random.uniform(key, (int(ends[-1]),), minval=1e-6, maxval=1 - 1e-6)
-        noise = jnp.split(u, ends[:-1].tolist())
-        return {name: sampled(trained[name], part) for name, part in zip(names, noise)}
-
-    def penalty(trained: Gates, carried: Any, gates: Gates) -> Any:
-        expected = cost({name: chance_open(phi) for name, phi in trained.items()})
-        pressure = barrier(
-            spent(trained), limits.comfortable(), limits.allowed(progress(carried)), limits.cap
-        )
-        # lambda L_S(Phi) f(V, a, b)
-        return strength * expected * jax.lax.stop_gradient(pressure)
-
-    def after(trained: Gates, carried: Any, gates: Gates) -> tuple[Gates, Any]:
-        def one(phi: jax.Array, floor: int) -> jax.Array:
-            spared = keep_best(phi, min(floor, int(np.size(phi))))
-            return jnp.where(spared, jnp.maximum(phi, 0.0), phi)
-
-        phis = {name: one(phi, floors[name]) for name, phi in trained.items()}
-        return phis, {**carried, "step": carried["step"] + 1}
-
-    def watched(trained: Gates, carried: Any, gates: Gates) -> dict[str, Any]:
-        phis = jnp.concatenate([*trained.values()])
-        return {
-            "spent": spent(trained),
-            "allowed": limits.allowed(progress(carried)),
-            "open": (settled_gate(phis) > 0).mean(),
-        }
-
-    def init(key: jax.Array) -> Gates:
-        # phi ~ U(0, 0.01)
-        return {
-            name: jax.random.uniform(jax.random.fold_in(key, number), (size,), maxval=0.01)
-            for number, (name, size) in enumerate(sizes.items())
-        }
-
+    made = _Barred(sizes, cost, limits, steps, strength, floors)
     return Gating(
-        init=init,
+        init=made.init,
         start={"step": jnp.zeros((), jnp.int32)},
-        values=values,
-        penalty=penalty,
+        values=made.values,
+        penalty=made.penalty,
         settled=lambda trained, carried: jax.tree.map(settled_gate, trained),
         scores=lambda trained, carried: trained,
-        after=after,
-        watched=watched,
+        after=made.after,
+        watched=made.watched,
     )

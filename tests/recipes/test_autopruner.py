@@ -19,7 +19,8 @@ from jprune.learners import (
     mean_pull,
     seen_shapes,
 )
-from jprune.learners.batch_codes import alpha_at, pooled
+from jprune.learners.batch_codes import pooled
+from jprune.learners.sharpening import alpha_at
 from jprune.recipes import Train
 from jprune.recipes.autopruner import autopruner
 from jprune.stages.batch_codes import ByCodes
