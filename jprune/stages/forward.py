@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.allocate.widths import refuse_impossible_widths, widths
+from jprune.allocate.widths import widths
 from jprune.base import Batch, Budget, Pruned, Records, Task, Variables, quality
 from jprune.graph import taps
 from jprune.masks import apply_masks
 from jprune.search import Selection, forward
 from jprune.stages.frame import fractions, record
-from jprune.stages.walk import Step, alive_of, masks_by_name, refuse_unread, steps_of
+from jprune.stages.walk import Step, alive_of, check_steps, masks_by_name, shares_of, steps_of
 from jprune.train.net import Net
-from jprune.train.numbers import Numbers, per_name
+from jprune.train.numbers import Numbers
 from jprune.train.step import stream
 from jprune.units import expand
 
@@ -89,28 +89,8 @@ class SelectForward:
             )
 
     def check(self, task: Task) -> None:
-        """Refuses a net of which nothing is prunable, and ratios for other steps than it has.
-
-        Raises:
-            ArgumentError: it is one, or they are.
-            BudgetError: a budget that no widths can meet.
-        """
-        steps = steps_of(task, self.stream)
-        refuse_unread(task, steps)
-        self.shares(steps)
-        dense = Pruned(None, None)
-        masks_of = lambda masks: masks_by_name(task, dense, steps, masks)
-        refuse_impossible_widths(
-            alive_of(task, dense, steps), self.budget, Net(task).cost, masks_of
-        )
-
-    def shares(self, steps: Sequence[Step]) -> dict[str, float]:
-        """{step: its relative share}.
-
-        Raises:
-            ArgumentError: not as many ratios as steps, or one of a step that there is not.
-        """
-        return per_name(self.ratios, [step.name for step in steps], "ratios")
+        """As `check_steps`."""
+        check_steps(task, self.stream, self.budget, self.ratios)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, rescaled variables, and the record.
@@ -123,7 +103,7 @@ class SelectForward:
         alive = alive_of(task, pruned, steps)
         masks_of = lambda masks: masks_by_name(task, pruned, steps, masks)
         # All widths at once and before the first choice: the budget is one of the whole net.
-        goals = widths(alive, self.budget, net.cost, masks_of, self.shares(steps))
+        goals = widths(alive, self.budget, net.cost, masks_of, shares_of(self.ratios, steps))
         which, parts = self.part
         of_part = [step for n, step in enumerate(steps) if n * parts // len(steps) == which]
         todo = [step for step in of_part if goals[step.name] < alive[step.name].sum()]
