@@ -63,6 +63,7 @@ def majority(votes: Any, ratio: float) -> tuple[Any, Any, Any]:
         0; the strength of the pull that follows).
 
     Example:
+        >>> import numpy as np
         >>> votes = np.array([[0.9, 0.2, 0.1, 0.3], [0.7, 0.6, 0.2, 0.4], [0.8, 0.1, 0.6, 0.2]])
         >>> code, gone, strength = majority(votes, 0.5)
         >>> code.tolist(), float(gone), float(strength)
@@ -78,6 +79,7 @@ def mean_pull(codes: Any, ratio: float, strength: Any) -> Any:
     """Strength * (mean of the codes - ratio)^2.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> round(float(mean_pull(jax.nn.sigmoid(jnp.array([0.5, -0.2, 0.1, -1])), 0.5, 10)), 6)
         0.011131
     """
