@@ -35,6 +35,7 @@ from jprune.stages.activations import ByActivations
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
+from jprune.stages.batch_codes import ByCodes
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
@@ -71,12 +72,14 @@ from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
 from jprune.stages.halving import Halve, MeetBudget
+from jprune.stages.hard_concrete import ByBarrier
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.low_rank import RankPenalty
+from jprune.stages.mean_gates import ToMean
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
@@ -124,6 +127,7 @@ from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.tolerance import CutBelow, Game, Press, Watch
 from jprune.stages.train import Train, trained
+from jprune.stages.unit_gates import CutGates, Gated, TrainGates
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
@@ -138,6 +142,8 @@ __all__ = [
     "Boost",
     "BrainSurgery",
     "ByActivations",
+    "ByBarrier",
+    "ByCodes",
     "ByGradientFlow",
     "ByLasso",
     "ByMagnitude",
@@ -151,6 +157,7 @@ __all__ = [
     "CriterionOf",
     "Cut",
     "CutBelow",
+    "CutGates",
     "CutGroups",
     "CutPassive",
     "CutSupport",
@@ -165,6 +172,7 @@ __all__ = [
     "FilterParticles",
     "Game",
     "Gate",
+    "Gated",
     "Goal",
     "Grouped",
     "Grow",
@@ -236,9 +244,11 @@ __all__ = [
     "Split",
     "StdPrune",
     "Sweep",
+    "ToMean",
     "Train",
     "TrainActive",
     "TrainAnew",
+    "TrainGates",
     "TrainHypernetwork",
     "Watch",
     "before_training",

@@ -150,6 +150,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "apoz": {"rounds": 1, "batches": 2, "batch_size": 16},
     "entropy": {"rounds": 1, "batches": 2, "batch_size": 16},
     "hrank": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "from_scratch": {"gate_epochs": 1},
     "chip": {"batches": 1, "batch_size": 16},
     "metapruning": {
         "generations": 2,

@@ -21,7 +21,7 @@ import pytest
 
 from jprune import errors, masks_of, recipes, train, zoo
 from jprune.base import Budget, Pruned
-from jprune.learners import Terms, top_masks
+from jprune.learners import Sharpening, Terms, top_masks
 from jprune.learners.feature_boosting import Boosting, boosted_task, counts_at, init_gates, prepared
 from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
@@ -29,6 +29,7 @@ from jprune.recipes import LongStage, Train
 from jprune.stages.active_gradients import TrainActive
 from jprune.stages.admm import Admm
 from jprune.stages.adversarial import Adversarial, Soft
+from jprune.stages.batch_codes import ByCodes
 from jprune.stages.centripetal import Pull
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
@@ -38,8 +39,10 @@ from jprune.stages.group_decay import Grouped
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.growing_decay import Grow
 from jprune.stages.halving import Halve
+from jprune.stages.hard_concrete import ByBarrier
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
+from jprune.stages.mean_gates import ToMean
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
 from jprune.stages.one_by_one import RemoveOneByOne
@@ -55,6 +58,7 @@ from jprune.stages.soft_prune import SoftPrune
 from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.tolerance import Game, Press
+from jprune.stages.unit_gates import Gated, TrainGates
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
@@ -78,7 +82,10 @@ METHODS = {
     "nm": frozenset({STRAIGHT}),
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
+    "autopruner": frozenset({FROZEN}),
+    "bar": frozenset({FROZEN}),
     "fbs": frozenset({FROZEN}),
+    "from_scratch": frozenset({FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
@@ -115,6 +122,7 @@ STAGES = {
     FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,
+    TrainGates: FROZEN,
     TrainHypernetwork: FROZEN,
 }
 DENSE = ("train", "early", "search")
@@ -328,6 +336,21 @@ def test_frozen_weights_that_went_in_mid_training_are_exactly_0_and_stay_so(net)
             assert gone is None or not (mask & gone[path]).any()
         gone = {path: ~mask for path, mask in masks.items()}
     assert np.mean(gone["fc1/kernel"]) == pytest.approx(0.7, abs=1e-3)
+
+
+def test_frozen_weights_stay_so_while_gates_are_trained_beside_them(net):
+    task, start = net
+    masks = {"params/fc1/kernel": np.arange(300) < 90}
+    of_weights = Net(task).weight_masks(masks)
+    begun = Pruned(apply_masks(start.variables, of_weights), masks)
+    for kind, move in ((ToMean(), False), (ByCodes(Sharpening()), True), (ByBarrier(), True)):
+        stage = TrainGates(SHORT, Budget(density=0.8), Gated(gates="*fc2*"), kind)
+        before = leaves(begun.variables["params"])
+        for state in steps(stage.learner(begun, task, KEY)):
+            seen = leaves((state.params if move else state.rest)["net"])
+            for path, mask in leaves(task.split(of_weights)[0]).items():
+                assert not seen[path][~mask].any()
+            assert all((seen[path] != old).any() == move for path, old in before.items())
 
 
 def test_frozen_zeros_of_hard_thresholding_move_in_dense_phases_alone(net):

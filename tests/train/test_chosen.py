@@ -214,6 +214,7 @@ OPTIONS = {
 }
 REFUSED = {
     "aofp": {"ema"},
+    **{method: {"ema", "accumulate"} for method in ("autopruner", "bar")},
     "csgd": {"optimizer", "clip", "ema"},
     "depgraph": {"ema"},
     "dns": {"ema"},
