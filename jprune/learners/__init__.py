@@ -20,6 +20,14 @@ from jprune.learners.hypernetwork import (
     menu,
     width_masks,
 )
+from jprune.learners.input_gates import as_gated, boostable_layers, with_gates
+from jprune.learners.manifold import (
+    Manifold,
+    as_thresholded,
+    complexity_weights,
+    manifold_task,
+    similarity_gap,
+)
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
 from jprune.learners.statistics import check_settles, settled, settled_on
@@ -31,11 +39,16 @@ __all__ = [
     "AdversarialState",
     "Boosting",
     "Hypernetwork",
+    "Manifold",
     "Menu",
     "Terms",
+    "as_gated",
+    "as_thresholded",
     "as_winners",
+    "boostable_layers",
     "boosted_task",
     "check_settles",
+    "complexity_weights",
     "draw_scores",
     "draw_weights",
     "fold_gates",
@@ -47,15 +60,18 @@ __all__ = [
     "kept_of",
     "kl_gaussian",
     "kl_log_uniform",
+    "manifold_task",
     "menu",
     "popup_task",
     "sample_gates",
     "scorer",
     "settled",
     "settled_on",
+    "similarity_gap",
     "to_the_end",
     "told_apart",
     "top_masks",
     "variational_task",
     "width_masks",
+    "with_gates",
 ]

@@ -38,6 +38,7 @@ from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
+from jprune.stages.difficulty import EvaluateDifficulty
 from jprune.stages.dimensions import Narrow, Observe, Optimum
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.dropout import RescaleDropout
@@ -75,6 +76,7 @@ from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.low_rank import RankPenalty
+from jprune.stages.manifold import KeepManifold
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
@@ -155,6 +157,7 @@ __all__ = [
     "ErrorWeights",
     "Evaluate",
     "EvaluateDeformed",
+    "EvaluateDifficulty",
     "Fade",
     "FadeUnits",
     "Gate",
@@ -163,6 +166,7 @@ __all__ = [
     "Grow",
     "Growing",
     "HardThreshold",
+    "KeepManifold",
     "L1OfScales",
     "L1Penalty",
     "LayerWise",

@@ -22,7 +22,8 @@ import pytest
 from jprune import errors, masks_of, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import Terms, top_masks
-from jprune.learners.feature_boosting import Boosting, boosted_task, counts_at, init_gates, prepared
+from jprune.learners.feature_boosting import Boosting, boosted_task, init_gates, prepared
+from jprune.learners.input_gates import counts_at
 from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
 from jprune.recipes import LongStage, Train
@@ -39,6 +40,7 @@ from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.growing_decay import Grow
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
+from jprune.stages.manifold import KeepManifold
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
 from jprune.stages.popup import Popup
@@ -74,7 +76,7 @@ METHODS = {
     "nm": frozenset({STRAIGHT}),
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
-    "fbs": frozenset({FROZEN}),
+    **dict.fromkeys(("fbs", "manidp"), frozenset({FROZEN})),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
@@ -105,6 +107,7 @@ STAGES = {
     RefineNOfM: STRAIGHT,
     Adversarial: PROX,
     Boost: FROZEN,
+    KeepManifold: FROZEN,
     FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,

@@ -222,6 +222,7 @@ REFUSED = {
     "rigl": {"ema"},
     "set": {"ema"},
     "fbs": {"ema", "accumulate"},
+    "manidp": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
     "less_is_more": {"ema"},
     "greg": {"optimizer", "ema"},
