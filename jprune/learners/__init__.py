@@ -12,6 +12,7 @@ from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
 from jprune.learners.candidates import scorer
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
+from jprune.learners.halving import Halving, HalvingState, halving
 from jprune.learners.hypernetwork import (
     Hypernetwork,
     Menu,
@@ -21,6 +22,7 @@ from jprune.learners.hypernetwork import (
     width_masks,
 )
 from jprune.learners.input_gates import as_gated, boostable_layers, with_gates
+from jprune.learners.isolated import isolated_damages, on_streams, readers
 from jprune.learners.manifold import (
     Manifold,
     as_thresholded,
@@ -38,6 +40,8 @@ __all__ = [
     "PRIORS",
     "AdversarialState",
     "Boosting",
+    "Halving",
+    "HalvingState",
     "Hypernetwork",
     "Manifold",
     "Menu",
@@ -53,16 +57,20 @@ __all__ = [
     "draw_weights",
     "fold_gates",
     "gateable",
+    "halving",
     "hypernetwork",
     "hypernetwork_task",
     "init_judge",
+    "isolated_damages",
     "judged",
     "kept_of",
     "kl_gaussian",
     "kl_log_uniform",
     "manifold_task",
     "menu",
+    "on_streams",
     "popup_task",
+    "readers",
     "sample_gates",
     "scorer",
     "settled",

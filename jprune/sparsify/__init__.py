@@ -8,6 +8,7 @@ nothing. Training with more parts than weights and masks is in `jprune.learners`
 from jprune.masks import HoldState, hold, masks_of, with_masks
 from jprune.sparsify.active_gradients import ActiveState, active_gradients
 from jprune.sparsify.admm import AdmmState, admm, projection
+from jprune.sparsify.candidate_decay import CandidateState, candidate_decay, candidates
 from jprune.sparsify.centripetal import (
     CentripetalState,
     centripetal,
@@ -43,6 +44,7 @@ from jprune.sparsify.thresholds import layer_numbers
 __all__ = [
     "ActiveState",
     "AdmmState",
+    "CandidateState",
     "CentripetalState",
     "DropGrowState",
     "FeedbackState",
@@ -62,6 +64,8 @@ __all__ = [
     "SurgeryState",
     "active_gradients",
     "admm",
+    "candidate_decay",
+    "candidates",
     "centripetal",
     "choice",
     "cluster",

@@ -46,6 +46,7 @@ from jprune.stages.eigenbasis import Rotate, cores_only
 from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.feedback import PruneWithFeedback
+from jprune.stages.forward import SelectForward
 from jprune.stages.frame import (
     CheckedStage,
     Evaluate,
@@ -70,6 +71,7 @@ from jprune.stages.grains import PruneGrains
 from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
+from jprune.stages.halving import Halve, MeetBudget
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.jointly import PruneJointly
@@ -82,6 +84,7 @@ from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
+from jprune.stages.particles import FilterParticles
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import CutSupport, Regulariser, Split
@@ -121,6 +124,7 @@ from jprune.stages.std_rule import L1Penalty, OnlyMoves, StdPrune
 from jprune.stages.subset_sums import Approximate
 from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
+from jprune.stages.tolerance import CutBelow, Game, Press, Watch
 from jprune.stages.train import Train, trained
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
@@ -148,6 +152,7 @@ __all__ = [
     "Cluster",
     "CriterionOf",
     "Cut",
+    "CutBelow",
     "CutGroups",
     "CutPassive",
     "CutSupport",
@@ -160,17 +165,21 @@ __all__ = [
     "EvaluateDifficulty",
     "Fade",
     "FadeUnits",
+    "FilterParticles",
+    "Game",
     "Gate",
     "Goal",
     "Grouped",
     "Grow",
     "Growing",
+    "Halve",
     "HardThreshold",
     "KeepManifold",
     "L1OfScales",
     "L1Penalty",
     "LayerWise",
     "LongStage",
+    "MeetBudget",
     "MergeClusters",
     "MergeUnits",
     "Movement",
@@ -182,6 +191,7 @@ __all__ = [
     "Penalty",
     "Pool",
     "Popup",
+    "Press",
     "Probe",
     "Prune",
     "PruneFilters",
@@ -214,6 +224,7 @@ __all__ = [
     "Save",
     "Search",
     "Select",
+    "SelectForward",
     "Sensitivity",
     "Sets",
     "Settle",
@@ -233,6 +244,7 @@ __all__ = [
     "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
+    "Watch",
     "before_training",
     "by_least_squares",
     "check",

@@ -146,6 +146,7 @@ OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 """Budgets of methods that take no density."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "aofp": {"period": 1, "warmup": 0, "streams": True},
     "apoz": {"rounds": 1, "batches": 2, "batch_size": 16},
     "entropy": {"rounds": 1, "batches": 2, "batch_size": 16},
     "hrank": {"rounds": 1, "batches": 2, "batch_size": 16},
@@ -159,15 +160,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "recalibrate": 2,
     },
     "lottery_ticket": {"rounds": 1},
+    "particle_filter": {"particles": 3, "generations": 1},
     "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
     "cpli": {"batches": 2, "batch_size": 16, "points": 25},
     "thinet": {"rounds": 1, "batches": 2, "batch_size": 16, "points": 25},
     "depgraph": {"rounds": 1},
     "taylor": {"rounds": 1},
-    "granularity": {"rounds": 1, "examples": 32},
+    "granularity": {"rounds": 1, "ratios": 1.0},
+    "greedy_forward": {"rounds": 1, "batches": 2, "batch_size": 16, "candidates": 4},
     "han": {"rounds": 1},
     "lamp": {"rounds": 1},
     "nm": {"m": 3},
+    "play_and_prune": {"rounds": 1, "tolerance": 0.5},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
     "exact_obs": {"batches": 2, "batch_size": 16, "points": 25},

@@ -38,11 +38,13 @@ from jprune.stages.goal import Goal
 from jprune.stages.group_decay import Grouped
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.growing_decay import Grow
+from jprune.stages.halving import Halve
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.manifold import KeepManifold
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
+from jprune.stages.one_by_one import RemoveOneByOne
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import Regulariser, Split
@@ -54,6 +56,7 @@ from jprune.stages.scheduled import PruneGradually
 from jprune.stages.soft_prune import SoftPrune
 from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
+from jprune.stages.tolerance import Game, Press
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
@@ -62,10 +65,11 @@ FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
-        apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy erk
-        exact_obs fisher fpgm gmp granularity grasp han hrank iht kron_obd kron_obs l1 l2 lamp
-        lottery_ticket m_fac metapruning obd obs random rigl scratch_b scratch_e set snip sparsegpt
-        synflow taylor taylor2016 thinet three_d variational woodfisher
+        aofp apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy
+        erk exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
+        kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter play_and_prune
+        random rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
+        variational woodfisher
         """.split(),
         frozenset({FROZEN}),
     ),
@@ -93,7 +97,10 @@ STAGES = {
     Train: FROZEN,
     TrainActive: FROZEN,
     RaiseByRank: FROZEN,
+    RemoveOneByOne: FROZEN,
     Grow: FROZEN,
+    Halve: FROZEN,
+    Press: FROZEN,
     TrainAnew: FROZEN,
     DropGrow: FROZEN,
     Probe: FROZEN,
@@ -175,6 +182,8 @@ def leaves(tree):
         Pull(SHORT),
         FadeUnits(SHORT, Fade()),
         TrainActive(SHORT, Budget(density=0.3), goal=0.5),
+        Halve(SHORT, Budget(density=0.3), period=100),
+        Press(SHORT, Budget(density=0.3), Game(strength=1e-4)),
         Grow(SHORT, Budget(density=0.3), Grouped(), of_all=True),
         RaiseByRank(SHORT, Budget(density=0.9), Grouped("column"), 1e-3, 1.0),
     ],
@@ -191,7 +200,8 @@ def test_frozen_weights_are_exactly_0_and_the_others_move(net, stage, kind):
     of_weights = Net(task).weight_masks(masks)
     sizes = Net(task).groups.sizes
     pairs = {name: np.arange(size) // 2 for name, size in sizes.items()}
-    begun = Pruned(apply_masks(start.variables, of_weights), masks, {"clusters": pairs})
+    game = {"base": 0.5, "quality": 0.5, "share": 1.0}
+    begun = Pruned(apply_masks(start.variables, of_weights), masks, {"clusters": pairs} | game)
     learner = stage.learner(begun, task, KEY)
     before = leaves(begun.variables)
     for state in steps(learner):

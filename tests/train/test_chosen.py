@@ -213,6 +213,7 @@ OPTIONS = {
     "accumulate": {"accumulate": 2},
 }
 REFUSED = {
+    "aofp": {"ema"},
     "csgd": {"optimizer", "clip", "ema"},
     "depgraph": {"ema"},
     "dns": {"ema"},
@@ -223,11 +224,14 @@ REFUSED = {
     "set": {"ema"},
     "fbs": {"ema", "accumulate"},
     "manidp": {"ema", "accumulate"},
+    "fisher": {"ema", "accumulate"},
+    "taylor2016": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
     "less_is_more": {"ema"},
     "greg": {"optimizer", "ema"},
     "gsm": {"optimizer", "ema"},
     "increg": {"optimizer", "ema"},
+    "play_and_prune": {"ema"},
     "slimming": {"ema"},
     "ssl": {"ema"},
     "ssr": {"ema"},
