@@ -45,6 +45,7 @@ SHARED = (
     "folded",
     "group_decay",
     "hidden",
+    "input_gates",
     "moments",
     "space",
     "methods",

@@ -10,7 +10,7 @@ can be plugged in as `per_equation`.
 """
 
 from jprune.cost.model import Term, bytes_moved, cost, cost_model, macs
-from jprune.cost.samples import gates_of, sample_macs
+from jprune.cost.samples import gate_macs_of, gates_of, sample_macs
 from jprune.cost.units import marginal_macs, own_flops
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "bytes_moved",
     "cost",
     "cost_model",
+    "gate_macs_of",
     "gates_of",
     "macs",
     "marginal_macs",

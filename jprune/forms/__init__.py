@@ -13,6 +13,7 @@ from jprune.forms.factored import Factored
 from jprune.forms.leaf_type import LeafType, is_leaf_type
 from jprune.forms.rows import Rows
 from jprune.forms.thin import Thin
+from jprune.forms.thresholded import Thresholded
 from jprune.forms.winners import Winners
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LeafType",
     "Rows",
     "Thin",
+    "Thresholded",
     "Winners",
     "compact",
     "is_leaf_type",

@@ -24,7 +24,15 @@ from jprune.learners.hypernetwork import (
     menu,
     width_masks,
 )
+from jprune.learners.input_gates import as_gated, boostable_layers, with_gates
 from jprune.learners.isolated import isolated_damages, on_streams, readers
+from jprune.learners.manifold import (
+    Manifold,
+    as_thresholded,
+    complexity_weights,
+    manifold_task,
+    similarity_gap,
+)
 from jprune.learners.mean_gates import mean_gates, mean_penalty
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
@@ -49,14 +57,19 @@ __all__ = [
     "HalvingState",
     "Hypernetwork",
     "Limits",
+    "Manifold",
     "Menu",
     "Sharpening",
     "Terms",
+    "as_gated",
+    "as_thresholded",
     "as_winners",
     "barrier",
     "batch_codes",
+    "boostable_layers",
     "boosted_task",
     "check_settles",
+    "complexity_weights",
     "draw_scores",
     "draw_weights",
     "fold_gates",
@@ -74,6 +87,7 @@ __all__ = [
     "kl_gaussian",
     "kl_log_uniform",
     "majority",
+    "manifold_task",
     "mean_gates",
     "mean_penalty",
     "mean_pull",
@@ -87,10 +101,12 @@ __all__ = [
     "settled",
     "settled_net",
     "settled_on",
+    "similarity_gap",
     "to_the_end",
     "told_apart",
     "top_masks",
     "transition",
     "variational_task",
     "width_masks",
+    "with_gates",
 ]

@@ -39,6 +39,7 @@ from jprune.stages.batch_codes import ByCodes
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
+from jprune.stages.difficulty import EvaluateDifficulty
 from jprune.stages.dimensions import Narrow, Observe, Optimum
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.dropout import RescaleDropout
@@ -79,6 +80,7 @@ from jprune.stages.jointly import PruneJointly
 from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.low_rank import RankPenalty
+from jprune.stages.manifold import KeepManifold
 from jprune.stages.mean_gates import ToMean
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
@@ -167,6 +169,7 @@ __all__ = [
     "ErrorWeights",
     "Evaluate",
     "EvaluateDeformed",
+    "EvaluateDifficulty",
     "Fade",
     "FadeUnits",
     "FilterParticles",
@@ -179,6 +182,7 @@ __all__ = [
     "Growing",
     "Halve",
     "HardThreshold",
+    "KeepManifold",
     "L1OfScales",
     "L1Penalty",
     "LayerWise",

@@ -23,6 +23,7 @@ from jprune import errors, masks_of, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import Sharpening, Terms, top_masks
 from jprune.learners.feature_boosting import Boosting, boosted_task, counts_at, init_gates, prepared
+from jprune.learners.input_gates import counts_at
 from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
 from jprune.recipes import LongStage, Train
@@ -42,6 +43,7 @@ from jprune.stages.halving import Halve
 from jprune.stages.hard_concrete import ByBarrier
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
+from jprune.stages.manifold import KeepManifold
 from jprune.stages.mean_gates import ToMean
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
@@ -86,6 +88,7 @@ METHODS = {
     "bar": frozenset({FROZEN}),
     "fbs": frozenset({FROZEN}),
     "from_scratch": frozenset({FROZEN}),
+    **dict.fromkeys(("fbs", "manidp"), frozenset({FROZEN})),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
@@ -119,6 +122,7 @@ STAGES = {
     RefineNOfM: STRAIGHT,
     Adversarial: PROX,
     Boost: FROZEN,
+    KeepManifold: FROZEN,
     FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,

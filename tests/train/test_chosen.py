@@ -224,6 +224,7 @@ REFUSED = {
     "rigl": {"ema"},
     "set": {"ema"},
     "fbs": {"ema", "accumulate"},
+    "manidp": {"ema", "accumulate"},
     "fisher": {"ema", "accumulate"},
     "taylor2016": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
