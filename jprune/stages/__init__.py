@@ -33,6 +33,7 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 
 from jprune.stages.activations import ByActivations
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
+from jprune.stages.actor_critic import Repair, SearchRatios, TakeGoal
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
@@ -205,6 +206,7 @@ __all__ = [
     "Reinitialise",
     "RemoveDead",
     "RemoveOneByOne",
+    "Repair",
     "Repeat",
     "RescaleDropout",
     "Rewind",
@@ -212,6 +214,7 @@ __all__ = [
     "Rounds",
     "Save",
     "Search",
+    "SearchRatios",
     "Select",
     "SelectForward",
     "Sensitivity",
@@ -229,6 +232,7 @@ __all__ = [
     "Split",
     "StdPrune",
     "Sweep",
+    "TakeGoal",
     "Train",
     "TrainActive",
     "TrainAnew",
