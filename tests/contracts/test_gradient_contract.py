@@ -41,6 +41,7 @@ from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
+from jprune.stages.one_by_one import RemoveOneByOne
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import Regulariser, Split
@@ -92,6 +93,7 @@ STAGES = {
     Train: FROZEN,
     TrainActive: FROZEN,
     RaiseByRank: FROZEN,
+    RemoveOneByOne: FROZEN,
     Grow: FROZEN,
     TrainAnew: FROZEN,
     DropGrow: FROZEN,
