@@ -144,8 +144,16 @@ def begun(key: jax.Array, width: int, agent: Agent) -> Policy:
     first, second = jax.random.split(key)
     actor, critic = net(first, width), net(second, width + 1)
     copies = jax.tree.map(jnp.copy, (actor, critic))
-    states = optax.adam(agent.actor_rate).init(actor), optax.adam(agent.critic_rate).init(critic)
-    return Policy(actor, critic, *copies, *states, jnp.zeros(()), jnp.zeros((), jnp.int32))
+    return Policy(
+        actor=actor,
+        critic=critic,
+        slow_actor=copies[0],
+        slow_critic=copies[1],
+        actor_state=optax.adam(agent.actor_rate).init(actor),
+        critic_state=optax.adam(agent.critic_rate).init(critic),
+        mean=jnp.zeros(()),
+        updates=jnp.zeros((), jnp.int32),
+    )
 
 
 @functools.lru_cache(maxsize=8)  # equal agents share what was compiled
@@ -174,8 +182,11 @@ def improver(agent: Agent, updates: int) -> Any:
         change, actor_state = of_actor.update(jax.grad(loss)(p.actor), p.actor_state)
         actor = optax.apply_updates(p.actor, change)
         # theta' <- tau theta + (1 - tau) theta'
-        slow = optax.incremental_update((actor, critic), p[2:4], agent.soft)
-        return Policy(actor, critic, *slow, actor_state, critic_state, mean, p.updates + 1), None
+        follow: Any = lambda new, slow: optax.incremental_update(new, slow, agent.soft)
+        slow_actor, slow_critic = follow(actor, p.slow_actor), follow(critic, p.slow_critic)
+        nets = actor, critic, slow_actor, slow_critic
+        moved = Policy(*nets, actor_state, critic_state, mean, p.updates + 1)
+        return moved, None
 
     @jax.jit
     def improved(policy: Policy, memory: Memory, stored: Any, key: Any) -> Policy:
