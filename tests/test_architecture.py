@@ -41,12 +41,14 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor.s
 OF_METHODS = ("criteria", "allocate", "sparsify", "reconstruct", "learners", "search", "recipes")
 SHARED = (
     "activations",
+    "bounds",
     "budgets",
     "folded",
     "group_decay",
     "hidden",
     "input_gates",
     "moments",
+    "policy",
     "space",
     "methods",
     "windows",

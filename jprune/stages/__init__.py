@@ -33,6 +33,7 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 
 from jprune.stages.activations import ByActivations
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
+from jprune.stages.actor_critic import Repair, SearchRatios, TakeGoal
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.batch_codes import ByCodes
@@ -224,6 +225,7 @@ __all__ = [
     "Reinitialise",
     "RemoveDead",
     "RemoveOneByOne",
+    "Repair",
     "Repeat",
     "RescaleDropout",
     "Rewind",
@@ -231,6 +233,7 @@ __all__ = [
     "Rounds",
     "Save",
     "Search",
+    "SearchRatios",
     "Select",
     "SelectForward",
     "Sensitivity",
@@ -248,6 +251,7 @@ __all__ = [
     "Split",
     "StdPrune",
     "Sweep",
+    "TakeGoal",
     "ToMean",
     "Train",
     "TrainActive",

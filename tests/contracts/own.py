@@ -148,6 +148,8 @@ OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 OPTIONS: dict[str, dict[str, Any]] = {
     "aofp": {"period": 1, "warmup": 0, "streams": True},
     "apoz": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "amc": {"episodes": 3, "warmup": 1, "hidden": 8, "batches": 1, "examples": 32},
+    "cacp": {"episodes": 3, "warmup": 1, "hidden": 8, "batches": 1, "examples": 32},
     "entropy": {"rounds": 1, "batches": 2, "batch_size": 16},
     "hrank": {"rounds": 1, "batches": 2, "batch_size": 16},
     "from_scratch": {"gate_epochs": 1},

@@ -73,6 +73,10 @@ METHODS = {
         erk exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
         kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter play_and_prune
         random rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
+        amc apoz c_obd c_obs cacp channel_lasso chip cpli csgd data_free depgraph eigendamage
+        entropy erk exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht
+        kron_obd kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter random
+        rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
         variational woodfisher
         """.split(),
         frozenset({FROZEN}),
