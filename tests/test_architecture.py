@@ -45,6 +45,7 @@ SHARED = (
     "folded",
     "group_decay",
     "hidden",
+    "history",
     "moments",
     "space",
     "methods",

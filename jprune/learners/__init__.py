@@ -10,7 +10,7 @@ Read `popup.py` first. `to_the_end` runs any learner in memory.
 
 from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
-from jprune.learners.candidates import scorer
+from jprune.learners.candidates import masked_scorer, scorer
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
 from jprune.learners.hypernetwork import (
     Hypernetwork,
@@ -47,6 +47,7 @@ __all__ = [
     "kept_of",
     "kl_gaussian",
     "kl_log_uniform",
+    "masked_scorer",
     "menu",
     "popup_task",
     "sample_gates",

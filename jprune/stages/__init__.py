@@ -35,6 +35,7 @@ from jprune.stages.activations import ByActivations
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
+from jprune.stages.candidates import Trial
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
@@ -79,6 +80,7 @@ from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
+from jprune.stages.offsets import Aging, SearchOffsets
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
@@ -129,6 +131,7 @@ __all__ = [
     "Adjust",
     "Admm",
     "Adversarial",
+    "Aging",
     "Approximate",
     "BeginAnew",
     "Boost",
@@ -209,6 +212,7 @@ __all__ = [
     "Rounds",
     "Save",
     "Search",
+    "SearchOffsets",
     "Select",
     "Sensitivity",
     "Sets",
@@ -229,6 +233,7 @@ __all__ = [
     "TrainActive",
     "TrainAnew",
     "TrainHypernetwork",
+    "Trial",
     "before_training",
     "by_least_squares",
     "check",

@@ -62,8 +62,8 @@ METHODS = {
         """
         apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy erk
         exact_obs fisher fpgm gmp granularity grasp han hrank iht kron_obd kron_obs l1 l2 lamp
-        lottery_ticket m_fac metapruning obd obs random rigl scratch_b scratch_e set snip sparsegpt
-        synflow taylor taylor2016 thinet three_d variational woodfisher
+        lcp lottery_ticket m_fac metapruning obd obs random rigl scratch_b scratch_e set snip
+        sparsegpt synflow taylor taylor2016 thinet three_d variational woodfisher
         """.split(),
         frozenset({FROZEN}),
     ),
