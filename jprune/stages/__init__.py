@@ -100,6 +100,7 @@ from jprune.stages.prune import (
 )
 from jprune.stages.random_masks import RandomMasks
 from jprune.stages.ranked_decay import RaiseByRank, Ranked
+from jprune.stages.rates import Annealing, Purify, SearchRates
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -132,6 +133,7 @@ __all__ = [
     "Admm",
     "Adversarial",
     "Aging",
+    "Annealing",
     "Approximate",
     "BeginAnew",
     "Boost",
@@ -193,6 +195,7 @@ __all__ = [
     "PruneUntrained",
     "PruneWithFeedback",
     "Pull",
+    "Purify",
     "RaiseByRank",
     "RandomMasks",
     "RankPenalty",
@@ -213,6 +216,7 @@ __all__ = [
     "Save",
     "Search",
     "SearchOffsets",
+    "SearchRates",
     "Select",
     "Sensitivity",
     "Sets",
