@@ -59,7 +59,7 @@ class Layers:
         steps = steps_of(case.task, "sampler")
         self.steps = steps[-2:] if case.smoke else steps
         stage = layerwise(case, at_random, None)
-        self.walk = Walk(stage, case.task, key, dense.variables, self.steps)
+        self.walk = Walk(stage, case.task, key, dense.variables, self.steps, alive={}, goals={})
 
     def __iter__(self) -> Iterator[tuple[Step, Problem]]:
         for step in self.steps:

@@ -1,12 +1,10 @@
 """Filters near the geometric median of their layer go, for the others can replace them.
 
 The dense net is trained, each filter is scored by the sum of its distances to all others, and those
-of the smallest sums are masked under a budget, once or in rounds. With `soft`, as in the authors'
-code, they are set to 0 after every epoch of the fine-tuning, go on learning, and go for good after
-the last step.
+of the smallest sums are masked under a budget, once or in rounds. The authors' code prunes softly:
+that is `sfp` with score=distance.
 
-Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step. In the soft form they
-meet them as after a *prox* step: what was set to 0 moves again.
+Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
 
 References:
     He, Liu, Wang, Hu, Yang, Filter pruning via geometric median for deep convolutional neural
@@ -15,13 +13,9 @@ References:
     are counted on the masks, and a stream is one layer, whose filters are those of all producers.
 """
 
-from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.recipes.three_step import three_step
-from jprune.stages.frame import framed, settled
-from jprune.stages.goal import Goal, Settle
 from jprune.stages.prune import distance_of
-from jprune.stages.soft_prune import Pool, SoftPrune
 from jprune.stages.train import Train
 
 
@@ -35,7 +29,6 @@ def fpgm(
     allocator: str = "uniform",
     schedule: str = "one_shot",
     rounds: int | None = None,
-    soft: bool = False,
     recalibrate: int = 0,
 ) -> Recipe:
     """Train, prune by distances, fine-tune.
@@ -51,8 +44,6 @@ def fpgm(
         schedule: "one_shot", "iterative" (every round keeps the same fraction of what is left) or
             "cubic" (early rounds remove more).
         rounds: number of rounds of pruning; None is 1 for "one_shot" and 5 for the others.
-        soft: set filters to 0 after every epoch of the fine-tuning (a tenth of it, where it is
-            shorter than ten epochs), and mask them at its end; the same fraction of every layer.
         recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
 
     Returns:
@@ -66,18 +57,6 @@ def fpgm(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'before_finetune', 'finetune']
     """
-    if soft:
-        if by_norm or allocator != "uniform" or schedule != "one_shot" or rounds is not None:
-            raise errors.ArgumentError(
-                f"fpgm(soft=True, by_norm={by_norm}, allocator={allocator!r}, "
-                f"schedule={schedule!r}, rounds={rounds}): filters come back, so that there are no "
-                "rounds, and every layer keeps the same fraction by distances alone. Leave these "
-                "out, or soft."
-            )
-        goal = Goal(budget, "unit")
-        names = {"l2": "distance"}
-        during = SoftPrune(finetune, goal, pool=Pool((names.get(metric, metric),)))
-        return framed(train, during, Settle(goal), after=settled(recalibrate, finetune.batch_size))
     return three_step(
         budget,
         train,

@@ -61,8 +61,8 @@ def less_is_more(
             by itself makes no neuron 0: the cut then does that.
         strength: lambda of the norms: of all groups, of each in execution order, or by name. None:
             for every group, what would bring a neuron of mean norm to 0 in half of the training if
-            the loss did not hold it; no group then loses more than a uniform spread of the budget
-            takes.
+            the loss did not hold it; no group then loses more than the budget and the norms at the
+            beginning take.
         names: of groups that are penalised; None: all. (On the command line with "+" between.)
         rank_strength: lambda of the nuclear norms: of all kernels, of each in execution order, or
             by name. None: as `strength`, of singular values.

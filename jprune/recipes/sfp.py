@@ -17,7 +17,8 @@ as ours.
 References:
     sfp: He, Kang, Dong, Fu, Yang, Soft filter pruning for accelerating deep convolutional neural
     networks, 2018, arXiv 1808.06866. asfp: He, Dong, Kang, Fu, Yan, Yang, Asymptotic soft filter
-    pruning for deep convolutional neural networks, 2020, arXiv 1808.07471.
+    pruning for deep convolutional neural networks, 2020, arXiv 1808.07471. score=distance: He, Liu,
+    Wang, Hu, Yang, 2019, arXiv 1811.00250.
 """
 
 import dataclasses
@@ -27,8 +28,10 @@ from jprune import errors
 from jprune.base import Budget, Recipe
 from jprune.stages.frame import framed
 from jprune.stages.goal import Goal, Settle
-from jprune.stages.soft_prune import SoftPrune
+from jprune.stages.soft_prune import CRITERIA, Pool, SoftPrune
 from jprune.stages.train import Train
+
+NORMS = {"l1": 1, "l2": 2}
 
 
 def sfp(
@@ -37,7 +40,7 @@ def sfp(
     finetune: Train,
     *,
     ramp: str = "constant",
-    order: int = 2,
+    score: str = "l2",
     every: float | None = None,
     stop: float = 1.0,
 ) -> Recipe:
@@ -49,7 +52,8 @@ def sfp(
             papers report both).
         finetune: both parts of the training.
         ramp: "constant", or "asymptotic" as in asfp.
-        order: of the norm that scores: 1 or 2; the authors take 2.
+        score: of a unit: "l2" (the authors'), "l1", or its distances to the others of its group,
+            "distance" (Euclidean: soft pruning by the geometric median), "manhattan" or "cosine".
         every: epochs from one time to the next; None: one, in runs of less than ten epochs a tenth
             of the steps.
         stop: fraction of the fine-tuning epochs after which masks are fixed, and the rest is
@@ -68,12 +72,14 @@ def sfp(
     """
     if not 0 < stop <= 1:
         raise errors.ArgumentError(f"stop={stop}; it is a fraction of the epochs, in (0, 1].")
-    goal = Goal(budget, "unit", order=order)
+    errors.check_words("sfp", ("score", score, CRITERIA))
+    goal = Goal(budget, "unit", order=NORMS.get(score, 2))
+    pool = None if score in NORMS else Pool((score,))
     during = dataclasses.replace(finetune, epochs=stop * finetune.epochs)
     left = (1 - stop) * finetune.epochs
     return framed(
         train,
-        SoftPrune(during, goal, every, ramp),
+        SoftPrune(during, goal, every, ramp, pool),
         Settle(goal),
         finetune=dataclasses.replace(finetune, epochs=left) if left > 0 else None,
     )

@@ -46,6 +46,7 @@ from jprune.stages.eigenbasis import Rotate, cores_only
 from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.feedback import PruneWithFeedback
+from jprune.stages.forward import SelectForward
 from jprune.stages.frame import (
     CheckedStage,
     Evaluate,
@@ -82,6 +83,7 @@ from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.offsets import Aging, SearchOffsets
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
+from jprune.stages.particles import FilterParticles
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import CutSupport, Regulariser, Split
@@ -162,6 +164,7 @@ __all__ = [
     "EvaluateDeformed",
     "Fade",
     "FadeUnits",
+    "FilterParticles",
     "Gate",
     "Goal",
     "Grouped",
@@ -218,6 +221,7 @@ __all__ = [
     "SearchOffsets",
     "SearchRates",
     "Select",
+    "SelectForward",
     "Sensitivity",
     "Sets",
     "Settle",

@@ -123,20 +123,25 @@ class Penalty:
         return dataclasses.replace(self, strength=strengths)
 
     def within(self, task: Task, budget: Budget, variables: Any) -> Budget:
-        """The budget with floors: no group loses more units than a uniform spread of it takes.
+        """The budget with floors: no group loses more units than its norms and the budget take.
 
         A strength that is not tuned may be too large: what it cannot take stays for the cut.
         """
         families = [
             term.blocks for term in self.terms(task, budget).values() if term.blocks.per == "unit"
         ]
-        norms = norms_of(families, variables)
-        kept = allocate.jointly(families, norms, budget, Net(task).cost, allocate.uniform)
-        floors = dict(budget.floors)
-        for of_kind in kept.values():
-            # Less than the whole: a floor of all units would leave a group without a penalty.
-            floors |= {n: min(int(np.sum(m)), len(m) - 1) for n, m in of_kind.items()}
-        return dataclasses.replace(budget, floors=floors)
+        scores = {
+            # ||w_g|| / mean over h of ||w_h||: groups of other sizes can be compared
+            kind: {name: norm / max(norm.mean(), TINY) for name, norm in of.items()}
+            for kind, of in norms_of(families, variables).items()
+        }
+        kept = allocate.jointly(families, scores, budget, Net(task).cost, allocate.global_topk)
+        floors = {n: int(np.sum(m)) for of_kind in kept.values() for n, m in of_kind.items()}
+        sizes = Net(task).groups.sizes
+        if all(floors[name] == sizes[name] for name in floors):
+            # Floors of all units would leave nothing to penalise.
+            floors = {name: size - 1 for name, size in sizes.items() if name in floors}
+        return dataclasses.replace(budget, floors={**budget.floors, **floors})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +202,11 @@ class Shrink:
         """The training in steps; raises what `Penalty.terms` does."""
         self.check(task)
         travel = float(self.train.rates(task).sum())
-        penalty = self.penalty.settled(task, self.budget, pruned.variables, travel)
-        rank = self.rank and self.rank.settled(task, pruned.variables, travel)
         budget = self.budget
         if self.penalty.strength is None:
             budget = self.penalty.within(task, budget, pruned.variables)
+        penalty = self.penalty.settled(task, budget, pruned.variables, travel)
+        rank = self.rank and self.rank.settled(task, pruned.variables, travel)
         # Behind the optimizer, where neither momentum nor weight decay gathers the penalty.
         wrap = Penalised(penalty, budget, rank)
         stage = dataclasses.replace(self.train, wrap=wrap, name=self.name)

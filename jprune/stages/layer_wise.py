@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.allocate.widths import refuse_impossible_widths, widths
+from jprune.allocate.widths import widths
 from jprune.base import (
     Budget,
     Masks,
@@ -34,9 +34,9 @@ from jprune.reconstruct.least_squares import relative_error
 from jprune.reconstruct.windows import Look, Windows, aimed, collect, look
 from jprune.stages.error_weights import ErrorWeights, staying
 from jprune.stages.frame import fractions, record
-from jprune.stages.walk import Step, alive_of, masks_by_name, refuse_unread, steps_of
+from jprune.stages.walk import Step, alive_of, check_steps, masks_by_name, shares_of, steps_of
 from jprune.train.net import Net
-from jprune.train.numbers import Numbers, per_name
+from jprune.train.numbers import Numbers
 from jprune.train.step import stream
 
 STREAMS = ("sampler", "whole", "joint")
@@ -103,27 +103,8 @@ class LayerWise:
             )
 
     def check(self, task: Task) -> None:
-        """Refuses a net of which nothing is prunable, and ratios for other steps than it has.
-
-        Raises:
-            ArgumentError: it is one, or they are.
-            BudgetError: a budget that no widths can meet.
-        """
-        steps = steps_of(task, self.stream)
-        refuse_unread(task, steps)
-        self.shares(steps)
-        dense = Pruned(None, None)
-        masks_of = lambda masks: masks_by_name(task, dense, steps, masks)
-        alive = alive_of(task, dense, steps)
-        refuse_impossible_widths(alive, self.budget, Net(task).cost, masks_of)
-
-    def shares(self, steps: Sequence[Step]) -> dict[str, float]:
-        """{step: its relative share}.
-
-        Raises:
-            ArgumentError: not as many ratios as steps, or one of a step that there is not.
-        """
-        return per_name(self.ratios, [step.name for step in steps], "ratios")
+        """As `check_steps`."""
+        check_steps(task, self.stream, self.budget, self.ratios)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Masks, variables, and a record of the fractions kept and the outputs' relative error.
@@ -134,7 +115,7 @@ class LayerWise:
         """
         steps = steps_of(task, self.stream)
         alive = alive_of(task, pruned, steps)
-        shares = self.shares(steps)
+        shares = shares_of(self.ratios, steps)
         masks_of = lambda masks: masks_by_name(task, pruned, steps, masks)
         # All widths at once and before the first choice: the budget is one of the whole net.
         goals = widths(alive, self.budget, Net(task).cost, masks_of, shares)

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jprune import errors
-from jprune.base import Groups, Layer, Masks, Pruned, Task
+from jprune.allocate.widths import refuse_impossible_widths
+from jprune.base import Budget, Groups, Layer, Masks, Pruned, Task
 from jprune.train.net import Net
+from jprune.train.numbers import Numbers, per_name
 from jprune.units import expand, places_of
 
 
@@ -78,6 +80,30 @@ def refuse_unread(task: Task, prunable: Sequence[Any]) -> None:
             f"nothing of {task.name} is prunable by this method: no unit is read by plain "
             "contractions alone. Take a method that looks at no consumer, such as l1."
         )
+
+
+def shares_of(ratios: Numbers, steps: Sequence[Step]) -> dict[str, float]:
+    """{step: its share of what is kept, relative to the others}.
+
+    Raises:
+        ArgumentError: not as many ratios as steps, or one of a step that there is not.
+    """
+    return per_name(ratios, [step.name for step in steps], "ratios")
+
+
+def check_steps(task: Task, stream: str, budget: Budget, ratios: Numbers) -> None:
+    """Refuses a net of which nothing is prunable, and ratios for other steps than it has.
+
+    Raises:
+        ArgumentError: it is one, or they are.
+        BudgetError: a budget that no widths can meet.
+    """
+    steps = steps_of(task, stream)
+    refuse_unread(task, steps)
+    shares_of(ratios, steps)
+    dense = Pruned(None, None)
+    masks_of = lambda masks: masks_by_name(task, dense, steps, masks)
+    refuse_impossible_widths(alive_of(task, dense, steps), budget, Net(task).cost, masks_of)
 
 
 def plain_layers(groups: Groups) -> dict[str, Layer]:

@@ -41,6 +41,7 @@ from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
+from jprune.stages.one_by_one import RemoveOneByOne
 from jprune.stages.popup import Popup
 from jprune.stages.probe import Probe
 from jprune.stages.proximal import Regulariser, Split
@@ -61,9 +62,10 @@ METHODS = {
     **dict.fromkeys(
         """
         apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy erk
-        exact_obs fisher fpgm gmp granularity grasp han hrank iht kron_obd kron_obs l1 l2 lamp
-        lcp lottery_ticket m_fac metapruning obd obs random rigl scratch_b scratch_e set snip
-        sparsegpt synflow taylor taylor2016 thinet three_d variational woodfisher
+        exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
+        kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning obd obs particle_filter random
+        rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
+        variational woodfisher
         """.split(),
         frozenset({FROZEN}),
     ),
@@ -92,6 +94,7 @@ STAGES = {
     Train: FROZEN,
     TrainActive: FROZEN,
     RaiseByRank: FROZEN,
+    RemoveOneByOne: FROZEN,
     Grow: FROZEN,
     TrainAnew: FROZEN,
     DropGrow: FROZEN,

@@ -97,6 +97,9 @@ CRITERIA = {
         for form in ("absolute", "signed", "entries", "square")
     },
     "distance": lambda: criteria.distance(GROUPS),
+    "sensitivity": lambda: criteria.sensitivity(fn, cross_entropy),
+    "gradient_flow": lambda: criteria.gradient_flow(fn, cross_entropy, temperature=2.0),
+    "synaptic_flow": lambda: criteria.synaptic_flow(fn, batch_of(0)["image"][:1]),
     "removal": lambda: criteria.removal(fn, cross_entropy, GROUPS, signed=True),
     "obd": lambda: criteria.obd(fn, cross_entropy, curvature.gauss_newton(1), KEY),
     **{
@@ -239,9 +242,9 @@ def with_extremes(score):
 
 
 HELPERS = """
-    jointly keep_best largest price_of refuse_impossible refuse_impossible_jointly smallest
+    jointly keep_best largest price_of refuse_impossible refuse_impossible_jointly smallest toward
 """.split()
-"""Of the room, and no allocators themselves."""
+"""Of the room, and no allocators themselves, or of counts and not of budgets of every kind."""
 
 
 def test_every_allocator_has_a_row():

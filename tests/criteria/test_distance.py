@@ -131,14 +131,12 @@ def test_in_the_soft_form_filters_go_by_distance_and_come_back_until_the_end():
     kernel[..., 1:] += 1.0  # all but the first are long, and stand together
     start["params"]["conv2"]["kernel"] = jnp.asarray(kernel)
     fine = Train(1, 1e-4, 16, schedule="constant", name="finetune")
-    recipe = recipes.find("fpgm")(Budget(density=0.75), None, fine, soft=True)
+    recipe = recipes.find("sfp")(Budget(density=0.75), None, fine, score="distance")
     done, rows = recipes.run(recipe, Pruned(start, None), task, key)
     assert [row["stage"] for row in rows][:2] == ["dense", "soft"]
     mask = np.asarray(done.masks["params/conv2/kernel"])
     assert mask.sum() == 9
     assert mask[0], "the shortest filter is far from the others"
-    with pytest.raises(errors.ArgumentError, match=r"soft=True, by_norm=0\.3"):
-        recipes.find("fpgm")(Budget(density=0.75), None, fine, soft=True, by_norm=0.3)
 
 
 def test_bad_words():

@@ -111,7 +111,7 @@ def test_what_cannot_be_is_refused():
         ("sfp", {"stop": 0.0}, "stop=0.0"),
         ("sfp", {"ramp": "linear"}, "constant, asymptotic"),
         ("asfp", {"every": 0.0}, "a number of epochs above 0"),
-        ("sfp", {"order": 3}, "order=3"),
+        ("sfp", {"score": "l3"}, "score='l3'"),
         ("mfp", {"criteria": "l1:l3"}, "criteria='l1:l3'"),
         ("mfp", {"criteria": "l1:l1"}, "each once"),
         ("mfp", {"attribute": "accuracy"}, "loss, mass"),
