@@ -13,6 +13,7 @@ from jprune.stages import Purify, Sets, Train, Trial
 from jprune.stages.admm import Admm
 from jprune.stages.rates import Annealing, SearchRates
 from jprune.train.net import Net
+from jprune.units import expand
 from tests.recipes.test_lcp import trap
 from tests.toys import equal
 
@@ -166,7 +167,7 @@ def test_purification_cuts_what_is_near_0_and_nothing_that_counts():
     small[names[1]] = np.where(gone, 1e-4, 1.0)
     variables = jax.tree.map(
         lambda leaf, factor: leaf if factor is None else leaf * factor,
-        pruned.variables, Net(task).weight_masks(small),
+        pruned.variables, expand(Net(task).groups, small, ("kernel", "scale", "shift")),
     )  # fmt: skip
     pruned = pruned._replace(variables=variables)
     sets = Sets(Budget(macs=0.6))
