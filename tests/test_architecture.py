@@ -46,6 +46,7 @@ SHARED = (
     "folded",
     "group_decay",
     "hidden",
+    "history",
     "input_gates",
     "moments",
     "policy",

@@ -12,7 +12,7 @@ from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
 from jprune.learners.barrier import Limits, barrier, transition
 from jprune.learners.batch_codes import batch_codes
-from jprune.learners.candidates import scorer
+from jprune.learners.candidates import masked_scorer, scorer
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
 from jprune.learners.halving import Halving, HalvingState, halving
 from jprune.learners.hard_concrete import hard_concrete
@@ -88,6 +88,7 @@ __all__ = [
     "kl_log_uniform",
     "majority",
     "manifold_task",
+    "masked_scorer",
     "mean_gates",
     "mean_penalty",
     "mean_pull",

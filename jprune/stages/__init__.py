@@ -37,6 +37,7 @@ from jprune.stages.actor_critic import Repair, SearchRatios, TakeGoal
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.batch_codes import ByCodes
+from jprune.stages.candidates import Trial
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
@@ -87,6 +88,7 @@ from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
+from jprune.stages.offsets import Aging, SearchOffsets
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
 from jprune.stages.particles import FilterParticles
 from jprune.stages.popup import Popup, Redraw
@@ -140,6 +142,7 @@ __all__ = [
     "Adjust",
     "Admm",
     "Adversarial",
+    "Aging",
     "Approximate",
     "BeginAnew",
     "Boost",
@@ -233,6 +236,7 @@ __all__ = [
     "Rounds",
     "Save",
     "Search",
+    "SearchOffsets",
     "SearchRatios",
     "Select",
     "SelectForward",
@@ -258,6 +262,7 @@ __all__ = [
     "TrainAnew",
     "TrainGates",
     "TrainHypernetwork",
+    "Trial",
     "Watch",
     "before_training",
     "by_least_squares",

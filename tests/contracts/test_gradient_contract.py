@@ -22,7 +22,7 @@ import pytest
 from jprune import errors, masks_of, recipes, train, zoo
 from jprune.base import Budget, Pruned
 from jprune.learners import Sharpening, Terms, top_masks
-from jprune.learners.feature_boosting import Boosting, boosted_task, counts_at, init_gates, prepared
+from jprune.learners.feature_boosting import Boosting, boosted_task, init_gates, prepared
 from jprune.learners.input_gates import counts_at
 from jprune.learners.variational import Rule, Settings
 from jprune.masks import apply_masks
@@ -76,6 +76,9 @@ METHODS = {
         amc apoz c_obd c_obs cacp channel_lasso chip cpli csgd data_free depgraph eigendamage
         entropy erk exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht
         kron_obd kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter random
+        apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy erk
+        exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
+        kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning obd obs particle_filter random
         rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
         variational woodfisher
         """.split(),
