@@ -41,6 +41,7 @@ from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.soft_prune import SoftPruneState, choice, lowest, nearest, soft_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
+from jprune.sparsify.truncated_lasso import TruncatedState, truncated_lasso, truncated_penalty
 
 __all__ = [
     "ActiveState",
@@ -63,6 +64,7 @@ __all__ = [
     "ScheduledState",
     "SoftPruneState",
     "SurgeryState",
+    "TruncatedState",
     "active_gradients",
     "admm",
     "box",
@@ -111,5 +113,7 @@ __all__ = [
     "soft_singular",
     "strength_for",
     "strengths",
+    "truncated_lasso",
+    "truncated_penalty",
     "with_masks",
 ]

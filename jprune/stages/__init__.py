@@ -132,6 +132,7 @@ from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.tolerance import CutBelow, Game, Press, Watch
 from jprune.stages.train import Train, trained
+from jprune.stages.truncated_lasso import PruneColumns, ReadOffColumns, ShrinkWeakest
 from jprune.stages.unit_gates import CutGates, Gated, TrainGates
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
@@ -206,6 +207,7 @@ __all__ = [
     "Press",
     "Probe",
     "Prune",
+    "PruneColumns",
     "PruneFilters",
     "PruneGradually",
     "PruneGrains",
@@ -221,6 +223,7 @@ __all__ = [
     "RankPenalty",
     "Ranked",
     "ReadOff",
+    "ReadOffColumns",
     "Recalibrate",
     "Redraw",
     "RefineNOfM",
@@ -247,6 +250,7 @@ __all__ = [
     "SettleSurgery",
     "Shrink",
     "ShrinkScales",
+    "ShrinkWeakest",
     "ShuffleMasks",
     "Small",
     "Soft",

@@ -60,6 +60,7 @@ from jprune.stages.soft_prune import SoftPrune
 from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.tolerance import Game, Press
+from jprune.stages.truncated_lasso import ShrinkWeakest
 from jprune.stages.unit_gates import Gated, TrainGates
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
@@ -96,6 +97,7 @@ METHODS = {
     "fbs": frozenset({FROZEN}),
     "from_scratch": frozenset({FROZEN}),
     **dict.fromkeys(("fbs", "manidp"), frozenset({FROZEN})),
+    "group_brain_damage": frozenset({PROX, FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
@@ -109,6 +111,7 @@ STAGES = {
     Shrink: PROX,
     Split: PROX,
     ShrinkScales: PROX,
+    ShrinkWeakest: PROX,
     Train: FROZEN,
     TrainActive: FROZEN,
     RaiseByRank: FROZEN,

@@ -228,6 +228,7 @@ REFUSED = {
     "fisher": {"ema", "accumulate"},
     "taylor2016": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
+    "group_brain_damage": {"ema"},
     "less_is_more": {"ema"},
     "greg": {"optimizer", "ema"},
     "gsm": {"optimizer", "ema"},
