@@ -122,7 +122,7 @@ def truncated_lasso(
         limits = {name: jnp.zeros((), jnp.result_type(float)) for name in blocks}
         return TruncatedState(jnp.zeros((), jnp.int32), limits, none(False), none(True))
 
-    def update(updates: Any, state: TruncatedState, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         if params is None:
             raise errors.ArgumentError(
                 "truncated_lasso needs the parameters: call tx.update(gradients, state, params)."

@@ -32,7 +32,7 @@ from jprune.search.actor_critic import DRAWS
 from jprune.search.widths import price_of
 from jprune.stages.frame import check_prunable, fractions, record
 from jprune.stages.hypernetwork import stacked
-from jprune.stages.repair import Repair, narrowed, ranks_of
+from jprune.stages.repair import Repair, ranks_of, repaired
 from jprune.train.evaluate import EVALUATION_BATCH
 from jprune.train.net import Net
 
@@ -235,7 +235,7 @@ class _Search:
     def refitted(self, variables: Variables, grams: Any, ranks: Any, widths: Any) -> Variables:
         """The net of some widths; jittable in all of them."""
         ridge = self.stage.repair.ridge
-        return narrowed(self.task, variables, grams, self.masks(ranks, widths), ridge)
+        return repaired(self.task, variables, grams, self.masks(ranks, widths), ridge)
 
     def reward(self, widths: np.ndarray) -> float:
         """What an episode brings."""

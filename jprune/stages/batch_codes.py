@@ -4,7 +4,8 @@ import dataclasses
 
 from jprune.base import Budget, Task, Wrap
 from jprune.learners import Gating, Sharpening, batch_codes, seen_shapes
-from jprune.stages.goal import Goal, period
+from jprune.stages.goal import period
+from jprune.stages.unit_gates import even_widths
 from jprune.train.net import Net
 
 
@@ -29,7 +30,7 @@ class ByCodes:
     def gating(self, task: Task, sizes: dict[str, int], budget: Budget, steps: int) -> Gating:
         """As `jprune.stages.unit_gates.Kind`."""
         net = Net(task)
-        counts = Goal(budget, "unit").counts(net)
+        counts = even_widths(net, budget)
         sharpening = dataclasses.replace(
             self.sharpening,
             every=period(self.every, 100, steps),

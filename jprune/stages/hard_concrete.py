@@ -10,7 +10,7 @@ import optax
 from jprune import errors
 from jprune.base import Budget, Schedule, Task, Wrap
 from jprune.learners import Gating, Limits, hard_concrete
-from jprune.stages.goal import Goal
+from jprune.stages.unit_gates import even_widths
 from jprune.train.net import Net
 
 MEASURES = ("budget", "volume")
@@ -50,7 +50,7 @@ class ByBarrier:
         cost, goal = _budget_cost(net, budget), float(budget.value)
         if self.measure == "volume":
             cost = _volume(net)
-            counts = Goal(budget, "unit").counts(net)
+            counts = even_widths(net, budget)
             kept = {n: jnp.arange(size) < counts[n] for n, size in net.groups.sizes.items()}
             goal = float(cost(kept))
         limits = Limits(goal, self.slope, self.tolerance, self.margin)

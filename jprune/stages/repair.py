@@ -64,7 +64,7 @@ def _look(net: Net, sites: tuple[str, ...], points: int) -> Look:
     return look(net.task.fn, net.groups, sites, points)
 
 
-def narrowed(
+def repaired(
     task: Task,
     variables: Variables,
     grams: Mapping[str, Any],

@@ -10,18 +10,19 @@ import optax
 
 from jprune import errors
 from jprune.allocate import global_topk, toward
+from jprune.allocate.widths import widths
 from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task, Wrap
 from jprune.learners.soft_masks import chosen, scaled, sizes_of
 from jprune.learners.unit_gates import Gating, gated_start, gated_task, settled_net
 from jprune.masks import apply_masks
 from jprune.sparsify import guarded
 from jprune.stages.frame import check_prunable, fractions, record
-from jprune.stages.goal import Goal
 from jprune.stages.train import Train, trained
 from jprune.train.evaluate import mean_quality
 from jprune.train.net import Net
 from jprune.train.step import TrainState, plain
 from jprune.train.task import distilled
+from jprune.units import ones
 
 
 class Kind(Protocol):
@@ -187,7 +188,7 @@ class TrainGates:
         decayed: Any = {"gates": jax.tree.map(lambda _: False, start["gates"])}
         if not gating.frozen:
             decayed["net"] = task.split(net.is_kernel)[0]
-        wrap = Guarded(self.kind.wrap(sizes, walled, steps))
+        wrap = OnlyFinite(self.kind.wrap(sizes, walled, steps))
         optimizer, size = self.train.optimizer_for(task), self.train.batch_size
         begin = pruned._replace(variables=start)
         learner = plain(gated, begin, masks, optimizer, of_steps, size, wrap, decayed)
@@ -257,6 +258,15 @@ def _at_an_end(step: int, learner: Learner) -> bool:
     return step % learner.epoch == 0 or step == learner.steps
 
 
+def even_widths(net: Net, budget: Budget) -> dict[str, int]:
+    """{group: how many units it keeps where all groups keep the same fraction}.
+
+    Raises:
+        BudgetError: a budget that cannot be met.
+    """
+    return widths(ones(net.groups), budget, net.cost, lambda masks: masks)
+
+
 @jax.jit
 def _stopping(good: jax.Array, metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """A loss of NaN once the guard has stopped the training, so that the runner stops."""
@@ -264,7 +274,7 @@ def _stopping(good: jax.Array, metrics: dict[str, jax.Array]) -> dict[str, jax.A
 
 
 @dataclasses.dataclass(frozen=True)
-class Guarded:
+class OnlyFinite:
     """A wrap that stops at the first update that is not finite.
 
     Attributes:
@@ -333,7 +343,8 @@ class CutGates:
         gates = {name: np.asarray(pruned.extra["gates"][name], float) for name in sizes}
         scores = {name: np.asarray(pruned.extra["scores"][name], float) for name in sizes}
         if self.scope == "layer":
-            counts = {name: Goal(walled, "unit").counts(net)[name] for name in sizes}
+            even = even_widths(net, walled)
+            counts = {name: even[name] for name in sizes}
             least = Budget(density=sum(counts.values()) / sum(sizes.values()))
             masks = toward(counts)(scores, least, None)
         else:

@@ -20,7 +20,7 @@ from jprune.reconstruct import least_squares, masked_refit
 from jprune.search import Agent, actor_critic, bound, rounded_up
 from jprune.search.policy import Memory, begun, improver, proposed
 from jprune.stages import Repair, SearchRatios, TakeGoal
-from jprune.stages.repair import narrowed, ranks_of
+from jprune.stages.repair import ranks_of, repaired
 from jprune.train.net import Net
 from tests.contracts import own
 from tests.search_problems import FLOPS, Dial, chain, chained, chained_own
@@ -257,7 +257,7 @@ def test_refitted_nets_are_nearer_to_the_dense_one_and_nothing_is_compiled_for_a
     ranks = ranks_of(task, variables, names)
     grams = Repair(3, 16, 16).grams(task, variables, KEY)
     assert {*grams} == {f"params/{name}/kernel" for name in ("conv2", "conv3", "fc")}
-    run = jax.jit(lambda grams, masks: narrowed(task, variables, grams, masks, 1e-4))
+    run = jax.jit(lambda grams, masks: repaired(task, variables, grams, masks, 1e-4))
     x = next(task.data.batches("test", 12))["image"]
     out = jax.jit(task.fn)
     for inner in (4, 6, 9):
