@@ -591,7 +591,8 @@ class Searcher(NamedTuple):
 
     Attributes:
         init: `init(key) -> state`, a tree of arrays.
-        ask: `ask(state) -> candidates`: int [p, genes], none of them asked before; p may be 0.
+        ask: `ask(state) -> candidates`: [p, genes], none of them asked before; p may be 0. Genes
+            are int where there is a menu, and else float.
         tell: `tell(state, candidates, scores [p]) -> state`; higher is better.
         best: `best(state) -> (candidate [genes], its score)`, of all so far.
     """

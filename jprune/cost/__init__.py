@@ -13,7 +13,7 @@ can be plugged in as `per_equation`.
 from jprune.cost.energy import Energy, EnergyCosts, Traffic, energies, layer_energy, reads, sums
 from jprune.cost.model import Term, bytes_moved, cost, cost_model, macs
 from jprune.cost.roofline import ATOM, XEON, Machine, Work
-from jprune.cost.samples import gates_of, sample_macs
+from jprune.cost.samples import gate_macs_of, gates_of, sample_macs
 from jprune.cost.units import marginal_macs, own_flops
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "cost",
     "cost_model",
     "energies",
+    "gate_macs_of",
     "gates_of",
     "layer_energy",
     "macs",

@@ -14,6 +14,7 @@ from jprune.forms.factored import Factored
 from jprune.forms.leaf_type import LeafType, is_leaf_type
 from jprune.forms.rows import Rows
 from jprune.forms.thin import Thin
+from jprune.forms.thresholded import Thresholded
 from jprune.forms.winners import Winners
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LeafType",
     "Rows",
     "Thin",
+    "Thresholded",
     "Winners",
     "compact",
     "direct_convolution",

@@ -8,6 +8,7 @@ nothing. Training with more parts than weights and masks is in `jprune.learners`
 from jprune.masks import HoldState, hold, masks_of, with_masks
 from jprune.sparsify.active_gradients import ActiveState, active_gradients
 from jprune.sparsify.admm import AdmmState, admm, projection
+from jprune.sparsify.box import box
 from jprune.sparsify.candidate_decay import CandidateState, candidate_decay, candidates
 from jprune.sparsify.centripetal import (
     CentripetalState,
@@ -66,6 +67,7 @@ __all__ = [
     "TruncatedState",
     "active_gradients",
     "admm",
+    "box",
     "candidate_decay",
     "candidates",
     "centripetal",

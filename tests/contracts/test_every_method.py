@@ -41,6 +41,7 @@ KNOWN = {
 TRAINED = (
     "edge_popup",
     "erk",
+    "from_scratch",
     "less_is_more",
     "lottery_ticket",
     "metapruning",
