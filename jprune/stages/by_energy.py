@@ -1,7 +1,6 @@
 """Single weights pruned layer by layer, those that take most energy first and hardest."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from jprune import errors
 from jprune.allocate import largest, price_of, refuse_impossible
 from jprune.allocate.budgets import kept_count
-from jprune.base import Batch, Budget, Groups, Masks, Problem, Pruned, Records, Task, Variables
+from jprune.base import Budget, Groups, Masks, Problem, Pruned, Records, Task, Variables
 from jprune.cost.energy import EYERISS, EnergyCosts, Traffic, energies
 from jprune.graph import taps
 from jprune.masks import apply_masks, intersect
@@ -23,7 +22,7 @@ from jprune.reconstruct.windows import Look, Windows, collect, look
 from jprune.stages.frame import fractions, record
 from jprune.stages.walk import plain_layers, refuse_unread
 from jprune.train.net import Net
-from jprune.train.step import stream
+from jprune.train.step import few_batches
 
 ORDERS = ("energy", "params", "macs", "forward")
 
@@ -155,7 +154,7 @@ class PruneByEnergy:
         net = Net(task)
         alive, (points, order) = self.prunable(task, pruned.masks), jax.random.split(key)
         layers = {path: net.groups.layers[path] for path in alive}
-        batches = calibration(task, self.batches, self.batch_size, order)
+        batches = few_batches(task.data, self.batches, self.batch_size, order)
         images = [batch["image"] for batch in batches]
         traffic = measured(task, pruned.variables, [*alive], images[0])
         before = {path: float(each.total) for path, each in self._energy(task, traffic).items()}
@@ -235,13 +234,6 @@ class PruneByEnergy:
             return max(float(left), 0.0) / seen.square if seen.square > 0 else 0.0
 
         return new, keep, [error(weights * plain), error(weights * keep), error(new)]
-
-
-def calibration(task: Task, batches: int, batch_size: int, key: jax.Array) -> list[Batch]:
-    """Batches of training images, as many as the data have at most."""
-    size = min(batch_size, task.data.sizes["train"])
-    few = min(batches, max(1, task.data.sizes["train"] // size))
-    return [*itertools.islice(stream(task.data, size, key), few)]
 
 
 def measured(
