@@ -39,9 +39,13 @@ lint: install
 types: install
 	$(BIN)/pyright --project pyproject.toml
 
-# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode.
+# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode. Contract tables
+# compile hundreds of small steps and run each a few times: without LLVM's optimisations that takes
+# half as long.
 tests: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/contracts
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/contracts
 
 # Makes the notebooks from their sources; a test compares the two.
 notebooks: install
