@@ -420,6 +420,7 @@ SPARSIFIERS = {
     "ranked_decay": lambda: sparsify.ranked_decay(
         optax.sgd(0.05, 0.9), blocks.filters(GROUPS), dict.fromkeys(UNITS, 2), 0.2, 0.5
     ),
+    "box": lambda: sparsify.box(-0.5, 0.5),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),
     "one_by_one": lambda: sparsify.one_by_one(
         criteria.magnitude(), GROUPS, allocate.lowest_first(UNITS, Budget(density=0.7)), every=2
