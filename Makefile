@@ -41,13 +41,9 @@ lint: install
 types: install
 	$(BIN)/pyright --project pyproject.toml
 
-# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode. Contract tables
-# compile hundreds of small steps and run each a few times: without LLVM's optimisations that takes
-# half as long.
+# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode.
 tests: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/contracts
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
-		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/contracts
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Makes the notebooks from their sources; a test compares the two.
 notebooks: install
