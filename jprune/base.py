@@ -297,6 +297,11 @@ class Groups(NamedTuple):
         return tuple(self.layers)
 
     @property
+    def streams(self) -> frozenset[str]:
+        """Groups on residual streams: their units are added up, and have several producers."""
+        return frozenset(name for site in self.sites if site.kind == "join" for name in site.groups)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the groups, in execution order of their first producer."""
         return tuple(self.sizes)

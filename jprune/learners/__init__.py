@@ -25,7 +25,7 @@ from jprune.learners.hypernetwork import (
     width_masks,
 )
 from jprune.learners.input_gates import as_gated, boostable_layers, with_gates
-from jprune.learners.isolated import isolated_damages, on_streams, readers
+from jprune.learners.isolated import isolated_damages, readers
 from jprune.learners.manifold import (
     Manifold,
     as_thresholded,
@@ -93,7 +93,6 @@ __all__ = [
     "mean_penalty",
     "mean_pull",
     "menu",
-    "on_streams",
     "popup_task",
     "readers",
     "sample_gates",

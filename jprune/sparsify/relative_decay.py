@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from jprune import errors
-from jprune.base import Params, Variables
-from jprune.blocks.members import Blocks, along, leaves_of, squares
+from jprune.base import Params
+from jprune.blocks.members import Blocks, leaves_of, squares
+from jprune.sparsify.group_decay import decayed
 
 
 class RelativeDecayState(NamedTuple):
@@ -121,7 +122,7 @@ def relative_decay(
             # lambda_k <- lambda_k + delta (I_max - I_k) / (I_max - I_min)
             now = {n: state.factors[n] + grows * lightness(norm) for n, norm in norms.items()}
             after = jax.tree.map(lambda new, old: new.astype(old.dtype), now, dict(state.factors))
-        return _decayed(blocks, updates, params, now), RelativeDecayState(state.step + 1, after)
+        return decayed(blocks, updates, params, now), RelativeDecayState(state.step + 1, after)
 
     return optax.GradientTransformation(init, update)
 
@@ -130,16 +131,3 @@ def _norms(square: Any) -> Any:
     """I_k; that of the largest unit where a unit is 0, so that it is compared with none."""
     norm = jnp.sqrt(square)
     return jnp.where(norm > 0, norm, norm.max())
-
-
-def _decayed(
-    blocks: Blocks, updates: Variables, params: Params, factors: Mapping[str, Any]
-) -> Variables:
-    changes, weights = leaves_of(blocks, updates), leaves_of(blocks, params)
-    for name, block in blocks.items():
-        for member in block.members:
-            if (weight := weights.get(member.path)) is not None:
-                # g <- g + lambda_k w; a kernel between two groups decays with both
-                own = along(member, weight.shape, factors[name], 0.0).astype(weight.dtype)
-                changes[member.path] = changes[member.path] + own * weight
-    return jax.tree.unflatten(jax.tree.structure(updates), list(changes.values()))

@@ -133,7 +133,7 @@ class SearchRatios:
         """
         net, budget = Net(task), self.budget
         check_prunable(task, budget)
-        joined = {name for site in net.groups.sites if site.kind == "join" for name in site.groups}
+        joined = net.groups.streams
         names = tuple(
             name
             for name, size in net.groups.sizes.items()

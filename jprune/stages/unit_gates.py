@@ -75,8 +75,7 @@ class Gated:
         whole = [name for name, floor in budget.floors.items() if floor >= groups.sizes[name]]
         patterns = [pattern for pattern in self.gates.split(":") if pattern]
         named = chosen(groups, sizes_of(groups, ("channel",)), patterns, whole)
-        sums = {name for site in groups.sites if site.kind == "join" for name in site.groups}
-        inner = {name: size for name, size in named.items() if name not in sums}
+        inner = {name: size for name, size in named.items() if name not in groups.streams}
         residual = self.residual
         if residual is None:
             residual = not inner or not self.reaches(task, budget, inner)
