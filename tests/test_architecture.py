@@ -14,14 +14,14 @@ PACKAGE = ROOT / "jprune"
 # A room reads what stands on a floor under its own, and itself.
 FLOORS = """
 errors collector interrupts
-foreign
+foreign kernels
 jaxprs targets
 base
 forms
 graph
 units curvature zoo data schedules export
 masks cost measure
-blocks
+blocks execute
 criteria reconstruct learners
 allocate sparsify
 search
@@ -64,7 +64,7 @@ SHARED = (
     "three_step",
 )
 # What a leaf brings: none of it is imported by `import jprune`.
-HEAVY = ("flax", "tensorflow_datasets", "orbax", "matplotlib", "ai_edge_litert", "sklearn", "grain")
+HEAVY = ("numba", "llvmlite", "flax", "tensorflow_datasets", "orbax", "matplotlib", "ai_edge_litert", "sklearn", "grain")
 
 
 def files() -> dict[str, Path]:

@@ -56,6 +56,7 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
         clip=settings.clip,
         ema=settings.ema,
         accumulate=settings.accumulate,
+        execute=settings.execute,
     )
     out = settings.out or f"runs/{_folder_name(settings, budget)}"
     progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()

@@ -12,7 +12,7 @@ can be plugged in as `per_equation`.
 
 from jprune.cost.energy import Energy, EnergyCosts, Traffic, energies, layer_energy, reads, sums
 from jprune.cost.model import Term, bytes_moved, cost, cost_model, macs
-from jprune.cost.roofline import ATOM, XEON, Machine, Work
+from jprune.cost.roofline import ATOM, XEON, Machine, Work, works
 from jprune.cost.samples import gate_macs_of, gates_of, sample_macs
 from jprune.cost.units import marginal_macs, own_flops
 
@@ -38,4 +38,5 @@ __all__ = [
     "reads",
     "sample_macs",
     "sums",
+    "works",
 ]

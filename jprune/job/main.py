@@ -7,6 +7,7 @@ measure, report. All of it lies in one directory; `jprune.runs` says how it surv
 import dataclasses
 import fnmatch
 import inspect
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from jprune import allocate, data, errors, measure, recipes, zoo
 from jprune.base import Budget, Data, Pruned, Recipe, Task
-from jprune.job.finish import Export, Law, Measure
+from jprune.job.finish import ExecuteSparse, Export, Law, Measure
 from jprune.job.nets import net_for
 from jprune.job.result import Asked, write_result
 from jprune.recipes import Evaluate, Prune, Train
@@ -93,6 +94,8 @@ class Job:
         clip: the largest norm of a gradient; None: any.
         ema: decay of the average that trainings hand on; None: none.
         accumulate: parts in which a batch goes through the net.
+        execute: "dense", or "sparse": the net that was pruned weight by weight is run with sparse
+            kernels too, and measured.
     """
 
     model: str
@@ -121,6 +124,7 @@ class Job:
     clip: float | None = None
     ema: float | None = None
     accumulate: int = 1
+    execute: str = "dense"
 
 
 def prune(
@@ -164,10 +168,13 @@ def prune(
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = recipe_of(job, train, finetune)
+    errors.check_words("prune", ("execute", job.execute, ("dense", "sparse")))
     # Budgets of weights (unstructured pruning) can always be met; those of whole units may not.
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
     check(recipe, task)
+    if job.execute == "sparse":
+        ExecuteSparse(exact, pathlib.Path(out)).check(task)
     anew = [stage for stage in recipes.unrolled(recipe) if isinstance(stage, DRAWS)]
     if job.weights == "own" and anew:
         raise errors.ArgumentError(
@@ -188,12 +195,15 @@ def prune(
 
     with held(out, config, about(job), provenance, overwrite, progress.note) as directory:
         # The recipe first, then what every run is judged by.
+        seconds = 0.0 if job.max_steps else measure_seconds
+        sparse = ExecuteSparse(exact, directory.path, seconds)
         stages = (
             *recipe,
             Evaluate("test", slim=True, name="pruned"),
             Law(exact),
             Export(directory.path, exact, progress.note),
-            Measure(directory.path, exact, 0.0 if job.max_steps else measure_seconds),
+            Measure(directory.path, exact, seconds),
+            *((sparse,) if job.execute == "sparse" else ()),
         )
         pruned = execute(directory, stages, task, key, start, progress, save_seconds)
         asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget)
@@ -391,6 +401,7 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         "dtype": job.dtype,
         "weights": job.weights,
         "train_images": job.train_images,
+        **({"execute": job.execute} if job.execute != "dense" else {}),
         "train": None if train is None else _settings(train),
         "finetune": _settings(finetune),
     }
