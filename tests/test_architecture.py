@@ -64,7 +64,10 @@ SHARED = (
     "three_step",
 )
 # What a leaf brings: none of it is imported by `import jprune`.
-HEAVY = ("numba", "llvmlite", "flax", "tensorflow_datasets", "orbax", "matplotlib", "ai_edge_litert", "sklearn", "grain")
+HEAVY = (
+    *("flax", "tensorflow_datasets", "orbax", "matplotlib", "ai_edge_litert", "sklearn", "grain"),
+    *("numba", "llvmlite"),
+)
 
 
 def files() -> dict[str, Path]:

@@ -3,9 +3,9 @@
     python -m experiments.benchmarks.sparse
     taskset -c 0 python -m experiments.benchmarks.sparse --clock cpu
 
-The first is for an idle machine, the second for one thread of a busy one. Expected: at 90 % zeros
-at least 2 times as fast on each layer and 4 in the geometric mean, at 95 % 6.5; the roofline right in
-80 % of the pairs; VGG-16 at 95 % 10 times as fast as XLA runs it. Patterns are random, not learned.
+The first is for an idle machine, the second for one thread of a busy one. Patterns are random, not
+learned. Expected: at 90 % zeros at least 2 times as fast on each layer and 4 in the geometric mean,
+at 95 % 6.5; the roofline right in 80 % of the pairs; VGG-16 at 95 % 10 times as fast as XLA as is.
 """
 
 import math
