@@ -7,14 +7,13 @@ measure, report. All of it lies in one directory; `jprune.runs` says how it surv
 import dataclasses
 import fnmatch
 import inspect
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jprune import allocate, data, errors, measure, recipes, zoo
+from jprune import allocate, data, errors, kernels, measure, recipes, zoo
 from jprune.base import Budget, Data, Pruned, Recipe, Task
 from jprune.job.finish import ExecuteSparse, Export, Law, Measure
 from jprune.job.nets import net_for
@@ -162,19 +161,19 @@ def prune(
     progress = Silent() if progress is None else progress
     # The name first: an unknown method is refused before data are read.
     recipes.find(job.method)
+    errors.check_words("prune", ("execute", job.execute, ("dense", "sparse")))
+    if job.execute == "sparse":
+        kernels.require()
     task = task_for(job) if task is None else task
     # Law and .tflite want float32, whatever the type that the net is trained in.
     exact = task.fn if job.dtype == "float32" else _net(job, task.data, "float32").fn
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = recipe_of(job, train, finetune)
-    errors.check_words("prune", ("execute", job.execute, ("dense", "sparse")))
     # Budgets of weights (unstructured pruning) can always be met; those of whole units may not.
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
     check(recipe, task)
-    if job.execute == "sparse":
-        ExecuteSparse(exact, pathlib.Path(out)).check(task)
     anew = [stage for stage in recipes.unrolled(recipe) if isinstance(stage, DRAWS)]
     if job.weights == "own" and anew:
         raise errors.ArgumentError(

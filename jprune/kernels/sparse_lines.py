@@ -13,6 +13,7 @@ References:
     pruning, 2017, arXiv 1608.01409 [11]; there a layer has one image and one line for each row.
 """
 
+import functools
 from typing import Any
 
 import llvmlite.ir as ir
@@ -65,7 +66,12 @@ def number(typing: Any, address: Any, index: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
-compiled = numba.njit(nogil=True, cache=True)
+def compiled(function: Any, **options: Any) -> Any:
+    """A compiled function, held in a file for the next process where there is a place for it."""
+    try:
+        return numba.njit(nogil=True, cache=True, **options)(function)
+    except RuntimeError:  # no folder can be written to
+        return numba.njit(nogil=True, **options)(function)
 
 
 @compiled
@@ -150,7 +156,7 @@ def share(
             unpacked(size, filter, first, width, sums, g, out)
 
 
-@numba.njit(nogil=True, cache=True, parallel=True)
+@functools.partial(compiled, parallel=True)
 def together(
     size: int, items: int, x: int, values: int, offsets: int, pointers: int, phases: int, g: int,
     out: int, scratch: int,
