@@ -14,6 +14,7 @@ import pytest
 import jprune
 from jprune import allocate, blocks, criteria, masks, schedules, sparsify, units
 from jprune.base import Budget
+from jprune.job.changes import global_per_cost
 from jprune.train import optimizers
 from tests import programs
 from tests.contracts import test_tables as tables
@@ -104,6 +105,7 @@ ALLOCATORS = {
         for kind in ("density", "params", "macs")
         for of in ("units", "weights")
     },
+    "global_per_cost": allocated(lambda c: global_per_cost, "macs"),
     "erdos_renyi": allocated(lambda c: allocate.erdos_renyi(c.groups), of="weights"),
     "toward": allocated(lambda c: allocate.toward(c.counts)),
     "normalized": lambda c: allocate.normalized(c.scores),
