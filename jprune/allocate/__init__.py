@@ -9,7 +9,7 @@ masks themselves.
 allocator of weights that keeps less of large kernels. `toward` keeps numbers that are written down,
 and more at higher densities: for training in which masks move.
 `Outliers` is a rule in standard deviations; `jointly` meets one budget with groups of several
-kinds (`jprune.blocks`).
+kinds (`jprune.blocks`). `per_cost` makes scores of units damages per cost, for `global_topk`.
 
 Read `uniform.py` first. Allocators share `budgets.py` (how many entries a density keeps, and the
 search for a density that meets a budget) and `jprune/masks/topk.py` (which entries are kept);
@@ -24,6 +24,7 @@ from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jo
 from jprune.allocate.lowest_first import lowest_first
 from jprune.allocate.normalize import normalized
 from jprune.allocate.outliers import Outliers, deviations
+from jprune.allocate.per_cost import per_cost
 from jprune.allocate.toward import toward
 from jprune.allocate.uniform import uniform
 from jprune.masks import keep_best
@@ -44,6 +45,7 @@ __all__ = [
     "largest",
     "lowest_first",
     "normalized",
+    "per_cost",
     "price_of",
     "refuse_impossible",
     "refuse_impossible_jointly",

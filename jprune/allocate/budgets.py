@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 from jprune import errors
 from jprune.base import Budget, Cost, CostModel, Masks, Scores, is_none
+from jprune.graph.shrink.concrete import at_hand
 from jprune.masks import best, keep_best
 
 NEAR = 0.95
@@ -348,6 +349,10 @@ def kept_count(size: int, density: Any) -> Any:
     if isinstance(density, (int, float, np.floating)):
         # The inner rounding, to 9 digits, turns 1.4999999999999998 back into 1.5.
         return size - np.round(np.round((1 - density) * size, 9)).astype(int)
+    # A density of a schedule, in single precision: NumPy, as JAX has it, where it is a number.
+    numbers = at_hand(density)
+    if numbers is not None:
+        return size - np.round((1 - numbers) * size).astype(int)
     return size - jnp.round((1 - density) * size).astype(int)
 
 

@@ -73,6 +73,8 @@ def jointly(
         {'filter': {'first': array([False, False,  True,  True])}}
     """
     named = {each.kind: each for each in families}
+    # Numbers: JAX would compile a comparison for every size.
+    scores = {k: {n: np.asarray(s) for n, s in of.items()} for k, of in scores.items()}
     per = {kind: named[kind].per for kind in scores}
     alive = {k: {n: s > -np.inf for n, s in of_kind.items()} for k, of_kind in scores.items()}
 

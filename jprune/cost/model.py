@@ -13,7 +13,7 @@ from jprune.graph.couple.roles import CONTRACTIONS, Uses
 from jprune.graph.layers import examples_in, kernel_axes
 from jprune.graph.look.branches import Needs, find_forks
 from jprune.graph.look.sites import find_spots
-from jprune.graph.shrink.concrete import on_host
+from jprune.graph.shrink.concrete import at_hand
 from jprune.graph.trace import Coupling, check_leaves, couple, trace
 from jprune.jaxprs import Program, nested
 
@@ -225,7 +225,12 @@ def _kept(groups: Groups, masks: Any) -> dict[str, Any]:
             f"the masks are neither {{group: ...}} for the groups {', '.join(groups.names)} nor a "
             "tree like the variables: they are of another net."
         ) from None
-    count = on_host(lambda xnp, mask: xnp.sum(mask))
+
+    def count(mask: Any) -> Any:
+        # NumPy's number, whatever the mask is: sums of JAX's would each be a program.
+        numbers = at_hand(mask)
+        return mask.sum() if numbers is None else numbers.sum()
+
     return {
         path: math.prod(leaf.shape) if mask is None else count(mask)
         for (path, leaf), mask in zip(groups.leaves.items(), leaves)

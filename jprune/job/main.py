@@ -15,6 +15,7 @@ import numpy as np
 
 from jprune import allocate, data, errors, measure, recipes, zoo
 from jprune.base import Budget, Data, Pruned, Recipe, Task
+from jprune.job.changes import NO_CHANGES, Changes, changed
 from jprune.job.finish import Export, Law, Measure
 from jprune.job.nets import net_for
 from jprune.job.result import Asked, write_result
@@ -132,6 +133,7 @@ def prune(
     save_seconds: float = SAVE_SECONDS,
     measure_seconds: float = 2.0,
     task: Task | None = None,
+    changes: Changes = NO_CHANGES,
 ) -> dict[str, Any]:
     """Runs a job, or goes on with it.
 
@@ -146,6 +148,7 @@ def prune(
             it is the shortest possible.
         task: what `task_for(job)` returns, where it is there already: runs that share it share what
             was compiled.
+        changes: of the method's recipe, for comparisons.
 
     Returns:
         What is in `result.json`.
@@ -163,7 +166,7 @@ def prune(
     exact = task.fn if job.dtype == "float32" else _net(job, task.data, "float32").fn
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
-    recipe = recipe_of(job, train, finetune)
+    recipe = changed(recipe_of(job, train, finetune), changes, job.method)
     # Budgets of weights (unstructured pruning) can always be met; those of whole units may not.
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
@@ -177,6 +180,7 @@ def prune(
         )
     provenance = {"versions": measure.versions(), "device": measure.device()}
     config = config_of(job, train, finetune) | _images(job, task.data)
+    config |= {k: v for k, v in changes._asdict().items() if k != "settled" and v is not None}
     key = jax.random.key(job.seed)
 
     def start() -> Pruned:
