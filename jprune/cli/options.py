@@ -52,6 +52,13 @@ def _fractions(text: str) -> tuple[float, ...]:
     return tuple(_fraction(word) for word in _names(text))
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(_upto(2**20)(word) for word in _names(text))
+    if not counts:
+        raise ValueError(f"{shown(text, 40)!r} holds no count. Write some, such as 1,128.")
+    return counts
+
+
 def _seeds(text: str) -> tuple[int, ...]:
     seeds = tuple(_seed(word) for word in _names(text))
     # Equal seeds would be equal runs, and a deviation of 0.
@@ -142,6 +149,7 @@ Share = Annotated[float, _kind("FRACTION", _share)]
 Names = Annotated[tuple[str, ...], _kind("NAMES", _names), _unhinted]
 Fractions = Annotated[tuple[float, ...], _kind("FRACTIONS", _fractions), _unhinted]
 Seeds = Annotated[tuple[int, ...], _kind("SEEDS", _seeds), _unhinted]
+Counts = Annotated[tuple[int, ...], _kind("COUNTS", _counts)]
 Settings = Annotated[tuple[str, ...], _kind("NAME=VALUE", _names), _unhinted]
 Flag = Annotated[bool, _unhinted]
 
@@ -378,6 +386,30 @@ class Compare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bench:
+    """Time two nets in turns, and print the ratio of their times.
+
+    Each is a folder of a finished run, a .stablehlo or a .tflite file. Every runtime that both have
+    files for is a row; where there is none, each net is timed under its own at a batch of 1.
+    """
+
+    first: tyro.conf.Positional[Folder]
+    """A net, such as runs/dense or dense.tflite."""
+    second: tyro.conf.Positional[Folder]
+    """Another one, whose time is divided by the first one's."""
+    batches: Counts = (1, 128)
+    """Images in a call under XLA. Default: 1,128."""
+    threads: Counts = (1, 2)
+    """Threads of TFLite, which runs single images. Default: 1,2."""
+    seconds: Annotated[float, _kind("NUMBER", _positive)] = 2.0
+    """Time to spend on each row, at least."""
+    json: Flag = False
+    """Print JSON."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Methods:
     """List the methods of the survey, and the baselines."""
 
@@ -414,6 +446,7 @@ VERBS: dict[str, type] = {
     "report": Report,
     "export": Export,
     "check": Check,
+    "bench": Bench,
     "methods": Methods,
     "data": Data,
 }

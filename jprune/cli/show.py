@@ -88,6 +88,27 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     )
 
 
+def bench(
+    rows: Sequence[Mapping[str, Any]], nets: Sequence[str], device: Mapping[str, Any]
+) -> None:
+    """Prints the times of two nets, and their ratio with its 10th and 90th percentile."""
+    console = Console(highlight=False, markup=False)
+    for letter, net in zip("AB", nets):
+        console.print(f"{letter}: {shown(net, PATH)}", soft_wrap=True)
+    console.print(shown(f"on {device['kind']}, {device['threads']} threads, in turns"))
+    table = _table("", "", "A, ms", "B, ms", "A, images/s", "B, images/s", "B / A")
+    for compared in rows:
+        times, ratio = compared["times"], compared["ratio"]
+        row(
+            table,
+            compared["runtime"],
+            *map(_milliseconds, times),
+            *(f"{1000 * compared['batch'] / time['median']:,.0f}" for time in times),
+            f"{ratio['median']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f})",
+        )
+    console.print(table)
+
+
 def verdicts(found: Sequence[Any]) -> None:
     """Prints which files of a run are whole."""
     table = Table(box=None, pad_edge=False, show_header=False)

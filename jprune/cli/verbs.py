@@ -158,6 +158,21 @@ def check(settings: options.Check, words: Sequence[str]) -> None:
         )
 
 
+def bench(settings: options.Bench, words: Sequence[str]) -> None:
+    """Two nets against each other."""
+    del words
+    from jprune import measure
+
+    nets = (settings.first, settings.second)
+    rows = measure.bench(*nets, settings.batches, settings.threads, settings.seconds)
+    device = measure.device()
+    if settings.json:
+        versions = measure.versions()
+        _print_json({"nets": nets, "device": device, "versions": versions, "rows": rows})
+    else:
+        show.bench(rows, nets, device)
+
+
 def methods(settings: options.Methods, words: Sequence[str]) -> None:
     """The table of methods."""
     del words
@@ -196,6 +211,7 @@ TABLE: dict[str, Callable[[Any, Sequence[str]], int | None]] = {
     "report": report,
     "export": export,
     "check": check,
+    "bench": bench,
     "methods": methods,
     "data": data,
 }
