@@ -138,6 +138,7 @@ Text = Annotated[str, _kind("NAME", _text)]
 Folder = Annotated[str, _kind("DIR", _folder)]
 Count = Annotated[int, _kind("N", _upto(2**20))]
 Multiple = Annotated[int, _kind("N", _upto(1024))]
+MaybeMultiple = Annotated[int | None, _kind("N", _upto(1024)), _unhinted]
 Seed = Annotated[int, _kind("N", _seed)]
 MaybeText = Annotated[str | None, _kind("NAME", _text), _unhinted]
 MaybeFolder = Annotated[str | None, _kind("DIR", _folder), _unhinted]
@@ -158,8 +159,8 @@ Flag = Annotated[bool, _unhinted]
 class Prune:
     """Train a net, prune it, fine-tune, slim, measure, export, report.
 
-    Running the same command again goes on where it stopped. Write exactly one of --macs, --params
-    and --density.
+    Running the same command again goes on where it stopped. Write exactly one of --macs, --params,
+    --density, --latency, --energy and --bytes.
     """
 
     model: Text
@@ -175,6 +176,14 @@ class Prune:
     """Fraction of the parameters to keep, in (0, 1]."""
     density: MaybeFraction = None
     """Fraction of the units to keep, in (0, 1]."""
+    latency: MaybeFraction = None
+    """Fraction of the time of a call to keep, in (0, 1]; the device is measured first."""
+    energy: MaybeFraction = None
+    """Fraction of the energy to keep, by a model of an accelerator, in (0, 1]."""
+    bytes: MaybeFraction = None
+    """Fraction of the bytes to keep that layers move, weights and activations, in (0, 1]."""
+    target: Text = "xla"
+    """Runtime whose time --latency means: xla (batch 128) or tflite (batch 1)."""
     out: MaybeFolder = None
     """Directory for everything the run leaves. Default: runs/MODEL-DATA-METHOD-BUDGET-SEED."""
     seed: Seed = 0
@@ -215,8 +224,9 @@ class Prune:
     """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
     distill: Share = 0.0
     """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
-    multiple_of: Multiple = 8
-    """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
+    multiple_of: MaybeMultiple = None
+    """Kept units of a layer are a multiple of this. Default: 8, which is fast on CPUs; with
+    --latency, what was measured to be fast."""
     min_units: Count = 1
     """Units that every layer keeps at least."""
     dtype: Text = "float32"

@@ -69,6 +69,13 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     console.print(table)
     asked = text.budget(outcome["requested"])
     console.print(f"asked to keep {shown(asked)}", highlight=False, markup=False)
+    if "predicted" in outcome:
+        console.print(
+            f"latency kept: predicted {_percent(outcome['predicted'].get('latency'))}, measured "
+            f"{_percent(achieved['latency'])}",
+            highlight=False,
+            markup=False,
+        )
     if said := report.missed(outcome):
         console.print(f"The budget is missed: {shown(said)}.", style="bold red", markup=False)
     if sizes := outcome.get("splits"):

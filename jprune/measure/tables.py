@@ -83,12 +83,12 @@ def latency_table(
         CheckpointError: the folder cannot be written to.
         MissingExtraError: TFLite without the extra `tflite`.
     """
-    if target not in TARGETS or (batch or 1) < 1 or (target == "tflite" and batch not in (None, 1)):
+    batch = TARGETS.get(target, 0) if batch is None else batch
+    if batch < 1 or target not in TARGETS or (target == "tflite" and batch > 1):
         raise errors.ArgumentError(
             f'latency_table got target={target!r}, batch={batch}; write target="xla" with a batch '
             'of 1 or more, or target="tflite", which runs single examples.'
         )
-    batch = batch or TARGETS[target]
     example = jax.ShapeDtypeStruct((batch, *example.shape[1:]), example.dtype)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
     sites = call_sites(fn, shapes, example, groups=groups)
