@@ -20,7 +20,8 @@ base
 forms
 graph
 units curvature zoo data schedules export
-masks cost measure
+masks cost
+measure
 blocks
 criteria reconstruct learners
 allocate sparsify

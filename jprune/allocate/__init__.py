@@ -17,7 +17,7 @@ methods with a rule of their own use `keep_best`, `price_of`, `largest` and, bef
 trained, `refuse_impossible`.
 """
 
-from jprune.allocate.budgets import largest, price_of, refuse_impossible, smallest
+from jprune.allocate.budgets import largest, price_of, refuse_impossible, smallest, spent
 from jprune.allocate.erdos_renyi import erdos_renyi, erdos_renyi_densities
 from jprune.allocate.global_topk import global_topk
 from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jointly
@@ -50,6 +50,7 @@ __all__ = [
     "refuse_impossible",
     "refuse_impossible_jointly",
     "smallest",
+    "spent",
     "toward",
     "uniform",
 ]

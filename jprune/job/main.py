@@ -7,7 +7,7 @@ measure, report. All of it lies in one directory; `jprune.runs` says how it surv
 import dataclasses
 import fnmatch
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +94,8 @@ class Job:
         clip: the largest norm of a gradient; None: any.
         ema: decay of the average that trainings hand on; None: none.
         accumulate: parts in which a batch goes through the net.
+        target: runtime of a budget in latency, "xla" (batch 128) or "tflite" (batch 1).
+        steps_of_table: take the `multiple_of` of a budget in latency from the latency table.
     """
 
     model: str
@@ -122,6 +124,8 @@ class Job:
     clip: float | None = None
     ema: float | None = None
     accumulate: int = 1
+    target: str = "xla"
+    steps_of_table: bool = False
 
 
 def prune(
@@ -164,6 +168,7 @@ def prune(
     task = task_for(job) if task is None else task
     # Law and .tflite want float32, whatever the type that the net is trained in.
     exact = task.fn if job.dtype == "float32" else _net(job, task.data, "float32").fn
+    job, task = with_latency(job, task, exact, progress.note)
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = changed(recipe_of(job, train, finetune), changes, job.method)
@@ -200,7 +205,7 @@ def prune(
             Measure(directory.path, exact, 0.0 if job.max_steps else measure_seconds),
         )
         pruned = execute(directory, stages, task, key, start, progress, save_seconds)
-        asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget)
+        asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget, job.target)
         return from_first(lambda: write_result(directory, asked, task, pruned, progress.note))
 
 
@@ -368,6 +373,37 @@ def with_frozen(task: Task, budget: Budget, patterns: Sequence[str]) -> Budget:
     return dataclasses.replace(budget, floors=floors)
 
 
+def with_latency(
+    job: Job, task: Task, exact: Callable[..., Any], note: Callable[[str], None]
+) -> tuple[Job, Task]:
+    """The task with a latency table of this device, if the budget is in latency.
+
+    Args:
+        job: the settings.
+        task: of its net.
+        exact: the net in float32, which is what TFLite runs.
+        note: told what is measured, and why.
+
+    Raises:
+        ArgumentError: an unknown target.
+        CheckpointError: the table cannot be kept.
+    """
+    if job.target not in measure.TARGETS:
+        raise errors.ArgumentError(
+            f"target={job.target!r}; {errors.nearest(job.target, measure.TARGETS)}write one of "
+            f"{', '.join(measure.TARGETS)}."
+        )
+    if job.budget.kind != "latency" or task.latency is not None:
+        return job, task
+    net, fn = Net(task), task.fn if job.target == "xla" else exact
+    table = measure.latency_table(fn, net.shapes, task.example, net.groups, job.target, note=note)
+    budget = job.budget
+    if job.steps_of_table:
+        budget = dataclasses.replace(budget, multiple_of=table.multiple_of)
+        note(f"widths are multiples of {table.multiple_of}: what lies between saves no time.")
+    return dataclasses.replace(job, budget=budget), task._replace(latency=table)
+
+
 def check_budget(task: Task, budget: Budget) -> None:
     """Refuses a budget that no choice of units meets, before hours are spent on training.
 
@@ -397,6 +433,8 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         "train_images": job.train_images,
         "train": None if train is None else _settings(train),
         "finetune": _settings(finetune),
+        # Later than the others: only where it matters, as above.
+        **({"target": job.target} if job.budget.kind == "latency" else {}),
     }
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import errors
+from jprune.allocate import spent
 from jprune.base import Budget, Schedule, Task, Wrap
 from jprune.learners import Gating, Limits, hard_concrete
 from jprune.stages.unit_gates import even_widths
@@ -69,12 +70,7 @@ def _budget_cost(net: Net, budget: Budget) -> Any:
         total = sum(net.groups.sizes.values())
         # Groups without gates are whole.
         return lambda gates: 1 - sum((1 - gate).sum() for gate in gates.values()) / total
-    if budget.kind not in ("macs", "params"):
-        raise errors.ArgumentError(
-            f"bar cannot meet Budget({budget.kind}={budget.value}) while it trains; write "
-            "Budget(macs=...), params or density."
-        )
-    count = lambda gates: getattr(net.cost(gates), budget.kind)
+    count = lambda gates: spent(net.cost(gates), budget)
     dense = float(count({}))
     return lambda gates: count(gates) / dense
 

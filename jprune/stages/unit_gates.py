@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jprune import errors
-from jprune.allocate import global_topk, toward
+from jprune.allocate import global_topk, spent, toward
 from jprune.allocate.widths import widths
 from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task, Wrap
 from jprune.learners.soft_masks import chosen, scaled, sizes_of
@@ -109,9 +109,9 @@ class Gated:
         share = 1 / self.widened
         if budget.kind != "density":
             widths = {name: size / self.widened for name, size in groups.sizes.items()}
-            count = lambda cost: float(cost.params if budget.kind == "params" else cost.macs)
-            # MACs of the net that is not widened, of those of this one.
-            share = count(model(widths)) / count(model({}))
+            count = lambda widths: float(spent(model(widths), budget))
+            # What the net that is not widened costs, of what this one does.
+            share = count(widths) / count({})
         return dataclasses.replace(budget, **{budget.kind: float(budget.value) * share})
 
     def check(self, task: Task, budget: Budget) -> tuple[dict[str, int], Budget]:
