@@ -102,6 +102,7 @@ from jprune.stages.prune import (
 )
 from jprune.stages.random_masks import RandomMasks
 from jprune.stages.ranked_decay import RaiseByRank, Ranked
+from jprune.stages.rates import Annealing, Purify, SearchRates
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -134,6 +135,7 @@ __all__ = [
     "Admm",
     "Adversarial",
     "Aging",
+    "Annealing",
     "Approximate",
     "BeginAnew",
     "Boost",
@@ -196,6 +198,7 @@ __all__ = [
     "PruneUntrained",
     "PruneWithFeedback",
     "Pull",
+    "Purify",
     "RaiseByRank",
     "RandomMasks",
     "RankPenalty",
@@ -216,6 +219,7 @@ __all__ = [
     "Save",
     "Search",
     "SearchOffsets",
+    "SearchRates",
     "Select",
     "SelectForward",
     "Sensitivity",

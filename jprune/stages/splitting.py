@@ -37,7 +37,8 @@ class Sets:
         keep: fraction of groups kept: one for all blocks; one for each in execution order; a
             sequence of either, one a kind; or {kind: either}. None: what meets the budget.
         names: of groups or kernels; None: all.
-        spread: how the budget is divided among blocks, "uniform" or "global_topk".
+        spread: how the budget is divided among blocks, "uniform" or "global_topk"; "searched": the
+            counts are those that `SearchRates` has put into `extra`.
         affine: whether the norm of a filter counts its scales and shifts.
 
     Raises:
@@ -94,6 +95,12 @@ class Sets:
             ArgumentError: not as many fractions as blocks, or one outside (0, 1].
             BudgetError: no counts meet the budget, or those asked for do not.
         """
+        if self.spread == "searched":
+            if not pruned.extra or "counts" not in pruned.extra:
+                raise errors.ArgumentError(
+                    "Sets(spread='searched') came without counts: put SearchRates before it."
+                )
+            return pruned.extra["counts"]
         net, families = Net(task), self.families(task)
         if self.keep is None:
             norms = {each.kind: blocks.norms(each, pruned.variables) for each in families}

@@ -147,6 +147,7 @@ OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "apoz": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "autocompress": {"evaluations": 3, "images": 16, "recalibrate": 1},
     "entropy": {"rounds": 1, "batches": 2, "batch_size": 16},
     "hrank": {"rounds": 1, "batches": 2, "batch_size": 16},
     "chip": {"batches": 1, "batch_size": 16},

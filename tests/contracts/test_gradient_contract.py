@@ -74,6 +74,7 @@ METHODS = {
     "edge_popup": frozenset({STRAIGHT}),
     "movement": frozenset({STRAIGHT, FROZEN}),
     "nm": frozenset({STRAIGHT}),
+    "autocompress": frozenset({PROX, FROZEN}),
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     "fbs": frozenset({FROZEN}),
@@ -113,7 +114,7 @@ STAGES = {
     Gate: FROZEN,
     TrainHypernetwork: FROZEN,
 }
-DENSE = ("train", "early", "search")
+DENSE = ("train", "early", "search", "purify")
 """Names of stages that train the dense net, before there is a mask, or no weight at all."""
 
 KEY = jax.random.key(8)

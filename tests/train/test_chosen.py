@@ -231,6 +231,7 @@ REFUSED = {
     "ssl": {"ema"},
     "ssr": {"ema"},
     "struct_admm": {*OPTIONS},
+    "autocompress": {*OPTIONS},
     "edge_popup": {"ema"},
     "metapruning": {"ema"},
     "variational": {"optimizer", "clip", "ema", "accumulate"},
