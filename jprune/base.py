@@ -297,6 +297,11 @@ class Groups(NamedTuple):
         return tuple(self.layers)
 
     @property
+    def streams(self) -> frozenset[str]:
+        """Groups on residual streams: their units are added up, and have several producers."""
+        return frozenset(name for site in self.sites if site.kind == "join" for name in site.groups)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the groups, in execution order of their first producer."""
         return tuple(self.sizes)
@@ -563,6 +568,8 @@ class Learner(NamedTuple):
         step: `step(state, batch) -> state, metrics`, jitted; the old state is given away (donated).
         variables: `variables(state)`: the net at this point.
         finish: `finish(state)`: the net as it goes to the next stage.
+        over: `over(state)`: whether nothing is left to do, so that the steps that remain are not
+            taken. Asked before the first step of every epoch; None: all steps are taken.
     """
 
     steps: int
@@ -572,6 +579,14 @@ class Learner(NamedTuple):
     step: Callable[[PyTree, Batch], tuple[PyTree, dict[str, jax.Array]]]
     variables: Callable[[PyTree], Variables]
     finish: Callable[[PyTree], Pruned]
+    over: Callable[[PyTree], bool] | None = None
+
+    def ends(self, step: int, state: PyTree) -> bool:
+        """Whether the learner ends before its next step, so many steps being done."""
+        if step >= self.steps:
+            return True
+        # A function of step and state alone: a run that was stopped here ends here too.
+        return self.over is not None and step % self.epoch == 0 and bool(self.over(state))
 
 
 class Searcher(NamedTuple):
@@ -758,13 +773,16 @@ def _passed(
 
 
 def to_the_end(learner: Learner) -> tuple[Pruned, dict[str, float]]:
-    """Takes all steps.
+    """Takes all steps, or those until the learner ends by itself.
 
     Returns:
         The net, and the metrics of the last step.
     """
     state, metrics = learner.init(), {}
-    for batch in itertools.islice(learner.batches(0), learner.steps):
-        state, metrics = learner.step(state, batch)
+    batches = learner.batches(0)
+    for step in itertools.count():
+        if learner.ends(step, state):
+            break
+        state, metrics = learner.step(state, next(batches))
     # Metrics are read once, at the end: reading them each step would wait for the device.
     return learner.finish(state), {name: float(value) for name, value in metrics.items()}

@@ -60,7 +60,7 @@ def lowest_first(
         >>> alive["a"].tolist(), remove(scores, alive)["b"].tolist()
         ([True, False, True], [False, True])
     """
-    price, goal = _price(sizes, budget, cost_model)
+    price, goal = priced(sizes, budget, cost_model)
     names, most = (*sizes,), max(sizes.values(), default=0)
     # Groups are rows of one matrix: a single sort serves all of them.
     stacked = lambda by_name, rest: jnp.stack(
@@ -113,10 +113,27 @@ def lowest_first(
     return remove
 
 
-def _price(
+def priced(
     sizes: Mapping[str, int], budget: Budget, model: CostModel | None
 ) -> tuple[Callable[[Units], Any], float]:
-    """`({group: bool [units]} -> fraction of the dense net, jittable)`, and the one to be met."""
+    """What masks keep of the dense net, in a budget's unit, for methods that ask inside a step.
+
+    Args:
+        sizes: {group: number of its units}.
+        budget: whose unit.
+        model: for budgets in anything but density.
+
+    Returns:
+        (`{group: bool [units]} -> fraction`, jittable; the fraction that meets the budget).
+
+    Raises:
+        ArgumentError: no cost model, or one that measures something else.
+
+    Example:
+        >>> price, goal = priced({"a": 4}, Budget(density=0.5), None)
+        >>> float(price({"a": jnp.arange(4) < 3})), goal
+        (0.75, 0.5)
+    """
     if budget.kind == "density":
         total = sum(sizes.values())
         goal = int(kept_count(total, float(budget.value))) / max(total, 1)

@@ -145,7 +145,7 @@ def fit(
     key: jax.Array,
     hooks: Hooks,
 ) -> tuple[Pruned, float]:
-    """Trains to the last step.
+    """Trains to the last step, or until the learner ends by itself.
 
     Losses are looked at together every 20 steps and at the end of an epoch, so that the device
     never waits for the host; a record is written then, and a checkpoint if the last one is old. A
@@ -177,6 +177,8 @@ def fit(
     batches = learner.batches(restored.step)
     saving = _Saving(learner, folder, key, hooks.facts)
     for step in range(restored.step + 1, learner.steps + 1):
+        if learner.ends(step - 1, state):
+            break
         state, metrics_of_step = learner.step(state, devices.place(next(batches)))
         if window:
             # One step behind: the device is kept busy, and the bar does not run ahead of it.

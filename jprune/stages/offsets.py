@@ -173,14 +173,14 @@ def compensated(scores: Units, candidate: np.ndarray) -> dict[str, np.ndarray]:
     kinds = np.reshape(candidate, (-1, len(scores)))
     moved = {}
     for place, (name, score) in enumerate(scores.items()):
-        sigma = deviation(score, scores)
+        sigma = spread_of(score, scores)
         alpha = math.exp(kinds[1, place]) if len(kinds) > 1 else 1.0
         # s_i = alpha_l Theta_i + beta_l, with beta_l = sigma_l b_l
         moved[name] = alpha * score + sigma * kinds[0, place]
     return moved
 
 
-def deviation(score: np.ndarray, scores: Units) -> float:
+def spread_of(score: np.ndarray, scores: Units) -> float:
     """The standard deviation of a group's scores; where all are equal, that of all groups."""
     finite = lambda values: values[np.isfinite(values)]
     of = lambda values: float(np.std(finite(values))) if len(finite(values)) else 0.0

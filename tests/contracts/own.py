@@ -146,10 +146,14 @@ OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 """Budgets of methods that take no density."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "aofp": {"period": 1, "warmup": 0, "streams": True},
     "apoz": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "amc": {"episodes": 3, "warmup": 1, "hidden": 8, "batches": 1, "examples": 32},
     "autocompress": {"evaluations": 3, "images": 16, "recalibrate": 1},
+    "cacp": {"episodes": 3, "warmup": 1, "hidden": 8, "batches": 1, "examples": 32},
     "entropy": {"rounds": 1, "batches": 2, "batch_size": 16},
     "hrank": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "from_scratch": {"gate_epochs": 1},
     "chip": {"batches": 1, "batch_size": 16},
     "metapruning": {
         "generations": 2,
@@ -172,8 +176,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "han": {"rounds": 1},
     "lamp": {"rounds": 1},
     "nm": {"m": 3},
+    "play_and_prune": {"rounds": 1, "tolerance": 0.5},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
+    "energy_aware": {"batches": 2, "batch_size": 16, "points": 25},
     "exact_obs": {"batches": 2, "batch_size": 16, "points": 25},
     "sparsegpt": {"batches": 2, "batch_size": 16, "points": 25},
     "woodfisher": {"gradients": 16, "batch_size": 16},

@@ -12,7 +12,7 @@ from jprune.base import Budget, Pruned
 from jprune.recipes.lcp import lcp
 from jprune.search import aging
 from jprune.stages import Aging, SearchOffsets, Train, Trial
-from jprune.stages.offsets import compensated, deviation
+from jprune.stages.offsets import compensated, spread_of
 from jprune.stages.prune import l2_of
 from jprune.train.net import Net
 from tests.toys import drawn, equal, toy_task
@@ -39,7 +39,7 @@ def trap():
 
 def moved(offsets, scores=BASE):
     """Scores with these offsets added."""
-    genes = [offset / deviation(s, scores) for offset, s in zip(offsets, scores.values())]
+    genes = [offset / spread_of(s, scores) for offset, s in zip(offsets, scores.values())]
     return compensated(scores, np.array(genes))
 
 
@@ -102,7 +102,7 @@ def test_equal_scores_can_be_moved_and_factors_multiply():
     found = compensated(scores, genes)
     np.testing.assert_allclose(found["two"], [2, 6, -np.inf])
     assert (found["one"] > 3).all()
-    assert deviation(np.ones(2), {"a": np.ones(2)}) == 1
+    assert spread_of(np.ones(2), {"a": np.ones(2)}) == 1
 
 
 def by_hand(score, layers, evaluations, population, tournament, seed):
