@@ -14,8 +14,9 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune import errors
-from jprune.base import Budget, Cost, CostModel, Masks, Scores, is_none
-from jprune.masks import best, keep_best
+from jprune.base import Budget, Cost, CostModel, Groups, Masks, Scores, is_none
+from jprune.masks import best, density, keep_best
+from jprune.units import ones
 
 NEAR = 0.95
 """Fraction of a budget: if the masks cost less, masks narrowed from above are tried too."""
@@ -45,6 +46,20 @@ def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callabl
     # Masks of ones: the dense net, counted by the same model.
     dense = float(field(model(map_named(lambda _, leaf: np.ones(leaf.shape, bool), scores))))
     return lambda masks: float(field(model(masks))) / dense
+
+
+def fraction_kept(groups: Groups, masks: Masks, budget: Budget, cost_model: CostModel) -> float:
+    """What masks keep of the dense net, in the budget's unit.
+
+    Args:
+        groups: from `trace`.
+        masks: of units, or of weights.
+        budget: whose kind is asked for.
+        cost_model: of the net.
+    """
+    if budget.kind == "density":
+        return density(masks)
+    return price_of(ones(groups), budget, cost_model)(masks)
 
 
 def cheapest(scores: Scores, budget: Budget) -> Masks:

@@ -27,9 +27,8 @@ from jprune.blocks.kinds import words_of
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.candidates import Trial
 from jprune.stages.frame import Evaluate, opening
-from jprune.stages.rates import Annealing, Purify, SearchRates
+from jprune.stages.rates import Annealing, Purify, Searched, SearchRates
 from jprune.stages.rounds import evenly, rounds_for
-from jprune.stages.splitting import Sets
 from jprune.stages.train import Train
 
 KINDS = ("filter", "channel", "column")
@@ -127,7 +126,7 @@ def autocompress(
     after = dataclasses.replace(finetune, epochs=share(1 - stop))
     stages: Recipe = ()
     for number, goal in enumerate(evenly(budget, count)):
-        sets = Sets(goal, kinds, spread="searched")
+        sets = Searched(goal, kinds)
         last = number == count - 1
         stages += (
             SearchRates(sets, trial, annealing),

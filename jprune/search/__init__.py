@@ -6,9 +6,8 @@ a searcher knows nothing of nets. Candidates are made into nets, trained and eva
 `jprune.recipes`; what is learned for all candidates at once is in `jprune.learners`.
 
 Read `evolution.py` first. `space.py` has the space of candidates and the window on their cost.
-`aging.py` and `annealing.py` search real numbers, one candidate at a time; `rates.py` has
-constraints on them. `forward.py` lets a set of units grow one by one. `particles.py` resamples what
-`genes.py` draws.
+`aging.py` and `annealing.py` search real numbers, one candidate at a time. `forward.py` lets a set
+of units grow one by one. `particles.py` resamples what `genes.py` draws.
 `actor_critic.py` lets a policy (`policy.py`) decide gene by gene, and `ratios.py` is where it
 decides the widths of a net.
 `polynomial.py` fits a model of the score to a few points and solves for its optimum.
@@ -25,7 +24,6 @@ from jprune.search.history import SearchState
 from jprune.search.particles import Particles, likelihoods, particle_filter, systematic
 from jprune.search.policy import Agent
 from jprune.search.polynomial import Polynomial, fit, optimum
-from jprune.search.rates import by_size
 from jprune.search.ratios import Ratios, ratios
 from jprune.search.space import Space
 
@@ -46,7 +44,6 @@ __all__ = [
     "aging",
     "annealing",
     "bound",
-    "by_size",
     "evolution",
     "fit",
     "forward",

@@ -15,7 +15,6 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Searcher
-from jprune.search.history import begun, best, draws, told
 
 TRIES = 100
 """Draws of one candidate, at most; after every `NARROWER` of them they are drawn half as far."""
@@ -23,14 +22,13 @@ NARROWER = 10
 
 
 class AnnealingState(NamedTuple):
-    """All candidates tried so far, and where the walk stands.
+    """Where the walk stands, and the best of all that it has tried.
 
     Attributes:
-        seed: see `SearchState`, also of the next four.
-        round: see there.
-        tried: see there.
-        genes: see there.
-        scores: see there.
+        seed: [k] bits of the key.
+        tried: candidates that have a score.
+        top: [genes]: the best of them; of equal ones the first.
+        best: its score; -inf where there is none.
         place: [genes]: the candidate that was accepted last.
         level: its score; -inf where there is none.
         cooled: how often the temperature has fallen.
@@ -38,10 +36,9 @@ class AnnealingState(NamedTuple):
     """
 
     seed: jax.Array
-    round: jax.Array
     tried: jax.Array
-    genes: jax.Array
-    scores: jax.Array
+    top: jax.Array
+    best: jax.Array
     place: jax.Array
     level: jax.Array
     cooled: jax.Array
@@ -81,8 +78,8 @@ def annealing(
         BudgetError: no draw can be arranged; from `ask`.
 
     Example:
-        >>> from jprune.search import by_size
-        >>> searcher = annealing(3, by_size(np.array([1, 2, 4]), 0.5), evaluations=60)
+        >>> halves = lambda rates: 1.5 * rates / rates.sum() if rates.max() < 0.9 else None
+        >>> searcher = annealing(3, halves, evaluations=60)
         >>> state = searcher.init(jax.random.key(0))
         >>> while len(rates := searcher.ask(state)):
         ...     state = searcher.tell(state, rates, -((rates - [0.2, 0.3, 0.675]) ** 2).sum(axis=1))
@@ -103,15 +100,15 @@ def annealing(
     heat = lambda state: heats[min(int(state.cooled), len(heats) - 1)]
 
     def init(key: jax.Array) -> AnnealingState:
-        zero = jnp.zeros((), jnp.int32)
-        history = begun(key, evaluations, genes, float)
-        return AnnealingState(*history, jnp.zeros(genes), jnp.array(-jnp.inf), zero, zero)
+        seed, zero = jnp.ravel(jax.random.key_data(key)), jnp.zeros((), jnp.int32)
+        start = (jnp.zeros(genes), jnp.array(-jnp.inf))
+        return AnnealingState(seed, zero, *start, *start, zero, zero)
 
     def ask(state: AnnealingState) -> np.ndarray:
         if int(state.tried) >= evaluations:
             return np.zeros((0, genes))
-        rng, first = draws(state), not np.isfinite(float(state.level))
-        if first and from_zero and int(state.tried) == 0:
+        rng, first = _draws(state), not np.isfinite(float(state.level))
+        if from_zero and int(state.tried) == 0:
             return np.zeros((1, genes))
         for number in range(TRIES):
             near = 0.5 ** (number // NARROWER)
@@ -130,21 +127,35 @@ def annealing(
 
     def tell(state: AnnealingState, candidates: np.ndarray, scores: np.ndarray) -> AnnealingState:
         if not len(candidates):
-            return told(state, candidates, scores)
-        score = float(np.nan_to_num(scores[0], nan=-np.inf, neginf=-np.inf))
+            return state
+        rates, score = jnp.asarray(candidates[0], jnp.float32), np.float32(scores[0])
+        score = float(score) if np.isfinite(score) else -np.inf
         chance = acceptance(float(state.level), score, heat(state))
         # A draw of its own: that of `ask` is another sequence.
-        taken = draws(state).spawn(1)[0].random() < chance
+        taken = bool(_draws(state).spawn(1)[0].random() < chance)
         refused = 0 if taken else int(state.refused) + 1
-        falls = bool(taken) or refused >= redraws
-        return told(state, candidates, scores)._replace(
-            place=jnp.asarray(candidates[0] if taken else state.place, jnp.float32),
+        falls = taken or refused >= redraws
+        better = score > float(state.best)
+        return AnnealingState(
+            seed=state.seed,
+            tried=state.tried + 1,
+            top=rates if better else state.top,
+            best=jnp.asarray(score if better else state.best, jnp.float32),
+            place=rates if taken else state.place,
             level=jnp.asarray(score if taken else state.level, jnp.float32),
             cooled=state.cooled + int(falls),
             refused=jnp.asarray(0 if falls else refused, jnp.int32),
         )
 
+    def best(state: AnnealingState) -> tuple[np.ndarray, float]:
+        return np.asarray(state.top), float(state.best)
+
     return Searcher(init, ask, tell, best)
+
+
+def _draws(state: AnnealingState) -> np.random.Generator:
+    """Of (seed, number of the candidate) alone, so that a resumed search goes on alike."""
+    return np.random.default_rng([*np.asarray(state.seed).tolist(), int(state.tried)])
 
 
 def acceptance(before: float, after: float, temperature: float) -> float:

@@ -1,6 +1,6 @@
 """What a search has tried: candidates and their scores, in arrays of fixed size."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +40,8 @@ def begun(key: jax.Array, size: int, genes: int, dtype: type = int) -> SearchSta
     return SearchState(seed, zero, zero, table, jnp.full(size, -jnp.inf))
 
 
-def told(state: Any, candidates: np.ndarray, scores: np.ndarray) -> Any:
-    """The state (`SearchState`, or one with its fields) with the candidates' scores added.
-
-    NaN counts as the worst score.
-    """
+def told(state: SearchState, candidates: np.ndarray, scores: np.ndarray) -> SearchState:
+    """The state with the candidates' scores added; NaN counts as the worst score."""
     count, new = int(state.tried), len(candidates)
     values = jnp.nan_to_num(jnp.asarray(scores, jnp.float32), nan=-jnp.inf, neginf=-jnp.inf)
     rows = jnp.asarray(candidates, state.genes.dtype)
@@ -63,6 +60,6 @@ def best(state: SearchState) -> tuple[np.ndarray, float]:
     return np.asarray(state.genes)[place], float(state.scores[place])
 
 
-def draws(state: Any) -> np.random.Generator:
+def draws(state: SearchState) -> np.random.Generator:
     """The generator of a round: of (seed, round) alone, so that a resumed search goes on alike."""
     return np.random.default_rng([*np.asarray(state.seed).tolist(), int(state.round)])

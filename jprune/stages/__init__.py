@@ -110,7 +110,7 @@ from jprune.stages.prune import (
 )
 from jprune.stages.random_masks import RandomMasks
 from jprune.stages.ranked_decay import RaiseByRank, Ranked
-from jprune.stages.rates import Annealing, Purify, SearchRates
+from jprune.stages.rates import Annealing, Purify, Searched, SearchRates, by_size
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -247,6 +247,7 @@ __all__ = [
     "SearchOffsets",
     "SearchRates",
     "SearchRatios",
+    "Searched",
     "Select",
     "SelectForward",
     "Sensitivity",
@@ -276,6 +277,7 @@ __all__ = [
     "Watch",
     "before_training",
     "by_least_squares",
+    "by_size",
     "check",
     "check_prunable",
     "cores_only",

@@ -1,23 +1,31 @@
-"""Searches how much of every layer goes, pruning at once; and cuts what is near 0 afterwards."""
+"""Searches how much of every layer goes, pruning at once; and cuts what is near 0 afterwards.
 
+References:
+    Liu, Ma, Xu, Wang, Tang, Ye, AutoCompress: an automatic DNN structured pruning framework for
+    ultra-high compression rates, 2020, arXiv 1907.03141 [37].
+"""
+
+import bisect
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jprune import allocate, blocks, errors
-from jprune.base import Learner, Masks, Pruned, Records, Searcher, Task
+from jprune import blocks, errors
+from jprune.allocate import fraction_kept
+from jprune.allocate.budgets import floor_of, step_of, widths
+from jprune.base import Budget, Learner, Masks, Pruned, Records, Searcher, Task
+from jprune.blocks import Blocks
 from jprune.blocks.kinds import least_of
 from jprune.blocks.members import total
 from jprune.learners import to_the_end
 from jprune.masks import apply_masks, keep_best
 from jprune.search.annealing import annealing
-from jprune.search.rates import by_size
 from jprune.stages.candidates import Trial, searching
 from jprune.stages.frame import fractions, record
-from jprune.stages.splitting import Sets
+from jprune.stages.splitting import Counts, refuse_two_supports
 from jprune.train.net import Net
 
 
@@ -42,20 +50,155 @@ class Annealing:
         return annealing(genes, arrange, **dataclasses.asdict(self), from_zero=from_zero)
 
 
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """The counts that `SearchRates` has put into `extra`, as a constraint of `Admm` and `Cut`.
+
+    Attributes:
+        budget: what may be kept.
+        kinds: "filter", "channel", "column"; projected in this order.
+
+    Raises:
+        ArgumentError: filters and channels at once.
+    """
+
+    budget: Budget
+    kinds: tuple[str, ...] = ("filter",)
+
+    def __post_init__(self):
+        refuse_two_supports(self.kinds)
+
+    def families(self, task: Task) -> tuple[Blocks, ...]:
+        """The groups of every kind, filters with their scales and shifts.
+
+        Raises:
+            StructureError: a kind that the net does not have.
+        """
+        return blocks.of_kinds(
+            Net(task).groups, self.kinds, scales=True, shifts=True, floors=self.budget.floors
+        )
+
+    def allowed(self, families: Sequence[Blocks]) -> dict[str, dict[str, Sequence[int]]]:
+        """{kind: {block: numbers of groups that it may keep, rising}}."""
+        if all(each.per == "unit" for each in families):
+            steps = lambda name, size: widths(
+                size, floor_of(name, size, self.budget), step_of(size, self.budget)
+            )
+            return {e.kind: {n: steps(n, block.size) for n, block in e.items()} for e in families}
+        # Beside columns, multiples of units have no meaning: units without readers go as well.
+        least = {each.kind: least_of(each, self.budget) for each in families}
+        return {
+            each.kind: {
+                name: range(min(least[each.kind][name], block.size), block.size + 1)
+                for name, block in each.items()
+            }
+            for each in families
+        }
+
+    def check(self, task: Task) -> None:
+        """Refuses a budget that no rates meet.
+
+        Raises:
+            BudgetError: the fewest groups of all blocks cost more.
+            StructureError: a kind that the net does not have.
+        """
+        net, families = Net(task), self.families(task)
+        allowed = self.allowed(families)
+        fewest = {
+            each.kind: {n: np.arange(b.size) < allowed[each.kind][n][0] for n, b in each.items()}
+            for each in families
+        }
+        masks = blocks.masks(families, fewest)
+        left = fraction_kept(net.groups, masks, self.budget, net.cost)
+        if left > float(self.budget.value) + 1e-9:
+            raise errors.BudgetError(
+                f"Budget({self.budget.kind}={self.budget.value}) cannot be met: the fewest groups "
+                f"of all layers keep {left:.4f} of the dense net. Ask for "
+                f"{np.ceil(left * 1000) / 1000:.3f} or more, or write smaller floors."
+            )
+
+    def counts(self, task: Task, pruned: Pruned) -> Counts:
+        """{kind: {block: groups kept}}, as they were searched.
+
+        Raises:
+            ArgumentError: nothing has searched them.
+        """
+        del task
+        if not pruned.extra or "counts" not in pruned.extra:
+            raise errors.ArgumentError("Searched came without counts: put SearchRates before it.")
+        return pruned.extra["counts"]
+
+
+def by_size(
+    sizes: np.ndarray,
+    goal: float,
+    kinds: np.ndarray | None = None,
+    price: Callable[[np.ndarray], float] | None = None,
+) -> Callable[[np.ndarray], np.ndarray | None]:
+    """Rates for layers: larger ones for larger layers, scaled until the constraint holds.
+
+    Args:
+        sizes: [layers]: weights n_l.
+        goal: S, the fraction that goes.
+        kinds: [layers]: rates are sorted among layers of the same number alone; None: among all.
+        price: `rates -> fraction that is left`, falling with the rates; None: the weights that go
+            are sum n_l s_l.
+
+    Returns:
+        `rates -> rates`; None where one of them would be 1 or more: clipping would break the
+        constraint.
+
+    Example:
+        >>> by_size(np.array([100, 400, 1600]), 0.5)(np.array([0.6, 0.2, 0.4])).round(4)
+        array([0.1842, 0.3684, 0.5526])
+    """
+    numbers = np.zeros(len(sizes)) if kinds is None else np.asarray(kinds)
+
+    def arrange(rates: np.ndarray) -> np.ndarray | None:
+        ordered = np.array(rates, float)
+        for number in np.unique(numbers):
+            places = np.flatnonzero(numbers == number)
+            # The prior of the paper: what has more weights bears a larger rate.
+            ordered[places[np.argsort(sizes[places], kind="stable")]] = np.sort(ordered[places])
+        if not ordered.max() > 0:
+            return None
+        if price is None:
+            # s <- s S / (sum n_l s_l / sum n_l)
+            scaled = ordered * goal / (sizes @ ordered / sizes.sum())
+            return scaled if scaled.max() < 1 else None
+        return _scaled(ordered, price, 1 - goal)
+
+    return arrange
+
+
+def _scaled(
+    rates: np.ndarray, price: Callable[[np.ndarray], float], most: float
+) -> np.ndarray | None:
+    """Rates times the smallest factor whose price is at most so much."""
+    low, high = 0.0, (1 - 1e-6) / rates.max()
+    if price(high * rates) > most:
+        return None
+    # Counts are whole: 20 halvings tell apart rates that differ by one group in a million.
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (low, middle) if price(middle * rates) <= most else (middle, high)
+    return high * rates
+
+
 class _Blocks:
     """The blocks of all kinds in a row: their norms, sizes and masks."""
 
-    def __init__(self, sets: Sets, pruned: Pruned, task: Task):
+    def __init__(self, sets: Searched, pruned: Pruned, task: Task):
         self.net, self.sets, self.before = Net(task), sets, pruned.masks
         self.families = sets.families(task)
         norms = {each.kind: blocks.norms(each, pruned.variables) for each in self.families}
         weights = self.net.leaves(self.net.shapes)
         ones = {path: np.ones(leaf.shape) for path, leaf in weights.items()}
-        # (kind, block, norms of its groups, the fewest that stay, weights of all)
+        # (kind, block, norms of its groups, numbers that it may keep, weights of all)
         self.rows = [
-            (each.kind, name, norms[each.kind][name], least, total(each[name], ones, lambda x: x))
+            (each.kind, name, norms[each.kind][name], allowed, total(each[name], ones, lambda x: x))
             for each in self.families
-            for name, least in least_of(each, sets.budget).items()
+            for name, allowed in sets.allowed(self.families)[each.kind].items()
         ]
         if broken := [name for _, name, norm, _, _ in self.rows if not np.isfinite(norm).all()]:
             raise errors.ArgumentError(
@@ -76,39 +219,36 @@ class _Blocks:
 
     def counts(self, rates: np.ndarray) -> list[int]:
         """Groups that each block keeps at rates of what is left of it."""
-        # A state is float32: numbers are rounded as they will be when they are read from it.
-        rates = np.asarray(np.asarray(rates, np.float32), float)
-        alive = [int((norm > 0).sum()) for _, _, norm, _, _ in self.rows]
-        return [
-            max(min(least, n), n - round(rate * n))
-            for (_, _, _, least, _), n, rate in zip(self.rows, alive, rates)
-        ]
+        result = []
+        for (_, _, norm, allowed, _), rate in zip(self.rows, _as_stored(rates)):
+            alive = int((norm > 0).sum())
+            # The largest that is allowed and not more, or the fewest.
+            place = bisect.bisect_right(allowed, alive - round(rate * alive)) - 1
+            result.append(min(allowed[max(0, place)], alive))
+        return result
 
-    def masks(self, kept: list[np.ndarray]) -> Masks:
-        """Masks of the net from bools of the blocks' groups."""
-        return blocks.masks(self.families, self.by_kind(kept), self.before)
+    def counts_above(self, thresholds: np.ndarray) -> list[int]:
+        """Groups whose norm is at least a threshold times the mean of those left in their block."""
+        result = []
+        for (_, _, norm, allowed, _), limit in zip(self.rows, _as_stored(thresholds)):
+            alive = norm[norm > 0]
+            above = int((alive >= limit * alive.mean()).sum()) if alive.size else 0
+            result.append(min(allowed[bisect.bisect_left(allowed, above)], alive.size))
+        return result
 
     def largest(self, counts: list[int]) -> Masks:
         """Masks that keep so many of the largest groups of every block."""
-        return self.masks(
-            [np.asarray(keep_best(norm, n)) for (_, _, norm, _, _), n in zip(self.rows, counts)]
-        )
-
-    def near_zero(self, thresholds: np.ndarray) -> Masks:
-        """Masks without groups whose norm is below a threshold times the mean of their block."""
-        kept = []
-        limits = np.asarray(np.asarray(thresholds, np.float32), float)
-        for (_, _, norm, least, _), limit in zip(self.rows, limits):
-            alive = norm > 0
-            floor = np.asarray(keep_best(norm, max(1, least)))
-            kept.append(
-                alive & ((norm >= limit * norm[alive].mean() if alive.any() else alive) | floor)
-            )
-        return self.masks(kept)
+        kept = [np.asarray(keep_best(row[2], count)) for row, count in zip(self.rows, counts)]
+        return blocks.masks(self.families, self.by_kind(kept), self.before)
 
     def price(self, masks: Masks) -> float:
         """What masks keep of the dense net."""
-        return allocate.fraction_kept(self.net.groups, masks, self.sets.budget, self.net.cost)
+        return fraction_kept(self.net.groups, masks, self.sets.budget, self.net.cost)
+
+
+def _as_stored(numbers: np.ndarray) -> np.ndarray:
+    """Numbers rounded to float32, as they are when they are read from a state."""
+    return np.asarray(np.asarray(numbers, np.float32), float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +257,7 @@ class SearchRates:
 
     A candidate is pruned at once, by the norms of the present weights, and scored without training.
     Rates are of what is left of a block; they rise with its size. Afterwards `extra` has `counts`,
-    {kind: {block: groups kept}}, which `Sets(spread="searched")` reads.
+    {kind: {block: groups kept}}, which `Searched` reads.
 
     Attributes:
         sets: which groups go, and the budget.
@@ -126,7 +266,7 @@ class SearchRates:
         name: of the records.
     """
 
-    sets: Sets
+    sets: Searched
     trial: Trial = dataclasses.field(default_factory=Trial)
     annealing: Annealing = dataclasses.field(default_factory=Annealing)
     name: str = "search"
@@ -138,9 +278,7 @@ class SearchRates:
             ArgumentError: nothing is prunable; what `Trial.check` raises.
             BudgetError: even the largest rates cost more than the budget.
         """
-        families, net = self.sets.families(task), Net(task)
-        sizes = {e.kind: {name: np.ones(b.size) for name, b in e.items()} for e in families}
-        allocate.refuse_impossible_jointly(families, sizes, self.sets.budget, net.cost)
+        self.sets.check(task)
         self.trial.check(task)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
@@ -186,7 +324,7 @@ class Purify:
         name: of the records.
     """
 
-    sets: Sets
+    sets: Searched
     trial: Trial = dataclasses.field(default_factory=lambda: Trial(recalibrate=0))
     annealing: Annealing = dataclasses.field(default_factory=Annealing)
     drop: float = 0.0
@@ -198,16 +336,19 @@ class Purify:
         clipped = lambda numbers: np.minimum(numbers, 1.0)
         searcher = self.annealing.searcher(len(rows.rows), clipped, from_zero=True)
         score = self.trial.scorer(task, key)
-        least = score(pruned.variables, [rows.near_zero(np.zeros(len(rows.rows)))])[0] - self.drop
+        least = (
+            score(pruned.variables, [rows.largest(rows.counts_above(np.zeros(len(rows.rows))))])[0]
+            - self.drop
+        )
 
         def judged(candidates: np.ndarray) -> np.ndarray:
-            masks = [rows.near_zero(each) for each in candidates]
+            masks = [rows.largest(rows.counts_above(each)) for each in candidates]
             good = self.trial.judged(pruned, masks, task, key, score) >= least - 1e-7
             gone = np.array([1 - rows.price(each) for each in masks])
             return np.where(good, gone, -np.inf)
 
         def finish(candidate: np.ndarray) -> Pruned:
-            masks = rows.near_zero(candidate)
+            masks = rows.largest(rows.counts_above(candidate))
             variables = apply_masks(pruned.variables, rows.net.weight_masks(masks))
             return pruned._replace(variables=variables, masks=masks)
 

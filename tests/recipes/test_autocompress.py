@@ -7,9 +7,9 @@ import pytest
 from jprune import allocate, blocks, errors, recipes
 from jprune.base import Budget
 from jprune.recipes.autocompress import autocompress
-from jprune.search import annealing, by_size
+from jprune.search import annealing
 from jprune.search.annealing import acceptance, temperatures
-from jprune.stages import Purify, Sets, Train, Trial
+from jprune.stages import Purify, Searched, Train, Trial, by_size
 from jprune.stages.admm import Admm
 from jprune.stages.rates import Annealing, SearchRates
 from jprune.train.net import Net
@@ -124,7 +124,7 @@ def test_annealing_is_better_than_chance_at_equal_evaluations():
 @pytest.mark.parametrize("kinds", [("filter",), ("filter", "column")])
 def test_searched_counts_meet_the_budget_and_admm_takes_them(kinds):
     task, pruned = trap()
-    sets = Sets(Budget(macs=0.6), kinds, spread="searched")
+    sets = Searched(Budget(macs=0.6), kinds)
     stage = SearchRates(sets, STILL, Annealing(evaluations=5))
     done, (record,) = stage(pruned, task, KEY)
     assert record["metrics"]["evaluated"] == 5
@@ -147,7 +147,7 @@ def test_searched_counts_meet_the_budget_and_admm_takes_them(kinds):
 
 def test_a_stopped_search_goes_on():
     task, pruned = trap()
-    sets = Sets(Budget(macs=0.6), spread="searched")
+    sets = Searched(Budget(macs=0.6))
     learner = SearchRates(sets, STILL, Annealing(evaluations=6)).learner(pruned, task, KEY)
     states = [learner.init()]
     for _ in range(6):
@@ -170,7 +170,7 @@ def test_purification_cuts_what_is_near_0_and_nothing_that_counts():
         pruned.variables, expand(Net(task).groups, small, ("kernel", "scale", "shift")),
     )  # fmt: skip
     pruned = pruned._replace(variables=variables)
-    sets = Sets(Budget(macs=0.6))
+    sets = Searched(Budget(macs=0.6))
     still = Trial(images=10, recalibrate=0, batch_size=16)
     done, (record,) = Purify(sets, still, Annealing(evaluations=20))(pruned, task, KEY)
     metrics = record["metrics"]
