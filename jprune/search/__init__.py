@@ -6,10 +6,10 @@ a searcher knows nothing of nets. Candidates are made into nets, trained and eva
 `jprune.recipes`; what is learned for all candidates at once is in `jprune.learners`.
 
 Read `evolution.py` first. `space.py` has the space of candidates and the window on their cost.
-`aging.py` and `annealing.py` search real numbers, one candidate at a time. `forward.py` lets a set
-of units grow one by one. `particles.py` resamples what `genes.py` draws.
-`actor_critic.py` lets a policy (`policy.py`) decide gene by gene, and `ratios.py` is where it
-decides the widths of a net.
+`aging.py` and `annealing.py` search real numbers, one candidate at a time; `narrowing.py` narrows
+one group of a net at a time. `forward.py` lets a set of units grow one by one. `particles.py`
+resamples what `genes.py` draws. `actor_critic.py` lets a policy (`policy.py`) decide gene by gene,
+and `ratios.py` is where it decides the widths of a net.
 `polynomial.py` fits a model of the score to a few points and solves for its optimum.
 """
 
@@ -21,6 +21,7 @@ from jprune.search.evolution import evolution
 from jprune.search.forward import Selection, forward
 from jprune.search.genes import Offsets, Subsets, strided
 from jprune.search.history import SearchState
+from jprune.search.narrowing import NarrowingState, narrowing
 from jprune.search.particles import Particles, likelihoods, particle_filter, systematic
 from jprune.search.policy import Agent
 from jprune.search.polynomial import Polynomial, fit, optimum
@@ -32,6 +33,7 @@ __all__ = [
     "AnnealingState",
     "Environment",
     "Episodes",
+    "NarrowingState",
     "Offsets",
     "Particles",
     "Polynomial",
@@ -48,6 +50,7 @@ __all__ = [
     "fit",
     "forward",
     "likelihoods",
+    "narrowing",
     "optimum",
     "particle_filter",
     "ratios",

@@ -88,6 +88,7 @@ from jprune.stages.mean_gates import ToMean
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
+from jprune.stages.narrowing import NarrowByProposals
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.offsets import Aging, SearchOffsets
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
@@ -200,6 +201,7 @@ __all__ = [
     "MergeUnits",
     "Movement",
     "Narrow",
+    "NarrowByProposals",
     "Observe",
     "OnlyMoves",
     "Optimum",

@@ -177,6 +177,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lamp": {"rounds": 1},
     "nm": {"m": 3},
     "play_and_prune": {"rounds": 1, "tolerance": 0.5},
+    "netadapt": {"step": 1.0, "images": 16, "recalibrate": 1},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
     "energy_aware": {"batches": 2, "batch_size": 16, "points": 25},

@@ -155,7 +155,7 @@ def test_a_stopped_search_goes_on():
     state = jax.tree.map(np.asarray, states[2])
     for _ in range(4):
         state, _ = learner.step(state, {})
-    equal(state, states[-1])
+    assert equal(state, states[-1])
 
 
 def test_purification_cuts_what_is_near_0_and_nothing_that_counts():
