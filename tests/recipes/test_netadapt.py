@@ -17,7 +17,7 @@ from tests.recipes.test_lcp import trap
 from tests.toys import equal
 
 KEY = jax.random.key(3)
-STILL = Trial(images=10, recalibrate=0, batch_size=16)
+STILL = Trial(images=10, recalibrate=0, batch_size=16, of="loss")
 
 
 def rounds_of(searcher, score):
@@ -29,12 +29,12 @@ def rounds_of(searcher, score):
 
 
 def test_targets_fall_less_and_less_below_what_was_measured():
-    """Checks B18: 0.025 and 0.96; one group whose every unit is a millionth of the net."""
-    price = lambda widths: widths[0] / 1e6
-    searcher = narrowing([range(1, 1_000_001)], price, 0.38)
+    """Checks B18: 0.025 and 0.96; one group, of which a unit is next to nothing."""
+    price = lambda widths: widths[0] / 2e5
+    searcher = narrowing([range(1, 200_001)], price, 0.38)
     rounds = rounds_of(searcher, lambda widths: 0.0)
     found = [price(next(rounds)[1]) for _ in range(5)]
-    np.testing.assert_allclose(found, [0.975, 0.951, 0.92796, 0.905842, 0.884608], atol=3e-6)
+    np.testing.assert_allclose(found, [0.975, 0.951, 0.92796, 0.905842, 0.884608], atol=2.5e-5)
     # They end at 1 - 0.025 / (1 - 0.96) = 0.375, and after 10 rounds at 0.79.
     assert rounds_to(1 - 0.3751, 0.025, 0.96) > 200
     with pytest.raises(errors.BudgetError, match=r"take less than 0.6250 in all, and 0.6250"):
@@ -116,13 +116,17 @@ def test_the_resource_may_be_a_table_of_latencies():
 
 @functools.cache
 def useless():
-    """A net whose inner group is multiplied by 0 before the residual sum."""
+    """A net whose inner group is multiplied by 0 before the residual sum.
+
+    The loss is the distance to its outputs, so that nothing else can go for nothing.
+    """
     task, pruned = trap()
     variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * 0 if "norm3" in str(path) and "scale" in str(path) else leaf,
         pruned.variables,
     )
-    return task, pruned._replace(variables=variables)
+    loss = lambda out, batch: ((out - task.fn(variables, batch["image"])) ** 2).mean(-1)
+    return task._replace(loss=loss), pruned._replace(variables=variables)
 
 
 @pytest.mark.parametrize("kind", ["macs", "params", "density"])
@@ -143,7 +147,7 @@ def test_a_layer_that_does_nothing_shrinks_first(kind):
     score = STILL.scorer(task, KEY)
     whole = {outer: np.ones(8, bool), inner: np.ones(12, bool)}
     before, after = (score(pruned.variables, [masks])[0] for masks in (whole, done.masks))
-    assert after == before == record["metrics"]["best"]
+    assert after == before == record["metrics"]["best"] == 0
 
 
 def short(steps=2):
@@ -191,7 +195,7 @@ def test_the_winner_goes_on_with_its_weights_and_a_stopped_search_goes_on():
 
 def test_a_net_without_finite_scores_is_told():
     task, pruned = trap()
-    stage = NarrowByProposals(Budget(macs=0.8), Trial(10, 0, 16, of="loss"), step=0.2)
+    stage = NarrowByProposals(Budget(macs=0.8), STILL, step=0.2)
     broken = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * np.nan if "fc" in str(path) else leaf, pruned.variables
     )
