@@ -147,7 +147,7 @@ def test_a_layer_that_does_nothing_shrinks_first(kind):
     score = STILL.scorer(task, KEY)
     whole = {outer: np.ones(8, bool), inner: np.ones(12, bool)}
     before, after = (score(pruned.variables, [masks])[0] for masks in (whole, done.masks))
-    assert after == before == record["metrics"]["best"] == 0
+    assert max(abs(before), abs(after), abs(record["metrics"]["best"])) < 1e-12
 
 
 def short(steps=2):
