@@ -88,6 +88,7 @@ from jprune.stages.mean_gates import ToMean
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
+from jprune.stages.narrowing import NarrowByProposals
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.offsets import Aging, SearchOffsets
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
@@ -110,6 +111,7 @@ from jprune.stages.prune import (
 )
 from jprune.stages.random_masks import RandomMasks
 from jprune.stages.ranked_decay import RaiseByRank, Ranked
+from jprune.stages.rates import Annealing, Purify, Searched, SearchRates, by_size
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -145,6 +147,7 @@ __all__ = [
     "Admm",
     "Adversarial",
     "Aging",
+    "Annealing",
     "Approximate",
     "BeginAnew",
     "Boost",
@@ -198,6 +201,7 @@ __all__ = [
     "MergeUnits",
     "Movement",
     "Narrow",
+    "NarrowByProposals",
     "Observe",
     "OnlyMoves",
     "Optimum",
@@ -220,6 +224,7 @@ __all__ = [
     "PruneUntrained",
     "PruneWithFeedback",
     "Pull",
+    "Purify",
     "RaiseByRank",
     "RandomMasks",
     "RankPenalty",
@@ -242,7 +247,9 @@ __all__ = [
     "Save",
     "Search",
     "SearchOffsets",
+    "SearchRates",
     "SearchRatios",
+    "Searched",
     "Select",
     "SelectForward",
     "Sensitivity",
@@ -272,6 +279,7 @@ __all__ = [
     "Watch",
     "before_training",
     "by_least_squares",
+    "by_size",
     "check",
     "check_prunable",
     "cores_only",

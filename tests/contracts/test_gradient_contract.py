@@ -84,8 +84,8 @@ METHODS = {
         kron_obd kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter random
         apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy erk
         exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
-        kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning obd obs particle_filter random
-        rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
+        kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning netadapt obd obs particle_filter
+        random rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
         variational woodfisher
         """.split(),
         frozenset({FROZEN}),
@@ -95,6 +95,7 @@ METHODS = {
     "edge_popup": frozenset({STRAIGHT}),
     "movement": frozenset({STRAIGHT, FROZEN}),
     "nm": frozenset({STRAIGHT}),
+    "autocompress": frozenset({PROX, FROZEN}),
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     "autopruner": frozenset({FROZEN}),
@@ -144,7 +145,7 @@ STAGES = {
     TrainGates: FROZEN,
     TrainHypernetwork: FROZEN,
 }
-DENSE = ("train", "early", "search")
+DENSE = ("train", "early", "search", "purify")
 """Names of stages that train the dense net, before there is a mask, or no weight at all."""
 
 KEY = jax.random.key(8)
