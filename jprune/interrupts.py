@@ -123,6 +123,17 @@ def spoken() -> None:
     _State.said.set()
 
 
+def ending() -> None:
+    """Told once the exit code is decided: signals that come from now on change it no more.
+
+    As Python ends it gives handlers back to the system, which would kill the process by the signal;
+    what is ignored stays ignored.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """While this lasts, the first signal sets the flag and does nothing else."""

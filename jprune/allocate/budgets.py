@@ -154,12 +154,13 @@ def _unmet(budget: Budget, smallest: str, least: float) -> errors.BudgetError:
     )
 
 
-def largest(price: Callable[[float], float], goal: float) -> float:
+def largest(price: Callable[[float], float], goal: float, halvings: int = 40) -> float:
     """The largest x in [0, 1] whose price is at most the goal, to within 2^-40; 0 if none is.
 
     Args:
         price: rises with x; not called at 0.
         goal: the highest price allowed.
+        halvings: how often the interval is halved; 40 make 2^-40.
 
     Example:
         >>> round(largest(lambda x: x**2, 0.25), 6), largest(lambda x: x, 2.0)
@@ -169,7 +170,7 @@ def largest(price: Callable[[float], float], goal: float) -> float:
         return 1.0
     # price(low) <= goal < price(high) throughout, taking price(0) as 0.
     low, high = 0.0, 1.0
-    for _ in range(40):
+    for _ in range(halvings):
         middle = (low + high) / 2
         low, high = (middle, high) if price(middle) <= goal else (low, middle)
     return low

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jprune: interrupted; the same command goes on.", file=sys.stderr)
         return 130
+    finally:
+        interrupts.ending()
 
 
 def _complain(error: Exception, code: int) -> int:

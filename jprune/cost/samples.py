@@ -4,29 +4,35 @@ For one example a contraction costs
 
     positions * window * (input channels present) * (output channels present)
 
-and a gated one also its predictor (inputs * outputs) and one multiplication per output value. An
-input channel is absent if every gated layer that contributes to it was suppressed; a channel that
-merely happens to be 0 after a ReLU counts as present.
+and a gated one also what says its gates (a predictor: inputs * outputs) and one multiplication per
+output value. An input channel is absent if every gated layer that contributes to it was suppressed;
+a channel that merely happens to be 0 after a ReLU counts as present.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jprune.base import Groups, Variables
+from jprune.forms.gated import GatedKernel
 from jprune.forms.leaf_type import is_dynamic
 from jprune.forms.opened import dense_of
-from jprune.forms.winners import Winners
 from jprune.graph.couple.coupling import leaf_paths
 from jprune.graph.look.intercept import Site, intercept
 
 
-def dynamic_leaves(variables: Variables) -> dict[str, Winners]:
+def dynamic_leaves(variables: Variables) -> dict[str, GatedKernel]:
     """{path: leaf} of the kernels whose outputs are chosen for every example."""
     return {path: leaf for path, leaf in leaf_paths(variables).items() if is_dynamic(leaf)}
+
+
+def gate_macs_of(variables: Variables) -> dict[str, int]:
+    """{path: MACs of an example's gates} of the kernels that have gates."""
+    return {path: leaf.gate_macs for path, leaf in dynamic_leaves(variables).items()}
 
 
 def gates_of(fn: Callable[..., Any], groups: Groups) -> Callable[..., tuple[Any, dict[str, Any]]]:
@@ -68,9 +74,10 @@ def sample_macs(
 
     Returns:
         A function of the dense variables, of supports {layer: [batch, outputs], above 0 where an
-        output is present} of the gated layers, and of inputs. The variables' values matter where a
-        norm reads suppressed channels (after a concatenation): a channel that the norm shifts away
-        from 0 is present. Contractions inside loops are not counted.
+        output is present} of the gated layers, of inputs and, where gates are not said by a
+        predictor [inputs, outputs], of {layer: MACs of an example's gates}. The variables' values
+        matter where a norm reads suppressed channels (after a concatenation): a channel that the
+        norm shifts away from 0 is present. Contractions inside loops are not counted.
 
     Example:
         >>> import jprune
@@ -89,7 +96,12 @@ def sample_macs(
     # Presence flows through the net itself: it runs on ones, every norm's output is replaced by 1
     # where its channel is present and 0 elsewhere, and a channel that is 0 at all positions of a
     # layer's input is absent there.
-    def macs(variables: Variables, supports: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+    def macs(
+        variables: Variables,
+        supports: Mapping[str, jax.Array],
+        x: jax.Array,
+        gate_macs: Mapping[str, int] = MappingProxyType({}),
+    ) -> jax.Array:
         def handler(site: Site, value: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             total, inputs = carry
             if site.kind == "join":
@@ -114,7 +126,8 @@ def sample_macs(
             total = total + positions * (layer.fan_in // inputs_of_part) * both
             # The predictor costs C_in C_out; multiplying by the gates costs one per present value.
             if support is not None:
-                total = total + read.shape[1] * size + positions * alive.sum(axis=-1)
+                total = total + gate_macs.get(site.layer, read.shape[1] * size)
+                total = total + positions * alive.sum(axis=-1)
             return value, (total, inputs)
 
         start = (jnp.zeros(len(x)), {})

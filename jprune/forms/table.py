@@ -6,6 +6,7 @@ from jprune.forms.csr import CSR
 from jprune.forms.factored import Factored
 from jprune.forms.rows import Rows
 from jprune.forms.thin import Thin
+from jprune.forms.thresholded import Thresholded
 from jprune.forms.winners import Winners
 
 FORMS: dict[str, Any] = {
@@ -14,5 +15,6 @@ FORMS: dict[str, Any] = {
     "factored": Factored,
     "csr": CSR,
     "winners": Winners,
+    "thresholded": Thresholded,
 }
 """{name: leaf type}: each has `plan` and `planned`; those of arrays alone name their `parts`."""

@@ -4,23 +4,19 @@
     out_j = g_j (kernel x + offset)_j + 1[g_j > 0] bonus_j   for the k largest g_j, else 0
 
 The paper's phi is `predictor`, its rho `level`, its beta `offset` or, in the form of the authors'
-code, `bonus`. All channels are computed here and those not chosen are multiplied by 0, since XLA
-has no convolution that skips different channels for every example: savings are counted, not timed.
+code, `bonus`.
 
 References:
     Gao, Zhao, Dudziak, Mullins, Xu, Dynamic channel pruning: feature boosting and suppression,
     2019, arXiv 1810.05331 [32].
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jprune import errors
-from jprune.forms.slide import channel_axes
-from jprune.jaxprs import Equation, bind
+from jprune.forms.gated import GatedKernel
 
 
 def saliences(x: jax.Array, predictor: jax.Array, level: jax.Array, axis: int = -1) -> jax.Array:
@@ -63,7 +59,7 @@ def winners(g: jax.Array, count: Any) -> jax.Array:
 
 
 @jax.tree_util.register_pytree_node_class
-class Winners:
+class Winners(GatedKernel):
     """A kernel whose outputs are gated by a predictor that reads the layer's input.
 
     Args:
@@ -80,9 +76,7 @@ class Winners:
         [[2.0, 0.0], [0.0, 3.0]]
     """
 
-    # Which outputs exist depends on the example, so that no array is equal to this kernel.
     parts = ("kernel", "offset", "bonus", "predictor", "level", "count")
-    dynamic = True
 
     def __init__(
         self, kernel: Any, offset: Any, bonus: Any, predictor: Any, level: Any, count: Any
@@ -97,66 +91,11 @@ class Winners:
         """How many outputs win, as plain data."""
         return {"outputs": int(self.count)}
 
-    @classmethod
-    def planned(cls, kernel: Any, plan: Any) -> "Winners":
-        """Refuses: a plan does not hold the predictor.
-
-        Raises:
-            StructureError: always.
-        """
-        raise errors.StructureError(
-            f"a plan cannot make gates ({plan['outputs']} outputs win) of a dense kernel of shape "
-            f"{kernel.shape}: the predictor is trained. Read it with the net, from params/ of its "
-            "run."
-        )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the kernel."""
-        return self.kernel.shape
-
-    @property
-    def dtype(self) -> Any:
-        """Type of the kernel."""
-        return self.kernel.dtype
-
-    def dense(self) -> jax.Array:
-        """The kernel without its gates."""
-        return self.kernel
-
     def gates(self, x: jax.Array, axis: int = -1) -> jax.Array:
         """[batch, outputs] for an input of the layer."""
         return winners(saliences(x, self.predictor, self.level, axis), self.count)
 
-    def boosted(self, result: jax.Array, gates: jax.Array, axis: int = -1) -> jax.Array:
-        """The contraction's result multiplied by the gates; exactly 0 where a gate is 0."""
-        # Y_j = pi_j (conv(x) + beta)_j, beta gated too: else a suppressed channel would give
-        # relu(beta). `bonus` is the code's form, pi_j conv(x)_j + 1[pi_j > 0] beta_j.
-        others = [place for place in range(result.ndim) if place not in (0, axis % result.ndim)]
-        along = lambda values: jnp.expand_dims(values, others).astype(result.dtype)
-        gate, offset, bonus = along(gates), along(self.offset[None]), along(self.bonus[None])
-        return gate * (result + offset) + (gate > 0) * bonus
-
-    def apply(self, x: jax.Array, equation: Equation) -> jax.Array:
-        """The contraction, then the gates."""
-        in_axis, out_axis = channel_axes(equation)
-        result = bind(equation, (x, self.kernel))[0]
-        return self.boosted(result, self.gates(x, in_axis), out_axis)
-
-    def cast(self, cast: Callable[[Any], Any]) -> "Winners":
-        """The kernel through a function, its gates as they are."""
-        parts = {name: getattr(self, name) for name in self.parts}
-        return type(self)(**{**parts, "kernel": cast(self.kernel)})
-
-    def tree_flatten(self) -> tuple[Any, Any]:
-        """All parts are data."""
-        return (
-            (self.kernel, self.offset, self.bonus, self.predictor, self.level, self.count),
-            None,
-        )
-
-    @classmethod
-    def tree_unflatten(cls, static: Any, children: Sequence[Any]) -> "Winners":
-        """Inverse of `tree_flatten`."""
-        del static
-        return cls(*children)
+    @property
+    def gate_macs(self) -> int:
+        """MACs of the predictor."""
+        return self.predictor.size

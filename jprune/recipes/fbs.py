@@ -21,6 +21,7 @@ from jprune.learners.feature_boosting import Boosting
 from jprune.stages.deformed import DEFORMATIONS, EvaluateDeformed
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.frame import opening
+from jprune.stages.input_gates import refuse_budget
 from jprune.stages.train import Train
 
 
@@ -65,11 +66,7 @@ def fbs(
         >>> [s.name for s in fbs(Budget(macs=0.5), None, Train(8, 0.05, name="finetune"))]
         ['save', 'dense', 'boost', 'mosaic', 'occlusion']
     """
-    if budget.kind not in ("macs", "density"):
-        raise errors.ArgumentError(
-            f"fbs came with Budget({budget.kind}={budget.value}): it keeps all parameters, and "
-            "chooses for every image what is computed. Write Budget(macs=...) or density."
-        )
+    refuse_budget("fbs", budget)
     if not 0 < drop < 1:
         raise errors.ArgumentError(f"fbs(drop={drop}); it is in (0, 1).")
     if finetune.distill:

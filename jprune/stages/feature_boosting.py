@@ -6,63 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import errors
-from jprune.allocate import largest
 from jprune.base import Budget, Learner, Pruned, Records, Task
-from jprune.cost.samples import sample_macs
 from jprune.learners.feature_boosting import (
     Boosting,
-    Gated,
     as_winners,
-    boostable_layers,
     boosted_task,
-    chosen_layers,
-    counts_at,
     init_gates,
     prepared,
 )
+from jprune.learners.input_gates import Gated, counts_at
+from jprune.stages.input_gates import density_for, gated_layers
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.step import TrainState, plain
-
-
-def density_for(task: Task, layers: dict[str, Gated], budget: Budget) -> float:
-    """The largest density at which no image can cost more than a budget, whatever the weights are.
-
-    Costs are counted in a net of parameters 1 and statistics 0. In it a norm that reads suppressed
-    channels (of a concatenation) leaves none of them 0; other weights leave at least as many 0.
-
-    Raises:
-        BudgetError: the fewest winners allowed cost too much.
-    """
-    if budget.kind == "density":
-        return float(budget.value)
-    groups, x = Net(task).groups, jnp.zeros(task.example.shape, task.example.dtype)
-    dense = float(Net(task).cost({}).macs)
-    filled = lambda value: lambda leaf: jnp.full(leaf.shape, value, leaf.dtype)
-    params, rest = task.split(Net(task).shapes)
-    variables = task.merge(jax.tree.map(filled(1), params), jax.tree.map(filled(0), rest))
-    count = jax.jit(sample_macs(task.fn, groups, whole_joins=True))
-
-    def fraction(density: float) -> float:
-        # Which channels win makes no difference to the cost: take the first ones.
-        first = {
-            name: jnp.arange(layers[name].outputs)[None] < winners
-            for name, winners in counts_at(layers, density).items()
-        }
-        return float(count(variables, first, x)[0]) / dense
-
-    goal = float(budget.value) + 1e-9
-    # The fewest winners: a density just above 0 is 1 of every layer, or its `least`.
-    if (least := fraction(1e-6)) > goal:
-        raise errors.BudgetError(
-            f"Budget(macs={budget.value}) cannot be met by fbs: with the fewest winners an image "
-            f"costs up to {least:.4f} of the dense net. Ask for {np.ceil(least * 1e3) / 1e3:.3f} "
-            f"or more, give gates to more layers, or lower min_units={budget.min_units} and the "
-            "floors."
-        )
-    # The cost is a staircase in d, since k = ceil(d C): bisection finds the edge of the last step.
-    return max(largest(fraction, goal), 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +48,7 @@ class Boost:
 
     def layers(self, task: Task) -> dict[str, Gated]:
         """The layers that get gates, with the fewest winners that the budget's floors allow."""
-        groups, budget = Net(task).groups, self.budget
-        boostable = boostable_layers(task, groups, Net(task).shapes)
-        whole = {n for n, floor in budget.floors.items() if floor >= groups.sizes[n]}
-        free = {}
-        for name, layer in boostable.items():
-            of_layer = (each for each in groups.sites if (each.layer, each.kind) == (name, "out"))
-            groups_on = {n for site in of_layer for n in site.groups}
-            # A floor of its whole size freezes a group; a smaller one is the fewest winners.
-            if not groups_on & whole:
-                asked = max([budget.min_units, *(budget.floors.get(n, 0) for n in groups_on)])
-                free[name] = layer._replace(least=min(asked, layer.outputs))
-            elif self.gates and name in chosen_layers(groups, boostable, self.gates):
-                raise errors.FrozenError(
-                    f"gates={self.gates!r} puts a gate on {name}, which is frozen: the budget's "
-                    "floor leaves it whole. Leave it out of gates, or out of --freeze."
-                )
-        return chosen_layers(groups, free, self.gates)
+        return gated_layers(task, self.budget, self.gates)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.

@@ -45,7 +45,7 @@ class Layer(NamedTuple):
     alive: Callable[[np.ndarray], np.ndarray]
 
 
-class Walk(NamedTuple):
+class ParticleState(NamedTuple):
     """How far a search is.
 
     Attributes:
@@ -262,16 +262,16 @@ class FilterParticles:
             ends = np.cumsum([0, *(made[name].size for name in names)])
             return {n: np.asarray(chosen)[a:b] for n, a, b in zip(names, ends, ends[1:])}
 
-        def masked(state: Walk) -> tuple[Any, Masks]:
+        def masked(state: ParticleState) -> tuple[Any, Masks]:
             masks = blocks.masks(made, masks_of(state.chosen), pruned.masks)
             return apply_masks(pruned.variables, net.weight_masks(masks)), masks
 
-        def init() -> Walk:
+        def init() -> ParticleState:
             empty = self._searcher(Subsets((True,) * most, 1), most).init(key)
             start = np.ones(total, bool)
-            return Walk(jnp.zeros((), jnp.int32), empty, jnp.asarray(start))
+            return ParticleState(jnp.zeros((), jnp.int32), empty, jnp.asarray(start))
 
-        def step(state: Walk, batch: Batch) -> tuple[Walk, dict[str, Any]]:
+        def step(state: ParticleState, batch: Batch) -> tuple[ParticleState, dict[str, Any]]:
             del batch  # every particle is scored on the same images
             number, generation = divmod(int(state.step), self.generations)
             layer = layers[number]
@@ -288,11 +288,11 @@ class FilterParticles:
             if generation == self.generations - 1:
                 chosen[layer.place] = layer.alive(best[None])[0]
             filled = jnp.pad(found.genes, ((0, 0), (0, most - layer.genes)))
-            after = Walk(state.step + 1, found._replace(genes=filled), jnp.asarray(chosen))
+            after = ParticleState(state.step + 1, found._replace(genes=filled), jnp.asarray(chosen))
             mean = float(np.mean(scores[np.isfinite(scores)])) if np.isfinite(scores).any() else top
             return after, {"best": top, "mean": mean, "evaluated": float(len(asked))}
 
-        def finish(state: Walk) -> Pruned:
+        def finish(state: ParticleState) -> Pruned:
             variables, masks = masked(state)
             return Pruned(variables, masks, pruned.extra, pruned.saved)
 

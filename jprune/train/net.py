@@ -1,6 +1,7 @@
 """`Net(task)`: the groups, costs and masks of a task's net, each computed once."""
 
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from jprune.base import (
 )
 from jprune.blocks import lift
 from jprune.cost import cost, cost_model
-from jprune.cost.samples import gates_of, sample_macs
+from jprune.cost.samples import gate_macs_of, gates_of, sample_macs
 from jprune.forms.leaf_type import has_dynamic
 from jprune.forms.opened import dense_of, has_leaf_types, opened
 from jprune.graph import slim, slim_params, trace
@@ -60,7 +61,12 @@ class _Facts:
     @functools.cached_property
     def count_macs(self) -> Callable[..., Any]:
         run, macs = gates_of(self._fn, self.groups), sample_macs(self._fn, self.groups)
-        return jax.jit(lambda variables, x: macs(dense_of(variables), run(variables, x)[1], x))
+
+        def count(variables: Variables, x: jax.Array) -> jax.Array:
+            supports, overhead = run(variables, x)[1], gate_macs_of(variables)
+            return macs(dense_of(variables), supports, x, overhead)
+
+        return jax.jit(count)
 
 
 # Equal nets share these objects, and with them all that JAX has compiled for their functions.
@@ -323,10 +329,16 @@ class Net:
         fn, variables = opened(*self.slim(pruned))
         return cost(fn, variables, self.task.example)
 
-    def mean_macs(self, variables: Variables, split: str) -> float:
-        """Mean MACs of an example of a split, for a net that chooses its channels for every one."""
+    def mean_macs(self, variables: Variables, split: str, first: int | None = None) -> float:
+        """Mean MACs of an example of a split, for a net that chooses its channels for every one.
+
+        Args:
+            variables: with gated kernels.
+            split: whose examples.
+            first: so many batches of 256 are looked at; None: all.
+        """
         total = examples = 0.0
-        for batch in self.task.data.batches(split, 256):
+        for batch in itertools.islice(self.task.data.batches(split, 256), first):
             macs = self._facts.count_macs(variables, batch["image"])
             total += float(batch["weight"] @ macs)
             examples += float(batch["weight"].sum())

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jprune
-from jprune.learners.feature_boosting import Boosting, boostable_layers, prepared
+from jprune.learners.feature_boosting import Boosting, prepared
+from jprune.learners.input_gates import boostable_layers
 from jprune.train.net import Net
 from tests.contracts import spellings
 from tests.contracts.own import KEY

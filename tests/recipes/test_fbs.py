@@ -22,17 +22,16 @@ from jprune.graph.look.affine import affine_leaves, affine_of
 from jprune.learners.feature_boosting import (
     Boosting,
     as_winners,
-    boostable_layers,
     boosted_task,
-    chosen_layers,
-    counts_at,
     init_gates,
     prepared,
 )
+from jprune.learners.input_gates import boostable_layers, chosen_layers, counts_at
 from jprune.recipes import Train
 from jprune.recipes.fbs import fbs
 from jprune.stages.deformed import EvaluateDeformed, deformed, mosaic, occlusion
-from jprune.stages.feature_boosting import Boost, density_for
+from jprune.stages.feature_boosting import Boost
+from jprune.stages.input_gates import density_for
 from jprune.train.net import Net
 from jprune.zoo import layers as parts
 from tests.toys import CLASSES, SHAPE, drawn, tiny, toy_data, toy_task

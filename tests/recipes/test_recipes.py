@@ -21,4 +21,6 @@ def test_a_recipe_holds_no_class_and_no_helper(path):
 
 
 def test_recipes_are_short():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) < 4000
+    """Docstrings are most of it: 74 lines a method when there were 29, 78 when there were 66."""
+    lines = sum(len(path.read_text().splitlines()) for path in FILES)
+    assert lines < 84 * len(recipes.METHODS)

@@ -76,11 +76,14 @@ class _Csr(_Lists):
     pointers: list[Size]
 
 
-class _Winners(_Lists):
+class _Gated(_Lists):
     outputs: Size
 
 
-_PARTS = {"factored": _Factored, "rows": _Rows, "thin": _Thin, "csr": _Csr, "winners": _Winners}
+_PARTS = {
+    **{"factored": _Factored, "rows": _Rows, "thin": _Thin, "csr": _Csr},
+    **dict.fromkeys(("winners", "thresholded"), _Gated),
+}
 
 
 def check_plan(plan: Any, source: str = "the plan", advice: str = "") -> None:
