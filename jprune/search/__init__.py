@@ -8,6 +8,7 @@ a searcher knows nothing of nets. Candidates are made into nets, trained and eva
 Read `evolution.py` first. `space.py` has the space of candidates and the window on their cost.
 `aging.py` searches real numbers, one candidate at a time. `forward.py` lets a set of units grow one
 by one. `particles.py` resamples what `genes.py` draws.
+`partial_order.py` spares what is contained in a candidate that has lost.
 `actor_critic.py` lets a policy (`policy.py`) decide gene by gene, and `ratios.py` is where it
 decides the widths of a net.
 `polynomial.py` fits a model of the score to a few points and solves for its optimum.
@@ -20,6 +21,7 @@ from jprune.search.evolution import evolution
 from jprune.search.forward import Selection, forward
 from jprune.search.genes import Offsets, Subsets, strided
 from jprune.search.history import SearchState
+from jprune.search.partial_order import PartialOrder, cannot_win, contained, frontier
 from jprune.search.particles import Particles, likelihoods, particle_filter, systematic
 from jprune.search.policy import Agent
 from jprune.search.polynomial import Polynomial, fit, optimum
@@ -31,6 +33,7 @@ __all__ = [
     "Environment",
     "Episodes",
     "Offsets",
+    "PartialOrder",
     "Particles",
     "Polynomial",
     "Ratios",
@@ -41,9 +44,12 @@ __all__ = [
     "actor_critic",
     "aging",
     "bound",
+    "cannot_win",
+    "contained",
     "evolution",
     "fit",
     "forward",
+    "frontier",
     "likelihoods",
     "optimum",
     "particle_filter",
