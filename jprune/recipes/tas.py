@@ -18,7 +18,7 @@ References:
     half of the training split, here from the validation split. Temperatures fall from epoch to
     epoch there, here from step to step; the paper writes 10 for the highest. The cost ends between
     the budget and `tolerance` below it, as in the code (the paper writes both sides); where the
-    search leaves it outside, the least likely loss of log-probability brings it there.
+    search ends outside, widths and depths are moved there, at the least loss of log-probability.
 """
 
 import dataclasses
