@@ -238,6 +238,7 @@ REFUSED = {
     "ssl": {"ema"},
     "ssr": {"ema"},
     "struct_admm": {*OPTIONS},
+    "tas": {"ema", "accumulate"},
     "edge_popup": {"ema"},
     "metapruning": {"ema"},
     "variational": {"optimizer", "clip", "ema", "accumulate"},
