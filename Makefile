@@ -41,7 +41,10 @@ lint: install
 types: install
 	$(BIN)/pyright --project pyproject.toml
 
-# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode.
+# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode. A function of
+# a test runs a few times and compiles long: without LLVM's optimisations and XLA's newer emitters of
+# loops a recipe compiles in a tenth of the time.
+tests: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 tests: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 

@@ -28,7 +28,7 @@ from jprune.runs.files import PathLike
 from jprune.runs.loop import SAVE_SECONDS
 from jprune.runs.progress import Progress, Silent
 from jprune.stages.frame import check
-from jprune.stages.reinitialise import BeginAnew, Reinitialise
+from jprune.stages.reinitialise import BeginAnew, Reinitialise, TrainAnew
 from jprune.train.net import Net
 from jprune.train.optimizers import function_of
 from jprune.train.task import task as task_of
@@ -52,7 +52,7 @@ USUAL = {
     "fashion_mnist": Usual(20, 20, 128, 0.1, 0.05),
     "cifar10": Usual(60, 8, 128, 0.1, 0.05),
 }
-DRAWS = (BeginAnew, Reinitialise)
+DRAWS = (BeginAnew, Reinitialise, TrainAnew)
 """Stages that draw initial values once more."""
 WITHOUT_NORMS = 0.25
 """Factor of SGD's learning rates of nets without norms, which diverge at those of the others."""

@@ -31,7 +31,7 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 `train.py`; `rounds.py` prunes in rounds with training in between.
 """
 
-from jprune.stages.activations import ByActivations
+from jprune.stages.activations import ByActivations, layer_by_layer
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
 from jprune.stages.actor_critic import Repair, SearchRatios, TakeGoal
 from jprune.stages.admm import Admm, Cut
@@ -291,6 +291,7 @@ __all__ = [
     "l1_of",
     "l2_of",
     "layer_adaptive_of",
+    "layer_by_layer",
     "like_the_dense",
     "obd_of",
     "opening",

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jprune import allocate, errors
-from jprune.base import Allocator, Budget, Learner, Pruned, Records, Schedule, Task, Variables
+from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task, Variables
 from jprune.learners import gateable
 from jprune.learners.norm_gates import early_shifts
 from jprune.learners.variational import PRIORS, Rule, Settings, inference, variational_task
@@ -22,11 +22,6 @@ from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain
-
-ALLOCATORS: dict[str, Allocator] = {
-    "global_topk": allocate.global_topk,
-    "uniform": allocate.uniform,
-}
 
 SELECTIONS = ("budget", "rule")
 
@@ -261,7 +256,7 @@ class Select:
         # float64 and -inf: what is gone never comes back, and ties are those of the scores.
         alive = {name: np.where(before[name], score, -np.inf) for name, score in scores.items()}
         if self.select == "budget":
-            chosen = ALLOCATORS[self.allocator](alive, self.budget, Net(task).cost)
+            chosen = allocate.ALLOCATORS[self.allocator](alive, self.budget, Net(task).cost)
         else:
             chosen = {name: self.by_rule(name, score) for name, score in alive.items()}
         masks = {**before, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
