@@ -203,7 +203,7 @@ def test_spared_candidates_are_never_trained(net, budget, monkeypatch):
     [
         (Budget(macs=0.01), {}, errors.BudgetError),
         (Budget(macs=0.5), {"window": 0.0}, errors.ArgumentError),
-        (Budget(macs=0.5), {"window": 1e-9}, errors.BudgetError),
+        (Budget(macs=0.5123), {"window": 1e-9}, errors.BudgetError),
         (Budget(macs=0.5), {"evaluations": 0}, errors.ArgumentError),
         (Budget(macs=0.5), {"slack": -1.0}, errors.ArgumentError),
         (Budget(macs=0.5), {"depths": "deep"}, errors.ArgumentError),
