@@ -46,6 +46,7 @@ from jprune.learners.unit_gates import (
     settled_net,
 )
 from jprune.learners.variational import PRIORS, kl_gaussian, kl_log_uniform, variational_task
+from jprune.learners.width_mixture import Mixture, candidate_widths, cost_loss, resizing, two_of
 
 __all__ = [
     "DRAWS",
@@ -59,6 +60,7 @@ __all__ = [
     "Limits",
     "Manifold",
     "Menu",
+    "Mixture",
     "Sharpening",
     "Terms",
     "as_gated",
@@ -68,8 +70,10 @@ __all__ = [
     "batch_codes",
     "boostable_layers",
     "boosted_task",
+    "candidate_widths",
     "check_settles",
     "complexity_weights",
+    "cost_loss",
     "draw_scores",
     "draw_weights",
     "fold_gates",
@@ -95,6 +99,7 @@ __all__ = [
     "menu",
     "popup_task",
     "readers",
+    "resizing",
     "sample_gates",
     "scorer",
     "seen_shapes",
@@ -106,6 +111,7 @@ __all__ = [
     "told_apart",
     "top_masks",
     "transition",
+    "two_of",
     "variational_task",
     "width_masks",
     "with_gates",

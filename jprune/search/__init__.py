@@ -10,6 +10,11 @@ Read `evolution.py` first. `space.py` has the space of candidates and the window
 one group of a net at a time. `forward.py` lets a set of units grow one by one. `particles.py`
 resamples what `genes.py` draws. `actor_critic.py` lets a policy (`policy.py`) decide gene by gene,
 and `ratios.py` is where it decides the widths of a net.
+`aging.py` searches real numbers, one candidate at a time. `forward.py` lets a set of units grow one
+by one. `particles.py` resamples what `genes.py` draws.
+`partial_order.py` spares what is contained in a candidate that has lost.
+`actor_critic.py` lets a policy (`policy.py`) decide gene by gene, and `ratios.py` is where it
+decides the widths of a net.
 `polynomial.py` fits a model of the score to a few points and solves for its optimum.
 """
 
@@ -22,6 +27,7 @@ from jprune.search.forward import Selection, forward
 from jprune.search.genes import Offsets, Subsets, strided
 from jprune.search.history import SearchState
 from jprune.search.narrowing import NarrowingState, narrowing
+from jprune.search.partial_order import PartialOrder, cannot_win, contained, frontier
 from jprune.search.particles import Particles, likelihoods, particle_filter, systematic
 from jprune.search.policy import Agent
 from jprune.search.polynomial import Polynomial, fit, optimum
@@ -35,6 +41,7 @@ __all__ = [
     "Episodes",
     "NarrowingState",
     "Offsets",
+    "PartialOrder",
     "Particles",
     "Polynomial",
     "Ratios",
@@ -46,9 +53,12 @@ __all__ = [
     "aging",
     "annealing",
     "bound",
+    "cannot_win",
+    "contained",
     "evolution",
     "fit",
     "forward",
+    "frontier",
     "likelihoods",
     "narrowing",
     "optimum",

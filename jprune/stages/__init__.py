@@ -40,6 +40,7 @@ from jprune.stages.batch_codes import ByCodes
 from jprune.stages.by_energy import PruneByEnergy
 from jprune.stages.candidates import Trial
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
+from jprune.stages.choices import Choices
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.difficulty import EvaluateDifficulty
@@ -92,6 +93,7 @@ from jprune.stages.narrowing import NarrowByProposals
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.offsets import Aging, SearchOffsets
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
+from jprune.stages.partial_order import SearchByOrder
 from jprune.stages.particles import FilterParticles
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
@@ -140,6 +142,7 @@ from jprune.stages.unit_gates import CutGates, Gated, TrainGates
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
+from jprune.stages.width_mixture import SearchShape
 
 __all__ = [
     "Active",
@@ -163,6 +166,7 @@ __all__ = [
     "BySynapticFlow",
     "ByThiNet",
     "CheckedStage",
+    "Choices",
     "ChooseGroups",
     "Cluster",
     "CriterionOf",
@@ -246,9 +250,11 @@ __all__ = [
     "Rounds",
     "Save",
     "Search",
+    "SearchByOrder",
     "SearchOffsets",
     "SearchRates",
     "SearchRatios",
+    "SearchShape",
     "Searched",
     "Select",
     "SelectForward",

@@ -165,6 +165,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "lcp": {"evaluations": 6, "population": 4, "tournament": 2, "images": 16, "recalibrate": 1},
     "lottery_ticket": {"rounds": 1},
+    "partial_order": {"evaluations": 2, "images": 16},
     "particle_filter": {"particles": 3, "generations": 1},
     "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
     "cpli": {"batches": 2, "batch_size": 16, "points": 25},

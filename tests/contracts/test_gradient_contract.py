@@ -99,6 +99,7 @@ METHODS = {
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     "autopruner": frozenset({FROZEN}),
+    **dict.fromkeys(("partial_order", "tas"), frozenset({FROZEN})),
     "bar": frozenset({FROZEN}),
     "fbs": frozenset({FROZEN}),
     "from_scratch": frozenset({FROZEN}),

@@ -239,6 +239,7 @@ REFUSED = {
     "ssr": {"ema"},
     "struct_admm": {*OPTIONS},
     "autocompress": {*OPTIONS},
+    "tas": {"ema", "accumulate"},
     "edge_popup": {"ema"},
     "metapruning": {"ema"},
     "variational": {"optimizer", "clip", "ema", "accumulate"},
