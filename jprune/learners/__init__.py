@@ -11,6 +11,16 @@ Read `popup.py` first. `to_the_end` runs any learner in memory.
 from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
 from jprune.learners.candidates import scorer
+from jprune.learners.channel_menu import (
+    Menus,
+    as_menus,
+    choices_of,
+    entropy,
+    menu_task,
+    own_steps,
+    straight_choice,
+)
+from jprune.learners.detector import area_under_curve, detector_area, logistic, sign_attack
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
 from jprune.learners.halving import Halving, HalvingState, halving
 from jprune.learners.hypernetwork import (
@@ -45,16 +55,22 @@ __all__ = [
     "Hypernetwork",
     "Manifold",
     "Menu",
+    "Menus",
     "Terms",
+    "area_under_curve",
     "as_gated",
+    "as_menus",
     "as_thresholded",
     "as_winners",
     "boostable_layers",
     "boosted_task",
     "check_settles",
+    "choices_of",
     "complexity_weights",
+    "detector_area",
     "draw_scores",
     "draw_weights",
+    "entropy",
     "fold_gates",
     "gateable",
     "halving",
@@ -66,16 +82,21 @@ __all__ = [
     "kept_of",
     "kl_gaussian",
     "kl_log_uniform",
+    "logistic",
     "manifold_task",
     "menu",
+    "menu_task",
     "on_streams",
+    "own_steps",
     "popup_task",
     "readers",
     "sample_gates",
     "scorer",
     "settled",
     "settled_on",
+    "sign_attack",
     "similarity_gap",
+    "straight_choice",
     "to_the_end",
     "told_apart",
     "top_masks",

@@ -36,6 +36,7 @@ from jprune.stages.active_gradients import Active, CutPassive, TrainActive
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
+from jprune.stages.channel_menu import Choosing, CutMenus, EvaluateChoices, LearnMenus, TrainChosen
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.difficulty import EvaluateDifficulty
@@ -149,11 +150,13 @@ __all__ = [
     "ByThiNet",
     "CheckedStage",
     "ChooseGroups",
+    "Choosing",
     "Cluster",
     "CriterionOf",
     "Cut",
     "CutBelow",
     "CutGroups",
+    "CutMenus",
     "CutPassive",
     "CutSupport",
     "DropGrow",
@@ -161,6 +164,7 @@ __all__ = [
     "Eliminate",
     "ErrorWeights",
     "Evaluate",
+    "EvaluateChoices",
     "EvaluateDeformed",
     "EvaluateDifficulty",
     "Fade",
@@ -178,6 +182,7 @@ __all__ = [
     "L1OfScales",
     "L1Penalty",
     "LayerWise",
+    "LearnMenus",
     "LongStage",
     "MeetBudget",
     "MergeClusters",
@@ -243,6 +248,7 @@ __all__ = [
     "Train",
     "TrainActive",
     "TrainAnew",
+    "TrainChosen",
     "TrainHypernetwork",
     "Watch",
     "before_training",

@@ -31,6 +31,7 @@ from jprune.stages.active_gradients import TrainActive
 from jprune.stages.admm import Admm
 from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.centripetal import Pull
+from jprune.stages.channel_menu import LearnMenus, TrainChosen
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.feedback import PruneWithFeedback
@@ -81,6 +82,7 @@ METHODS = {
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     **dict.fromkeys(("fbs", "manidp"), frozenset({FROZEN})),
+    "lcs": frozenset({STRAIGHT, FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
@@ -115,6 +117,8 @@ STAGES = {
     Adversarial: PROX,
     Boost: FROZEN,
     KeepManifold: FROZEN,
+    LearnMenus: STRAIGHT,
+    TrainChosen: FROZEN,
     FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,

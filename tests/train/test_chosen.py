@@ -227,6 +227,7 @@ REFUSED = {
     "fisher": {"ema", "accumulate"},
     "taylor2016": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
+    "lcs": {"ema", "accumulate"},
     "less_is_more": {"ema"},
     "greg": {"optimizer", "ema"},
     "gsm": {"optimizer", "ema"},
