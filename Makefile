@@ -15,6 +15,8 @@ WORKERS ?= 2
 # Compiled functions are kept between runs of the tests, which then mostly test and not compile.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+# Workers share the cores already: threads of NumPy's small matrices would wait for each other.
+export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: demo test install lint types doctests tests notebooks tables laws fuzz bench kills flips zoos \
 	newest build wheel-test clean

@@ -297,6 +297,11 @@ class Groups(NamedTuple):
         return tuple(self.layers)
 
     @property
+    def streams(self) -> frozenset[str]:
+        """Groups on residual streams: their units are added up, and have several producers."""
+        return frozenset(name for site in self.sites if site.kind == "join" for name in site.groups)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the groups, in execution order of their first producer."""
         return tuple(self.sizes)
@@ -591,7 +596,8 @@ class Searcher(NamedTuple):
 
     Attributes:
         init: `init(key) -> state`, a tree of arrays.
-        ask: `ask(state) -> candidates`: int [p, genes], none of them asked before; p may be 0.
+        ask: `ask(state) -> candidates`: [p, genes], none of them asked before; p may be 0. Genes
+            are int where there is a menu, and else float.
         tell: `tell(state, candidates, scores [p]) -> state`; higher is better.
         best: `best(state) -> (candidate [genes], its score)`, of all so far.
     """

@@ -150,6 +150,58 @@ def columns(groups: Groups, names: Sequence[str] | None = None) -> Blocks:
     return _patterns("column", groups, names, {"out": None}, plain=True)
 
 
+def positions(groups: Groups, names: Sequence[str] | None = None) -> Blocks:
+    """One position of a window, over all inputs and outputs: the same columns of every input.
+
+    A kernel without a window has one position, which is all of it.
+
+    Args:
+        groups: from `trace`.
+        names: paths of kernels; None: all convolutions and dense layers as papers mean them.
+
+    Raises:
+        StructureError: there is no such kernel.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> groups = jprune.trace(lambda v, x: x @ v["w"], {"w": jnp.ones((4, 6))}, jnp.ones(4))
+        >>> positions(groups)["w"].size
+        1
+    """
+    return _patterns("position", groups, names, {"in": None, "out": None}, plain=True)
+
+
+def cross(groups: Groups, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Which columns are in the cross of a window: in the middle of all of its axes but one.
+
+    Args:
+        groups: from `trace`.
+        names: paths of kernels; None: all convolutions and dense layers as papers mean them.
+
+    Returns:
+        {kernel: bool [columns]}, in the order of `columns`; all True where a window has one axis of
+        more than one position, or none.
+
+    Raises:
+        StructureError: there is no such kernel.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jprune
+        >>> fn = lambda v, x: jax.lax.conv(x, v["w"], (1, 1), "SAME")
+        >>> groups = jprune.trace(fn, {"w": jnp.ones((7, 1, 3, 3))}, jnp.ones((1, 1, 8, 8)))
+        >>> cross(groups)["w"].reshape(3, 3).astype(int).tolist()
+        [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    """
+    result = {}
+    for path, block in columns(groups, names).items():
+        layer, (member,) = groups.layers[path], block.members
+        places = np.indices(member.grid(layer.shape))
+        # How many axes of the window are off their middle: one at most, on the arms of the cross.
+        off = sum((places[axis] != layer.shape[axis] // 2).astype(int) for axis in layer.window)
+        result[path] = np.ravel(off <= 1) if layer.window else np.ones(block.size, bool)
+    return result
+
+
 def block(
     groups: Groups,
     names: Sequence[str] | None = None,

@@ -6,13 +6,13 @@ from types import MappingProxyType
 
 from jprune import errors
 from jprune.base import Budget, Groups
-from jprune.blocks.grains import checked, columns, weights
+from jprune.blocks.grains import checked, columns, positions, weights
 from jprune.blocks.members import Blocks
 from jprune.blocks.units import branches, channels, filters
 
 UNITS = ("filter", "channel")
 
-PATTERNS = {"shape": columns, "column": columns, "weight": weights}
+PATTERNS = {"shape": columns, "column": columns, "position": positions, "weight": weights}
 """Kinds within kernels; "shape" is SSL's word for columns."""
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -66,7 +66,8 @@ def of_kinds(
 
     Args:
         groups: from `trace`.
-        kinds: "filter", "channel", "shape" or "column", "weight", "depth" (branches).
+        kinds: "filter", "channel", "shape" or "column", "position", "weight", "depth"
+            (branches).
         names: of engine groups, kernels or branches; each kind takes those it knows. None: all.
         scales: whether the scales of norms count, in filters and branches.
         shifts: whether shifts and biases of filters count.
@@ -122,7 +123,7 @@ def _names(groups: Groups, kind: str, fixed: Collection[str]) -> tuple[str, ...]
     if kind == "depth":
         return tuple(branch.name for branch in groups.branches)
     # Columns are a matter of plain layers; single weights of every kernel.
-    paths = checked(groups, kind, None, plain=PATTERNS[kind] is columns)
+    paths = checked(groups, kind, None, plain=PATTERNS[kind] is not weights)
     return tuple(path for path in paths if path not in fixed)
 
 

@@ -3,11 +3,11 @@
     out_j = g_j (kernel x + offset)_j + 1[g_j > 0] bonus_j,   g = gates(x) [batch, outputs]
 
 A form says what g is: `winners.py` (the largest of every example), `thresholded.py` (those above a
-threshold), `from_menu.py` (one of a few sets). All channels are computed here and those not chosen
-are multiplied by 0, since XLA has no convolution that skips different channels for every example:
-savings are counted, not timed.
+threshold). All channels are computed here and those not chosen are multiplied by 0, since XLA has
+no convolution that skips different channels for every example: savings are counted, not timed.
 """
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from jprune.forms.slide import channel_axes
 from jprune.jaxprs import Equation, bind
 
 
-class GatedKernel:
+class GatedKernel(abc.ABC):
     """A kernel whose outputs are multiplied by gates that are read off the layer's input.
 
     A form of it names its arrays in `parts`, in the order of its constructor, and has `gates`,
@@ -33,18 +33,18 @@ class GatedKernel:
     offset: Any
     bonus: Any
 
+    @abc.abstractmethod
     def plan(self) -> dict[str, Any]:
         """How many outputs an example can have, as plain data."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def gates(self, x: jax.Array, axis: int = -1) -> jax.Array:
         """[batch, outputs] for an input of the layer; `axis` has its channels."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def gate_macs(self) -> int:
         """MACs of an example's gates, without what multiplies the outputs."""
-        raise NotImplementedError
 
     @classmethod
     def planned(cls, kernel: Any, plan: Any) -> "GatedKernel":

@@ -10,7 +10,9 @@ Read `popup.py` first. `to_the_end` runs any learner in memory.
 
 from jprune.base import to_the_end
 from jprune.learners.adversarial import AdversarialState, Terms, init_judge, judged, told_apart
-from jprune.learners.candidates import scorer
+from jprune.learners.barrier import Limits, barrier, transition
+from jprune.learners.batch_codes import batch_codes
+from jprune.learners.candidates import masked_scorer, scorer
 from jprune.learners.channel_menu import (
     Menus,
     as_menus,
@@ -23,6 +25,7 @@ from jprune.learners.channel_menu import (
 from jprune.learners.detector import area_under_curve, detector_area, logistic, sign_attack
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
 from jprune.learners.halving import Halving, HalvingState, halving
+from jprune.learners.hard_concrete import hard_concrete
 from jprune.learners.hypernetwork import (
     Hypernetwork,
     Menu,
@@ -32,7 +35,7 @@ from jprune.learners.hypernetwork import (
     width_masks,
 )
 from jprune.learners.input_gates import as_gated, boostable_layers, with_gates
-from jprune.learners.isolated import isolated_damages, on_streams, readers
+from jprune.learners.isolated import isolated_damages, readers
 from jprune.learners.manifold import (
     Manifold,
     as_thresholded,
@@ -40,9 +43,18 @@ from jprune.learners.manifold import (
     manifold_task,
     similarity_gap,
 )
+from jprune.learners.mean_gates import mean_gates, mean_penalty
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
+from jprune.learners.sharpening import Sharpening, majority, mean_pull
 from jprune.learners.statistics import check_settles, settled, settled_on
+from jprune.learners.unit_gates import (
+    Gating,
+    gated_start,
+    gated_task,
+    seen_shapes,
+    settled_net,
+)
 from jprune.learners.variational import PRIORS, kl_gaussian, kl_log_uniform, variational_task
 
 __all__ = [
@@ -50,18 +62,23 @@ __all__ = [
     "PRIORS",
     "AdversarialState",
     "Boosting",
+    "Gating",
     "Halving",
     "HalvingState",
     "Hypernetwork",
+    "Limits",
     "Manifold",
     "Menu",
     "Menus",
+    "Sharpening",
     "Terms",
     "area_under_curve",
     "as_gated",
     "as_menus",
     "as_thresholded",
     "as_winners",
+    "barrier",
+    "batch_codes",
     "boostable_layers",
     "boosted_task",
     "check_settles",
@@ -73,7 +90,10 @@ __all__ = [
     "entropy",
     "fold_gates",
     "gateable",
+    "gated_start",
+    "gated_task",
     "halving",
+    "hard_concrete",
     "hypernetwork",
     "hypernetwork_task",
     "init_judge",
@@ -83,16 +103,22 @@ __all__ = [
     "kl_gaussian",
     "kl_log_uniform",
     "logistic",
+    "majority",
     "manifold_task",
+    "masked_scorer",
+    "mean_gates",
+    "mean_penalty",
+    "mean_pull",
     "menu",
     "menu_task",
-    "on_streams",
     "own_steps",
     "popup_task",
     "readers",
     "sample_gates",
     "scorer",
+    "seen_shapes",
     "settled",
+    "settled_net",
     "settled_on",
     "sign_attack",
     "similarity_gap",
@@ -100,6 +126,7 @@ __all__ = [
     "to_the_end",
     "told_apart",
     "top_masks",
+    "transition",
     "variational_task",
     "width_masks",
     "with_gates",

@@ -49,11 +49,6 @@ def readers(groups: Groups) -> dict[str, tuple[str, ...]]:
     return {name: layers for name, layers in found.items() if layers}
 
 
-def on_streams(groups: Groups) -> frozenset[str]:
-    """Groups whose units are added up: those of residual streams."""
-    return frozenset(name for s in groups.sites if s.kind == "join" for name in s.groups)
-
-
 def isolated_damages(fn: Callable[..., Any], groups: Groups, names: tuple[str, ...]) -> Damages:
     """A function that says what closing some units of every group does to the layers that read it.
 

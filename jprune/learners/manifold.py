@@ -225,8 +225,9 @@ def _gating(
             return value, carry
         if site.kind == "in":
             branch = branches[site.layer]
-            parts = (branch[part] for part in ("squeeze", "excite", "level"))
-            return value, ({**saliences, site.layer: squeezed(value, *parts, site.axis)}, terms)
+            squeeze, excite, level = (branch[part] for part in ("squeeze", "excite", "level"))
+            salience = squeezed(value, squeeze, excite, level, site.axis)
+            return value, ({**saliences, site.layer: salience}, terms)
         pi = saliences[site.layer]
         # m = pi 1[pi >= xi_l]
         gates = passing(pi, thresholds[site.layer])
@@ -294,7 +295,7 @@ def as_thresholded(
         branch, threshold = variables["gates"][name], variables["thresholds"][name]
         # Below OPEN nothing is closed, whatever the factor is; saliences of 0 are closed anyway.
         level = jnp.where(threshold <= OPEN, threshold, factor * jnp.maximum(threshold, 1e-6))
-        parts = (branch[part] for part in ("squeeze", "excite", "level"))
-        return Thresholded(kernel, offset, bonus, *parts, level)
+        squeeze, excite, shift = (branch[part] for part in ("squeeze", "excite", "level"))
+        return Thresholded(kernel, offset, bonus, squeeze, excite, shift, level)
 
     return as_gated(task, groups, layers, variables["net"], form)

@@ -6,36 +6,17 @@ References:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
 from jprune.base import Searcher
+from jprune.search.history import SearchState, begun, best, draws, told
 from jprune.search.space import Space, check, draw
 
 TRIES = 40
 """Blocks of offspring that are drawn before unfilled places go to random candidates."""
-
-
-class SearchState(NamedTuple):
-    """All candidates tried so far, in arrays of fixed size.
-
-    Attributes:
-        seed: [k] bits of the key.
-        round: number of the round, from 0.
-        tried: how many candidates have a score.
-        genes: int [generations * population, genes].
-        scores: [generations * population]; -inf where there is none yet.
-    """
-
-    seed: jax.Array
-    round: jax.Array
-    tried: jax.Array
-    genes: jax.Array
-    scores: jax.Array
 
 
 def evolution(
@@ -95,27 +76,23 @@ def evolution(
     options = np.asarray(space.options)
 
     def init(key: jax.Array) -> SearchState:
-        size = generations * population
-        zero = jnp.zeros((), jnp.int32)
-        genes, scores = jnp.zeros((size, len(options)), jnp.int32), jnp.full(size, -jnp.inf)
-        return SearchState(jnp.ravel(jax.random.key_data(key)), zero, zero, genes, scores)
+        return begun(key, generations * population, len(options))
 
     def ask(state: SearchState) -> np.ndarray:
         genes, scores, count = np.asarray(state.genes), np.asarray(state.scores), int(state.tried)
         room = min(population, len(genes) - count)
-        # Draws depend on (seed, round) alone: a search that is resumed proposes the same.
-        rng = np.random.default_rng([*np.asarray(state.seed).tolist(), int(state.round)])
+        rng = draws(state)
         taken = {tuple(row) for row in genes[:count].tolist()}
-        best = genes[np.argsort(-scores[:count], kind="stable")[:parents]]
+        top = genes[np.argsort(-scores[:count], kind="stable")[:parents]]
         offspring: list[list[int]] = []
 
-        def take(draws: Callable[[], np.ndarray], wanted: int) -> None:
+        def take(blocks: Callable[[], np.ndarray], wanted: int) -> None:
             # Drawn in blocks, because most draws miss the window; it ends after TRIES blocks.
             goal = min(room, len(offspring) + wanted)
             for _ in range(TRIES):
                 if len(offspring) >= goal:
                     return
-                block = draws()
+                block = blocks()
                 for row in block[space.inside(block)].tolist():
                     if len(offspring) < goal and tuple(row) not in taken:
                         taken.add(tuple(row))
@@ -123,12 +100,12 @@ def evolution(
 
         # Random members also take the places of offspring that missed the window or was not new.
         if count:
-            take(lambda: mutated(best, options, probability, rng, 2 * population), mutants)
-            take(lambda: crossed(best, rng, 2 * population), crossovers)
+            take(lambda: mutated(top, options, probability, rng, 2 * population), mutants)
+            take(lambda: crossed(top, rng, 2 * population), crossovers)
         take(lambda: draw(space, rng, 2 * population), room)
         return np.asarray(offspring, int).reshape(-1, len(options))
 
-    return Searcher(init, ask, _told, _best)
+    return Searcher(init, ask, told, best)
 
 
 def mutated(
@@ -156,21 +133,3 @@ def crossed(parents: np.ndarray, rng: np.random.Generator, count: int) -> np.nda
     # [2, count, genes]: two parents per child; a gene comes from either with probability 1/2.
     pairs = parents[rng.integers(0, len(parents), (2, count))]
     return np.where(rng.random(pairs[0].shape) < 0.5, *pairs)
-
-
-def _told(state: SearchState, candidates: np.ndarray, scores: np.ndarray) -> SearchState:
-    """The state with the candidates' scores added; NaN counts as the worst score."""
-    count, new = int(state.tried), len(candidates)
-    values = jnp.nan_to_num(jnp.asarray(scores, jnp.float32), nan=-jnp.inf, neginf=-jnp.inf)
-    return state._replace(
-        round=state.round + 1,
-        tried=state.tried + new,
-        genes=state.genes.at[count : count + new].set(jnp.asarray(candidates, jnp.int32)),
-        scores=state.scores.at[count : count + new].set(values),
-    )
-
-
-def _best(state: SearchState) -> tuple[np.ndarray, float]:
-    """The best candidate and its score; of equal ones the first."""
-    place = int(np.argmax(np.asarray(state.scores)))
-    return np.asarray(state.genes)[place], float(state.scores[place])

@@ -8,6 +8,7 @@ nothing. Training with more parts than weights and masks is in `jprune.learners`
 from jprune.masks import HoldState, hold, masks_of, with_masks
 from jprune.sparsify.active_gradients import ActiveState, active_gradients
 from jprune.sparsify.admm import AdmmState, admm, projection
+from jprune.sparsify.box import box
 from jprune.sparsify.candidate_decay import CandidateState, candidate_decay, candidates
 from jprune.sparsify.centripetal import (
     CentripetalState,
@@ -40,6 +41,7 @@ from jprune.sparsify.scheduled import ScheduledState, scheduled_prune
 from jprune.sparsify.soft_prune import SoftPruneState, choice, lowest, nearest, soft_prune
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
+from jprune.sparsify.truncated_lasso import TruncatedState, truncated_lasso, truncated_penalty
 
 __all__ = [
     "ActiveState",
@@ -62,8 +64,10 @@ __all__ = [
     "ScheduledState",
     "SoftPruneState",
     "SurgeryState",
+    "TruncatedState",
     "active_gradients",
     "admm",
+    "box",
     "candidate_decay",
     "candidates",
     "centripetal",
@@ -109,5 +113,7 @@ __all__ = [
     "soft_singular",
     "strength_for",
     "strengths",
+    "truncated_lasso",
+    "truncated_penalty",
     "with_masks",
 ]

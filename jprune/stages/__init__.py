@@ -33,8 +33,12 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 
 from jprune.stages.activations import ByActivations
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
+from jprune.stages.actor_critic import Repair, SearchRatios, TakeGoal
 from jprune.stages.admm import Admm, Cut
 from jprune.stages.adversarial import Adversarial, SettleSoftMasks, Soft
+from jprune.stages.batch_codes import ByCodes
+from jprune.stages.by_energy import PruneByEnergy
+from jprune.stages.candidates import Trial
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.channel_menu import Choosing, CutMenus, EvaluateChoices, LearnMenus, TrainChosen
 from jprune.stages.dead_units import RemoveDead
@@ -73,6 +77,7 @@ from jprune.stages.group_decay import ChooseGroups, CutGroups, Grouped
 from jprune.stages.group_lasso import Penalty, ReadOff, Shrink
 from jprune.stages.growing_decay import Grow, Growing
 from jprune.stages.halving import Halve, MeetBudget
+from jprune.stages.hard_concrete import ByBarrier
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import Rounds, Search, TrainHypernetwork
 from jprune.stages.jointly import PruneJointly
@@ -80,10 +85,12 @@ from jprune.stages.kronecker import PruneFilters
 from jprune.stages.layer_wise import ByLasso, ByThiNet, LayerWise, by_least_squares
 from jprune.stages.low_rank import RankPenalty
 from jprune.stages.manifold import KeepManifold
+from jprune.stages.mean_gates import ToMean
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
 from jprune.stages.obs import BrainSurgery
+from jprune.stages.offsets import Aging, SearchOffsets
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
 from jprune.stages.particles import FilterParticles
 from jprune.stages.popup import Popup, Redraw
@@ -127,6 +134,8 @@ from jprune.stages.surgery import DynamicSurgery, SettleSurgery
 from jprune.stages.tickets import PruneRound
 from jprune.stages.tolerance import CutBelow, Game, Press, Watch
 from jprune.stages.train import Train, trained
+from jprune.stages.truncated_lasso import PruneColumns, ReadOffColumns, ShrinkWeakest
+from jprune.stages.unit_gates import CutGates, Gated, TrainGates
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
@@ -136,11 +145,14 @@ __all__ = [
     "Adjust",
     "Admm",
     "Adversarial",
+    "Aging",
     "Approximate",
     "BeginAnew",
     "Boost",
     "BrainSurgery",
     "ByActivations",
+    "ByBarrier",
+    "ByCodes",
     "ByGradientFlow",
     "ByLasso",
     "ByMagnitude",
@@ -155,6 +167,7 @@ __all__ = [
     "CriterionOf",
     "Cut",
     "CutBelow",
+    "CutGates",
     "CutGroups",
     "CutMenus",
     "CutPassive",
@@ -172,6 +185,7 @@ __all__ = [
     "FilterParticles",
     "Game",
     "Gate",
+    "Gated",
     "Goal",
     "Grouped",
     "Grow",
@@ -199,6 +213,8 @@ __all__ = [
     "Press",
     "Probe",
     "Prune",
+    "PruneByEnergy",
+    "PruneColumns",
     "PruneFilters",
     "PruneGradually",
     "PruneGrains",
@@ -214,6 +230,7 @@ __all__ = [
     "RankPenalty",
     "Ranked",
     "ReadOff",
+    "ReadOffColumns",
     "Recalibrate",
     "Redraw",
     "RefineNOfM",
@@ -221,6 +238,7 @@ __all__ = [
     "Reinitialise",
     "RemoveDead",
     "RemoveOneByOne",
+    "Repair",
     "Repeat",
     "RescaleDropout",
     "Rewind",
@@ -228,6 +246,8 @@ __all__ = [
     "Rounds",
     "Save",
     "Search",
+    "SearchOffsets",
+    "SearchRatios",
     "Select",
     "SelectForward",
     "Sensitivity",
@@ -237,6 +257,7 @@ __all__ = [
     "SettleSurgery",
     "Shrink",
     "ShrinkScales",
+    "ShrinkWeakest",
     "ShuffleMasks",
     "Small",
     "Soft",
@@ -245,11 +266,15 @@ __all__ = [
     "Split",
     "StdPrune",
     "Sweep",
+    "TakeGoal",
+    "ToMean",
     "Train",
     "TrainActive",
     "TrainAnew",
     "TrainChosen",
+    "TrainGates",
     "TrainHypernetwork",
+    "Trial",
     "Watch",
     "before_training",
     "by_least_squares",

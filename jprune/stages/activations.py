@@ -61,9 +61,7 @@ class ByActivations:
 def _criterion(net: Net, by: ByActivations) -> Criterion:
     statistic, names = by.statistic(*by.settings), net.groups.names
     if by.stream == "whole":
-        # A group on a join is a residual stream: it has several producers.
-        streams = {name for site in net.groups.sites if site.kind == "join" for name in site.groups}
-        names = tuple(name for name in names if name not in streams)
+        names = tuple(name for name in names if name not in net.groups.streams)
     if statistic.rectified and names:
         can = rectified(net.task.fn, net.groups, net.shapes, net.task.example, at=by.at)
         names = tuple(name for name in names if name in can)

@@ -23,7 +23,7 @@ from jprune.stages.frame import fractions, record
 from jprune.stages.walk import Step, alive_of, check_steps, masks_by_name, shares_of, steps_of
 from jprune.train.net import Net
 from jprune.train.numbers import Numbers
-from jprune.train.step import stream
+from jprune.train.step import few_batches, stream
 from jprune.units import expand
 
 IMITATE = ("loss", "outputs", "layer")
@@ -170,9 +170,8 @@ class Losses:
         # The stages of several layers share a program: all sets have as many candidates.
         widest = max(step.units for step in steps)
         self.most = min(widest, stage.candidates or widest)
+        self.images = few_batches(task.data, stage.batches, stage.batch_size, key)
         size = min(stage.batch_size, task.data.sizes["train"])
-        few = min(stage.batches, max(1, task.data.sizes["train"] // size))
-        self.images = [*itertools.islice(stream(task.data, size, key), few)]
         enough = -(-min(stage.examples, task.data.sizes["train"]) // size)
         self.judged = [*itertools.islice(stream(task.data, size, key), enough)]
 

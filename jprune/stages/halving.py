@@ -25,7 +25,7 @@ from jprune.base import (
 )
 from jprune.graph.shrink.concrete import copied
 from jprune.learners.halving import Halving, HalvingState, halving
-from jprune.learners.isolated import isolated_damages, on_streams, readers
+from jprune.learners.isolated import isolated_damages, readers
 from jprune.masks import apply_masks, intersect, masks_of, with_masks
 from jprune.stages.frame import check_prunable, fractions, record
 from jprune.stages.prune import Prune, l1_of
@@ -89,7 +89,7 @@ class Halve:
         Raises:
             ArgumentError: there is none.
         """
-        whole = frozenset() if self.streams else on_streams(net.groups)
+        whole = frozenset() if self.streams else net.groups.streams
         sizes = net.groups.sizes
         found = tuple(
             name

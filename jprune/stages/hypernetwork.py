@@ -20,10 +20,11 @@ from jprune.learners import (
 from jprune.learners.statistics import check_settles
 from jprune.search import SearchState, Space, evolution
 from jprune.search.widths import Widths
+from jprune.stages.candidates import stacked
 from jprune.stages.frame import fractions, record
 from jprune.stages.train import Train, trained
 from jprune.train.net import Net
-from jprune.train.step import TrainState, plain, stream
+from jprune.train.step import TrainState, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,17 +92,6 @@ class TrainHypernetwork:
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """Trains to the end, in memory; one record of the last step's metrics."""
         return trained(self.learner(pruned, task, key), self.name)
-
-
-def stacked(
-    task: Task, split: str, batch_size: int, count: int, key: jax.Array | None = None
-) -> Batch:
-    """Batches of a split, stacked along a new first axis; with a key they are those of training."""
-    size = min(batch_size, task.data.sizes[split])
-    batches = task.data.batches(split, size) if key is None else stream(task.data, size, key)
-    # At least one, so that count 0 gives arrays [0, batch, ...] of the right shape.
-    taken = [*itertools.islice(batches, max(1, count))]
-    return {name: np.stack([batch[name] for batch in taken])[:count] for name in taken[0]}
 
 
 @dataclasses.dataclass(frozen=True)

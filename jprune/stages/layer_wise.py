@@ -5,7 +5,6 @@ The steps of the walk are in `walk.py`, the mathematics of choice and refit in
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ from jprune.stages.frame import fractions, record
 from jprune.stages.walk import Step, alive_of, check_steps, masks_by_name, shares_of, steps_of
 from jprune.train.net import Net
 from jprune.train.numbers import Numbers
-from jprune.train.step import stream
+from jprune.train.step import few_batches
 
 STREAMS = ("sampler", "whole", "joint")
 
@@ -172,9 +171,7 @@ class Walk:
         self.alive, self.goals = alive, goals
         # Positions, choices and batches are drawn apart: another choice sees the same calibration.
         self.points, self.draws, order = jax.random.split(key, 3)
-        size = min(stage.batch_size, task.data.sizes["train"])
-        few = min(stage.batches, max(1, task.data.sizes["train"] // size))
-        batches = [*itertools.islice(stream(task.data, size, order), few if todo else 0)]
+        batches = few_batches(task.data, stage.batches, stage.batch_size, order) if todo else []
         self.images = [batch["image"] for batch in batches]
         self.groups = Net(task).groups
         self.layers = self.groups.layers

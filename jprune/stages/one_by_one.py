@@ -219,8 +219,7 @@ class RemoveOneByOne:
     def floored(self, task: Task) -> Budget:
         """The budget, with floors for groups that stay whole."""
         groups = Net(task).groups
-        streams = {name for site in groups.sites if site.kind == "join" for name in site.groups}
-        whole = streams if self.stream == "whole" else set[str]()
+        whole = {*groups.streams} if self.stream == "whole" else set[str]()
         if self.scored.gates is not None:
             whole |= {*groups.names} - {*gateable(groups, self.scored.gates)}
         floors = {name: groups.sizes[name] for name in groups.names if name in whole}

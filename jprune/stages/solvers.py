@@ -1,7 +1,6 @@
 """Single weights pruned layer by layer, each layer's outputs held by the weights that stay."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -19,7 +18,7 @@ from jprune.reconstruct.windows import Look, Windows, collect, look
 from jprune.stages.frame import fractions, record
 from jprune.stages.walk import plain_layers, refuse_unread
 from jprune.train.net import Net
-from jprune.train.step import stream
+from jprune.train.step import few_batches
 
 INPUTS = ("dense", "now")
 
@@ -147,9 +146,7 @@ class SolveLayers:
         counts = self.counts(task, pruned.variables, alive)
         there, keeps, errors_left = net.leaves(alive), {}, []
         points, order = jax.random.split(key)
-        size = min(self.batch_size, task.data.sizes["train"])
-        few = min(self.batches, max(1, task.data.sizes["train"] // size))
-        batches = itertools.islice(stream(task.data, size, order), few)
+        batches = few_batches(task.data, self.batches, self.batch_size, order)
         images = [batch["image"] for batch in batches]
         variables, dense = pruned.variables, dict[str, Windows]()
         layers = {path: each for path, each in plain_layers(net.groups).items() if path in counts}

@@ -45,8 +45,7 @@ def steps_of(task: Task, stream: str) -> list[Step]:
     """
     groups = Net(task).groups
     layers = plain_layers(groups)
-    # A group on a join is a residual stream: it has several producers.
-    streams = {name for site in groups.sites if site.kind == "join" for name in site.groups}
+    streams = groups.streams
     steps: dict[str, Step] = {}
     for name, size in groups.sizes.items():
         kernels = consumers_of(groups, name)

@@ -1,6 +1,7 @@
 """Plain training: gradient steps on weights under masks, as a learner that can stop at any step."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -293,3 +294,17 @@ def stream(data: Data, batch_size: int, key: jax.Array, start: int = 0) -> Itera
     while True:
         yield from data.batches("train", batch_size, seed=seed, epoch=epoch, start=skipped)
         epoch, skipped = epoch + 1, 0
+
+
+def few_batches(data: Data, batches: int, batch_size: int, key: jax.Array) -> list[Batch]:
+    """Training batches to calibrate on, no image twice.
+
+    Args:
+        data: whose split "train" is read.
+        batches: how many; as many as there are at most, and one at least.
+        batch_size: examples in a batch; the whole split where that has fewer.
+        key: determines which.
+    """
+    size = min(batch_size, data.sizes["train"])
+    few = min(batches, max(1, data.sizes["train"] // size))
+    return [*itertools.islice(stream(data, size, key), few)]

@@ -148,8 +148,11 @@ OF_ITS_OWN = {"subset_sum": Budget(density=1.0), "three_d": Budget(macs=0.7)}
 OPTIONS: dict[str, dict[str, Any]] = {
     "aofp": {"period": 1, "warmup": 0, "streams": True},
     "apoz": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "amc": {"episodes": 3, "warmup": 1, "hidden": 8, "batches": 1, "examples": 32},
+    "cacp": {"episodes": 3, "warmup": 1, "hidden": 8, "batches": 1, "examples": 32},
     "entropy": {"rounds": 1, "batches": 2, "batch_size": 16},
     "hrank": {"rounds": 1, "batches": 2, "batch_size": 16},
+    "from_scratch": {"gate_epochs": 1},
     "chip": {"batches": 1, "batch_size": 16},
     "metapruning": {
         "generations": 2,
@@ -159,6 +162,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "crossovers": 2,
         "recalibrate": 2,
     },
+    "lcp": {"evaluations": 6, "population": 4, "tournament": 2, "images": 16, "recalibrate": 1},
     "lottery_ticket": {"rounds": 1},
     "particle_filter": {"particles": 3, "generations": 1},
     "channel_lasso": {"batches": 2, "batch_size": 16, "points": 25},
@@ -174,6 +178,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "play_and_prune": {"rounds": 1, "tolerance": 0.5},
     "obd": {"rounds": 1, "batches": 2},
     "obs": {"batches": 2},
+    "energy_aware": {"batches": 2, "batch_size": 16, "points": 25},
     "exact_obs": {"batches": 2, "batch_size": 16, "points": 25},
     "sparsegpt": {"batches": 2, "batch_size": 16, "points": 25},
     "woodfisher": {"gradients": 16, "batch_size": 16},

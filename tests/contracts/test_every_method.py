@@ -21,6 +21,7 @@ DRAWN = {
     "set": "as of erk, and so is what grows",
     "rigl": "as of erk",
     "edge_popup": "scores and signs are drawn leaf by leaf, in the order and the shape of leaves",
+    "movement": "Adam's first steps move all scores alike, so that rounding puts them in order",
 }
 """{method whose numbers depend on the order, the names or the shape of leaves: why}.
 
@@ -41,6 +42,7 @@ KNOWN = {
 TRAINED = (
     "edge_popup",
     "erk",
+    "from_scratch",
     "less_is_more",
     "lottery_ticket",
     "metapruning",

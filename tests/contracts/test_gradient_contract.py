@@ -21,7 +21,7 @@ import pytest
 
 from jprune import errors, masks_of, recipes, train, zoo
 from jprune.base import Budget, Pruned
-from jprune.learners import Terms, top_masks
+from jprune.learners import Sharpening, Terms, top_masks
 from jprune.learners.feature_boosting import Boosting, boosted_task, init_gates, prepared
 from jprune.learners.input_gates import counts_at
 from jprune.learners.variational import Rule, Settings
@@ -30,6 +30,7 @@ from jprune.recipes import LongStage, Train
 from jprune.stages.active_gradients import TrainActive
 from jprune.stages.admm import Admm
 from jprune.stages.adversarial import Adversarial, Soft
+from jprune.stages.batch_codes import ByCodes
 from jprune.stages.centripetal import Pull
 from jprune.stages.channel_menu import LearnMenus, TrainChosen
 from jprune.stages.drop_grow import DropGrow
@@ -40,9 +41,11 @@ from jprune.stages.group_decay import Grouped
 from jprune.stages.group_lasso import Penalty, Shrink
 from jprune.stages.growing_decay import Grow
 from jprune.stages.halving import Halve
+from jprune.stages.hard_concrete import ByBarrier
 from jprune.stages.hard_threshold import HardThreshold
 from jprune.stages.hypernetwork import TrainHypernetwork
 from jprune.stages.manifold import KeepManifold
+from jprune.stages.mean_gates import ToMean
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, RefineNOfM
 from jprune.stages.one_by_one import RemoveOneByOne
@@ -58,6 +61,8 @@ from jprune.stages.soft_prune import SoftPrune
 from jprune.stages.splitting import Sets
 from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.tolerance import Game, Press
+from jprune.stages.truncated_lasso import ShrinkWeakest
+from jprune.stages.unit_gates import Gated, TrainGates
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
@@ -66,11 +71,11 @@ FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
-        aofp apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy
-        erk exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
-        kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter play_and_prune
-        random rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
-        variational woodfisher
+        amc aofp apoz c_obd c_obs cacp channel_lasso chip cpli csgd data_free depgraph eigendamage
+        energy_aware entropy erk exact_obs fisher fpgm gmp granularity grasp greedy_forward han
+        hrank iht kron_obd kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning obd obs
+        particle_filter play_and_prune random rigl scratch_b scratch_e set snip sparsegpt synflow
+        taylor taylor2016 thinet three_d variational woodfisher
         """.split(),
         frozenset({FROZEN}),
     ),
@@ -80,8 +85,11 @@ METHODS = {
     "movement": frozenset({STRAIGHT, FROZEN}),
     "nm": frozenset({STRAIGHT}),
     "gal": frozenset({PROX, FROZEN}),
-    **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
-    **dict.fromkeys(("fbs", "manidp"), frozenset({FROZEN})),
+    **dict.fromkeys(
+        ("autopruner", "bar", "fbs", "from_scratch", "greg", "gsm", "increg", "manidp"),
+        frozenset({FROZEN}),
+    ),
+    "group_brain_damage": frozenset({PROX, FROZEN}),
     "lcs": frozenset({STRAIGHT, FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
@@ -96,6 +104,7 @@ STAGES = {
     Shrink: PROX,
     Split: PROX,
     ShrinkScales: PROX,
+    ShrinkWeakest: PROX,
     Train: FROZEN,
     TrainActive: FROZEN,
     RaiseByRank: FROZEN,
@@ -122,6 +131,7 @@ STAGES = {
     FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,
+    TrainGates: FROZEN,
     TrainHypernetwork: FROZEN,
 }
 DENSE = ("train", "early", "search")
@@ -335,6 +345,21 @@ def test_frozen_weights_that_went_in_mid_training_are_exactly_0_and_stay_so(net)
             assert gone is None or not (mask & gone[path]).any()
         gone = {path: ~mask for path, mask in masks.items()}
     assert np.mean(gone["fc1/kernel"]) == pytest.approx(0.7, abs=1e-3)
+
+
+def test_frozen_weights_stay_so_while_gates_are_trained_beside_them(net):
+    task, start = net
+    masks = {"params/fc1/kernel": np.arange(300) < 90}
+    of_weights = Net(task).weight_masks(masks)
+    begun = Pruned(apply_masks(start.variables, of_weights), masks)
+    for kind, move in ((ToMean(), False), (ByCodes(Sharpening()), True), (ByBarrier(), True)):
+        stage = TrainGates(SHORT, Budget(density=0.8), Gated(gates="*fc2*"), kind)
+        before = leaves(begun.variables["params"])
+        for state in steps(stage.learner(begun, task, KEY)):
+            seen = leaves((state.params if move else state.rest)["net"])
+            for path, mask in leaves(task.split(of_weights)[0]).items():
+                assert not seen[path][~mask].any()
+            assert all((seen[path] != old).any() == move for path, old in before.items())
 
 
 def test_frozen_zeros_of_hard_thresholding_move_in_dense_phases_alone(net):

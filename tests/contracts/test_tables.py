@@ -420,11 +420,18 @@ SPARSIFIERS = {
     "ranked_decay": lambda: sparsify.ranked_decay(
         optax.sgd(0.05, 0.9), blocks.filters(GROUPS), dict.fromkeys(UNITS, 2), 0.2, 0.5
     ),
+    "box": lambda: sparsify.box(-0.5, 0.5),
     "guarded": lambda: sparsify.guarded(optax.sgd(0.1)),
     "one_by_one": lambda: sparsify.one_by_one(
         criteria.magnitude(), GROUPS, allocate.lowest_first(UNITS, Budget(density=0.7)), every=2
     ),
     "low_rank": lambda: sparsify.low_rank(GROUPS, 0.1, steady, every=2),
+    "truncated_lasso": lambda: sparsify.truncated_lasso(
+        blocks.columns(GROUPS),
+        0.1,
+        {"params/first": 2, "params/second": 3, "params/out": 0},
+        steady,
+    ),
     "scheduled_prune": lambda: sparsify.scheduled_prune(
         criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), every=2
     ),

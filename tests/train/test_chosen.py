@@ -214,6 +214,7 @@ OPTIONS = {
 }
 REFUSED = {
     "aofp": {"ema"},
+    **{method: {"ema", "accumulate"} for method in ("autopruner", "bar")},
     "csgd": {"optimizer", "clip", "ema"},
     "depgraph": {"ema"},
     "dns": {"ema"},
@@ -228,6 +229,7 @@ REFUSED = {
     "taylor2016": {"ema", "accumulate"},
     "gal": {"optimizer", "ema", "accumulate"},
     "lcs": {"ema", "accumulate"},
+    "group_brain_damage": {"ema"},
     "less_is_more": {"ema"},
     "greg": {"optimizer", "ema"},
     "gsm": {"optimizer", "ema"},
