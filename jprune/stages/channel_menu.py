@@ -31,6 +31,8 @@ from jprune.train.net import Net
 from jprune.train.step import TrainState, plain
 
 BATCH = 256
+CHOOSES = 0.2
+"""Entropy in nats from which a layer's menu counts as one that is chosen from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +264,12 @@ def _learned(pruned: Pruned, who: str) -> dict[str, Any]:
 class EvaluateChoices:
     """Measures what a net's choices say: their entropy, and whether they betray an attack.
 
-    The record has, in nats over the images, `entropy` (the mean of the layers) and
-    `entropy_least`; and the area under the curve of a detector that reads the layers'
-    probabilities, for images that were attacked in one step (`fgsm_auc`) and in ten (`pgd_auc`),
-    as `jprune.learners.detector_area` has it; beside it, of the largest probability of the net's
-    output alone (`fgsm_by_confidence`), where the net is a classifier. Images that are no floats
-    are not attacked.
+    The record has, in nats over the images, `entropy` (the mean of the layers), `entropy_least`
+    and `choosing`, the share of layers with more than 0.2; and the area under the curve of a
+    detector that reads the layers' probabilities, for images that were attacked in one step
+    (`fgsm_auc`) and in ten (`pgd_auc`), as `jprune.learners.detector_area` has it; beside it, of
+    the largest probability of the net's output alone (`fgsm_by_confidence`), where the net is a
+    classifier. Images that are no floats are not attacked.
 
     Attributes:
         size: the most that an attack moves a pixel, as a part of the range of the images.
@@ -320,7 +322,11 @@ class EvaluateChoices:
         kinds, likely = jax.tree.map(lambda *parts: np.concatenate(parts), *columns)
         actions = {n: (p.argmax(axis=-1), p.shape[-1]) for n, p in kinds[0].items()}
         entropies = [entropy(chosen, many) for chosen, many in actions.values()]
-        metrics = {"entropy": float(np.mean(entropies)), "entropy_least": min(entropies)}
+        metrics = {
+            "entropy": float(np.mean(entropies)),
+            "entropy_least": min(entropies),
+            "choosing": float(np.mean(np.array(entropies) > CHOOSES)),
+        }
         clean, *attacked = (np.concatenate([*p.values()], axis=-1) for p in kinds)
         if len(clean) > 1:
             areas = (detector_area(clean, each) for each in attacked)
