@@ -22,6 +22,7 @@ from jprune.learners.channel_menu import (
     own_steps,
     straight_choice,
 )
+from jprune.learners.compactor import compactable, compacted, compacted_task, restated
 from jprune.learners.detector import area_under_curve, detector_area, logistic, sign_attack
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
 from jprune.learners.halving import Halving, HalvingState, halving
@@ -45,6 +46,7 @@ from jprune.learners.manifold import (
 )
 from jprune.learners.mean_gates import mean_gates, mean_penalty
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
+from jprune.learners.own_steps import beside
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
 from jprune.learners.sharpening import Sharpening, majority, mean_pull
 from jprune.learners.statistics import check_settles, settled, settled_on
@@ -79,10 +81,14 @@ __all__ = [
     "as_winners",
     "barrier",
     "batch_codes",
+    "beside",
     "boostable_layers",
     "boosted_task",
     "check_settles",
     "choices_of",
+    "compactable",
+    "compacted",
+    "compacted_task",
     "complexity_weights",
     "detector_area",
     "draw_scores",
@@ -114,6 +120,7 @@ __all__ = [
     "own_steps",
     "popup_task",
     "readers",
+    "restated",
     "sample_gates",
     "scorer",
     "seen_shapes",

@@ -29,6 +29,7 @@ from jprune.forms.from_menu import FromMenu, readings
 from jprune.forms.opened import dense_of
 from jprune.graph.look.intercept import Site, intercept
 from jprune.learners.input_gates import Gated, as_gated, with_gates
+from jprune.learners.own_steps import beside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,23 +162,15 @@ def own_steps(
         >>> float(optax.apply_updates(params, updates)["gates"]["a"]["menu"].max())
         0.0
     """
-    inner, adam = optax.with_extra_args_support(inner), optax.adam(rate)
+    adam = optax.adam(rate)
 
-    def init(params: PyTree) -> Any:
-        return inner.init(params), adam.init(params["gates"])
-
-    def update(updates: PyTree, state: Any, params: PyTree, **extra: Any) -> tuple[PyTree, Any]:
-        slopes, gates = updates["gates"], params["gates"]
-        # The gates' slopes are no part of the norm that a clip of the weights' gradient looks at.
-        still = {**updates, "gates": jax.tree.map(jnp.zeros_like, slopes)}
-        moves, of_inner = inner.update(still, state[0], params, **extra)
-        steps, of_adam = adam.update(slopes, state[1], gates)
+    def update(slopes: PyTree, state: Any, gates: PyTree = None) -> tuple[PyTree, Any]:
+        steps, state = adam.update(slopes, state, gates)
         after = projected(optax.apply_updates(gates, steps), top)
         # 0 - w is added to w: what the clamp makes 0 is exactly 0.
-        moves = {**moves, "gates": jax.tree.map(jnp.subtract, after, gates)}
-        return moves, (of_inner, of_adam)
+        return jax.tree.map(jnp.subtract, after, gates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return beside(inner, optax.GradientTransformation(adam.init, update))
 
 
 def menu_task(

@@ -41,6 +41,7 @@ from jprune.stages.by_energy import PruneByEnergy
 from jprune.stages.candidates import Trial
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
 from jprune.stages.channel_menu import Choosing, CutMenus, EvaluateChoices, LearnMenus, TrainChosen
+from jprune.stages.compactor import CutRows, Forget, TrainCompactors
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.difficulty import EvaluateDifficulty
@@ -171,6 +172,7 @@ __all__ = [
     "CutGroups",
     "CutMenus",
     "CutPassive",
+    "CutRows",
     "CutSupport",
     "DropGrow",
     "DynamicSurgery",
@@ -183,6 +185,7 @@ __all__ = [
     "Fade",
     "FadeUnits",
     "FilterParticles",
+    "Forget",
     "Game",
     "Gate",
     "Gated",
@@ -272,6 +275,7 @@ __all__ = [
     "TrainActive",
     "TrainAnew",
     "TrainChosen",
+    "TrainCompactors",
     "TrainGates",
     "TrainHypernetwork",
     "Trial",

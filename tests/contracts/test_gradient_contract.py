@@ -33,6 +33,7 @@ from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.batch_codes import ByCodes
 from jprune.stages.centripetal import Pull
 from jprune.stages.channel_menu import LearnMenus, TrainChosen
+from jprune.stages.compactor import TrainCompactors
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.feedback import PruneWithFeedback
@@ -96,7 +97,7 @@ METHODS = {
     "ssl": frozenset({PROX, FROZEN}),
     "ssr": frozenset({PROX, FROZEN}),
     "struct_admm": frozenset({PROX, FROZEN}),
-    **dict.fromkeys(("sfp", "asfp", "mfp"), frozenset({PROX})),
+    **dict.fromkeys(("resrep", "sfp", "asfp", "mfp"), frozenset({PROX})),
     "subset_sum": frozenset(),  # trains nothing under masks
 }
 STAGES = {
@@ -131,6 +132,7 @@ STAGES = {
     FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,
+    TrainCompactors: PROX,
     TrainGates: FROZEN,
     TrainHypernetwork: FROZEN,
 }

@@ -235,6 +235,7 @@ REFUSED = {
     "gsm": {"optimizer", "ema"},
     "increg": {"optimizer", "ema"},
     "play_and_prune": {"ema"},
+    "resrep": {"ema"},
     "slimming": {"ema"},
     "ssl": {"ema"},
     "ssr": {"ema"},
