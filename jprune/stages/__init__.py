@@ -40,7 +40,9 @@ from jprune.stages.batch_codes import ByCodes
 from jprune.stages.by_energy import PruneByEnergy
 from jprune.stages.candidates import Trial
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
+from jprune.stages.channel_menu import Choosing, CutMenus, EvaluateChoices, LearnMenus, TrainChosen
 from jprune.stages.choices import Choices
+from jprune.stages.compactor import CutRows, Forget, TrainCompactors
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.difficulty import EvaluateDifficulty
@@ -168,24 +170,29 @@ __all__ = [
     "CheckedStage",
     "Choices",
     "ChooseGroups",
+    "Choosing",
     "Cluster",
     "CriterionOf",
     "Cut",
     "CutBelow",
     "CutGates",
     "CutGroups",
+    "CutMenus",
     "CutPassive",
+    "CutRows",
     "CutSupport",
     "DropGrow",
     "DynamicSurgery",
     "Eliminate",
     "ErrorWeights",
     "Evaluate",
+    "EvaluateChoices",
     "EvaluateDeformed",
     "EvaluateDifficulty",
     "Fade",
     "FadeUnits",
     "FilterParticles",
+    "Forget",
     "Game",
     "Gate",
     "Gated",
@@ -199,6 +206,7 @@ __all__ = [
     "L1OfScales",
     "L1Penalty",
     "LayerWise",
+    "LearnMenus",
     "LongStage",
     "MeetBudget",
     "MergeClusters",
@@ -279,6 +287,8 @@ __all__ = [
     "Train",
     "TrainActive",
     "TrainAnew",
+    "TrainChosen",
+    "TrainCompactors",
     "TrainGates",
     "TrainHypernetwork",
     "Trial",
