@@ -235,6 +235,8 @@ class Prune:
     """Trained net instead of training one: a file (PyTorch, Flax, Keras ...), pretrained, own."""
     steps: MaybeSteps = None
     """Stop every training after so many steps; for trying out."""
+    execute: Text = "dense"
+    """How the pruned net is run: dense, or sparse: single weights, where it pays (needs numba)."""
     data_dir: MaybeFolder = None
     """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
     data_options: Settings = ()

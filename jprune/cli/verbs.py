@@ -58,6 +58,7 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
         accumulate=settings.accumulate,
         target=settings.target,
         steps_of_table=settings.multiple_of is None,
+        execute=settings.execute,
     )
     out = settings.out or f"runs/{_folder_name(settings, budget)}"
     progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()
