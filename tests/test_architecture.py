@@ -24,7 +24,7 @@ masks cost measure
 blocks
 criteria reconstruct learners
 allocate sparsify
-search
+search pruner
 train
 stages survey
 recipes
