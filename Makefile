@@ -68,6 +68,7 @@ fuzz: install
 # and torch-pruning: make bench JPRUNE_BENCH_PYTHON=...
 bench: install
 	for part in trace linear compile depthwise latency hold \
+	for part in trace linear compile multiples depthwise hold \
 			hutchinson topk obs dns steps metapruning kfac runner; do \
 		KERAS_BACKEND=jax $(BIN)/python -m experiments.benchmarks.$$part || exit 1; \
 	done

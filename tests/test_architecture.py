@@ -27,7 +27,7 @@ masks cost measure
 blocks execute
 criteria reconstruct learners
 allocate sparsify
-search
+search pruner
 train
 stages survey
 recipes

@@ -180,8 +180,11 @@ def bench(settings: options.Bench, words: Sequence[str]) -> None:
 
 
 def methods(settings: options.Methods, words: Sequence[str]) -> None:
-    """The table of methods."""
+    """The table of methods, or all about one."""
     del words
+    if settings.name is not None:
+        _method(settings.name, settings.json)
+        return
     from jprune import survey
 
     rows = survey.rows()
@@ -189,6 +192,18 @@ def methods(settings: options.Methods, words: Sequence[str]) -> None:
         _print_json(rows)
     else:
         show.methods(rows)
+
+
+def _method(name: str, as_json: bool) -> None:
+    from jprune.compare.measured import measured
+    from jprune.report.method import describe
+
+    described, lines = describe(name), measured(name)
+    if as_json:
+        chosen = [each._asdict() for each in described.options]
+        _print_json(described._asdict() | {"options": chosen, "measured": lines})
+    else:
+        show.method(described, lines)
 
 
 def data(settings: options.Data, words: Sequence[str]) -> None:
