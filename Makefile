@@ -67,8 +67,7 @@ fuzz: install
 # On a machine that does nothing else. The other side of `trace` is a Python with torch, torchvision
 # and torch-pruning: make bench JPRUNE_BENCH_PYTHON=...
 bench: install
-	for part in trace linear compile depthwise latency hold \
-	for part in trace linear compile multiples depthwise hold \
+	for part in trace linear compile multiples depthwise latency hold \
 			hutchinson topk obs dns steps metapruning kfac runner; do \
 		KERAS_BACKEND=jax $(BIN)/python -m experiments.benchmarks.$$part || exit 1; \
 	done

@@ -225,10 +225,8 @@ class Prune:
     distill: Share = 0.0
     """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
     multiple_of: MaybeMultiple = None
-    """Kept units of a layer are a multiple of this. Default: 8, which is fast on CPUs; with
-    --latency, what was measured to be fast."""
-    multiple_of: Multiple = 1
-    """Kept units of a layer are a multiple of this; 8 is faster on CPUs, under XLA."""
+    """Kept units of a layer are a multiple of this; 8 is faster on CPUs, under XLA. Default: 1;
+    with --latency, what was measured to be fast."""
     min_units: Count = 1
     """Units that every layer keeps at least."""
     dtype: Text = "float32"

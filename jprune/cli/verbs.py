@@ -76,7 +76,7 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
     # On the error stream, and last: scripts that read the result, or nothing, see it too.
     if said := report.missed(result):
         finer = (
-            "; write --multiple-of 1 for finer widths" if (settings.multiple_of or 8) > 1 else ""
+            "; write --multiple-of 1 for finer widths" if (settings.multiple_of or 1) > 1 else ""
         )
         print(f"jprune: the budget is missed: {said}{finer}.", file=sys.stderr)
     # Whatever is quiet: a script must not take the files of another net for success.
@@ -94,7 +94,7 @@ def _budget(settings: options.Prune) -> Budget:
             "write exactly one of --macs, --params, --density, --latency, --energy and --bytes; "
             f"{came} came. To keep half of the multiply-accumulates, write --macs 0.5."
         )
-    multiple_of = settings.multiple_of or 8
+    multiple_of = settings.multiple_of or 1
     return Budget(**fractions, multiple_of=multiple_of, min_units=settings.min_units)
 
 
