@@ -19,7 +19,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: demo test install lint types doctests tests notebooks tables laws fuzz bench kills flips zoos \
-	newest build wheel-test clean
+	newest docs build release-check clean
 
 demo: install
 	$(BIN)/jprune prune --model resnet8 --data digits --method taylor --macs 0.5 --seed 0 --out runs/demo
@@ -91,8 +91,18 @@ newest:
 	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(NEWEST)/jax-cache \
 		$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(CORE)
 
+# The site, in site/: from docs/, the README and docstrings. A warning or a broken link fails.
+docs: install
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 build: install
 	$(BIN)/python -m build
+
+# Before a release: builds, checks the metadata, installs into an empty environment, runs the README.
+release-check: install
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m experiments.release dist
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
