@@ -20,11 +20,14 @@ base
 forms
 graph
 units curvature zoo data schedules export
+masks cost
+measure
+blocks
 masks cost measure
 blocks execute
 criteria reconstruct learners
 allocate sparsify
-search
+search pruner
 train
 stages survey
 recipes

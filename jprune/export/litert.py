@@ -65,7 +65,7 @@ def tflite(
     quantization.check(quantize)
     one = _one_input(example)
     fn = _one_output(fn, variables, one)
-    model = _converted(lambda x: fn(variables, x), one)
+    model = converted(lambda x: fn(variables, x), one)
     _check_operations(model)
     _check_outputs(model, fn, variables, one)
     # Freeing the batch axis may break a net in ways that no signature shows: so it is run.
@@ -107,7 +107,17 @@ def _one_output(fn: Callable[..., Any], variables: Variables, example: Any) -> C
     return lambda variables, x: jax.tree.leaves(fn(variables, x))[0]
 
 
-def _converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes:
+def converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes:
+    """A function of one array as a .tflite model, not checked: `tflite` is for models to keep.
+
+    Args:
+        fn: `fn(x) -> out`.
+        example: shape and type of `x`, batch included.
+
+    Raises:
+        MissingExtraError: the extra `tflite` is not installed.
+        ExportError: LiteRT's converter refuses it.
+    """
     with missing_extra(), quiet():
         # Extension modules say nothing about their types, so they are imported as `Any`.
         converter: Any = importlib.import_module("litert_converter.converter_api_ext")

@@ -54,8 +54,7 @@ def _external(name: str) -> Any:
 line_sum, copy, clear = _external(SUM), _external(COPY), _external(CLEAR)
 
 
-@intrinsic
-def number(typing: Any, address: Any, index: Any) -> Any:
+def _number(typing: Any, address: Any, index: Any) -> Any:
     """Reads an array of int32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -64,6 +63,9 @@ def number(typing: Any, address: Any, index: Any) -> Any:
         return builder.sext(value, WORD)
 
     return types.int64(types.int64, types.int64), generate
+
+
+number: Any = intrinsic(_number)
 
 
 def compiled(function: Any, **options: Any) -> Any:
