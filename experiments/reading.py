@@ -21,8 +21,11 @@ from jprune.recipes import METHODS
 from jprune.recipes.methods import modules
 
 ROOT = Path(jprune.__file__).parent
-APART = ("graph", "jaxprs", "forms", "base", "errors", "targets", "masks", "units", "cost")
-"""What every reader of the package knows: it does not count as a file of a method."""
+APART = (
+    *("graph", "jaxprs", "forms", "base", "errors", "targets", "masks", "units", "cost"),
+    "kernels",
+)
+"""What every reader of the package knows, or need not: it does not count as a file of a method."""
 WHOLE = ("graph", "jaxprs", "forms", "base", "masks", "units", "cost")
 """Of these, what numbers depend on: all of it belongs to the code of every row."""
 NO_NUMBERS = ("errors", "report", "cli", "citation", "survey")

@@ -60,6 +60,7 @@ SHARED = (
     "sharpening",
     "soft_masks",
     "statistics",
+    "surgery",
     "thresholds",
     "rules",
     "three_step",

@@ -33,6 +33,7 @@ METHODS = (
     *("variational", "aofp", "asfp", "cacp", "depgraph", "group_brain_damage", "gsm", "rigl"),
     *("slimming", "ssr", "channel_lasso", "data_free", "eigendamage", "fbs", "obs", "dpf"),
     *("energy_aware", "exact_obs", "fisher", "gmp", "granularity", "grasp", "greedy_forward"),
+    "guided_sparsity",
     *("iht", "increg", "lcp", "m_fac", "movement", "nm", "particle_filter", "subset_sum"),
 )
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -50,6 +51,7 @@ HEARING = (
 COMMAND = "prune --model tests.toys:tiny --data digits --macs 0.5 --epochs 1"
 OPTIONS = {
     "taylor": ["--rounds", "2", "--schedule", "iterative"],
+    "guided_sparsity": ["--set", "machine=1e9:1e15:1"],  # the same on every machine
     "subset_sum": ["--macs", "1.0", "--model", "lenet300"],  # dense layers, made no smaller
 }
 

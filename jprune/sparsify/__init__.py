@@ -43,6 +43,7 @@ from jprune.sparsify.soft_prune import SoftPruneState, choice, lowest, nearest, 
 from jprune.sparsify.surgery import SurgeryState, dynamic_surgery
 from jprune.sparsify.thresholds import layer_numbers
 from jprune.sparsify.truncated_lasso import TruncatedState, truncated_lasso, truncated_penalty
+from jprune.sparsify.useful_range import RangeState, within_range
 
 __all__ = [
     "ActiveState",
@@ -59,6 +60,7 @@ __all__ = [
     "HoldState",
     "MovementState",
     "OneByOneState",
+    "RangeState",
     "RankedState",
     "RefinedState",
     "RelativeDecayState",
@@ -120,4 +122,5 @@ __all__ = [
     "truncated_lasso",
     "truncated_penalty",
     "with_masks",
+    "within_range",
 ]

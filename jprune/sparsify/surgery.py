@@ -21,6 +21,9 @@ from jprune.sparsify.thresholds import leaves_by_layer, thresholds_of
 CUT, BACK = 0.9, 1.1
 """A weight goes at |w| <= CUT t and comes back at |w| > BACK t (the paper's a and b)."""
 
+FIXED = -1.0
+"""In the place of a leaf's threshold: its mask is revised no more."""
+
 
 class SurgeryState(NamedTuple):
     """State of `dynamic_surgery`.
@@ -28,7 +31,8 @@ class SurgeryState(NamedTuple):
     Attributes:
         step: how many were taken.
         key: uint32, so that checkpoints can hold it.
-        thresholds: t of every masked leaf, fixed at the beginning; None elsewhere.
+        thresholds: t of every masked leaf, fixed at the beginning; None elsewhere. With `FIXED` in
+            its place a leaf keeps its mask.
         hidden: values of the masked weights, 0 where a weight is alive; None where nothing is
             masked.
         hold: the masks, read by `masks_of`.
@@ -199,7 +203,8 @@ def _revised(mask: Any, weight: Any, threshold: Any) -> Any:
         return None
     size = jnp.abs(weight)
     # m <- 0 where |w| <= a t;  m <- 1 where |w| > b t;  m as it was between them
-    return jnp.where(mask, size > CUT * threshold, size > BACK * threshold)
+    new = jnp.where(mask, size > CUT * threshold, size > BACK * threshold)
+    return jnp.where(threshold == FIXED, mask, new)
 
 
 def _alone(mask: Any, weight: Any) -> Any:

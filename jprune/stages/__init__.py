@@ -143,6 +143,7 @@ from jprune.stages.truncated_lasso import PruneColumns, ReadOffColumns, ShrinkWe
 from jprune.stages.unit_gates import CutGates, Gated, TrainGates
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
+from jprune.stages.useful_range import PruneWithinRange
 from jprune.stages.variational import Gate, Select
 from jprune.stages.width_mixture import SearchShape
 
@@ -235,6 +236,7 @@ __all__ = [
     "PruneScales",
     "PruneUntrained",
     "PruneWithFeedback",
+    "PruneWithinRange",
     "Pull",
     "Purify",
     "RaiseByRank",

@@ -173,6 +173,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "depgraph": {"rounds": 1},
     "taylor": {"rounds": 1},
     "granularity": {"rounds": 1, "ratios": 1.0},
+    "guided_sparsity": {"machine": (1e9, 1e15, 1.0)},  # on which every layer pays
     "greedy_forward": {"rounds": 1, "batches": 2, "batch_size": 16, "candidates": 4},
     "han": {"rounds": 1},
     "lamp": {"rounds": 1},

@@ -206,6 +206,13 @@ SPARSIFIERS = {
         lambda scores, step: allocate.uniform(scores, Budget(density=0.5)),
         prunable(c),
     ),
+    "within_range": lambda c: sparsify.within_range(
+        SGD,
+        jax.tree.map(lambda mask: np.array([0.3, 0.8]), prunable(c)),
+        steady,
+        strength=0.1,
+        every=2,
+    ),
     "refined_ste": lambda c: sparsify.refined_ste(
         SGD,
         lambda weights: blocks.n_of_m(

@@ -64,6 +64,7 @@ from jprune.stages.surgery import DynamicSurgery
 from jprune.stages.tolerance import Game, Press
 from jprune.stages.truncated_lasso import ShrinkWeakest
 from jprune.stages.unit_gates import Gated, TrainGates
+from jprune.stages.useful_range import PruneWithinRange
 from jprune.stages.variational import Gate
 from jprune.train.net import Net
 from tests.toys import CLASSES, SHAPE, drawn, toy_data, toy_task
@@ -111,6 +112,7 @@ METHODS = {
         frozenset({FROZEN}),
     ),
     "group_brain_damage": frozenset({PROX, FROZEN}),
+    "guided_sparsity": frozenset({PROX, FROZEN}),
     "lcs": frozenset({STRAIGHT, FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
@@ -155,6 +157,7 @@ STAGES = {
     TrainCompactors: PROX,
     TrainGates: FROZEN,
     TrainHypernetwork: FROZEN,
+    PruneWithinRange: PROX,
 }
 DENSE = ("train", "early", "search", "purify")
 """Names of stages that train the dense net, before there is a mask, or no weight at all."""

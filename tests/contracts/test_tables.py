@@ -457,6 +457,13 @@ SPARSIFIERS = {
         {"params/first": 2, "params/second": 3, "params/out": 0},
         steady,
     ),
+    "within_range": lambda: sparsify.within_range(
+        optax.sgd(0.1, 0.9),
+        jax.tree.map(lambda mask: np.array([0.3, 0.8]), MASKS),
+        steady,
+        strength=0.1,
+        every=2,
+    ),
     "scheduled_prune": lambda: sparsify.scheduled_prune(
         criteria.magnitude(), allocate.global_topk, schedules.cubic(0.5, 0, 4), every=2
     ),

@@ -230,6 +230,7 @@ REFUSED = {
     "gal": {"optimizer", "ema", "accumulate"},
     "lcs": {"ema", "accumulate"},
     "group_brain_damage": {"ema"},
+    "guided_sparsity": {"ema"},
     "less_is_more": {"ema"},
     "greg": {"optimizer", "ema"},
     "gsm": {"optimizer", "ema"},
