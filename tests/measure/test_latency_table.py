@@ -173,7 +173,7 @@ def test_what_a_target_cannot_do_is_refused(tmp_path):
         with pytest.raises(errors.ArgumentError, match="write target="):
             build(tmp_path, **others)
     with pytest.raises(errors.ArgumentError, match="does not count latency"):
-        allocate.uniform({"a": np.ones(3)}, Budget(latency=0.5), model_of(None))
+        allocate.uniform({"first": np.ones(64)}, Budget(latency=0.5), model_of(None))
 
 
 @pytest.mark.parametrize("target", ["xla", "tflite"])
