@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def watch(calls):
 
 def build(folder, notes=None, **others):
     note = (lambda text: None) if notes is None else notes.append
-    settings = {"batch": 4, "cache": folder, "note": note, "watch": watch, **others}
+    settings: dict[str, Any] = {"batch": 4, "cache": folder, "note": note, "watch": watch, **others}
     return measure.latency_table(net, V, EXAMPLE, GROUPS, **settings)
 
 
