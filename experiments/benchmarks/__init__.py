@@ -2,6 +2,7 @@
 
 - `trace`: finding and removing channels, against Torch-Pruning (`torch_pruning_peer`);
 - `linear`: the same over ResNets of 50 to 302 layers, and the memory it takes;
+- `multiples`: widths in multiples of 8, MACs and time;
 - `compile`: XLA's time for slim nets and dense ones;
 - `depthwise`: depthwise convolutions as shifted multiply-adds;
 - `latency`: what latency tables predict, and what a budget in latency delivers;

@@ -14,8 +14,10 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune import errors
-from jprune.base import Budget, Cost, CostModel, Masks, Scores, is_none
-from jprune.masks import best, keep_best
+from jprune.base import Budget, Cost, CostModel, Groups, Masks, Scores, is_none
+from jprune.graph.shrink.concrete import at_hand
+from jprune.masks import best, density, keep_best
+from jprune.units import ones
 
 NEAR = 0.95
 """Fraction of a budget: if the masks cost less, masks narrowed from above are tried too."""
@@ -60,6 +62,20 @@ def spent(cost: Cost, budget: Budget) -> Any:
             f"{budget.kind}. {table if budget.kind == 'latency' else 'Write Budget(macs=...).'}"
         )
     return value
+
+
+def fraction_kept(groups: Groups, masks: Masks, budget: Budget, cost_model: CostModel) -> float:
+    """What masks keep of the dense net, in the budget's unit.
+
+    Args:
+        groups: from `trace`.
+        masks: of units, or of weights.
+        budget: whose kind is asked for.
+        cost_model: of the net.
+    """
+    if budget.kind == "density":
+        return density(masks)
+    return price_of(ones(groups), budget, cost_model)(masks)
 
 
 def cheapest(scores: Scores, budget: Budget) -> Masks:
@@ -363,6 +379,10 @@ def kept_count(size: int, density: Any) -> Any:
     if isinstance(density, (int, float, np.floating)):
         # The inner rounding, to 9 digits, turns 1.4999999999999998 back into 1.5.
         return size - np.round(np.round((1 - density) * size, 9)).astype(int)
+    # A density of a schedule, in single precision: NumPy, as JAX has it, where it is a number.
+    numbers = at_hand(density)
+    if numbers is not None:
+        return size - np.round((1 - numbers) * size).astype(int)
     return size - jnp.round((1 - density) * size).astype(int)
 
 

@@ -225,8 +225,8 @@ class Prune:
     distill: Share = 0.0
     """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
     multiple_of: MaybeMultiple = None
-    """Kept units of a layer are a multiple of this. Default: 8, which is fast on CPUs; with
-    --latency, what was measured to be fast."""
+    """Kept units of a layer are a multiple of this; 8 is faster on CPUs, under XLA. Default: 1;
+    with --latency, what was measured to be fast."""
     min_units: Count = 1
     """Units that every layer keeps at least."""
     dtype: Text = "float32"
@@ -235,6 +235,8 @@ class Prune:
     """Trained net instead of training one: a file (PyTorch, Flax, Keras ...), pretrained, own."""
     steps: MaybeSteps = None
     """Stop every training after so many steps; for trying out."""
+    execute: Text = "dense"
+    """How the pruned net is run: dense, or sparse: single weights, where it pays (needs numba)."""
     data_dir: MaybeFolder = None
     """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
     data_options: Settings = ()
@@ -375,8 +377,8 @@ class Compare:
     """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
     distill: Share = 0.0
     """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
-    multiple_of: Multiple = 8
-    """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
+    multiple_of: Multiple = 1
+    """Kept units of a layer are a multiple of this; 8 is faster on CPUs, under XLA."""
     min_units: Count = 1
     """Units that every layer keeps at least."""
     weights: MaybeText = None
@@ -421,10 +423,15 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True)
 class Methods:
-    """List the methods of the survey, and the baselines."""
+    """List the methods of the survey and the baselines, or explain one.
 
+    `jprune methods NAME` says what a method does, needs and takes, and what was measured of it.
+    """
+
+    name: Annotated[tyro.conf.Positional[MaybeText], _unhinted] = None
+    """One method. Default: all of them, a line each."""
     json: Flag = False
-    """Print JSON: name, refs, taxonomy, paper, file, implemented."""
+    """Print JSON: name, refs, taxonomy, paper, file, implemented; of one, all that is known."""
     log_level: Level = "warning"
     """Least severe messages to show."""
 

@@ -58,6 +58,7 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
         accumulate=settings.accumulate,
         target=settings.target,
         steps_of_table=settings.multiple_of is None,
+        execute=settings.execute,
     )
     out = settings.out or f"runs/{_folder_name(settings, budget)}"
     progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()
@@ -75,7 +76,7 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
     # On the error stream, and last: scripts that read the result, or nothing, see it too.
     if said := report.missed(result):
         finer = (
-            "; write --multiple-of 1 for finer widths" if (settings.multiple_of or 8) > 1 else ""
+            "; write --multiple-of 1 for finer widths" if (settings.multiple_of or 1) > 1 else ""
         )
         print(f"jprune: the budget is missed: {said}{finer}.", file=sys.stderr)
     # Whatever is quiet: a script must not take the files of another net for success.
@@ -93,7 +94,7 @@ def _budget(settings: options.Prune) -> Budget:
             "write exactly one of --macs, --params, --density, --latency, --energy and --bytes; "
             f"{came} came. To keep half of the multiply-accumulates, write --macs 0.5."
         )
-    multiple_of = settings.multiple_of or 8
+    multiple_of = settings.multiple_of or 1
     return Budget(**fractions, multiple_of=multiple_of, min_units=settings.min_units)
 
 
@@ -179,8 +180,11 @@ def bench(settings: options.Bench, words: Sequence[str]) -> None:
 
 
 def methods(settings: options.Methods, words: Sequence[str]) -> None:
-    """The table of methods."""
+    """The table of methods, or all about one."""
     del words
+    if settings.name is not None:
+        _method(settings.name, settings.json)
+        return
     from jprune import survey
 
     rows = survey.rows()
@@ -188,6 +192,18 @@ def methods(settings: options.Methods, words: Sequence[str]) -> None:
         _print_json(rows)
     else:
         show.methods(rows)
+
+
+def _method(name: str, as_json: bool) -> None:
+    from jprune.compare.measured import measured
+    from jprune.report.method import describe
+
+    described, lines = describe(name), measured(name)
+    if as_json:
+        chosen = [each._asdict() for each in described.options]
+        _print_json(described._asdict() | {"options": chosen, "measured": lines})
+    else:
+        show.method(described, lines)
 
 
 def data(settings: options.Data, words: Sequence[str]) -> None:

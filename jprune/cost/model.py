@@ -11,7 +11,7 @@ from jprune.cost.counts import Count, Counter, as_gates
 from jprune.cost.energy import EYERISS, EnergyCosts, layer_energy
 from jprune.graph.couple.roles import Uses
 from jprune.graph.layers import examples_in
-from jprune.graph.shrink.concrete import on_host
+from jprune.graph.shrink.concrete import at_hand
 from jprune.graph.trace import Coupling, check_leaves, couple, trace
 
 STATISTICS = {"mean", "var", "state"}
@@ -146,7 +146,12 @@ def _kept(groups: Groups, masks: Any) -> dict[str, Any]:
             f"the masks are neither {{group: ...}} for the groups {', '.join(groups.names)} nor a "
             "tree like the variables: they are of another net."
         ) from None
-    count = on_host(lambda xnp, mask: xnp.sum(mask))
+
+    def count(mask: Any) -> Any:
+        # NumPy's number, whatever the mask is: sums of JAX's would each be a program.
+        numbers = at_hand(mask)
+        return mask.sum() if numbers is None else numbers.sum()
+
     return {
         path: math.prod(leaf.shape) if mask is None else count(mask)
         for (path, leaf), mask in zip(groups.leaves.items(), leaves)

@@ -20,6 +20,7 @@ from jprune.export.inputs import sample
 from jprune.export.quiet import missing_extra, quiet
 from jprune.export.runtime import run_tflite
 from jprune.export.xla import source_locations_off
+from jprune.kernels import portable
 
 TOLERANCE = 1e-4
 """Largest max |a - b| / max |a| between JAX (a) and a float32 .tflite (b); 1e-6 is usual."""
@@ -122,7 +123,7 @@ def converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes:
         converter: Any = importlib.import_module("litert_converter.converter_api_ext")
         ir: Any = importlib.import_module("litert_converter.mlir.ir")
         passes: Any = importlib.import_module("litert_converter.mlir.passmanager")
-    with source_locations_off():
+    with source_locations_off(), portable():
         exported = export.export(jax.jit(fn), platforms=["cpu"])(example)
     context = ir.Context()
     try:

@@ -7,6 +7,7 @@ measure, report. All of it lies in one directory; `jprune.runs` says how it surv
 import dataclasses
 import fnmatch
 import inspect
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ import numpy as np
 
 from jprune import allocate, data, errors, measure, recipes, zoo
 from jprune.base import Budget, Data, Pruned, Recipe, Task
-from jprune.job.finish import Export, Law, Measure
+from jprune.job.changes import NO_CHANGES, Changes, changed
+from jprune.job.finish import ExecuteSparse, Export, Law, Measure
 from jprune.job.nets import net_for
 from jprune.job.result import Asked, write_result
 from jprune.recipes import Evaluate, Prune, Train
@@ -95,6 +97,8 @@ class Job:
         accumulate: parts in which a batch goes through the net.
         target: runtime of a budget in latency, "xla" (batch 128) or "tflite" (batch 1).
         steps_of_table: take the `multiple_of` of a budget in latency from the latency table.
+        execute: "dense", or "sparse": the net that was pruned weight by weight is run with sparse
+            kernels too, and measured.
     """
 
     model: str
@@ -125,6 +129,7 @@ class Job:
     accumulate: int = 1
     target: str = "xla"
     steps_of_table: bool = False
+    execute: str = "dense"
 
 
 def prune(
@@ -136,6 +141,7 @@ def prune(
     save_seconds: float = SAVE_SECONDS,
     measure_seconds: float = 2.0,
     task: Task | None = None,
+    changes: Changes = NO_CHANGES,
 ) -> dict[str, Any]:
     """Runs a job, or goes on with it.
 
@@ -150,6 +156,7 @@ def prune(
             it is the shortest possible.
         task: what `task_for(job)` returns, where it is there already: runs that share it share what
             was compiled.
+        changes: of the method's recipe, for comparisons.
 
     Returns:
         What is in `result.json`.
@@ -168,11 +175,15 @@ def prune(
     job, task = with_latency(job, task, exact, progress.note)
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
+    recipe = changed(recipe_of(job, train, finetune), changes, job.method)
     recipe = recipe_of(job, train, finetune)
+    errors.check_words("prune", ("execute", job.execute, ("dense", "sparse")))
     # Budgets of weights (unstructured pruning) can always be met; those of whole units may not.
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
     check(recipe, task)
+    if job.execute == "sparse":
+        ExecuteSparse(exact, pathlib.Path(out)).check(task)
     anew = [stage for stage in recipes.unrolled(recipe) if isinstance(stage, DRAWS)]
     if job.weights == "own" and anew:
         raise errors.ArgumentError(
@@ -182,6 +193,7 @@ def prune(
         )
     provenance = {"versions": measure.versions(), "device": measure.device()}
     config = config_of(job, train, finetune) | _images(job, task.data)
+    config |= {k: v for k, v in changes._asdict().items() if k != "settled" and v is not None}
     key = jax.random.key(job.seed)
 
     def start() -> Pruned:
@@ -193,12 +205,15 @@ def prune(
 
     with held(out, config, about(job), provenance, overwrite, progress.note) as directory:
         # The recipe first, then what every run is judged by.
+        seconds = 0.0 if job.max_steps else measure_seconds
+        sparse = ExecuteSparse(exact, directory.path, seconds)
         stages = (
             *recipe,
             Evaluate("test", slim=True, name="pruned"),
             Law(exact),
             Export(directory.path, exact, progress.note),
-            Measure(directory.path, exact, 0.0 if job.max_steps else measure_seconds),
+            Measure(directory.path, exact, seconds),
+            *((sparse,) if job.execute == "sparse" else ()),
         )
         pruned = execute(directory, stages, task, key, start, progress, save_seconds)
         asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget, job.target)
@@ -427,6 +442,7 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         "dtype": job.dtype,
         "weights": job.weights,
         "train_images": job.train_images,
+        **({"execute": job.execute} if job.execute != "dense" else {}),
         "train": None if train is None else _settings(train),
         "finetune": _settings(finetune),
         # Later than the others: only where it matters, as above.

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -11,6 +10,7 @@ from jprune import errors
 from jprune.allocate import spent
 from jprune.base import Budget, Schedule, Task, Wrap
 from jprune.learners import Gating, Limits, hard_concrete
+from jprune.learners.own_steps import beside
 from jprune.stages.unit_gates import even_widths
 from jprune.train.net import Net
 
@@ -110,15 +110,4 @@ class OwnSteps:
         """As `jprune.base.Wrap`."""
         del net, rate, key
         own = optax.chain(optax.scale(-self.rate), optax.clip(self.limit))
-
-        def wrapped(inner: Any) -> optax.GradientTransformationExtraArgs:
-            def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-                moves, gates_state = own.update(updates["gates"], state[1])
-                still = {**updates, "gates": jax.tree.map(jnp.zeros_like, updates["gates"])}
-                changes, inner_state = inner.update(still, state[0], params, **extra)
-                return {**changes, "gates": moves}, (inner_state, gates_state)
-
-            init = lambda params: (inner.init(params), own.init(params["gates"]))
-            return optax.GradientTransformationExtraArgs(init, update)
-
-        return wrapped
+        return lambda inner: beside(inner, own)

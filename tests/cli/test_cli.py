@@ -54,7 +54,10 @@ def complaint(capsys, command, code=2):
         ("prune --model resnet9 --data digits --method l1 --macs 0.5", "did you mean resnet8?"),
         ("prune --model resnet8 --data digit --method l1 --macs 0.5", "did you mean digits?"),
         ("prune --model resnet8 --data digits --method tailor --macs 0.5", "did you mean taylor?"),
-        ("prune --model resnet8 --data digits --method l1 --macs 0.01", "Ask for 0.158 or more"),
+        (
+            "prune --model resnet8 --data digits --method l1 --macs 0.01 --multiple-of 8",
+            "Ask for 0.158 or more",
+        ),
         (f"{PRUNE} --allocator even", "no allocator 'even'; write one of uniform, global_topk."),
         (f"{PRUNE} --schedule linear", "no schedule 'linear'; write one of one_shot, iterative"),
         (f"{PRUNE} --rounds 3", "Write --schedule iterative for several."),

@@ -419,6 +419,12 @@ SPARSIFIERS = {
         ),
         every=2,
     ),
+    "forgetting": lambda: sparsify.forgetting(
+        steady,
+        0.01,
+        lambda lengths, step, masks: {n: jnp.arange(len(rows)) > 0 for n, rows in lengths.items()},
+        momentum=0.9,
+    ),
     "fista": lambda: sparsify.fista(steady, lambda step: 0.1, restart=2),
     "movement": lambda: sparsify.movement(
         optax.sgd(0.1, 0.9),
