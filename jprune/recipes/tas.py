@@ -91,7 +91,7 @@ def tas(
         ['search', 'begin_anew', 'before_finetune', 'scratch']
     """
     own = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule}
-    anew = like_the_dense(train, finetune, **own).train
+    anew = like_the_dense(train, finetune, "epochs", None, **own).train
     of_search = dataclasses.replace(
         anew, epochs=anew.epochs if search_epochs is None else search_epochs
     )

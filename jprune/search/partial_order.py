@@ -61,7 +61,7 @@ def contained(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         [True, False]
     """
     # a <= b where a_i <= b_i for all i
-    return (np.asarray(a)[:, None] <= np.asarray(b)[None]).all(-1)
+    return np.all(np.asarray(a)[:, None] <= np.asarray(b)[None], axis=-1)
 
 
 def cannot_win(
