@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jprune import errors
+from jprune.allocate.budgets import MISSED
 from jprune.base import Batch, Budget, Learner, Pruned, Records, Schedule, Task, Variables
 from jprune.learners.width_mixture import (
     Mixture,
@@ -153,7 +154,8 @@ class SearchShape:
             Alternate(rate, self.decay),
             decayed,
         )
-        within = (float(self.budget.value), float(self.budget.value) - self.choices.tolerance)
+        goal = float(self.budget.value)
+        within = goal, goal - min(self.choices.tolerance, MISSED)
 
         def chosen(state: TrainState) -> Pruned:
             logits = state.params["logits"]
