@@ -40,7 +40,9 @@ from jprune.stages.batch_codes import ByCodes
 from jprune.stages.by_energy import PruneByEnergy
 from jprune.stages.candidates import Trial
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
+from jprune.stages.channel_menu import Choosing, CutMenus, EvaluateChoices, LearnMenus, TrainChosen
 from jprune.stages.choices import Choices
+from jprune.stages.compactor import CutRows, Forget, TrainCompactors
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.difficulty import EvaluateDifficulty
@@ -89,6 +91,7 @@ from jprune.stages.mean_gates import ToMean
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
+from jprune.stages.narrowing import NarrowByProposals
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.offsets import Aging, SearchOffsets
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
@@ -112,6 +115,7 @@ from jprune.stages.prune import (
 )
 from jprune.stages.random_masks import RandomMasks
 from jprune.stages.ranked_decay import RaiseByRank, Ranked
+from jprune.stages.rates import Annealing, Purify, Searched, SearchRates, by_size
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -148,6 +152,7 @@ __all__ = [
     "Admm",
     "Adversarial",
     "Aging",
+    "Annealing",
     "Approximate",
     "BeginAnew",
     "Boost",
@@ -165,24 +170,29 @@ __all__ = [
     "CheckedStage",
     "Choices",
     "ChooseGroups",
+    "Choosing",
     "Cluster",
     "CriterionOf",
     "Cut",
     "CutBelow",
     "CutGates",
     "CutGroups",
+    "CutMenus",
     "CutPassive",
+    "CutRows",
     "CutSupport",
     "DropGrow",
     "DynamicSurgery",
     "Eliminate",
     "ErrorWeights",
     "Evaluate",
+    "EvaluateChoices",
     "EvaluateDeformed",
     "EvaluateDifficulty",
     "Fade",
     "FadeUnits",
     "FilterParticles",
+    "Forget",
     "Game",
     "Gate",
     "Gated",
@@ -196,12 +206,14 @@ __all__ = [
     "L1OfScales",
     "L1Penalty",
     "LayerWise",
+    "LearnMenus",
     "LongStage",
     "MeetBudget",
     "MergeClusters",
     "MergeUnits",
     "Movement",
     "Narrow",
+    "NarrowByProposals",
     "Observe",
     "OnlyMoves",
     "Optimum",
@@ -224,6 +236,7 @@ __all__ = [
     "PruneUntrained",
     "PruneWithFeedback",
     "Pull",
+    "Purify",
     "RaiseByRank",
     "RandomMasks",
     "RankPenalty",
@@ -247,8 +260,10 @@ __all__ = [
     "Search",
     "SearchByOrder",
     "SearchOffsets",
+    "SearchRates",
     "SearchRatios",
     "SearchShape",
+    "Searched",
     "Select",
     "SelectForward",
     "Sensitivity",
@@ -272,12 +287,15 @@ __all__ = [
     "Train",
     "TrainActive",
     "TrainAnew",
+    "TrainChosen",
+    "TrainCompactors",
     "TrainGates",
     "TrainHypernetwork",
     "Trial",
     "Watch",
     "before_training",
     "by_least_squares",
+    "by_size",
     "check",
     "check_prunable",
     "cores_only",

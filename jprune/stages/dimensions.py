@@ -12,7 +12,6 @@ import numpy as np
 
 from jprune import allocate, criteria, errors
 from jprune.base import Budget, Pruned, Records, Task, run_criterion
-from jprune.cost.model import Measuring
 from jprune.masks import apply_masks
 from jprune.search import fit, optimum
 from jprune.stages.frame import record, saved
@@ -106,7 +105,7 @@ def fewer_units(
         for name in standing(groups, alive)
     }
     # MACs with the removed blocks taken off: only then is the width the budget's.
-    model = Measuring(lambda widths: cost({**blocks, **widths}), "macs")
+    model = lambda widths: cost({**blocks, **widths})
     chosen: Any = allocate.uniform(scores, budget, model)
     return {**alive, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
 

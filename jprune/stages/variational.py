@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jprune import allocate, errors
+from jprune.allocate import fraction_kept
 from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task, Variables
 from jprune.learners import gateable
 from jprune.learners.norm_gates import early_shifts
@@ -261,6 +262,10 @@ class Select:
             chosen = {name: self.by_rule(name, score) for name, score in alive.items()}
         masks = {**before, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
         metrics = fractions(task, masks)
+        kind, cost = self.budget.kind, Net(task).cost
+        if kind not in metrics:
+            reached = fraction_kept(Net(task).groups, masks, self.budget, cost)
+            self.refuse_unmet({**metrics, kind: reached})
         self.refuse_unmet(metrics)
         # A score above 1 is a unit that the rule would keep: the budget alone removes it.
         forced = sum(int(((scores[name] > 1) & ~masks[name]).sum()) for name in scores)

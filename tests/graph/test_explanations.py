@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jprune
+from jprune import errors
 from jprune.cli import show
 from tests.nets import Net, conv, draw
 
@@ -259,3 +260,15 @@ def test_rows_whose_columns_are_frozen_are_on_record():
     opened = jprune.trace(net, variables, *inputs, open=("a@2",))
     assert opened.sizes == {"a": 3, "a@2": 4}
     assert not [record for record in opened.frozen if record.remedy]
+
+
+def test_a_training_function_without_its_key_is_told_how_it_is_traced():
+    def train_fn(v, x, key):
+        return x @ v["w"], {}
+
+    v, x = {"w": jnp.ones((3, 5))}, jnp.ones((2, 3))
+    with pytest.raises(errors.ArgumentError, match=r"fn\(v, x, key\): missing.*'key'.*has_aux"):
+        jprune.trace(train_fn, v, x)
+    with pytest.raises(errors.ArgumentError, match="with 4 arguments"):
+        jprune.trace(train_fn, v, x, None, None)
+    assert jprune.trace(train_fn, v, x, jax.random.key(0), has_aux=True).leaves.keys() == {"w"}
