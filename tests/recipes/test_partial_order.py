@@ -180,7 +180,7 @@ def test_spared_candidates_are_never_trained(net, budget, monkeypatch):
     done, (line,) = stage(start, task, KEY)
     search = stage.search(task)[0]
     metrics = line["metrics"]
-    pool = len(search.searcher().init(KEY).pool)
+    pool = len(search.pool(search.searcher().init(KEY)))
     assert metrics["spared"] > 0
     assert metrics["spared"] + metrics["left"] + metrics["evaluated"] == pool
     assert len(trained) == metrics["evaluated"] <= 12
