@@ -101,6 +101,7 @@ def test_the_resource_may_be_a_table_of_latencies():
     def model(masks):
         time = sum(table[name][int(np.sum(mask))] for name, mask in masks.items())
         return Cost(params=0, macs=0, bytes=0, by_group={}, latency=time)
+        return Cost(params=0.0, macs=0.0, bytes=0.0, by_group={}, latency=time)
 
     ones = {name: np.ones(size, bool) for name, size in sizes.items()}
     masked = lambda widths: {n: np.arange(sizes[n]) < w for n, w in zip(sizes, widths)}
