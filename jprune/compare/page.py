@@ -19,7 +19,7 @@ TABLE_NOTE = (
     "the end; before fine-tuning, of the validation split. MACs, latency (XLA, batch 128) and file "
     "size (.tflite) are fractions of the dense net's; TFLite is its latency at batch 1. Pruning is "
     "the time of the pruning step itself. A front has what no other net beats in both accuracy and "
-    "cost."
+    "cost. A click on a heading sorts by it."
 )
 ORDER_NOTE = (
     "In how many seeds the row is ahead of the column; a tie counts for the better mean. What is "
@@ -58,7 +58,10 @@ def html(comparisons: Sequence[Comparison]) -> str:
     """The text of `comparison.html`."""
     title = "; ".join(comparison.title for comparison in comparisons)
     body = join(*(_body(number, each) for number, each in enumerate(comparisons)))
-    # The page of a single run and this one share style and script.
+    # Our own file: what is shown of rows stands in none of it.
+    script = resources.files("jprune.compare").joinpath("sorting.js").read_text("utf-8")
+    body = join(body, tag("script", Markup(script)))
+    # The page of a single run and this one share the style.
     template = resources.files("jprune.report").joinpath("template.html").read_text("utf-8")
     return string.Template(template).substitute(title=join(f"Compared: {title}"), body=body)
 
@@ -117,7 +120,7 @@ def _labels(comparison: Comparison) -> Markup:
 def _table(comparison: Comparison) -> Markup:
     metric = METRICS[comparison.metric]
     names = [name for name in COLUMNS if name != comparison.metric]
-    head = ["", capital(metric.title), *(COLUMNS[name] for name in names)]
+    head = ["Method", capital(metric.title), *(COLUMNS[name] for name in names)]
     # Sizes are shown as a fraction of the dense net's, where it was measured.
     dense = next((cell for cell in comparison.cells if cell.budget is None), None)
     size = dense and dense.spreads["bytes"]
@@ -132,7 +135,7 @@ def _table(comparison: Comparison) -> Markup:
                 *(_cell(cell, column, size) for column in names),
             ]
         )
-    return table([*head], body)
+    return table([*head], body, class_="sorts")
 
 
 def front_text(cell: Cell) -> str:
@@ -152,18 +155,18 @@ def _cell(cell: Cell, name: str, dense_bytes: Spread | None) -> Markup:
         return value("" if cell.budget is None else text.NOT_MEASURED)
     if name == "bytes":
         fraction = text.percent(measured.mean / dense_bytes.mean, 0) if dense_bytes else ""
-        return _two(text.count(measured.mean, "B"), fraction)
+        return _two(measured, text.count(measured.mean, "B"), fraction)
     if name == "prune_s":
-        return _two(text.seconds(measured.mean))
+        return _two(measured, text.seconds(measured.mean))
     if name == "tflite_b1":
-        return _two(text.milliseconds(measured.mean))
-    return _two(text.percent(measured.mean))
+        return _two(measured, text.milliseconds(measured.mean))
+    return _two(measured, text.percent(measured.mean))
 
 
-def _two(words: str, more: str = "") -> Markup:
-    """A number with its unit on one line, and a smaller line below."""
+def _two(spread: Spread, words: str, more: str = "") -> Markup:
+    """A number with its unit on one line, and a smaller line below; `data-key` sorts by it."""
     below = tag("span", more, class_="more") if more else ""
-    return tag("div", words.replace(" ", NO_BREAK), below)
+    return tag("div", words.replace(" ", NO_BREAK), below, data_key=repr(float(spread.mean)))
 
 
 def _spread(spread: Spread | None, fraction: bool) -> Markup:
@@ -172,7 +175,7 @@ def _spread(spread: Spread | None, fraction: bool) -> Markup:
     # The text is taken apart again, so that table, page and terminal round alike.
     mean, _, deviation = spread_text(spread, fraction).partition(" ± ")
     unit = " %" if fraction and deviation else ""
-    return _two(f"{mean}{unit}", f"± {deviation.removesuffix(' %')}" if deviation else "")
+    return _two(spread, f"{mean}{unit}", f"± {deviation.removesuffix(' %')}" if deviation else "")
 
 
 def spread_text(spread: Spread | None, fraction: bool) -> str:
