@@ -41,7 +41,11 @@ lint: install
 types: install
 	$(BIN)/pyright --project pyproject.toml
 
-# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode.
+# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode. A function of
+# a test runs a few times and compiles long: with few of LLVM's optimisations, and without XLA's newer
+# emitters of loops, a recipe compiles in a third of the time. Level 0 halves that again, and makes
+# convolutions in loops ten times slower.
+tests: export XLA_FLAGS ?= --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false
 tests: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
@@ -63,7 +67,7 @@ fuzz: install
 # On a machine that does nothing else. The other side of `trace` is a Python with torch, torchvision
 # and torch-pruning: make bench JPRUNE_BENCH_PYTHON=...
 bench: install
-	for part in trace linear compile multiples depthwise hold \
+	for part in trace linear compile multiples depthwise latency hold \
 			hutchinson topk obs dns steps metapruning kfac runner; do \
 		KERAS_BACKEND=jax $(BIN)/python -m experiments.benchmarks.$$part || exit 1; \
 	done

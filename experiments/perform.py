@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import jax
 
+from experiments.reading import code_of
 from experiments.seeds import train_together
-from experiments.sweep import WHOLE, Run
+from experiments.sweep import DENSE, WHOLE, Run
 from jprune import measure
 from jprune.base import Pruned, Stage, Task
 from jprune.compare.rows import Row, row_of
@@ -158,7 +159,15 @@ def _pruned(run: Run, needs: Mapping[str, Run], place: Place, progress: Progress
     if not (path / "config.json").exists():
         (dense,) = (need for need in needs.values() if need.kind == "dense")
         share_training(job, place.of(dense), path, task)
-    jobs.prune(job, path, place.command, progress, measure_seconds=run.measure_seconds, task=task)
+    jobs.prune(
+        job,
+        path,
+        place.command,
+        progress,
+        measure_seconds=run.measure_seconds,
+        task=task,
+        changes=run.changes,
+    )
     row = _row(run, place)
     said = {f"{rate:g}": found for rate, found in tried.items()}
     return {**row, "finetune": {**row["finetune"], "tried": said or None}}
@@ -166,7 +175,9 @@ def _pruned(run: Run, needs: Mapping[str, Run], place: Place, progress: Progress
 
 def _row(run: Run, place: Place) -> Row:
     row = row_of(place.of(run), place.config, run.job.train_images)
-    return {**row, "settings": run.settings}
+    method = None if run.job.method == DENSE else run.job.method
+    code = {"method": code_of(method), "shared": code_of(None)}
+    return {**row, "settings": run.settings, "code": code}
 
 
 KINDS: dict[str, Callable[[Run, Mapping[str, Run], Place, Progress], Row]] = {

@@ -26,7 +26,7 @@ import tyro
 from experiments import configs, rows
 from experiments.perform import Place
 from experiments.show import Reports, Show
-from experiments.sweep import Run, Sweep, code_version, runs
+from experiments.sweep import Run, Sweep, beside, code_version, runs
 from experiments.work import Kept, Worker, claimed, left, share_rows
 from jprune import errors
 from jprune.compare.rows import Row
@@ -117,6 +117,23 @@ def run(given: Given, config: str, command: str) -> int:
     planned = _chosen(runs(given.sweep), given.only)
     place = Place(config, given.sweep.family or config, given.runs, given.results, command)
     kept = Kept(place.results)
+    show = _done(given, planned, place, kept)
+    # What stands beside a method is known once its row is there.
+    while more := _new(beside(given.sweep, planned, kept.rows()), planned):
+        planned += more
+        failures = show.failures
+        show = _done(given, planned, place, kept)
+        show.failures.update(failures)
+    return _ended(planned, place, kept.rows(), show)
+
+
+def _new(more: Sequence[Run], planned: Sequence[Run]) -> list[Run]:
+    there = {each.id for each in planned}
+    return [each for each in more if each.id not in there]
+
+
+def _done(given: Given, planned: Sequence[Run], place: Place, kept: Kept) -> Show:
+    """Does the runs that are left, and shows them."""
     done = kept.rows()
     todo = left(planned, place, done)
     share_rows(planned, place, done)
@@ -127,7 +144,7 @@ def run(given: Given, config: str, command: str) -> int:
             worker.work()
         elif todo:
             _employ(given, planned, place, show)
-    return _ended(planned, place, kept.rows(), show)
+    return show
 
 
 def _chosen(planned: list[Run], only: Sequence[str]) -> list[Run]:

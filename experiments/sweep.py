@@ -1,22 +1,33 @@
 """What is to be run: nets x methods x budgets x seeds, as a typed configuration, and its runs.
 
-A run has an id made of its settings, where they are not the usual ones, and of the code of
-`jprune`: a setting that is added later with a default leaves old ids as they are, and other code
-gives others. The dense net of one net, data set, seed and training is a run of its own, which all
-methods share.
+A run has an id made of its settings, where they are not the usual ones, and of the source that its
+numbers depend on (`reading.code_of`): a setting that is added later with a default leaves old ids
+as they are, and so does a change of files that its method is not read in; other source gives other
+ids, so that two mathematics are never in one table unseen. The dense net of one net, data set, seed
+and training is a run of its own, which all methods share.
+
+Where a sweep asks for it, L1 and random filters are run beside every method at its own steps after
+the cut, and random filters in the widths that it chose; `beside` plans them from the rows that are
+there.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jprune
+from experiments.reading import code_of
 from jprune import errors, recipes
 from jprune.base import Budget
+from jprune.compare.beside import CHOICE, LENGTH, NAMES
+from jprune.compare.rows import Row
+from jprune.compare.steps import after, alike
+from jprune.job.changes import ALLOCATIONS, NO_CHANGES, Changes
 from jprune.job.main import Job, finetunes
 
 DENSE = "dense"
@@ -67,7 +78,8 @@ class Sweep:
     Attributes:
         nets: with their data and training.
         methods: names, with options behind a colon: "l1", "taylor:rounds=3,allocator=uniform".
-            "dense" is the net itself, trained but not pruned.
+            "dense" is the net itself, trained but not pruned. "l1@global_per_cost" has another
+            allocation than its own, of `jprune.job.changes.ALLOCATIONS`.
         macs: fractions of the multiply-accumulates to keep.
         params: fractions of the parameters to keep.
         density: fractions of the units to keep.
@@ -76,6 +88,10 @@ class Sweep:
         steps: stop every training after so many steps; for trying out.
         measure_seconds: time to spend on each comparison of latencies, at least.
         vmap_seeds: train the dense nets of all seeds in one vmapped step; for accelerators.
+        settled: batches on which the norms' statistics settle for a second look at every net before
+            fine-tuning; 0: none.
+        compared: run L1 and random filters beside every method at its own steps after the cut, and
+            random filters in its own widths.
         family: folder of the rows in `experiments/results`; "" is the configuration's name.
     """
 
@@ -89,6 +105,8 @@ class Sweep:
     steps: int | None = None
     measure_seconds: float = 2.0
     vmap_seeds: bool = False
+    settled: int = 0
+    compared: bool = False
     family: str = ""
 
     def __post_init__(self):
@@ -125,20 +143,43 @@ class Sweep:
         )
 
 
-def read_method(text: str) -> tuple[str, dict[str, Any]]:
-    """A method and its options.
+class Method(NamedTuple):
+    """A method of a sweep.
+
+    Attributes:
+        name: of `METHODS`, or "dense".
+        options: of the method.
+        allocation: in the place of its own; None: its own.
+    """
+
+    name: str
+    options: dict[str, Any]
+    allocation: str | None = None
+
+
+def read_method(text: str) -> Method:
+    """A method, its options, and its allocation.
 
     Raises:
-        ArgumentError: an unknown method or option.
+        ArgumentError: an unknown method, option or allocation.
 
     Example:
         >>> read_method("l1:schedule=cubic,rounds=3")
-        ('l1', {'schedule': 'cubic', 'rounds': 3})
+        Method(name='l1', options={'schedule': 'cubic', 'rounds': 3}, allocation=None)
+        >>> read_method("taylor@uniform").allocation
+        'uniform'
     """
     name, _, options = text.partition(":")
-    if name == DENSE and not options:
-        return DENSE, {}
-    return name, recipes.read_options(name, [word for word in options.split(",") if word])
+    name, _, allocation = name.partition("@")
+    if allocation and allocation not in ALLOCATIONS:
+        raise errors.ArgumentError(
+            f"{text!r} has no allocation {allocation!r}; "
+            f"{errors.nearest(allocation, ALLOCATIONS)}write one of {', '.join(ALLOCATIONS)}."
+        )
+    if name == DENSE and not options and not allocation:
+        return Method(DENSE, {})
+    read = recipes.read_options(name, [word for word in options.split(",") if word])
+    return Method(name, read, allocation or None)
 
 
 @functools.cache
@@ -168,6 +209,8 @@ class Run(NamedTuple):
     measure_seconds: float = 2.0
     seeds: tuple[int, ...] = ()
     """Of kind `seeds`."""
+    changes: Changes = NO_CHANGES
+    """Of the method's recipe."""
 
     @property
     def title(self) -> str:
@@ -232,7 +275,7 @@ ALWAYS = ("steps", "measure_seconds", "vmap_seeds")
 
 
 def _of_net(sweep: Sweep, net: Net) -> Iterator[Run]:
-    methods = [found for found in map(read_method, sweep.methods) if found[0] != DENSE]
+    methods = [found for found in map(read_method, sweep.methods) if found.name != DENSE]
     together = _seeds(sweep, net)
     yield from together
     trials: list[Run] = []
@@ -243,8 +286,8 @@ def _of_net(sweep: Sweep, net: Net) -> Iterator[Run]:
             trials = [_rate(sweep, net, rate, dense) for rate in net.rates]
             yield from trials
         for budget in sweep.budgets:
-            for name, options in methods:
-                yield _pruned(sweep, net, (name, options), budget, seed, [dense, *trials])
+            for method in methods:
+                yield _pruned(sweep, net, method, budget, seed, [dense, *trials])
 
 
 def _seeds(sweep: Sweep, net: Net) -> list[Run]:
@@ -273,16 +316,77 @@ def _rate(sweep: Sweep, net: Net, rate: float, dense: Run) -> Run:
 def _pruned(
     sweep: Sweep,
     net: Net,
-    method: tuple[str, dict[str, Any]],
+    method: Method,
     budget: Budget,
     seed: int,
     needs: Sequence[Run],
+    told: Mapping[str, Any] = MappingProxyType({}),
+    widths: Mapping[str, int] | None = None,
 ) -> Run:
-    name, options = method
-    job = dataclasses.replace(_job(sweep, net, name, budget, seed), options=options)
-    settings = _unusual(sweep, net, (*TRAINING, *FINETUNING), ("multiple_of",))
-    settings |= {"options": options} if options else {}
-    return _named(_made("method", sweep, job, settings, needs))
+    job = dataclasses.replace(_job(sweep, net, method.name, budget, seed), options=method.options)
+    settings = _unusual(sweep, net, (*TRAINING, *FINETUNING), ("multiple_of", "settled"))
+    settings |= {"options": method.options} if method.options else {}
+    settings |= {"allocation": method.allocation} if method.allocation else {}
+    made = _made("method", sweep, job, {**settings, **told}, needs)
+    return _named(made._replace(changes=Changes(method.allocation, widths, sweep.settled)))
+
+
+def beside(sweep: Sweep, planned: Sequence[Run], rows: Mapping[str, Row]) -> list[Run]:
+    """Runs that stand beside the methods whose rows are there.
+
+    L1 and random filters with as many steps after the cut as a method has, where those of the sweep
+    have not; random filters in the widths that a method chose, with its steps.
+
+    Args:
+        sweep: where `compared` is False, nothing stands beside its methods.
+        planned: its runs.
+        rows: {id: row}, of those that are over.
+    """
+    found: dict[str, Run] = {}
+    for run in planned if sweep.compared else ():
+        row = rows.get(run.id)
+        if run.kind == "method" and row is not None and run.job.method not in (*LENGTH, *NAMES):
+            net = next(net for net in sweep.nets if _is_of(net, run.job))
+            found |= {each.id: each for each in _beside(sweep, net, run, row, planned, rows)}
+    return list(found.values())
+
+
+def _is_of(net: Net, job: Job) -> bool:
+    return (net.model, net.data, net.train_images) == (job.model, job.data, job.train_images)
+
+
+def _beside(
+    sweep: Sweep,
+    net: Net,
+    run: Run,
+    row: Row,
+    planned: Iterable[Run],
+    rows: Mapping[str, Row],
+) -> Iterator[Run]:
+    steps, tuned = after(row), row["finetune"]
+    if not steps or not tuned["epochs"]:
+        return  # nothing is trained behind the cut
+    # Epochs that are so many steps, at the rate that the method had.
+    epochs = round(steps * tuned["epochs"] / tuned["steps"], 4)
+    own = dataclasses.replace(
+        net, finetune_epochs=epochs, finetune_learning_rate=tuned["learning_rate"], rates=()
+    )
+    usual = [
+        rows[other.id]
+        for other in planned
+        if other.id in rows
+        and other.job.method == NAMES[0]
+        and not {"options", "allocation"} & other.settings.keys()
+        and (other.job.budget, other.job.seed) == (run.job.budget, run.job.seed)
+    ]
+    dense = [each for each in planned if each.id in run.needs and each.kind == "dense"]
+    make = lambda name, told, widths=None: _pruned(
+        sweep, own, Method(name, {}), run.job.budget, run.job.seed, dense, told, widths
+    )
+    if not any(alike(after(each) or 1, steps) for each in usual):
+        yield from (make(name, {"beside": steps}) for name in NAMES)
+    if row.get("widths"):
+        yield make(NAMES[1], {CHOICE: run.id}, row["widths"])
 
 
 WHOLE = Budget(density=1.0)
@@ -323,8 +427,11 @@ def _made(
 
 def _named(run: Run) -> Run:
     """The run with its id: a name for people, and a hash of all that its numbers depend on."""
-    facts = {"code": code_version(), "kind": run.kind, "seeds": run.seeds, "needs": run.needs}
+    method = None if run.job.method == DENSE else run.job.method
+    facts = {"code": code_of(method), "kind": run.kind, "seeds": run.seeds, "needs": run.needs}
     facts |= run.identity
+    if run.changes.widths is not None:
+        facts["widths"] = dict(run.changes.widths)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
     net = run.job.model.replace(":", "-").replace("/", "-")
     kind = f"-{run.kind}" if run.kind in ("seeds", "rate") else ""

@@ -17,13 +17,27 @@ from experiments import run
 from experiments.claims.claim import find
 from experiments.claims.pages import finished, page, svg
 from jprune import compare, errors
-from jprune.compare import METRICS, Comparison, figures
-from jprune.compare.page import changes_text, front_text, spread_text
+from jprune.compare import METRICS, Comparison, figures, order_figure
+from jprune.compare.beside import CHOICE
+from jprune.compare.page import (
+    apart_text,
+    changes_text,
+    front_text,
+    paired_text,
+    spread_text,
+    steps_text,
+)
 from jprune.compare.summary import Cell
 from jprune.compare.words import budget_text, device_text
 from jprune.report import text
 
 PAGES = Path(__file__).parent.parent / "docs" / "results"
+ORDER = (
+    "Row ahead of column, in the mean of the seeds that both have. A dot: the 95 % interval of the "
+    "differences, seed by seed, leaves out 0."
+)
+AHEAD = {"l1": "ahead of L1:", "random": "ahead of random:", CHOICE: "choice:"}
+"""Columns that are there where a row stands beside a method."""
 TITLES = (
     *("kept", "method", "test accuracy:", "before fine-tuning:", "MACs:", "parameters:"),
     *("latency:", ".tflite:", "TFLite, batch 1:", "pruning:", "seeds:", "front"),
@@ -86,8 +100,13 @@ def write_page(pages: Path, name: str, comparisons: Sequence[Comparison]) -> lis
     said = run.remarks(name)
     head = [f"# {name}\n", f"![Curves]({name}.svg)\n", *([f"{said}\n"] if said else [])]
     parts = [*head, *map(section, comparisons)]
+    drawn = [pages / f"{name}.svg"]
+    if any(each.orders for each in comparisons):
+        drawn.append(pages / f"{name}-order.svg")
+        files.write(drawn[-1], order_figure.orders_svg(comparisons))
+        parts.append(f"![Order over the seeds]({name}-order.svg)\n\n{ORDER}\n")
     files.write(pages / f"{name}.md", "\n".join(parts))
-    return [pages / f"{name}.svg", pages / f"{name}.md"]
+    return [*drawn, pages / f"{name}.md"]
 
 
 def write_claim(pages: Path, name: str, rows: Sequence[files.Row]) -> list[Path]:
@@ -123,8 +142,19 @@ def label(comparison: Comparison) -> str:
 
 
 def table(comparison: Comparison) -> str:
-    """Its arms, best first."""
-    return files.markdown(TITLES, [_line(cell) for cell in comparison.cells])
+    """Its arms, best first; columns that no row has anything for are left out."""
+    cells = comparison.cells
+    fraction = METRICS[comparison.metric].fraction
+    more = {
+        title: [paired_text(cell.ahead.get(name), fraction) for cell in cells]
+        for name, title in AHEAD.items()
+    }
+    settled = [cell.spreads["settled"] for cell in cells]
+    more["new statistics:"] = ["" if s is None else text.percent(s.mean) for s in settled]
+    more["steps"] = [steps_text(cell.steps) for cell in cells]
+    more = {title: column for title, column in more.items() if any(column)}
+    lines = [(*_line(cell), *words) for cell, *words in zip(cells, *more.values())]
+    return files.markdown((*TITLES, *more), lines)
 
 
 def _line(cell: Cell) -> tuple[Any, ...]:
@@ -149,12 +179,10 @@ def _line(cell: Cell) -> tuple[Any, ...]:
 
 def order(comparison: Comparison) -> Iterator[str]:
     """How often the order of two methods changes over the seeds."""
-    if comparison.orders:
-        yield f"Over the seeds, {changes_text(comparison.orders)}.\n"
-    for each in comparison.orders:
-        if each.changes:
-            ahead = f"{each.seeds - each.changes} of {each.seeds} seeds"
-            yield f"- {budget_text(each.budget)}: {each.better} before {each.worse} in {ahead}"
+    for budget in order_figure.budgets_of(comparison):
+        orders = [each for each in comparison.orders if each.budget == budget]
+        words = f"{changes_text(orders)}; {apart_text(comparison, orders)}"
+        yield f"At {budget_text(budget)}, over the seeds, {words}.\n"
 
 
 def provenance(comparison: Comparison) -> list[str]:

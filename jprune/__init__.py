@@ -18,6 +18,7 @@ from jprune import interrupts as interrupts
 from jprune.base import Budget, Cost, Criterion, Groups, run_criterion
 from jprune.citation import citation
 from jprune.cost import cost, cost_model
+from jprune.execute import compact
 from jprune.graph import (
     Site,
     gated,
@@ -48,6 +49,7 @@ __all__ = [
     "Site",
     "apply_masks",
     "citation",
+    "compact",
     "cost",
     "cost_model",
     "errors",

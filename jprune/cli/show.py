@@ -74,6 +74,13 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     console.print(table)
     asked = text.budget(outcome["requested"])
     console.print(f"asked to keep {shown(asked)}", highlight=False, markup=False)
+    if "predicted" in outcome:
+        console.print(
+            f"latency kept: predicted {_percent(outcome['predicted'].get('latency'))}, measured "
+            f"{_percent(achieved['latency'])}",
+            highlight=False,
+            markup=False,
+        )
     if said := report.missed(outcome):
         console.print(f"The budget is missed: {shown(said)}.", style="bold red", markup=False)
     if sizes := outcome.get("splits"):
@@ -91,6 +98,27 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def bench(
+    rows: Sequence[Mapping[str, Any]], nets: Sequence[str], device: Mapping[str, Any]
+) -> None:
+    """Prints the times of two nets, and their ratio with its 10th and 90th percentile."""
+    console = Console(highlight=False, markup=False)
+    for letter, net in zip("AB", nets):
+        console.print(f"{letter}: {shown(net, PATH)}", soft_wrap=True)
+    console.print(shown(f"on {device['kind']}, {device['threads']} threads, in turns"))
+    table = _table("", "", "A, ms", "B, ms", "A, images/s", "B, images/s", "B / A")
+    for compared in rows:
+        times, ratio = compared["times"], compared["ratio"]
+        row(
+            table,
+            compared["runtime"],
+            *map(_milliseconds, times),
+            *(f"{1000 * compared['batch'] / time['median']:,.0f}" for time in times),
+            f"{ratio['median']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f})",
+        )
+    console.print(table)
 
 
 def verdicts(found: Sequence[Any]) -> None:

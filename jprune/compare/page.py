@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from jprune.compare import figures
+from jprune.compare import figures, order_figure
+from jprune.compare.beside import CHOICE, Paired
+from jprune.compare.steps import Steps
 from jprune.compare.summary import METRICS, Cell, Comparison, Order, Spread, plain
 from jprune.compare.words import budget_text, capital, counted, device_text
 from jprune.report import text
@@ -16,25 +18,34 @@ from jprune.runs.files import PathLike, atomic_write, make_folder, write_json
 
 TABLE_NOTE = (
     "Mean and standard deviation over the seeds. Accuracy is that of the test split, read once at "
-    "the end; before fine-tuning, of the validation split. MACs, latency (XLA, batch 128) and file "
-    "size (.tflite) are fractions of the dense net's; TFLite is its latency at batch 1. Pruning is "
-    "the time of the pruning step itself. A front has what no other net beats in both accuracy and "
-    "cost. A click on a heading sorts by it."
+    "the end; before fine-tuning, of the validation split, as it is and with new statistics of the "
+    "norms. MACs, latency (XLA, batch 128) and file size (.tflite) are fractions of the dense "
+    "net's; TFLite is its latency at batch 1. Pruning is the time of the pruning step itself. A "
+    "front has what no other net beats in both accuracy and cost. Steps: before pruning, under the "
+    "method, after the cut. Ahead of L1 and of random filters that have as many steps after the "
+    "cut as the method, seed by seed, with the 95 % interval of the mean difference. Choice: ahead "
+    "of random filters in the widths that the method chose: what its choice of filters is worth, "
+    "and not that of widths. A click on a heading sorts by it."
 )
 ORDER_NOTE = (
-    "In how many seeds the row is ahead of the column; a tie counts for the better mean. What is "
-    "neither none nor all of the seeds is an order that the next seed may turn round. Methods "
-    "stand in the order of the table above."
+    "How far the row is ahead of the column in the mean of the seeds that both have. A dot: the "
+    "95 % interval of the differences, seed by seed, leaves out 0. Where there is none, another "
+    "seed may turn the order round. Methods stand in the order of the table above."
 )
 NO_BREAK = "\N{NO-BREAK SPACE}"
 COLUMNS = {
     "before": "Before fine-tuning",
+    "settled": "With new statistics",
     "macs": "MACs",
     "latency": "Latency",
     "bytes": "File",
     "tflite_b1": "TFLite",
     "prune_s": "Pruning",
 }
+WHERE_TOLD = ("settled",)
+"""Columns that older rows have nothing for: they are there where a cell has a number."""
+AHEAD = {"l1": "Ahead of L1", "random": "Ahead of random", CHOICE: "Choice"}
+"""{key of `Cell.ahead`: title of its column}, where a cell has one."""
 
 
 def write(out: PathLike, comparisons: Sequence[Comparison]) -> list[pathlib.Path]:
@@ -82,7 +93,7 @@ def _body(number: int, comparison: Comparison) -> Markup:
         _section("Curves", "", _wide(drawn or value(text.NOT_MEASURED))),
         _section("Methods", TABLE_NOTE, _table(comparison)),
         *_findings(comparison),
-        *_orders(comparison),
+        *_orders(number, comparison),
         _section("How this was made", "", _provenance(comparison)),
     )
 
@@ -119,8 +130,17 @@ def _labels(comparison: Comparison) -> Markup:
 
 def _table(comparison: Comparison) -> Markup:
     metric = METRICS[comparison.metric]
-    names = [name for name in COLUMNS if name != comparison.metric]
-    head = ["Method", capital(metric.title), *(COLUMNS[name] for name in names)]
+    cells = comparison.cells
+    names = [
+        name
+        for name in COLUMNS
+        if name != comparison.metric
+        and (name not in WHERE_TOLD or any(cell.spreads[name] for cell in cells))
+    ]
+    ahead = [name for name in AHEAD if any(name in cell.ahead for cell in cells)]
+    steps = any(cell.steps for cell in cells)
+    head = ["Method", capital(metric.title), *(AHEAD[name] for name in ahead)]
+    head += [*(["Steps"] if steps else []), *(COLUMNS[name] for name in names)]
     # Sizes are shown as a fraction of the dense net's, where it was measured.
     dense = next((cell for cell in comparison.cells if cell.budget is None), None)
     size = dense and dense.spreads["bytes"]
@@ -132,6 +152,8 @@ def _table(comparison: Comparison) -> Markup:
             [
                 tag("div", cell.method, tag("span", more, class_="more")),
                 _spread(cell.spreads[comparison.metric], metric.fraction),
+                *(_ahead(cell.ahead.get(name), metric.fraction) for name in ahead),
+                *([_steps(cell.steps)] if steps else []),
                 *(_cell(cell, column, size) for column in names),
             ]
         )
@@ -149,24 +171,62 @@ def front_text(cell: Cell) -> str:
     return f"front: {', '.join(names)}" if names else ""
 
 
+def _ahead(found: Paired | None, fraction: bool) -> Markup:
+    mean, _, interval = paired_text(found, fraction).partition(" (")
+    return _two(mean, interval.removesuffix(")"), found and found.mean)
+
+
+def paired_text(found: Paired | None, fraction: bool) -> str:
+    """How far an arm is ahead, in points for fractions, with its interval; empty for nothing.
+
+    Example:
+        >>> paired_text(Paired(0.0123, -0.001, 0.0256, 3), True)
+        '+1.23 (-0.10 to +2.56)'
+        >>> paired_text(Paired(0.0123, None, None, 1), True), paired_text(None, True)
+        ('+1.23', '')
+    """
+    if found is None:
+        return ""
+    scale, digits = (100, 2) if fraction else (1, 4)
+    mean = f"{scale * found.mean:+.{digits}f}"
+    if found.low is None or found.high is None:
+        return mean
+    return f"{mean} ({scale * found.low:+.{digits}f} to {scale * found.high:+.{digits}f})"
+
+
+def steps_text(steps: Steps | None) -> str:
+    """Steps in three: before pruning, under the method, after the cut.
+
+    Example:
+        >>> steps_text({"before": 0, "under": 312, "after": 312}), steps_text(None)
+        ('0 + 312 + 312', '')
+    """
+    return "" if steps is None else f"{steps['before']} + {steps['under']} + {steps['after']}"
+
+
+def _steps(steps: Steps | None) -> Markup:
+    return _two(steps_text(steps), key=None if steps is None else sum(steps.values()))
+
+
 def _cell(cell: Cell, name: str, dense_bytes: Spread | None) -> Markup:
     measured = cell.spreads[name]
     if measured is None:
         return value("" if cell.budget is None else text.NOT_MEASURED)
     if name == "bytes":
         fraction = text.percent(measured.mean / dense_bytes.mean, 0) if dense_bytes else ""
-        return _two(measured, text.count(measured.mean, "B"), fraction)
+        return _two(text.count(measured.mean, "B"), fraction, measured.mean)
     if name == "prune_s":
-        return _two(measured, text.seconds(measured.mean))
+        return _two(text.seconds(measured.mean), key=measured.mean)
     if name == "tflite_b1":
-        return _two(measured, text.milliseconds(measured.mean))
-    return _two(measured, text.percent(measured.mean))
+        return _two(text.milliseconds(measured.mean), key=measured.mean)
+    return _two(text.percent(measured.mean), key=measured.mean)
 
 
-def _two(spread: Spread, words: str, more: str = "") -> Markup:
+def _two(words: str, more: str = "", key: float | None = None) -> Markup:
     """A number with its unit on one line, and a smaller line below; `data-key` sorts by it."""
     below = tag("span", more, class_="more") if more else ""
-    return tag("div", words.replace(" ", NO_BREAK), below, data_key=repr(float(spread.mean)))
+    sorts = None if key is None else repr(float(key))
+    return tag("div", words.replace(" ", NO_BREAK), below, data_key=sorts)
 
 
 def _spread(spread: Spread | None, fraction: bool) -> Markup:
@@ -175,7 +235,8 @@ def _spread(spread: Spread | None, fraction: bool) -> Markup:
     # The text is taken apart again, so that table, page and terminal round alike.
     mean, _, deviation = spread_text(spread, fraction).partition(" ± ")
     unit = " %" if fraction and deviation else ""
-    return _two(spread, f"{mean}{unit}", f"± {deviation.removesuffix(' %')}" if deviation else "")
+    below = f"± {deviation.removesuffix(' %')}" if deviation else ""
+    return _two(f"{mean}{unit}", below, spread.mean)
 
 
 def spread_text(spread: Spread | None, fraction: bool) -> str:
@@ -199,16 +260,25 @@ def _findings(comparison: Comparison) -> list[Markup]:
     return [_section("To be noted", "", *paragraphs)] if paragraphs else []
 
 
-def _orders(comparison: Comparison) -> list[Markup]:
+def _orders(number: int, comparison: Comparison) -> list[Markup]:
     if not comparison.orders:
         return []
-    budgets = dict.fromkeys(order.budget for order in comparison.orders)
     parts: list[Markup] = []
-    for budget in budgets:
+    for place, budget in enumerate(order_figure.budgets_of(comparison)):
         orders = [order for order in comparison.orders if order.budget == budget]
-        names = [cell.method for cell in comparison.cells if cell.budget == budget]
-        parts += [tag("p", f"{budget_text(budget)}: {changes_text(orders)}"), _wins(orders, names)]
+        said = f"{changes_text(orders)}; {apart_text(comparison, orders)}"
+        drawn = order_figure.orders_markup(comparison, budget, f"orders{number}-{place}")
+        parts += [tag("p", f"{budget_text(budget)}: {said}."), _wide(drawn)]
     return [_section("Order over the seeds", ORDER_NOTE, *parts)]
+
+
+def apart_text(comparison: Comparison, orders: Sequence[Order]) -> str:
+    """How many pairs of methods are apart by more than the chance of these seeds."""
+    apart = sum(
+        comparison.differences[order.budget, order.better, order.worse].apart for order in orders
+    )
+    verb = "is" if apart == 1 else "are"
+    return f"{apart} {verb} apart by more than chance (95 %, paired)"
 
 
 def changes_text(orders: Sequence[Order]) -> str:
@@ -226,31 +296,6 @@ def changes_text(orders: Sequence[Order]) -> str:
         f"{unstable} of {len(orders)} pairs of methods {verb} order in some seed "
         f"({changes} of {compared} comparisons)"
     )
-
-
-def _wins(orders: Sequence[Order], names: Sequence[str]) -> Markup:
-    """A matrix: in how many seeds the row is better than the column.
-
-    Args:
-        orders: of the methods of one budget.
-        names: the methods in the order of the table, best first; those that are not in `orders`
-            have no line.
-    """
-    wins: dict[tuple[str, str], tuple[int, int]] = {}
-    for order in orders:
-        # An order holds the losses of the better one; the matrix wants wins, both ways.
-        wins[order.better, order.worse] = order.seeds - order.changes, order.seeds
-        wins[order.worse, order.better] = order.changes, order.seeds
-    compared = {name for pair in wins for name in pair}
-    names = [name for name in names if name in compared]
-
-    def cell(one: str, other: str) -> Markup:
-        won, seeds = wins.get((one, other), (0, 0))
-        # Neither always nor never ahead: one more seed may turn the order round.
-        unstable = "strong" if 0 < won < seeds else None
-        return tag("span", f"{won} of {seeds}" if seeds else "", class_=unstable)
-
-    return table(["", *names], [[one, *(cell(one, other) for other in names)] for one in names])
 
 
 def _provenance(comparison: Comparison) -> Markup:

@@ -13,10 +13,12 @@ References:
 """
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from jprune.compare import beside as stands
 from jprune.compare.rows import Row, Runs
+from jprune.compare.steps import ROUNDED
 from jprune.compare.words import budget_text, counted, device_text, some
 from jprune.report import text
 
@@ -24,8 +26,6 @@ SEEDS = 3
 """The fewest seeds of a fair comparison."""
 MISSED = 0.05
 """The largest relative difference between requested and achieved budget."""
-ROUNDED = 0.02
-"""The largest relative difference in steps and epochs: rounds do not divide every number."""
 BASELINES = ("dense", "random", "l1", "scratch_e", "scratch_b")
 SCRATCH = ("scratch_e", "scratch_b")
 """Baselines without fine-tuning: the length of their training is what defines them."""
@@ -43,17 +43,19 @@ class Breach(NamedTuple):
     says: str
 
 
-def breaches(runs: Runs) -> list[Breach]:
+def breaches(runs: Runs, beside: Sequence[Row] = ()) -> list[Breach]:
     """All rules that a comparison breaks.
 
     Args:
         runs: of one task, from `rows.arms`.
+        beside: rows that stand beside its methods, from `beside.apart_from`.
 
     Example:
         >>> breaches({})[0]
         Breach(rule='baselines', says='baselines missing: dense, random, l1, scratch_e, scratch_b')
     """
-    return [Breach(rule, says) for rule, broken in RULES.items() for says in broken(runs)]
+    broken_by = [(rule, says) for rule, broken in RULES.items() for says in broken(runs)]
+    return [Breach(*each) for each in (*broken_by, *_own_steps(runs, beside))]
 
 
 def notes(runs: Runs) -> list[str]:
@@ -134,6 +136,18 @@ def _finetuning(runs: Runs) -> list[str]:
     return [f"unequal fine-tuning: {some(each, '; ')}"]
 
 
+def _own_steps(runs: Runs, beside: Sequence[Row]) -> list[tuple[str, str]]:
+    """L1 and random stand beside each method at its own steps after the cut."""
+    return [
+        (
+            "own_steps",
+            f"no {name} at as many steps after the cut as {some(methods)} "
+            + ("has" if len(methods) == 1 else "have"),
+        )
+        for name, methods in stands.lacking(runs, list(beside)).items()
+    ]
+
+
 def _alike(lengths: Iterable[float | None]) -> bool:
     """Whether lengths differ by rounding alone; those that were not measured do not count."""
     numbers = [length for length in lengths if length is not None]
@@ -197,9 +211,23 @@ def _devices(runs: Runs) -> list[str]:
 
 
 def _commits(runs: Runs) -> list[str]:
+    if all(row.get("code") for row in _rows(runs)):
+        return _sources(runs)
     # Seven digits, as git shortens them.
     commits = sorted({(row["commit"] or "none")[:7] for row in _rows(runs)})
     return [f"mixed commits: {some(commits)}"] if len(commits) > 1 else []
+
+
+def _sources(runs: Runs) -> list[str]:
+    """Rows that say of what source they are: of one, whatever else the commits have changed."""
+    around = {row["code"]["shared"] for row in _rows(runs)}
+    mixed = [
+        arm.method
+        for arm, seeds in _pruned(runs).items()
+        if len({row["code"]["method"] for row in seeds.values()}) > 1
+    ]
+    said = [f"mixed sources of the job: {some(sorted(around))}"] if len(around) > 1 else []
+    return [*said, *([f"mixed sources of {some(mixed)}"] if mixed else [])]
 
 
 RULES: dict[str, Callable[[Runs], list[str]]] = {
@@ -212,4 +240,4 @@ RULES: dict[str, Callable[[Runs], list[str]]] = {
     "devices": _devices,
     "commits": _commits,
 }
-"""{rule: function that returns a sentence per breach}."""
+"""{rule: function that returns a sentence per breach}; `own_steps` asks what stands beside."""

@@ -13,28 +13,31 @@ was not measured is null, never absent:
     validation                    {"dense", "pruned": accuracy on the validation split}
     finetune                      {"epochs", "learning_rate", "steps"}: what was run; rows of older
                                   versions have the epochs that were set
+    steps                         {"before", "under", "after"}: what was run before pruning, under
+                                  the method, after the cut (`steps.py`)
+    widths                        {group: units kept}; null where weights were pruned
+    code                          {"method", "shared"}: digests of the source that numbers depend
+                                  on: of the method, and of what is around every method
+
+The last three are absent from rows of older versions.
 """
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict
 
 from jprune import errors, foreign
+from jprune.compare.steps import NO_PRUNING, Row, Steps, base, steps_of
 from jprune.foreign import LINES, Range, Size, content, shown
+from jprune.graph.shrink.plan_files import Plan
 from jprune.measure import Device, Latency
 from jprune.report import schema
 from jprune.runs.files import PathLike, lines_of, read_json, read_lines
 from jprune.runs.inside import guarded
 from jprune.runs.schemas import Config, Record
 
-Row = dict[str, Any]
 SCHEMA = 1
-NO_PRUNING = (
-    *("train", "save", "dense", "before_finetune", "between", "finetune", "recalibrate"),
-    *("begin_anew", "scratch", "rewind", "pruned", "law", "export", "measure"),
-)
-"""Stages whose seconds are not those of the pruning step."""
 
 
 class Net(TypedDict, total=False):
@@ -83,6 +86,9 @@ class _Row(TypedDict):
     pruned: Net | None
     validation: dict[str, float | None] | None
     finetune: Finetune | None
+    steps: NotRequired[Steps | None]
+    widths: NotRequired[dict[str, Size] | None]
+    code: NotRequired[dict[str, str] | None]
 
 
 class Arm(NamedTuple):
@@ -322,7 +328,7 @@ def _dense(row: Row) -> Row:
     # with.
     own = row["budget"] is None and _accuracy(row, "pruned") is not None
     unpruned = dict.fromkeys(("density", "params", "macs", "bytes", "latency"), 1.0)
-    nothing = dict.fromkeys(("before_finetune", "finetune", "prune_s"))
+    nothing = dict.fromkeys(("before_finetune", "finetune", "prune_s", "steps", "widths"))
     validation = (row["validation"] or {}).get("pruned" if own else "dense")
     return {
         **row,
@@ -393,8 +399,10 @@ def row_of(folder: PathLike, config: str = "", train_images: int | None = None) 
             "learning_rate": settings["finetune"]["learning_rate"],
             "steps": steps,
         },
+        "steps": steps_of(result["wall_s"], {s: of[-1] for s, of in validated.items()}),
+        "widths": _widths(folder),
         "prune_s": round(
-            sum(s for stage, s in result["wall_s"].items() if _base(stage) not in NO_PRUNING), 3
+            sum(s for stage, s in result["wall_s"].items() if base(stage) not in NO_PRUNING), 3
         ),
     }
 
@@ -411,7 +419,10 @@ def _steps_of_an_epoch(
     return min((steps[0] for steps in validated.values() if len(steps) > 1), default=None)
 
 
-def _base(stage: str) -> str:
-    """A stage's name without the number of a repeated one: "prune" for "prune-2"."""
-    name, _, number = stage.rpartition("-")
-    return name if number.isdecimal() else stage
+def _widths(folder: pathlib.Path) -> dict[str, int] | None:
+    """{group: units kept}, of a run whose plan is there; None without."""
+    try:
+        plan = read_json(folder / "plan.json", Plan)
+    except errors.CheckpointError:
+        return None
+    return {name: len(group["keep"]) for name, group in plan["groups"].items()}

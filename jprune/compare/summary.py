@@ -3,12 +3,16 @@
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jprune import errors
+from jprune.compare import beside as stands
 from jprune.compare import protocol
+from jprune.compare.beside import CHOICE, NAMES, Paired, paired
 from jprune.compare.protocol import Breach
 from jprune.compare.rows import Arm, Row, Runs, arms, tasks
+from jprune.compare.steps import Steps
 from jprune.compare.words import budget_text, listed
 
 SCHEMA = 1
@@ -53,6 +57,12 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("test loss", _in("pruned", "loss"), False, False),
     "validation": Metric("validation accuracy", _in("validation", "pruned"), True, True),
     "before": Metric("accuracy before fine-tuning", _in("before_finetune", "accuracy"), True, True),
+    "settled": Metric(
+        "accuracy before fine-tuning, with new statistics",
+        _in("before_finetune", "metrics", "settled_accuracy"),
+        True,
+        True,
+    ),
     "macs": Metric("MACs kept", _in("achieved", "macs"), False, True),
     "params": Metric("parameters kept", _in("achieved", "params"), False, True),
     "density": Metric("units kept", _in("achieved", "density"), False, True),
@@ -90,6 +100,11 @@ class Cell(NamedTuple):
         seeds: that were run, in ascending order.
         spreads: {metric: mean and deviation}; None where no seed has a value.
         fronts: the costs (of `FRONTS`) for which it lies on the Pareto front.
+        steps: before pruning, under the method, after the cut, of its first seed; None where the
+            rows do not say.
+        ahead: how far it is ahead of L1 ("l1") and random filters ("random") with as many steps
+            after the cut, and of random filters in its own widths ("choice"); those that stand
+            beside it.
     """
 
     method: str
@@ -97,6 +112,8 @@ class Cell(NamedTuple):
     seeds: tuple[int, ...]
     spreads: dict[str, Spread | None]
     fronts: tuple[str, ...]
+    steps: Steps | None = None
+    ahead: Mapping[str, Paired] = MappingProxyType({})
 
 
 class Order(NamedTuple):
@@ -117,6 +134,10 @@ class Order(NamedTuple):
     seeds: int
 
 
+Pair = tuple[tuple[str, float], str, str]
+"""(budget, better, worse)."""
+
+
 class Comparison(NamedTuple):
     """Methods side by side on one task.
 
@@ -125,6 +146,8 @@ class Comparison(NamedTuple):
         orders: of every two methods at a budget, in the order of the cells.
         breaches: where the protocol is broken; none for a fair comparison.
         provenance: commits, versions, devices, configs and commands, each only once.
+        differences: {(budget, better, worse): how far the better one is ahead, seed by seed}, of
+            the pairs in `orders`.
     """
 
     model: str
@@ -137,6 +160,7 @@ class Comparison(NamedTuple):
     notes: list[str]
     findings: list[str]
     provenance: dict[str, list[Any]]
+    differences: Mapping[Pair, Paired] = MappingProxyType({})
 
     @property
     def title(self) -> str:
@@ -262,16 +286,24 @@ def summarize(
 def _compare(
     task: tuple[str, str, int | None], rows: Sequence[Row], metric: str, notes: Sequence[str]
 ) -> Comparison:
-    runs, more = arms(rows)
-    cells = _cells(runs, metric)
+    own, beside = stands.apart_from(rows)
+    runs, more = arms(own)
+    cells = [
+        cell._replace(
+            steps=_steps(runs[Arm(cell.method, cell.budget)]),
+            ahead=_ahead(runs, beside, Arm(cell.method, cell.budget), metric),
+        )
+        for cell in _cells(runs, metric)
+    ]
     # Once for all: orders, labels and remarks go through the arms as the table does.
     runs = {arm: runs[arm] for arm in (Arm(cell.method, cell.budget) for cell in cells)}
+    orders, differences = _orders(runs, metric)
     return Comparison(
         *task,
         metric,
         cells,
-        _orders(runs, metric),
-        protocol.breaches(runs),
+        orders,
+        protocol.breaches(runs, beside),
         [*notes, *more, *protocol.notes(runs)],
         _findings(cells, metric),
         {
@@ -281,6 +313,7 @@ def _compare(
             "configs": _once(row["config"] for row in rows),
             "commands": _once(row["command"] for row in rows),
         },
+        differences,
     )
 
 
@@ -338,21 +371,46 @@ def _front(spreads: Mapping[Arm, Mapping[str, Spread | None]], cost: str, metric
     return pareto(points)
 
 
-def _orders(runs: Runs, metric: str) -> list[Order]:
+def _steps(seeds: Mapping[int, Row]) -> Steps | None:
+    return next((row["steps"] for row in seeds.values() if row.get("steps")), None)
+
+
+def _values(seeds: Mapping[int, Row], metric: str) -> dict[int, float]:
+    """{seed: value, the larger the better}, of the seeds in which it was measured."""
+    of, sign = METRICS[metric].of, 1 if METRICS[metric].higher_is_better else -1
+    measured = {seed: of(row) for seed, row in seeds.items()}
+    return {seed: sign * value for seed, value in measured.items() if value is not None}
+
+
+def _ahead(runs: Runs, beside: Sequence[Row], arm: Arm, metric: str) -> dict[str, Paired]:
+    if not stands.needs(arm):
+        return {}
+    others = {name: stands.at_own_steps(runs, beside, arm, name) for name in NAMES}
+    others[CHOICE] = stands.in_own_widths(runs, beside, arm)
+    own = _values(runs[arm], metric)
+    differences = {name: paired(own, _values(rows, metric)) for name, rows in others.items()}
+    return {name: found for name, found in differences.items() if found is not None}
+
+
+def _orders(runs: Runs, metric: str) -> tuple[list[Order], dict[Pair, Paired]]:
     ranked_by = METRICS[metric]
     budgets: dict[tuple[str, float], dict[str, dict[int, float]]] = {}
     for arm, seeds in runs.items():
-        values = {seed: ranked_by.of(row) for seed, row in seeds.items()}
-        measured = {seed: value for seed, value in values.items() if value is not None}
         # Only methods at the same budget are ranked: a method that keeps more is ahead for that
         # reason.
-        if arm.budget is not None and measured:
+        if arm.budget is not None and (measured := _values(seeds, metric)):
             budgets.setdefault(arm.budget, {})[arm.method] = measured
-    return [
-        Order(budget, *change)
-        for budget, values in budgets.items()
-        for change in rank_changes(values, ranked_by.higher_is_better)
-    ]
+    sign = 1 if ranked_by.higher_is_better else -1
+    orders, differences = [], {}
+    for budget, values in budgets.items():
+        plain_values = {m: {s: sign * v for s, v in of.items()} for m, of in values.items()}
+        for change in rank_changes(plain_values, ranked_by.higher_is_better):
+            orders.append(Order(budget, *change))
+            better, worse = change[:2]
+            found = paired(values[better], values[worse])
+            if found is not None:
+                differences[budget, better, worse] = found
+    return orders, differences
 
 
 def _findings(cells: Sequence[Cell], metric: str) -> list[str]:
@@ -398,6 +456,8 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
                 "budget": dict([cell.budget]) if cell.budget else None,
                 "seeds": list(cell.seeds),
                 "fronts": list(cell.fronts),
+                "steps": cell.steps,
+                "ahead": {name: found._asdict() for name, found in cell.ahead.items()},
                 "metrics": {
                     name: spread and spread._asdict() for name, spread in cell.spreads.items()
                 },
@@ -405,7 +465,14 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
             for cell in comparison.cells
         ],
         "order_changes": [
-            {**order._asdict(), "budget": dict([order.budget])} for order in comparison.orders
+            {
+                **order._asdict(),
+                "budget": dict([order.budget]),
+                "difference": comparison.differences[
+                    order.budget, order.better, order.worse
+                ]._asdict(),
+            }
+            for order in comparison.orders
         ],
         **comparison.provenance,
     }

@@ -8,6 +8,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, is_none
+from jprune.graph.shrink.concrete import as_array, on_host
 
 
 class HoldState(NamedTuple):
@@ -34,7 +35,7 @@ def as_masks(masks: Masks, params: Params) -> Masks:
     def one(path: Any, mask: Any, param: Any) -> Any:
         if mask is None or _is_stand_in(mask):
             return mask
-        mask = jnp.asarray(mask)
+        mask = as_array(mask)
         if mask.shape != jnp.shape(param) or mask.dtype != jnp.bool_:
             raise errors.StructureError(
                 f"the mask at {jax.tree_util.keystr(path, simple=True, separator='/')} has shape "
@@ -62,10 +63,13 @@ def as_masks(masks: Masks, params: Params) -> Masks:
 
 def held(updates: PyTree, params: Params, masks: Masks) -> PyTree:
     """Updates that bring masked parameters to exactly zero."""
+    # w + (-w) = 0 exactly, where (m - 1) w would leave what the optimizer adds.
+    back = on_host(
+        lambda xnp, mask, update, param: xnp.where(mask, update, -param.astype(update.dtype))
+    )
 
     def one(mask: Any, update: Any, param: Any) -> Any:
-        # w + (-w) = 0 exactly, where (m - 1) w would leave what the optimizer adds.
-        return update if mask is None else jnp.where(mask, update, -param.astype(update.dtype))
+        return update if mask is None else back(mask, update, param)
 
     return jax.tree.map(one, masks, updates, params, is_leaf=is_none)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.base import Groups, Masks, PyTree, Variables, is_none
-from jprune.graph.shrink.concrete import at_hand, on_host, put_back
+from jprune.graph.shrink.concrete import as_array, at_hand, on_host, put_back
 from jprune.jaxprs import is_key
 from jprune.units import leaves_by_path, ones, places_of
 
@@ -54,7 +54,7 @@ def _masked(variables: Variables, masks: Masks, product: Callable[..., Any]) -> 
         if mask is None or is_key(value):
             return value
         # A mask may broadcast to its leaf, but never enlarge it.
-        mask = mask if isinstance(mask, np.ndarray) else jnp.asarray(mask)
+        mask = mask if isinstance(mask, np.ndarray) else as_array(mask)
         shape = jnp.shape(value)
         if mask.shape != shape and (
             mask.ndim > len(shape) or jnp.broadcast_shapes(mask.shape, shape) != shape

@@ -19,6 +19,7 @@ import optax
 from jprune import errors
 from jprune.base import Params, PyTree, Variables, is_none
 from jprune.blocks.members import Blocks, by_kind, leaves_of, scale, squares
+from jprune.graph.shrink.concrete import as_array, at_once, full
 from jprune.masks import best
 
 Projection = Callable[[Params], PyTree]
@@ -162,6 +163,12 @@ def supports(
     return result
 
 
+def _sizes(target: PyTree, params: Params) -> tuple[jax.Array, jax.Array]:
+    """||W||, and ||W - Z|| / ||W||."""
+    size = norm(_like(target, lambda z, w: w, params))
+    return size, norm(_like(target, lambda z, w: w - z, params)) / size
+
+
 def norm(tree: PyTree) -> jax.Array:
     """The Euclidean norm of all leaves together."""
     return jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros(())))
@@ -227,14 +234,12 @@ def admm(
 
     def init(params: Params) -> AdmmState:
         target = project(params)
-        size = norm(_like(target, lambda z, w: w, params))
-        # ||W - Z|| / ||W||
-        gap = norm(_like(target, lambda z, w: w - z, params)) / size
-        zeros = jax.tree.map(jnp.zeros_like, target)
+        size, gap = at_once(_sizes)(target, params)
+        zeros = jax.tree.map(lambda leaf: full(leaf.shape, 0, leaf.dtype), target)
         none = jnp.zeros((), jnp.int32)
         return AdmmState(
-            none, target, zeros, jnp.asarray(rho), size, gap, jnp.zeros_like(gap), params, none,
-            inner.init(params),
+            none, target, zeros, as_array(rho), size, gap, full((), 0, gap.dtype), params, none,
+            at_once(inner.init)(params),
         )  # fmt: skip
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jprune import errors
 from jprune.base import Params, Schedule
 from jprune.blocks.members import Blocks, along, leaves_of, pool
+from jprune.graph.shrink.concrete import as_array, on_host
 from jprune.masks import best
 
 
@@ -56,15 +58,16 @@ def candidates(blocks: Blocks, params: Params, fraction: float) -> dict[str, Any
         >>> candidates(blocks.filters(groups), params, 0.34)["w"].tolist()
         [False, False, True, False]
     """
-    sums = pool(blocks, jax.tree.map(jnp.abs, params))
+    sums = pool(blocks, jax.tree.map(on_host(lambda xnp, leaf: xnp.abs(leaf)), params))
     chosen = {}
     for name, size in sums.items():
-        size = jnp.asarray(size, jnp.float32)
+        xnp: Any = np if isinstance(size, np.ndarray) else jnp
+        size = size.astype(np.float32)
         alive = (size > 0).sum()
         # U_i: the alpha % of layer i with the smallest |f_j|_1, of those that are still there
-        wanted = jnp.maximum(1, jnp.round(fraction * alive).astype(int))
-        count = jnp.minimum(wanted, jnp.maximum(alive - 1, 0))
-        chosen[name] = best(jnp.where(size > 0, -size, -jnp.inf), count)
+        wanted = xnp.maximum(1, xnp.round(np.float32(fraction) * alive.astype(np.float32)))
+        count = xnp.minimum(wanted.astype(int), xnp.maximum(alive - 1, 0))
+        chosen[name] = best(xnp.where(size > 0, -size, -np.inf), count)
     return chosen
 
 
@@ -115,8 +118,8 @@ def candidate_decay(
         )
 
     def init(params: Params) -> CandidateState:
-        strengths = {name: jnp.asarray(by_name[name], jnp.float32) for name in blocks}
-        chosen = {n: jnp.asarray(c) for n, c in candidates(blocks, params, fraction).items()}
+        strengths = {name: as_array(by_name[name], jnp.float32) for name in blocks}
+        chosen = {n: as_array(c) for n, c in candidates(blocks, params, fraction).items()}
         return CandidateState(jnp.zeros((), jnp.int32), strengths, chosen)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:

@@ -16,6 +16,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Groups, Params, PyTree
+from jprune.graph.shrink.concrete import as_array, at_once
 from jprune.units import check_units, places_of
 
 PRODUCERS = ("kernel", "shift", "scale")
@@ -82,7 +83,7 @@ def _numbered(names: list[tuple[Any, ...]]) -> jax.Array:
     """Int [positions]: equal names get equal numbers, positions without a name one of their own."""
     numbers: dict[Any, int] = {}
     alone = [name or (position,) for position, name in enumerate(names)]
-    return jnp.array([numbers.setdefault(name, len(numbers)) for name in alone], jnp.int32)
+    return as_array([numbers.setdefault(name, len(numbers)) for name in alone], jnp.int32)
 
 
 def strengths(groups: Groups, strength: float, of_vectors: float = 0.1) -> PyTree:
@@ -141,7 +142,7 @@ def centripetal(members: PyTree, strength: float | PyTree) -> optax.GradientTran
         raise errors.ArgumentError(f"centripetal(strength={strength}); strengths are 0 or more.")
 
     def init(params: Params) -> CentripetalState:
-        return CentripetalState(members, deviation_of(params, members))
+        return CentripetalState(members, at_once(deviation_of)(params, members))
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         if params is None:

@@ -16,6 +16,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, is_none
+from jprune.graph.shrink.concrete import at_once
 from jprune.masks import HoldState, as_masks, held, keep_best
 
 GROW = ("gradient", "random")
@@ -100,7 +101,7 @@ def drop_and_grow(
     def init(params: Params) -> DropGrowState:
         data = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
         hold = HoldState(as_masks(masks, params))
-        return DropGrowState(jnp.zeros((), jnp.int32), data, hold, inner.init(params))
+        return DropGrowState(jnp.zeros((), jnp.int32), data, hold, at_once(inner.init)(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:

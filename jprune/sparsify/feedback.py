@@ -18,6 +18,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree
+from jprune.graph.shrink.concrete import as_array, at_once, full
 from jprune.sparsify.hidden import changes, hidden_of, whole
 from jprune.sparsify.rules import Rule
 
@@ -87,10 +88,10 @@ def feedback(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> FeedbackState:
-        step = jnp.zeros((), jnp.int32)
-        masks = jax.tree.map(jnp.asarray, rule(params, step))
+        step = full((), 0, jnp.int32)
+        masks = jax.tree.map(as_array, rule(params, step))
         hidden = hidden_of(masks, params)
-        return FeedbackState(step, masks, hidden, jnp.zeros(()), inner.init(params))
+        return FeedbackState(step, masks, hidden, full((), 0.0), at_once(inner.init)(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:

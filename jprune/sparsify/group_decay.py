@@ -16,6 +16,7 @@ import optax
 from jprune import errors
 from jprune.base import Params, PyTree
 from jprune.blocks.members import Blocks, along, leaves_of
+from jprune.graph.shrink.concrete import as_array, on_host
 
 
 def group_decay(
@@ -54,7 +55,8 @@ def group_decay(
             f"number, or one for each of {', '.join(blocks)}."
         )
     sizes = {name: block.size for name, block in blocks.items()}
-    strengths = {n: jnp.broadcast_to(jnp.asarray(given[n]), (size,)) for n, size in sizes.items()}
+    every = lambda size: on_host(lambda xnp, strength: xnp.broadcast_to(strength, (size,)))
+    strengths = {n: every(size)(as_array(given[n])) for n, size in sizes.items()}
 
     def init(params: Params) -> optax.EmptyState:
         leaves_of(blocks, params)

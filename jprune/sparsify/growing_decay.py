@@ -14,6 +14,7 @@ import optax
 from jprune import errors
 from jprune.base import Params
 from jprune.blocks.members import Blocks, leaves_of
+from jprune.graph.shrink.concrete import as_array, full
 from jprune.sparsify.group_decay import decayed
 
 
@@ -83,8 +84,8 @@ def growing_decay(
             "growth and start are 0 or more, ceiling at least the start, every 1 or more."
         )
     sizes = {name: (block.size,) for name, block in blocks.items()}
-    grown = {n: jnp.ones(s, bool) for n, s in sizes.items()} if chosen is None else {
-        name: jnp.asarray(mask, bool) for name, mask in chosen.items()
+    grown = {n: full(s, True) for n, s in sizes.items()} if chosen is None else {
+        name: as_array(mask, bool) for name, mask in chosen.items()
     }  # fmt: skip
     if {name: mask.shape for name, mask in grown.items()} != sizes:
         raise errors.ArgumentError(

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jprune.graph.shrink.concrete import at_once
+
 
 class GuardState(NamedTuple):
     """State of `guarded`.
@@ -41,5 +43,5 @@ def guarded(inner: optax.GradientTransformation) -> optax.GradientTransformation
         return moves, GuardState(good, after)
 
     return optax.GradientTransformationExtraArgs(
-        lambda params: GuardState(jnp.ones((), bool), inner.init(params)), update
+        lambda params: GuardState(jnp.ones((), bool), at_once(inner.init)(params)), update
     )

@@ -18,6 +18,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, is_none
+from jprune.graph.shrink.concrete import as_array, at_once
 from jprune.sparsify.rules import Rule
 
 
@@ -117,8 +118,8 @@ def hard_threshold(
 
     def init(params: Params) -> HardThresholdState:
         step = jnp.zeros((), jnp.int32)
-        masks = jax.tree.map(jnp.asarray, rule(params, step))
-        return HardThresholdState(step, masks, inner.init(params))
+        masks = jax.tree.map(as_array, rule(params, step))
+        return HardThresholdState(step, masks, at_once(inner.init)(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:

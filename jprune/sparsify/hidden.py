@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune.base import Masks, Params, PyTree, is_none
+from jprune.graph.shrink.concrete import on_host
 
 
 def whole(masks: Masks, params: Params, hidden: PyTree) -> PyTree:
@@ -30,7 +31,8 @@ def hidden_of(masks: Masks, weights: PyTree) -> PyTree:
         >>> hidden_of({"w": jnp.array([True, False])}, {"w": jnp.array([3.0, 5.0])})["w"].tolist()
         [0.0, 5.0]
     """
-    one = lambda m, w: None if m is None else jnp.where(m, 0, w)
+    hide = on_host(lambda xnp, m, w: xnp.where(m, xnp.zeros((), w.dtype), w))
+    one = lambda m, w: None if m is None else hide(m, w)
     return jax.tree.map(one, masks, weights, is_leaf=is_none)
 
 

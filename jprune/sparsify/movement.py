@@ -13,6 +13,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, Schedule, Scores, is_none
+from jprune.graph.shrink.concrete import at_once, full
 from jprune.masks import HoldState, as_masks
 from jprune.sparsify.hidden import changes, hidden_of, whole
 
@@ -82,12 +83,14 @@ def movement(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> MovementState:
-        zeros = lambda mask: None if mask is None else jnp.zeros(mask.shape, jnp.float32)
+        zeros = lambda mask: None if mask is None else full(mask.shape, 0, jnp.float32)
         scores = jax.tree.map(zeros, as_masks(prunable, params), is_leaf=is_none)
         step = jnp.zeros((), jnp.int32)
         masks = as_masks(choose(scores, step), params)
         hold, hidden = HoldState(masks), hidden_of(masks, params)
-        return MovementState(step, scores, hidden, hold, learn.init(scores), inner.init(params))
+        return MovementState(
+            step, scores, hidden, hold, at_once(learn.init)(scores), at_once(inner.init)(params)
+        )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:

@@ -16,6 +16,7 @@ import optax
 from jprune import errors
 from jprune.base import Params
 from jprune.blocks.members import Blocks, leaves_of, total
+from jprune.graph.shrink.concrete import as_array, at_once, full
 from jprune.sparsify.group_decay import decayed, without
 
 
@@ -134,11 +135,11 @@ def ranked_decay(
 
     def init(params: Params) -> RankedState:
         leaves = leaves_of(blocks, params)
-        alive = {n: jnp.asarray(total(b, leaves, abs) > 0) for n, b in blocks.items()}
-        zeros = lambda: {n: jnp.zeros(b.size) for n, b in blocks.items()}
-        left = {n: jnp.asarray(removed[n], jnp.int32) for n in blocks}
+        alive = {n: as_array(total(b, leaves, abs) > 0) for n, b in blocks.items()}
+        zeros = lambda: {n: full((b.size,), 0.0) for n, b in blocks.items()}
+        left = {n: as_array(removed[n], jnp.int32) for n in blocks}
         none = jnp.zeros((), jnp.int32)
-        return RankedState(none, zeros(), zeros(), alive, left, inner.init(params))
+        return RankedState(none, zeros(), zeros(), alive, left, at_once(inner.init)(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:

@@ -14,6 +14,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, is_none
+from jprune.graph.shrink.concrete import at_once
 from jprune.masks import HoldState, as_masks
 from jprune.sparsify.hidden import changes, hidden_of, whole
 
@@ -75,7 +76,7 @@ def refined_ste(
 
     def init(params: Params) -> RefinedState:
         masks = as_masks(choose(params), params)
-        return RefinedState(hidden_of(masks, params), HoldState(masks), inner.init(params))
+        return RefinedState(hidden_of(masks, params), HoldState(masks), at_once(inner.init)(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:

@@ -18,6 +18,7 @@ import optax
 from jprune import errors
 from jprune.base import Params
 from jprune.blocks.members import Blocks, leaves_of, squares
+from jprune.graph.shrink.concrete import full
 from jprune.sparsify.group_decay import decayed
 
 
@@ -104,7 +105,7 @@ def relative_decay(
 
     def init(params: Params) -> RelativeDecayState:
         leaves_of(blocks, params)  # refuses parameters of another net
-        factors = {name: jnp.full(block.size, strength) for name, block in blocks.items()}
+        factors = {name: full((block.size,), strength) for name, block in blocks.items()}
         return RelativeDecayState(jnp.zeros((), jnp.int32), factors)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:

@@ -24,6 +24,7 @@ from jprune.base import (
     is_none,
 )
 from jprune.blocks.members import paths_among
+from jprune.graph.shrink.concrete import at_once
 from jprune.units import are_units, expand, places_of, to_units
 
 Rule = Callable[..., Masks]
@@ -76,7 +77,7 @@ def masks_by(
 
     def rule(params: Params, step: Any, **extra: Any) -> Masks:
         del extra
-        budget = Budget(density=schedule(step))
+        budget = Budget(density=at_once(schedule)(step))
         if groups is None:
             return allocator(criterion.score((), params), budget, None)
         scores = criterion.score((), as_variables(groups, params))

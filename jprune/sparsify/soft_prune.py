@@ -18,6 +18,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, is_none
+from jprune.graph.shrink.concrete import full
 from jprune.masks import apply_masks
 from jprune.sparsify.rules import Rule
 
@@ -92,7 +93,7 @@ def soft_prune(
         step = jnp.zeros((), jnp.int32)
         # Shapes alone are needed: nothing is pruned yet.
         shapes = jax.eval_shape(lambda params: rules[0](params, step), params)
-        ones = jax.tree.map(lambda mask: jnp.ones(mask.shape, bool), shapes)
+        ones = jax.tree.map(lambda mask: full(mask.shape, True), shapes)
         return SoftPruneState(step, ones, jnp.zeros(len(rules), jnp.int32))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:

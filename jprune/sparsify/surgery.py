@@ -13,6 +13,7 @@ import optax
 
 from jprune import errors
 from jprune.base import Masks, Params, PyTree, is_none
+from jprune.graph.shrink.concrete import at_once
 from jprune.masks import HoldState, as_masks
 from jprune.sparsify.hidden import changes, hidden_of, whole
 from jprune.sparsify.thresholds import leaves_by_layer, thresholds_of
@@ -102,7 +103,7 @@ def dynamic_surgery(
         start = as_masks(masks, params)
         data = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
         step = jnp.zeros((), jnp.int32)
-        state = SurgeryState(step, data, None, None, HoldState(start), inner.init(params))
+        state = SurgeryState(step, data, None, None, HoldState(start), at_once(inner.init)(params))
         return begun(state, params, start, c_rate, layers, revise=stop > 0)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
@@ -148,9 +149,14 @@ def begun(
         layers: as `dynamic_surgery` takes them.
         revise: whether the first revision happens here.
     """
-    thresholds = thresholds_of(params, masks, c_rate, layers)
-    if revise:
-        masks = jax.tree.map(_revised, masks, params, thresholds, is_leaf=is_none)
+
+    def first(params: Params, masks: Masks) -> tuple[PyTree, Masks]:
+        thresholds = thresholds_of(params, masks, c_rate, layers)
+        if revise:
+            masks = jax.tree.map(_revised, masks, params, thresholds, is_leaf=is_none)
+        return thresholds, masks
+
+    thresholds, masks = at_once(first)(params, masks)
     hidden = hidden_of(masks, params)
     return state._replace(thresholds=thresholds, hidden=hidden, hold=HoldState(masks))
 

@@ -16,6 +16,7 @@ import optax
 from jprune import errors
 from jprune.base import Params, Schedule, Variables
 from jprune.blocks.members import Blocks, leaves_of, scale, squares
+from jprune.graph.shrink.concrete import full
 from jprune.masks.topk import best
 
 
@@ -118,8 +119,8 @@ def truncated_lasso(
 
     def init(params: Params) -> TruncatedState:
         leaves_of(blocks, params)  # refuses parameters of another net
-        none = lambda value: {name: jnp.full(b.size, value) for name, b in blocks.items()}
-        limits = {name: jnp.zeros((), jnp.result_type(float)) for name in blocks}
+        none = lambda value: {name: full((b.size,), value) for name, b in blocks.items()}
+        limits = {name: full((), 0.0) for name in blocks}
         return TruncatedState(jnp.zeros((), jnp.int32), limits, none(False), none(True))
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -25,7 +24,7 @@ from jprune.base import (
     to_the_end,
 )
 from jprune.blocks.members import paths_among
-from jprune.graph.shrink.concrete import copied
+from jprune.graph.shrink.concrete import copied, on_host
 from jprune.masks import apply_masks, intersect, masks_of
 from jprune.sparsify.refined import refined_ste
 from jprune.stages.frame import fractions, record
@@ -109,7 +108,8 @@ def n_largest(groups: Groups, paths: Collection[str], n: int, m: int, weights: P
     """
     of_leaves = iter(paths_among(tuple(paths), weights))
     # |w|; None where there is no pattern
-    size = lambda leaf: jnp.abs(leaf) if next(of_leaves) in paths else None
+    absolute = on_host(lambda xnp, leaf: xnp.abs(leaf))
+    size = lambda leaf: absolute(leaf) if next(of_leaves) in paths else None
     return blocks.n_of_m(groups, jax.tree.map(size, weights), n, m)
 
 

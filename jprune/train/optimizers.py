@@ -15,10 +15,12 @@ import optax
 from jprune import errors, targets
 from jprune.base import (
     Masks,
+    Params,
     PyTree,
     Schedule,
     is_none,
 )
+from jprune.graph.shrink.concrete import at_once
 from jprune.masks import hold, masks_of
 
 
@@ -346,7 +348,14 @@ def _rate(optimizer: Sgd | Chosen) -> Schedule:
 def _held(
     *links: optax.GradientTransformation, masks: Masks | None
 ) -> optax.GradientTransformationExtraArgs:
-    return optax.chain(*links, *([] if masks is None else [hold(masks)]))
+    own = (*links, *([] if masks is None else [hold(masks)]))
+
+    def init(params: Params) -> tuple[PyTree, ...]:
+        # One program for what all links begin with; masks are no part of it.
+        begun = at_once(lambda params: tuple(link.init(params) for link in links))(params)
+        return (*begun, *(link.init(params) for link in own[len(links) :]))
+
+    return optax.GradientTransformationExtraArgs(init, optax.chain(*own).update)
 
 
 def one_cycle(peak: float, steps: int) -> Schedule:

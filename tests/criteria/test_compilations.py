@@ -3,39 +3,21 @@
 XLA compiles one for every shape, and a net has a hundred: that takes longer than all the numbers.
 """
 
-import contextlib
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import monitoring
 
 import jprune
 from jprune import allocate, criteria, curvature, masks, units
 from jprune.graph.shrink.concrete import copied
+from tests.programs import compilations
 
 LAYERS = 9
 SIZES = itertools.count(20)
 """Every net has sizes of its own: nothing is compiled for it yet."""
-
-
-@contextlib.contextmanager
-def compilations():
-    """A list that grows with every program that XLA compiles."""
-    programs = []
-
-    def listen(event, duration, **more):
-        del duration, more
-        if event == "/jax/core/compile/backend_compile_duration":
-            programs.append(event)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield programs
-    finally:
-        monitoring.unregister_event_duration_listener(listen)
 
 
 def net(v, x):

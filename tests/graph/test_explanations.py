@@ -100,6 +100,18 @@ def stacked(v, x):
     return jax.lax.scan(step, x, v["stack"])[0].mean((1, 2, 3))
 
 
+def in_batch_groups(v, x):
+    # The first half of the kernels sees the first image, the other half the second.
+    return jax.lax.conv_general_dilated(
+        conv(x, v["a"]),
+        v["wide"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        batch_group_count=2,
+    ).mean((1, 2))
+
+
 CASES = [
     # function, leaf, axis, primitive, words of the reason, words of the remedy
     (from_input, "a", 3, "add", "tied to the network input args/0", ""),
@@ -112,6 +124,8 @@ CASES = [
     (largest, "a", 3, "top_k", "sorted along the channels", ""),
     (outside, "a", 3, "gather", "looked up out of bounds", "within one axis"),
     (written, "a", 3, "scatter", "only known when the net runs", "constant"),
+    (in_batch_groups, "a", 3, "conv_general_dilated", "convolution with batch groups", ""),
+    (in_batch_groups, "wide", 3, "conv_general_dilated", "convolution with batch groups", ""),
     (pooled, "a", 3, "reduce_window_max", "pooling over the channels", ""),
     (constant, "a", 3, "dot_general", "contracted with a constant", OPEN),
     (shifted, "a", 3, "dot_general", "kernel that is not zero where its leaves are", OPEN),
@@ -131,6 +145,7 @@ def test_a_frozen_axis_explains_itself(case):
         "a": (3, 3, 3, 3 if fn is from_input else 6),
         "rows": (2,),
         "out": (6, 4),
+        "wide": (1, 1, 6, 8),
         "stack": (2, 1, 1, 3, 3),
     }
     variables, inputs = draw(Net(fn.__name__, fn, shapes, ((2, 5, 7, 3),), {}))

@@ -14,7 +14,7 @@ import pytest
 
 from experiments.trust import flips, kills
 from experiments.trust.compared import differences
-from jprune import errors, interrupts
+from jprune import Budget, errors, interrupts, recipes
 from jprune.cli import main
 from jprune.job import main as jobs
 from jprune.job.export import export_again
@@ -23,6 +23,7 @@ from jprune.runs import checkpoint, digests, files, inside, loop
 from jprune.runs.directory import machines_of, outcomes_in
 from jprune.runs.progress import Silent
 from jprune.runs.whole import verdicts
+from tests.contracts import own
 
 ROOT = Path(__file__).parents[2]
 
@@ -317,6 +318,15 @@ def test_other_programs_keep_their_handlers():
     code = "import signal, jprune; print(signal.getsignal(signal.SIGINT).__name__)"
     with process("-c", code) as run:
         assert run.stdout.read() == "default_int_handler\n"
+
+
+def test_the_kills_by_hand_meet_every_stage():
+    def stages_of(method):
+        budget = own.OF_ITS_OWN.get(method, Budget(macs=0.5))
+        return {type(stage) for stage in own.recipe_of(method, budget)}
+
+    every = set().union(*map(stages_of, recipes.METHODS))
+    assert every == set().union(*map(stages_of, kills.METHODS))
 
 
 @pytest.mark.slow

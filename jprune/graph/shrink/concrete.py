@@ -83,6 +83,41 @@ def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
     return mapped
 
 
+def as_array(value: Any, dtype: Any = None) -> jax.Array:
+    """As `jnp.asarray`, which compiles a program for every shape of a NumPy array.
+
+    Example:
+        >>> as_array(np.arange(2)), as_array(0.5)
+        (Array([0, 1], dtype=int32), Array(0.5, dtype=float32))
+    """
+    if isinstance(value, jax.Array):
+        return value if dtype is None else value.astype(dtype)
+    return jax.device_put(np.asarray(value, jnp.result_type(value) if dtype is None else dtype))
+
+
+def at_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of trees as one program, and not one for each of its operations and shapes.
+
+    Inside `jit`, and with arrays that stand on several devices, it runs as it is.
+
+    Args:
+        function: jittable; what comes in and goes out are trees of arrays.
+
+    Example:
+        >>> import optax
+        >>> at_once(optax.trace(0.9).init)({"a": jnp.ones(2), "b": jnp.ones(3)}).trace["a"]
+        Array([0., 0.], dtype=float32)
+    """
+
+    def called(*trees: Any) -> Any:
+        apart = lambda leaf: isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        if is_traced() or any(map(apart, jax.tree.leaves(trees))):
+            return function(*trees)
+        return jax.jit(function)(*trees)
+
+    return called
+
+
 def full(shape: Sequence[int], value: Any, dtype: Any = None) -> jax.Array:
     """As `jnp.full`, whose program XLA compiles for every shape.
 
