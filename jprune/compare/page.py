@@ -205,7 +205,8 @@ def steps_text(steps: Steps | None) -> str:
 
 
 def _steps(steps: Steps | None) -> Markup:
-    return _two(steps_text(steps), key=None if steps is None else sum(steps.values()))
+    total = None if steps is None else steps["before"] + steps["under"] + steps["after"]
+    return _two(steps_text(steps), key=total)
 
 
 def _cell(cell: Cell, name: str, dense_bytes: Spread | None) -> Markup:
