@@ -179,8 +179,7 @@ def prune(
             "--weights own, or choose another method."
         )
     provenance = {"versions": measure.versions(), "device": measure.device()}
-    config = config_of(job, train, finetune) | _images(job, task.data)
-    config |= {k: v for k, v in changes._asdict().items() if k != "settled" and v is not None}
+    config = config_of(job, train, finetune, changes) | _images(job, task.data)
     key = jax.random.key(job.seed)
 
     def start() -> Pruned:
@@ -380,7 +379,9 @@ def check_budget(task: Task, budget: Budget) -> None:
     allocate.uniform(scores, budget, Net(task).cost)
 
 
-def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
+def config_of(
+    job: Job, train: Train | None, finetune: Train, changes: Changes = NO_CHANGES
+) -> dict[str, Any]:
     """The settings as plain data, with the usual ones filled in; for `config.json`."""
     budget = dataclasses.asdict(job.budget)
     return {
@@ -397,6 +398,8 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         "train_images": job.train_images,
         "train": None if train is None else _settings(train),
         "finetune": _settings(finetune),
+        # A second look at the net changes no other number.
+        **{k: v for k, v in changes._asdict().items() if k != "settled" and v is not None},
     }
 
 
