@@ -19,7 +19,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: demo test install lint types doctests tests notebooks tables laws fuzz bench kills flips zoos \
-	newest build wheel-test clean
+	newest docs build release-check clean
 
 demo: install
 	$(BIN)/jprune prune --model resnet8 --data digits --method taylor --macs 0.5 --seed 0 --out runs/demo
@@ -41,7 +41,11 @@ lint: install
 types: install
 	$(BIN)/pyright --project pyproject.toml
 
-# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode.
+# Doctests are collected with the tests (pyproject.toml), notebooks run in smoke mode. A function of
+# a test runs a few times and compiles long: with few of LLVM's optimisations, and without XLA's newer
+# emitters of loops, a recipe compiles in a third of the time. Level 0 halves that again, and makes
+# convolutions in loops ten times slower.
+tests: export XLA_FLAGS ?= --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false
 tests: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
@@ -63,7 +67,7 @@ fuzz: install
 # On a machine that does nothing else. The other side of `trace` is a Python with torch, torchvision
 # and torch-pruning: make bench JPRUNE_BENCH_PYTHON=...
 bench: install
-	for part in trace linear compile depthwise hold \
+	for part in trace linear compile multiples depthwise latency hold \
 			hutchinson topk obs dns steps metapruning kfac runner; do \
 		KERAS_BACKEND=jax $(BIN)/python -m experiments.benchmarks.$$part || exit 1; \
 	done
@@ -87,8 +91,18 @@ newest:
 	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(NEWEST)/jax-cache \
 		$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(CORE)
 
+# The site, in site/: from docs/, the README and docstrings. A warning or a broken link fails.
+docs: install
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 build: install
 	$(BIN)/python -m build
+
+# Before a release: builds, checks the metadata, installs into an empty environment, runs the README.
+release-check: install
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m experiments.release dist
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

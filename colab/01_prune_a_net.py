@@ -24,15 +24,23 @@ import pathlib
 import subprocess
 import sys
 
+# What pip installs on Colab: a name of an index, or the address of a repository or of a wheel.
+PACKAGE = "jprune"
+
 if "google.colab" in sys.modules:
-    # Colab's own jax fits its accelerator: it stays as it is.
+    # Colab's own jax fits its accelerator: it stays as it is, older or newer than ours.
     pinned = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]
     pathlib.Path("constraints.txt").write_text("\n".join(pinned))
-    install = [sys.executable, "-m", "pip", "install", "-q", "-c", "constraints.txt", "jprune"]
-    subprocess.run(install, check=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", "-c", "constraints.txt", PACKAGE]
+    if subprocess.run(install).returncode:
+        raise SystemExit(
+            f"pip found no {PACKAGE!r} that goes with this jax. Write the repository into PACKAGE "
+            "(git+https://...), or upload a wheel (`make build`) and write the wheel's name."
+        )
 
 # In smoke mode (the tests) everything is the same, only shorter.
-EPOCHS = 12 if os.environ.get("JPRUNE_SMOKE") else 30
+SMOKE = bool(os.environ.get("JPRUNE_SMOKE"))
+EPOCHS = 12 if SMOKE else 30
 
 # %%
 import jax

@@ -6,7 +6,7 @@ allocators turn scores into masks under a budget, `slim` makes the network small
 Read `jprune.base` first: it holds every protocol. The rooms are `jprune.blocks` (which weights go
 together), `criteria`, `allocate`, `sparsify`, `schedules` and `recipes`; the leaves that need more
 libraries are `jprune.zoo`, `data`, `train`, `measure`, `export` and `report`. `load` opens what a
-run or `save` has written.
+run or `save` has written; `Pruner` is one object in front of the public functions.
 """
 
 import importlib
@@ -18,6 +18,7 @@ from jprune import interrupts as interrupts
 from jprune.base import Budget, Cost, Criterion, Groups, run_criterion
 from jprune.citation import citation
 from jprune.cost import cost, cost_model
+from jprune.execute import compact
 from jprune.graph import (
     Site,
     gated,
@@ -35,6 +36,7 @@ from jprune.units import expand, map_units, rows, to_units
 
 if TYPE_CHECKING:
     from jprune.job.saved import load, save
+    from jprune.pruner import Pruner
 
 __version__ = "0.1.0"
 
@@ -43,9 +45,11 @@ __all__ = [
     "Cost",
     "Criterion",
     "Groups",
+    "Pruner",
     "Site",
     "apply_masks",
     "citation",
+    "compact",
     "cost",
     "cost_model",
     "errors",
@@ -77,4 +81,6 @@ def __getattr__(name: str) -> Any:
     # What stands on Flax and Orbax is imported when it is asked for: `import jprune` stays light.
     if name in ("load", "save"):
         return getattr(importlib.import_module("jprune.job.saved"), name)
+    if name == "Pruner":  # criteria and allocators take a while, too
+        return importlib.import_module("jprune.pruner").Pruner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -308,22 +308,27 @@ class Groups(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a net for one example. All fields are counts, not fractions.
+    """The cost of a net for one example. No field is a fraction.
 
     Attributes:
         params: number of parameters; batch-norm statistics are not counted.
         macs: multiply-accumulates of convolutions and matrix products (papers' "FLOPs" are MACs
             here).
-        bytes: bytes of the parameters, plus those of the activations that contractions read and
-            write.
+        bytes: that contractions move: their weights, and the activations that they read and write.
+            Of single weights, zeros are not moved, and where they stand is not counted.
         by_group: {group: MACs of the equations in which its units occur}. Groups share equations,
             so these do not add up to `macs`.
+        energy: on an accelerator, in multiply-accumulates (`jprune.cost.layer_energy`); None where
+            the model does not count it.
+        latency: predicted time of a call in ms, whatever its batch; None without a latency table.
     """
 
     params: Any
     macs: Any
     bytes: Any
     by_group: dict[str, Any]
+    energy: Any = None
+    latency: Any = None
 
 
 CostModel = Callable[[Any], Cost]
@@ -332,21 +337,22 @@ CostModel = Callable[[Any], Cost]
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What may be kept, as a fraction of the dense net: exactly one of the first five.
+    """What may be kept, as a fraction of the dense net: exactly one of the first six.
 
     Args:
         density: fraction of units or weights kept, in (0, 1].
         params: fraction of parameters kept.
         macs: fraction of multiply-accumulates kept.
         latency: fraction of the latency kept; needs a cost model with a latency table.
-        energy: fraction of the energy kept; needs a cost model with an energy table.
+        energy: fraction of the energy kept, on an accelerator that skips zeros.
+        bytes: fraction kept of the bytes that contractions move, weights and activations.
         min_units: smallest number of units that a group keeps.
         multiple_of: kept units of a group are rounded to a multiple of this (8 is sensible on a
             CPU); a group smaller than this is left whole or keeps a multiple of what divides it.
         floors: {group name: smallest number of units kept}, over `min_units`.
 
     Raises:
-        ArgumentError: none or several of the five are given, or one is outside (0, 1].
+        ArgumentError: none or several of the six are given, or one is outside (0, 1].
 
     Example:
         >>> Budget(macs=0.5).kind, Budget(macs=0.5).value
@@ -358,11 +364,12 @@ class Budget:
     macs: Any = None
     latency: Any = None
     energy: Any = None
+    bytes: Any = None
     min_units: int = 1
     multiple_of: int = 1
     floors: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
 
-    KINDS = ("density", "params", "macs", "latency", "energy")
+    KINDS = ("density", "params", "macs", "latency", "energy", "bytes")
 
     def __post_init__(self):
         # Exactly one: two fractions of one net would contradict each other.
@@ -396,7 +403,7 @@ class Budget:
 
     @property
     def kind(self) -> str:
-        """Which of the five was set."""
+        """Which of the six was set."""
         return next(kind for kind in self.KINDS if getattr(self, kind) is not None)
 
     def of_weights(self) -> "Budget":
@@ -519,6 +526,8 @@ class Task(NamedTuple):
         merge: `merge(params, rest) -> variables`.
         update: `update(variables, new) -> variables` with the statistics of a training step written
             in.
+        latency: predicts the time of a contraction (a `jprune.cost.Term`) in ms, for budgets in
+            latency: from `jprune.measure.latency_table`. None: there are no such budgets.
     """
 
     name: str
@@ -532,6 +541,7 @@ class Task(NamedTuple):
     split: Callable[[Variables], tuple[Params, PyTree]]
     merge: Callable[[Params, PyTree], Variables]
     update: Callable[[Variables, Any], Variables]
+    latency: Callable[[Any], Any] | None = None
 
 
 class Pruned(NamedTuple):

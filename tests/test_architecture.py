@@ -14,17 +14,20 @@ PACKAGE = ROOT / "jprune"
 # A room reads what stands on a floor under its own, and itself.
 FLOORS = """
 errors collector interrupts
-foreign
+foreign kernels
 jaxprs targets
 base
 forms
 graph
 units curvature zoo data schedules export
-masks cost measure
+masks cost
+measure
 blocks
+masks cost measure
+blocks execute
 criteria reconstruct learners
 allocate sparsify
-search
+search pruner
 train
 stages survey
 recipes
@@ -64,7 +67,10 @@ SHARED = (
     "three_step",
 )
 # What a leaf brings: none of it is imported by `import jprune`.
-HEAVY = ("flax", "tensorflow_datasets", "orbax", "matplotlib", "ai_edge_litert", "sklearn", "grain")
+HEAVY = (
+    *("flax", "tensorflow_datasets", "orbax", "matplotlib", "ai_edge_litert", "sklearn", "grain"),
+    *("numba", "llvmlite"),
+)
 
 
 def files() -> dict[str, Path]:

@@ -139,6 +139,19 @@ def test_a_task_of_a_new_user_has_25_lines_at_most_and_no_private_name():
     assert not re.search(r"(jprune|\b\w+)\._[a-z]", "".join(tasks))
 
 
+@pytest.mark.parametrize("page", ["budgets.md", "coming_from.md"])
+def test_the_pages_on_budgets_and_on_other_libraries(page):
+    names = {}
+    for _, code in sections(page).items():
+        run(page, code, names)
+
+
+def test_jaxpruners_users_need_one_line():
+    (_, code) = list(sections("coming_from.md").items())[-1]
+    (tx,) = (node for node in ast.parse(code).body if "scheduled_prune" in ast.unparse(node))
+    assert ast.unparse(tx).startswith("tx = optax.chain(optax.sgd(0.1), jprune.scheduled_prune(")
+
+
 def test_the_page_on_using_a_pruned_net(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()

@@ -24,6 +24,13 @@ def test_the_notebook_is_that_of_its_source(source):
     assert all(cell.get("execution_count") is None for cell in made.cells)
 
 
+def test_all_install_in_the_same_way():
+    """From one constant, which a repository or an index can fill."""
+    first = [jupytext.read(source).cells[1].source for source in SOURCES]
+    assert len({cell.partition("# In smoke mode")[0] for cell in first}) == 1
+    assert first[0].count("PACKAGE =") == 1
+
+
 @EACH
 def test_the_notebook_runs_and_its_claims_hold(source, monkeypatch, tmp_path):
     monkeypatch.setenv("JPRUNE_SMOKE", "1")

@@ -2,8 +2,10 @@
 
 - `trace`: finding and removing channels, against Torch-Pruning (`torch_pruning_peer`);
 - `linear`: the same over ResNets of 50 to 302 layers, and the memory it takes;
+- `multiples`: widths in multiples of 8, MACs and time;
 - `compile`: XLA's time for slim nets and dense ones;
 - `depthwise`: depthwise convolutions as shifted multiply-adds;
+- `latency`: what latency tables predict, and what a budget in latency delivers;
 - `hold`: a training step under masks;
 - `dns`: a step of moving masks; `steps`: one of group lasso, ADMM, C-SGD, variational gates, FBS;
 - `hutchinson`: the Hessian's diagonal; `kfac`: Kronecker factors of ResNet-56;

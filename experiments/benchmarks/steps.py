@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.steps
 
 Expected on ResNet-8: group lasso, ADMM, C-SGD and variational gates at most 1.15 of the dense step,
-FBS and ManiDP at most 1.25. Options are the recipes' defaults; ADMM updates its duals once in a
-hundred steps, and FBS is measured at the density of its last phase.
+FBS, ManiDP and LCS at most 1.25. Options are the recipes' defaults; ADMM updates its duals once in
+a hundred steps, and FBS is measured at the density of its last phase.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from jprune.recipes import Evaluate, LongStage, Train
 OUT = rows.RESULTS / "benchmarks" / "steps.jsonl"
 METHODS = {
     **dict.fromkeys(("ssl", "struct_admm", "csgd", "variational"), 1.15),
-    **dict.fromkeys(("fbs", "manidp"), 1.25),
+    **dict.fromkeys(("fbs", "manidp", "lcs"), 1.25),
 }
 """{name: the most that is expected}."""
 BUDGET = Budget(macs=0.5)

@@ -26,12 +26,14 @@ from experiments.trust.compared import differences
 from jprune.job.main import finetunes
 
 OUT = rows.RESULTS / "engine" / "kills.jsonl"
-# Together they have every stage of the recipes of this project.
+# Together they have every stage of the recipes of this project (tests/job/test_trust.py).
 METHODS = (
-    *("taylor", "l1", "l2", "random", "ssl", "thinet", "csgd", "dns", "obs", "kron_obd"),
-    *("lottery_ticket", "han", "edge_popup", "fbs", "gal", "metapruning", "eigendamage"),
-    *("channel_lasso", "data_free", "struct_admm", "three_d", "variational", "scratch_e"),
-    *("subset_sum", "obd", "c_obs"),
+    *("taylor", "han", "three_d", "from_scratch", "csgd", "greg", "manidp", "play_and_prune"),
+    *("c_obs", "dns", "edge_popup", "gal", "lottery_ticket", "metapruning", "ssl", "struct_admm"),
+    *("variational", "aofp", "asfp", "cacp", "depgraph", "group_brain_damage", "gsm", "rigl"),
+    *("slimming", "ssr", "channel_lasso", "data_free", "eigendamage", "fbs", "obs", "dpf"),
+    *("energy_aware", "exact_obs", "fisher", "gmp", "granularity", "grasp", "greedy_forward"),
+    *("iht", "increg", "lcp", "m_fac", "movement", "nm", "particle_filter", "subset_sum"),
 )
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STARTING = 0.5
@@ -46,7 +48,10 @@ HEARING = (
     "os.execv(sys.argv[1], sys.argv[1:])",
 )
 COMMAND = "prune --model tests.toys:tiny --data digits --macs 0.5 --epochs 1"
-OPTIONS = {"taylor": ["--rounds", "2", "--schedule", "iterative"]}
+OPTIONS = {
+    "taylor": ["--rounds", "2", "--schedule", "iterative"],
+    "subset_sum": ["--macs", "1.0", "--model", "lenet300"],  # dense layers, made no smaller
+}
 
 
 class Kill(NamedTuple):
@@ -90,7 +95,8 @@ def command_of(method: str, out: Path) -> list[str]:
     words = [*COMMAND.split(), "--batch-size", "64", "--multiple-of", "4", "--quiet"]
     # Methods that train as the dense net is trained have no such option.
     words += ["--finetune-epochs", "1"] if finetunes(method) else []
-    child = [sys.executable, "-m", "experiments.trust.child"]
+    # Warnings of a method, such as that it had no time to act, are no lines of an end.
+    child = [sys.executable, "-W", "ignore", "-m", "experiments.trust.child"]
     return [*child, *words, "--method", method, *OPTIONS.get(method, []), "--out", str(out)]
 
 
@@ -129,9 +135,15 @@ def _is_held(pid: int, out: Path) -> bool:
     return lock.exists() and f'"pid": {pid},' in lock.read_text()
 
 
-def kill(method: str, out: Path, span: float, draw: np.random.Generator) -> Kill:
+def kill(
+    method: str,
+    out: Path,
+    span: float,
+    draw: np.random.Generator,
+    signals: Sequence[signal.Signals] = SIGNALS,
+) -> Kill:
     """Starts a run, or goes on with it, and kills it at a moment within a span of seconds."""
-    number = SIGNALS[int(draw.integers(len(SIGNALS)))]
+    number = signals[int(draw.integers(len(signals)))]
     of_run, twice = bool(draw.random() < 0.8), bool(draw.random() < 1 / 3)
     seconds = float(draw.uniform(0, span))
     with started(method, out) as process:
@@ -161,7 +173,13 @@ def kill(method: str, out: Path, span: float, draw: np.random.Generator) -> Kill
 
 
 def chain(
-    method: str, folder: Path, reference: Path, span: float, kills: int, draw: np.random.Generator
+    method: str,
+    folder: Path,
+    reference: Path,
+    span: float,
+    kills: int,
+    draw: np.random.Generator,
+    signals: Sequence[signal.Signals] = SIGNALS,
 ) -> tuple[list[Kill], list[str]]:
     """Kills one run so many times, finishes it, and compares it with an undisturbed one.
 
@@ -172,6 +190,7 @@ def chain(
         span: seconds that it took.
         kills: how many; fewer if the run is over before.
         draw: of moments and signals.
+        signals: that are drawn from.
 
     Returns:
         The kills, and what differs or is left half written.
@@ -180,14 +199,14 @@ def chain(
     done: list[Kill] = []
     while len(done) < kills and (not done or done[-1].code):
         # On average they come evenly over the run, which goes on after each of them.
-        done.append(kill(method, out, 2 * span / (kills + 1), draw))
+        done.append(kill(method, out, 2 * span / (kills + 1), draw, signals))
     undisturbed(method, out)
     halves = [file.name for file in out.rglob("*") if "tmp" in file.name]
     return done, differences(out, reference) + halves
 
 
 def chains(
-    count: int, seed: int, methods: Sequence[str], kills: int
+    count: int, seed: int, methods: Sequence[str], kills: int, signals: Sequence[signal.Signals]
 ) -> Iterator[tuple[list[Kill], list[str]]]:
     """Chains of kills, a method after the other, until there are so many kills."""
     draw = np.random.default_rng(seed)
@@ -201,7 +220,7 @@ def chains(
                 spans[method] = undisturbed(method, reference)
             folder = Path(name) / f"{number}"
             few = min(kills, count - done)
-            these, wrong = chain(method, folder, reference, spans[method], few, draw)
+            these, wrong = chain(method, folder, reference, spans[method], few, draw, signals)
             yield these, wrong
             number, done = number + 1, done + len(these)
 
@@ -210,8 +229,9 @@ def main(
     count: int = 100,
     seed: int = 0,
     methods: tuple[str, ...] = METHODS,
-    kills: int = 4,
-    minutes: float = 60.0,
+    kills: int = 2,
+    signals: tuple[signal.Signals, ...] = SIGNALS,
+    minutes: float = 90.0,
     out: Path = OUT,
 ) -> int:
     """Kills, compares, prints, and adds a row.
@@ -221,6 +241,7 @@ def main(
         seed: that methods' moments and signals are drawn from.
         methods: names.
         kills: of one run.
+        signals: that are drawn from, by name.
         minutes: after which no more runs are begun.
         out: file of the rows.
     """
@@ -229,7 +250,7 @@ def main(
     began = time.monotonic()
     done: list[Kill] = []
     faults: list[str] = []
-    for these, wrong in chains(count, seed, methods, kills):
+    for these, wrong in chains(count, seed, methods, kills, signals):
         done += these
         bad = [f"{each.name}: {each.fault}" for each in these if each.fault]
         faults += [f"{these[0].method}: {fault}" for fault in [*bad, *wrong]]

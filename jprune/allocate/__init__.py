@@ -17,10 +17,17 @@ methods with a rule of their own use `keep_best`, `price_of`, `largest` and, bef
 trained, `refuse_impossible`.
 """
 
-from jprune.allocate.budgets import largest, price_of, refuse_impossible, smallest
+from jprune.allocate.budgets import (
+    fraction_kept,
+    largest,
+    price_of,
+    refuse_impossible,
+    smallest,
+    spent,
+)
 from jprune.allocate.erdos_renyi import erdos_renyi, erdos_renyi_densities
 from jprune.allocate.global_topk import global_topk
-from jprune.allocate.jointly import fraction_kept, jointly, refuse_impossible_jointly
+from jprune.allocate.jointly import jointly, refuse_impossible_jointly
 from jprune.allocate.lowest_first import lowest_first
 from jprune.allocate.normalize import normalized
 from jprune.allocate.outliers import Outliers, deviations
@@ -50,6 +57,7 @@ __all__ = [
     "refuse_impossible",
     "refuse_impossible_jointly",
     "smallest",
+    "spent",
     "toward",
     "uniform",
 ]

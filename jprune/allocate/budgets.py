@@ -14,9 +14,10 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune import errors
-from jprune.base import Budget, Cost, CostModel, Masks, Scores, is_none
+from jprune.base import Budget, Cost, CostModel, Groups, Masks, Scores, is_none
 from jprune.graph.shrink.concrete import at_hand
-from jprune.masks import best, keep_best
+from jprune.masks import best, density, keep_best
+from jprune.units import ones
 
 NEAR = 0.95
 """Fraction of a budget: if the masks cost less, masks narrowed from above are tried too."""
@@ -28,24 +29,53 @@ def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callabl
     """`masks -> cost as a fraction of the dense net` in the budget's unit.
 
     Raises:
-        ArgumentError: no cost model, or one that measures something else.
+        ArgumentError: no cost model, or one that does not count what the budget is about.
     """
     if model is None:
         raise errors.ArgumentError(
             f"Budget({budget.kind}={budget.value}) needs a cost model: pass "
             "jprune.cost_model(fn, variables, x, groups=groups). Budget(density=...) needs none."
         )
-    measures = getattr(model, "measures", "macs")
-    if budget.kind != "params" and measures != budget.kind:
-        raise errors.ArgumentError(
-            f"Budget({budget.kind}={budget.value}) came with a cost model that measures "
-            f"{measures}. Make one with cost_model(..., per_equation=table) whose table is named "
-            f"{budget.kind!r}."
-        )
-    field: Callable[[Cost], Any] = lambda c: c.params if budget.kind == "params" else c.macs
     # Masks of ones: the dense net, counted by the same model.
-    dense = float(field(model(map_named(lambda _, leaf: np.ones(leaf.shape, bool), scores))))
-    return lambda masks: float(field(model(masks))) / dense
+    dense = spent(model(map_named(lambda _, leaf: np.ones(leaf.shape, bool), scores)), budget)
+    return lambda masks: float(spent(model(masks), budget)) / float(dense)
+
+
+def spent(cost: Cost, budget: Budget) -> Any:
+    """What of a cost a budget is about; not of one in density.
+
+    Raises:
+        ArgumentError: the cost model does not count it.
+
+    Example:
+        >>> spent(Cost(params=8, macs=5, bytes=3, by_group={}), Budget(macs=0.5))
+        5
+    """
+    value = getattr(cost, budget.kind)
+    if value is None:
+        table = (
+            "Make a table with jprune.measure.latency_table, and pass cost_model(..., "
+            "latency=table), or the stages task._replace(latency=table)."
+        )
+        raise errors.ArgumentError(
+            f"Budget({budget.kind}={budget.value}) came with a cost model that does not count "
+            f"{budget.kind}. {table if budget.kind == 'latency' else 'Write Budget(macs=...).'}"
+        )
+    return value
+
+
+def fraction_kept(groups: Groups, masks: Masks, budget: Budget, cost_model: CostModel) -> float:
+    """What masks keep of the dense net, in the budget's unit.
+
+    Args:
+        groups: from `trace`.
+        masks: of units, or of weights.
+        budget: whose kind is asked for.
+        cost_model: of the net.
+    """
+    if budget.kind == "density":
+        return density(masks)
+    return price_of(ones(groups), budget, cost_model)(masks)
 
 
 def cheapest(scores: Scores, budget: Budget) -> Masks:
@@ -96,7 +126,7 @@ def refuse_impossible(scores: Scores, budget: Budget, model: CostModel | None) -
         model: for budgets in anything but density.
 
     Raises:
-        ArgumentError: no cost model, or one that measures something else.
+        ArgumentError: no cost model, or one that does not count what the budget is about.
         BudgetError: the masks that keep as little as allowed cost more.
     """
     if budget.kind == "density":
@@ -193,7 +223,7 @@ def search(
     Args:
         masks_at: density -> masks; a larger density keeps more.
         scores: host arrays.
-        budget: in params, macs, latency or energy.
+        budget: in anything but density.
         model: the cost model.
 
     Raises:

@@ -6,30 +6,14 @@ from typing import Any
 import numpy as np
 
 from jprune import blocks, errors
-from jprune.allocate.budgets import price_of, refuse_impossible
-from jprune.base import Allocator, Budget, CostModel, Groups, Masks
-from jprune.masks import density
-from jprune.units import ones
+from jprune.allocate.budgets import fraction_kept, refuse_impossible
+from jprune.base import Allocator, Budget, CostModel, Masks
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 """{kind: {block: [groups]}}, -inf where a group is gone."""
 
 Alive = Mapping[str, Mapping[str, np.ndarray]]
 """{kind: {block: bool [groups]}}."""
-
-
-def fraction_kept(groups: Groups, masks: Masks, budget: Budget, cost_model: CostModel) -> float:
-    """What masks keep of the dense net, in the budget's unit.
-
-    Args:
-        groups: from `trace`.
-        masks: of units, or of weights.
-        budget: whose kind is asked for.
-        cost_model: of the net.
-    """
-    if budget.kind == "density":
-        return density(masks)
-    return price_of(ones(groups), budget, cost_model)(masks)
 
 
 def jointly(

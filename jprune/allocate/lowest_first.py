@@ -12,6 +12,7 @@ from jprune.allocate.budgets import (
     floor_of,
     kept_count,
     price_of,
+    spent,
     step_of,
     widths,
 )
@@ -50,7 +51,7 @@ def lowest_first(
         none where the budget is met.
 
     Raises:
-        ArgumentError: no cost model, or one that measures something else.
+        ArgumentError: no cost model, or one that does not count what the budget is about.
 
     Example:
         >>> remove = lowest_first({"a": 3, "b": 2}, Budget(density=0.6))
@@ -127,7 +128,7 @@ def priced(
         (`{group: bool [units]} -> fraction`, jittable; the fraction that meets the budget).
 
     Raises:
-        ArgumentError: no cost model, or one that measures something else.
+        ArgumentError: no cost model, or one that does not count what the budget is about.
 
     Example:
         >>> price, goal = priced({"a": 4}, Budget(density=0.5), None)
@@ -139,11 +140,10 @@ def priced(
         goal = int(kept_count(total, float(budget.value))) / max(total, 1)
         return lambda alive: sum(mask.sum() for mask in alive.values()) / total, goal
     ones = {name: np.ones(size, bool) for name, size in sizes.items()}
-    price_of(ones, budget, model)  # refuses a model that measures something else
+    price_of(ones, budget, model)  # refuses a model that does not count what it is about
     assert model is not None
-    of = lambda alive: model(alive).params if budget.kind == "params" else model(alive).macs
-    dense = float(of(ones))
-    return lambda alive: of(alive) / dense, float(budget.value)
+    dense = float(spent(model(ones), budget))
+    return lambda alive: spent(model(alive), budget) / dense, float(budget.value)
 
 
 def _narrower(sizes: Mapping[str, int], budget: Budget) -> np.ndarray:

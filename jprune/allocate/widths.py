@@ -8,7 +8,6 @@ import numpy as np
 
 from jprune import allocate, errors
 from jprune.base import Budget, CostModel, Masks
-from jprune.cost.model import Measuring
 from jprune.learners import kept_of
 
 
@@ -46,7 +45,7 @@ def widths(
     if any(not share > 0 for share in shares.values()):
         raise errors.ArgumentError(f"ratios={shares}; each is above 0.")
     scores = {name: _ranks(mask, shares[name]) for name, mask in alive.items()}
-    model = Measuring(lambda by_name: cost(masks_of(by_name)), getattr(cost, "measures", "macs"))
+    model = lambda by_name: cost(masks_of(by_name))
     allocator = allocate.global_topk if len({*shares.values()}) > 1 else allocate.uniform
     chosen: Any = allocator(scores, budget, model)
     return {name: int(np.sum(chosen[name])) for name in alive}
@@ -64,7 +63,7 @@ def refuse_impossible_widths(
         ArgumentError: a budget in what the cost model does not measure.
         BudgetError: it is one.
     """
-    model = Measuring(lambda by_name: cost(masks_of(by_name)), getattr(cost, "measures", "macs"))
+    model = lambda by_name: cost(masks_of(by_name))
     allocate.refuse_impossible({**alive}, budget, model)
 
 

@@ -11,6 +11,8 @@ relative indices). `of_kinds` makes them by the words that options of methods us
     masks = allocate.global_topk(blocks.pool(columns, scores), Budget(density=0.5))
     units = blocks.lift(groups, blocks.spread(columns, masks))
 
+`depths.py` says how many of the residual blocks of a stage may stay.
+
 Here belongs what defines which weights go together, whatever a method does with them. Read
 `members.py` first: what a block is.
 """

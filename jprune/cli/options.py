@@ -52,6 +52,13 @@ def _fractions(text: str) -> tuple[float, ...]:
     return tuple(_fraction(word) for word in _names(text))
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(_upto(2**20)(word) for word in _names(text))
+    if not counts:
+        raise ValueError(f"{shown(text, 40)!r} holds no count. Write some, such as 1,128.")
+    return counts
+
+
 def _seeds(text: str) -> tuple[int, ...]:
     seeds = tuple(_seed(word) for word in _names(text))
     # Equal seeds would be equal runs, and a deviation of 0.
@@ -131,6 +138,7 @@ Text = Annotated[str, _kind("NAME", _text)]
 Folder = Annotated[str, _kind("DIR", _folder)]
 Count = Annotated[int, _kind("N", _upto(2**20))]
 Multiple = Annotated[int, _kind("N", _upto(1024))]
+MaybeMultiple = Annotated[int | None, _kind("N", _upto(1024)), _unhinted]
 Seed = Annotated[int, _kind("N", _seed)]
 MaybeText = Annotated[str | None, _kind("NAME", _text), _unhinted]
 MaybeFolder = Annotated[str | None, _kind("DIR", _folder), _unhinted]
@@ -142,6 +150,7 @@ Share = Annotated[float, _kind("FRACTION", _share)]
 Names = Annotated[tuple[str, ...], _kind("NAMES", _names), _unhinted]
 Fractions = Annotated[tuple[float, ...], _kind("FRACTIONS", _fractions), _unhinted]
 Seeds = Annotated[tuple[int, ...], _kind("SEEDS", _seeds), _unhinted]
+Counts = Annotated[tuple[int, ...], _kind("COUNTS", _counts)]
 Settings = Annotated[tuple[str, ...], _kind("NAME=VALUE", _names), _unhinted]
 Flag = Annotated[bool, _unhinted]
 
@@ -150,8 +159,8 @@ Flag = Annotated[bool, _unhinted]
 class Prune:
     """Train a net, prune it, fine-tune, slim, measure, export, report.
 
-    Running the same command again goes on where it stopped. Write exactly one of --macs, --params
-    and --density.
+    Running the same command again goes on where it stopped. Write exactly one of --macs, --params,
+    --density, --latency, --energy and --bytes.
     """
 
     model: Text
@@ -167,6 +176,14 @@ class Prune:
     """Fraction of the parameters to keep, in (0, 1]."""
     density: MaybeFraction = None
     """Fraction of the units to keep, in (0, 1]."""
+    latency: MaybeFraction = None
+    """Fraction of the time of a call to keep, in (0, 1]; the device is measured first."""
+    energy: MaybeFraction = None
+    """Fraction of the energy to keep, by a model of an accelerator, in (0, 1]."""
+    bytes: MaybeFraction = None
+    """Fraction of the bytes to keep that layers move, weights and activations, in (0, 1]."""
+    target: Text = "xla"
+    """Runtime whose time --latency means: xla (batch 128) or tflite (batch 1)."""
     out: MaybeFolder = None
     """Directory for everything the run leaves. Default: runs/MODEL-DATA-METHOD-BUDGET-SEED."""
     seed: Seed = 0
@@ -207,8 +224,9 @@ class Prune:
     """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
     distill: Share = 0.0
     """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
-    multiple_of: Multiple = 8
-    """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
+    multiple_of: MaybeMultiple = None
+    """Kept units of a layer are a multiple of this; 8 is faster on CPUs, under XLA. Default: 1;
+    with --latency, what was measured to be fast."""
     min_units: Count = 1
     """Units that every layer keeps at least."""
     dtype: Text = "float32"
@@ -217,6 +235,8 @@ class Prune:
     """Trained net instead of training one: a file (PyTorch, Flax, Keras ...), pretrained, own."""
     steps: MaybeSteps = None
     """Stop every training after so many steps; for trying out."""
+    execute: Text = "dense"
+    """How the pruned net is run: dense, or sparse: single weights, where it pays (needs numba)."""
     data_dir: MaybeFolder = None
     """Folder of prepared data. Default: $JPRUNE_DATA, else ~/.cache/jprune/data."""
     data_options: Settings = ()
@@ -357,8 +377,8 @@ class Compare:
     """Groups that stay whole, by names or patterns: params/conv1/*,params/fc/*."""
     distill: Share = 0.0
     """Weight of the dense net's outputs in the loss of fine-tuning; 0: labels alone."""
-    multiple_of: Multiple = 8
-    """Kept units of a layer are a multiple of this; 8 is fast on CPUs."""
+    multiple_of: Multiple = 1
+    """Kept units of a layer are a multiple of this; 8 is faster on CPUs, under XLA."""
     min_units: Count = 1
     """Units that every layer keeps at least."""
     weights: MaybeText = None
@@ -378,11 +398,40 @@ class Compare:
 
 
 @dataclasses.dataclass(frozen=True)
-class Methods:
-    """List the methods of the survey, and the baselines."""
+class Bench:
+    """Time two nets in turns, and print the ratio of their times.
 
+    Each is a folder of a finished run, a .stablehlo or a .tflite file. Every runtime that both have
+    files for is a row; where there is none, each net is timed under its own at a batch of 1.
+    """
+
+    first: tyro.conf.Positional[Folder]
+    """A net, such as runs/dense or dense.tflite."""
+    second: tyro.conf.Positional[Folder]
+    """Another one, whose time is divided by the first one's."""
+    batches: Counts = (1, 128)
+    """Images in a call under XLA. Default: 1,128."""
+    threads: Counts = (1, 2)
+    """Threads of TFLite, which runs single images. Default: 1,2."""
+    seconds: Annotated[float, _kind("NUMBER", _positive)] = 2.0
+    """Time to spend on each row, at least."""
     json: Flag = False
-    """Print JSON: name, refs, taxonomy, paper, file, implemented."""
+    """Print JSON."""
+    log_level: Level = "warning"
+    """Least severe messages to show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Methods:
+    """List the methods of the survey and the baselines, or explain one.
+
+    `jprune methods NAME` says what a method does, needs and takes, and what was measured of it.
+    """
+
+    name: Annotated[tyro.conf.Positional[MaybeText], _unhinted] = None
+    """One method. Default: all of them, a line each."""
+    json: Flag = False
+    """Print JSON: name, refs, taxonomy, paper, file, implemented; of one, all that is known."""
     log_level: Level = "warning"
     """Least severe messages to show."""
 
@@ -414,6 +463,7 @@ VERBS: dict[str, type] = {
     "report": Report,
     "export": Export,
     "check": Check,
+    "bench": Bench,
     "methods": Methods,
     "data": Data,
 }

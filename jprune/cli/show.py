@@ -2,7 +2,8 @@
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +12,10 @@ from rich.text import Text
 
 from jprune.foreign import shown
 
+if TYPE_CHECKING:
+    from jprune.report.method import Description
+
+COLUMNS = 80
 PATH = 4096
 """Characters of a path that are printed: one that is cut cannot be copied."""
 
@@ -69,6 +74,13 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
     console.print(table)
     asked = text.budget(outcome["requested"])
     console.print(f"asked to keep {shown(asked)}", highlight=False, markup=False)
+    if "predicted" in outcome:
+        console.print(
+            f"latency kept: predicted {_percent(outcome['predicted'].get('latency'))}, measured "
+            f"{_percent(achieved['latency'])}",
+            highlight=False,
+            markup=False,
+        )
     if said := report.missed(outcome):
         console.print(f"The budget is missed: {shown(said)}.", style="bold red", markup=False)
     if sizes := outcome.get("splits"):
@@ -86,6 +98,27 @@ def result(outcome: Mapping[str, Any], out: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def bench(
+    rows: Sequence[Mapping[str, Any]], nets: Sequence[str], device: Mapping[str, Any]
+) -> None:
+    """Prints the times of two nets, and their ratio with its 10th and 90th percentile."""
+    console = Console(highlight=False, markup=False)
+    for letter, net in zip("AB", nets):
+        console.print(f"{letter}: {shown(net, PATH)}", soft_wrap=True)
+    console.print(shown(f"on {device['kind']}, {device['threads']} threads, in turns"))
+    table = _table("", "", "A, ms", "B, ms", "A, images/s", "B, images/s", "B / A")
+    for compared in rows:
+        times, ratio = compared["times"], compared["ratio"]
+        row(
+            table,
+            compared["runtime"],
+            *map(_milliseconds, times),
+            *(f"{1000 * compared['batch'] / time['median']:,.0f}" for time in times),
+            f"{ratio['median']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f})",
+        )
+    console.print(table)
 
 
 def verdicts(found: Sequence[Any]) -> None:
@@ -138,6 +171,38 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> None:
             line(row["name"], refs, files[row["name"]], row["paper"])
     implemented = sum(row["implemented"] for row in rows)
     console.print(f"\n{implemented} of {len(rows)} methods are here. Whole titles: methods --json")
+
+
+def method(described: "Description", measured: Sequence[str]) -> None:
+    """All about one method, in 80 columns: they are read in terminals, and are no table."""
+    blocks = [[f"{described.name}: {described.does}"], described.idea]
+    facts = {
+        "class": [" / ".join(described.place)],
+        "paper": described.papers,
+        "file": [described.file],
+        **{need: [words] for need, words in described.needs.items()},
+    }
+    for lines in blocks:
+        for line in lines:
+            print(*wrap(line, COLUMNS), sep="\n", end="\n\n")
+    for name, lines in facts.items():
+        for number, line in enumerate(lines):
+            _hung(name if not number else "", line, 10)
+    print("\nOptions, as --set NAME=VALUE; what stands behind = is taken without one:\n")
+    for option in described.options:
+        print(f"  {option.name}={option.usual}")
+        _hung("", option.meaning, 6)
+    command = described.command.replace(" --method", " \\\n      --method")
+    print("  none" * (not described.options) + f"\nRun it:\n  {command}\n")
+    print("Measured:" + " nothing in this installation" * (not measured))
+    for line in measured:
+        _hung("", line, 2)
+
+
+def _hung(name: str, line: str, indent: int) -> None:
+    """A line behind a name, broken at 80 columns and indented."""
+    first = f"{name:<{indent}}"
+    print(*wrap(line, COLUMNS, initial_indent=first, subsequent_indent=" " * indent), sep="\n")
 
 
 def inspection(report: Mapping[str, Any]) -> None:

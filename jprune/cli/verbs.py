@@ -56,6 +56,9 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
         clip=settings.clip,
         ema=settings.ema,
         accumulate=settings.accumulate,
+        target=settings.target,
+        steps_of_table=settings.multiple_of is None,
+        execute=settings.execute,
     )
     out = settings.out or f"runs/{_folder_name(settings, budget)}"
     progress = Silent() if settings.quiet else Bars() if sys.stderr.isatty() else Lines()
@@ -72,7 +75,9 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
         show.result(result, out)
     # On the error stream, and last: scripts that read the result, or nothing, see it too.
     if said := report.missed(result):
-        finer = "; write --multiple-of 1 for finer widths" if settings.multiple_of > 1 else ""
+        finer = (
+            "; write --multiple-of 1 for finer widths" if (settings.multiple_of or 1) > 1 else ""
+        )
         print(f"jprune: the budget is missed: {said}{finer}.", file=sys.stderr)
     # Whatever is quiet: a script must not take the files of another net for success.
     warnings = result.get("warnings", [])
@@ -81,15 +86,16 @@ def prune(settings: options.Prune, words: Sequence[str]) -> int:
 
 
 def _budget(settings: options.Prune) -> Budget:
-    fractions = {name: getattr(settings, name) for name in ("macs", "params", "density")}
+    fractions = {name: getattr(settings, name) for name in Budget.KINDS}
     fractions = {name: value for name, value in fractions.items() if value is not None}
     if len(fractions) != 1:
         came = " and ".join(f"--{name}" for name in fractions) or "none"
         raise errors.ArgumentError(
-            f"write exactly one of --macs, --params and --density; {came} came. To keep half of "
-            "the multiply-accumulates, write --macs 0.5."
+            "write exactly one of --macs, --params, --density, --latency, --energy and --bytes; "
+            f"{came} came. To keep half of the multiply-accumulates, write --macs 0.5."
         )
-    return Budget(**fractions, multiple_of=settings.multiple_of, min_units=settings.min_units)
+    multiple_of = settings.multiple_of or 1
+    return Budget(**fractions, multiple_of=multiple_of, min_units=settings.min_units)
 
 
 def _folder_name(settings: options.Prune, budget: Budget) -> str:
@@ -158,9 +164,27 @@ def check(settings: options.Check, words: Sequence[str]) -> None:
         )
 
 
-def methods(settings: options.Methods, words: Sequence[str]) -> None:
-    """The table of methods."""
+def bench(settings: options.Bench, words: Sequence[str]) -> None:
+    """Two nets against each other."""
     del words
+    from jprune import measure
+
+    nets = (settings.first, settings.second)
+    rows = measure.bench(*nets, settings.batches, settings.threads, settings.seconds)
+    device = measure.device()
+    if settings.json:
+        versions = measure.versions()
+        _print_json({"nets": nets, "device": device, "versions": versions, "rows": rows})
+    else:
+        show.bench(rows, nets, device)
+
+
+def methods(settings: options.Methods, words: Sequence[str]) -> None:
+    """The table of methods, or all about one."""
+    del words
+    if settings.name is not None:
+        _method(settings.name, settings.json)
+        return
     from jprune import survey
 
     rows = survey.rows()
@@ -168,6 +192,18 @@ def methods(settings: options.Methods, words: Sequence[str]) -> None:
         _print_json(rows)
     else:
         show.methods(rows)
+
+
+def _method(name: str, as_json: bool) -> None:
+    from jprune.compare.measured import measured
+    from jprune.report.method import describe
+
+    described, lines = describe(name), measured(name)
+    if as_json:
+        chosen = [each._asdict() for each in described.options]
+        _print_json(described._asdict() | {"options": chosen, "measured": lines})
+    else:
+        show.method(described, lines)
 
 
 def data(settings: options.Data, words: Sequence[str]) -> None:
@@ -196,6 +232,7 @@ TABLE: dict[str, Callable[[Any, Sequence[str]], int | None]] = {
     "report": report,
     "export": export,
     "check": check,
+    "bench": bench,
     "methods": methods,
     "data": data,
 }

@@ -143,7 +143,7 @@ def _run(sweep: Sweep, folder: pathlib.Path, progress: Progress) -> Swept:
         first.setdefault(job.seed, path)
         rows.append({**row, "config": folder.resolve().name})
         # After every run, whole: a sweep that is killed leaves rows that can be compared.
-        write_lines(folder / "rows.jsonl", rows)
+        write_lines(folder / "rows.jsonl", rows, digest=True)
     return Swept(rows, notes)
 
 

@@ -18,7 +18,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune import errors
 from jprune.base import Groups
@@ -140,13 +142,14 @@ def layer_energy(
         costs: of the levels of memory.
 
     Example:
-        >>> layer_energy(macs=100, weights=10, inputs=5, outputs=2, density=0.0).total
-        Array(1442., dtype=float32, weak_type=True)
+        >>> float(layer_energy(macs=100, weights=10, inputs=5, outputs=2, density=0.0).total)
+        1442.0
     """
     moved = (costs.dram + costs.buffer) * costs.bits / 16
     share = 1 + costs.index_bits / costs.bits
     # Compressed where this is less: d (bits + index) against bits for every value.
-    stored = lambda part: jnp.minimum(part * share, 1.0)
+    xnp = jnp if isinstance(density, jax.Array) or isinstance(activity, jax.Array) else np
+    stored = lambda part: xnp.minimum(part * share, 1.0)
     # e_MAC and the registers, of multiplications whose operands are both not 0
     active = macs * density * activity
     compute = active * (costs.mac + costs.registers * costs.register)

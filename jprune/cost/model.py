@@ -1,112 +1,20 @@
 """`cost` and `cost_model`: parameters, multiply-accumulates and bytes of a network."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from jprune import errors
 from jprune.base import Cost, CostModel, Groups, Masks
+from jprune.cost.contractions import Term, bytes_moved, contractions, macs
 from jprune.cost.counts import Count, Counter, as_gates
-from jprune.graph.couple.interpret import Frame
-from jprune.graph.couple.roles import CONTRACTIONS, Uses
-from jprune.graph.layers import examples_in, kernel_axes
-from jprune.graph.look.branches import Needs, find_forks
-from jprune.graph.look.sites import find_spots
+from jprune.cost.energy import EYERISS, EnergyCosts, layer_energy
+from jprune.graph.couple.roles import Uses
+from jprune.graph.layers import examples_in
 from jprune.graph.shrink.concrete import at_hand
 from jprune.graph.trace import Coupling, check_leaves, couple, trace
-from jprune.jaxprs import Program, nested
 
 STATISTICS = {"mean", "var", "state"}
-
-
-class Term(NamedTuple):
-    """One contraction, for one example; all widths are those kept under the gates.
-
-    Attributes:
-        layer: path of the kernel; empty for a contraction of two activations.
-        positions: output positions times window.
-        inputs: width of the contracted axis (of one group, for grouped convolutions).
-        outputs: width of the kernel's output axis.
-        read: elements of the data operand.
-        written: elements of the result.
-        weights: elements of the kernel operand.
-    """
-
-    layer: str
-    positions: Any
-    inputs: Any
-    outputs: Any
-    read: Any
-    written: Any
-    weights: Any
-
-
-def macs(term: Term) -> Any:
-    """Multiply-accumulates of a contraction."""
-    # k_h k_w H' W' c_in c_out for a convolution
-    return term.positions * term.inputs * term.outputs
-
-
-def bytes_moved(term: Term, itemsize: int = 4) -> Any:
-    """Bytes that a contraction reads and writes once: operands and result."""
-    return (term.read + term.written + term.weights) * itemsize
-
-
-@dataclasses.dataclass(frozen=True)
-class Measuring:
-    """A cost model with the name of what it measures.
-
-    Attributes:
-        model: `model(masks, gates or widths) -> Cost`.
-        measures: unit of `Cost.macs`: "macs", or the name of the table in its place.
-    """
-
-    model: Callable[[Any], Cost]
-    measures: str
-
-    def __call__(self, masks: Any) -> Cost:
-        """The cost under masks, widths or gates."""
-        return self.model(masks)
-
-
-class _Contraction(NamedTuple):
-    """Counts of the axes of a contraction."""
-
-    layer: str
-    leaf: int
-    times: float
-    """How often it runs, over the number of examples."""
-    constant: int
-    """Window positions."""
-    positions: tuple[Count, ...]
-    inputs: tuple[Count, ...]
-    outputs: tuple[Count, ...]
-    read: tuple[Count, ...]
-    written: tuple[Count, ...]
-    weights: tuple[Count, ...]
-    examples: int
-    branches: tuple[str, ...]
-    """Branches that it is inside of."""
-
-    def term(self, gates: Mapping[str, Any]) -> Term:
-        product = lambda counts: math.prod(count.of(gates) for count in counts)
-        # A contraction inside branches runs as often as all of them do: the product of their gates.
-        times = self.times * math.prod(gates[name].sum() for name in self.branches)
-        return Term(
-            self.layer,
-            times * self.constant * product(self.positions),
-            product(self.inputs),
-            product(self.outputs),
-            times * product(self.read),
-            times * product(self.written),
-            times * self.examples * product(self.weights),
-        )
-
-    @property
-    def groups(self) -> frozenset[str]:
-        counts = (*self.positions, *self.inputs, *self.outputs)
-        return frozenset[str]().union(*(count.groups for count in counts))
 
 
 def cost_model(
@@ -115,6 +23,8 @@ def cost_model(
     *args: Any,
     groups: Groups,
     per_equation: Callable[[Term], Any] = macs,
+    latency: Callable[[Term], Any] | None = None,
+    energy: EnergyCosts = EYERISS,
 ) -> CostModel:
     """A function from masks to cost.
 
@@ -123,8 +33,10 @@ def cost_model(
         variables: its variables, or their shapes.
         *args: inputs; counts are divided by the leading length of the first one (its batch).
         groups: from `trace`.
-        per_equation: `Term -> number`, summed over contractions as `Cost.macs`. An energy or
-            latency table plugs in here.
+        per_equation: `Term -> number`, summed over contractions as `Cost.macs`.
+        latency: `Term -> ms`, summed as `Cost.latency`, such as a `measure.LatencyTable`. Zeros
+            among single weights change nothing of it.
+        energy: costs of the levels of memory, for `Cost.energy`. Activations count as not 0.
 
     Returns:
         `model(masks) -> Cost`. `masks` are unit masks or real gates {group: [n]}, real widths
@@ -148,7 +60,7 @@ def cost_model(
     coupling = couple(fn, variables, *args, inline_remat=True, groups=groups)
     uses = coupling.uses
     counter = Counter(coupling, groups)
-    contractions = _contractions(coupling, uses, counter, examples_in(args))
+    found = contractions(coupling, uses, counter, examples_in(args))
     leaf_counts = _leaf_counts(coupling, uses, counter)
     sizes = {**groups.sizes, **{branch.name: 1 for branch in groups.branches}}
     owners = {
@@ -174,20 +86,29 @@ def cost_model(
             params = sum((weights_kept[coupling.paths[leaf]] for leaf in leaf_counts), 0)
         total: Any = 0
         moved: Any = 0
+        spent: Any = 0
+        time: Any = None if latency is None else 0
         by_group: dict[str, Any] = dict.fromkeys(groups.names, 0)
-        for contraction in contractions:
+        for contraction in found:
             term = contraction.term(gates)
-            value = per_equation(term)
+            density: Any = 1.0
             if densities is not None and contraction.leaf >= 0:
-                value = value * densities[coupling.paths[contraction.leaf]]
+                density = densities[coupling.paths[contraction.leaf]]
+            value = per_equation(term) * density
             total = total + value
-            moved = moved + bytes_moved(term)
+            moved = moved + bytes_moved(term._replace(weights=term.weights * density))
+            spent = (
+                spent
+                + layer_energy(
+                    macs(term), term.weights, term.read, term.written, density, costs=energy
+                ).total
+            )
+            time = None if latency is None else time + latency(term)
             for name in contraction.groups:
                 by_group[name] = by_group[name] + value
-        return Cost(params, total, moved, by_group)
+        return Cost(params, total, moved, by_group, spent, time)
 
-    # The name of the table is the unit of `Cost.macs`; allocators compare it with their budget's.
-    return Measuring(model, getattr(per_equation, "__name__", "macs"))
+    return model
 
 
 def cost(
@@ -249,57 +170,3 @@ def _leaf_counts(coupling: Coupling, uses: Uses, counter: Counter) -> dict[int, 
         for leaf in range(len(coupling.paths))
         if uses.roles[leaf] and not uses.roles[leaf] <= STATISTICS
     }
-
-
-def _contractions(
-    coupling: Coupling, uses: Uses, counter: Counter, examples: int
-) -> list[_Contraction]:
-    # Equations are numbered within a program, and programs nest (scan, cond): both make the key.
-    kernels = {(id(c.program), c.equation): c for c in uses.contractions}
-    top, paths = coupling.program, coupling.paths
-    forks = find_forks(top, find_spots(top, uses, paths), len(paths))
-    needs = Needs(top, top.outputs)
-    bodies = {fork.name: needs.only(fork)[0] for fork in forks}
-    contractions = []
-    for outer, program, frame, number, times in _walk(top, coupling.frame):
-        equation = program.equations[number]
-        if equation.name not in CONTRACTIONS:
-            continue
-        use = kernels.get((id(program), number))
-        side = 1 if use is None else use.kernel
-        # Counts of the axes of [left operand, right operand, result].
-        counts = [
-            tuple(counter.axis(a, n) for a, n in zip(frame.labels[value], program.shape(value)))
-            for value in (*equation.inputs, *equation.outputs)
-        ]
-        axes = kernel_axes(program, equation, side)
-        kernel_shape = program.shape(equation.inputs[side])
-        contractions.append(
-            _Contraction(
-                "" if use is None else coupling.paths[use.leaf],
-                -1 if use is None else use.leaf,
-                times / examples,
-                math.prod(kernel_shape[axis] for axis in axes.window),
-                tuple(counts[2][axis] for axis in axes.positions),
-                tuple(counts[side][axis] for axis in axes.inputs),
-                tuple(counts[side][axis] for axis in axes.outputs),
-                counts[1 - side],
-                counts[2],
-                counts[side],
-                examples if use is not None else 1,
-                tuple(name for name, numbers in bodies.items() if outer in numbers),
-            )
-        )
-    return contractions
-
-
-def _walk(program: Program, frame: Frame, times: int = 1, outer: int | None = None):
-    """Yields (top-level equation, program, frame, equation, runs) of all equations, nested too."""
-    for number, equation in enumerate(program.equations):
-        top = number if outer is None else outer
-        yield top, program, frame, number, times
-        bodies = list(zip(nested(equation), frame.inner.get(number, ())))
-        # One branch of a condition runs. Which one is decided by data, and they mostly cost the
-        # same: the last is counted.
-        for body, body_frame in bodies[-1:] if equation.name == "cond" else bodies:
-            yield from _walk(body.program, body_frame, times * body.turns, top)

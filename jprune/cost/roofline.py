@@ -9,8 +9,13 @@ References:
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 from jprune import errors
+from jprune.base import Groups
+from jprune.cost.model import Term, cost_model, macs
+from jprune.graph.layers import examples_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,3 +116,45 @@ class Work:
         """Whether some density makes the layer faster than dense, bound by arithmetic."""
         least, most = self.useful(machine)
         return least < most
+
+
+def works(
+    fn: Callable[..., Any], variables: Any, *args: Any, groups: Groups, itemsize: int = 4
+) -> dict[str, Work]:
+    """What every layer of a net does in one call, for the roofline.
+
+    Args:
+        fn: the network, in inference mode.
+        variables: its variables, or their shapes.
+        *args: inputs, all images of the call, or their shapes.
+        groups: from `trace`.
+        itemsize: bytes of a number.
+
+    Returns:
+        {path of the kernel: its work}, summed over its uses.
+
+    Example:
+        >>> import jax.numpy as jnp, jprune
+        >>> fn, variables, x = lambda v, x: x @ v["w"], {"w": jnp.ones((3, 2))}, jnp.ones((5, 3))
+        >>> works(fn, variables, x, groups=jprune.trace(fn, variables, x))
+        {'w': Work(macs=30.0, activations=100.0, weights=24.0)}
+    """
+    terms: list[Term] = []
+
+    def noted(term: Term) -> Any:
+        terms.append(term)
+        return macs(term)
+
+    cost_model(fn, variables, *args, groups=groups, per_equation=noted)({})
+    examples, result = examples_in(args), {}
+    for term in terms:
+        if term.layer:
+            one = result.get(term.layer, Work(0.0, 0.0, 0.0))
+            # Counts are those of one example, but for the weights, which all of them share.
+            moved = float((term.read + term.written) * examples * itemsize)
+            result[term.layer] = Work(
+                one.macs + float(macs(term)) * examples,
+                one.activations + moved,
+                one.weights + float(term.weights) * itemsize,
+            )
+    return result

@@ -20,6 +20,7 @@ from jprune.export.inputs import sample
 from jprune.export.quiet import missing_extra, quiet
 from jprune.export.runtime import run_tflite
 from jprune.export.xla import source_locations_off
+from jprune.kernels import portable
 
 TOLERANCE = 1e-4
 """Largest max |a - b| / max |a| between JAX (a) and a float32 .tflite (b); 1e-6 is usual."""
@@ -64,7 +65,7 @@ def tflite(
     quantization.check(quantize)
     one = _one_input(example)
     fn = _one_output(fn, variables, one)
-    model = _converted(lambda x: fn(variables, x), one)
+    model = converted(lambda x: fn(variables, x), one)
     _check_operations(model)
     _check_outputs(model, fn, variables, one)
     # Freeing the batch axis may break a net in ways that no signature shows: so it is run.
@@ -106,13 +107,23 @@ def _one_output(fn: Callable[..., Any], variables: Variables, example: Any) -> C
     return lambda variables, x: jax.tree.leaves(fn(variables, x))[0]
 
 
-def _converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes:
+def converted(fn: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> bytes:
+    """A function of one array as a .tflite model, not checked: `tflite` is for models to keep.
+
+    Args:
+        fn: `fn(x) -> out`.
+        example: shape and type of `x`, batch included.
+
+    Raises:
+        MissingExtraError: the extra `tflite` is not installed.
+        ExportError: LiteRT's converter refuses it.
+    """
     with missing_extra(), quiet():
         # Extension modules say nothing about their types, so they are imported as `Any`.
         converter: Any = importlib.import_module("litert_converter.converter_api_ext")
         ir: Any = importlib.import_module("litert_converter.mlir.ir")
         passes: Any = importlib.import_module("litert_converter.mlir.passmanager")
-    with source_locations_off():
+    with source_locations_off(), portable():
         exported = export.export(jax.jit(fn), platforms=["cpu"])(example)
     context = ir.Context()
     try:

@@ -11,6 +11,7 @@ from jax import export
 
 from jprune import errors, foreign
 from jprune.base import Variables
+from jprune.kernels import portable
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -105,7 +106,8 @@ def _of_any_batch(
 
         with_batch = lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype)
         arguments = (*before, jax.tree.map(with_batch, example))
-        return export.export(jax.jit(model), platforms=tuple(platforms))(*arguments)
+        with portable():
+            return export.export(jax.jit(model), platforms=tuple(platforms))(*arguments)
 
     (any_size,) = export.symbolic_shape("batch")
     with source_locations_off():

@@ -11,6 +11,7 @@ from jprune.forms.choose import compact, leaf_of
 from jprune.forms.csr import CSR
 from jprune.forms.direct import direct_convolution
 from jprune.forms.factored import Factored
+from jprune.forms.from_menu import FromMenu
 from jprune.forms.leaf_type import LeafType, is_leaf_type
 from jprune.forms.rows import Rows
 from jprune.forms.thin import Thin
@@ -20,6 +21,7 @@ from jprune.forms.winners import Winners
 __all__ = [
     "CSR",
     "Factored",
+    "FromMenu",
     "LeafType",
     "Rows",
     "Thin",

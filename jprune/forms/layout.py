@@ -62,21 +62,26 @@ def _back(axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(place) for place in np.argsort(axes))
 
 
-def kernel_axes(equation: Equation, place: int, rank: int) -> tuple[int, ...] | None:
+def kernel_axes(
+    equation: Equation, place: int, rank: int, grouped: bool = False
+) -> tuple[int, ...] | None:
     """What the axes of an operand do, if the equation is a plain contraction with it as the kernel.
 
     Args:
         equation: any.
         place: which operand is the kernel.
         rank: of the kernel.
+        grouped: whether a convolution with feature groups is plain too.
 
     Returns:
         Its axes as (window..., inputs, outputs). None if the equation is none that a form can run:
-        a grouped convolution, a product with batch axes or several axes of a kind.
+        a grouped convolution (unless `grouped`), a product with batch axes or several axes of a
+        kind.
     """
     if equation.name == "conv_general_dilated":
         outputs, inputs, *window = equation.params["dimension_numbers"].rhs_spec
-        alone = equation.params["feature_group_count"] == 1 == equation.params["batch_group_count"]
+        alone = grouped or equation.params["feature_group_count"] == 1
+        alone = alone and equation.params["batch_group_count"] == 1
         return (*window, inputs, outputs) if alone and place == 1 else None
     if equation.name != "dot_general" or rank != 2:
         return None
@@ -92,7 +97,8 @@ def applied(leaf: Any, x: jax.Array, equation: Equation, place: int) -> jax.Arra
 
     Args:
         leaf: a leaf type. One that has `axes` runs the contraction rewritten for a kernel
-            [window..., inputs, outputs]; another one runs it as it is.
+            [window..., inputs, outputs]; another one runs it as it is. One that says
+            `grouped = True` runs feature groups too.
         x: the data.
         equation: the contraction.
         place: which operand is the kernel.
@@ -104,7 +110,7 @@ def applied(leaf: Any, x: jax.Array, equation: Equation, place: int) -> jax.Arra
     if not hasattr(leaf, "axes"):
         return leaf.apply(x, equation)
     rank = len(leaf.shape)
-    axes = kernel_axes(equation, place, rank)
+    axes = kernel_axes(equation, place, rank, getattr(leaf, "grouped", False))
     if axes is None or as_axes(axes) != leaf.axes:
         raise errors.StructureError(
             f"a leaf type met {equation.name} with dimension numbers "

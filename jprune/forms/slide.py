@@ -61,7 +61,7 @@ class Slide(NamedTuple):
 
 
 def plain_kernels(
-    fn: Callable[..., Any], variables: Any, *args: Any, casts: bool = False
+    fn: Callable[..., Any], variables: Any, *args: Any, casts: bool = False, grouped: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """The leaves that are read by plain contractions alone, as their kernel, all in one layout.
 
@@ -72,6 +72,7 @@ def plain_kernels(
         variables: its first argument; shapes are enough.
         *args: its other arguments.
         casts: whether a kernel may be cast to another type before it is read.
+        grouped: whether convolutions with feature groups count as plain.
 
     Returns:
         {path: axes of the leaf as (window..., inputs, outputs)}.
@@ -101,7 +102,7 @@ def plain_kernels(
             elif casts and equation.name == "convert_element_type":
                 views[equation.outputs[0]] = (number, order)
             else:
-                axes = kernel_axes(equation, operand, len(order))
+                axes = kernel_axes(equation, operand, len(order), grouped)
                 readers[number].append(axes and tuple(order[axis] for axis in axes))
     returned = {views[value][0] for value in program.outputs if value in views}
     layouts = {path: set(readers[n]) for n, path in enumerate(paths) if n not in returned}

@@ -4,6 +4,7 @@ from typing import Any
 
 from jprune.forms.csr import CSR
 from jprune.forms.factored import Factored
+from jprune.forms.from_menu import FromMenu
 from jprune.forms.rows import Rows
 from jprune.forms.thin import Thin
 from jprune.forms.thresholded import Thresholded
@@ -16,5 +17,6 @@ FORMS: dict[str, Any] = {
     "csr": CSR,
     "winners": Winners,
     "thresholded": Thresholded,
+    "from_menu": FromMenu,
 }
 """{name: leaf type}: each has `plan` and `planned`; those of arrays alone name their `parts`."""

@@ -1,5 +1,6 @@
 """`trace`: from a function to its groups of units."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -64,8 +65,8 @@ def trace(
     Raises:
         TraceError: a primitive has no rule and `strict` is set; an extra argument is tied to a
             channel; `fn` does not take these variables.
-        ArgumentError: `freeze` or `open` names neither a group nor a leaf, or `open` names nothing
-            that a reduction freezes.
+        ArgumentError: `fn` does not take so many arguments; `freeze` or `open` names neither a
+            group nor a leaf, or `open` names nothing that a reduction freezes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,6 +75,7 @@ def trace(
         >>> trace(fn, shapes, jnp.zeros((1, 3))).sizes
         {'first': 5}
     """
+    _check_call(fn, variables, args)
     coupling = couple(fn, variables, *args, has_aux=has_aux, inline_remat=True, twin=twin)
     if strict:
         check_known(coupling)
@@ -101,6 +103,22 @@ def trace(
     sites = find_sites(coupling.under(groups), spots, groups)
     groups = groups._replace(sites=sites, branches=branches)
     return groups._replace(layers=find_layers(coupling, groups, flow, examples_in(args)))
+
+
+def _check_call(fn: Callable[..., Any], variables: Any, args: tuple[Any, ...]) -> None:
+    """Refuses what `fn` cannot be called with: mostly a training function without its key."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # a builtin; calling it says what is wrong
+        return
+    try:
+        signature.bind(variables, *args)
+    except TypeError as error:
+        raise errors.ArgumentError(
+            f"trace calls fn(variables, *args) with {1 + len(args)} arguments, and this one is "
+            f"fn{signature}: {error}. Write all of them, jprune.trace(fn, variables, x, ...); of a "
+            "training function that returns (out, new statistics), has_aux=True too."
+        ) from None
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

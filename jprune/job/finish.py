@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jprune import export, measure
+from jprune import errors, execute, export, kernels, measure
 from jprune.base import Pruned, Records, Task, Variables
 from jprune.cost.samples import gates_of
-from jprune.forms.leaf_type import has_dynamic
+from jprune.forms.leaf_type import has_dynamic, is_leaf_type
 from jprune.forms.opened import dense_of
 from jprune.graph import slim, slim_params
 from jprune.job.saved import WRITES, write_net
 from jprune.masks import apply_masks
+from jprune.runs.files import write_json
 from jprune.stages.frame import record
 from jprune.train.evaluate import EVALUATION_BATCH
 from jprune.train.net import Net
@@ -167,3 +168,73 @@ class Measure:
         return {
             name: {"bytes": len(model), "tflite_b1": times[name]} for name, model in models.items()
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecuteSparse:
+    """Runs the net with its masked kernels in sparse form, where that pays, and measures it.
+
+    Attributes:
+        fn: the net in float32.
+        folder: the run directory, which gets `sparse.json`: {kernel: form, density, speedup that
+            the roofline promises}.
+        seconds: to spend on the comparison of latencies, at least.
+        name: of the record.
+
+    The record has the latency of one image of the `dense` net, of the slim one with `zeros` in its
+    kernels, and of the `sparse` one [ms]; `kernels`, how many are in sparse form; and
+    `max_rel_err`, the largest difference from the masked net on a batch of test images.
+    """
+
+    fn: Function
+    folder: pathlib.Path
+    seconds: float = 2.0
+    name: str = "sparse"
+    alone = True
+    writes = ("sparse.json",)
+
+    def check(self, task: Task) -> None:
+        """Refuses at once what could not run in the end.
+
+        Raises:
+            MissingExtraError: numba is not installed.
+        """
+        del task
+        kernels.require()
+
+    def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
+        """The same net, and the record.
+
+        Raises:
+            ArgumentError: no single weights are masked.
+        """
+        del key
+        net, dense = Net(task), pruned.saved.get("dense", pruned.variables)
+        if pruned.masks is None or net.are_units(pruned.masks):
+            raise errors.ArgumentError(
+                "execute='sparse' is for methods that prune single weights; this one has pruned "
+                "whole units, and its small net is dense. Leave out --execute, or choose a method "
+                "of weights, such as --method gmp."
+            )
+        example = jax.ShapeDtypeStruct((1, *task.example.shape[1:]), task.example.dtype)
+        variables = apply_masks(pruned.variables, pruned.masks)
+        arguments = (self.fn, variables, pruned.masks, example)
+        decided = execute.verdicts(*arguments)
+        fast, held = execute.compact(*arguments)
+        image = next(iter(task.data.batches("test", EVALUATION_BATCH)))["image"]
+        a, b = jax.jit(self.fn)(variables, image), jax.jit(fast)(held, image)
+        error = float(jnp.abs(a - b).max() / jnp.abs(a).max())
+        x = jnp.asarray(image[:1])
+        closed = lambda fn, variables: (lambda x: fn(variables, x), (x,))
+        times = measure.latency(
+            {
+                "dense": closed(self.fn, dense),
+                "zeros": closed(*net.slim(pruned)),
+                "sparse": closed(fast, held),
+            },
+            seconds=self.seconds,
+        )
+        write_json(self.folder / "sparse.json", {name: v._asdict() for name, v in decided.items()})
+        sparse = sum(map(is_leaf_type, jax.tree.leaves(held, is_leaf=is_leaf_type)))
+        metrics = {"kernels": sparse, "max_rel_err": error}
+        return pruned, [record(self.name, {**times, **metrics})]

@@ -7,7 +7,8 @@ measure, report. All of it lies in one directory; `jprune.runs` says how it surv
 import dataclasses
 import fnmatch
 import inspect
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jprune import allocate, data, errors, measure, recipes, zoo
 from jprune.base import Budget, Data, Pruned, Recipe, Task
 from jprune.job.changes import NO_CHANGES, Changes, changed
-from jprune.job.finish import Export, Law, Measure
+from jprune.job.finish import ExecuteSparse, Export, Law, Measure
 from jprune.job.nets import net_for
 from jprune.job.result import Asked, write_result
 from jprune.recipes import Evaluate, Prune, Train
@@ -29,7 +30,7 @@ from jprune.runs.files import PathLike
 from jprune.runs.loop import SAVE_SECONDS
 from jprune.runs.progress import Progress, Silent
 from jprune.stages.frame import check
-from jprune.stages.reinitialise import BeginAnew, Reinitialise
+from jprune.stages.reinitialise import BeginAnew, Reinitialise, TrainAnew
 from jprune.train.net import Net
 from jprune.train.optimizers import function_of
 from jprune.train.task import task as task_of
@@ -53,7 +54,7 @@ USUAL = {
     "fashion_mnist": Usual(20, 20, 128, 0.1, 0.05),
     "cifar10": Usual(60, 8, 128, 0.1, 0.05),
 }
-DRAWS = (BeginAnew, Reinitialise)
+DRAWS = (BeginAnew, Reinitialise, TrainAnew)
 """Stages that draw initial values once more."""
 WITHOUT_NORMS = 0.25
 """Factor of SGD's learning rates of nets without norms, which diverge at those of the others."""
@@ -94,6 +95,10 @@ class Job:
         clip: the largest norm of a gradient; None: any.
         ema: decay of the average that trainings hand on; None: none.
         accumulate: parts in which a batch goes through the net.
+        target: runtime of a budget in latency, "xla" (batch 128) or "tflite" (batch 1).
+        steps_of_table: take the `multiple_of` of a budget in latency from the latency table.
+        execute: "dense", or "sparse": the net that was pruned weight by weight is run with sparse
+            kernels too, and measured.
     """
 
     model: str
@@ -122,6 +127,9 @@ class Job:
     clip: float | None = None
     ema: float | None = None
     accumulate: int = 1
+    target: str = "xla"
+    steps_of_table: bool = False
+    execute: str = "dense"
 
 
 def prune(
@@ -164,13 +172,18 @@ def prune(
     task = task_for(job) if task is None else task
     # Law and .tflite want float32, whatever the type that the net is trained in.
     exact = task.fn if job.dtype == "float32" else _net(job, task.data, "float32").fn
+    job, task = with_latency(job, task, exact, progress.note)
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = changed(recipe_of(job, train, finetune), changes, job.method)
+    recipe = recipe_of(job, train, finetune)
+    errors.check_words("prune", ("execute", job.execute, ("dense", "sparse")))
     # Budgets of weights (unstructured pruning) can always be met; those of whole units may not.
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
     check(recipe, task)
+    if job.execute == "sparse":
+        ExecuteSparse(exact, pathlib.Path(out)).check(task)
     anew = [stage for stage in recipes.unrolled(recipe) if isinstance(stage, DRAWS)]
     if job.weights == "own" and anew:
         raise errors.ArgumentError(
@@ -191,15 +204,18 @@ def prune(
 
     with held(out, config, about(job), provenance, overwrite, progress.note) as directory:
         # The recipe first, then what every run is judged by.
+        seconds = 0.0 if job.max_steps else measure_seconds
+        sparse = ExecuteSparse(exact, directory.path, seconds)
         stages = (
             *recipe,
             Evaluate("test", slim=True, name="pruned"),
             Law(exact),
             Export(directory.path, exact, progress.note),
-            Measure(directory.path, exact, 0.0 if job.max_steps else measure_seconds),
+            Measure(directory.path, exact, seconds),
+            *((sparse,) if job.execute == "sparse" else ()),
         )
         pruned = execute(directory, stages, task, key, start, progress, save_seconds)
-        asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget)
+        asked = Asked(command, job.method, job.model, job.data, job.seed, job.budget, job.target)
         return from_first(lambda: write_result(directory, asked, task, pruned, progress.note))
 
 
@@ -367,6 +383,37 @@ def with_frozen(task: Task, budget: Budget, patterns: Sequence[str]) -> Budget:
     return dataclasses.replace(budget, floors=floors)
 
 
+def with_latency(
+    job: Job, task: Task, exact: Callable[..., Any], note: Callable[[str], None]
+) -> tuple[Job, Task]:
+    """The task with a latency table of this device, if the budget is in latency.
+
+    Args:
+        job: the settings.
+        task: of its net.
+        exact: the net in float32, which is what TFLite runs.
+        note: told what is measured, and why.
+
+    Raises:
+        ArgumentError: an unknown target.
+        CheckpointError: the table cannot be kept.
+    """
+    if job.target not in measure.TARGETS:
+        raise errors.ArgumentError(
+            f"target={job.target!r}; {errors.nearest(job.target, measure.TARGETS)}write one of "
+            f"{', '.join(measure.TARGETS)}."
+        )
+    if job.budget.kind != "latency" or task.latency is not None:
+        return job, task
+    net, fn = Net(task), task.fn if job.target == "xla" else exact
+    table = measure.latency_table(fn, net.shapes, task.example, net.groups, job.target, note=note)
+    budget = job.budget
+    if job.steps_of_table:
+        budget = dataclasses.replace(budget, multiple_of=table.multiple_of)
+        note(f"widths are multiples of {table.multiple_of}: what lies between saves no time.")
+    return dataclasses.replace(job, budget=budget), task._replace(latency=table)
+
+
 def check_budget(task: Task, budget: Budget) -> None:
     """Refuses a budget that no choice of units meets, before hours are spent on training.
 
@@ -396,10 +443,13 @@ def config_of(
         "dtype": job.dtype,
         "weights": job.weights,
         "train_images": job.train_images,
+        **({"execute": job.execute} if job.execute != "dense" else {}),
         "train": None if train is None else _settings(train),
         "finetune": _settings(finetune),
         # A second look at the net changes no other number.
         **{k: v for k, v in changes._asdict().items() if k != "settled" and v is not None},
+        # Later than the others: only where it matters, as above.
+        **({"target": job.target} if job.budget.kind == "latency" else {}),
     }
 
 

@@ -7,13 +7,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jprune import errors, measure, report, survey
-from jprune.base import Budget, Pruned, Task
+from jprune.base import Budget, Cost, Pruned, Task
+from jprune.forms.leaf_type import has_dynamic
 from jprune.graph import slim_params
 from jprune.job.saved import plan_for
 from jprune.masks import density
 from jprune.runs.directory import Note, RunDirectory, machines_of
 from jprune.runs.files import read_json, write_json
 from jprune.train.net import Net
+from jprune.train.task import at_resolution
+
+KINDS = {"bytes": "traffic"}
+"""Names in results of kinds of budgets; `bytes` of a result are those of the file."""
 
 
 class Asked(NamedTuple):
@@ -25,6 +30,7 @@ class Asked(NamedTuple):
     data: str
     seed: int
     budget: Budget
+    target: str = "xla"
 
 
 def write_result(
@@ -113,6 +119,7 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
     # What was measured, was so on the last of them.
     last = {**now, **(machines[-1][1] if machines else {})}
     fraction = lambda kind: _ratio(small.get(kind), dense.get(kind))
+    counted = counted_fractions(task, pruned)
     return {
         "schema": report.SCHEMA,
         "commit": directory.about["commit"],
@@ -126,14 +133,17 @@ def result_of(directory: RunDirectory, asked: Asked, task: Task, pruned: Pruned)
         "device": last["device"],
         "earlier_machines": [{"from": name, **machine} for name, machine in machines[:-1]],
         "wall_s": {name: done["wall_s"] for name, done in directory.outcomes().items()},
-        "requested": {asked.budget.kind: float(asked.budget.value)},
+        "requested": {KINDS.get(asked.budget.kind, asked.budget.kind): float(asked.budget.value)},
         "achieved": {
             "density": density(pruned.masks),
             "params": fraction("params"),
             "macs": fraction("macs"),
             "bytes": fraction("bytes"),
-            "latency": _ratio(_median(small), _median(dense)),
+            "latency": _ratio(_median(small, asked.target), _median(dense, asked.target)),
+            **{KINDS.get(kind, kind): counted[kind] for kind in ("energy", "bytes")},
         },
+        **({} if counted["latency"] is None else {"predicted": {"latency": counted["latency"]}}),
+        **({} if asked.budget.kind != "latency" else {"target": asked.target}),
         "splits": {name: int(size) for name, size in task.data.sizes.items()},
         "splits_from": task.data.about,
         "law_max_rel_err": law,
@@ -150,9 +160,25 @@ def _metrics(directory: RunDirectory, stage: str) -> dict[str, Any]:
     return outcome["records"][0]["metrics"] if outcome else {}
 
 
-def _median(net: dict[str, Any]) -> float | None:
-    """Latency at batch 128, in ms."""
-    latency = net.get("xla_b128")
+def counted_fractions(task: Task, pruned: Pruned) -> dict[str, float | None]:
+    """What the cost model says is kept of energy, bytes moved and latency; None: it does not."""
+    kinds = ("energy", "bytes", "latency")
+    # Nets that choose their channels for every image are counted in MACs alone.
+    if has_dynamic(pruned.variables):
+        return dict.fromkeys(kinds)
+    net = Net(at_resolution(task, pruned))
+    now, dense = net.cost_as_held(pruned, pruned.masks or {}), Net(task).cost({})
+    return {kind: _ratio(_number(now, kind), _number(dense, kind)) for kind in kinds}
+
+
+def _number(cost: Cost, kind: str) -> float | None:
+    value = getattr(cost, kind)
+    return None if value is None else float(value)
+
+
+def _median(net: dict[str, Any], target: str) -> float | None:
+    """Latency under XLA at batch 128, or TFLite at batch 1, in ms."""
+    latency = net.get("tflite_b1" if target == "tflite" else "xla_b128")
     return latency and latency["median"]
 
 

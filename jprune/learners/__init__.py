@@ -13,6 +13,17 @@ from jprune.learners.adversarial import AdversarialState, Terms, init_judge, jud
 from jprune.learners.barrier import Limits, barrier, transition
 from jprune.learners.batch_codes import batch_codes
 from jprune.learners.candidates import masked_scorer, scorer
+from jprune.learners.channel_menu import (
+    Menus,
+    as_menus,
+    choices_of,
+    entropy,
+    menu_task,
+    own_steps,
+    straight_choice,
+)
+from jprune.learners.compactor import compactable, compacted, compacted_task, restated
+from jprune.learners.detector import area_under_curve, detector_area, logistic, sign_attack
 from jprune.learners.feature_boosting import Boosting, as_winners, boosted_task
 from jprune.learners.halving import Halving, HalvingState, halving
 from jprune.learners.hard_concrete import hard_concrete
@@ -35,6 +46,7 @@ from jprune.learners.manifold import (
 )
 from jprune.learners.mean_gates import mean_gates, mean_penalty
 from jprune.learners.norm_gates import fold_gates, gateable, sample_gates
+from jprune.learners.own_steps import beside
 from jprune.learners.popup import DRAWS, draw_scores, draw_weights, kept_of, popup_task, top_masks
 from jprune.learners.sharpening import Sharpening, majority, mean_pull
 from jprune.learners.statistics import check_settles, settled, settled_on
@@ -46,6 +58,7 @@ from jprune.learners.unit_gates import (
     settled_net,
 )
 from jprune.learners.variational import PRIORS, kl_gaussian, kl_log_uniform, variational_task
+from jprune.learners.width_mixture import Mixture, candidate_widths, cost_loss, resizing, two_of
 
 __all__ = [
     "DRAWS",
@@ -59,19 +72,32 @@ __all__ = [
     "Limits",
     "Manifold",
     "Menu",
+    "Menus",
+    "Mixture",
     "Sharpening",
     "Terms",
+    "area_under_curve",
     "as_gated",
+    "as_menus",
     "as_thresholded",
     "as_winners",
     "barrier",
     "batch_codes",
+    "beside",
     "boostable_layers",
     "boosted_task",
+    "candidate_widths",
     "check_settles",
+    "choices_of",
+    "compactable",
+    "compacted",
+    "compacted_task",
     "complexity_weights",
+    "cost_loss",
+    "detector_area",
     "draw_scores",
     "draw_weights",
+    "entropy",
     "fold_gates",
     "gateable",
     "gated_start",
@@ -86,6 +112,7 @@ __all__ = [
     "kept_of",
     "kl_gaussian",
     "kl_log_uniform",
+    "logistic",
     "majority",
     "manifold_task",
     "masked_scorer",
@@ -93,19 +120,26 @@ __all__ = [
     "mean_penalty",
     "mean_pull",
     "menu",
+    "menu_task",
+    "own_steps",
     "popup_task",
     "readers",
+    "resizing",
+    "restated",
     "sample_gates",
     "scorer",
     "seen_shapes",
     "settled",
     "settled_net",
     "settled_on",
+    "sign_attack",
     "similarity_gap",
+    "straight_choice",
     "to_the_end",
     "told_apart",
     "top_masks",
     "transition",
+    "two_of",
     "variational_task",
     "width_masks",
     "with_gates",

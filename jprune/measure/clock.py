@@ -56,6 +56,31 @@ def interleaved(
         >>> times["short"]["median"] < times["long"]["median"]
         True
     """
+    times = timings(calls, repeats, warmup, seconds)
+    return {name: percentiles(of) for name, of in times.items()}
+
+
+def timings(
+    calls: Mapping[str, Callable[[], Any]],
+    repeats: int = 20,
+    warmup: int = 3,
+    seconds: float = 0.0,
+    clock: Callable[[], int] | None = None,
+) -> dict[str, np.ndarray]:
+    """{name: [rounds] times in ms}; arguments and errors as of `interleaved`.
+
+    Args:
+        calls: {name: call without arguments}.
+        repeats: timed rounds, at least 10.
+        warmup: rounds before these that are not timed.
+        seconds: go on until this much time [s] has been spent on timed rounds.
+        clock: time in ns; None is the wall's. `time.process_time_ns` counts the work of this
+            process alone, of all its threads, whoever else uses the machine.
+
+    Raises:
+        ArgumentError: there is nothing to time, or too few repeats for percentiles.
+    """
+    now = time.perf_counter_ns if clock is None else clock
     if not calls:
         raise errors.ArgumentError(
             "interleaved got no call to time. Pass {name: call}, for example "
@@ -78,13 +103,19 @@ def interleaved(
         while rounds < repeats or time.perf_counter() - start < seconds:
             first = rounds % len(names)
             for name in names[first:] + names[:first]:
-                before = time.perf_counter_ns()
+                before = now()
                 calls[name]()
-                times[name].append(time.perf_counter_ns() - before)
+                times[name].append(now() - before)
             rounds += 1
-    return {name: _percentiles(times[name]) for name in names}
+    return {name: np.asarray(of) / 1e6 for name, of in times.items()}
 
 
-def _percentiles(nanoseconds: list[int]) -> Latency:
-    p10, median, p90 = np.percentile(np.asarray(nanoseconds) / 1e6, [10, 50, 90])
+def percentiles(numbers: Any) -> Latency:
+    """Median, 10th and 90th percentile of numbers, such as the ratios of two calls' `timings`.
+
+    Example:
+        >>> percentiles(range(11))
+        {'median': 5.0, 'p10': 1.0, 'p90': 9.0}
+    """
+    p10, median, p90 = np.percentile(numbers, [10, 50, 90])
     return {"median": float(median), "p10": float(p10), "p90": float(p90)}

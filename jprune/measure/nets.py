@@ -43,15 +43,21 @@ def latency(
         >>> sorted(latency({"tanh": (jnp.tanh, (jnp.ones(8),))})["tanh"])
         ['median', 'p10', 'p90']
     """
-    ready = {name: _compiled(fn, args) for name, (fn, args) in calls.items()}
+    ready = {name: xla_call(fn, *args)[0] for name, (fn, args) in calls.items()}
     return interleaved(ready, repeats, warmup, seconds)
 
 
-def _compiled(fn: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any]:
+def xla_call(fn: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any], Any]:
+    """A call without arguments that returns when the device is done, and JAX's executable.
+
+    Args:
+        fn: need not be jitted; it is compiled here.
+        *args: moved to the device here.
+    """
     # Compiled ahead of time; block_until_ready, as calls return before the device is done.
     args = jax.device_put(args)
     executable = jax.jit(fn).lower(*args).compile()
-    return lambda: jax.block_until_ready(executable(*args))
+    return lambda: jax.block_until_ready(executable(*args)), executable
 
 
 def xla_latency(
@@ -128,13 +134,30 @@ def tflite_latency(
         ArgumentError: there is nothing to time, or too few repeats for percentiles.
     """
     threads = threads or usable_cores()
-    ready = {name: _invoke(model, threads) for name, model in models.items()}
+    ready = {name: tflite_call(model, threads) for name, model in models.items()}
     return interleaved(ready, repeats, warmup, seconds)
 
 
-def _invoke(model: bytes, threads: int) -> Callable[[], None]:
-    runner = interpreter(model, threads)
-    details = runner.get_input_details()[0]
-    shape = jax.ShapeDtypeStruct(tuple(details["shape"]), np.float32)
-    runner.set_tensor(details["index"], quantized(sample(shape, 1), details))
+def tflite_call(model: bytes, threads: int = 1) -> Callable[[], None]:
+    """A call that runs a .tflite model once, at batch 1.
+
+    Args:
+        model: bytes of a .tflite file.
+        threads: threads of the interpreter.
+
+    Raises:
+        MissingExtraError: the extra `tflite` is not installed.
+        CheckpointError: the bytes are no .tflite model.
+    """
+    try:
+        runner = interpreter(model, threads)
+    except (ValueError, RuntimeError) as error:  # what LiteRT says of foreign bytes
+        raise errors.CheckpointError(
+            f"{len(model)} bytes came that are no .tflite model ({error}). Write it again with "
+            "`jprune export`."
+        ) from error
+    for details in runner.get_input_details():
+        shape = jax.ShapeDtypeStruct(tuple(details["shape"]), np.float32)
+        batch = shape.shape[0] if shape.shape else 1
+        runner.set_tensor(details["index"], quantized(sample(shape, batch), details))
     return runner.invoke

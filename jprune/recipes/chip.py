@@ -14,13 +14,9 @@ References:
     networks, 2021, arXiv 2110.13981.
 """
 
-from jprune.allocate.uniform import uniform
 from jprune.base import Budget, Recipe
 from jprune.criteria.independence import independence
-from jprune.stages.activations import ByActivations
-from jprune.stages.frame import framed, settled
-from jprune.stages.prune import Prune
-from jprune.stages.rounds import in_rounds, parts
+from jprune.stages.activations import ByActivations, layer_by_layer
 from jprune.stages.train import Train
 
 
@@ -61,17 +57,16 @@ def chip(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'before_finetune', 'finetune']
     """
-    prune = lambda part: Prune(
+    return layer_by_layer(
         ByActivations(independence, stream=stream),
-        uniform,
         budget,
-        batches,
-        batch_size,
-        part=part,
-        once=True,
+        train,
+        finetune,
+        rounds=rounds,
+        batches=batches,
+        batch_size=batch_size,
+        recalibrate=recalibrate,
     )
-    pruning, last = in_rounds(prune, parts(rounds), finetune)
-    return framed(train, *pruning, finetune=last, after=settled(recalibrate, finetune.batch_size))
 
 
 METHODS = {"chip": chip}

@@ -12,13 +12,9 @@ References:
     Luo, Wu, An entropy-based pruning method for CNN compression, 2017, arXiv 1706.05791 [21].
 """
 
-from jprune.allocate.uniform import uniform
 from jprune.base import Budget, Recipe
 from jprune.criteria.entropy import entropy as entropies
-from jprune.stages.activations import ByActivations
-from jprune.stages.frame import framed, settled
-from jprune.stages.prune import Prune
-from jprune.stages.rounds import in_rounds, parts
+from jprune.stages.activations import ByActivations, layer_by_layer
 from jprune.stages.train import Train
 
 
@@ -60,17 +56,16 @@ def entropy(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'between', 'prune', 'before_finetune', 'finetune']
     """
-    prune = lambda part: Prune(
+    return layer_by_layer(
         ByActivations(entropies, (bins,), stream=stream),
-        uniform,
         budget,
-        batches,
-        batch_size,
-        part=part,
-        once=True,
+        train,
+        finetune,
+        rounds=rounds,
+        batches=batches,
+        batch_size=batch_size,
+        recalibrate=recalibrate,
     )
-    pruning, last = in_rounds(prune, parts(rounds), finetune)
-    return framed(train, *pruning, finetune=last, after=settled(recalibrate, finetune.batch_size))
 
 
 METHODS = {"entropy": entropy}

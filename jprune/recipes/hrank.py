@@ -14,13 +14,9 @@ References:
     2020, arXiv 2002.10179.
 """
 
-from jprune.allocate.uniform import uniform
 from jprune.base import Budget, Recipe
 from jprune.criteria.map_rank import map_rank
-from jprune.stages.activations import ByActivations
-from jprune.stages.frame import framed, settled
-from jprune.stages.prune import Prune
-from jprune.stages.rounds import in_rounds, parts
+from jprune.stages.activations import ByActivations, layer_by_layer
 from jprune.stages.train import Train
 
 
@@ -66,17 +62,16 @@ def hrank(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'between', 'prune', 'before_finetune', 'finetune']
     """
-    prune = lambda part: Prune(
+    return layer_by_layer(
         ByActivations(map_rank, (tolerance,), stream=stream),
-        uniform,
         budget,
-        batches,
-        batch_size,
-        part=part,
-        once=True,
+        train,
+        finetune,
+        rounds=rounds,
+        batches=batches,
+        batch_size=batch_size,
+        recalibrate=recalibrate,
     )
-    pruning, last = in_rounds(prune, parts(rounds), finetune)
-    return framed(train, *pruning, finetune=last, after=settled(recalibrate, finetune.batch_size))
 
 
 METHODS = {"hrank": hrank}

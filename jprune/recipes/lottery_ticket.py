@@ -33,6 +33,8 @@ def lottery_ticket(
     rounds: int | None = None,
     scope: str = "layer",
     output_rate: float = 0.5,
+    convolution_rate: float = 1.0,
+    one_more: bool = False,
     rewind_to: int = 0,
     control: str = "ticket",
 ) -> Recipe:
@@ -46,6 +48,11 @@ def lottery_ticket(
         scope: "layer" (every layer loses the same fraction) or "global" (all layers but the last
             compete; the paper's choice for deep nets).
         output_rate: fraction that the last layer loses, over that of the others; 0 leaves it whole.
+        convolution_rate: fraction that convolutions lose, over that of dense layers; 0 leaves them
+            whole. The paper's Conv-2 and Conv-4 have 0.5; with scope "global", layers of one rate
+            compete.
+        one_more: a round removes round(p n) + 1 of n weights, as the authors' code does, and not
+            round(p n), as the paper says.
         rewind_to: training step whose weights the survivors go back to; 0: the initial ones. The
             optimizer begins anew there, in the dense net as well.
         control: "ticket"; "reinit" (the last round trains the ticket's masks from new initial
@@ -75,18 +82,20 @@ def lottery_ticket(
         )
     if rounds is None:
         rounds = rounds_for(budget, PER_ROUND)
-    if rounds < 1 or not 0 <= output_rate <= 1 or rewind_to < 0:
-        raise errors.ArgumentError(
-            f"lottery_ticket(rounds={rounds}, output_rate={output_rate}, rewind_to={rewind_to}); "
-            "rounds is 1 or more, output_rate in [0, 1], rewind_to 0 or more."
-        )
+    errors.check_numbers(
+        "lottery_ticket",
+        ("rounds", rounds, rounds >= 1, "1 or more"),
+        ("output_rate", output_rate, 0 <= output_rate <= 1, "a number in [0, 1]"),
+        ("convolution_rate", convolution_rate, 0 <= convolution_rate <= 1, "a number in [0, 1]"),
+        ("rewind_to", rewind_to, rewind_to >= 0, "0 or more"),
+    )
     early = () if rewind_to == 0 else (dataclasses.replace(train, stop=rewind_to, name="early"),)
     # The rest of the schedule: ticket and dense net take the same steps from there.
     late = dataclasses.replace(train, begin=rewind_to)
-    # Each round knows how many are to come: it takes the p
-    # that meets the budget after all of them.
+    # Each round knows how many are to come: it takes the p that meets the budget after all of them.
     prunings = [
-        PruneRound(budget, to_go, scope == "global", output_rate) for to_go in range(rounds, 0, -1)
+        PruneRound(budget, to_go, scope == "global", output_rate, convolution_rate, one_more)
+        for to_go in range(rounds, 0, -1)
     ]
     again = [stage for prune in prunings[:-1] for stage in (prune, Rewind("rewind"), late)]
     return (

@@ -42,25 +42,35 @@ def modules() -> dict[str, ModuleType]:
 
 
 def _checked(name: str, factory: Factory) -> Factory:
-    """The factory of a method, which says so if it is handed a fine-tuning that it does not have.
+    """The factory of a method, which says what it takes where something else comes.
 
     Whoever goes through all methods calls them alike; Python would count arguments.
     """
-    if "finetune" in inspect.signature(factory).parameters:
-        return factory
+    finetunes = "finetune" in inspect.signature(factory).parameters
+    takes = "budget, train, finetune" if finetunes else "budget, train"
 
     # A partial says nothing of itself; names and words are those of the function within.
     @functools.wraps(getattr(factory, "func", factory))
-    def make(budget: Budget, train: Any, *more: Any, **options: Any) -> Recipe:
-        if more or "finetune" in options:
+    def make(*stages: Any, **options: Any) -> Recipe:
+        if not finetunes and (len(stages) > 2 or "finetune" in options):
             raise errors.ArgumentError(
-                f"{no_finetuning(name)} Leave it out: find({name!r})(budget, train)."
+                f"{no_finetuning(name)} Leave it out: find({name!r})({takes})."
             )
-        return factory(budget, train, **options)
+        first = stages[0] if stages else options.get("budget")
+        if not isinstance(first, Budget):
+            raise errors.ArgumentError(
+                f"the method {name} got {_named(first)} as its budget. Write "
+                f"find({name!r})({takes}), the budget being jprune.Budget(macs=0.5) or another."
+            )
+        return factory(*stages, **options)
 
     # Options and their defaults are the partial's.
     vars(make)["__wrapped__"] = factory
     return make
+
+
+def _named(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r:.60}"
 
 
 def no_finetuning(name: str) -> str:

@@ -18,8 +18,9 @@ References:
 from collections.abc import Callable
 from functools import partial
 
-from jprune import allocate, errors
-from jprune.base import Allocator, Budget, Recipe
+from jprune import errors
+from jprune.allocate import ALLOCATORS
+from jprune.base import Budget, Recipe
 from jprune.stages.frame import framed, settled
 from jprune.stages.prune import (
     CriterionOf,
@@ -32,11 +33,6 @@ from jprune.stages.prune import (
 )
 from jprune.stages.rounds import in_rounds, scheduled
 from jprune.stages.train import Train
-
-ALLOCATORS: dict[str, Allocator] = {
-    "uniform": allocate.uniform,
-    "global_topk": allocate.global_topk,
-}
 
 
 def three_step(

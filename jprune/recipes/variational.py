@@ -15,13 +15,13 @@ References:
     sampling in inference is not copied.
 """
 
-from jprune import errors
+from jprune import allocate, errors
 from jprune.base import Budget, Recipe
 from jprune.learners.variational import PRIORS, Rule, Settings
 from jprune.stages.frame import framed
 from jprune.stages.reinitialise import BeginAnew
 from jprune.stages.train import Train
-from jprune.stages.variational import ALLOCATORS, SELECTIONS, Gate, Select
+from jprune.stages.variational import SELECTIONS, Gate, Select
 
 
 def variational(
@@ -94,7 +94,7 @@ def variational(
         "variational",
         ("prior", prior, PRIORS),
         ("select", select, SELECTIONS),
-        ("allocator", allocator, ALLOCATORS),
+        ("allocator", allocator, allocate.ALLOCATORS),
     )
     above = {"mu_threshold": mu_threshold, "sigma_threshold": sigma_threshold}
     if (

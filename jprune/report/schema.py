@@ -52,13 +52,22 @@ class Measured(_MaybeMetrics):
 
 
 class Achieved(TypedDict):
-    """Fractions of the dense net that the slim one keeps."""
+    """Fractions of the dense net that the slim one keeps.
+
+    Attributes:
+        bytes: of the file.
+        latency: measured: under XLA at batch 128, or under the target of a budget in latency.
+        energy: counted, on an accelerator that skips zeros. Absent in older results, as is traffic.
+        traffic: bytes that contractions move, counted.
+    """
 
     density: float | None
     params: float | None
     macs: float | None
     bytes: float | None
     latency: float | None
+    energy: NotRequired[float | None]
+    traffic: NotRequired[float | None]
 
 
 class _MaybeSplits(TypedDict, total=False):
@@ -80,6 +89,8 @@ class Result(_MaybeSplits):
             data.
         earlier_machines: where a run went on with other versions or on another device: those
             before the last, each from the stage on that it names. Absent in older results.
+        predicted: {"latency": fraction kept}, from the latency table, where there was one.
+        target: runtime of a budget in latency, "xla" or "tflite".
         warnings: sentences that say what of this result cannot be relied on.
         splits: number of examples of the data's splits.
         splits_from: where the splits are from; empty where nothing is known.
@@ -99,6 +110,8 @@ class Result(_MaybeSplits):
     wall_s: dict[str, float]
     requested: dict[str, float]
     achieved: Achieved
+    predicted: NotRequired[dict[str, float]]
+    target: NotRequired[str]
     law_max_rel_err: float | None
     warnings: NotRequired[list[str]]
     dense: Measured

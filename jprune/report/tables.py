@@ -24,6 +24,10 @@ def value(words: str) -> Markup:
     return tag("span", words, class_="unknown") if words == text.NOT_MEASURED else join(words)
 
 
+RUNTIMES = {"xla": "XLA at batch 128", "tflite": "TFLite at batch 1"}
+"""Of budgets in latency."""
+
+
 def median(latency: Latency | None) -> float | None:
     """Median of a latency in ms; None where it was not measured."""
     return latency["median"] if latency else None
@@ -66,10 +70,17 @@ def cost(result: Result) -> Markup:
 
 def latency_note(result: Result) -> str:
     """What the latencies were measured on, and how to read them."""
-    device = result["device"]
+    device, predicted = result["device"], result.get("predicted", {}).get("latency")
+    said = ""
+    if predicted is not None:
+        measured = text.percent(result["achieved"]["latency"])
+        said = (
+            f" The latency table predicted {text.percent(predicted)} of the dense net's time under "
+            f"{RUNTIMES[result.get('target', 'xla')]}, and {measured} were measured."
+        )
     return (
         f"Median time of one call on {device['kind']}, with 10th and 90th percentile below. Dense "
-        "and slim net were timed in turns, with their variables compiled in."
+        f"and slim net were timed in turns, with their variables compiled in.{said}"
     )
 
 

@@ -13,6 +13,7 @@ KINDS = {
     "density": "density",
     "latency": "latency",
     "energy": "energy",
+    "traffic": "bytes moved",
 }
 """What is counted, by its key, as it stands inside a sentence."""
 _PREFIXES = ((1e9, " G"), (1e6, " M"), (1e3, " k"))

@@ -288,7 +288,8 @@ def lines_of(content: bytes, name: str, schema: Any = None, advice: str = "") ->
         advice: what to do about a damaged file.
 
     Raises:
-        CheckpointError: another line than the last is no record, or one does not fit the schema.
+        CheckpointError: another line than the last is no record, one does not fit the schema, or
+            is not as its digest says.
     """
     records = []
     stream = io.BytesIO(content)
@@ -307,18 +308,30 @@ def lines_of(content: bytes, name: str, schema: Any = None, advice: str = "") ->
             raise errors.CheckpointError(
                 f"{name}, line {number}, is no record ({error}). {advice}".rstrip()
             ) from error
+        digest = record.pop(DIGEST, None)
+        if digest is not None and digest != digest_of(record):
+            raise errors.CheckpointError(
+                f"{name}, line {number}, is damaged: it is not what was written. {advice}".rstrip()
+            )
         if schema is not None:
             foreign.check(record, schema, f"{name}, line {number},", advice)
         records.append(record)
     return Lines(records, "")
 
 
-def write_lines(path: PathLike, records: list[dict[str, Any]]) -> None:
+def write_lines(path: PathLike, records: list[dict[str, Any]], digest: bool = False) -> None:
     """Replaces a file of records.
+
+    Args:
+        path: what to write; replaced if it is there.
+        records: plain data, one a line.
+        digest: adds a last entry, `digest`, to each, by which `lines_of` sees damage.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written to.
     """
+    if digest:
+        records = [{**record, DIGEST: digest_of(record)} for record in records]
     text = "".join(json.dumps(plain(r), allow_nan=False) + "\n" for r in records)
     atomic_write(path, text)
 

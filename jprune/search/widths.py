@@ -96,20 +96,20 @@ def price_of(
     """`price(widths [p, groups]) -> [p]`: fractions of the dense net, in the budget's unit.
 
     Raises:
-        ArgumentError: a budget of latency or energy, which the net's cost model does not know.
+        ArgumentError: a budget in what the net's cost model does not count.
     """
     sizes = groups.sizes
     if budget.kind == "density":
         whole = sum(sizes.values())
         return lambda widths: (widths.sum(axis=1) + whole - options.sizes.sum()) / whole
-    # Raises if the cost model does not measure this budget's unit.
+    # Raises if the cost model does not count what the budget is about.
     allocate.price_of({name: np.ones(size) for name, size in sizes.items()}, budget, model)
 
     @jax.jit
     @jax.vmap
     def cost(widths: jax.Array) -> jax.Array:
         total = model({name: widths[place] for place, name in enumerate(options.names)})
-        return jnp.asarray(total.params if budget.kind == "params" else total.macs, jnp.float32)
+        return jnp.asarray(allocate.spent(total, budget), jnp.float32)
 
     def costs(widths: np.ndarray) -> np.ndarray:
         # Filled up to whole blocks by repeating candidates; what they cost is cut off again.

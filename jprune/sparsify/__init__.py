@@ -23,6 +23,7 @@ from jprune.sparsify.clusters import cluster
 from jprune.sparsify.drop_grow import DropGrowState, drop_and_grow
 from jprune.sparsify.feedback import FeedbackState, feedback, hidden_fraction
 from jprune.sparsify.fista import FistaState, fista
+from jprune.sparsify.forgetting import ForgettingState, forgetting, row_norms
 from jprune.sparsify.group_decay import group_decay
 from jprune.sparsify.group_lasso import group_lasso, group_penalty
 from jprune.sparsify.growing_decay import GrowingState, growing_decay
@@ -51,6 +52,7 @@ __all__ = [
     "DropGrowState",
     "FeedbackState",
     "FistaState",
+    "ForgettingState",
     "GrowingState",
     "GuardState",
     "HardThresholdState",
@@ -81,6 +83,7 @@ __all__ = [
     "dynamic_surgery",
     "feedback",
     "fista",
+    "forgetting",
     "group_decay",
     "group_lasso",
     "group_penalty",
@@ -107,6 +110,7 @@ __all__ = [
     "refined_ste",
     "relative_decay",
     "rises_for",
+    "row_norms",
     "scheduled_prune",
     "singular_values",
     "soft_prune",

@@ -31,7 +31,7 @@ One file a mechanism, under the mechanism's name. Read `frame.py` first, then `p
 `train.py`; `rounds.py` prunes in rounds with training in between.
 """
 
-from jprune.stages.activations import ByActivations
+from jprune.stages.activations import ByActivations, layer_by_layer
 from jprune.stages.active_gradients import Active, CutPassive, TrainActive
 from jprune.stages.actor_critic import Repair, SearchRatios, TakeGoal
 from jprune.stages.admm import Admm, Cut
@@ -40,6 +40,9 @@ from jprune.stages.batch_codes import ByCodes
 from jprune.stages.by_energy import PruneByEnergy
 from jprune.stages.candidates import Trial
 from jprune.stages.centripetal import Cluster, MergeClusters, Pull
+from jprune.stages.channel_menu import Choosing, CutMenus, EvaluateChoices, LearnMenus, TrainChosen
+from jprune.stages.choices import Choices
+from jprune.stages.compactor import CutRows, Forget, TrainCompactors
 from jprune.stages.dead_units import RemoveDead
 from jprune.stages.deformed import EvaluateDeformed
 from jprune.stages.difficulty import EvaluateDifficulty
@@ -88,9 +91,11 @@ from jprune.stages.mean_gates import ToMean
 from jprune.stages.merge import MergeUnits
 from jprune.stages.movement import Movement
 from jprune.stages.n_of_m import Pattern, PruneNOfM, RefineNOfM
+from jprune.stages.narrowing import NarrowByProposals
 from jprune.stages.obs import BrainSurgery
 from jprune.stages.offsets import Aging, SearchOffsets
 from jprune.stages.one_by_one import Adjust, ByMagnitude, BySlopes, RemoveOneByOne
+from jprune.stages.partial_order import SearchByOrder
 from jprune.stages.particles import FilterParticles
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.probe import Probe
@@ -110,6 +115,7 @@ from jprune.stages.prune import (
 )
 from jprune.stages.random_masks import RandomMasks
 from jprune.stages.ranked_decay import RaiseByRank, Ranked
+from jprune.stages.rates import Annealing, Purify, Searched, SearchRates, by_size
 from jprune.stages.reinitialise import (
     BeginAnew,
     Reinitialise,
@@ -138,6 +144,7 @@ from jprune.stages.unit_gates import CutGates, Gated, TrainGates
 from jprune.stages.untrained import PruneUntrained, before_training
 from jprune.stages.untrained_scores import ByGradientFlow, BySensitivity, BySynapticFlow
 from jprune.stages.variational import Gate, Select
+from jprune.stages.width_mixture import SearchShape
 
 __all__ = [
     "Active",
@@ -145,6 +152,7 @@ __all__ = [
     "Admm",
     "Adversarial",
     "Aging",
+    "Annealing",
     "Approximate",
     "BeginAnew",
     "Boost",
@@ -160,25 +168,31 @@ __all__ = [
     "BySynapticFlow",
     "ByThiNet",
     "CheckedStage",
+    "Choices",
     "ChooseGroups",
+    "Choosing",
     "Cluster",
     "CriterionOf",
     "Cut",
     "CutBelow",
     "CutGates",
     "CutGroups",
+    "CutMenus",
     "CutPassive",
+    "CutRows",
     "CutSupport",
     "DropGrow",
     "DynamicSurgery",
     "Eliminate",
     "ErrorWeights",
     "Evaluate",
+    "EvaluateChoices",
     "EvaluateDeformed",
     "EvaluateDifficulty",
     "Fade",
     "FadeUnits",
     "FilterParticles",
+    "Forget",
     "Game",
     "Gate",
     "Gated",
@@ -192,12 +206,14 @@ __all__ = [
     "L1OfScales",
     "L1Penalty",
     "LayerWise",
+    "LearnMenus",
     "LongStage",
     "MeetBudget",
     "MergeClusters",
     "MergeUnits",
     "Movement",
     "Narrow",
+    "NarrowByProposals",
     "Observe",
     "OnlyMoves",
     "Optimum",
@@ -220,6 +236,7 @@ __all__ = [
     "PruneUntrained",
     "PruneWithFeedback",
     "Pull",
+    "Purify",
     "RaiseByRank",
     "RandomMasks",
     "RankPenalty",
@@ -241,8 +258,12 @@ __all__ = [
     "Rounds",
     "Save",
     "Search",
+    "SearchByOrder",
     "SearchOffsets",
+    "SearchRates",
     "SearchRatios",
+    "SearchShape",
+    "Searched",
     "Select",
     "SelectForward",
     "Sensitivity",
@@ -266,12 +287,15 @@ __all__ = [
     "Train",
     "TrainActive",
     "TrainAnew",
+    "TrainChosen",
+    "TrainCompactors",
     "TrainGates",
     "TrainHypernetwork",
     "Trial",
     "Watch",
     "before_training",
     "by_least_squares",
+    "by_size",
     "check",
     "check_prunable",
     "cores_only",
@@ -285,6 +309,7 @@ __all__ = [
     "l1_of",
     "l2_of",
     "layer_adaptive_of",
+    "layer_by_layer",
     "like_the_dense",
     "obd_of",
     "opening",

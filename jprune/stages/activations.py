@@ -7,9 +7,14 @@ from typing import Any
 import jax
 
 from jprune import errors
-from jprune.base import Criterion, Groups, Task
+from jprune.allocate import uniform
+from jprune.base import Budget, Criterion, Groups, Recipe, Task
 from jprune.criteria.activations import Statistic, activations
 from jprune.graph.look.activations import rectified
+from jprune.stages.frame import framed, settled
+from jprune.stages.prune import Prune
+from jprune.stages.rounds import in_rounds, parts
+from jprune.stages.train import Train
 from jprune.train.net import Net
 
 STREAMS = ("joint", "whole")
@@ -56,6 +61,48 @@ class ByActivations:
         """
         del groups, key
         return Net(task).once(_criterion, self)
+
+
+def layer_by_layer(
+    score: ByActivations,
+    budget: Budget,
+    train: Train | None,
+    finetune: Train,
+    *,
+    rounds: int,
+    batches: int,
+    batch_size: int,
+    recalibrate: int,
+) -> Recipe:
+    """A recipe that masks the lowest units of every layer, a few layers a round.
+
+    Args:
+        score: of units; it is taken anew in each round.
+        budget: what is kept.
+        train: training of the dense net; None where it is trained already.
+        finetune: all training under the masks; with rounds, half of its epochs lie between them.
+        rounds: into which the layers are divided; 1: all layers at once.
+        batches: of training images that are looked at, or what there is.
+        batch_size: images in one.
+        recalibrate: batches that the norms' statistics settle on after fine-tuning; 0: none.
+
+    Returns:
+        The recipe. Its evaluations are named `dense` (test) and `before_finetune` (validation).
+
+    Raises:
+        ArgumentError: a number out of range.
+
+    Example:
+        >>> from jprune import criteria
+        >>> finetune = Train(8, 0.01, name="finetune")
+        >>> recipe = layer_by_layer(ByActivations(criteria.zeros), Budget(macs=0.5), None, finetune,
+        ...                         rounds=1, batches=5, batch_size=64, recalibrate=0)
+        >>> [stage.name for stage in recipe]
+        ['save', 'dense', 'prune', 'before_finetune', 'finetune']
+    """
+    prune = lambda part: Prune(score, uniform, budget, batches, batch_size, part=part, once=True)
+    pruning, last = in_rounds(prune, parts(rounds), finetune)
+    return framed(train, *pruning, finetune=last, after=settled(recalibrate, finetune.batch_size))
 
 
 def _criterion(net: Net, by: ByActivations) -> Criterion:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jprune import allocate, blocks
+from jprune import blocks
+from jprune.allocate import fraction_kept
 from jprune.base import (
     Learner,
     Pruned,
@@ -23,8 +24,9 @@ from jprune.masks import apply_masks
 from jprune.sparsify import admm, projection
 from jprune.stages.frame import fractions, record
 from jprune.stages.splitting import (
+    Constraint,
     Counts,
-    Sets,
+    fewer,
     nearest,
     pulled,
     refuse_diverged,
@@ -56,7 +58,7 @@ class Splitting:
         limit: see `jprune.sparsify.admm`.
     """
 
-    sets: Sets
+    sets: Constraint
     counts: Counts = dataclasses.field(hash=False)
     rho: float
     every: int
@@ -92,7 +94,7 @@ class Admm:
     """
 
     train: Train
-    sets: Sets
+    sets: Constraint
     rounds: int | None = None
     rho: float = 1e-3
     growth: float = 1.2
@@ -105,15 +107,7 @@ class Admm:
         # With "adam" the method brings an optimizer of its own.
         options = ("optimizer", "warmup", "clip", "accumulate") if self.adam is None else ()
         self.train.takes(self.name, *options)
-        families = self.sets.families(task)
-        self.sets.fractions(families)
-        if self.sets.keep is None:
-            sizes = {
-                each.kind: {name: np.ones(group.size) for name, group in each.items()}
-                for each in families
-            }
-            budget = self.sets.budget
-            allocate.refuse_impossible_jointly(families, sizes, budget, Net(task).cost)
+        self.sets.check(task)
 
     def learner(self, pruned: Pruned, task: Task, key: jax.Array) -> Learner:
         """The training in steps.
@@ -154,7 +148,7 @@ class Cut:
         name: of the record: fractions kept, and `gap`, ||W - projection|| / ||W|| at the cut.
     """
 
-    sets: Sets
+    sets: Constraint
     purify: float = 0.0
     name: str = "prune"
 
@@ -175,15 +169,13 @@ class Cut:
                 kind: {name: self.pure(norms[kind][name], mask) for name, mask in of.items()}
                 for kind, of in alive.items()
             }
-        masks = blocks.masks(families, alive, pruned.masks)
         budget = self.sets.budget
-        fraction = allocate.fraction_kept(net.groups, masks, budget, net.cost)
-        if fraction > float(budget.value) + 1e-9:
+        masks_of = lambda alive: blocks.masks(families, alive, pruned.masks)
+        price = lambda alive: fraction_kept(net.groups, masks_of(alive), budget, net.cost)
+        if price(alive) > float(budget.value) + 1e-9:
             # What columns cost depends on which filters they share: counts alone do not say.
-            alive = allocate.jointly(
-                families, scored(norms, alive), budget, net.cost, allocate.uniform, pruned.masks
-            )
-            masks = blocks.masks(families, alive, pruned.masks)
+            alive = fewer(families, scored(norms, alive), budget, price)
+        masks = masks_of(alive)
         variables = apply_masks(pruned.variables, net.weight_masks(masks))
         metrics = fractions(task, masks) | {"gap": gap(families, counts, pruned.variables)}
         if "dense" in pruned.saved:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.allocate import global_topk
+from jprune.allocate import global_topk, spent
 from jprune.base import Budget, Learner, Pruned, Records, Task
 from jprune.learners import Terms, to_the_end
 from jprune.learners.adversarial import AdversarialState, init_judge, outputs_of, start, step_of
@@ -70,15 +70,10 @@ def price(task: Task, budget: Budget, masks: dict[str, Any], xnp: Any = np) -> A
     if budget.kind == "density":
         # A density is of masks, and not of units: a branch or block has one.
         return sum(xnp.sum(m != 0) for m in masks.values()) / sum(m.size for m in masks.values())
-    if budget.kind not in ("macs", "params"):
-        raise errors.ArgumentError(
-            f"gal cannot meet Budget({budget.kind}={budget.value}) while it trains; write "
-            "Budget(macs=...), params or density."
-        )
     model, alive = Net(task).cost, kept_units(task, budget, masks, xnp)
     # Gates of 0 and 1: the cost model is then traceable, and stops the training at the right step.
     gates = {name: mask.astype(np.float32) for name, mask in alive.items()}
-    return getattr(model(gates), budget.kind) / getattr(model({}), budget.kind)
+    return spent(model(gates), budget) / spent(model({}), budget)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy as np
 
 from jprune import allocate, criteria, errors
 from jprune.base import Budget, Pruned, Records, Task, run_criterion
-from jprune.cost.model import Measuring
 from jprune.masks import apply_masks
 from jprune.search import fit, optimum
 from jprune.stages.frame import record, saved
@@ -106,7 +105,7 @@ def fewer_units(
         for name in standing(groups, alive)
     }
     # MACs with the removed blocks taken off: only then is the width the budget's.
-    model = Measuring(lambda widths: cost({**blocks, **widths}), "macs")
+    model = lambda widths: cost({**blocks, **widths})
     chosen: Any = allocate.uniform(scores, budget, model)
     return {**alive, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
 
@@ -307,10 +306,14 @@ class Optimum:
         # F(d, w, r) = A(d, w, r) / A(1, 1, 1)
         model = fit(points[:, :3], points[:, 3] / points[0, 3], self.degree, self.rank)
         lowest = points[:, :3].min(axis=0)
-        # max F(d, w, r) subject to d w^2 r^2 = T
-        best = optimum(model, POWERS, float(self.budget.value), lowest)
         dense = Pruned(pruned.saved["dense"], None, None, pruned.saved)
         sizes, blocks = self.box(task, lowest)
+        corner, most = lowest.copy(), float(self.budget.value)
+        if not corner[0]:
+            # No block at all has no logarithm: half of one stands for it, or what T allows.
+            corner[0] = min(0.5 / blocks[-1], most / math.prod(corner[1:] ** np.array(POWERS[1:])))
+        # max F(d, w, r) subject to d w^2 r^2 = T
+        best = optimum(model, POWERS, most, corner)
         # Whole numbers on both sides of the optimum, first.
         near = beside(blocks, best[0] * blocks[-1])
         sides = beside([size[0] for size in sizes], best[2] * task.data.shape[0])

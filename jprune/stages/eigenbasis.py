@@ -14,7 +14,6 @@ import optax
 from jprune import allocate, errors
 from jprune.allocate.budgets import MISSED
 from jprune.base import Budget, Cost, Groups, Pruned, Records, Schedule, Task, Variables
-from jprune.cost.model import Measuring
 from jprune.curvature import KroneckerLayer, Rotated, layers_of, rotated
 from jprune.forms.factored import Factored
 from jprune.forms.layout import Axes, as_axes, in_order
@@ -157,7 +156,7 @@ class Rotate:
             for path, form in forms.items()
             for suffix, size in zip((COLUMNS, ROWS), form.widths)
         }
-        model = Measuring(self.model(Net(task).cost({}), forms), "macs")
+        model = self.model(Net(task).cost({}), forms)
         allocate.refuse_impossible(scores, self.limited(scores, float(self.budget.value)), model)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
@@ -316,8 +315,7 @@ class Rotate:
         """{kernel's path + " rows" or " columns": mask} under one threshold."""
         now = Net(task).cost_as_held(pruned, {})
         budget = self.limited(scores, self.left(task, now, forms))
-        model = Measuring(self.model(now, forms), "macs")
-        return dict(allocate.global_topk(dict(scores), budget, model))
+        return dict(allocate.global_topk(dict(scores), budget, self.model(now, forms)))
 
     def model(self, now: Cost, forms: Mapping[str, Form]) -> Callable[[Any], Cost]:
         """`masks -> cost` of the net in its new form; `now` is what it costs at present."""
@@ -331,7 +329,7 @@ class Rotate:
                 columns, rows = masks[path + COLUMNS], masks[path + ROWS]
                 pays = self.pays(form, columns, rows)
                 total += form.cost(int(columns.sum()), int(rows.sum())) if pays else form.now()
-            return Cost(total[0], total[1], 0.0, {})
+            return Cost(total[0], total[1], None, {})
 
         return model
 

@@ -18,7 +18,6 @@ from jprune.allocate.budgets import kept_count
 from jprune.base import Budget, CostModel, Layer, Pruned, Records, Task
 from jprune.blocks import Blocks
 from jprune.blocks.grains import WINDOW
-from jprune.cost.model import Measuring
 from jprune.masks import apply_masks, intersect, keep_best
 from jprune.stages.frame import fractions, record, saved
 from jprune.train.net import Net
@@ -270,5 +269,4 @@ def _divided(layer: Layer, m: int) -> bool:
 def _model(task: Task, made: Blocks) -> CostModel:
     """The net's cost model, of masks of groups by kernel."""
     cost = Net(task).cost
-    priced = lambda by_name: cost(blocks.spread(made, by_name))
-    return Measuring(priced, getattr(cost, "measures", "macs"))
+    return lambda by_name: cost(blocks.spread(made, by_name))

@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from jprune import errors
+from jprune.allocate import spent
 from jprune.base import Budget, Schedule, Task, Wrap
 from jprune.learners import Gating, Limits, hard_concrete
+from jprune.learners.own_steps import beside
 from jprune.stages.unit_gates import even_widths
 from jprune.train.net import Net
 
@@ -69,12 +70,7 @@ def _budget_cost(net: Net, budget: Budget) -> Any:
         total = sum(net.groups.sizes.values())
         # Groups without gates are whole.
         return lambda gates: 1 - sum((1 - gate).sum() for gate in gates.values()) / total
-    if budget.kind not in ("macs", "params"):
-        raise errors.ArgumentError(
-            f"bar cannot meet Budget({budget.kind}={budget.value}) while it trains; write "
-            "Budget(macs=...), params or density."
-        )
-    count = lambda gates: getattr(net.cost(gates), budget.kind)
+    count = lambda gates: spent(net.cost(gates), budget)
     dense = float(count({}))
     return lambda gates: count(gates) / dense
 
@@ -114,15 +110,4 @@ class OwnSteps:
         """As `jprune.base.Wrap`."""
         del net, rate, key
         own = optax.chain(optax.scale(-self.rate), optax.clip(self.limit))
-
-        def wrapped(inner: Any) -> optax.GradientTransformationExtraArgs:
-            def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-                moves, gates_state = own.update(updates["gates"], state[1])
-                still = {**updates, "gates": jax.tree.map(jnp.zeros_like, updates["gates"])}
-                changes, inner_state = inner.update(still, state[0], params, **extra)
-                return {**changes, "gates": moves}, (inner_state, gates_state)
-
-            init = lambda params: (inner.init(params), own.init(params["gates"]))
-            return optax.GradientTransformationExtraArgs(init, update)
-
-        return wrapped
+        return lambda inner: beside(inner, own)

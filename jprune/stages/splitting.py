@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from jprune import allocate, blocks, errors
+from jprune.allocate.budgets import kept_count
 from jprune.base import Batch, Budget, Learner, Masks, Pruned, Task, Variables
 from jprune.blocks import Blocks
 from jprune.blocks.kinds import least_of
@@ -27,9 +28,30 @@ Counts = Mapping[str, Mapping[str, int]]
 """{kind: {block: groups kept}}."""
 
 
+class Constraint(Protocol):
+    """How many groups of every block may be other than 0, and who says so; hashable."""
+
+    @property
+    def budget(self) -> Budget:
+        """What the cut may keep."""
+        ...
+
+    def check(self, task: Task) -> None:
+        """Refuses a net or a budget, before anything is trained."""
+        ...
+
+    def families(self, task: Task) -> tuple[Blocks, ...]:
+        """The groups of every kind, in the order in which kinds are projected."""
+        ...
+
+    def counts(self, task: Task, pruned: Pruned) -> Counts:
+        """{kind: {block: groups kept}}, once training begins."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """The constraint set: how many groups of every block may be other than 0.
+    """The counts that meet a budget, or those asked for.
 
     Attributes:
         budget: what may be kept.
@@ -54,11 +76,25 @@ class Sets:
     affine: bool = True
 
     def __post_init__(self):
-        if {"filter", "channel"} <= {*self.kinds}:
-            raise errors.ArgumentError(
-                f"groups={self.kinds}: a unit would have to be kept twice, as a filter and as a "
-                "channel, and the two supports differ. Write one of them."
-            )
+        refuse_two_supports(self.kinds)
+
+    def check(self, task: Task) -> None:
+        """Refuses fractions that mean nothing, and a budget that no counts meet.
+
+        Raises:
+            ArgumentError: as `fractions`.
+            BudgetError: it is one.
+            FrozenError: as `families`.
+            StructureError: as `families`.
+        """
+        families = self.families(task)
+        self.fractions(families)
+        if self.keep is None:
+            sizes = {
+                each.kind: {name: np.ones(group.size) for name, group in each.items()}
+                for each in families
+            }
+            allocate.refuse_impossible_jointly(families, sizes, self.budget, Net(task).cost)
 
     def families(self, task: Task) -> tuple[Blocks, ...]:
         """The groups of every kind.
@@ -134,6 +170,19 @@ class Sets:
         return allocate.jointly(families, scores, self.budget, net.cost, allocator, before)
 
 
+def refuse_two_supports(kinds: Sequence[str]) -> None:
+    """Refuses filters and channels at once.
+
+    Raises:
+        ArgumentError: both are there.
+    """
+    if {"filter", "channel"} <= {*kinds}:
+        raise errors.ArgumentError(
+            f"groups={kinds}: a unit would have to be kept twice, as a filter and as a "
+            "channel, and the two supports differ. Write one of them."
+        )
+
+
 def nearest(
     families: Sequence[Blocks], counts: Counts, variables: Variables
 ) -> tuple[Scores, Scores]:
@@ -154,6 +203,42 @@ def nearest(
         for each, support in zip(families, projected)
     }
     return norms, alive
+
+
+def fewer(
+    families: Sequence[Blocks], scores: Scores, budget: Budget, price: Callable[[Scores], float]
+) -> Scores:
+    """The groups of the highest scores that meet a budget: of all blocks the same fraction.
+
+    Args:
+        families: the groups of every kind.
+        scores: -inf where a group is gone.
+        budget: what may be kept, and the fewest groups of a block.
+        price: `{kind: {block: bool [groups]}} -> fraction of the dense net`.
+
+    Raises:
+        BudgetError: the fewest groups cost more.
+    """
+    least = {each.kind: least_of(each, budget) for each in families}
+
+    def largest(part: float) -> Scores:
+        count = lambda score: kept_count(int((score > -np.inf).sum()), part)
+        return {
+            kind: {
+                name: np.asarray(allocate.keep_best(score, max(count(score), least[kind][name])))
+                for name, score in of.items()
+            }
+            for kind, of in scores.items()
+        }
+
+    goal = float(budget.value) + 1e-9
+    alive = largest(allocate.largest(lambda part: price(largest(part)), goal))
+    if (left := price(alive)) > goal:
+        raise errors.BudgetError(
+            f"{budget.kind}={budget.value} cannot be met by the groups that training has left: the "
+            f"fewest keep {left:.4f} of the dense net. Ask for more, or write smaller floors."
+        )
+    return alive
 
 
 def scored(norms: Scores, alive: Scores) -> Scores:

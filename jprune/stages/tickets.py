@@ -9,7 +9,7 @@ import numpy as np
 
 from jprune import errors
 from jprune.allocate import largest, price_of
-from jprune.base import Budget, CostModel, Masks, Pruned, Records, Task
+from jprune.base import Budget, CostModel, Layer, Masks, Pruned, Records, Task
 from jprune.masks import apply_masks, density, intersect
 from jprune.stages.frame import check_prunable, fractions, record
 from jprune.train.net import Net
@@ -19,17 +19,14 @@ class Losing(NamedTuple):
     """A kernel that loses weights.
 
     Attributes:
-        rate: factor of the fraction p that a round removes.
+        pool: kernels of one pool compete.
+        rate: factor of the fraction p that a round removes; the same in a pool.
         scores: |w|, and -inf where a weight is pruned already.
     """
 
+    pool: str
     rate: float
     scores: np.ndarray
-
-    @property
-    def alive(self) -> int:
-        """The number of remaining weights."""
-        return int((self.scores > -np.inf).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +41,8 @@ class PruneRound:
         rounds: remaining rounds, this one included.
         together: whether weights compete across layers, the last layer apart.
         output_rate: p of the last layer over that of the others; last is what no other layer reads.
+        convolution_rate: p of convolutions over that of dense layers.
+        one_more: whether a round removes round(p n) + 1 of n weights, as the authors' code does.
         name: of the record.
     """
 
@@ -51,6 +50,8 @@ class PruneRound:
     rounds: int
     together: bool = False
     output_rate: float = 0.5
+    convolution_rate: float = 1.0
+    one_more: bool = False
     name: str = "prune"
 
     def check(self, task: Task) -> None:
@@ -69,11 +70,9 @@ class PruneRound:
         by_path, values = net.leaves(alive), net.leaves(pruned.variables)
         layers = []
         for path, mask in by_path.items():
-            # Few weights lead to the outputs, and each of them
-            # matters more: the authors take half the rate.
-            last = path in net.groups.layers and net.groups.layers[path].last
+            pool, rate = self._pool(net.groups.layers.get(path))
             scores = np.where(mask, np.abs(np.asarray(values[path])), -np.inf)
-            layers.append(Losing(self.output_rate if last else 1.0, scores))
+            layers.append(Losing(pool if self.together else path, rate, scores))
         as_masks = lambda masks: net.tree(dict(zip(by_path, masks)))
         chosen = self._masks(layers)
         masks_after = lambda p, rounds: as_masks(chosen(p, rounds))
@@ -105,25 +104,39 @@ class PruneRound:
         # The smallest p that meets the budget: 1 - the largest fraction that may be left.
         return 1.0 - largest(lambda fraction: price(1.0 - fraction), goal)
 
+    def _pool(self, layer: Layer | None) -> tuple[str, float]:
+        """The kind of a layer, and its factor of p."""
+        # Few weights lead to the outputs, and each of them matters more: half the rate.
+        if layer is not None and layer.last and self.output_rate != 1:
+            return "last", self.output_rate
+        # In the paper's Conv-2 and Conv-4, p is 0.1 of convolutions and 0.2 of dense layers.
+        if layer is not None and layer.window and self.convolution_rate != 1:
+            return "convolution", self.convolution_rate
+        return "", 1.0
+
     def _masks(self, layers: list[Losing]) -> Callable[[float, int], list[np.ndarray]]:
         """`(p, rounds) -> masks` of the layers, by the scores of now."""
-        both = [(layer, self.together and layer.rate == 1) for layer in layers]
-        apart = [
-            position_of(layer.scores[:0] if joined else layer.scores) for layer, joined in both
-        ]
-        # One order for all layers of the full rate, and one for each of the others.
-        together = [layer.scores.ravel() for layer, joined in both if joined]
-        flat = np.concatenate(together) if together else np.zeros(0)
-        ends = np.cumsum([scores.size for scores in together])[:-1]
-        positions = np.split(position_of(flat), ends) if together else []
-        alive = int((flat > -np.inf).sum())
+        pools: dict[str, list[int]] = {}
+        for number, layer in enumerate(layers):
+            pools.setdefault(layer.pool, []).append(number)
+        # One order for all kernels of a pool.
+        flat = {
+            pool: np.concatenate([layers[number].scores.ravel() for number in numbers])
+            for pool, numbers in pools.items()
+        }
+        alive = {pool: int((scores > -np.inf).sum()) for pool, scores in flat.items()}
+        positions = {pool: position_of(scores) for pool, scores in flat.items()}
+        begins = np.zeros(len(layers), int)
+        for numbers in pools.values():
+            sizes = [layers[number].scores.size for number in numbers]
+            begins[numbers] = np.cumsum([0, *sizes[:-1]])
 
         def masks(p: float, rounds: int) -> list[np.ndarray]:
-            joint, best = iter(positions), []
-            for (layer, joined), own in zip(both, apart):
-                place = next(joint).reshape(layer.scores.shape) if joined else own
-                count = alive if joined else layer.alive
-                best.append(place < after(count, layer.rate * p, rounds))
+            best = []
+            for layer, begin in zip(layers, begins):
+                place = positions[layer.pool][begin : begin + layer.scores.size]
+                n = after(alive[layer.pool], layer.rate * p, rounds, int(self.one_more))
+                best.append((place < n).reshape(layer.scores.shape))
             return best
 
         return masks
@@ -142,14 +155,16 @@ def position_of(scores: np.ndarray) -> np.ndarray:
     return positions.reshape(scores.shape)
 
 
-def after(count: int, p: float, rounds: int) -> int:
+def after(count: int, p: float, rounds: int, more: int = 0) -> int:
     """How many weights remain after rounds that each remove round(p n) of n; at least one.
+
+    With `more`, a round removes so many more.
 
     Example:
         >>> after(1000, 0.1, 3), after(235200, 0.2, 3)
         (729, 120422)
     """
     for _ in range(rounds):
-        # n <- n - p n, in whole weights
-        count -= round(p * count)
+        # n <- n - p n, in whole weights; none where p is 0
+        count -= round(p * count) + (more if p else 0)
     return max(1, count)

@@ -196,6 +196,15 @@ class Train:
         steps = max(1, round(self.epochs * (examples // self.batch_size)))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
+    def check(self, task: Task) -> None:
+        """Refuses distillation of outputs that are no logits.
+
+        Raises:
+            ArgumentError: what `distilled` raises.
+        """
+        if self.distill:
+            distilled(task, Net(task).shapes, self.distill, self.temperature)
+
     def taught(self, task: Task, pruned: Pruned) -> Task:
         """The task with the loss that `distill` asks for; stages that train otherwise take it too.
 

@@ -1,6 +1,7 @@
 """The stages of learned gates: training with them, and the units whose gates are lowest go."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 
 from jprune import errors
-from jprune.allocate import global_topk, toward
+from jprune.allocate import global_topk, spent, toward
 from jprune.allocate.widths import widths
 from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task, Wrap
 from jprune.learners.soft_masks import chosen, scaled, sizes_of
@@ -62,8 +63,15 @@ class Gated:
                 "one that the budget is a fraction of, 1 or more."
             )
 
-    def sizes(self, task: Task, budget: Budget) -> dict[str, int]:
+    def sizes(
+        self, task: Task, budget: Budget, may: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
         """{group: units} of the groups that have gates.
+
+        Args:
+            task: of the net.
+            budget: whose floors leave groups whole.
+            may: {group: units} of those that can have gates; None: all that something reads.
 
         Raises:
             ArgumentError: a pattern that names nothing, or nothing to gate.
@@ -74,7 +82,8 @@ class Gated:
             check_prunable(task, budget)
         whole = [name for name, floor in budget.floors.items() if floor >= groups.sizes[name]]
         patterns = [pattern for pattern in self.gates.split(":") if pattern]
-        named = chosen(groups, sizes_of(groups, ("channel",)), patterns, whole)
+        candidates = sizes_of(groups, ("channel",)) if may is None else may
+        named = chosen(groups, candidates, patterns, whole)
         inner = {name: size for name, size in named.items() if name not in groups.streams}
         residual = self.residual
         if residual is None:
@@ -109,14 +118,16 @@ class Gated:
         share = 1 / self.widened
         if budget.kind != "density":
             widths = {name: size / self.widened for name, size in groups.sizes.items()}
-            count = lambda cost: float(cost.params if budget.kind == "params" else cost.macs)
-            # MACs of the net that is not widened, of those of this one.
-            share = count(model(widths)) / count(model({}))
+            count = lambda widths: float(spent(model(widths), budget))
+            # What the net that is not widened costs, of what this one does.
+            share = count(widths) / count({})
         return dataclasses.replace(budget, **{budget.kind: float(budget.value) * share})
 
-    def check(self, task: Task, budget: Budget) -> tuple[dict[str, int], Budget]:
+    def check(
+        self, task: Task, budget: Budget, may: Mapping[str, int] | None = None
+    ) -> tuple[dict[str, int], Budget]:
         """What `sizes` and `walled` say; raises what they do, and BudgetError."""
-        sizes = self.sizes(task, budget)
+        sizes = self.sizes(task, budget, may)
         walled = self.walled(task, budget, sizes)
         check_prunable(task, walled)
         return sizes, walled

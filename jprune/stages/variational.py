@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from jprune import allocate, errors
-from jprune.base import Allocator, Budget, Learner, Pruned, Records, Schedule, Task, Variables
+from jprune.allocate import fraction_kept
+from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task, Variables
 from jprune.learners import gateable
 from jprune.learners.norm_gates import early_shifts
 from jprune.learners.variational import PRIORS, Rule, Settings, inference, variational_task
@@ -22,11 +23,6 @@ from jprune.stages.train import Train, trained
 from jprune.train.net import Net
 from jprune.train.optimizers import Sgd
 from jprune.train.step import TrainState, plain
-
-ALLOCATORS: dict[str, Allocator] = {
-    "global_topk": allocate.global_topk,
-    "uniform": allocate.uniform,
-}
 
 SELECTIONS = ("budget", "rule")
 
@@ -261,11 +257,15 @@ class Select:
         # float64 and -inf: what is gone never comes back, and ties are those of the scores.
         alive = {name: np.where(before[name], score, -np.inf) for name, score in scores.items()}
         if self.select == "budget":
-            chosen = ALLOCATORS[self.allocator](alive, self.budget, Net(task).cost)
+            chosen = allocate.ALLOCATORS[self.allocator](alive, self.budget, Net(task).cost)
         else:
             chosen = {name: self.by_rule(name, score) for name, score in alive.items()}
         masks = {**before, **{name: np.asarray(mask, bool) for name, mask in chosen.items()}}
         metrics = fractions(task, masks)
+        kind, cost = self.budget.kind, Net(task).cost
+        if kind not in metrics:
+            reached = fraction_kept(Net(task).groups, masks, self.budget, cost)
+            self.refuse_unmet({**metrics, kind: reached})
         self.refuse_unmet(metrics)
         # A score above 1 is a unit that the rule would keep: the budget alone removes it.
         forced = sum(int(((scores[name] > 1) & ~masks[name]).sum()) for name in scores)

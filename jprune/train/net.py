@@ -41,8 +41,8 @@ MOST_MADE = 16
 class _Facts:
     """The lazily computed properties of a net."""
 
-    def __init__(self, fn: Any, init: Any, example: Any):
-        self._fn, self._init, self._example = fn, init, example
+    def __init__(self, fn: Any, init: Any, example: Any, latency: Any):
+        self._fn, self._init, self._example, self._latency = fn, init, example, latency
         self.made: dict[Hashable, Any] = {}
 
     @functools.cached_property
@@ -56,7 +56,19 @@ class _Facts:
 
     @functools.cached_property
     def cost(self) -> CostModel:
-        return cost_model(self._fn, self.shapes, self._example, groups=self.groups)
+        table = self._latency
+        model = cost_model(self._fn, self.shapes, self._example, groups=self.groups, latency=table)
+        if table is None:
+            return model
+
+        def priced(masks: Masks) -> Cost:
+            counted = model(masks)
+            if isinstance(masks, Mapping) and are_units(self.groups, masks):
+                return counted
+            # Zeros take as long as other numbers: single weights gain what can be cut off.
+            return counted._replace(latency=model(lift(self.groups, masks)).latency)
+
+        return priced
 
     @functools.cached_property
     def count_macs(self) -> Callable[..., Any]:
@@ -136,7 +148,7 @@ class Net:
 
     def __init__(self, task: Task):
         self.task = task
-        self._facts = _facts(task.fn, task.init, task.example)
+        self._facts = _facts(task.fn, task.init, task.example, task.latency)
 
     @property
     def fn(self) -> Callable[..., Any]:

@@ -37,11 +37,11 @@ def complaint(capsys, command, code=2):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("", "no verb came; write one of prune, compare, inspect, report, export, check, methods"),
+        ("", "no verb came; write one of prune, compare, inspect, report, export, check, bench"),
         ("prun", "no verb 'prun'; did you mean prune?"),
         ("prune --modle resnet8", "no option --modle; did you mean --model?"),
         ("prune --model resnet8", "arguments are required: --data, --method"),
-        (f"{PRUNE} --params 0.5", "exactly one of --macs, --params and --density; --macs and --p"),
+        (f"{PRUNE} --params 0.5", "--energy and --bytes; --params and --macs"),
         ("prune --model a --data b --method c", "none came. To keep half"),
         (PRUNE.replace("0.5", "1.5"), "1.5 is outside (0, 1]: it is the fraction that is kept."),
         (PRUNE.replace("0.5", "half"), "'half' is no number. Write one such as 0.5."),
@@ -54,7 +54,10 @@ def complaint(capsys, command, code=2):
         ("prune --model resnet9 --data digits --method l1 --macs 0.5", "did you mean resnet8?"),
         ("prune --model resnet8 --data digit --method l1 --macs 0.5", "did you mean digits?"),
         ("prune --model resnet8 --data digits --method tailor --macs 0.5", "did you mean taylor?"),
-        ("prune --model resnet8 --data digits --method l1 --macs 0.01", "Ask for 0.158 or more"),
+        (
+            "prune --model resnet8 --data digits --method l1 --macs 0.01 --multiple-of 8",
+            "Ask for 0.158 or more",
+        ),
         (f"{PRUNE} --allocator even", "no allocator 'even'; write one of uniform, global_topk."),
         (f"{PRUNE} --schedule linear", "no schedule 'linear'; write one of one_shot, iterative"),
         (f"{PRUNE} --rounds 3", "Write --schedule iterative for several."),

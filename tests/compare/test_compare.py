@@ -373,6 +373,15 @@ def test_a_torn_line_is_left_out_and_said(tmp_path):
     assert found.notes == ["The last line of a.jsonl is torn and was left out."]
 
 
+def test_a_digit_that_is_not_as_it_was_written_is_seen(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    files.write_lines(file, [row(seed=7), row(seed=1)], digest=True)
+    assert [each["seed"] for each in compare.read([file]).rows] == [7, 1]
+    file.write_text(file.read_text().replace('"seed": 7', '"seed": 3'))
+    with pytest.raises(errors.CheckpointError, match=r"line 1, is damaged: it is not what was wri"):
+        compare.read([file])
+
+
 # Runs.
 
 

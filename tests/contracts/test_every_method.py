@@ -55,6 +55,7 @@ TRAINED = (
     "snip",
     "grasp",
     "synflow",
+    "tas",
 )
 """Methods that have no recipe without the dense training."""
 

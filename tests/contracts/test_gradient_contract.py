@@ -32,6 +32,8 @@ from jprune.stages.admm import Admm
 from jprune.stages.adversarial import Adversarial, Soft
 from jprune.stages.batch_codes import ByCodes
 from jprune.stages.centripetal import Pull
+from jprune.stages.channel_menu import LearnMenus, TrainChosen
+from jprune.stages.compactor import TrainCompactors
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.feedback import PruneWithFeedback
@@ -70,9 +72,9 @@ FROZEN, STRAIGHT, PROX = "frozen", "straight-through", "prox"
 METHODS = {
     **dict.fromkeys(
         """
-        aofp apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage
+        amc aofp apoz c_obd c_obs cacp channel_lasso chip cpli csgd data_free depgraph eigendamage
         energy_aware entropy erk exact_obs fisher fpgm gmp granularity grasp greedy_forward han
-        hrank iht kron_obd kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs
+        hrank iht kron_obd kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning obd obs
         particle_filter play_and_prune random rigl scratch_b scratch_e set snip sparsegpt synflow
         taylor taylor2016 thinet three_d variational woodfisher
         aofp apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy
@@ -84,8 +86,8 @@ METHODS = {
         kron_obd kron_obs l1 l2 lamp lottery_ticket m_fac metapruning obd obs particle_filter random
         apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy erk
         exact_obs fisher fpgm gmp granularity grasp greedy_forward han hrank iht kron_obd
-        kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning obd obs particle_filter random
-        rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
+        kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning netadapt obd obs particle_filter
+        random rigl scratch_b scratch_e set snip sparsegpt synflow taylor taylor2016 thinet three_d
         variational woodfisher
         """.split(),
         frozenset({FROZEN}),
@@ -95,20 +97,27 @@ METHODS = {
     "edge_popup": frozenset({STRAIGHT}),
     "movement": frozenset({STRAIGHT, FROZEN}),
     "nm": frozenset({STRAIGHT}),
+    "autocompress": frozenset({PROX, FROZEN}),
     "gal": frozenset({PROX, FROZEN}),
     **dict.fromkeys(("greg", "gsm", "increg"), frozenset({FROZEN})),
     "autopruner": frozenset({FROZEN}),
+    **dict.fromkeys(("partial_order", "tas"), frozenset({FROZEN})),
     "bar": frozenset({FROZEN}),
     "fbs": frozenset({FROZEN}),
     "from_scratch": frozenset({FROZEN}),
     **dict.fromkeys(("fbs", "manidp"), frozenset({FROZEN})),
+    **dict.fromkeys(
+        ("autopruner", "bar", "fbs", "from_scratch", "greg", "gsm", "increg", "manidp"),
+        frozenset({FROZEN}),
+    ),
     "group_brain_damage": frozenset({PROX, FROZEN}),
+    "lcs": frozenset({STRAIGHT, FROZEN}),
     "less_is_more": frozenset({PROX, FROZEN}),
     "slimming": frozenset({PROX, FROZEN}),
     "ssl": frozenset({PROX, FROZEN}),
     "ssr": frozenset({PROX, FROZEN}),
     "struct_admm": frozenset({PROX, FROZEN}),
-    **dict.fromkeys(("sfp", "asfp", "mfp"), frozenset({PROX})),
+    **dict.fromkeys(("resrep", "sfp", "asfp", "mfp"), frozenset({PROX})),
     "subset_sum": frozenset(),  # trains nothing under masks
 }
 STAGES = {
@@ -138,13 +147,16 @@ STAGES = {
     Adversarial: PROX,
     Boost: FROZEN,
     KeepManifold: FROZEN,
+    LearnMenus: STRAIGHT,
+    TrainChosen: FROZEN,
     FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,
+    TrainCompactors: PROX,
     TrainGates: FROZEN,
     TrainHypernetwork: FROZEN,
 }
-DENSE = ("train", "early", "search")
+DENSE = ("train", "early", "search", "purify")
 """Names of stages that train the dense net, before there is a mask, or no weight at all."""
 
 KEY = jax.random.key(8)

@@ -1,5 +1,7 @@
 """Losses, directions, outputs and memory that curvature and criteria cannot take: they say so."""
 
+import tracemalloc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,3 +71,18 @@ def test_surgery_beyond_memory_is_refused_before_any_is_taken():
     batches = [{"image": jnp.ones((1, 2_000_000))}]
     with pytest.raises(errors.ArgumentError, match=r"29,802 GiB of memory.*block=1000"):
         reconstruct.obs(fn, loss, long, batches, 1)
+
+
+def test_surgery_takes_no_more_memory_than_it_says():
+    size = 600
+    rng = np.random.default_rng(0)
+    weights = {"w": jnp.asarray(rng.normal(size=(size, 1)), jnp.float32)}
+    batches = [{"image": jnp.asarray(rng.normal(size=(8, size)), jnp.float32)}]
+    surgery = lambda: reconstruct.obs(fn, loss, weights, batches, size - 100)
+    surgery()  # compiles
+    tracemalloc.start()
+    surgery()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # 8 n^2 bytes of the inverse, and blocks of rows beside it, whose share falls with n.
+    assert 8 * size**2 <= peak < 14 * size**2

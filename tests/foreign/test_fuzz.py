@@ -9,6 +9,7 @@ import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -111,6 +113,35 @@ def program() -> bytes:
     return export.stablehlo(fn, {"w": jnp.ones((3, 2))}, shape)
 
 
+def hdf() -> bytes:
+    """As Keras saves a dense layer."""
+    import h5py
+
+    file = io.BytesIO()
+    with h5py.File(file, "w") as root:
+        layer = root.create_group("layers/dense/vars")
+        layer["0"], layer["1"] = np.ones((3, 2), np.float32), np.ones(2, np.float32)
+    return file.getvalue()
+
+
+def keras() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr(weight_files.KERAS, hdf())
+    return file.getvalue()
+
+
+def msgpack() -> bytes:
+    return serialization.to_bytes({"dense": {"kernel": np.ones((3, 2)), "bias": np.ones(2)}})
+
+
+def weights(path: Path) -> None:
+    """Reads all that a file says it has."""
+    file = weight_files.open_weights(path, 10**6)
+    file.read(file.shapes)
+
+
 def lines(document: Any) -> bytes:
     return (json.dumps(document) + "\n").encode() * 2
 
@@ -168,10 +199,10 @@ READERS: dict[str, tuple[Callable[[Path, bytes], Any], Callable[[], bytes]]] = {
         in_file("w.safetensors", torch_files.load),
         lambda: torch_writer.safe_of({"a": np.ones((2, 3))}),
     ),
-    "npz weights": (
-        in_file("w.npz", lambda path: weight_files.open_weights(path, 10**6)),
-        npz,
-    ),
+    "npz weights": (in_file("w.npz", weights), npz),
+    "hdf": (in_file("w.weights.h5", weights), hdf),
+    "keras": (in_file("w.keras", weights), keras),
+    "msgpack": (in_file("w.msgpack", weights), msgpack),
     "npz data": (
         in_file("x.npz", lambda path: sources.npz(str(path), options_of({}), None)),
         npz,

@@ -369,4 +369,4 @@ def test_errors_say_what_to_write():
     grouped = lambda v, x: conv(x, v["kernel"], groups=2)
     x = jnp.ones((1, 5, 5, 4))
     with pytest.raises(errors.StructureError, match=r"feature groups. Use leaf.dense\(\)"):
-        executed(grouped, kernel, x)({"kernel": CSR.of(kernel, np.ones(kernel.shape, bool))}, x)
+        executed(grouped, kernel, x)({"kernel": Thin.of(kernel, np.ones((3, 3, 2), bool))}, x)

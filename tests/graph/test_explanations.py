@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jprune
+from jprune import errors
 from jprune.cli import show
 from tests.nets import Net, conv, draw
 
@@ -99,6 +100,18 @@ def stacked(v, x):
     return jax.lax.scan(step, x, v["stack"])[0].mean((1, 2, 3))
 
 
+def in_batch_groups(v, x):
+    # The first half of the kernels sees the first image, the other half the second.
+    return jax.lax.conv_general_dilated(
+        conv(x, v["a"]),
+        v["wide"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        batch_group_count=2,
+    ).mean((1, 2))
+
+
 CASES = [
     # function, leaf, axis, primitive, words of the reason, words of the remedy
     (from_input, "a", 3, "add", "tied to the network input args/0", ""),
@@ -111,6 +124,8 @@ CASES = [
     (largest, "a", 3, "top_k", "sorted along the channels", ""),
     (outside, "a", 3, "gather", "looked up out of bounds", "within one axis"),
     (written, "a", 3, "scatter", "only known when the net runs", "constant"),
+    (in_batch_groups, "a", 3, "conv_general_dilated", "convolution with batch groups", ""),
+    (in_batch_groups, "wide", 3, "conv_general_dilated", "convolution with batch groups", ""),
     (pooled, "a", 3, "reduce_window_max", "pooling over the channels", ""),
     (constant, "a", 3, "dot_general", "contracted with a constant", OPEN),
     (shifted, "a", 3, "dot_general", "kernel that is not zero where its leaves are", OPEN),
@@ -130,6 +145,7 @@ def test_a_frozen_axis_explains_itself(case):
         "a": (3, 3, 3, 3 if fn is from_input else 6),
         "rows": (2,),
         "out": (6, 4),
+        "wide": (1, 1, 6, 8),
         "stack": (2, 1, 1, 3, 3),
     }
     variables, inputs = draw(Net(fn.__name__, fn, shapes, ((2, 5, 7, 3),), {}))
@@ -244,3 +260,15 @@ def test_rows_whose_columns_are_frozen_are_on_record():
     opened = jprune.trace(net, variables, *inputs, open=("a@2",))
     assert opened.sizes == {"a": 3, "a@2": 4}
     assert not [record for record in opened.frozen if record.remedy]
+
+
+def test_a_training_function_without_its_key_is_told_how_it_is_traced():
+    def train_fn(v, x, key):
+        return x @ v["w"], {}
+
+    v, x = {"w": jnp.ones((3, 5))}, jnp.ones((2, 3))
+    with pytest.raises(errors.ArgumentError, match=r"fn\(v, x, key\): missing.*'key'.*has_aux"):
+        jprune.trace(train_fn, v, x)
+    with pytest.raises(errors.ArgumentError, match="with 4 arguments"):
+        jprune.trace(train_fn, v, x, None, None)
+    assert jprune.trace(train_fn, v, x, jax.random.key(0), has_aux=True).leaves.keys() == {"w"}

@@ -1,6 +1,7 @@
 """Damage, another machine, and signals: what a run says, and that it ends as it would have."""
 
 import functools
+import os
 import shutil
 import signal
 import subprocess
@@ -13,15 +14,16 @@ import pytest
 
 from experiments.trust import flips, kills
 from experiments.trust.compared import differences
-from jprune import errors, interrupts
+from jprune import Budget, errors, interrupts, recipes
 from jprune.cli import main
 from jprune.job import main as jobs
 from jprune.job.export import export_again
 from jprune.job.nets import net_for
-from jprune.runs import files, inside, loop
+from jprune.runs import checkpoint, digests, files, inside, loop
 from jprune.runs.directory import machines_of, outcomes_in
 from jprune.runs.progress import Silent
 from jprune.runs.whole import verdicts
+from tests.contracts import own
 
 ROOT = Path(__file__).parents[2]
 
@@ -235,6 +237,34 @@ def test_the_command_line_says_what_is_saved(capsys, monkeypatch):
     assert capsys.readouterr().err == line
 
 
+def test_a_signal_while_a_checkpoint_is_written_is_one_line(tmp_path, task, monkeypatch, capsys):
+    folders = []
+
+    def save(folder, *rest, saved=checkpoint.save):
+        folders.append(folder)
+        with monkeypatch.context() as patch:  # in the middle: when digests are written
+            write = lambda path, write=digests.write: (os.kill(os.getpid(), number), write(path))
+            patch.setattr(digests, "write", write)
+            saved(folder, *rest)
+
+    number, handler = signal.SIGINT, signal.signal(signal.SIGINT, interrupts._handle)
+    monkeypatch.setattr(interrupts._State, "asked", None)
+    monkeypatch.setattr(checkpoint, "save", save)
+    with interrupts.deferred():
+        run = lambda *_: jobs.prune(flips.JOB, tmp_path / "run", save_seconds=0.0, task=task)
+        monkeypatch.setitem(main.__globals__["verbs"].TABLE, "methods", run)
+        try:
+            assert main(["methods"]) == 130
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    assert capsys.readouterr() == (
+        "",
+        "jprune: interrupted, 01-train is saved up to step 5 of 10; the same command goes on.\n",
+    )
+    assert len(folders) == 2  # the one that was interrupted, and the one after the next step
+    assert checkpoint.load(folders[0], None) is not None
+
+
 def process(*arguments):
     return subprocess.Popen(
         [*kills.HEARING, sys.executable, *arguments],
@@ -288,6 +318,15 @@ def test_other_programs_keep_their_handlers():
     code = "import signal, jprune; print(signal.getsignal(signal.SIGINT).__name__)"
     with process("-c", code) as run:
         assert run.stdout.read() == "default_int_handler\n"
+
+
+def test_the_kills_by_hand_meet_every_stage():
+    def stages_of(method):
+        budget = own.OF_ITS_OWN.get(method, Budget(macs=0.5))
+        return {type(stage) for stage in own.recipe_of(method, budget)}
+
+    every = set().union(*map(stages_of, recipes.METHODS))
+    assert every == set().union(*map(stages_of, kills.METHODS))
 
 
 @pytest.mark.slow

@@ -86,8 +86,8 @@ def test_no_offset_is_the_plain_ranking_and_a_common_one_changes_nothing():
     for offsets in ((0.0, 0.0), (40.0, 0.0), (-3.0, 2.0)):
         by_hand = one_by_one(moved(offsets, scores), price, 0.5, budget.floors)
         masks = cut(moved(offsets, scores))
-        equal(masks, by_hand)
-        equal(cut(moved([offset + 7 for offset in offsets], scores)), masks)
+        assert equal(masks, by_hand)
+        assert equal(cut(moved([offset + 7 for offset in offsets], scores)), masks)
         # It fits, and does not with the unit that went last.
         assert price(masks) <= 0.5
         free = {n: s for n, s in moved(offsets, scores).items() if masks[n].sum() > 2}
@@ -196,8 +196,8 @@ def test_a_stopped_search_goes_on_with_the_same_candidates():
     state = jax.tree.map(np.asarray, states[3])
     for _ in range(4):
         state, _ = again.step(state, {})
-    equal(state, states[-1])
-    equal(again.finish(state).masks, whole.finish(states[-1]).masks)
+    assert equal(state, states[-1])
+    assert equal(again.finish(state).masks, whole.finish(states[-1]).masks)
 
 
 def test_candidates_can_train_before_they_are_scored():

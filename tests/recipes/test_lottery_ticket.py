@@ -27,6 +27,19 @@ def drawn(name, shape):
     return task, Pruned(task.init(jax.random.key(0)), None)
 
 
+def own(fn, shapes):
+    """A task around a function of arrays of these shapes and images [batch, 16, 16, 3]."""
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=s) / np.sqrt(np.prod(s[:-1])) for name, s in shapes.items()}
+    start = {"params": jax.tree.map(jnp.asarray, params), "stats": {}}
+    task = toy_task("lenet300")._replace(
+        fn=lambda variables, x: fn(variables["params"], x),
+        example=jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32),
+        init=lambda key: start,
+    )
+    return task, Pruned(start, None)
+
+
 @pytest.fixture(scope="module")
 def digits():
     return drawn("lenet300", (8, 8, 1))
@@ -113,19 +126,58 @@ def test_competing_layers_are_priced_by_the_masks_that_they_keep(budget):
         x = jax.nn.relu(conv(x, variables["second"], stride=4))
         return x.mean((1, 2)) @ variables["out"]
 
-    rng = np.random.default_rng(0)
     shapes = {"first": (3, 3, 3, 16), "second": (3, 3, 16, 32), "out": (32, 3)}
-    params = {name: rng.normal(size=s) / np.sqrt(np.prod(s[:-1])) for name, s in shapes.items()}
-    toys = toy_task("lenet300")
-    start = {"params": jax.tree.map(jnp.asarray, params), "stats": {}}
-    task = toys._replace(
-        fn=lambda variables, x: fn(variables["params"], x),
-        example=jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32),
-        init=lambda key: start,
-    )
-    pruned, _ = PruneRound(budget, 1, together=True)(Pruned(start, None), task, jax.random.key(0))
+    task, start = own(fn, shapes)
+    pruned, _ = PruneRound(budget, 1, together=True)(start, task, KEY)
     held = fractions(task, pruned.masks)[budget.kind]
     assert 0.99 * budget.value <= held <= budget.value + 1e-6
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_convolutions_lose_their_own_fraction(together):
+    """By `groups.layers`, not by rank: the dense layers have kernels of four axes."""
+
+    def fn(variables, x):
+        x = jax.nn.relu(conv(x, variables["first"]))
+        x = jax.nn.relu(conv(x, variables["second"], stride=4)).mean((1, 2))
+        x = jax.nn.relu(jnp.einsum("ba,acde->bcde", x, variables["hidden"]))
+        return jnp.einsum("bcde,cdef->bf", x, variables["out"])
+
+    shapes = {
+        "first": (3, 3, 3, 16),
+        "second": (3, 3, 16, 32),
+        "hidden": (32, 5, 4, 3),
+        "out": (5, 4, 3, 7),
+    }
+    task, start = own(fn, shapes)
+    prune = PruneRound(Budget(density=0.6), 1, together, output_rate=0.5, convolution_rate=0.5)
+    pruned, _ = prune(start, task, KEY)
+    left = {path: mask.size - mask.sum() for path, mask in Net(task).leaves(pruned.masks).items()}
+    size = {path: mask.size for path, mask in Net(task).leaves(pruned.masks).items()}
+    layers = Net(task).groups.layers
+    convolutions = [path for path in size if layers[path].window]
+    (last,) = [path for path in size if layers[path].last]
+    hidden = [path for path in size if path not in (*convolutions, last)]
+    assert (len(convolutions), len(hidden)) == (2, len(size) - 3)
+    lost = lambda paths: sum(left[path] for path in paths) / sum(size[path] for path in paths)
+    p = lost(hidden)
+    assert p > 0.4
+    assert lost(convolutions) == pytest.approx(p / 2, abs=1 / min(size.values()))
+    assert lost([last]) == pytest.approx(p / 2, abs=1 / size[last])
+    each = [left[path] / size[path] for path in convolutions]
+    # Where they compete, the smaller weights of the wider one go first.
+    assert (abs(each[0] - each[1]) > 0.05) == together
+
+
+def test_the_authors_code_removes_one_more():
+    """sorted[round(p n)] goes too: round(p n) + 1."""
+    counts = [after(1000, p, rounds, more=1) for p, rounds in ((0.1, 1), (0.1, 2), (0.0, 3))]
+    assert counts == [899, 808, 1000]
+    task, start = drawn("lenet300", (8, 8, 1))
+    # p / 2 of the last layer's 1000 weights is less than half a weight.
+    prune = lambda more: PruneRound(Budget(density=0.9995), 1, one_more=more)(start, task, KEY)[0]
+    lost = [int((~kernels(prune(more).masks)["fc3"]).sum()) for more in (False, True)]
+    assert lost == [0, 1]
 
 
 def test_survivors_go_back_bit_for_bit_and_the_optimizer_begins_anew(digits):

@@ -39,6 +39,26 @@ def test_a_method_of_the_survey_that_is_not_implemented_is_no_typing_error(capsy
         assert "did you mean" not in said
 
 
+def test_a_listed_method_whose_recipe_is_not_there_is_told_so(capsys, monkeypatch):
+    monkeypatch.delitem(recipes.METHODS, "apoz")
+    assert cli.main(f"{PRUNE} apoz".split()) == 2
+    said = capsys.readouterr().err
+    assert "'apoz' (Network Trimming" in said
+    assert "is known and not implemented yet" in said
+
+
+@pytest.mark.parametrize("came", [0.5, {"macs": 0.5}, None])
+@pytest.mark.parametrize("name", ["l1", "lottery_ticket"])
+def test_a_budget_that_is_none_is_told_what_to_write(name, came):
+    takes = "(budget, train, finetune)" if name == "l1" else "(budget, train)"
+    stages = [recipes.Train(1, 0.1, 64)] * (2 if name == "l1" else 1)
+    with pytest.raises(errors.ArgumentError, match=r"jprune.Budget\(macs=0.5\)") as caught:
+        recipes.find(name)(came, *stages)
+    assert f"find({name!r}){takes}" in str(caught.value)
+    with pytest.raises(errors.ArgumentError, match="got nothing as its budget"):
+        recipes.find(name)()
+
+
 @pytest.mark.parametrize("written", ["rounds", "allocator", "recalibrate"])
 def test_an_option_without_a_value_is_told_that_it_wants_one(capsys, written):
     assert cli.main([*f"{PRUNE} l1 --set".split(), written]) == 2

@@ -289,6 +289,19 @@ def test_the_optimum_is_pruned_to_whole_numbers_under_the_budget():
         Optimum(Budget(macs=0.01), multiple=2)(known, task, KEY)
 
 
+def test_a_net_of_one_block_may_lose_it():
+    """Depth 0 is a net, and no logarithm."""
+    task = toy_task()
+    points = along_axes((1.0, 0.5))
+    points[1, 0] = 0
+    dense = drawn(task)
+    accuracy = 0.9 - 0.01 * (1 - points[:, 0]) - 0.4 * (1 - points[:, 1])
+    observed = Pruned(dense, None, np.c_[points, accuracy], {"dense": dense})
+    net, (row,) = Optimum(HALF, multiple=2)(observed, task, KEY)
+    assert where(task, net)[0] in (0, 1)
+    assert row["metrics"]["macs"] <= 0.5 + 1e-9
+
+
 def test_units_inside_removed_blocks_are_no_width():
     """Without block b the net has the stem and the units of a; b's are neither kept nor counted."""
     task = task_of()

@@ -82,7 +82,7 @@ class _Gated(_Lists):
 
 _PARTS = {
     **{"factored": _Factored, "rows": _Rows, "thin": _Thin, "csr": _Csr},
-    **dict.fromkeys(("winners", "thresholded"), _Gated),
+    **dict.fromkeys(("winners", "thresholded", "from_menu"), _Gated),
 }
 
 
