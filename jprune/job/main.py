@@ -176,7 +176,6 @@ def prune(
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = changed(recipe_of(job, train, finetune), changes, job.method)
-    recipe = recipe_of(job, train, finetune)
     errors.check_words("prune", ("execute", job.execute, ("dense", "sparse")))
     # Budgets of weights (unstructured pruning) can always be met; those of whole units may not.
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
