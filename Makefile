@@ -68,7 +68,7 @@ fuzz: install
 # and torch-pruning: make bench JPRUNE_BENCH_PYTHON=...
 bench: install
 	for part in trace linear compile multiples depthwise latency hold \
-			hutchinson topk obs dns steps metapruning kfac runner; do \
+			hutchinson topk obs dns sparse steps metapruning kfac runner; do \
 		KERAS_BACKEND=jax $(BIN)/python -m experiments.benchmarks.$$part || exit 1; \
 	done
 

@@ -22,8 +22,6 @@ graph
 units curvature zoo data schedules export
 masks cost
 measure
-blocks
-masks cost measure
 blocks execute
 criteria reconstruct learners
 allocate sparsify

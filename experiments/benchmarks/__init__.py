@@ -9,6 +9,7 @@
 - `hold`: a training step under masks;
 - `dns`: a step of moving masks; `steps`: one of group lasso, ADMM, C-SGD, variational gates, FBS;
 - `hutchinson`: the Hessian's diagonal; `kfac`: Kronecker factors of ResNet-56;
+- `sparse`: sparse layers and nets, and how often the roofline is right;
 - `obs`: deletions by optimal brain surgeon;
 - `topk`: the best of 25 million scores, on the host and jitted;
 - `metapruning`: candidates that are scored in a second;

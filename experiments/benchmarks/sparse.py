@@ -152,7 +152,7 @@ def main(
     ratios: dict[tuple[int, float], list[float]] = {}
     right = []
     for batch in batches:
-        for share in zeros:
+        for share in zeros if layers else ():
             for name in layers:
                 row = layer(name, batch, share, machine, settings)
                 rows.append(out, {**row, **about})

@@ -14,7 +14,8 @@ from typing import Any
 
 from jprune import errors
 from jprune.base import Groups
-from jprune.cost.model import Term, cost_model, macs
+from jprune.cost.contractions import Term, macs
+from jprune.cost.model import cost_model
 from jprune.graph.layers import examples_in
 
 

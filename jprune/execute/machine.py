@@ -44,13 +44,14 @@ def this_machine(path: str | os.PathLike[str] | None = None) -> Machine:
 
     The file names the device, its threads and the versions; where one of them has changed, or the
     file cannot be read, the machine is measured anew (in two seconds or so) and a warning says why.
+    On a busy machine the times say little: remove the file when it is idle, to measure again.
 
     Args:
         path: of the file; None is `$JPRUNE_MACHINE`, else `jprune/machine.json` in the user's cache
             folder (`$XDG_CACHE_HOME`, else `~/.cache`).
 
     Returns:
-        The machine. Its alpha is infinite nowhere: `jprune.kernels` has to be there.
+        The machine.
 
     Raises:
         MissingExtraError: numba is not installed.

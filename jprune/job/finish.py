@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jprune import errors, execute, export, kernels, measure
+from jprune import errors, execute, export, measure
 from jprune.base import Pruned, Records, Task, Variables
 from jprune.cost.samples import gates_of
 from jprune.forms.leaf_type import has_dynamic, is_leaf_type
@@ -193,20 +193,12 @@ class ExecuteSparse:
     alone = True
     writes = ("sparse.json",)
 
-    def check(self, task: Task) -> None:
-        """Refuses at once what could not run in the end.
-
-        Raises:
-            MissingExtraError: numba is not installed.
-        """
-        del task
-        kernels.require()
-
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
         """The same net, and the record.
 
         Raises:
             ArgumentError: no single weights are masked.
+            MissingExtraError: numba is not installed.
         """
         del key
         net, dense = Net(task), pruned.saved.get("dense", pruned.variables)

@@ -7,14 +7,13 @@ measure, report. All of it lies in one directory; `jprune.runs` says how it surv
 import dataclasses
 import fnmatch
 import inspect
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jprune import allocate, data, errors, measure, recipes, zoo
+from jprune import allocate, data, errors, kernels, measure, recipes, zoo
 from jprune.base import Budget, Data, Pruned, Recipe, Task
 from jprune.job.changes import NO_CHANGES, Changes, changed
 from jprune.job.finish import ExecuteSparse, Export, Law, Measure
@@ -169,6 +168,9 @@ def prune(
     progress = Silent() if progress is None else progress
     # The name first: an unknown method is refused before data are read.
     recipes.find(job.method)
+    errors.check_words("prune", ("execute", job.execute, ("dense", "sparse")))
+    if job.execute == "sparse":
+        kernels.require()
     task = task_for(job) if task is None else task
     # Law and .tflite want float32, whatever the type that the net is trained in.
     exact = task.fn if job.dtype == "float32" else _net(job, task.data, "float32").fn
@@ -176,14 +178,11 @@ def prune(
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = changed(recipe_of(job, train, finetune), changes, job.method)
-    recipe = recipe_of(job, train, finetune)
     errors.check_words("prune", ("execute", job.execute, ("dense", "sparse")))
     # Budgets of weights (unstructured pruning) can always be met; those of whole units may not.
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
     check(recipe, task)
-    if job.execute == "sparse":
-        ExecuteSparse(exact, pathlib.Path(out)).check(task)
     anew = [stage for stage in recipes.unrolled(recipe) if isinstance(stage, DRAWS)]
     if job.weights == "own" and anew:
         raise errors.ArgumentError(
@@ -192,8 +191,7 @@ def prune(
             "--weights own, or choose another method."
         )
     provenance = {"versions": measure.versions(), "device": measure.device()}
-    config = config_of(job, train, finetune) | _images(job, task.data)
-    config |= {k: v for k, v in changes._asdict().items() if k != "settled" and v is not None}
+    config = config_of(job, train, finetune, changes) | _images(job, task.data)
     key = jax.random.key(job.seed)
 
     def start() -> Pruned:
@@ -427,7 +425,9 @@ def check_budget(task: Task, budget: Budget) -> None:
     allocate.uniform(scores, budget, Net(task).cost)
 
 
-def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
+def config_of(
+    job: Job, train: Train | None, finetune: Train, changes: Changes = NO_CHANGES
+) -> dict[str, Any]:
     """The settings as plain data, with the usual ones filled in; for `config.json`."""
     budget = dataclasses.asdict(job.budget)
     return {
@@ -445,6 +445,8 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         **({"execute": job.execute} if job.execute != "dense" else {}),
         "train": None if train is None else _settings(train),
         "finetune": _settings(finetune),
+        # A second look at the net changes no other number.
+        **{k: v for k, v in changes._asdict().items() if k != "settled" and v is not None},
         # Later than the others: only where it matters, as above.
         **({"target": job.target} if job.budget.kind == "latency" else {}),
     }

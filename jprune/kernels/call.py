@@ -9,6 +9,7 @@ import contextvars
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -94,7 +95,7 @@ def sparse_convolution(
         StructureError: `run` got arrays of other shapes or types than these.
     """
     require()
-    settings = {"strides": strides, "padding": padding, "dilation": dilation}
+    settings: dict[str, Any] = {"strides": strides, "padding": padding, "dilation": dilation}
     lines = lines_of(shape, taps, pointers, window, **settings)
     if lines is None:
         return None

@@ -7,6 +7,7 @@ that asks. No copy is made, and neither Python nor its lock has a part in a call
 
 import functools
 import importlib
+import threading
 from typing import Any
 
 import jax
@@ -70,13 +71,18 @@ def several_threads() -> bool:
     return False
 
 
-@functools.cache
-def register() -> tuple[Any, ...]:
-    """Compiles the kernels and tells XLA their names.
+def register() -> None:
+    """Compiles the kernels and tells XLA their names, once in a process."""
+    with _LOCK:
+        _register()
 
-    Returns:
-        The handlers, which live as long as the process.
-    """
+
+_LOCK = threading.Lock()
+
+
+@functools.cache
+def _register() -> tuple[Any, ...]:
+    """The handlers, which live as long as the process."""
     micro.symbols()
     # It asks the linker for these symbols.
     from jprune.kernels.sparse_lines import convolution

@@ -50,8 +50,12 @@ def symbols() -> Any:
     _clear(module)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    try:
+        features = llvm.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM does not know how to ask this processor
+        features = ""
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+        cpu=llvm.get_host_cpu_name(), features=features, opt=3
     )
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
     engine.finalize_object()
@@ -117,7 +121,7 @@ def _sum(module: Any, size: int, lanes: int, vectors: int) -> None:
     builder = ir.IRBuilder(function.append_basic_block())
     number = ir.FloatType() if size == 4 else ir.DoubleType()
     vector = number if lanes == 1 else ir.VectorType(number, lanes)
-    name = f"llvm.fma.{'' if lanes == 1 else f'v{lanes}'}f{8 * size}"
+    name = f"llvm.fmuladd.{'' if lanes == 1 else f'v{lanes}'}f{8 * size}"
     fma = module.globals.get(name) or ir.Function(
         module, ir.FunctionType(vector, [vector] * 3), name
     )

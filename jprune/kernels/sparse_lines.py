@@ -13,6 +13,7 @@ References:
     pruning, 2017, arXiv 1608.01409 [11]; there a layer has one image and one line for each row.
 """
 
+import functools
 from typing import Any
 
 import llvmlite.ir as ir
@@ -53,8 +54,7 @@ def _external(name: str) -> Any:
 line_sum, copy, clear = _external(SUM), _external(COPY), _external(CLEAR)
 
 
-@intrinsic
-def number(typing: Any, address: Any, index: Any) -> Any:
+def _number(typing: Any, address: Any, index: Any) -> Any:
     """Reads an array of int32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -65,7 +65,15 @@ def number(typing: Any, address: Any, index: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
-compiled = numba.njit(nogil=True, cache=True)
+number: Any = intrinsic(_number)
+
+
+def compiled(function: Any, **options: Any) -> Any:
+    """A compiled function, held in a file for the next process where there is a place for it."""
+    try:
+        return numba.njit(nogil=True, cache=True, **options)(function)
+    except RuntimeError:  # no folder can be written to
+        return numba.njit(nogil=True, **options)(function)
 
 
 @compiled
@@ -150,7 +158,7 @@ def share(
             unpacked(size, filter, first, width, sums, g, out)
 
 
-@numba.njit(nogil=True, cache=True, parallel=True)
+@functools.partial(compiled, parallel=True)
 def together(
     size: int, items: int, x: int, values: int, offsets: int, pointers: int, phases: int, g: int,
     out: int, scratch: int,

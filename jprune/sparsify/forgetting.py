@@ -19,6 +19,7 @@ import optax
 
 from jprune import errors
 from jprune.base import PyTree, Schedule
+from jprune.graph.shrink.concrete import full
 
 HOW = ("prox", "subgradient")
 
@@ -101,10 +102,9 @@ def forgetting(
     )
 
     def init(params: Any) -> ForgettingState:
-        ones = {name: jnp.ones(len(q), bool) for name, q in params.items()}
-        return ForgettingState(
-            jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, dict(params)), ones
-        )
+        ones = {name: full((len(q),), True) for name, q in params.items()}
+        still = {name: full(q.shape, 0, q.dtype) for name, q in params.items()}
+        return ForgettingState(full((), 0, jnp.int32), still, ones)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:

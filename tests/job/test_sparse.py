@@ -46,14 +46,14 @@ def test_it_measures_the_sparse_net_and_writes_the_verdicts(tmp_path, monkeypatc
 
 
 def test_methods_of_units_and_a_missing_numba_are_refused(tmp_path, monkeypatch):
-    task, pruned = pruned_net()
+    (task, pruned), budget = pruned_net(), Budget(density=0.1)
     with pytest.raises(errors.ArgumentError, match="--method gmp"):
         ExecuteSparse(task.fn, tmp_path)(pruned._replace(masks=None), task, jax.random.key(0))
-    job = Job("tests.toys:tiny", "digits", "gmp", Budget(density=0.1), execute="sprase")
+    job = Job("tests.toys:tiny", "digits", "gmp", budget, execute="sprase")
     with pytest.raises(errors.ArgumentError, match="dense, sparse"):
         prune(job, tmp_path / "run", task=task)
     monkeypatch.setattr(kernels.call, "available", lambda: False)
-    job = Job("tests.toys:tiny", "digits", "gmp", Budget(density=0.1), execute="sparse")
+    job = Job("tests.toys:tiny", "digits", "gmp", budget, execute="sparse")
     with pytest.raises(errors.MissingExtraError, match=r"jprune\[sparse\]"):
         prune(job, tmp_path / "run", task=task)
     assert not (tmp_path / "run").exists()
