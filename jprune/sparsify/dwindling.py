@@ -21,6 +21,7 @@ import optax
 from jprune import errors
 from jprune.base import Params
 from jprune.blocks.members import Blocks, along, leaves_of, pool
+from jprune.graph.shrink.concrete import full
 
 SALIENCES = ("magnitude", "mean_magnitude", "cosine", "taylor", "taylor_second")
 """What units are compared by, in the order of the weights of `saliences`."""
@@ -163,8 +164,8 @@ def dwindling(
         sizes = {name: block.size for name, block in blocks.items()}
         # `remove` counts all groups, those without a filter too.
         sizes |= {} if blocks.groups is None else blocks.groups.sizes
-        alive = {name: jnp.ones(size, bool) for name, size in sizes.items()}
-        return DwindlingState(jnp.zeros((), jnp.int32), alive, jax.tree.map(jnp.zeros_like, alive))
+        alive, going = ({n: full((size,), of) for n, size in sizes.items()} for of in (True, False))
+        return DwindlingState(full((), 0, jnp.int32), alive, going)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         if params is None:
