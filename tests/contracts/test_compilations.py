@@ -211,6 +211,12 @@ SPARSIFIERS = {
     "forgetting": lambda c: of_rows(
         sparsify.forgetting(steady, 0.01, lambda lengths, step, masks: masks, momentum=0.9)
     ),
+    "dwindling": lambda c: sparsify.dwindling(
+        blocks.filters(c.groups, shifts=True),
+        allocate.lowest_first(c.groups.sizes, Budget(density=0.5)),
+        begin=0,
+        period=2,
+    ),
     "fista": lambda c: sparsify.fista(steady, lambda step: 0.1, restart=2),
     "movement": lambda c: sparsify.movement(
         SGD,
