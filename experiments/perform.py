@@ -158,7 +158,7 @@ def _pruned(run: Run, needs: Mapping[str, Run], place: Place, progress: Progress
         job = dataclasses.replace(job, finetune_learning_rate=rate)
     if not (path / "config.json").exists():
         (dense,) = (need for need in needs.values() if need.kind == "dense")
-        share_training(job, place.of(dense), path, task)
+        share_training(job, place.of(dense), path, task, run.changes)
     jobs.prune(
         job,
         path,

@@ -125,7 +125,8 @@ def start_of(method: str) -> set[Name]:
     node: ast.AST = entries
     for each in ast.walk(entries):
         if isinstance(each, ast.Dict):
-            values = {key.value: v for key, v in zip(each.keys, each.values) if _is_text(key)}
+            pairs = zip(each.keys, each.values)
+            values = {key.value: v for key, v in pairs if isinstance(key, ast.Constant)}
             node = values.get(method, entries)
     return {(module, "METHODS")} | used_in(module, node)
 

@@ -23,7 +23,12 @@ import tyro
 from jprune import __version__
 
 ROOT = Path(__file__).parent.parent
-NEEDED = ("jprune/py.typed", "jprune/survey.bib", "jprune/report/template.html")
+NEEDED = (
+    "jprune/py.typed",
+    "jprune/survey.bib",
+    "jprune/report/template.html",
+    "jprune/compare/sorting.js",
+)
 EXTRAS = {"cuda", "tpu", "tflite", "keras", "sparse", "tf", "ray", "docs", "bench", "dev"}
 
 

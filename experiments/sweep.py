@@ -428,7 +428,12 @@ def _made(
 def _named(run: Run) -> Run:
     """The run with its id: a name for people, and a hash of all that its numbers depend on."""
     method = None if run.job.method == DENSE else run.job.method
-    facts = {"code": code_of(method), "kind": run.kind, "seeds": run.seeds, "needs": run.needs}
+    facts: dict[str, Any] = {
+        "code": code_of(method),
+        "kind": run.kind,
+        "seeds": run.seeds,
+        "needs": run.needs,
+    }
     facts |= run.identity
     if run.changes.widths is not None:
         facts["widths"] = dict(run.changes.widths)

@@ -21,7 +21,7 @@ NAMES = """
     c_obs kron_obd kron_obs cpli gal gsm fbs struct_admm mfp lcs ssr autocompress manidp metapruning
     play_and_prune csgd tas variational autopruner dpf snip random cacp scratch_e scratch_b fisher
     from_scratch three_d l1 l2 slimming fpgm hrank chip sfp asfp lamp gmp grasp synflow rigl erk set
-    nm movement woodfisher m_fac exact_obs sparsegpt depgraph greg amc netadapt
+    nm movement woodfisher m_fac exact_obs sparsegpt depgraph greg amc netadapt resrep hesso
 """.split()
 BIBLIOGRAPHY = (Path(jprune.__file__).parent / "survey.bib").read_text()
 PAPERS = {paper.number: paper for paper in survey.papers() if paper.number}

@@ -23,7 +23,6 @@ from jprune.allocate.budgets import (
     price_of,
     refuse_impossible,
     smallest,
-    spent,
 )
 from jprune.allocate.erdos_renyi import erdos_renyi, erdos_renyi_densities
 from jprune.allocate.global_topk import global_topk
@@ -57,7 +56,6 @@ __all__ = [
     "refuse_impossible",
     "refuse_impossible_jointly",
     "smallest",
-    "spent",
     "toward",
     "uniform",
 ]

@@ -14,7 +14,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune import errors
-from jprune.base import Budget, Cost, CostModel, Groups, Masks, Scores, is_none
+from jprune.base import Budget, CostModel, Groups, Masks, Scores, is_none
+from jprune.cost import spent
 from jprune.graph.shrink.concrete import at_hand
 from jprune.masks import best, density, keep_best
 from jprune.units import ones
@@ -39,29 +40,6 @@ def price_of(scores: Scores, budget: Budget, model: CostModel | None) -> Callabl
     # Masks of ones: the dense net, counted by the same model.
     dense = spent(model(map_named(lambda _, leaf: np.ones(leaf.shape, bool), scores)), budget)
     return lambda masks: float(spent(model(masks), budget)) / float(dense)
-
-
-def spent(cost: Cost, budget: Budget) -> Any:
-    """What of a cost a budget is about; not of one in density.
-
-    Raises:
-        ArgumentError: the cost model does not count it.
-
-    Example:
-        >>> spent(Cost(params=8, macs=5, bytes=3, by_group={}), Budget(macs=0.5))
-        5
-    """
-    value = getattr(cost, budget.kind)
-    if value is None:
-        table = (
-            "Make a table with jprune.measure.latency_table, and pass cost_model(..., "
-            "latency=table), or the stages task._replace(latency=table)."
-        )
-        raise errors.ArgumentError(
-            f"Budget({budget.kind}={budget.value}) came with a cost model that does not count "
-            f"{budget.kind}. {table if budget.kind == 'latency' else 'Write Budget(macs=...).'}"
-        )
-    return value
 
 
 def fraction_kept(groups: Groups, masks: Masks, budget: Budget, cost_model: CostModel) -> float:

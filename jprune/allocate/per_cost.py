@@ -26,7 +26,7 @@ def per_cost(scores: Scores, cost_model: CostModel, field: str = "macs") -> dict
 
     Example:
         >>> from jprune.base import Cost
-        >>> model = lambda masks: Cost(0, 4.0 * masks["a"].sum() + masks["b"].sum())
+        >>> model = lambda masks: Cost(0, 4.0 * masks["a"].sum() + masks["b"].sum(), 0, {})
         >>> found = per_cost({"a": np.array([2.0, 8.0]), "b": np.array([1.0, 3.0])}, model)
         >>> {name: score.tolist() for name, score in found.items()}
         {'a': [0.5, 2.0], 'b': [1.0, 3.0]}

@@ -22,7 +22,7 @@ LEVEL = 0.95
 """Of confidence intervals."""
 LENGTH = ("scratch_e", "scratch_b", "dense")
 """Arms that the length of their training defines: nothing stands beside them."""
-Beside = list[Row]
+Beside = Sequence[Row]
 
 
 class Paired(NamedTuple):

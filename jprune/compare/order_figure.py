@@ -91,7 +91,12 @@ def _matrix(
     # The largest distance but for a twentieth, so that one failed method does not fade the others.
     sizes = np.abs(ahead[np.isfinite(ahead)])
     limit = float(np.quantile(sizes, 0.95)) if sizes.size else 0.0
-    axes.imshow(ahead, cmap=_COLOURS, vmin=-(limit or 1), vmax=limit or 1)
+    # Squares and not an image, which a page would have to load.
+    edges = np.arange(len(names) + 1) - 0.5
+    shown = np.ma.masked_invalid(ahead)
+    axes.pcolormesh(edges, edges, shown, cmap=_COLOURS, vmin=-(limit or 1), vmax=limit or 1)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
     if dots:
         axes.plot(*zip(*dots), ".", color=palette.ink, markersize=3)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8, color=palette.ink)

@@ -25,7 +25,7 @@ TABLE_NOTE = (
     "method, after the cut. Ahead of L1 and of random filters that have as many steps after the "
     "cut as the method, seed by seed, with the 95 % interval of the mean difference. Choice: ahead "
     "of random filters in the widths that the method chose: what its choice of filters is worth, "
-    "and not that of widths."
+    "and not that of widths. A click on a heading sorts by it."
 )
 ORDER_NOTE = (
     "How far the row is ahead of the column in the mean of the seeds that both have. A dot: the "
@@ -69,7 +69,10 @@ def html(comparisons: Sequence[Comparison]) -> str:
     """The text of `comparison.html`."""
     title = "; ".join(comparison.title for comparison in comparisons)
     body = join(*(_body(number, each) for number, each in enumerate(comparisons)))
-    # The page of a single run and this one share style and script.
+    # Our own file: what is shown of rows stands in none of it.
+    script = resources.files("jprune.compare").joinpath("sorting.js").read_text("utf-8")
+    body = join(body, tag("script", Markup(script)))
+    # The page of a single run and this one share the style.
     template = resources.files("jprune.report").joinpath("template.html").read_text("utf-8")
     return string.Template(template).substitute(title=join(f"Compared: {title}"), body=body)
 
@@ -136,7 +139,7 @@ def _table(comparison: Comparison) -> Markup:
     ]
     ahead = [name for name in AHEAD if any(name in cell.ahead for cell in cells)]
     steps = any(cell.steps for cell in cells)
-    head = ["", capital(metric.title), *(AHEAD[name] for name in ahead)]
+    head = ["Method", capital(metric.title), *(AHEAD[name] for name in ahead)]
     head += [*(["Steps"] if steps else []), *(COLUMNS[name] for name in names)]
     # Sizes are shown as a fraction of the dense net's, where it was measured.
     dense = next((cell for cell in comparison.cells if cell.budget is None), None)
@@ -150,11 +153,11 @@ def _table(comparison: Comparison) -> Markup:
                 tag("div", cell.method, tag("span", more, class_="more")),
                 _spread(cell.spreads[comparison.metric], metric.fraction),
                 *(_ahead(cell.ahead.get(name), metric.fraction) for name in ahead),
-                *([_two(steps_text(cell.steps))] if steps else []),
+                *([_steps(cell.steps)] if steps else []),
                 *(_cell(cell, column, size) for column in names),
             ]
         )
-    return table([*head], body)
+    return table([*head], body, class_="sorts")
 
 
 def front_text(cell: Cell) -> str:
@@ -170,7 +173,7 @@ def front_text(cell: Cell) -> str:
 
 def _ahead(found: Paired | None, fraction: bool) -> Markup:
     mean, _, interval = paired_text(found, fraction).partition(" (")
-    return _two(mean, interval.removesuffix(")"))
+    return _two(mean, interval.removesuffix(")"), found and found.mean)
 
 
 def paired_text(found: Paired | None, fraction: bool) -> str:
@@ -201,24 +204,30 @@ def steps_text(steps: Steps | None) -> str:
     return "" if steps is None else f"{steps['before']} + {steps['under']} + {steps['after']}"
 
 
+def _steps(steps: Steps | None) -> Markup:
+    total = None if steps is None else steps["before"] + steps["under"] + steps["after"]
+    return _two(steps_text(steps), key=total)
+
+
 def _cell(cell: Cell, name: str, dense_bytes: Spread | None) -> Markup:
     measured = cell.spreads[name]
     if measured is None:
         return value("" if cell.budget is None else text.NOT_MEASURED)
     if name == "bytes":
         fraction = text.percent(measured.mean / dense_bytes.mean, 0) if dense_bytes else ""
-        return _two(text.count(measured.mean, "B"), fraction)
+        return _two(text.count(measured.mean, "B"), fraction, measured.mean)
     if name == "prune_s":
-        return _two(text.seconds(measured.mean))
+        return _two(text.seconds(measured.mean), key=measured.mean)
     if name == "tflite_b1":
-        return _two(text.milliseconds(measured.mean))
-    return _two(text.percent(measured.mean))
+        return _two(text.milliseconds(measured.mean), key=measured.mean)
+    return _two(text.percent(measured.mean), key=measured.mean)
 
 
-def _two(words: str, more: str = "") -> Markup:
-    """A number with its unit on one line, and a smaller line below."""
+def _two(words: str, more: str = "", key: float | None = None) -> Markup:
+    """A number with its unit on one line, and a smaller line below; `data-key` sorts by it."""
     below = tag("span", more, class_="more") if more else ""
-    return tag("div", words.replace(" ", NO_BREAK), below)
+    sorts = None if key is None else repr(float(key))
+    return tag("div", words.replace(" ", NO_BREAK), below, data_key=sorts)
 
 
 def _spread(spread: Spread | None, fraction: bool) -> Markup:
@@ -227,7 +236,8 @@ def _spread(spread: Spread | None, fraction: bool) -> Markup:
     # The text is taken apart again, so that table, page and terminal round alike.
     mean, _, deviation = spread_text(spread, fraction).partition(" ± ")
     unit = " %" if fraction and deviation else ""
-    return _two(f"{mean}{unit}", f"± {deviation.removesuffix(' %')}" if deviation else "")
+    below = f"± {deviation.removesuffix(' %')}" if deviation else ""
+    return _two(f"{mean}{unit}", below, spread.mean)
 
 
 def spread_text(spread: Spread | None, fraction: bool) -> str:

@@ -144,7 +144,7 @@ def _own_steps(runs: Runs, beside: Sequence[Row]) -> list[tuple[str, str]]:
             f"no {name} at as many steps after the cut as {some(methods)} "
             + ("has" if len(methods) == 1 else "have"),
         )
-        for name, methods in stands.lacking(runs, list(beside)).items()
+        for name, methods in stands.lacking(runs, beside).items()
     ]
 
 

@@ -23,6 +23,7 @@ from jprune.compare.protocol import BASELINES
 from jprune.compare.rows import Row, row_of
 from jprune.compare.words import budget_text, listed
 from jprune.job import main as jobs
+from jprune.job.changes import NO_CHANGES, Changes
 from jprune.job.main import Job
 from jprune.recipes.options import written
 from jprune.report import text
@@ -194,7 +195,13 @@ def _one(
     return row_of(path)
 
 
-def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task) -> bool:
+def share_training(
+    job: Job,
+    first: pathlib.Path,
+    path: pathlib.Path,
+    task: Task,
+    changes: Changes = NO_CHANGES,
+) -> bool:
     """Gives a new run the dense net of another run of its seed, so that it is not trained again.
 
     Args:
@@ -202,6 +209,7 @@ def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task
         first: directory of a run with the same net, data, seed and training.
         path: directory of the run that is opened.
         task: of both.
+        changes: of the recipe of the run that is opened.
 
     Returns:
         Whether there was something to share: a training that both runs begin with.
@@ -211,11 +219,17 @@ def share_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task
     # Stages compare by their settings: equal ones with equal keys give equal nets.
     if train is None or begins != train or not (first / TRAINING / "DONE").exists():
         return False
-    copy_training(job, first, path, task)
+    copy_training(job, first, path, task, changes)
     return True
 
 
-def copy_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task) -> None:
+def copy_training(
+    job: Job,
+    first: pathlib.Path,
+    path: pathlib.Path,
+    task: Task,
+    changes: Changes = NO_CHANGES,
+) -> None:
     """Makes a run directory whose first stage, the dense training, is copied from another run.
 
     Args:
@@ -223,9 +237,10 @@ def copy_training(job: Job, first: pathlib.Path, path: pathlib.Path, task: Task)
         first: directory of a run that has trained it.
         path: directory of the run that is opened; it is there whole or not at all.
         task: of both.
+        changes: of the recipe of the run that is opened.
     """
     train, finetune = jobs.trainings(job, task)
-    config, about = jobs.config_of(job, train, finetune), jobs.about(job)
+    config, about = jobs.config_of(job, train, finetune, changes), jobs.about(job)
     provenance = {"versions": measure.versions(), "device": measure.device()}
     # Under a hidden name beside it and renamed at the end: a kill leaves no half run behind.
     half = path.parent / f".{path.name}"

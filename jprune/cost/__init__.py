@@ -13,7 +13,7 @@ is plugged in as `latency`.
 
 from jprune.cost.contractions import Contraction, Term, bytes_moved, call_sites, macs
 from jprune.cost.energy import Energy, EnergyCosts, Traffic, energies, layer_energy, reads, sums
-from jprune.cost.model import cost, cost_model
+from jprune.cost.model import cost, cost_model, spent
 from jprune.cost.roofline import ATOM, XEON, Machine, Work, works
 from jprune.cost.samples import gate_macs_of, gates_of, sample_macs
 from jprune.cost.units import marginal_macs, own_flops
@@ -41,6 +41,7 @@ __all__ = [
     "own_flops",
     "reads",
     "sample_macs",
+    "spent",
     "sums",
     "works",
 ]

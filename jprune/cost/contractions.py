@@ -143,7 +143,7 @@ def call_sites(
         groups: from `trace`.
 
     Example:
-        >>> import jax.numpy as jnp, jprune
+        >>> import jax.numpy as jnp, jprune, numpy as np
         >>> fn = lambda v, x: jnp.maximum(x @ v["first"], 0) @ v["second"]
         >>> variables = {"first": jnp.zeros((3, 5)), "second": jnp.zeros((5, 2))}
         >>> x = jnp.zeros((7, 3))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jprune import errors
-from jprune.base import Cost, CostModel, Groups, Masks
+from jprune.base import Budget, Cost, CostModel, Groups, Masks
 from jprune.cost.contractions import Term, bytes_moved, contractions, macs
 from jprune.cost.counts import Count, Counter, as_gates
 from jprune.cost.energy import EYERISS, EnergyCosts, layer_energy
@@ -170,3 +170,26 @@ def _leaf_counts(coupling: Coupling, uses: Uses, counter: Counter) -> dict[int, 
         for leaf in range(len(coupling.paths))
         if uses.roles[leaf] and not uses.roles[leaf] <= STATISTICS
     }
+
+
+def spent(cost: Cost, budget: Budget) -> Any:
+    """What of a cost a budget is about; not of one in density.
+
+    Raises:
+        ArgumentError: the cost model does not count it.
+
+    Example:
+        >>> spent(Cost(params=8, macs=5, bytes=3, by_group={}), Budget(macs=0.5))
+        5
+    """
+    value = getattr(cost, budget.kind)
+    if value is None:
+        table = (
+            "Make a table with jprune.measure.latency_table, and pass cost_model(..., "
+            "latency=table), or the stages task._replace(latency=table)."
+        )
+        raise errors.ArgumentError(
+            f"Budget({budget.kind}={budget.value}) came with a cost model that does not count "
+            f"{budget.kind}. {table if budget.kind == 'latency' else 'Write Budget(macs=...).'}"
+        )
+    return value

@@ -178,6 +178,7 @@ def prune(
     job = dataclasses.replace(job, budget=with_frozen(task, job.budget, job.freeze))
     train, finetune = trainings(job, task)
     recipe = changed(recipe_of(job, train, finetune), changes, job.method)
+    errors.check_words("prune", ("execute", job.execute, ("dense", "sparse")))
     # Budgets of weights (unstructured pruning) can always be met; those of whole units may not.
     if any(isinstance(stage, Prune) and stage.per == "unit" for stage in recipes.unrolled(recipe)):
         check_budget(task, job.budget)
@@ -190,8 +191,7 @@ def prune(
             "--weights own, or choose another method."
         )
     provenance = {"versions": measure.versions(), "device": measure.device()}
-    config = config_of(job, train, finetune) | _images(job, task.data)
-    config |= {k: v for k, v in changes._asdict().items() if k != "settled" and v is not None}
+    config = config_of(job, train, finetune, changes) | _images(job, task.data)
     key = jax.random.key(job.seed)
 
     def start() -> Pruned:
@@ -425,7 +425,9 @@ def check_budget(task: Task, budget: Budget) -> None:
     allocate.uniform(scores, budget, Net(task).cost)
 
 
-def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
+def config_of(
+    job: Job, train: Train | None, finetune: Train, changes: Changes = NO_CHANGES
+) -> dict[str, Any]:
     """The settings as plain data, with the usual ones filled in; for `config.json`."""
     budget = dataclasses.asdict(job.budget)
     return {
@@ -443,6 +445,8 @@ def config_of(job: Job, train: Train | None, finetune: Train) -> dict[str, Any]:
         **({"execute": job.execute} if job.execute != "dense" else {}),
         "train": None if train is None else _settings(train),
         "finetune": _settings(finetune),
+        # A second look at the net changes no other number.
+        **{k: v for k, v in changes._asdict().items() if k != "settled" and v is not None},
         # Later than the others: only where it matters, as above.
         **({"target": job.target} if job.budget.kind == "latency" else {}),
     }

@@ -164,11 +164,11 @@ def own_steps(
     """
     adam = optax.adam(rate)
 
-    def update(slopes: PyTree, state: Any, gates: PyTree = None) -> tuple[PyTree, Any]:
-        steps, state = adam.update(slopes, state, gates)
-        after = projected(optax.apply_updates(gates, steps), top)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        steps, state = adam.update(updates, state, params)
+        after = projected(optax.apply_updates(params, steps), top)
         # 0 - w is added to w: what the clamp makes 0 is exactly 0.
-        return jax.tree.map(jnp.subtract, after, gates), state
+        return jax.tree.map(jnp.subtract, after, params), state
 
     return beside(inner, optax.GradientTransformation(adam.init, update))
 

@@ -161,7 +161,8 @@ def restated(task: Task, groups: Groups, makers: Makers, net: Variables, batches
     for path, (mean, square) in means.items():
         moments = {"mean": mean, "var": jnp.maximum(square - mean**2, 0)}
         for leaf, role in groups.layers[path].affine.items():
-            if role in moments:
+            # A counter that all channels share is no statistic of theirs.
+            if role in moments and leaves[leaf].size == mean.size:
                 shape, dtype = leaves[leaf].shape, leaves[leaf].dtype
                 leaves[leaf] = moments[role].reshape(shape).astype(dtype)
     wanted = {path: offsets[groups.layers[path].sites[0]][1] for path in paths}

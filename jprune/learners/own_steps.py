@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune.base import PyTree
-
 
 def beside(
     inner: optax.GradientTransformation, own: optax.GradientTransformation, name: str = "gates"
@@ -32,11 +30,12 @@ def beside(
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: PyTree) -> Any:
+    def init(params: Any) -> Any:
         return inner.init(params), own.init(params[name])
 
-    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         still = {**updates, name: jax.tree.map(jnp.zeros_like, updates[name])}
+        moves: Any
         moves, of_inner = inner.update(still, state[0], params, **extra)
         steps, of_own = own.update(
             updates[name], state[1], None if params is None else params[name]

@@ -94,21 +94,13 @@ def amc(
         ['save', 'dense', 'search', 'before_finetune', 'finetune']
     """
     search = SearchRatios(
-        budget,
-        (),
+        budget, (),
         Agent(
             hidden, actor_rate, critic_rate, discount, soft, batch, replay, warmup, noise, decay,
             baseline,
         ),
-        episodes,
-        shown=False,
-        least=least,
-        streams=streams,
-        bound=bound,
-        reward=reward,
-        repair=Repair(batches, 50, points, ridge),
-        examples=examples,
-        recalibrate=recalibrate,
+        episodes, shown=False, least=least, streams=streams, bound=bound, reward=reward,
+        repair=Repair(batches, 50, points, ridge), examples=examples, recalibrate=recalibrate,
         batch_size=finetune.batch_size,
     )  # fmt: skip
     return framed(train, search, finetune=finetune)

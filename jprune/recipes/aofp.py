@@ -76,9 +76,7 @@ def aofp(
         ['halve', 'prune', 'before_finetune', 'finetune']
     """
     errors.check_numbers(
-        "aofp",
-        ("search", search, 0 < search < 1, "in (0, 1)"),
-        ("rate", rate, rate > 0, "above 0"),
+        "aofp", ("search", search, 0 < search < 1, "in (0, 1)"), ("rate", rate, rate > 0, "above 0")
     )
     # Constant: decisions are alike in all of its steps.
     during = dataclasses.replace(

@@ -90,10 +90,7 @@ def bar(
         *((name, value, value > 0, "above 0") for name, value in numbers.items()),
     )
     during = dataclasses.replace(
-        finetune,
-        epochs=share * finetune.epochs,
-        distill=distill,
-        temperature=temperature,
+        finetune, epochs=share * finetune.epochs, distill=distill, temperature=temperature
     )
     gated = Gated(gates, residual=True)
     kind = ByBarrier(strength, measure, slope, tolerance, margin, gate_rate, gate_limit)

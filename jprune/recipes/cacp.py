@@ -112,20 +112,13 @@ def cacp(
             "goals=(0.3, 0.7), on the command line goals=0.3:0.7."
         )
     search = SearchRatios(
-        budget,
-        others,
+        budget, others,
         Agent(
             hidden, actor_rate, critic_rate, discount, soft, batch, replay, warmup, noise, decay,
             baseline,
         ),
-        episodes,
-        draw=draw,
-        least=least,
-        streams=streams,
-        bound=bound,
-        repair=Repair(batches, 50, points, ridge),
-        examples=examples,
-        recalibrate=recalibrate,
+        episodes, draw=draw, least=least, streams=streams, bound=bound,
+        repair=Repair(batches, 50, points, ridge), examples=examples, recalibrate=recalibrate,
         batch_size=finetune.batch_size,
     )  # fmt: skip
     tuned = [

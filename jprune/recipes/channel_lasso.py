@@ -86,12 +86,7 @@ def channel_lasso(
         ridge=ridge,
         bias=bias,
     )
-    return framed(
-        train,
-        prune,
-        finetune=finetune,
-        after=settled(recalibrate, finetune.batch_size),
-    )
+    return framed(train, prune, finetune=finetune, after=settled(recalibrate, finetune.batch_size))
 
 
 METHODS = {"channel_lasso": channel_lasso}

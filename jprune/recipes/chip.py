@@ -57,16 +57,9 @@ def chip(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'before_finetune', 'finetune']
     """
-    return layer_by_layer(
-        ByActivations(independence, stream=stream),
-        budget,
-        train,
-        finetune,
-        rounds=rounds,
-        batches=batches,
-        batch_size=batch_size,
-        recalibrate=recalibrate,
-    )
+    score = ByActivations(independence, stream=stream)
+    numbers = rounds, batches, batch_size, recalibrate
+    return layer_by_layer(score, budget, train, finetune, *numbers)
 
 
 METHODS = {"chip": chip}

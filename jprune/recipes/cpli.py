@@ -109,12 +109,7 @@ def cpli(
         bias=bias,
         weigh=weigh if loss_term or removal_term else None,
     )
-    return framed(
-        train,
-        prune,
-        finetune=finetune,
-        after=settled(recalibrate, finetune.batch_size),
-    )
+    return framed(train, prune, finetune=finetune, after=settled(recalibrate, finetune.batch_size))
 
 
 METHODS = {"cpli": cpli}

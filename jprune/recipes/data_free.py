@@ -55,11 +55,7 @@ def data_free(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'before_finetune', 'finetune']
     """
-    return framed(
-        train,
-        MergeUnits(budget, allocator, normalize, drop, stop),
-        finetune=finetune,
-    )
+    return framed(train, MergeUnits(budget, allocator, normalize, drop, stop), finetune=finetune)
 
 
 METHODS = {"data_free": data_free}

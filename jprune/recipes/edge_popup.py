@@ -15,9 +15,7 @@ import dataclasses
 
 from jprune import errors
 from jprune.base import Budget, Recipe
-from jprune.learners import (
-    DRAWS,
-)
+from jprune.learners import DRAWS
 from jprune.stages.frame import framed
 from jprune.stages.popup import Popup, Redraw
 from jprune.stages.train import Train
@@ -68,11 +66,7 @@ def edge_popup(
         raise errors.ArgumentError(f"edge_popup(init={init!r}); write one of {', '.join(DRAWS)}.")
     decay = train.weight_decay if weight_decay is None else weight_decay
     scores = dataclasses.replace(train, schedule="cosine", weight_decay=decay, name="popup")
-    return framed(
-        train,
-        Redraw(budget, init, scaled),
-        Popup(budget, scores),
-    )
+    return framed(train, Redraw(budget, init, scaled), Popup(budget, scores))
 
 
 METHODS = {"edge_popup": edge_popup}

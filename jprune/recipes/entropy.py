@@ -56,16 +56,9 @@ def entropy(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'between', 'prune', 'before_finetune', 'finetune']
     """
-    return layer_by_layer(
-        ByActivations(entropies, (bins,), stream=stream),
-        budget,
-        train,
-        finetune,
-        rounds=rounds,
-        batches=batches,
-        batch_size=batch_size,
-        recalibrate=recalibrate,
-    )
+    score = ByActivations(entropies, (bins,), stream=stream)
+    numbers = rounds, batches, batch_size, recalibrate
+    return layer_by_layer(score, budget, train, finetune, *numbers)
 
 
 METHODS = {"entropy": entropy}

@@ -25,11 +25,7 @@ from jprune.stages.train import Train
 
 
 def erk(
-    budget: Budget,
-    train: Train | None,
-    *,
-    densities: str = "erk",
-    times: float = 1.0,
+    budget: Budget, train: Train | None, *, densities: str = "erk", times: float = 1.0
 ) -> Recipe:
     """Masks weights at random, and trains the masked net from new initial values.
 

@@ -62,16 +62,9 @@ def hrank(
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'between', 'prune', 'before_finetune', 'finetune']
     """
-    return layer_by_layer(
-        ByActivations(map_rank, (tolerance,), stream=stream),
-        budget,
-        train,
-        finetune,
-        rounds=rounds,
-        batches=batches,
-        batch_size=batch_size,
-        recalibrate=recalibrate,
-    )
+    score = ByActivations(map_rank, (tolerance,), stream=stream)
+    numbers = rounds, batches, batch_size, recalibrate
+    return layer_by_layer(score, budget, train, finetune, *numbers)
 
 
 METHODS = {"hrank": hrank}

@@ -24,11 +24,7 @@ PER_ROUND = 0.8
 
 
 def lamp(
-    budget: Budget,
-    train: Train | None,
-    finetune: Train,
-    *,
-    rounds: int | None = None,
+    budget: Budget, train: Train | None, finetune: Train, *, rounds: int | None = None
 ) -> Recipe:
     """Rounds of pruning by the layer-adaptive score, with training in between.
 

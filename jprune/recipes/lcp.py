@@ -85,9 +85,7 @@ def lcp(
     """
     errors.check_words("lcp", ("score", score, SCORES), ("fitness", fitness, ("accuracy", "loss")))
     errors.check_numbers(
-        "lcp",
-        ("tau", tau, tau >= 0, "0 or more"),
-        ("rate", rate, rate > 0, "above 0"),
+        "lcp", ("tau", tau, tau >= 0, "0 or more"), ("rate", rate, rate > 0, "above 0")
     )
     short = dataclasses.replace(
         finetune, epochs=float(tau), max_steps=tau, learning_rate=rate, schedule="constant",
@@ -96,9 +94,7 @@ def lcp(
     trial = Trial(images, recalibrate, finetune.batch_size, fitness, short)
     aging = Aging(evaluations, population, tournament, mutated, scale)
     return framed(
-        train,
-        SearchOffsets(SCORES[score], budget, least, trial, aging),
-        finetune=finetune,
+        train, SearchOffsets(SCORES[score], budget, least, trial, aging), finetune=finetune
     )
 
 

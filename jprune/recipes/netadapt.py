@@ -14,9 +14,10 @@ References:
     later code (denru01/netadapt), which stops after 10 rounds, whatever is left then (0.79 of the
     dense net), and lets the proposal win that loses the least accuracy for what it saves (`ratio`;
     the paper: the highest accuracy). Its steps end above 0.375 of the dense net: for smaller
-    budgets they are larger here. There the last round may go below the budget, here its target is
-    the budget. A residual sum is one layer here, and there one for each of its layers; statistics
-    of norms are those of the short training there, and taken anew here.
+    budgets they are larger here. There the last round may go below the budget; here its target is
+    the budget, and a proposal that would end more than two points below is the last choice. A
+    residual sum is one layer here, and there one for each of its layers; statistics of norms are
+    those of the short training there, and taken anew here.
 """
 
 import dataclasses

@@ -3,8 +3,9 @@
 A net that is contained in another one, narrower and less deep everywhere, is taken to be no better.
 So a trained net bounds all nets in it, and those that cost no less than a trained net as good as
 that bound are spared. Candidates are drawn of what is left, until none is or enough were trained.
-The best shape under the budget is cut out of the dense net and fine-tuned. The cost is that of the
-budget: MACs, parameters, units, or what the net's cost model measures.
+The best shape under the budget, with the next best units that the budget leaves room for, is cut
+out of the dense net and fine-tuned. The cost is that of the budget: MACs, parameters, units, or
+what the net's cost model measures.
 
 Masks meet gradients *frozen*: a masked weight is exactly 0 and takes no step.
 

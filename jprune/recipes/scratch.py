@@ -63,14 +63,8 @@ def scratch(
     own = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule}
     anew = like_the_dense(train, finetune, same, cap, **own)
     return framed(
-        train,
-        Prune(l1_of, allocate.uniform, budget, per=per),
-        BeginAnew(),
-        finetune=anew,
+        train, Prune(l1_of, allocate.uniform, budget, per=per), BeginAnew(), finetune=anew
     )
 
 
-METHODS = {
-    "scratch_e": partial(scratch, "epochs"),
-    "scratch_b": partial(scratch, "macs"),
-}
+METHODS = {"scratch_e": partial(scratch, "epochs"), "scratch_b": partial(scratch, "macs")}

@@ -20,11 +20,7 @@ from jprune.stages.train import Train
 
 
 def subset_sum(
-    budget: Budget,
-    train: Train | None,
-    *,
-    tolerance: float = 0.01,
-    c: float = 3.0,
+    budget: Budget, train: Train | None, *, tolerance: float = 0.01, c: float = 3.0
 ) -> Recipe:
     """Replaces every weight of a net of dense layers by the nearest subset sum.
 
@@ -54,10 +50,7 @@ def subset_sum(
             f"finds the trained net inside a random one. Write --{budget.kind} 1."
         )
     products_of(tolerance, c)
-    return framed(
-        train,
-        Approximate(tolerance, c),
-    )
+    return framed(train, Approximate(tolerance, c))
 
 
 METHODS = {"subset_sum": subset_sum}

@@ -17,8 +17,9 @@ References:
     stage is as deep (the same where nothing but blocks changes the stream). Logits learn there from
     half of the training split, here from the validation split. Temperatures fall from epoch to
     epoch there, here from step to step; the paper writes 10 for the highest. The cost ends between
-    the budget and `tolerance` below it, as in the code (the paper writes both sides); where the
-    search ends outside, widths and depths are moved there, at the least loss of log-probability.
+    the budget and `tolerance` below it, as in the code (the paper writes both sides); widths
+    and depths are then moved to within two points of the budget, at the least loss of
+    log-probability.
 """
 
 import dataclasses
@@ -91,7 +92,7 @@ def tas(
         ['search', 'begin_anew', 'before_finetune', 'scratch']
     """
     own = {"epochs": epochs, "learning_rate": learning_rate, "schedule": schedule}
-    anew = like_the_dense(train, finetune, **own).train
+    anew = like_the_dense(train, finetune, "epochs", None, **own).train
     of_search = dataclasses.replace(
         anew, epochs=anew.epochs if search_epochs is None else search_epochs
     )

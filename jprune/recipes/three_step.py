@@ -91,12 +91,7 @@ def three_step(
         chosen, ALLOCATORS[allocator], wanted, pool=pool, per=per, final=budget
     )
     pruning, last = in_rounds(prune, scheduled(budget, schedule, rounds), finetune)
-    return framed(
-        train,
-        *pruning,
-        finetune=last,
-        after=settled(recalibrate, finetune.batch_size),
-    )
+    return framed(train, *pruning, finetune=last, after=settled(recalibrate, finetune.batch_size))
 
 
 METHODS: dict[str, Callable[..., Recipe]] = {

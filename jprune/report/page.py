@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from jprune.data.fetch import ORIGINS
 from jprune.report import figures, schema, structure, tables, text
 from jprune.report.markup import Markup, join, tag
 from jprune.report.read import Run, read_run
 from jprune.report.schema import Result
 from jprune.runs.files import atomic_write
+
+AGAIN_NOTE = (
+    "With these versions, on the same kind of device with as many threads, the same seed gives the "
+    "same net. Times differ, and so do the last digits on another device."
+)
 
 
 def html(run_dir: str | os.PathLike[str]) -> pathlib.Path:
@@ -62,6 +68,7 @@ def page(run: Run) -> str:
         _section("Training", "", _curves(run)),
         _section("Frozen axes", structure.FROZEN_NOTE, structure.frozen(plan["frozen"])),
         _section("How this was made", "", _provenance(run)),
+        _section("How to make it again", AGAIN_NOTE, tag("pre", _again(run.result))),
     )
     # `string.Template`: braces of style and script need no escape.
     template = resources.files("jprune.report").joinpath("template.html").read_text("utf-8")
@@ -140,6 +147,16 @@ def _provenance(run: Run) -> Markup:
     }
     settings = tag("details", tag("summary", "All settings"), _facts(_flat(run.config)))
     return join(tag("pre", result["command"]), _facts(facts), settings)
+
+
+def _again(result: Result) -> str:
+    """The commands that make the run once more, in a folder of its own."""
+    versions = {name: version for name, version in result["versions"].items() if version}
+    packages = [f"{name}=={version}" for name, version in versions.items() if name != "python"]
+    lines = [f"pip install {' '.join(packages)}"]
+    if result["data"] in ORIGINS:
+        lines.append(f"jprune data prepare {result['data']}")
+    return "\n".join([*lines, result["command"] or "(it was called from Python: see the settings)"])
 
 
 def _splits(result: Result) -> str:

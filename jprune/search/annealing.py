@@ -78,12 +78,12 @@ def annealing(
         BudgetError: no draw can be arranged; from `ask`.
 
     Example:
-        >>> halves = lambda rates: 1.5 * rates / rates.sum() if rates.max() < 0.9 else None
-        >>> searcher = annealing(3, halves, evaluations=60)
+        >>> halves = lambda rates: 1.5 * rates / rates.sum()  # half of each, in the mean
+        >>> searcher = annealing(3, halves, evaluations=150)
         >>> state = searcher.init(jax.random.key(0))
         >>> while len(rates := searcher.ask(state)):
-        ...     state = searcher.tell(state, rates, -((rates - [0.2, 0.3, 0.675]) ** 2).sum(axis=1))
-        >>> bool(np.abs(searcher.best(state)[0] - [0.2, 0.3, 0.675]).max() < 0.1)
+        ...     state = searcher.tell(state, rates, -((rates - [0.2, 0.5, 0.8]) ** 2).sum(axis=1))
+        >>> bool(np.abs(searcher.best(state)[0] - [0.2, 0.5, 0.8]).max() < 0.1)
         True
     """
     errors.check_numbers(

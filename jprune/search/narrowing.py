@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
+from jprune.allocate.budgets import MISSED
 from jprune.base import Searcher
 
 
@@ -48,8 +49,9 @@ def narrowing(
 
     The target is step * decay^n below the present price, n rounds having met theirs, and never
     below the goal. Where no group meets it alone, every group is proposed at its smallest width.
-    The best score wins, of equal ones the lowest price, and the next round begins there; nothing is
-    proposed once the price is at most the goal.
+    The best score wins, of equal ones the lowest price, but what ends more than two points below
+    the goal is the last choice; the next round begins with the winner. Nothing is proposed once the
+    price is at most the goal.
 
     Args:
         menu: for every group the widths that it may have, rising; the search begins at the last.
@@ -129,6 +131,9 @@ def narrowing(
             # the authors' code: least (A_{i-1} - A) / (R_{i-1} - R)
             saved = price(np.asarray(state.widths)) - prices
             merits = -(float(state.level) - scores + 1e-6) / (saved + 1e-5)
+        # Wide steps waste a budget: what ends far below the goal is the last choice.
+        near = np.isfinite(scores) & (prices >= goal - MISSED)
+        merits = np.where(near, merits, -np.inf) if near.any() else merits
         winner = max(range(len(scores)), key=lambda place: (merits[place], -prices[place]))
         return NarrowingState(
             widths=jnp.asarray(candidates[winner], jnp.int32),

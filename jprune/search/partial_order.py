@@ -9,6 +9,7 @@ References:
     architecture search, 2019, arXiv 1903.03777 [26].
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -26,33 +27,6 @@ POOL = 4096
 """Members of a space that are looked at; of larger ones so many are drawn."""
 
 
-class OrderState(NamedTuple):
-    """What was tried, and what may be.
-
-    Attributes:
-        history: candidates with their scores.
-        pool: int [members, genes].
-    """
-
-    history: SearchState
-    pool: np.ndarray
-
-    @property
-    def tried(self) -> int:
-        """How many candidates have a score."""
-        return int(self.history.tried)
-
-    @property
-    def genes(self) -> np.ndarray:
-        """[tried, genes]."""
-        return np.asarray(self.history.genes)[: self.tried]
-
-    @property
-    def scores(self) -> np.ndarray:
-        """[tried]; -inf where a score was not finite."""
-        return np.asarray(self.history.scores, float)[: self.tried]
-
-
 def contained(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Bool [p, q]: whether shape a[p] is narrower than b[q], or as wide, everywhere.
 
@@ -61,7 +35,7 @@ def contained(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         [True, False]
     """
     # a <= b where a_i <= b_i for all i
-    return (np.asarray(a)[:, None] <= np.asarray(b)[None]).all(-1)
+    return np.all(np.asarray(a)[:, None] <= np.asarray(b)[None], axis=-1)
 
 
 def cannot_win(
@@ -167,7 +141,7 @@ class PartialOrder(NamedTuple):
             >>> state = searcher.init(jax.random.key(0))
             >>> while len(genes := searcher.ask(state)):  # only the first gene is of use
             ...     state = searcher.tell(state, genes, genes[:, 0] + 1.0)
-            >>> searcher.best(state)[0].tolist(), search.left(state), search.spared(state) > 5
+            >>> searcher.best(state)[0].tolist(), search.left(state), search.spared(state) > 0
             ([3, 0], 0, True)
         """
         errors.check_numbers(
@@ -175,51 +149,64 @@ class PartialOrder(NamedTuple):
             ("evaluations", self.evaluations, self.evaluations >= 1, "1 or more"),
             ("slack", self.slack, self.slack >= 0, "0 or more"),
         )
-        return Searcher(self._init, self._ask, self._tell, self._best)
+        return Searcher(self._init, self._ask, told, self._best)
 
-    def _init(self, key: jax.Array) -> OrderState:
-        history = begun(key, self.evaluations, len(self.space.options))
-        pool = members(self.space, self.sizes_of, draws(history), self.most)
-        return OrderState(history, pool.astype(np.int32))
+    def _init(self, key: jax.Array) -> SearchState:
+        return begun(key, self.evaluations, len(self.space.options))
 
-    def _tell(self, state: OrderState, candidates: np.ndarray, scores: np.ndarray) -> OrderState:
-        return state._replace(history=told(state.history, candidates, scores))
+    def pool(self, state: SearchState) -> np.ndarray:
+        """Int [members, genes]: what is looked at, a function of the key alone."""
+        return _pool(self, tuple(np.asarray(state.seed).tolist()))
 
-    def _ask(self, state: OrderState) -> np.ndarray:
+    def _ask(self, state: SearchState) -> np.ndarray:
         # w of S \ P
         open_ = np.flatnonzero(~self._tried(state) & ~self._cut(state))
-        if not len(open_) or state.tried >= self.evaluations:
+        if not len(open_) or int(state.tried) >= self.evaluations:
             return np.zeros((0, len(self.space.options)), int)
-        return np.asarray(state.pool)[[draws(state.history).choice(open_)]]
+        return self.pool(state)[[draws(state).choice(open_)]]
 
-    def _best(self, state: OrderState) -> tuple[np.ndarray, float]:
-        if not state.tried:
-            return np.asarray(state.pool)[0], -np.inf
-        place = np.lexsort((self.space.cost(state.genes), -state.scores))[0]
-        return state.genes[place], float(state.scores[place])
+    def _best(self, state: SearchState) -> tuple[np.ndarray, float]:
+        genes, scores = _told(state)
+        if not len(genes):
+            return self.pool(state)[0], -np.inf
+        place = np.lexsort((self.space.cost(genes), -scores))[0]
+        return genes[place], float(scores[place])
 
-    def _tried(self, state: OrderState) -> np.ndarray:
-        pool, tried = self.sizes_of(np.asarray(state.pool)), self.sizes_of(state.genes)
+    def _tried(self, state: SearchState) -> np.ndarray:
+        pool, tried = self.sizes_of(self.pool(state)), self.sizes_of(_told(state)[0])
         return (pool[:, None] == tried[None]).all(-1).any(axis=1)
 
-    def _cut(self, state: OrderState) -> np.ndarray:
-        if not state.tried:
-            return np.zeros(len(state.pool), bool)
-        pool, cost = np.asarray(state.pool), self.space.cost
+    def _cut(self, state: SearchState) -> np.ndarray:
+        (genes, scores), pool, cost = _told(state), self.pool(state), self.space.cost
+        if not len(genes):
+            return np.zeros(len(pool), bool)
+        sizes = self.sizes_of
         return cannot_win(
-            self.sizes_of(pool), cost(pool), self.sizes_of(state.genes), cost(state.genes),
-            state.scores, self.slack,
+            sizes(pool), cost(pool), sizes(genes), cost(genes), scores, self.slack
         )  # fmt: skip
 
-    def spared(self, state: OrderState) -> int:
+    def spared(self, state: SearchState) -> int:
         """How many members are not tried because they cannot win."""
         return int((self._cut(state) & ~self._tried(state)).sum())
 
-    def left(self, state: OrderState) -> int:
+    def left(self, state: SearchState) -> int:
         """How many members were not tried and may win."""
         return int((~self._cut(state) & ~self._tried(state)).sum())
 
-    def frontier(self, state: OrderState) -> list[tuple[float, float]]:
+    def frontier(self, state: SearchState) -> list[tuple[float, float]]:
         """(cost, score) of what no other candidate beats, by rising cost."""
-        costs = self.space.cost(state.genes)
-        return [(float(costs[n]), float(state.scores[n])) for n in frontier(costs, state.scores)]
+        genes, scores = _told(state)
+        costs = self.space.cost(genes)
+        return [(float(costs[n]), float(scores[n])) for n in frontier(costs, scores)]
+
+
+def _told(state: SearchState) -> tuple[np.ndarray, np.ndarray]:
+    """[tried, genes] and [tried]: what was tried, and its scores."""
+    count = int(state.tried)
+    return np.asarray(state.genes)[:count], np.asarray(state.scores, float)[:count]
+
+
+@functools.lru_cache(maxsize=8)
+def _pool(search: PartialOrder, seed: tuple[int, ...]) -> np.ndarray:
+    # Not in the state, which is made where nothing is computed yet; drawn once for each search.
+    return members(search.space, search.sizes_of, np.random.default_rng([*seed]), search.most)

@@ -10,6 +10,7 @@ import numpy as np
 from jprune import allocate
 from jprune.allocate.budgets import floor_of, rounded, step_of
 from jprune.base import Budget, CostModel, Groups, Task
+from jprune.cost import spent
 from jprune.learners import Hypernetwork, Menu, hypernetwork, menu
 from jprune.search.space import Space, check
 
@@ -109,7 +110,7 @@ def price_of(
     @jax.vmap
     def cost(widths: jax.Array) -> jax.Array:
         total = model({name: widths[place] for place, name in enumerate(options.names)})
-        return jnp.asarray(allocate.spent(total, budget), jnp.float32)
+        return jnp.asarray(spent(total, budget), jnp.float32)
 
     def costs(widths: np.ndarray) -> np.ndarray:
         # Filled up to whole blocks by repeating candidates; what they cost is cut off again.

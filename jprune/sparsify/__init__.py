@@ -21,6 +21,7 @@ from jprune.sparsify.centripetal import (
 )
 from jprune.sparsify.clusters import cluster
 from jprune.sparsify.drop_grow import DropGrowState, drop_and_grow
+from jprune.sparsify.dwindling import DwindlingState, dwindling, saliences
 from jprune.sparsify.feedback import FeedbackState, feedback, hidden_fraction
 from jprune.sparsify.fista import FistaState, fista
 from jprune.sparsify.forgetting import ForgettingState, forgetting, row_norms
@@ -51,6 +52,7 @@ __all__ = [
     "CandidateState",
     "CentripetalState",
     "DropGrowState",
+    "DwindlingState",
     "FeedbackState",
     "FistaState",
     "ForgettingState",
@@ -82,6 +84,7 @@ __all__ = [
     "delta",
     "deviation_of",
     "drop_and_grow",
+    "dwindling",
     "dynamic_surgery",
     "feedback",
     "fista",
@@ -113,6 +116,7 @@ __all__ = [
     "relative_decay",
     "rises_for",
     "row_norms",
+    "saliences",
     "scheduled_prune",
     "singular_values",
     "soft_prune",

@@ -19,6 +19,7 @@ import optax
 
 from jprune import errors
 from jprune.base import PyTree, Schedule
+from jprune.graph.shrink.concrete import full
 
 HOW = ("prox", "subgradient")
 
@@ -100,13 +101,12 @@ def forgetting(
         ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
     )
 
-    def init(params: Mapping[str, Any]) -> ForgettingState:
-        ones = {name: jnp.ones(len(q), bool) for name, q in params.items()}
-        return ForgettingState(
-            jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, dict(params)), ones
-        )
+    def init(params: Any) -> ForgettingState:
+        ones = {name: full((len(q),), True) for name, q in params.items()}
+        still = {name: full(q.shape, 0, q.dtype) for name, q in params.items()}
+        return ForgettingState(full((), 0, jnp.int32), still, ones)
 
-    def update(slopes: Any, state: ForgettingState, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise errors.ArgumentError(
                 "forgetting needs the parameters: call tx.update(gradients, state, params)."
@@ -119,7 +119,7 @@ def forgetting(
             for name, q in params.items()
         }
         # G_i = m_i dL/dQ_i (+ lambda Q_i / ||Q_i||)
-        gradient = {n: jnp.where(_along(masks[n], q), slopes[n], 0) for n, q in params.items()}
+        gradient = {n: jnp.where(_along(masks[n], q), updates[n], 0) for n, q in params.items()}
         if how == "subgradient":
             gradient = jax.tree.map(jnp.add, gradient, pull)
         velocity = jax.tree.map(lambda v, g: momentum * v + g, state.velocity, gradient)

@@ -49,6 +49,7 @@ from jprune.stages.difficulty import EvaluateDifficulty
 from jprune.stages.dimensions import Narrow, Observe, Optimum
 from jprune.stages.drop_grow import DropGrow
 from jprune.stages.dropout import RescaleDropout
+from jprune.stages.dwindling import DwindleUnits
 from jprune.stages.eigenbasis import Rotate, cores_only
 from jprune.stages.error_weights import ErrorWeights
 from jprune.stages.feature_boosting import Boost
@@ -183,6 +184,7 @@ __all__ = [
     "CutRows",
     "CutSupport",
     "DropGrow",
+    "DwindleUnits",
     "DynamicSurgery",
     "Eliminate",
     "ErrorWeights",

@@ -68,7 +68,6 @@ def layer_by_layer(
     budget: Budget,
     train: Train | None,
     finetune: Train,
-    *,
     rounds: int,
     batches: int,
     batch_size: int,
@@ -95,8 +94,8 @@ def layer_by_layer(
     Example:
         >>> from jprune import criteria
         >>> finetune = Train(8, 0.01, name="finetune")
-        >>> recipe = layer_by_layer(ByActivations(criteria.zeros), Budget(macs=0.5), None, finetune,
-        ...                         rounds=1, batches=5, batch_size=64, recalibrate=0)
+        >>> score, budget = ByActivations(criteria.zeros), Budget(macs=0.5)
+        >>> recipe = layer_by_layer(score, budget, None, finetune, 1, 5, 64, 0)
         >>> [stage.name for stage in recipe]
         ['save', 'dense', 'prune', 'before_finetune', 'finetune']
     """

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import errors
-from jprune.allocate import global_topk, spent
+from jprune.allocate import global_topk
 from jprune.base import Budget, Learner, Pruned, Records, Task
+from jprune.cost import spent
 from jprune.learners import Terms, to_the_end
 from jprune.learners.adversarial import AdversarialState, init_judge, outputs_of, start, step_of
 from jprune.learners.soft_masks import chosen, ends_of, scaled, sizes_of

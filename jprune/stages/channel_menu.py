@@ -36,7 +36,7 @@ CHOOSES = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnSteps:
+class MenuSteps:
     """A `Wrap`: heads and menus take steps of Adam and stay where they may be.
 
     Attributes:
@@ -143,7 +143,7 @@ class LearnMenus:
             self.choosing.level(task),
             self.train.optimizer_for(task).taken,
         )
-        wrap = OwnSteps(menus.rate, menus.top)
+        wrap = MenuSteps(menus.rate, menus.top)
         return _learner(self.train, made, task, pruned, begun, layers, key, wrap)
 
     def __call__(self, pruned: Pruned, task: Task, key: jax.Array) -> tuple[Pruned, Records]:
@@ -231,7 +231,7 @@ def _learner(
     begun: Variables,
     layers: dict[str, Gated],
     key: jax.Array,
-    wrap: OwnSteps | None = None,
+    wrap: MenuSteps | None = None,
 ) -> Learner:
     """Plain training of a task of menus, whose net has kernels with menus at any point."""
     optimizer, groups = train.optimizer_for(task), Net(task).groups

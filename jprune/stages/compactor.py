@@ -238,7 +238,7 @@ class CutRows:
         start = {name: jnp.asarray(before[name], bool) for name in groups.names}
         masks = {n: np.asarray(m, bool) for n, m in remove(lengths, start, 0, 1.0).items()}
         gone = {n: np.asarray(before[n], bool) & ~masks[n] for n in sizes}
-        makers = {path for n, paths in compactable(task, groups).items() for path in paths}
+        makers = {path for paths in compactable(task, groups).values() for path in paths}
         # Rows that go say nothing: what is left behind them is a constant.
         kernels = net.leaves(expand(groups, masks, ("kernel",)))
         silenced = {p: m if p in makers else np.ones_like(m) for p, m in kernels.items()}

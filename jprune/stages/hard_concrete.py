@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from jprune import errors
-from jprune.allocate import spent
 from jprune.base import Budget, Schedule, Task, Wrap
+from jprune.cost import spent
 from jprune.learners import Gating, Limits, hard_concrete
 from jprune.learners.own_steps import beside
 from jprune.stages.unit_gates import even_widths

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jprune import errors
-from jprune.allocate.budgets import check_scores
+from jprune.allocate.budgets import check_scores, filled
 from jprune.base import Budget, Learner, Pruned, Records, Task, run_criterion
 from jprune.learners import to_the_end
 from jprune.learners.width_mixture import Mixture
@@ -29,7 +29,8 @@ class SearchByOrder:
 
     A candidate keeps the units with the largest L1 norms and the first blocks of every stage. It
     begins with the net's weights, is trained, and scored on held-out images; its weights are then
-    thrown away.
+    thrown away. To the best one the next best units are added that the budget leaves room for: by
+    the order it is no worse for them.
 
     The record has the score of the `best` candidate, how many were `evaluated`, how many members of
     the space were `spared` and how many are `left`, the `frontier` as (cost, score), and the
@@ -125,11 +126,24 @@ class SearchByOrder:
                 masks[name] = keep_best(scores.get(name, np.zeros(1)), int(count))
             return {name: np.asarray(mask, bool) for name, mask in masks.items()}
 
+        def full(candidate: np.ndarray) -> dict[str, np.ndarray]:
+            """Its masks, with the next best units of what the budget leaves room for."""
+            masks, price = masks_of(candidate), price_of(task, self.budget)
+            named = counts(candidate[None])
+            inner = {name: masks[name] for name in standing(net.groups, masks)}
+
+            def priced(wider: dict[str, np.ndarray]) -> float:
+                now = {**masks, **wider}
+                return float(price({name: int(now[name].sum()) for name in named}))
+
+            goal = float(self.budget.value) + 1e-9
+            return {**masks, **filled(inner, scores, self.budget, priced, goal)}
+
         def judged(candidates: np.ndarray) -> np.ndarray:
             return self.trial.judged(pruned, [*map(masks_of, candidates)], task, key, score)
 
         def finish(candidate: np.ndarray) -> Pruned:
-            masks = masks_of(candidate)
+            masks = full(candidate)
             variables = self.trial.settled(task, pruned.variables, masks, key)
             return pruned._replace(variables=variables, masks=masks)
 

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 
 from jprune import errors
-from jprune.allocate import global_topk, spent, toward
+from jprune.allocate import global_topk, toward
 from jprune.allocate.widths import widths
 from jprune.base import Budget, Learner, Pruned, Records, Schedule, Task, Wrap
+from jprune.cost import spent
 from jprune.learners.soft_masks import chosen, scaled, sizes_of
 from jprune.learners.unit_gates import Gating, gated_start, gated_task, settled_net
 from jprune.masks import apply_masks

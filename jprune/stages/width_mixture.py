@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jprune import errors
+from jprune.allocate.budgets import MISSED
 from jprune.base import Batch, Budget, Learner, Pruned, Records, Schedule, Task, Variables
 from jprune.learners.width_mixture import (
     Mixture,
@@ -77,7 +78,7 @@ def settle(
     while cost(row) < low:
         wider = best(row, row + one, up=True)
         if wider is None:
-            places = np.flatnonzero(row < last)
+            places = np.flatnonzero(row < last).tolist()
             swaps = [lowered(row + one[place], place) for place in places]
             wider = best(row, np.array(swaps).reshape(-1, len(names)), up=True)
         if wider is None:
@@ -153,7 +154,8 @@ class SearchShape:
             Alternate(rate, self.decay),
             decayed,
         )
-        within = (float(self.budget.value), float(self.budget.value) - self.choices.tolerance)
+        goal = float(self.budget.value)
+        within = goal, goal - min(self.choices.tolerance, MISSED)
 
         def chosen(state: TrainState) -> Pruned:
             logits = state.params["logits"]
@@ -280,13 +282,13 @@ class Alternate:
         )
 
         def wrapped(inner: Any) -> optax.GradientTransformationExtraArgs:
-            inner = optax.with_extra_args_support(inner)
+            tx: Any = optax.with_extra_args_support(inner)
 
             def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
                 batch, rest = extra["batch"], extra["rest"]
                 still = {**updates, "logits": jax.tree.map(jnp.zeros_like, updates["logits"])}
-                changes, inner_state = inner.update(still, state[0], params, **extra)
-                moved = optax.apply_updates(params, changes)
+                changes, inner_state = tx.update(still, state[0], params, **extra)
+                moved: Any = optax.apply_updates(params, changes)
                 held = {n.removeprefix(HELD): v for n, v in batch.items() if n.startswith(HELD)}
                 weight, of_step = held["weight"], jax.random.fold_in(state[2], rest["step"])
 
@@ -299,7 +301,7 @@ class Alternate:
                 steps, own_state = own.update(slope, state[1], moved["logits"])
                 return {**changes, "logits": steps}, (inner_state, own_state, state[2])
 
-            init = lambda params: (inner.init(params), own.init(params["logits"]), key)
+            init = lambda params: (tx.init(params), own.init(params["logits"]), key)
             return optax.GradientTransformationExtraArgs(init, update)
 
         return wrapped

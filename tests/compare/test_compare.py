@@ -534,3 +534,18 @@ def test_three_rates_are_tried_with_l1(swept, tmp_path, monkeypatch):
         ("l1", 0, 0.075, "rates"),
         ("random", 3, 0.0075, "runs"),
     ]
+
+
+def test_the_table_of_the_page_sorts_by_what_is_measured():
+    comparison = one(compare_rows.rows())
+    text = page.html([comparison])
+    (table,) = re.findall(r'<table class="sorts">.*?</table>', text)
+    lines = re.findall(r"<tr>.*?</tr>", table)[1:]
+    assert len(lines) == len(comparison.cells)
+    for line, cell in zip(lines, comparison.cells):
+        (first, *_) = re.findall(r'data-key="([^"]+)"', line)
+        assert float(first) == cell.spreads["accuracy"].mean
+        unmeasured = [part for part in re.findall(r"<td.*?</td>", line) if "data-key" not in part]
+        assert all("unknown" in part or re.search(r"><", part) for part in unmeasured)
+    assert text.count("<script>") == 1
+    assert "src=" not in text

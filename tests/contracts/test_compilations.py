@@ -169,6 +169,15 @@ def rule(criterion, per="unit", allocator=allocate.uniform):
     )
 
 
+def of_rows(transformation):
+    """A transformation of {name: rows}, for parameters in a tree."""
+    flat = lambda tree: {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(tree))}
+    update = lambda updates, state, params: transformation.update(
+        flat(updates), state, flat(params)
+    )
+    return optax.GradientTransformation(lambda p: transformation.init(flat(p)), update)
+
+
 SGD = optax.sgd(0.1, 0.9)
 by_weight = rule(lambda c: criteria.magnitude(), "weight", allocate.global_topk)
 by_unit = rule(lambda c: criteria.magnitude(2))
@@ -198,6 +207,15 @@ SPARSIFIERS = {
     ),
     "soft_prune": lambda c: sparsify.soft_prune(
         rule(lambda c: criteria.distance(c.groups))(c), every=2
+    ),
+    "forgetting": lambda c: of_rows(
+        sparsify.forgetting(steady, 0.01, lambda lengths, step, masks: masks, momentum=0.9)
+    ),
+    "dwindling": lambda c: sparsify.dwindling(
+        blocks.filters(c.groups, shifts=True),
+        allocate.lowest_first(c.groups.sizes, Budget(density=0.5)),
+        begin=0,
+        period=2,
     ),
     "fista": lambda c: sparsify.fista(steady, lambda step: 0.1, restart=2),
     "movement": lambda c: sparsify.movement(

@@ -35,6 +35,7 @@ from jprune.stages.centripetal import Pull
 from jprune.stages.channel_menu import LearnMenus, TrainChosen
 from jprune.stages.compactor import TrainCompactors
 from jprune.stages.drop_grow import DropGrow
+from jprune.stages.dwindling import DwindleUnits
 from jprune.stages.feature_boosting import Boost
 from jprune.stages.feedback import PruneWithFeedback
 from jprune.stages.goal import Goal
@@ -75,7 +76,7 @@ METHODS = {
         """
         amc aofp apoz c_obd c_obs cacp channel_lasso chip cpli csgd data_free depgraph eigendamage
         energy_aware entropy erk exact_obs fisher fpgm gmp granularity grasp greedy_forward han
-        hrank iht kron_obd kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning obd obs
+        hesso hrank iht kron_obd kron_obs l1 l2 lamp lcp lottery_ticket m_fac metapruning obd obs
         particle_filter play_and_prune random rigl scratch_b scratch_e set snip sparsegpt synflow
         taylor taylor2016 thinet three_d variational woodfisher
         aofp apoz c_obd c_obs channel_lasso chip cpli csgd data_free depgraph eigendamage entropy
@@ -151,6 +152,7 @@ STAGES = {
     KeepManifold: FROZEN,
     LearnMenus: STRAIGHT,
     TrainChosen: FROZEN,
+    DwindleUnits: FROZEN,
     FadeUnits: FROZEN,
     Pull: FROZEN,
     Gate: FROZEN,

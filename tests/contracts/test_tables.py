@@ -440,6 +440,13 @@ SPARSIFIERS = {
     ),
     "candidate_decay": lambda: sparsify.candidate_decay(blocks.filters(GROUPS), 0.4, 0.1, steady),
     "relative_decay": lambda: sparsify.relative_decay(blocks.coupled(GROUPS), 0.1),
+    "dwindling": lambda: sparsify.dwindling(
+        blocks.filters(GROUPS, shifts=True),
+        allocate.lowest_first(UNITS, Budget(density=0.7)),
+        begin=1,
+        period=2,
+        periods=1,
+    ),
     "group_decay": lambda: sparsify.group_decay(blocks.filters(GROUPS), 0.1),
     "growing_decay": lambda: sparsify.growing_decay(blocks.filters(GROUPS), 0.1, 0.3, every=2),
     "ranked_decay": lambda: sparsify.ranked_decay(

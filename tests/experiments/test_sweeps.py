@@ -48,7 +48,6 @@ def test_all_that_stands_beside_has_its_rows(smoked):
     ]
     assert sorted(told) == [
         ("l1",),
-        ("l1", "allocation"),
         ("l1", "beside"),
         ("random",),
         ("random", "beside"),

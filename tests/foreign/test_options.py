@@ -18,17 +18,19 @@ NEEDED = {
     "report": ["absent"],
     "export": ["absent"],
     "check": ["absent"],
+    "bench": ["absent", "absent"],
     "methods": [],
     "data": ["prepare", "mnist"],
 }
 # What these take cannot be wrong by itself: it would be used, and the work done.
 USED = {("prune", "out"), ("compare", "out"), ("prune", "macs"), ("compare", "macs")}
 FLAGS = ("json", "quiet", "overwrite")
+PLACED = ("rows", "directory", "action", "name", "first", "second")
 OPTIONS = [
     (verb, field.name.replace("_", "-").replace("source", "from"))
     for verb, options in VERBS.items()
     for field in dataclasses.fields(options)
-    if field.name not in FLAGS and field.name not in ("rows", "directory", "action", "name")
+    if field.name not in FLAGS and field.name not in PLACED
 ]
 
 

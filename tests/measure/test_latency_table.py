@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def watch(calls):
 
 def build(folder, notes=None, **others):
     note = (lambda text: None) if notes is None else notes.append
-    settings = {"batch": 4, "cache": folder, "note": note, "watch": watch, **others}
+    settings: dict[str, Any] = {"batch": 4, "cache": folder, "note": note, "watch": watch, **others}
     return measure.latency_table(net, V, EXAMPLE, GROUPS, **settings)
 
 
@@ -173,7 +174,7 @@ def test_what_a_target_cannot_do_is_refused(tmp_path):
         with pytest.raises(errors.ArgumentError, match="write target="):
             build(tmp_path, **others)
     with pytest.raises(errors.ArgumentError, match="does not count latency"):
-        allocate.uniform({"a": np.ones(3)}, Budget(latency=0.5), model_of(None))
+        allocate.uniform({"first": np.ones(64)}, Budget(latency=0.5), model_of(None))
 
 
 @pytest.mark.parametrize("target", ["xla", "tflite"])

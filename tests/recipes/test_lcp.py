@@ -60,14 +60,23 @@ def test_offsets_choose_between_layers():
 
 
 def one_by_one(scores, price, goal, least):
-    """The paper's cut: the lowest score goes, the cost is computed anew."""
+    """The paper's cut: the lowest score goes, the cost is computed anew.
+
+    What would end more than two points below the goal is the last choice, what wastes least first.
+    """
     masks = {name: np.ones(len(score), bool) for name, score in scores.items()}
-    order = sorted((value, n, u) for n, score in scores.items() for u, value in enumerate(score))
-    for _, name, unit in order:
-        if price(masks) <= goal:
-            break
-        if masks[name].sum() > least[name]:
-            masks[name][unit] = False
+    while price(masks) > goal:
+        lowest = {
+            name: min(np.flatnonzero(masks[name]), key=lambda unit: score[unit])
+            for name, score in scores.items()
+            if masks[name].sum() > least[name]
+        }
+        choices = []
+        for name, unit in lowest.items():
+            fewer = {**masks, name: masks[name] & (np.arange(len(masks[name])) != unit)}
+            far = price(fewer) < goal - 0.02
+            choices.append((far, -price(fewer) if far else scores[name][unit], name, fewer))
+        masks = min(choices, key=lambda choice: choice[:3])[3]
     return masks
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -67,7 +68,8 @@ def test_proposals_are_the_fewest_units_that_meet_the_target(seed):
             expected += [max(fits, key=lambda row: row[group])] if fits else []
             floors += [min(rows, key=lambda row: row[group])] if rows else []
         np.testing.assert_array_equal(candidates, expected or floors)
-        best = max(candidates, key=lambda each: (liked @ each, -price(each)))
+        near = [each for each in candidates if price(each) >= goal - 0.02]
+        best = max(near or candidates, key=lambda each: (liked @ each, -price(each)))
         np.testing.assert_array_equal(winner, best)
         met += price(winner) <= target
         assert int(state.met) == met
@@ -98,9 +100,9 @@ def test_the_resource_may_be_a_table_of_latencies():
 
     def model(masks):
         time = sum(table[name][int(np.sum(mask))] for name, mask in masks.items())
-        return Cost(params=0.0, macs=time, bytes=0.0, by_group={})
+        return Cost(params=0, macs=0, bytes=0, by_group={}, latency=time)
+        return Cost(params=0.0, macs=0.0, bytes=0.0, by_group={}, latency=time)
 
-    model.measures = "latency"
     ones = {name: np.ones(size, bool) for name, size in sizes.items()}
     masked = lambda widths: {n: np.arange(sizes[n]) < w for n, w in zip(sizes, widths)}
     price_of = allocate.price_of(ones, Budget(latency=0.6), model)
@@ -112,6 +114,12 @@ def test_the_resource_may_be_a_table_of_latencies():
     last = rounds[-1][1]
     assert price_of(masked(last)) <= 0.6
     assert last.tolist() == [32, 16]
+
+
+def tiles_of_4(term):
+    """A device that computes four channels in the time of one; in ms."""
+    tiles = lambda channels: 4 * jnp.ceil(channels / 4)
+    return 1e-6 * term.positions * tiles(term.inputs) * tiles(term.outputs)
 
 
 @functools.cache
@@ -126,24 +134,29 @@ def useless():
         pruned.variables,
     )
     loss = lambda out, batch: ((out - task.fn(variables, batch["image"])) ** 2).mean(-1)
-    return task._replace(loss=loss), pruned._replace(variables=variables)
+    return task._replace(loss=loss, latency=tiles_of_4), pruned._replace(variables=variables)
 
 
-@pytest.mark.parametrize("kind", ["macs", "params", "density"])
-def test_a_layer_that_does_nothing_shrinks_first(kind):
+@pytest.mark.parametrize(
+    ("kind", "goal"), [("macs", 0.525), ("params", 0.54), ("density", 0.6), ("latency", 0.72)]
+)
+def test_a_layer_that_does_nothing_shrinks_first(kind, goal):
     """Round after round, at no loss, and by no more than the budget asks for."""
     task, pruned = useless()
     outer, inner = Net(task).groups.names
-    stage = NarrowByProposals(Budget(**{kind: 0.6}), STILL, step=0.1, decay=1.0)
+    stage = NarrowByProposals(Budget(**{kind: goal}), STILL, step=0.1, decay=1.0)
+    stage.check(task)
     done, (record,) = stage(pruned, task, KEY)
     kept = {name: int(mask.sum()) for name, mask in done.masks.items()}
     assert kept[outer] == 8
     assert kept[inner] < 12
-    assert 0.5 < record["metrics"][kind] <= 0.6 + 1e-9
     # One unit more would be too many.
     wider = {outer: np.ones(8, bool), inner: np.arange(12) <= kept[inner]}
-    over = allocate.fraction_kept(Net(task).groups, wider, stage.budget, Net(task).cost)
-    assert over > 0.6
+    left, over = (
+        allocate.fraction_kept(Net(task).groups, masks, stage.budget, Net(task).cost)
+        for masks in (done.masks, wider)
+    )
+    assert goal - 0.02 < left <= goal < over
     score = STILL.scorer(task, KEY)
     whole = {outer: np.ones(8, bool), inner: np.ones(12, bool)}
     before, after = (score(pruned.variables, [masks])[0] for masks in (whole, done.masks))
@@ -214,8 +227,9 @@ def test_masks_of_before_and_multiples_hold():
     done, (record,) = NarrowByProposals(budget, STILL, step=0.2, decay=1.0)(begun, task, KEY)
     assert record["metrics"]["macs"] <= 0.4
     assert all(not done.masks[name][~mask].any() for name, mask in masks.items())
-    assert int(done.masks[inner].sum()) in (4, 8)
-    assert int(done.masks[outer].sum()) in (4, 7)
+    # What is not narrowed stays as it was, 7 and 9 units; what is has a multiple of 4.
+    widths = int(done.masks[outer].sum()), int(done.masks[inner].sum())
+    assert widths in {(4, 4), (4, 8), (4, 9), (7, 4), (7, 8)}
 
 
 def test_steps_that_end_above_the_budget_are_larger_or_refused():

@@ -27,9 +27,10 @@ GRID = np.array([*itertools.product(range(3), repeat=3)])
 
 
 def test_the_order_is_one_of_inclusion():
-    assert contained([[16, 32]], [[16, 64]]).all()
-    assert not contained([[32, 16]], [[16, 64]]).any()
-    assert not contained([[16, 64]], [[32, 16]]).any()
+    small, wide, other = np.array([[16, 32]]), np.array([[16, 64]]), np.array([[32, 16]])
+    assert contained(small, wide).all()
+    assert not contained(other, wide).any()
+    assert not contained(wide, other).any()
     below = contained(GRID, GRID)
     assert below.diagonal().all()
     assert not (below & below.T & ~np.eye(27, dtype=bool)).any()
@@ -90,7 +91,8 @@ def test_nothing_of_the_frontier_is_lost_where_the_order_holds(seed, noise):
     """Against all 64: scores that rise with every width, and are known up to half the slack."""
     rng = np.random.default_rng(seed)
     steps = [np.cumsum(rng.uniform(0, 1, 4)) for _ in range(3)]
-    true = lambda genes: sum(step[gene] for step, gene in zip(steps, np.asarray(genes).T))
+    of_each = lambda genes: [step[gene] for step, gene in zip(steps, np.asarray(genes).T)]
+    true = lambda genes: np.sum(of_each(genes), axis=0)
     off = rng.uniform(-noise / 2, noise / 2, (4, 4, 4))
     observed = lambda genes: true(genes) + off[tuple(np.asarray(genes).T)]
     space = grid()
@@ -178,7 +180,7 @@ def test_spared_candidates_are_never_trained(net, budget, monkeypatch):
     done, (line,) = stage(start, task, KEY)
     search = stage.search(task)[0]
     metrics = line["metrics"]
-    pool = len(search.searcher().init(KEY).pool)
+    pool = len(search.pool(search.searcher().init(KEY)))
     assert metrics["spared"] > 0
     assert metrics["spared"] + metrics["left"] + metrics["evaluated"] == pool
     assert len(trained) == metrics["evaluated"] <= 12
@@ -192,7 +194,12 @@ def test_spared_candidates_are_never_trained(net, budget, monkeypatch):
     sizes = {name: int(np.sum(mask)) for name, mask in done.masks.items()}
     price = price_of(task, budget)
     names = Net(task).groups.sizes if budget.kind == "density" else sizes
-    assert float(price({name: sizes[name] for name in names})) == pytest.approx(costs[-1], rel=1e-5)
+    # What the budget leaves room for was added: no group can have one unit more.
+    spent = lambda counted: float(price({name: counted[name] for name in names}))
+    assert costs[-1] - 1e-6 <= spent(sizes) <= 0.6 + 1e-6
+    for name, size in Net(task).groups.sizes.items():
+        if sizes[name] < size and spent(sizes) < spent({**sizes, name: sizes[name] + 1}):
+            assert spent({**sizes, name: sizes[name] + 1}) > 0.6
     norms = np.abs(np.asarray(start.variables["params"]["a1"]["kernel"])).sum(0)
     mask = done.masks["params/a1/kernel"]
     assert norms[mask].min() >= norms[~mask].max(initial=0)

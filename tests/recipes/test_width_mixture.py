@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from jprune import errors, recipes, stages
-from jprune.base import Budget, Pruned
+from jprune.base import Budget, Pruned, Task
 from jprune.blocks.depths import Depths, candidate_depths, depth_menus
 from jprune.learners.width_mixture import (
     Mixture,
@@ -113,7 +114,7 @@ def test_two_are_drawn_without_replacement_as_often_as_they_are_likely():
     assert often[0] < often[1] < often[2]
 
 
-def residual(blocks=3, steps=None) -> object:
+def residual(blocks=3) -> Task:
     """Dense residual blocks with a norm in each, on a stream of 8 channels."""
     shapes = {"stem": (6, 8), "out": (8, 3)}
     for block in range(1, blocks + 1):
@@ -283,7 +284,7 @@ def test_a_search_ends_within_the_tolerance_of_the_budget(budget):
     assert line["metrics"]["entropy"] < 0.999
 
 
-def two_sides(dead: bool = True):
+def two_sides():
     """Two hidden layers side by side, of which one says nothing."""
     params = own.kernels({"a": (6, 10), "b": (10, 3), "c": (6, 10), "d": (10, 3)})
 
@@ -331,7 +332,8 @@ def test_the_recipe_trains_the_shape_anew_from_new_values():
     task = residual()
     short = dataclasses.replace(SHORT, max_steps=6)
     recipe = recipes.find("tas")(Budget(macs=0.5), short, short, search_epochs=3)
-    assert recipe[-1].distill == 0.9
+    last: Any = recipe[-1]
+    assert last.distill == 0.9
     done, lines = stages.run(recipe, Pruned(task.init(KEY), None), task, KEY)
     assert [line["stage"] for line in lines][-3:] == ["search", "before_finetune", "scratch"]
     macs = float(Net(task).cost(done.masks).macs) / float(Net(task).cost({}).macs)

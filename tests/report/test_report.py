@@ -196,6 +196,19 @@ def test_page_says_what_the_result_says():
     assert read.row("train.learning_rate")[0] == "0.1"
 
 
+def test_page_says_how_the_run_is_made_again():
+    again = page._again(run_of().result)
+    versions = run_fixture.VERSIONS
+    assert f"jprune=={versions['jprune']}" in again
+    assert f"jax=={versions['jax']}" in again
+    assert "ai-edge-litert" not in again  # it was not there
+    assert again.splitlines()[-1] == run_fixture.COMMAND
+    assert "prepare" not in again
+    other = page._again({**run_of().result, "data": "cifar10", "command": ""})
+    assert "jprune data prepare cifar10" in other
+    assert "called from Python" in other
+
+
 def test_page_shows_widths_before_and_after():
     read = Reader(page.page(run_of()))
     assert read.row("block2/conv1")[0] == "24 of 32"

@@ -234,6 +234,7 @@ REFUSED = {
     "less_is_more": {"ema"},
     "greg": {"optimizer", "ema"},
     "gsm": {"optimizer", "ema"},
+    "hesso": {"ema"},
     "increg": {"optimizer", "ema"},
     "play_and_prune": {"ema"},
     "resrep": {"ema"},
