@@ -41,7 +41,7 @@ class RangeState(NamedTuple):
     dense: PyTree
     last: PyTree
     phase: PyTree
-    hold: HoldState | None
+    hold: PyTree
     inner: PyTree
 
 
