@@ -33,8 +33,8 @@ METHODS = (
     *("variational", "aofp", "asfp", "cacp", "depgraph", "group_brain_damage", "gsm", "rigl"),
     *("slimming", "ssr", "channel_lasso", "data_free", "eigendamage", "fbs", "obs", "dpf"),
     *("energy_aware", "exact_obs", "fisher", "gmp", "granularity", "grasp", "greedy_forward"),
-    "guided_sparsity",
-    *("iht", "increg", "lcp", "m_fac", "movement", "nm", "particle_filter", "subset_sum"),
+    *("guided_sparsity", "hesso", "iht", "increg", "lcp", "lcs", "m_fac", "movement", "netadapt"),
+    *("nm", "particle_filter", "partial_order", "resrep", "tas", "autocompress", "subset_sum"),
 )
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STARTING = 0.5

@@ -244,7 +244,9 @@ def test_a_signal_while_a_checkpoint_is_written_is_one_line(tmp_path, task, monk
         folders.append(folder)
         with monkeypatch.context() as patch:  # in the middle: when digests are written
             write = lambda path, write=digests.write: (os.kill(os.getpid(), number), write(path))
-            patch.setattr(digests, "write", write)
+            # Once: a second signal ends the process, and the tests with it.
+            if len(folders) == 1:
+                patch.setattr(digests, "write", write)
             saved(folder, *rest)
 
     number, handler = signal.SIGINT, signal.signal(signal.SIGINT, interrupts._handle)
@@ -259,7 +261,7 @@ def test_a_signal_while_a_checkpoint_is_written_is_one_line(tmp_path, task, monk
             signal.signal(signal.SIGINT, handler)
     assert capsys.readouterr() == (
         "",
-        "jprune: interrupted, 01-train is saved up to step 5 of 10; the same command goes on.\n",
+        "jprune: interrupted, 01-train is saved up to step 5 of 9; the same command goes on.\n",
     )
     assert len(folders) == 2  # the one that was interrupted, and the one after the next step
     assert checkpoint.load(folders[0], None) is not None
