@@ -169,8 +169,8 @@ def test_codes_end_at_0_and_1_and_keep_the_ratio():
     assert np.mean([entry["agree"] for entry in seen[-10:]]) > 0.95
     assert abs(carried["code"][UNITS].mean() - 0.5) <= 1 / 12 + 1e-6
     assert {*np.unique(carried["code"][UNITS])} == {0.0, 1.0}
-    # Of three classes. Which units the codes choose hangs on the last bits of sums, and so does what
-    # a batch of sixteen says.
+    # Of three classes. Which units the codes choose hangs on the last bits of sums, and so does
+    # what a batch of sixteen says.
     assert np.mean([entry["accuracy"] for entry in seen[-10:]]) > 0.5
     del task
 
