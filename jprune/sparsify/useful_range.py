@@ -107,12 +107,12 @@ def within_range(
             return (
                 each(jnp.copy), each(lambda p: jnp.ones(())),
                 each(lambda p: jnp.full((), PRUNED)), each(lambda p: jnp.ones(p.shape, bool)),
+                jnp.zeros((), jnp.int32), jnp.asarray(strength, float),
             )  # fmt: skip
 
-        dense, last, phase, masks = at_once(first)(params)
+        dense, last, phase, masks, step, by = at_once(first)(params)
         hold = None if isinstance(of_inner, SurgeryState) else HoldState(masks)
-        step = jnp.zeros((), jnp.int32)
-        return RangeState(step, jnp.asarray(strength, float), dense, last, phase, hold, of_inner)
+        return RangeState(step, by, dense, last, phase, hold, of_inner)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if params is None:

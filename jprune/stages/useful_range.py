@@ -205,9 +205,12 @@ class PruneWithinRange:
         if self.by == "surgery":
             # The largest of the masked weights come back, where the budget has room for them.
             worth |= {path: values[path] + hid for path, hid in leaves(done.inner.hidden).items()}
+        dense = leaves(done.dense)
 
         def size(path: str) -> np.ndarray:
             value = np.abs(np.asarray(worth[path], float))
+            # Of weights that are all 0 those stay, with their zeros, that were the largest once.
+            value = np.where(value == 0, np.abs(np.asarray(dense[path], float)), value)
             # x / (1 + x) is below 1: whatever is alive stands above all that is 0 now.
             return value / (1 + value) + (np.asarray(values[path]) != 0)
 
