@@ -169,22 +169,26 @@ class PruneWithinRange:
         taught = self.train.taught(task, pruned)
         learner = plain(taught, pruned, None, optimizer, key, self.train.batch_size, wrap)
 
-        def init() -> TrainState:
-            state = learner.init()
-            if surgery is None:
-                strength = self.strength
-                if strength is None:
-                    # t lambda, summed over the steps, is the smallest |w| of the first cut
-                    least = min(np.min(sizes[path][first[path]]) for path in ranges)
-                    strength = float(least) / max(float(self.train.rates(task).sum()), 1e-12)
-                opt_state = state.opt_state._replace(strength=jax.numpy.asarray(strength, float))
-                return copied(state._replace(opt_state=opt_state))
+        # Here and not in `init`, of which the shapes alone are asked before a run goes on.
+        strength, c_rate, start, layers = self.strength, 0.0, None, None
+        if surgery is None:
+            if strength is None:
+                # t lambda, summed over the steps, is the smallest |w| of the first cut
+                least = min(np.min(sizes[path][first[path]]) for path in ranges)
+                strength = float(least) / max(float(self.train.rates(task).sum()), 1e-12)
+        else:
             ones = net.tree({path: np.ones(mask.shape, bool) for path, mask in first.items()})
             kept = sum(int(mask.sum()) for mask in first.values())
             density = Budget(density=kept / sum(mask.size for mask in first.values()))
             # The c at which the first cut leaves as many weights of these layers as the budget.
             c_rate = float(DynamicSurgery(self.train, density).solved(task, pruned, ones))
             start, layers = (task.split(tree)[0] for tree in (ones, layer_numbers(net.groups)))
+
+        def init() -> TrainState:
+            state = learner.init()
+            if surgery is None:
+                opt_state = state.opt_state._replace(strength=jax.numpy.asarray(strength, float))
+                return copied(state._replace(opt_state=opt_state))
             of_inner = begun(state.opt_state.inner, state.params, start, c_rate, layers)
             params = apply_masks(state.params, masks_of(of_inner))
             opt_state = state.opt_state._replace(inner=of_inner)
