@@ -74,7 +74,7 @@ def test_ids_change_with_settings_and_code_and_with_nothing_else(monkeypatch):
     again = named(sweep.runs(dataclasses.replace(SHORT, nets=(finetuned,))))
     shared = [kind for id, (kind, _, _) in again.items() if id in ids]
     assert shared == ["dense"]  # it is not fine-tuned
-    monkeypatch.setattr(sweep, "code_version", lambda: "another")
+    monkeypatch.setattr(sweep, "code_of", lambda method: "another")
     assert not set(ids) & set(named(sweep.runs(SHORT)))
 
 
@@ -308,7 +308,7 @@ def test_a_rate_may_diverge(tmp_path, fake):
 
 
 def test_words_that_cannot_be(tmp_path, capsys):
-    there = "filter_methods, first_comparison, smoke, weight_methods"
+    there = "filter_methods, filters, filters_smoke, first_comparison, smoke, weight_methods"
     for words, message in {
         ("first_comparision",): f"did you mean first_comparison? experiments/configs has {there}",
         ("smoke", "--workers", "0"): "workers=0 for",
