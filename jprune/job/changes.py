@@ -42,7 +42,7 @@ def global_per_cost(scores: Scores, budget: Budget, cost_model: CostModel | None
 
     Example:
         >>> from jprune.base import Cost
-        >>> model = lambda masks: Cost(0, 4.0 * masks["a"].sum() + masks["b"].sum())
+        >>> model = lambda masks: Cost(0, 4.0 * masks["a"].sum() + masks["b"].sum(), 0, {})
         >>> scores = {"a": np.array([2.0, 8.0]), "b": np.array([1.0, 3.0])}
         >>> masks = global_per_cost(scores, Budget(density=0.5), model)
         >>> {name: mask.tolist() for name, mask in masks.items()}
