@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -251,6 +252,7 @@ def test_a_signal_while_a_checkpoint_is_written_is_one_line(tmp_path, task, monk
 
     number, handler = signal.SIGINT, signal.signal(signal.SIGINT, interrupts._handle)
     monkeypatch.setattr(interrupts._State, "asked", None)
+    monkeypatch.setattr(interrupts._State, "word", threading.Lock())  # a test may have spoken
     monkeypatch.setattr(checkpoint, "save", save)
     with interrupts.deferred():
         run = lambda *_: jobs.prune(flips.JOB, tmp_path / "run", save_seconds=0.0, task=task)
