@@ -1,7 +1,7 @@
 """Pages of the site that are made and not written: the front page, methods, the API.
 
-MkDocs calls the functions of this file (`mkdocs.yml`, `hooks`). Nothing is said here: the front page
-is the README, a method's page is what `jprune methods NAME` prints, the API is its docstrings.
+MkDocs calls the functions of this file (`mkdocs.yml`, `hooks`). Nothing is said here: the front
+page is the README, a method's page is what `jprune methods NAME` prints, the API is its docstrings.
 """
 
 import pathlib
@@ -49,7 +49,8 @@ def pages() -> dict[str, str]:
 def front() -> str:
     """The README, with the pages that are made."""
     text = above("README.md")
-    more = "| see all methods | [methods](methods/index.md) |\n| look a name up | [API](api/index.md) |\n"
+    methods, api = "[methods](methods/index.md)", "[API](api/index.md)"
+    more = f"| see all methods | {methods} |\n| look a name up | {api} |\n"
     return text.replace("| find your way about", more + "| find your way about", 1)
 
 
