@@ -52,7 +52,7 @@ class PruneWithinRange:
 
     train: Train
     budget: Budget
-    machine: str | Sequence[float] | Machine = "measured"
+    machine: str | float | Sequence[float] | Machine = "measured"
     images: int = 1
     by: str = "l1"
     strength: float | None = None
