@@ -23,6 +23,7 @@ from jprune.stages.frame import fractions, record
 from jprune.stages.surgery import DynamicSurgery, Revised
 from jprune.stages.train import Train
 from jprune.train.net import Net
+from jprune.train.numbers import Numbers
 from jprune.train.step import TrainState, plain
 
 MACHINES = {"atom": ATOM, "xeon": XEON}
@@ -52,7 +53,7 @@ class PruneWithinRange:
 
     train: Train
     budget: Budget
-    machine: str | float | Sequence[float] | Machine = "measured"
+    machine: Numbers | str | Machine = "measured"
     images: int = 1
     by: str = "l1"
     strength: float | None = None
