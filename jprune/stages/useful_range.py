@@ -159,7 +159,8 @@ class PruneWithinRange:
         net, ranges, optimizer = Net(task), self.ranges(task), self.train.optimizer_for(task)
         net.refuse_nan(pruned.variables, tuple(ranges))
         sizes = {path: np.abs(np.asarray(net.leaves(pruned.variables)[path])) for path in ranges}
-        first = {path: self.cut(task, sizes, ranges)[path] for path in ranges}
+        cut = self.cut(task, sizes, ranges)
+        first = {path: cut[path] for path in ranges}
         every = max(1, optimizer.taken // self.looks)
         surgery = Revised(self.gamma, 1.0, optimizer.taken, True) if self.by == "surgery" else None
         within = tuple(
